@@ -1,0 +1,1 @@
+//! The plugin boundary, laid out in C.

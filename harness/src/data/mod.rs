@@ -1,0 +1,1 @@
+//! From files to token ids: records, splits, templates, loss masks, batch order.

@@ -1,0 +1,130 @@
+//! One error type for the harness: what happened, where, and what to do next.
+//!
+//! Messages are lowercase fragments that read well after "error: ". The kind decides the exit code of the command
+//! line (see [`ErrorKind::exit_code`]); the help line is the one thing the reader should do next.
+
+use std::fmt;
+
+/// `Result` with the harness's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, coarsely: each kind has its own exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Something failed that the user did not cause: I/O, a full disk, a bug.
+    Failed,
+    /// The suite file, a flag or a combination of them makes no sense.
+    Usage,
+    /// A data set, checkpoint, tokenizer, template or stored prediction is broken.
+    Data,
+    /// A backend cannot be found, loaded or opened, or it failed.
+    Backend,
+    /// The user (or a sink) asked to stop.
+    Interrupted,
+}
+
+impl ErrorKind {
+    /// The documented exit code of the command line.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            ErrorKind::Failed => 1,
+            ErrorKind::Usage => 2,
+            ErrorKind::Backend => 5,
+            ErrorKind::Data => 6,
+            ErrorKind::Interrupted => 130,
+        }
+    }
+}
+
+/// An error with its place and its remedy.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    what: String,
+    place: Option<String>,
+    help: Option<String>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of `kind`; `what` is a lowercase fragment without a full stop.
+    pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
+        Error { kind, what: what.into(), place: None, help: None, source: None }
+    }
+    /// [`ErrorKind::Failed`].
+    pub fn failed(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Failed, what)
+    }
+    /// [`ErrorKind::Usage`].
+    pub fn usage(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Usage, what)
+    }
+    /// [`ErrorKind::Data`].
+    pub fn data(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Data, what)
+    }
+    /// [`ErrorKind::Backend`].
+    pub fn backend(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Backend, what)
+    }
+    /// [`ErrorKind::Interrupted`].
+    pub fn interrupted() -> Self {
+        Self::new(ErrorKind::Interrupted, "interrupted")
+    }
+    /// An I/O error on `path`: the operation is a verb phrase ("read", "create the folder").
+    pub fn io(operation: &str, path: impl AsRef<std::path::Path>, error: std::io::Error) -> Self {
+        Self::failed(format!("could not {operation}")).at(path.as_ref().display()).because(error)
+    }
+
+    /// Adds where: a file, `file:line`, a key of the suite file.
+    #[must_use]
+    pub fn at(mut self, place: impl fmt::Display) -> Self {
+        self.place = Some(place.to_string());
+        self
+    }
+    /// Adds what to do next, as a sentence or a command.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+    /// Adds the underlying error.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The kind.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+    /// The message alone, without place, help and causes.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+    /// Where it happened, if known.
+    pub fn place(&self) -> Option<&str> {
+        self.place.as_deref()
+    }
+    /// What to do next, if known.
+    pub fn help_text(&self) -> Option<&str> {
+        self.help.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Some(place) => write!(f, "{place}: {}", self.what),
+            None => f.write_str(&self.what),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|s| &**s as &(dyn std::error::Error + 'static))
+    }
+}

@@ -1,0 +1,1 @@
+//! The report: data first, pages as pure functions of it.

@@ -1,0 +1,5 @@
+//! What training is told and what it leaves: configuration, schedule, plan, checkpoint state, log.
+
+mod config;
+
+pub use config::LoraConfig;
