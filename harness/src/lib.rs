@@ -9,6 +9,7 @@ pub mod error;
 pub mod eval;
 pub mod plugin;
 pub mod report;
+pub mod suite;
 pub mod train;
 
 pub use error::{Error, ErrorKind, Result};
