@@ -6,7 +6,7 @@
 //!
 //! [data]
 //! train = "train.jsonl"
-//! heldout = "heldout.jsonl"        # or: file = "all.jsonl" and split = [9, 1]
+//! heldout = "heldout.jsonl"        # or: file = "all.jsonl" and split = "9:1"
 //! system_prompt = "你是一个医学专家，你需要根据用户的问题，给出带有思考的回答。"
 //!
 //! [model]
@@ -36,8 +36,12 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::backend::{AdamW, Dtype};
+use crate::data::format::{End, Output};
+use crate::data::record::Fields;
+use crate::data::split::Parts;
 use crate::error::{Error, Result};
 use crate::train::LoraConfig;
+use crate::train::schedule::Schedule;
 
 /// An experiment, fully resolved: paths are absolute, defaults are filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,13 +98,15 @@ pub struct DataConfig {
     /// One JSONL file to be split.
     #[serde(default)]
     pub file: Option<PathBuf>,
-    /// Shares of the split of `file`: `[9, 1]` is train and held-out, `[8, 1, 1]` train, validation and held-out.
+    /// How `file` is split after Python's shuffle: `"9:1"` is train and held-out (which then also serves the loss during
+    /// training, as the recipe does), `"8:1:1"` train, validation and held-out. Where `train` and `heldout` are files and
+    /// `validation` is not given, the first two shares cut it off `train`.
     #[serde(default = "default_split")]
-    pub split: Vec<u32>,
+    pub split: Parts,
     /// Training items, where they have their own file.
     #[serde(default)]
     pub train: Option<PathBuf>,
-    /// Items for the loss during training; the held-out items where there are none.
+    /// Items for the loss during training, where they have their own file.
     #[serde(default)]
     pub validation: Option<PathBuf>,
     /// Held-out items, where they have their own file.
@@ -108,7 +114,7 @@ pub struct DataConfig {
     pub heldout: Option<PathBuf>,
     /// Names of the fields in the JSON lines.
     #[serde(default)]
-    pub fields: FieldNames,
+    pub fields: Fields,
     /// The system turn; empty for none.
     #[serde(default)]
     pub system_prompt: String,
@@ -116,8 +122,11 @@ pub struct DataConfig {
     #[serde(default)]
     pub template: TemplateChoice,
     /// How reasoning and answer become the response.
+    #[serde(default = "default_output")]
+    pub output: Output,
+    /// What ends a training example; by default what goes with `output`.
     #[serde(default)]
-    pub output: OutputFormat,
+    pub end: Option<End>,
     /// Examples are cut to so many tokens (the end is lost).
     #[serde(default = "default_max_length")]
     pub max_length: usize,
@@ -129,30 +138,16 @@ pub struct DataConfig {
     pub train_limit: usize,
 }
 
-fn default_split() -> Vec<u32> {
-    vec![9, 1]
+fn default_split() -> Parts {
+    Parts::NINE_ONE
+}
+
+fn default_output() -> Output {
+    Output::Template
 }
 
 fn default_max_length() -> usize {
     2048
-}
-
-/// Names of the fields in a JSON line.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct FieldNames {
-    /// What the user asks.
-    pub question: String,
-    /// The reference reasoning.
-    pub think: String,
-    /// The reference answer.
-    pub answer: String,
-}
-
-impl Default for FieldNames {
-    fn default() -> Self {
-        FieldNames { question: "question".into(), think: "think".into(), answer: "answer".into() }
-    }
 }
 
 /// Which chat template renders prompts.
@@ -164,19 +159,6 @@ pub enum TemplateChoice {
     Model,
     /// The literal ChatML text of the published scripts.
     ChatmlRecipe,
-}
-
-/// How reasoning and answer become the response.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OutputFormat {
-    /// As the chat template renders an assistant turn with reasoning.
-    #[default]
-    Template,
-    /// `<think>{think}</think> \n {answer}`: the published LoRA and full scripts.
-    Recipe,
-    /// `<think>{think}</think>\n{answer}`: the variant of one published project.
-    RecipeNewline,
 }
 
 /// The `[model]` table.
@@ -234,7 +216,7 @@ pub struct Hyperparameters {
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Its course.
-    pub schedule: ScheduleKind,
+    pub schedule: Schedule,
     /// Warmup: below 1 a share of all steps, else steps.
     pub warmup: f64,
     /// The optimizer.
@@ -266,7 +248,7 @@ impl Default for Hyperparameters {
             batch_size: 1,
             accumulation: 4,
             learning_rate: 1e-4,
-            schedule: ScheduleKind::Linear,
+            schedule: Schedule::Linear,
             warmup: 0.0,
             optimizer: AdamW::default(),
             max_grad_norm: 1.0,
@@ -279,19 +261,6 @@ impl Default for Hyperparameters {
             checkpoint: CheckpointChoice::Best,
         }
     }
-}
-
-/// The course of the learning rate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ScheduleKind {
-    /// Falls linearly to 0.
-    #[default]
-    Linear,
-    /// Falls along half a cosine to 0.
-    Cosine,
-    /// Stays.
-    Constant,
 }
 
 /// Which checkpoint of a training run is measured.
@@ -481,15 +450,7 @@ impl Suite {
         }
         let data = &self.data;
         match (&data.file, &data.train, &data.heldout) {
-            (Some(_), None, None) => {
-                if !(2..=3).contains(&data.split.len()) || data.split.contains(&0) {
-                    return fail(
-                        format!("data.split = {:?} is no split", data.split),
-                        "give two or three shares above 0, such as [9, 1] or [8, 1, 1]",
-                    );
-                }
-            }
-            (None, Some(_), Some(_)) => {}
+            (Some(_), None, None) | (None, Some(_), Some(_)) => {}
             _ => {
                 return fail(
                     "[data] needs either `file`, or `train` and `heldout`".into(),

@@ -25,6 +25,10 @@ pub struct Query {
     pub think: Range<usize>,
     /// Where the reference answer lies.
     pub answer: Range<usize>,
+    /// UTF-8 bytes of the reasoning.
+    pub think_bytes: u64,
+    /// UTF-8 bytes of the answer.
+    pub answer_bytes: u64,
 }
 
 /// One model to be evaluated.
@@ -113,7 +117,10 @@ pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) 
     }
     let lost = || Error::failed("a stored prediction is gone").at(folder.display());
     Ok(Evaluated {
-        predictions: prompt_ids.iter().map(|id| predictions.get(id).cloned().ok_or_else(lost)).collect::<Result<_>>()?,
+        predictions: prompt_ids
+            .iter()
+            .map(|id| predictions.get(id).cloned().ok_or_else(lost))
+            .collect::<Result<_>>()?,
         references: score_ids.iter().map(|id| scores.get(id).cloned().ok_or_else(lost)).collect::<Result<_>>()?,
         session: info,
         seconds: began.elapsed().as_secs_f64(),
@@ -178,20 +185,22 @@ fn score(
         for &i in chunk {
             let query = &job.queries[i];
             let n = query.reference.len().saturating_sub(1);
-            let part = |range: &Range<usize>| -> Result<PartScore> {
+            let part = |range: &Range<usize>, bytes: u64| {
                 // The token at position t is predicted at t - 1; the first token of a text has no prediction.
                 let of = |t: usize| start + t - 1;
                 let tokens = range.clone().filter(|&t| t > 0);
-                let ids = &query.reference[range.clone()];
-                Ok(PartScore {
+                PartScore {
                     logprob: tokens.clone().map(|t| f64::from(scores.logprobs[of(t)])).sum(),
                     tokens: tokens.clone().count() as u64,
-                    bytes: job.tokenizer.decode(ids, true)?.len() as u64,
+                    bytes,
                     greedy: tokens.filter(|&t| scores.greedy[of(t)]).count() as u64,
-                })
+                }
             };
-            let row =
-                ReferenceScore { id: query.id.clone(), think: part(&query.think)?, answer: part(&query.answer)? };
+            let row = ReferenceScore {
+                id: query.id.clone(),
+                think: part(&query.think, query.think_bytes),
+                answer: part(&query.answer, query.answer_bytes),
+            };
             store.put(&ids[i], row)?;
             start += n;
         }
@@ -222,9 +231,9 @@ fn generate(
         cancel,
         keep: |event: &Event| {
             let Event::Completion { row, completion } = event else { return Ok(()) };
-            let &i = rows.get(*row).ok_or_else(|| {
-                Error::backend(format!("the backend completed row {row} of {} rows", rows.len()))
-            })?;
+            let &i = rows
+                .get(*row)
+                .ok_or_else(|| Error::backend(format!("the backend completed row {row} of {} rows", rows.len())))?;
             count += completion.ids.len() as u64;
             let ended = completion.ids.last().is_some_and(|id| job.generate.stop_ids.contains(id));
             let text = &completion.ids[..completion.ids.len() - usize::from(ended)];

@@ -4,10 +4,12 @@ mod backends;
 mod evaluate;
 mod observe;
 mod predictions;
+mod prepare;
 mod train;
 
 pub use backends::{Backends, LoadedBackend, Origin, backend_error};
 pub use evaluate::{EvalJob, Evaluated, Query, evaluate, evaluator};
 pub use observe::{Cancel, Notice, Observer, StageSink};
 pub use predictions::Store;
-pub use train::{LabelledRows, TrainJob, Trained, last_checkpoint, train};
+pub use prepare::{Prepared, prepare};
+pub use train::{TrainJob, Trained, last_checkpoint, train};

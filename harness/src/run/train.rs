@@ -4,46 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Event, LabelledView, OpenConfig, SessionInfo, Tokens, TrainPlan, TrainSummary};
+use crate::backend::{Event, OpenConfig, SessionInfo, TrainPlan, TrainSummary};
+use crate::data::format::LabelledRows;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fsio;
 use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, backend_error};
 use crate::train::log::{Curves, EventLog, read};
-
-/// Rows of token ids with their labels, owned.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LabelledRows {
-    /// The ids.
-    pub tokens: Tokens,
-    /// One label per id.
-    pub labels: Vec<i32>,
-}
-
-impl LabelledRows {
-    /// Appends a row.
-    pub fn push(&mut self, ids: &[u32], labels: &[i32]) {
-        self.tokens.push(ids);
-        self.labels.extend_from_slice(labels);
-    }
-
-    /// A borrowed view.
-    ///
-    /// # Errors
-    /// If the number of labels is not the number of ids.
-    pub fn view(&self) -> Result<LabelledView<'_>> {
-        LabelledView::new(self.tokens.view(), &self.labels).map_err(|e| backend_error("broken training rows", e))
-    }
-
-    /// How many rows.
-    pub fn rows(&self) -> usize {
-        self.tokens.view().rows()
-    }
-
-    /// How many labelled tokens.
-    pub fn label_tokens(&self) -> usize {
-        self.labels.iter().filter(|&&l| l != crate::backend::IGNORE).count()
-    }
-}
 
 /// One training run.
 pub struct TrainJob<'a> {
@@ -102,7 +68,7 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
         Some(path) => format!(", going on from {}", path.display()),
         None => String::new(),
     };
-    let detail = format!("{} items, {total} steps{from}", job.train.rows());
+    let detail = format!("{} items, {total} steps{from}", job.train.len());
     observer.notice(Notice::Stage { name: &stage, detail });
 
     let mut session = job.backend.open(&job.open)?;
@@ -125,7 +91,7 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
         },
         error: None,
     };
-    let result = trainer.train(job.train.view()?, job.eval.view()?, &plan, &mut sink);
+    let result = trainer.train(job.train.view(), job.eval.view(), &plan, &mut sink);
     if let Some(error) = sink.error {
         return Err(error);
     }
