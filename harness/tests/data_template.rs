@@ -1,6 +1,8 @@
 //! Chat templates render as transformers renders them. The expected texts in `vectors/templates.json` were made with the
 //! real package by `python/make_vectors.py`.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
