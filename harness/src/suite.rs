@@ -229,8 +229,6 @@ pub struct Hyperparameters {
     pub save_every: usize,
     /// Keep at most so many checkpoints; 0 keeps all.
     pub save_total_limit: usize,
-    /// Items used for the loss during training; 0 is all.
-    pub eval_limit: usize,
     /// Recompute activations in the backward pass.
     pub recompute: bool,
     /// Draw a new order every epoch.
@@ -255,7 +253,6 @@ impl Default for Hyperparameters {
             eval_every: 100,
             save_every: 400,
             save_total_limit: 3,
-            eval_limit: 0,
             recompute: true,
             shuffle: true,
             checkpoint: CheckpointChoice::Best,
@@ -380,6 +377,53 @@ pub struct GateConfig {
     pub margins: std::collections::BTreeMap<String, f64>,
 }
 
+impl Hyperparameters {
+    /// Refuses what cannot be carried out; `place` names the table.
+    ///
+    /// # Errors
+    /// Usage, naming the key.
+    pub fn check(&self, place: &str) -> Result<()> {
+        for (key, value) in [("epochs", self.epochs), ("learning_rate", self.learning_rate)] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(Error::usage(format!("{place}: {key} = {value} must be above 0")));
+            }
+        }
+        for (key, value) in [("batch_size", self.batch_size), ("accumulation", self.accumulation)] {
+            if value == 0 {
+                return Err(Error::usage(format!("{place}: {key} must be at least 1")));
+            }
+        }
+        let AdamW { beta1, beta2, eps, weight_decay } = self.optimizer;
+        let in_range = |x: f64| (0.0..1.0).contains(&x);
+        if !in_range(beta1) || !in_range(beta2) || eps.is_nan() || eps <= 0.0 || weight_decay.is_nan() || weight_decay < 0.0 {
+            return Err(Error::usage(format!(
+                "{place}: the optimizer needs betas in [0, 1), eps above 0 and weight_decay of at least 0"
+            )));
+        }
+        if !self.max_grad_norm.is_finite() || self.max_grad_norm < 0.0 {
+            return Err(Error::usage(format!("{place}: max_grad_norm must be at least 0 (0 is off)")));
+        }
+        Ok(())
+    }
+}
+
+impl LoraTrain {
+    /// Refuses what cannot be carried out; `place` names the table.
+    ///
+    /// # Errors
+    /// Usage, naming the key.
+    pub fn check(&self, place: &str) -> Result<()> {
+        let LoraConfig { r, lora_alpha, lora_dropout, target_modules, .. } = &self.adapter;
+        if *r == 0 || !(0.0..1.0).contains(lora_dropout) || !lora_alpha.is_finite() || target_modules.is_empty() {
+            return Err(Error::usage(format!(
+                "{place}: r = {r} must be at least 1, lora_dropout = {lora_dropout} in [0, 1), lora_alpha finite, and \
+                 target_modules not empty"
+            )));
+        }
+        self.hyperparameters.check(place)
+    }
+}
+
 impl Suite {
     /// Finds and loads a suite: `spec` is a path to a TOML file, a folder with a `suite.toml`, or the name of a suite
     /// in a `suites` folder of this folder or one above it. `overrides` are `key.path=value` pairs.
@@ -473,30 +517,11 @@ impl Suite {
         if data.max_length < 2 {
             return fail(format!("data.max_length = {} leaves nothing to learn", data.max_length), "give at least 2");
         }
-        for (name, h) in self.runs() {
-            let positive = [("epochs", h.epochs), ("learning_rate", h.learning_rate)];
-            for (key, value) in positive {
-                if !(value.is_finite() && value > 0.0) {
-                    return fail(format!("train.{name}: {key} = {value} must be above 0"), "correct the value");
-                }
-            }
-            if h.batch_size == 0 || h.accumulation == 0 {
-                return fail(
-                    format!("train.{name}: batch_size and accumulation must be at least 1"),
-                    "correct the value",
-                );
-            }
+        for (name, hyperparameters) in self.runs() {
+            hyperparameters.check(&format!("train.{name}")).map_err(|e| e.at(path.display()))?;
         }
-        if let Some(lora) = &self.train.lora
-            && (lora.adapter.r == 0 || !(0.0..1.0).contains(&lora.adapter.lora_dropout))
-        {
-            return fail(
-                format!(
-                    "train.lora: r = {} must be at least 1 and lora_dropout = {} in [0, 1)",
-                    lora.adapter.r, lora.adapter.lora_dropout
-                ),
-                "correct the value",
-            );
+        if let Some(lora) = &self.train.lora {
+            lora.check("train.lora").map_err(|e| e.at(path.display()))?;
         }
         if self.eval.max_new_tokens == 0 {
             return fail("eval.max_new_tokens = 0 generates nothing".into(), "give at least 1");
@@ -662,6 +687,25 @@ fn set(table: &mut Table, assignment: &str) -> Result<()> {
     }
 }
 
+/// Applies one `KEY=value` of `karat train` to a table `{data, fields, lora = {adapter, hyperparameters}}`: an adapter's key
+/// and a hyperparameter stand alone, what says how rows are read is `data.KEY` or `fields.KEY`.
+///
+/// # Errors
+/// Usage, for an assignment without `=`.
+pub fn parse_setting(table: &mut Table, assignment: &str) -> Result<()> {
+    let (key, value) = assignment.split_once('=').ok_or_else(|| {
+        Error::usage(format!("--set {assignment:?} is not of the form key=value"))
+            .help("for example --set learning_rate=2e-4")
+    })?;
+    let key = key.trim();
+    let path: Vec<&str> = match key.split('.').next() {
+        Some("data" | "fields") => key.split('.').collect(),
+        Some(first) if ADAPTER_KEYS.contains(&first) => ["lora", "adapter"].into_iter().chain(key.split('.')).collect(),
+        _ => ["lora", "hyperparameters"].into_iter().chain(key.split('.')).collect(),
+    };
+    insert(table, &path, parse_value(value.trim()))
+}
+
 fn parse_value(text: &str) -> Value {
     toml::from_str::<Table>(&format!("v = {text}"))
         .ok()
@@ -679,7 +723,6 @@ fn insert(table: &mut Table, path: &[&str], value: Value) -> Result<()> {
         };
         here = next;
     }
-    // An integer where the file's type is a float is what people type: 2 epochs, alpha 32.
     here.insert((*last).into(), value);
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod backends;
 mod evaluate;
+mod machine;
 mod observe;
 mod predictions;
 mod prepare;
@@ -9,7 +10,8 @@ mod train;
 
 pub use backends::{Backends, LoadedBackend, Origin, backend_error};
 pub use evaluate::{EvalJob, Evaluated, Query, evaluate, evaluator};
+pub use machine::machine;
 pub use observe::{Cancel, Notice, Observer, StageSink};
 pub use predictions::Store;
 pub use prepare::{Prepared, prepare};
-pub use train::{TrainJob, Trained, last_checkpoint, train};
+pub use train::{TrainJob, Trained, last_checkpoint, plan, train};
