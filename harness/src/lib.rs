@@ -7,8 +7,11 @@ pub mod conformance;
 pub mod data;
 pub mod error;
 pub mod eval;
+pub mod fsio;
 pub mod plugin;
 pub mod report;
+pub mod run;
+pub mod suite;
 pub mod train;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,2 +1,23 @@
-//! The command line.
-fn main() {}
+//! The command line of Karat: what was typed becomes what it means once, in [`args`]; each command is one file.
+
+mod args;
+mod commands;
+mod host;
+mod output;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    let output = output::Output::new(cli.global.json, cli.global.quiet);
+    match commands::dispatch(cli, &output) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            output.error(&error);
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}

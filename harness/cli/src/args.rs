@@ -1,0 +1,320 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Exit codes, as printed by `karat --help`.
+const EXIT_CODES: &str = "Exit codes:
+    0  good
+    1  unexpected failure
+    2  the command line or the suite file makes no sense
+    3  regression (karat check)
+    4  inconclusive (karat check)
+    5  a backend cannot be loaded, or it failed
+    6  bad input data
+  130  interrupted; run the same command again to go on
+
+Data goes to standard output, text for people to standard error.";
+
+/// What did fine-tuning do to this model? Train, measure and compare base, LoRA and full checkpoints.
+#[derive(Parser)]
+#[command(name = "karat", version, after_help = EXIT_CODES, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Args)]
+pub struct Global {
+    /// One JSON object on standard output instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Only errors on standard error
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Look for backends here first (a folder or a plugin file; may be repeated)
+    #[arg(long = "backend-path", value_name = "PATH", global = true)]
+    pub backend_path: Vec<PathBuf>,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Carry out a suite: train LoRA and full, evaluate base, LoRA and full, write the reports
+    Run(RunArgs),
+    /// Show what a suite's data becomes: counts, splits, bad lines, leaks, lengths, rendered items
+    Data(DataArgs),
+    /// Train one model: LoRA, full, or from scratch
+    Train(TrainArgs),
+    /// Log-probability of every token of given texts, as JSON lines
+    Score(ScoreArgs),
+    /// Continue given prompts, as JSON lines
+    Generate(GenerateArgs),
+    /// Evaluate one model on a suite's held-out items
+    Eval(EvalArgs),
+    /// Compare two reports, or two models of one, item by item
+    Compare(CompareArgs),
+    /// Render a stored report, or splice its table into a document
+    Report(ReportArgs),
+    /// Gate a report against a baseline: exit code 0 pass, 3 regression, 4 inconclusive
+    Check(CheckArgs),
+    /// Compute metrics of (reference, candidate) pairs
+    Metrics(MetricsArgs),
+    /// List the backends found, and where they were looked for
+    Backends,
+    /// Check this machine: backends, cores, memory
+    Doctor,
+    /// Print shell completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+#[derive(Args)]
+pub struct SuiteArgs {
+    /// A suite: its name, its folder or its file
+    pub suite: String,
+    /// Override a setting of the suite, e.g. --set train.lora.r=16
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Device for training and evaluation: cpu, cuda:0, auto
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// A bad line of data is an error
+    #[arg(long)]
+    pub strict: bool,
+}
+
+#[derive(Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub suite: SuiteArgs,
+    /// The run folder [default: runs/<suite>]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Remove what an earlier run left in the run folder first
+    #[arg(long)]
+    pub fresh: bool,
+    /// Also write the reports here
+    #[arg(long, value_name = "DIR")]
+    pub reports: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct DataArgs {
+    #[command(flatten)]
+    pub suite: SuiteArgs,
+    /// Print so many rendered training items
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub show: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MethodArg {
+    /// A low-rank adapter on frozen weights
+    Lora,
+    /// Every parameter
+    Full,
+}
+
+#[derive(Args)]
+pub struct TrainArgs {
+    /// The model's folder (Hugging Face layout); with --from-scratch only its configuration and tokenizer are read
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// What to train
+    #[arg(long, value_enum, default_value = "lora")]
+    pub method: MethodArg,
+    /// JSON lines: question/think/answer items, {"text"} with --text, {"input_ids", "labels"} with --ids
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// Items for the evaluation loss, in the same form
+    #[arg(long, value_name = "FILE")]
+    pub eval_data: Option<PathBuf>,
+    /// Lines are {"input_ids", "labels"} and are taken as they are
+    #[arg(long, conflicts_with = "text")]
+    pub ids: bool,
+    /// Lines are {"text"}: plain text, joined and cut into blocks, trained on throughout
+    #[arg(long)]
+    pub text: bool,
+    /// Draw new weights instead of loading them
+    #[arg(long)]
+    pub from_scratch: bool,
+    /// Keep the order of the file
+    #[arg(long)]
+    pub no_shuffle: bool,
+    /// Start LoRA from this adapter (PEFT layout)
+    #[arg(long, value_name = "DIR")]
+    pub init_adapter: Option<PathBuf>,
+    /// Override a setting, e.g. --set learning_rate=1e-4 --set r=16 --set data.max_length=512
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The backend
+    #[arg(long, default_value = "candle")]
+    pub backend: String,
+    /// Device: cpu, cuda:0, auto
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Worker threads; 0 is all cores
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// A bad line of data is an error
+    #[arg(long)]
+    pub strict: bool,
+    /// Where checkpoints go; an interrupted training goes on from the last one there
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+#[derive(Args)]
+pub struct ModelArgs {
+    /// The model's folder (Hugging Face layout)
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// An adapter's folder (PEFT layout), applied on top
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// The backend
+    #[arg(long, value_name = "NAME", default_value = "candle")]
+    pub backend: String,
+    /// Device: cpu, cuda:0, auto
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Worker threads; 0 is all cores
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+}
+
+#[derive(Args)]
+pub struct ScoreArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// JSON lines {"id", "ids": [..]} or {"id", "text"}; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub input: PathBuf,
+}
+
+#[derive(Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// JSON lines {"id", "ids": [..]}, {"id", "text"} or {"id", "messages": [..]}; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub input: PathBuf,
+    /// Longest continuation
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_new_tokens: usize,
+    /// The most probable token at every step (the default unless --temperature is given)
+    #[arg(long, conflicts_with = "temperature")]
+    pub greedy: bool,
+    /// Sample at this temperature
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f64>,
+    /// Sample from the smallest set of tokens with this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f64,
+    /// Sample from the K most probable tokens; 0 is off
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Seed of sampling
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Rows decoded together; 0 lets the backend choose
+    #[arg(long, default_value_t = 0)]
+    pub batch_size: usize,
+    /// Do not stop at the model's end tokens
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+#[derive(Args)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub suite: SuiteArgs,
+    /// The model's folder [default: the suite's base]
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// An adapter's folder, applied on top
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// The model's name in the report
+    #[arg(long, default_value = "model")]
+    pub name: String,
+    /// The run folder [default: runs/<suite>]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct CompareArgs {
+    /// A run folder or report.json; `PATH:MODEL` picks a model
+    pub a: String,
+    /// Another, or another model of the same
+    pub b: String,
+    /// Compare although this differs (prompts, template, decoding, data); stands in the result
+    #[arg(long, value_name = "WHAT")]
+    pub allow: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Markdown
+    Md,
+    /// One self-contained page
+    Html,
+    /// The report itself
+    Json,
+    /// One line per item and model
+    Csv,
+}
+
+#[derive(Args)]
+pub struct ReportArgs {
+    /// A run folder or report.json
+    pub report: PathBuf,
+    /// What to print
+    #[arg(long, value_enum, default_value = "md")]
+    pub format: Format,
+    /// Splice the result table into this document instead, between <!-- karat:begin ID --> and <!-- karat:end ID -->
+    #[arg(long, value_name = "FILE")]
+    pub splice: Option<PathBuf>,
+    /// With --splice: only check that the document is current
+    #[arg(long, requires = "splice")]
+    pub check: bool,
+    /// With --splice: the block's ID [default: the suite's name]
+    #[arg(long, requires = "splice")]
+    pub id: Option<String>,
+    /// Write report.json, report.md, report.html and the plots into this folder
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct CheckArgs {
+    /// A run folder or report.json
+    pub report: PathBuf,
+    /// The baseline report
+    #[arg(long, value_name = "FILE")]
+    pub baseline: PathBuf,
+    /// Non-inferiority margin of a metric in its unit, e.g. --margin nll=0.05 (may be repeated)
+    #[arg(long, value_name = "METRIC=X")]
+    pub margin: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct MetricsArgs {
+    /// JSON lines {"id", "reference", "candidate"}; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub input: PathBuf,
+    /// Metrics, separated by commas [default: all]
+    #[arg(long, value_delimiter = ',')]
+    pub metrics: Vec<String>,
+}

@@ -1,0 +1,196 @@
+//! Stored predictions and scores: append-only JSON lines that survive a crash.
+//!
+//! A file begins with a header line that holds its key: everything that decides the content (weights, adapter, tokenizer,
+//! template, decode settings, backend). A store with another key is never read as an answer; it is an error, since the
+//! folder's name comes from the key. Each further line is one row, written whole and flushed; a last line that a crash
+//! cut short is dropped on opening and its item is done again.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::error::{Error, Result};
+
+/// An open store of rows `T`, by item id.
+pub struct Store<T> {
+    path: PathBuf,
+    file: File,
+    rows: BTreeMap<String, T>,
+}
+
+#[derive(Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    karat_store: u32,
+    key: BTreeMap<String, String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line<T> {
+    id: String,
+    row: T,
+}
+
+const VERSION: u32 = 1;
+
+impl<T: Serialize + DeserializeOwned> Store<T> {
+    /// Opens the store at `path`, making it if it is not there.
+    ///
+    /// # Errors
+    /// I/O; a store of another key (which differs is named); a broken line that is not the last one.
+    pub fn open(path: &Path, key: &BTreeMap<String, String>) -> Result<Store<T>> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(|e| Error::io("create the folder", folder, e))?;
+        }
+        let fail = |e| Error::io("open the store", path, e);
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(fail)?;
+        let (rows, good) = read_rows(&file, path, key)?;
+        file.set_len(good).map_err(fail)?;
+        file.seek(SeekFrom::Start(good)).map_err(fail)?;
+        let mut store = Store { path: path.into(), file, rows };
+        if good == 0 {
+            store.append(&Header { karat_store: VERSION, key: key.clone() })?;
+        }
+        Ok(store)
+    }
+
+    /// Adds a row and makes sure that the system has it.
+    ///
+    /// # Errors
+    /// I/O, such as a full disk; the rows before it stay.
+    pub fn put(&mut self, id: &str, row: T) -> Result<()> {
+        let line = Line { id: id.into(), row };
+        self.append(&line)?;
+        self.rows.insert(line.id, line.row);
+        Ok(())
+    }
+
+    /// The row of an item.
+    pub fn get(&self, id: &str) -> Option<&T> {
+        self.rows.get(id)
+    }
+
+    /// How many rows are there.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    fn append(&mut self, line: &impl Serialize) -> Result<()> {
+        let mut text = serde_json::to_vec(line)
+            .map_err(|e| Error::failed("could not write JSON").at(self.path.display()).because(e))?;
+        text.push(b'\n');
+        // One write of the whole line: a crash leaves a prefix, which `open` recognises by the missing newline.
+        self.file
+            .write_all(&text)
+            .map_err(|e| Error::io("write", &self.path, e).help("free some space and run again: what was stored stays"))
+    }
+}
+
+/// Reads all whole rows; returns them and the length of the good part of the file.
+fn read_rows<T: DeserializeOwned>(
+    file: &File,
+    path: &Path,
+    key: &BTreeMap<String, String>,
+) -> Result<(BTreeMap<String, T>, u64)> {
+    let mut reader = BufReader::new(file);
+    let mut rows = BTreeMap::new();
+    let mut good = 0;
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        let n = reader.read_until(b'\n', &mut line).map_err(|e| Error::io("read the store", path, e))?;
+        if n == 0 || line.last() != Some(&b'\n') {
+            break;
+        }
+        let broken = |e: serde_json::Error| {
+            Error::data("broken line in a store of predictions")
+                .at(format!("{}:{number}", path.display()))
+                .because(e)
+                .help("remove the file, or run with --fresh")
+        };
+        if number == 1 {
+            let header: Header = serde_json::from_slice(&line).map_err(broken)?;
+            check_key(&header, path, key)?;
+        } else {
+            let Line { id, row } = serde_json::from_slice(&line).map_err(broken)?;
+            rows.insert(id, row);
+        }
+        good += n as u64;
+    }
+    Ok((rows, good))
+}
+
+fn check_key(header: &Header, path: &Path, key: &BTreeMap<String, String>) -> Result<()> {
+    let names: std::collections::BTreeSet<&String> = header.key.keys().chain(key.keys()).collect();
+    let differs: Vec<&str> =
+        names.into_iter().filter(|n| header.key.get(*n) != key.get(*n)).map(String::as_str).collect();
+    if header.karat_store == VERSION && differs.is_empty() {
+        return Ok(());
+    }
+    Err(Error::data(format!("these predictions were made with another {}", differs.join(", ")))
+        .at(path.display())
+        .help("remove the file, or run with --fresh"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(model: &str) -> BTreeMap<String, String> {
+        BTreeMap::from([("model".to_string(), model.to_string())])
+    }
+
+    #[test]
+    fn rows_survive_and_a_torn_last_line_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.jsonl");
+        let mut store = Store::<u32>::open(&path, &key("a")).unwrap();
+        store.put("x", 1).unwrap();
+        store.put("y", 2).unwrap();
+        drop(store);
+        let whole = std::fs::read(&path).unwrap();
+        // Cut at every byte: what is whole is found, and the store can be written again.
+        for cut in 0..=whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let mut store = Store::<u32>::open(&path, &key("a")).unwrap();
+            let lines = whole[..cut].iter().filter(|&&b| b == b'\n').count();
+            assert_eq!(store.len(), lines.saturating_sub(1), "cut at {cut}");
+            store.put("x", 1).unwrap();
+            store.put("y", 2).unwrap();
+            drop(store);
+            let again = Store::<u32>::open(&path, &key("a")).unwrap();
+            assert_eq!((again.get("x"), again.get("y"), again.len()), (Some(&1), Some(&2), 2), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_store_of_another_key_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.jsonl");
+        Store::<u32>::open(&path, &key("a")).unwrap().put("x", 1).unwrap();
+        let error = Store::<u32>::open(&path, &key("b")).err().unwrap();
+        assert!(error.to_string().contains("another model"), "{error}");
+    }
+
+    #[test]
+    fn a_broken_line_in_the_middle_is_an_error_with_its_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.jsonl");
+        Store::<u32>::open(&path, &key("a")).unwrap().put("x", 1).unwrap();
+        let mut text = std::fs::read_to_string(&path).unwrap();
+        text.push_str("{broken}\n");
+        std::fs::write(&path, &text).unwrap();
+        let error = Store::<u32>::open(&path, &key("a")).err().unwrap();
+        assert!(error.to_string().contains("p.jsonl:3"), "{error}");
+    }
+}

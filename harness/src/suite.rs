@@ -1,0 +1,724 @@
+//! The suite file: one TOML file that says everything about an experiment.
+//!
+//! ```toml
+//! name = "medical-r1"
+//! seed = 42
+//!
+//! [data]
+//! train = "train.jsonl"
+//! heldout = "heldout.jsonl"        # or: file = "all.jsonl" and split = [9, 1]
+//! system_prompt = "你是一个医学专家，你需要根据用户的问题，给出带有思考的回答。"
+//!
+//! [model]
+//! base = "base"                    # a folder in the Hugging Face layout
+//!
+//! [train]                          # what LoRA and full share
+//! epochs = 2
+//! learning_rate = 1e-4
+//!
+//! [train.lora]                     # what is LoRA's own; left out, it is not trained
+//! r = 8
+//! lora_alpha = 32
+//!
+//! [train.full]
+//!
+//! [eval]
+//! max_new_tokens = 256
+//! ```
+//!
+//! Relative paths are relative to the suite file. Three layers make the effective suite: the defaults written here, the
+//! file, and `--set key=value` overrides; a key nobody knows is an error in each. The effective suite is stored in the
+//! run folder, so that a run can be repeated from it alone.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::backend::{AdamW, Dtype};
+use crate::error::{Error, Result};
+use crate::train::LoraConfig;
+
+/// An experiment, fully resolved: paths are absolute, defaults are filled in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Suite {
+    /// Short name; the run folder and the report are named after it.
+    pub name: String,
+    /// One sentence for the report's head.
+    #[serde(default)]
+    pub title: String,
+    /// Language of the report: `en` or `zh`.
+    #[serde(default)]
+    pub language: Language,
+    /// Seeds the split, the order of training, adapter initialisation, dropout, sampling and the statistics.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// What is learnt and asked.
+    pub data: DataConfig,
+    /// What is fine-tuned, and by which backend.
+    pub model: ModelConfig,
+    /// How it is fine-tuned.
+    #[serde(default)]
+    pub train: TrainSection,
+    /// How it is measured.
+    #[serde(default)]
+    pub eval: EvalConfig,
+    /// How differences are judged.
+    #[serde(default)]
+    pub stats: StatsConfig,
+    /// What counts as a regression: metric name to rule.
+    #[serde(default)]
+    pub gate: GateConfig,
+}
+
+fn default_seed() -> u64 {
+    42
+}
+
+/// Language of the report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Language {
+    /// English.
+    #[default]
+    En,
+    /// Chinese.
+    Zh,
+}
+
+/// The `[data]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// One JSONL file to be split.
+    #[serde(default)]
+    pub file: Option<PathBuf>,
+    /// Shares of the split of `file`: `[9, 1]` is train and held-out, `[8, 1, 1]` train, validation and held-out.
+    #[serde(default = "default_split")]
+    pub split: Vec<u32>,
+    /// Training items, where they have their own file.
+    #[serde(default)]
+    pub train: Option<PathBuf>,
+    /// Items for the loss during training; the held-out items where there are none.
+    #[serde(default)]
+    pub validation: Option<PathBuf>,
+    /// Held-out items, where they have their own file.
+    #[serde(default)]
+    pub heldout: Option<PathBuf>,
+    /// Names of the fields in the JSON lines.
+    #[serde(default)]
+    pub fields: FieldNames,
+    /// The system turn; empty for none.
+    #[serde(default)]
+    pub system_prompt: String,
+    /// Which chat template renders prompts.
+    #[serde(default)]
+    pub template: TemplateChoice,
+    /// How reasoning and answer become the response.
+    #[serde(default)]
+    pub output: OutputFormat,
+    /// Examples are cut to so many tokens (the end is lost).
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// A bad line is an error, not a count.
+    #[serde(default)]
+    pub strict: bool,
+    /// Use only the first so many training items; 0 is all.
+    #[serde(default)]
+    pub train_limit: usize,
+}
+
+fn default_split() -> Vec<u32> {
+    vec![9, 1]
+}
+
+fn default_max_length() -> usize {
+    2048
+}
+
+/// Names of the fields in a JSON line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FieldNames {
+    /// What the user asks.
+    pub question: String,
+    /// The reference reasoning.
+    pub think: String,
+    /// The reference answer.
+    pub answer: String,
+}
+
+impl Default for FieldNames {
+    fn default() -> Self {
+        FieldNames { question: "question".into(), think: "think".into(), answer: "answer".into() }
+    }
+}
+
+/// Which chat template renders prompts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TemplateChoice {
+    /// The base model's own.
+    #[default]
+    Model,
+    /// The literal ChatML text of the published scripts.
+    ChatmlRecipe,
+}
+
+/// How reasoning and answer become the response.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OutputFormat {
+    /// As the chat template renders an assistant turn with reasoning.
+    #[default]
+    Template,
+    /// `<think>{think}</think> \n {answer}`: the published LoRA and full scripts.
+    Recipe,
+    /// `<think>{think}</think>\n{answer}`: the variant of one published project.
+    RecipeNewline,
+}
+
+/// The `[model]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// The base model's folder.
+    pub base: PathBuf,
+    /// The backend that trains.
+    #[serde(default = "default_backend")]
+    pub backend: String,
+    /// Its device.
+    #[serde(default = "default_device")]
+    pub device: String,
+    /// Its element type.
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// Worker threads; 0 is all cores.
+    #[serde(default)]
+    pub threads: usize,
+}
+
+fn default_backend() -> String {
+    "candle".into()
+}
+
+fn default_device() -> String {
+    "cpu".into()
+}
+
+/// The `[train]` table: what LoRA and full share, and one table for each.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainSection {
+    /// Train a LoRA adapter so; absent, none is trained.
+    #[serde(default)]
+    pub lora: Option<LoraTrain>,
+    /// Train all parameters so; absent, they are not.
+    #[serde(default)]
+    pub full: Option<FullTrain>,
+}
+
+/// Hyperparameters under the Hugging Face trainer's meanings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hyperparameters {
+    /// Passes over the training items.
+    pub epochs: f64,
+    /// Optimizer steps, overriding `epochs`; 0 is off.
+    pub max_steps: usize,
+    /// Rows of a micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches of an optimizer step.
+    pub accumulation: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Its course.
+    pub schedule: ScheduleKind,
+    /// Warmup: below 1 a share of all steps, else steps.
+    pub warmup: f64,
+    /// The optimizer.
+    pub optimizer: AdamW,
+    /// Global gradient norm that is clipped to; 0 is off.
+    pub max_grad_norm: f64,
+    /// Evaluate every so many steps; 0 is only at the end.
+    pub eval_every: usize,
+    /// Save every so many steps; 0 is only at the end.
+    pub save_every: usize,
+    /// Keep at most so many checkpoints; 0 keeps all.
+    pub save_total_limit: usize,
+    /// Items used for the loss during training; 0 is all.
+    pub eval_limit: usize,
+    /// Recompute activations in the backward pass.
+    pub recompute: bool,
+    /// Draw a new order every epoch.
+    pub shuffle: bool,
+    /// Measure the checkpoint with the lowest evaluation loss (`best`) or the last one (`last`).
+    pub checkpoint: CheckpointChoice,
+}
+
+impl Default for Hyperparameters {
+    /// The published recipe: 2 epochs, batch 1 x 4, learning rate 1e-4 falling linearly to 0, clipping at 1.
+    fn default() -> Self {
+        Hyperparameters {
+            epochs: 2.0,
+            max_steps: 0,
+            batch_size: 1,
+            accumulation: 4,
+            learning_rate: 1e-4,
+            schedule: ScheduleKind::Linear,
+            warmup: 0.0,
+            optimizer: AdamW::default(),
+            max_grad_norm: 1.0,
+            eval_every: 100,
+            save_every: 400,
+            save_total_limit: 3,
+            eval_limit: 0,
+            recompute: true,
+            shuffle: true,
+            checkpoint: CheckpointChoice::Best,
+        }
+    }
+}
+
+/// The course of the learning rate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScheduleKind {
+    /// Falls linearly to 0.
+    #[default]
+    Linear,
+    /// Falls along half a cosine to 0.
+    Cosine,
+    /// Stays.
+    Constant,
+}
+
+/// Which checkpoint of a training run is measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckpointChoice {
+    /// The one with the lowest evaluation loss.
+    #[default]
+    Best,
+    /// The last.
+    Last,
+}
+
+/// The `[train.lora]` table: the adapter, and its own hyperparameters where they differ from `[train]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraTrain {
+    /// The adapter.
+    pub adapter: LoraConfig,
+    /// How it is trained.
+    pub hyperparameters: Hyperparameters,
+}
+
+/// The `[train.full]` table.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FullTrain {
+    /// How it is trained.
+    pub hyperparameters: Hyperparameters,
+}
+
+/// The `[eval]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalConfig {
+    /// The backend that evaluates; empty is the one that trained.
+    pub backend: String,
+    /// Held-out items to use, drawn as Python's `random.sample` draws; 0 is all.
+    pub items: usize,
+    /// Longest generation.
+    pub max_new_tokens: usize,
+    /// 0 is greedy.
+    pub temperature: f64,
+    /// Nucleus; 1 is off.
+    pub top_p: f64,
+    /// Most probable tokens kept; 0 is off.
+    pub top_k: usize,
+    /// Rows decoded together; 0 lets the backend choose.
+    pub batch_size: usize,
+    /// What the template is told of thinking; absent, nothing.
+    pub enable_thinking: Option<bool>,
+    /// Metrics, in the order of the report.
+    pub metrics: Vec<String>,
+    /// Items shown in full.
+    pub show: usize,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        EvalConfig {
+            backend: String::new(),
+            items: 0,
+            max_new_tokens: 2048,
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            batch_size: 0,
+            enable_thinking: None,
+            metrics: DEFAULT_METRICS.map(String::from).to_vec(),
+            show: 5,
+        }
+    }
+}
+
+/// The metrics of a report unless the suite names others.
+pub const DEFAULT_METRICS: [&str; 17] = [
+    "nll",
+    "nll_think",
+    "nll_answer",
+    "perplexity",
+    "bits_per_byte",
+    "bleu",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "vocab_precision",
+    "vocab_recall",
+    "vocab_f1",
+    "key_points",
+    "exact_match",
+    "format",
+    "truncated",
+    "repetition",
+];
+
+/// The `[stats]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StatsConfig {
+    /// Resamples of the bootstrap and of the permutation test.
+    pub resamples: usize,
+    /// Coverage of intervals.
+    pub confidence: f64,
+}
+
+impl Default for StatsConfig {
+    fn default() -> Self {
+        StatsConfig { resamples: 10_000, confidence: 0.95 }
+    }
+}
+
+/// The `[gate]` table.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GateConfig {
+    /// Non-inferiority margins by metric, in the metric's unit: a model may be worse than its baseline by at most this.
+    pub margins: std::collections::BTreeMap<String, f64>,
+}
+
+impl Suite {
+    /// Finds and loads a suite: `spec` is a path to a TOML file, a folder with a `suite.toml`, or the name of a suite
+    /// in a `suites` folder of this folder or one above it. `overrides` are `key.path=value` pairs.
+    ///
+    /// # Errors
+    /// Not found (with every place tried), not TOML, an unknown key, a wrong type (with line and column), a
+    /// combination that makes no sense, a file that is not there.
+    pub fn load(spec: &str, overrides: &[String]) -> Result<Suite> {
+        let path = find(spec)?;
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read the suite file", &path, e))?;
+        Suite::parse(&text, &path, overrides)
+    }
+
+    /// Parses the text of a suite file that lies at `path`.
+    ///
+    /// # Errors
+    /// See [`Suite::load`].
+    pub fn parse(text: &str, path: &Path, overrides: &[String]) -> Result<Suite> {
+        let mut table: Table = toml::from_str(text).map_err(|e| toml_error(&e, text, path))?;
+        inherit_hyperparameters(&mut table, path)?;
+        // Without overrides the file alone must be a suite; this parse has the spans.
+        if overrides.is_empty() {
+            check_spans(text, path)?;
+        }
+        for override_ in overrides {
+            set(&mut table, override_)?;
+        }
+        let mut suite: Suite = Value::Table(table).try_into().map_err(|e: toml::de::Error| {
+            Error::usage(e.message().trim().to_string())
+                .at(path.display())
+                .help("see the suite reference in the documentation of karat::suite")
+        })?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        suite.resolve_paths(&std::path::absolute(folder).map_err(|e| Error::io("resolve", folder, e))?);
+        suite.check(path)?;
+        Ok(suite)
+    }
+
+    /// The effective suite as TOML, as it is stored in the run folder.
+    ///
+    /// # Errors
+    /// If a number does not fit TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(&self.nested()?).map_err(|e| Error::failed("could not write the suite as TOML").because(e))
+    }
+
+    /// A table in which tables come after plain values, as TOML wants it.
+    fn nested(&self) -> Result<Value> {
+        Value::try_from(self).map_err(|e| Error::failed("could not write the suite as TOML").because(e))
+    }
+
+    fn resolve_paths(&mut self, folder: &Path) {
+        let data = &mut self.data;
+        for path in [&mut data.file, &mut data.train, &mut data.validation, &mut data.heldout].into_iter().flatten() {
+            *path = folder.join(&*path);
+        }
+        self.model.base = folder.join(&self.model.base);
+    }
+
+    fn check(&self, path: &Path) -> Result<()> {
+        let fail = |what: String, help: &str| Err(Error::usage(what).at(path.display()).help(help));
+        let name_ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if self.name.is_empty() || !self.name.chars().all(name_ok) || self.name.starts_with('.') {
+            return fail(
+                format!("the suite's name {:?} cannot name a folder", self.name),
+                "use letters, digits, '-' and '_'",
+            );
+        }
+        let data = &self.data;
+        match (&data.file, &data.train, &data.heldout) {
+            (Some(_), None, None) => {
+                if !(2..=3).contains(&data.split.len()) || data.split.contains(&0) {
+                    return fail(
+                        format!("data.split = {:?} is no split", data.split),
+                        "give two or three shares above 0, such as [9, 1] or [8, 1, 1]",
+                    );
+                }
+            }
+            (None, Some(_), Some(_)) => {}
+            _ => {
+                return fail(
+                    "[data] needs either `file`, or `train` and `heldout`".into(),
+                    "give one file and its split, or two files",
+                );
+            }
+        }
+        for file in [&data.file, &data.train, &data.validation, &data.heldout].into_iter().flatten() {
+            if !file.is_file() {
+                return Err(Error::data("no such data file")
+                    .at(file.display())
+                    .help("paths in a suite are relative to the suite file"));
+            }
+        }
+        if !self.model.base.join("config.json").is_file() {
+            return Err(Error::data("no config.json in the base model's folder")
+                .at(self.model.base.display())
+                .help("model.base must be a folder in the Hugging Face layout"));
+        }
+        if data.max_length < 2 {
+            return fail(format!("data.max_length = {} leaves nothing to learn", data.max_length), "give at least 2");
+        }
+        for (name, h) in self.runs() {
+            let positive = [("epochs", h.epochs), ("learning_rate", h.learning_rate)];
+            for (key, value) in positive {
+                if !(value.is_finite() && value > 0.0) {
+                    return fail(format!("train.{name}: {key} = {value} must be above 0"), "correct the value");
+                }
+            }
+            if h.batch_size == 0 || h.accumulation == 0 {
+                return fail(
+                    format!("train.{name}: batch_size and accumulation must be at least 1"),
+                    "correct the value",
+                );
+            }
+        }
+        if let Some(lora) = &self.train.lora
+            && (lora.adapter.r == 0 || !(0.0..1.0).contains(&lora.adapter.lora_dropout))
+        {
+            return fail(
+                format!(
+                    "train.lora: r = {} must be at least 1 and lora_dropout = {} in [0, 1)",
+                    lora.adapter.r, lora.adapter.lora_dropout
+                ),
+                "correct the value",
+            );
+        }
+        if self.eval.max_new_tokens == 0 {
+            return fail("eval.max_new_tokens = 0 generates nothing".into(), "give at least 1");
+        }
+        if !(self.stats.confidence > 0.5 && self.stats.confidence < 1.0) || self.stats.resamples < 100 {
+            return fail(
+                format!(
+                    "stats: confidence = {} must be between 0.5 and 1 and resamples = {} at least 100",
+                    self.stats.confidence, self.stats.resamples
+                ),
+                "correct the value",
+            );
+        }
+        Ok(())
+    }
+
+    /// The training runs of this suite, by name, in order: `lora`, then `full`.
+    pub fn runs(&self) -> Vec<(&'static str, &Hyperparameters)> {
+        let lora = self.train.lora.as_ref().map(|l| ("lora", &l.hyperparameters));
+        let full = self.train.full.as_ref().map(|f| ("full", &f.hyperparameters));
+        lora.into_iter().chain(full).collect()
+    }
+
+    /// The backend that evaluates.
+    pub fn eval_backend(&self) -> &str {
+        if self.eval.backend.is_empty() { &self.model.backend } else { &self.eval.backend }
+    }
+}
+
+/// Where a suite of this name lies.
+fn find(spec: &str) -> Result<PathBuf> {
+    let direct = PathBuf::from(spec);
+    let mut tried = vec![direct.clone()];
+    if direct.is_file() {
+        return Ok(direct);
+    }
+    tried.push(direct.join("suite.toml"));
+    if !spec.contains(['/', '\\']) {
+        let here = std::env::current_dir().map_err(|e| Error::failed("no current folder").because(e))?;
+        for folder in here.ancestors() {
+            tried.push(folder.join("suites").join(spec).join("suite.toml"));
+        }
+    }
+    if let Some(found) = tried.iter().skip(1).find(|p| p.is_file()) {
+        return Ok(found.clone());
+    }
+    let list: Vec<String> = tried.iter().map(|p| format!("  {}", p.display())).collect();
+    Err(Error::usage(format!("there is no suite {spec:?}; tried\n{}", list.join("\n")))
+        .help("give the path of a suite file, or the name of a folder below `suites`"))
+}
+
+/// Keys of the adapter, which stand beside the hyperparameters in `[train.lora]`.
+const ADAPTER_KEYS: [&str; 5] = ["r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"];
+
+/// Turns the flat tables that people write (`[train]`, `[train.lora]`, `[train.full]`) into the nested ones of
+/// [`TrainSection`]: each run gets the shared hyperparameters, then its own. Done by hand because serde's `flatten`
+/// would ruin the error messages. Already nested tables (a stored effective suite) pass unchanged.
+fn inherit_hyperparameters(table: &mut Table, path: &Path) -> Result<()> {
+    let Some(Value::Table(train)) = table.get_mut("train") else { return Ok(()) };
+    let mut shared = std::mem::take(train);
+    let runs: Vec<(&str, Value)> =
+        ["lora", "full"].into_iter().filter_map(|k| shared.remove(k).map(|v| (k, v))).collect();
+    for (name, run) in runs {
+        let Value::Table(run) = run else {
+            return Err(Error::usage(format!("train.{name} must be a table")).at(path.display()));
+        };
+        let nested = run.contains_key("hyperparameters") || run.contains_key("adapter");
+        train.insert(name.into(), if nested { Value::Table(run) } else { Value::Table(nest(name, run, &shared)) });
+    }
+    if train.is_empty() && !shared.is_empty() {
+        return Err(Error::usage("[train] has settings, but neither [train.lora] nor [train.full] is there")
+            .at(path.display())
+            .help("add an empty [train.lora] or [train.full] table to train with these settings"));
+    }
+    Ok(())
+}
+
+fn nest(name: &str, run: Table, shared: &Table) -> Table {
+    let mut hyperparameters = shared.clone();
+    let mut adapter = Table::new();
+    for (key, value) in run {
+        let is_adapter = name == "lora" && ADAPTER_KEYS.contains(&key.as_str());
+        if is_adapter { &mut adapter } else { &mut hyperparameters }.insert(key, value);
+    }
+    let mut nested = Table::new();
+    if name == "lora" {
+        nested.insert("adapter".into(), Value::Table(adapter));
+    }
+    nested.insert("hyperparameters".into(), Value::Table(hyperparameters));
+    nested
+}
+
+/// The same file read with its spans: only the error matters. The train tables are checked key by key, since their
+/// written form is flat.
+fn check_spans(text: &str, path: &Path) -> Result<()> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code)]
+    struct Written {
+        name: String,
+        #[serde(default)]
+        title: String,
+        #[serde(default)]
+        language: Language,
+        #[serde(default)]
+        seed: u64,
+        data: DataConfig,
+        model: ModelConfig,
+        #[serde(default)]
+        train: Table,
+        #[serde(default)]
+        eval: EvalConfig,
+        #[serde(default)]
+        stats: StatsConfig,
+        #[serde(default)]
+        gate: GateConfig,
+    }
+    toml::from_str::<Written>(text).map(drop).map_err(|e| toml_error(&e, text, path))
+}
+
+/// A TOML error with the line and column of its span and the line itself.
+fn toml_error(error: &toml::de::Error, text: &str, path: &Path) -> Error {
+    let what = error.message().trim().replace('\n', " ");
+    match error.span() {
+        Some(span) => {
+            let before = &text[..span.start.min(text.len())];
+            let line = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
+            let source = text.lines().nth(line - 1).unwrap_or_default().trim_end();
+            Error::usage(format!("{what}\n    {source}")).at(format!("{}:{line}:{column}", path.display()))
+        }
+        None => Error::usage(what).at(path.display()),
+    }
+}
+
+/// Applies one `key.path=value`. The value is TOML; what is not TOML is a string. In `train.lora` and `train.full` the
+/// flat keys of the file are understood, and a shared `train.KEY` reaches both.
+fn set(table: &mut Table, assignment: &str) -> Result<()> {
+    let Some((key, value)) = assignment.split_once('=') else {
+        return Err(Error::usage(format!("--set {assignment:?} is not of the form key=value"))
+            .help("for example --set train.lora.r=16"));
+    };
+    let value = parse_value(value.trim());
+    let parts: Vec<&str> = key.trim().split('.').collect();
+    match parts.as_slice() {
+        ["train", run @ ("lora" | "full"), leaf] => {
+            let group = if ADAPTER_KEYS.contains(leaf) { "adapter" } else { "hyperparameters" };
+            insert(table, &["train", run, group, leaf], value)
+        }
+        ["train", run @ ("lora" | "full"), rest @ ..] if rest.first() == Some(&"optimizer") => {
+            insert(table, &[&["train", run, "hyperparameters"], rest].concat(), value)
+        }
+        ["train", rest @ ..] if !matches!(rest.first(), Some(&("lora" | "full")) | None) => {
+            for run in ["lora", "full"] {
+                let present = table.get("train").and_then(|t| t.get(run)).is_some();
+                if present {
+                    insert(table, &[&["train", run, "hyperparameters"], rest].concat(), value.clone())?;
+                }
+            }
+            Ok(())
+        }
+        path => insert(table, path, value),
+    }
+}
+
+fn parse_value(text: &str) -> Value {
+    toml::from_str::<Table>(&format!("v = {text}"))
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| Value::String(text.into()))
+}
+
+fn insert(table: &mut Table, path: &[&str], value: Value) -> Result<()> {
+    let Some((last, folders)) = path.split_last() else { return Ok(()) };
+    let mut here = table;
+    for part in folders {
+        let next = here.entry(*part).or_insert_with(|| Value::Table(Table::new()));
+        let Value::Table(next) = next else {
+            return Err(Error::usage(format!("--set {}: {part:?} is not a table", path.join("."))));
+        };
+        here = next;
+    }
+    // An integer where the file's type is a float is what people type: 2 epochs, alpha 32.
+    here.insert((*last).into(), value);
+    Ok(())
+}
