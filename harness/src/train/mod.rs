@@ -2,5 +2,7 @@
 
 mod config;
 pub mod log;
+pub mod plan;
+pub mod schedule;
 
 pub use config::LoraConfig;
