@@ -40,6 +40,7 @@ use crate::data::format::{End, Output};
 use crate::data::record::Fields;
 use crate::data::split::Parts;
 use crate::error::{Error, Result};
+use crate::report::Language;
 use crate::train::LoraConfig;
 use crate::train::schedule::Schedule;
 
@@ -52,6 +53,9 @@ pub struct Suite {
     /// One sentence for the report's head.
     #[serde(default)]
     pub title: String,
+    /// A sentence or two below it: what the data is, and what it is not.
+    #[serde(default)]
+    pub description: String,
     /// Language of the report: `en` or `zh`.
     #[serde(default)]
     pub language: Language,
@@ -78,17 +82,6 @@ pub struct Suite {
 
 fn default_seed() -> u64 {
     42
-}
-
-/// Language of the report.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Language {
-    /// English.
-    #[default]
-    En,
-    /// Chinese.
-    Zh,
 }
 
 /// The `[data]` table.
@@ -624,6 +617,8 @@ fn check_spans(text: &str, path: &Path) -> Result<()> {
         name: String,
         #[serde(default)]
         title: String,
+        #[serde(default)]
+        description: String,
         #[serde(default)]
         language: Language,
         #[serde(default)]
