@@ -57,3 +57,28 @@ fn decoding(report: &Report) -> String {
 fn pairs<V: Display>(map: &BTreeMap<String, V>) -> String {
     map.iter().map(|(k, v)| format!("{k} {v}")).collect::<Vec<_>>().join(", ")
 }
+
+/// What was volatile: version, machine, backends, stages, paths.
+pub(super) fn environment(report: &Report) -> Vec<(String, String)> {
+    let l = report.language.labels();
+    let e = &report.environment;
+    let mut facts = Vec::new();
+    if !e.karat.is_empty() {
+        facts.push(("karat".to_string(), e.karat.clone()));
+    }
+    if !e.machine.is_empty() {
+        facts.push((l.machine.to_string(), pairs(&e.machine)));
+    }
+    for p in &e.plugins {
+        let text = format!("{} {}, sha256 {}, {}", p.name, p.version, short_hash(&p.sha256), p.path);
+        facts.push((l.backends.to_string(), text));
+    }
+    for model in report.models.iter().filter_map(|m| Some((&m.name, e.costs.get(&m.name)?))) {
+        let (name, cost) = model;
+        let kernels = if cost.kernels.is_empty() { String::new() } else { format!(", {}", cost.kernels.join(", ")) };
+        facts.push((name.clone(), format!("{}, {} threads{kernels}", cost.device, cost.threads)));
+    }
+    facts.extend(e.seconds.iter().map(|(stage, s)| (stage.clone(), number::duration(*s))));
+    facts.extend(e.paths.iter().chain(&e.notes).map(|(k, v)| (k.clone(), v.clone())));
+    facts
+}

@@ -5,8 +5,9 @@
 
 use std::fmt::Write;
 
-use super::model::{Direction, Example, Language, Metric, Model, Report};
+use super::model::{Example, Language, Metric, Model, Report};
 use super::number::{self, UNDEFINED};
+use super::tables;
 use super::words::{self, Labels};
 
 /// The whole report, in its own language.
@@ -74,7 +75,7 @@ pub fn results_table(report: &Report) -> String {
             }
             None => UNDEFINED.to_string(),
         }));
-        row.push(sample_size(metric, report));
+        row.push(tables::sample_size(metric, report));
         table.row(row);
     }
     table.finish()
@@ -92,18 +93,6 @@ fn value_cell(metric: &Metric, model: &Model) -> String {
     match number::plus_minus(metric, value) {
         Some(interval) => format!("{text} {interval}"),
         None => text,
-    }
-}
-
-/// One number where all models have the same, `18–20` where they differ.
-fn sample_size(metric: &Metric, report: &Report) -> String {
-    let mut sizes: Vec<usize> =
-        report.models.iter().filter_map(|m| Some(metric.models.get(&m.name)?.n)).collect();
-    sizes.sort_unstable();
-    match (sizes.first(), sizes.last()) {
-        (Some(a), Some(b)) if a == b => a.to_string(),
-        (Some(a), Some(b)) => format!("{a}–{b}"),
-        _ => UNDEFINED.to_string(),
     }
 }
 
@@ -128,20 +117,10 @@ fn differences(md: &mut String, report: &Report, l: &Labels) {
         let mut table = Table::new(header.to_vec(), 1);
         for metric in &report.metrics {
             let Some(c) = comparison.metrics.get(&metric.name) else { continue };
-            let wins = match metric.direction {
-                Direction::Neutral => UNDEFINED.to_string(),
-                _ => format!("{} / {}", c.wins, c.losses),
-            };
-            table.row(vec![
-                metric_title(metric, report.language),
-                c.n.to_string(),
-                number::difference(metric, c),
-                number::p_value(c.p_value),
-                format!("{} {}", number::p_value(c.p_adjusted), c.mark.replace('*', "\\*")).trim_end().to_string(),
-                wins,
-                c.detectable.map_or(UNDEFINED.into(), |d| number::fixed(d, metric.decimals)),
-                words::verdict_word(c.verdict, report.language).to_string(),
-            ]);
+            let d = tables::difference(metric, c, report.language);
+            let adjusted = format!("{} {}", d.adjusted, d.mark.replace('*', "\\*")).trim_end().to_string();
+            let title = metric_title(metric, report.language);
+            table.row(vec![title, d.n, d.difference, d.p, adjusted, d.wins, d.detectable, d.verdict.to_string()]);
         }
         let _ = writeln!(md, "{}", table.finish());
     }
@@ -149,52 +128,29 @@ fn differences(md: &mut String, report: &Report, l: &Labels) {
 }
 
 fn training(md: &mut String, report: &Report, l: &Labels) {
-    let trained: Vec<_> = report.models.iter().filter_map(|m| Some((m, m.training.as_ref()?))).collect();
-    if trained.is_empty() {
+    let rows = tables::training(report);
+    if rows.is_empty() {
         return;
     }
     let _ = writeln!(md, "## {}\n", l.training);
-    let header =
-        [l.model, l.parameters, l.trainable, l.steps, l.tokens, l.train_loss, l.best_eval, l.last_eval, ""];
-    let mut table = Table::new(header.map(String::from).to_vec(), 1);
-    for (model, training) in trained {
-        let loss = |x: Option<f64>| x.map_or(UNDEFINED.to_string(), |x| number::fixed(x, 4));
-        let best = training
-            .best
-            .map_or(UNDEFINED.to_string(), |b| format!("{} ({} {})", loss(b.loss), l.at_step, b.step));
-        table.row(vec![
-            cell(&model.name),
-            number::grouped(model.parameters),
-            model.trainable_parameters.map_or(UNDEFINED.into(), number::grouped),
-            number::grouped(training.steps as u64),
-            number::grouped(training.tokens),
-            loss(training.curve.last().and_then(|p| p.loss)),
-            best,
-            loss(training.evaluations.last().and_then(|e| e.loss)),
-            if training.overfitting { format!("⚠️ {}", l.overfits) } else { String::new() },
-        ]);
+    let mut table = Table::new(tables::training_header(l).map(String::from).to_vec(), 1);
+    for (model, cells) in rows {
+        let overfits = model.training.as_ref().is_some_and(|t| t.overfitting);
+        let note = if overfits { format!("⚠️ {}", l.overfits) } else { String::new() };
+        table.row([vec![cell(&model.name)], cells.to_vec(), vec![note]].concat());
     }
     let _ = writeln!(md, "{}", table.finish());
 }
 
 fn cost(md: &mut String, report: &Report, l: &Labels) {
-    if report.environment.costs.is_empty() {
+    let rows = tables::costs(report);
+    if rows.is_empty() {
         return;
     }
     let _ = writeln!(md, "## {}\n", l.cost);
-    let header = [l.model, l.device, l.train_time, l.score_time, l.generate_time, l.speed, l.memory];
-    let mut table = Table::new(header.map(String::from).to_vec(), 2);
-    for (model, cost) in report.models.iter().filter_map(|m| Some((m, report.environment.costs.get(&m.name)?))) {
-        let seconds = |s: Option<f64>| s.map_or(UNDEFINED.to_string(), number::duration);
-        table.row(vec![
-            cell(&model.name),
-            cell(&cost.device),
-            seconds(cost.train_seconds),
-            seconds(cost.score_seconds),
-            seconds(cost.generate_seconds),
-            cost.tokens_per_second().map_or(UNDEFINED.into(), |s| number::fixed(s, 0)),
-            cost.peak_memory.map_or(UNDEFINED.into(), number::bytes),
-        ]);
+    let mut table = Table::new(tables::cost_header(l).map(String::from).to_vec(), 2);
+    for (model, cells) in rows {
+        table.row([vec![cell(&model.name)], cells.iter().map(|c| cell(c)).collect()].concat());
     }
     let _ = writeln!(md, "{}", table.finish());
 }

@@ -81,16 +81,6 @@ pub(super) fn grouped(n: u64) -> String {
     text
 }
 
-/// `3.2 M`, `810 k`.
-pub(super) fn short_count(n: u64) -> String {
-    match n {
-        0..1_000 => n.to_string(),
-        1_000..1_000_000 => format!("{} k", fixed(n as f64 / 1e3, 1)),
-        1_000_000..1_000_000_000 => format!("{} M", fixed(n as f64 / 1e6, 2)),
-        _ => format!("{} B", fixed(n as f64 / 1e9, 2)),
-    }
-}
-
 /// `1 h 02 min`, `3 min 20 s`, `4.2 s`.
 pub(super) fn duration(seconds: f64) -> String {
     match seconds {

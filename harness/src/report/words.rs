@@ -20,7 +20,6 @@ labels! {
     results: "Results", "评测结果";
     metric: "Metric", "指标";
     against: "vs", "相对";
-    improvement: "Improvement over", "较该模型提升：";
     legend: "↑ higher is better, ↓ lower is better; best in bold. ± is half the width of the bootstrap interval of a value. Improvements are changes of the table's values, positive where better. Significance of the paired difference (sign-flip permutation test, Holm-adjusted over the metrics of a comparison): * p < 0.05, ** p < 0.01, *** p < 0.001.", "↑ 越高越好，↓ 越低越好；最佳值加粗。± 为该值自助法区间宽度的一半。提升按表中数值计算，正值表示变好。配对差异的显著性（符号翻转置换检验，对同一比较内的指标做 Holm 校正）：* p < 0.05，** p < 0.01，*** p < 0.001。";
     differences: "Paired differences", "配对差异";
     difference: "difference", "差值";
@@ -32,7 +31,6 @@ labels! {
     verdict: "verdict", "结论";
     training: "Training", "训练";
     model: "Model", "模型";
-    role: "Role", "角色";
     parameters: "Parameters", "参数量";
     trainable: "Trainable", "可训练参数";
     steps: "Steps", "步数";
@@ -89,8 +87,6 @@ labels! {
     all: "all items", "全部";
     truncated: "truncated", "被截断";
     none_found: "No item matches.", "没有符合条件的条目。";
-    average: "mean of items", "各条均值";
-    pooled: "pooled over items", "语料级合并";
     items_word: "items", "条";
 }
 
