@@ -10,6 +10,7 @@ pub mod csv;
 mod diff;
 mod facts;
 pub mod html;
+pub mod gate;
 pub mod markdown;
 mod model;
 mod number;
