@@ -11,7 +11,7 @@
 //!
 //! let plugin = plugin::find("candle", &Search::from_env())?;
 //! conformance::check(&plugin, &Fixture::new(OpenConfig::new("models/tiny"))).assert();
-//! # karat::Result::Ok(())
+//! # Ok::<(), karat::Error>(())
 //! ```
 
 mod generating;
