@@ -11,7 +11,7 @@
 //!
 //! let plugin = plugin::find("candle", &Search::from_env())?;
 //! conformance::check(&plugin, &Fixture::new(OpenConfig::new("models/tiny"))).assert();
-//! # karat::Result::Ok(())
+//! # Ok::<(), karat::Error>(())
 //! ```
 
 mod generating;
@@ -111,7 +111,9 @@ type Verdict = Result<(), String>;
 /// Returns from the rule with a reason unless the condition is true.
 macro_rules! ensure {
     ($condition:expr, $($reason:tt)+) => {
-        if !$condition {
+        // Not `!`: for floats, `!(a <= b)` reads as if it were `a > b`.
+        if $condition {
+        } else {
             return Err(format!($($reason)+));
         }
     };

@@ -1,5 +1,7 @@
 //! The conformance suite holds for an honest backend, here and across the boundary, and finds each fault of a bad one.
 
+#![allow(clippy::unwrap_used)]
+
 use karat::abi::Foreign;
 use karat::backend::{Backend, OpenConfig};
 use karat::conformance::{Fixture, check};

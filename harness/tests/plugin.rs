@@ -2,6 +2,8 @@
 //!
 //! Every test loads its own copy of the hostile library, so that what is alive in it can be counted.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;

@@ -1,5 +1,7 @@
 //! A replayed model cannot be told from the recorded one, and nothing is made up.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::Path;
 

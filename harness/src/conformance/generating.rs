@@ -136,7 +136,10 @@ pub(super) fn rules(suite: &mut Suite<'_>) {
     });
 }
 
-fn open(case: &Case<'_>) -> Result<(Box<dyn Session>, Vec<Vec<u32>>), String> {
+/// A session and the rows to try it on.
+type Opened = (Box<dyn Session>, Vec<Vec<u32>>);
+
+fn open(case: &Case<'_>) -> Result<Opened, String> {
     let session = case.open()?;
     let prompts = draw_rows(2, session.info().vocab_size, &LENGTHS);
     Ok((session, prompts))

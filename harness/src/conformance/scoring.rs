@@ -76,7 +76,10 @@ pub(super) fn rules(suite: &mut Suite<'_>) {
     });
 }
 
-fn open(case: &Case<'_>) -> Result<(Box<dyn Session>, Vec<Vec<u32>>), String> {
+/// A session and the rows to try it on.
+type Opened = (Box<dyn Session>, Vec<Vec<u32>>);
+
+fn open(case: &Case<'_>) -> Result<Opened, String> {
     let session = case.open()?;
     let rows = draw_rows(1, session.info().vocab_size, &LENGTHS);
     Ok((session, rows))
