@@ -388,7 +388,13 @@ impl Hyperparameters {
         }
         let AdamW { beta1, beta2, eps, weight_decay } = self.optimizer;
         let in_range = |x: f64| (0.0..1.0).contains(&x);
-        if !in_range(beta1) || !in_range(beta2) || eps.is_nan() || eps <= 0.0 || weight_decay.is_nan() || weight_decay < 0.0 {
+        if !in_range(beta1)
+            || !in_range(beta2)
+            || eps.is_nan()
+            || eps <= 0.0
+            || weight_decay.is_nan()
+            || weight_decay < 0.0
+        {
             return Err(Error::usage(format!(
                 "{place}: the optimizer needs betas in [0, 1), eps above 0 and weight_decay of at least 0"
             )));

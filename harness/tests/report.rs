@@ -101,8 +101,7 @@ fn another_schema_version_is_refused_with_what_to_do() {
     assert!(error.to_string().contains("damaged"), "{error}");
 }
 
-const HOSTILE: &str =
-    "</script><img src=x onerror=alert(1)>\"'`{{ 7*7 }}{% raw %}\n\n| a | b |\n<!-- karat:begin x -->\u{0}\u{202e}<svg/onload=alert(1)>";
+const HOSTILE: &str = "</script><img src=x onerror=alert(1)>\"'`{{ 7*7 }}{% raw %}\n\n| a | b |\n<!-- karat:begin x -->\u{0}\u{202e}<svg/onload=alert(1)>";
 
 fn hostile_report() -> Report {
     let mut items = fixture::items(3);
@@ -307,7 +306,8 @@ fn three_models_are_compared_in_three_pairs() {
 #[test]
 fn identical_models_are_not_told_apart() {
     let items = fixture::items(24);
-    let mut models = vec![fixture::model("base", Role::Base, &items, 11), fixture::model("base", Role::Base, &items, 11)];
+    let mut models =
+        vec![fixture::model("base", Role::Base, &items, 11), fixture::model("base", Role::Base, &items, 11)];
     models[1].name = "again".into();
     models[1].role = Role::Other;
     let report = build(&fixture::inputs(&items, models)).unwrap();

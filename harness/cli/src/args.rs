@@ -259,9 +259,9 @@ pub struct CompareArgs {
     pub a: String,
     /// Another, or another model of the same
     pub b: String,
-    /// Compare although this differs (prompts, template, decoding, data); stands in the result
-    #[arg(long, value_name = "WHAT")]
-    pub allow: Vec<String>,
+    /// Compare although prompts, template, decoding or data differ; the result says so
+    #[arg(long)]
+    pub allow: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

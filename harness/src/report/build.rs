@@ -182,9 +182,7 @@ fn by_item<'a>(run: &'a ModelRun, items: &[Item]) -> Result<BTreeMap<&'a str, &'
                 .help("these predictions were made from other data: evaluate the model on this data first"));
         }
         if results.insert(id, result).is_some() {
-            return Err(
-                Error::data(format!("two predictions for `{id}`")).at(format!("predictions of `{}`", run.name))
-            );
+            return Err(Error::data(format!("two predictions for `{id}`")).at(format!("predictions of `{}`", run.name)));
         }
     }
     Ok(results)

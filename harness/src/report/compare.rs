@@ -55,11 +55,7 @@ fn known(hash: &str) -> String {
 /// # Errors
 /// Unless `allow` is set, any of [`mismatches`], by name; a model that is not there; metrics of one name and two
 /// directions. With `allow`, only items present in both are paired.
-pub fn compare(
-    baseline: (&Report, &str),
-    candidate: (&Report, &str),
-    allow: bool,
-) -> Result<Comparison> {
+pub fn compare(baseline: (&Report, &str), candidate: (&Report, &str), allow: bool) -> Result<Comparison> {
     let ((first, a), (second, b)) = (baseline, candidate);
     for (report, name) in [baseline, candidate] {
         if report.model(name).is_none() {

@@ -231,17 +231,27 @@ fn against_anchor(names: &[&str], anchor: &str, outcome: &Outcome<'_>, language:
             (b, 0) => format!(
                 "{who} {is}{both} significantly better than {anchor} on {b} of {judged} metrics ({best}), worse on none."
             ),
-            (0, w) => format!("{who} {is}{both} significantly worse than {anchor} on {w} of {judged} metrics ({worst}), better on none."),
-            (b, w) => format!("{who} {is}{both} significantly better than {anchor} on {b} of {judged} metrics ({best}), but worse on {w} ({worst})."),
+            (0, w) => format!(
+                "{who} {is}{both} significantly worse than {anchor} on {w} of {judged} metrics ({worst}), better on none."
+            ),
+            (b, w) => format!(
+                "{who} {is}{both} significantly better than {anchor} on {b} of {judged} metrics ({best}), but worse on {w} ({worst})."
+            ),
         },
         Language::Chinese => {
             let both = if names.len() > 1 { "均" } else { "" };
             match (better.len(), worse.len()) {
                 (0, 0) => format!("{who} 与 {anchor} 在 {judged} 项指标上均无显著差异。"),
                 (b, 0) if b == *judged => format!("{who} 在全部 {judged} 项指标上{both}显著优于 {anchor}。"),
-                (b, 0) => format!("{who} 在 {judged} 项指标中的 {b} 项（{best}）上{both}显著优于 {anchor}，没有更差的。"),
-                (0, w) => format!("{who} 在 {judged} 项指标中的 {w} 项（{worst}）上{both}显著差于 {anchor}，没有更好的。"),
-                (b, w) => format!("{who} 在 {judged} 项指标中的 {b} 项（{best}）上{both}显著优于 {anchor}，但在 {w} 项（{worst}）上更差。"),
+                (b, 0) => {
+                    format!("{who} 在 {judged} 项指标中的 {b} 项（{best}）上{both}显著优于 {anchor}，没有更差的。")
+                }
+                (0, w) => {
+                    format!("{who} 在 {judged} 项指标中的 {w} 项（{worst}）上{both}显著差于 {anchor}，没有更好的。")
+                }
+                (b, w) => format!(
+                    "{who} 在 {judged} 项指标中的 {b} 项（{best}）上{both}显著优于 {anchor}，但在 {w} 项（{worst}）上更差。"
+                ),
             }
         }
     }
@@ -266,7 +276,11 @@ fn between(comparison: &Comparison, outcome: &Outcome<'_>, language: Language) -
             (0, 0) => format!("{a} 与 {b} 之间没有显著差异的指标。"),
             (n, 0) => format!("{a} 在 {judged} 项中的 {n} 项（{}）上显著优于 {b}。", list(better)),
             (0, n) => format!("{a} 在 {judged} 项中的 {n} 项（{}）上显著差于 {b}。", list(worse)),
-            (n, m) => format!("{a} 在 {judged} 项中的 {n} 项（{}）上显著优于 {b}，在 {m} 项（{}）上更差。", list(better), list(worse)),
+            (n, m) => format!(
+                "{a} 在 {judged} 项中的 {n} 项（{}）上显著优于 {b}，在 {m} 项（{}）上更差。",
+                list(better),
+                list(worse)
+            ),
         },
     }
 }

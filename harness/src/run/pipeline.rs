@@ -161,16 +161,10 @@ impl Stages<'_> {
             plan(&prepared.train, &prepared.validation, method, hyperparameters, suite.seed, &backend, &open)?;
         let stage = self.folder.join("train").join(format!("{name}-{}", &plan.fingerprint[..12]));
         plan.output_dir.clone_from(&stage);
-        let job = TrainJob {
-            name,
-            backend: &backend,
-            open,
-            train: &prepared.train,
-            eval: &prepared.validation,
-            plan,
-        };
+        let job = TrainJob { name, backend: &backend, open, train: &prepared.train, eval: &prepared.validation, plan };
         let trained = train(job, self.observer, self.cancel)?;
-        let best = trained.summary.best_checkpoint.clone().filter(|_| hyperparameters.checkpoint == CheckpointChoice::Best);
+        let best =
+            trained.summary.best_checkpoint.clone().filter(|_| hyperparameters.checkpoint == CheckpointChoice::Best);
         let checkpoint = stage.join(best.unwrap_or_else(|| trained.summary.last_checkpoint.clone()));
         let (role, model, adapter) = match name {
             "lora" => (Role::Lora, suite.model.base.clone(), Some(checkpoint)),
@@ -179,7 +173,12 @@ impl Stages<'_> {
         Ok(Subject { name: name.into(), role, model, adapter, trained: Some(trained) })
     }
 
-    fn evaluate(&mut self, subject: &Subject, prepared: &Prepared, backend: &LoadedBackend) -> Result<(Evaluated, String)> {
+    fn evaluate(
+        &mut self,
+        subject: &Subject,
+        prepared: &Prepared,
+        backend: &LoadedBackend,
+    ) -> Result<(Evaluated, String)> {
         let mut open = self.open(&subject.model);
         open.adapter.clone_from(&subject.adapter);
         let mut key = BTreeMap::from([
@@ -253,9 +252,8 @@ impl Stages<'_> {
         let file_name = |p: &str| Path::new(p).file_name().map_or(p.to_string(), |n| n.to_string_lossy().into_owned());
         let audit = &prepared.audit;
         let leaks = |exact: bool| audit.leaks.iter().filter(|l| l.exact == exact).count() as u64;
-        let sum = |of: fn(&crate::data::audit::SplitAudit) -> usize| {
-            audit.splits.values().map(|s| of(s) as u64).sum::<u64>()
-        };
+        let sum =
+            |of: fn(&crate::data::audit::SplitAudit) -> usize| audit.splits.values().map(|s| of(s) as u64).sum::<u64>();
         let mut warnings = Vec::new();
         let dropped = sum(|s| s.dropped.len());
         if dropped > 0 {

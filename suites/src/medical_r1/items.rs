@@ -263,11 +263,41 @@ fn item(name: String, drug: &Drug, kind: &str, language: Language, texts: [Strin
 }
 
 const UNITS: [&str; 20] = [
-    "毫克", "微克", "克", "每日", "每周", "每晚", "小时", "分钟", "天", "日", "周", "mg", "micrograms", "g", "kg", "daily",
-    "weekly", "hours", "minutes", "days",
+    "毫克",
+    "微克",
+    "克",
+    "每日",
+    "每周",
+    "每晚",
+    "小时",
+    "分钟",
+    "天",
+    "日",
+    "周",
+    "mg",
+    "micrograms",
+    "g",
+    "kg",
+    "daily",
+    "weekly",
+    "hours",
+    "minutes",
+    "days",
 ];
 const NEGATIONS: [&str; 13] = [
-    "禁用", "禁忌", "不能", "不可", "不要", "不宜", "不合适", "避免", "must not", "contraindicated", "not", "never", "avoid",
+    "禁用",
+    "禁忌",
+    "不能",
+    "不可",
+    "不要",
+    "不宜",
+    "不合适",
+    "避免",
+    "must not",
+    "contraindicated",
+    "not",
+    "never",
+    "avoid",
 ];
 
 fn checks(answer: &str, language: Language, asked: Vec<Pair>, mentioned: Vec<Pair>, keys: Vec<String>) -> Checks {
@@ -280,9 +310,9 @@ fn checks(answer: &str, language: Language, asked: Vec<Pair>, mentioned: Vec<Pai
     }
     let has = |word: &str| match language {
         Language::Zh => answer.contains(word),
-        Language::En => answer
-            .match_indices(word)
-            .any(|(at, _)| word_ends(answer[..at].chars().next_back()) && word_ends(answer[at + word.len()..].chars().next())),
+        Language::En => answer.match_indices(word).any(|(at, _)| {
+            word_ends(answer[..at].chars().next_back()) && word_ends(answer[at + word.len()..].chars().next())
+        }),
     };
     let found = |words: &[&str]| words.iter().filter(|w| has(w)).map(|w| (*w).to_string()).collect();
     let mut key_points: Vec<String> = Vec::new();

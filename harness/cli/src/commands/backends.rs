@@ -18,7 +18,8 @@ pub fn run(global: &Global, output: &Output) -> Result<u8> {
             Ok(plugin) => {
                 let d = plugin.descriptor();
                 let capabilities = serde_json::to_value(&d.capabilities).unwrap_or_default();
-                let words: Vec<&str> = capabilities.as_array().into_iter().flatten().filter_map(|c| c.as_str()).collect();
+                let words: Vec<&str> =
+                    capabilities.as_array().into_iter().flatten().filter_map(|c| c.as_str()).collect();
                 text.push_str(&format!("{} {}\n  {}\n", d.name, d.version, words.join(", ")));
                 text.push_str(&format!(
                     "  devices {}; models {}\n",

@@ -66,11 +66,7 @@ fn summary(prepared: &Prepared, text: &mut String) {
     );
     for leak in audit.leaks.iter().take(5) {
         let (a, b) = (&leak.first, &leak.second);
-        let _ = writeln!(
-            text,
-            "  {} {} ~ {} {} (similarity {:.2})",
-            a.split, a.id, b.split, b.id, leak.similarity
-        );
+        let _ = writeln!(text, "  {} {} ~ {} {} (similarity {:.2})", a.split, a.id, b.split, b.id, leak.similarity);
     }
     let _ = writeln!(text, "bad lines: {}", prepared.bad.len());
     for row in prepared.bad.iter().take(10) {

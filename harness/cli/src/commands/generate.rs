@@ -1,9 +1,9 @@
 //! `karat generate`: continues given prompts.
 
+use karat::Result;
 use karat::backend::{Event, Tokens};
 use karat::data::tokens::Tokenizer;
 use karat::run::{Backends, StageSink, backend_error, evaluator};
-use karat::Result;
 use serde_json::{Value, json};
 
 use crate::args::{GenerateArgs, Global};
@@ -35,9 +35,8 @@ pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> 
         keep: |_: &Event| Ok(()),
         error: None,
     };
-    let completions = evaluator
-        .generate(prompts.view(), &config, &mut sink)
-        .map_err(|e| backend_error("generation failed", e))?;
+    let completions =
+        evaluator.generate(prompts.view(), &config, &mut sink).map_err(|e| backend_error("generation failed", e))?;
     drop(progress);
     let mut lines = Vec::with_capacity(rows.len());
     for (row, completion) in rows.into_iter().zip(completions) {

@@ -1,8 +1,8 @@
 //! `karat score`: the log-probability of every token of given texts.
 
+use karat::Result;
 use karat::backend::{Event, Tokens};
 use karat::run::{Backends, StageSink, backend_error, evaluator};
-use karat::Result;
 use serde_json::{Value, json};
 
 use crate::args::{Global, ScoreArgs};

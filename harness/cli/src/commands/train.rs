@@ -128,9 +128,10 @@ fn rows(args: &TrainArgs, settings: &Settings, path: &Path, output: &Output) -> 
     let tokenizer = Tokenizer::from_model_dir(&args.model)?;
     if args.text {
         let texts = read_texts(path)?;
-        let end = tokenizer.pad_id().or(tokenizer.eos_id()).ok_or_else(|| {
-            Error::data("the tokenizer names no token that ends a text").at(args.model.display())
-        })?;
+        let end = tokenizer
+            .pad_id()
+            .or(tokenizer.eos_id())
+            .ok_or_else(|| Error::data("the tokenizer names no token that ends a text").at(args.model.display()))?;
         return text_examples(&tokenizer, texts.iter().map(String::as_str), max_length, end);
     }
     let data = read_jsonl(path, &settings.fields, args.strict)?;

@@ -1,0 +1,81 @@
+//! `karat run`: the main job.
+
+use std::path::{Path, PathBuf};
+
+use karat::report::{self, Report};
+use karat::run::run as carry_out;
+use karat::suite::Suite;
+use karat::{Error, ErrorKind, Result};
+use serde_json::json;
+
+use crate::args::{Global, RunArgs, SuiteArgs};
+use crate::host::{Plugins, cancel_on_interrupt};
+use crate::output::Output;
+use crate::progress::Progress;
+
+pub fn run(args: &RunArgs, global: &Global, output: &Output) -> Result<u8> {
+    let suite = load_suite(&args.suite)?;
+    let folder = run_folder(&suite, args.out.as_deref())?;
+    if args.fresh {
+        remove(&folder)?;
+    }
+    let plugins = Plugins::new(global)?;
+    let cancel = cancel_on_interrupt()?;
+    let mut progress = Progress::new(output);
+    let report = carry_out(&suite, &folder, &plugins, &mut progress, &cancel).map_err(|e| interrupted(e, &folder))?;
+    drop(progress);
+    if let Some(reports) = &args.reports {
+        report::write(&report.without_environment(), reports)?;
+    }
+    print(&report, &folder, output)?;
+    Ok(0)
+}
+
+/// The suite with the flags applied.
+pub fn load_suite(args: &SuiteArgs) -> Result<Suite> {
+    let mut overrides = args.set.clone();
+    overrides.extend(args.device.iter().map(|d| format!("model.device={d}")));
+    if args.strict {
+        overrides.push("data.strict=true".into());
+    }
+    Suite::load(&args.suite, &overrides)
+}
+
+/// Where a run works.
+pub fn run_folder(suite: &Suite, out: Option<&Path>) -> Result<PathBuf> {
+    let folder = out.map_or_else(|| Path::new("runs").join(&suite.name), PathBuf::from);
+    std::path::absolute(&folder).map_err(|e| Error::io("resolve", &folder, e))
+}
+
+/// Removes what an earlier run left. Only folders that karat wrote are touched.
+fn remove(folder: &Path) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    let empty = std::fs::read_dir(folder).map_err(|e| Error::io("read the folder", folder, e))?.next().is_none();
+    if !empty && !folder.join("suite.toml").is_file() && !folder.join(".lock").is_file() {
+        return Err(Error::usage("this is no run folder, so --fresh does not remove it")
+            .at(folder.display())
+            .help("give --out the folder of an earlier run, or a new one"));
+    }
+    std::fs::remove_dir_all(folder).map_err(|e| Error::io("remove", folder, e))
+}
+
+/// Says what an interrupted run leaves.
+pub fn interrupted(error: Error, folder: &Path) -> Error {
+    match error.kind() {
+        ErrorKind::Interrupted => error.help(format!(
+            "run the same command again to go on, with --fresh to begin anew, or remove {}",
+            folder.display()
+        )),
+        _ => error,
+    }
+}
+
+/// The result: the Markdown's table for people, the whole report for programs.
+pub fn print(report: &Report, folder: &Path, output: &Output) -> Result<()> {
+    let page = folder.join("report").join("report.html");
+    let text = format!("{}\nreport: {}\n", report::markdown::results_block(report).trim_end(), page.display());
+    let object = json!({ "folder": folder, "report": report });
+    output.result(&object, &text)
+}
