@@ -105,9 +105,8 @@ pub fn train_bpe(
 /// # Errors
 /// [`crate::ErrorKind::Failed`] where the tokenizer cannot be serialized.
 pub fn tokenizer_json(tokenizer: &Tokenizer) -> Result<String> {
-    let mut text = tokenizer
-        .to_string(true)
-        .map_err(|e| Error::failed("could not serialize the tokenizer").because(e))?;
+    let mut text =
+        tokenizer.to_string(true).map_err(|e| Error::failed("could not serialize the tokenizer").because(e))?;
     text.push('\n');
     Ok(text)
 }
@@ -155,13 +154,18 @@ fn write_atomically(path: &Path, text: &str) -> Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
     fn texts() -> Vec<String> {
         (0..400)
             .map(|i| {
-                format!("二甲双胍属于双胍类降糖药，每次{}毫克，每日{}次。Metformin is a biguanide, {i} mg daily.", i * 5, i % 4)
+                format!(
+                    "二甲双胍属于双胍类降糖药，每次{}毫克，每日{}次。Metformin is a biguanide, {i} mg daily.",
+                    i * 5,
+                    i % 4
+                )
             })
             .collect()
     }

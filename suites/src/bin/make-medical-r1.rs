@@ -92,8 +92,7 @@ fn stats(name: &str, items: &[Item], tokenizer: &Tokenizer, system: &str) -> Res
                 item.question
             ),
         )?;
-        let output =
-            count(tokenizer, &format!("<think>\n{}\n</think>\n\n{}<|im_end|>\n", item.think, item.answer))?;
+        let output = count(tokenizer, &format!("<think>\n{}\n</think>\n\n{}<|im_end|>\n", item.think, item.answer))?;
         prompts += prompt;
         outputs += output;
         longest = longest.max(prompt + output);

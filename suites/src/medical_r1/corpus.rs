@@ -89,11 +89,8 @@ impl Scribe<'_> {
             let templates = templates.of(language);
             let start = Dice::new(self.seed, &format!("start {} {}", drug.id, attribute.name())).below(templates.len());
             let name = mention(drug, language, i == 0, &mut dice);
-            let slots = [
-                ("n", name.as_str()),
-                ("v", fact.value.text.as_str()),
-                ("p", fact.partner.as_deref().unwrap_or("")),
-            ];
+            let slots =
+                [("n", name.as_str()), ("v", fact.value.text.as_str()), ("p", fact.partner.as_deref().unwrap_or(""))];
             sentences.push(fill(&templates[(start + k) % templates.len()], &slots));
         }
         if dice.percent(20) {
@@ -123,7 +120,7 @@ impl Scribe<'_> {
         let parts: Vec<_> = attributes.into_iter().map(|a| self.labelled(drug, language, a)).collect();
         match language {
             Language::Zh => format!("{}（{}）。{}。", drug.zh, drug.en, parts.join("；")),
-            Language::En => format!("{}. {}.", capitalized(&drug.en), parts.join("; ")),
+            Language::En => format!("{}. {}.", capitalized(&drug.en), capitalized(&parts.join("; "))),
         }
     }
 
@@ -144,8 +141,7 @@ impl Scribe<'_> {
         let templates = self.wording.story.of(language);
         let age = (24 + dice.below(55)).to_string();
         let who = dice.pick(&self.wording.who).clone();
-        let partner =
-            drug.fact(Attribute::Interaction, language).and_then(|f| f.partner.clone()).unwrap_or_default();
+        let partner = drug.fact(Attribute::Interaction, language).and_then(|f| f.partner.clone()).unwrap_or_default();
         let mut slots = vec![
             ("zh", drug.zh.as_str()),
             ("en", drug.en.as_str()),

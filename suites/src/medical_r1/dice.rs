@@ -8,7 +8,8 @@ pub(super) struct Dice(Mt64);
 impl Dice {
     /// Dice for the thing called `name`: the seed mixed with the name's FNV-1a hash.
     pub(super) fn new(seed: u64, name: &str) -> Self {
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+        let hash =
+            name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
         Dice(Mt64::new(seed ^ hash))
     }
 

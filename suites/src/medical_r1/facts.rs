@@ -192,8 +192,9 @@ impl Row {
         let mut facts = BTreeMap::new();
         for (attribute, texts) in rows {
             for (language, marked) in [Language::Zh, Language::En].into_iter().zip(texts) {
-                let value = Phrase::parse(&marked)
-                    .ok_or_else(|| format!("the {} of {} has an unmatched or empty bracket", attribute.name(), self.id))?;
+                let value = Phrase::parse(&marked).ok_or_else(|| {
+                    format!("the {} of {} has an unmatched or empty bracket", attribute.name(), self.id)
+                })?;
                 let partner = (attribute == Attribute::Interaction).then(|| match language {
                     Language::Zh => zh_partner.clone(),
                     Language::En => en_partner.clone(),
@@ -233,6 +234,7 @@ impl Facts {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

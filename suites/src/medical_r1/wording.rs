@@ -144,7 +144,9 @@ impl Wording {
         let t: Templates = read(&items)?;
         let p: Prose = read(&prose)?;
         for attribute in Attribute::ALL.map(Attribute::name) {
-            for (table, path) in [(&t.question, &items), (&t.think, &items), (&t.answer, &items), (&p.statement, &prose)] {
+            for (table, path) in
+                [(&t.question, &items), (&t.think, &items), (&t.answer, &items), (&p.statement, &prose)]
+            {
                 if table.get(attribute).is_none_or(|b| b.zh.is_empty() || b.en.is_empty()) {
                     return Err(Error::data(format!("no wording for the attribute {attribute}"))
                         .at(path.display())
