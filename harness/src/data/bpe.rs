@@ -154,6 +154,7 @@ fn write_atomically(path: &Path, text: &str) -> Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

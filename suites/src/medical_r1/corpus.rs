@@ -120,7 +120,7 @@ impl Scribe<'_> {
         let parts: Vec<_> = attributes.into_iter().map(|a| self.labelled(drug, language, a)).collect();
         match language {
             Language::Zh => format!("{}（{}）。{}。", drug.zh, drug.en, parts.join("；")),
-            Language::En => format!("{}. {}.", capitalized(&drug.en), parts.join("; ")),
+            Language::En => format!("{}. {}.", capitalized(&drug.en), capitalized(&parts.join("; "))),
         }
     }
 

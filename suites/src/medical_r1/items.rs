@@ -30,9 +30,9 @@ pub struct Checks {
     pub mentioned: Vec<Pair>,
     /// Strings a right answer contains.
     pub key_points: Vec<String>,
-    /// The answer's numbers, in order.
+    /// The answer's quantities, in order; not the digits of names such as P2Y12.
     pub numbers: Vec<String>,
-    /// The answer's units of dose and time, in order of the unit list.
+    /// The answer's units and frequencies of dose and time.
     pub units: Vec<String>,
     /// The answer's words of negation or prohibition.
     pub negations: Vec<String>,
@@ -131,7 +131,7 @@ pub fn make(facts: &Facts, wording: &Wording, seed: u64) -> Items {
     for (kind, mut items) in kinds.into_iter().enumerate() {
         Dice::new(seed, &format!("order {kind}")).shuffle(&mut items);
         let (held, open): (Vec<_>, Vec<_>) = items.into_iter().partition(|i| maker.asks_held_out(i));
-        let open = open.into_iter().filter(|i| !i.metrics.mentioned.iter().any(|p| maker.held.contains(p)));
+        let open = open.into_iter().filter(|i| !maker.gives_away(i, facts));
         train.extend(open.take(TRAIN[kind]));
         heldout.extend(held.into_iter().take(HELD_OUT[kind]));
     }
@@ -151,7 +151,21 @@ impl Maker<'_> {
         item.metrics.asked.iter().any(|p| self.held.contains(p))
     }
 
-    /// One item in five is English.
+    /// Whether an item states a held-out pair in passing: as a point it mentions, or because the held-out value happens to
+    /// occur in its text (an "antituberculosis drug" gives away that it is used for tuberculosis).
+    fn gives_away(&self, item: &Item, facts: &Facts) -> bool {
+        if item.metrics.mentioned.iter().any(|p| self.held.contains(p)) {
+            return true;
+        }
+        let text = [&item.question, &item.think, &item.answer].map(|t| t.to_lowercase()).join(" ");
+        item.metrics.asked.iter().filter_map(|(id, _)| facts.get(id)).any(|drug| {
+            drug.attributes()
+                .filter(|a| self.held.contains(&pair(drug, *a)))
+                .any(|a| [Language::Zh, Language::En].iter().any(|l| text.contains(&drug.text(a, *l).to_lowercase())))
+        })
+    }
+
+    /// About one item in five is English.
     fn start(&self, name: &str) -> (Dice, Language) {
         let mut dice = Dice::new(self.seed, name);
         let language = if dice.percent(20) { Language::En } else { Language::Zh };
@@ -187,7 +201,7 @@ impl Maker<'_> {
         let answer = fill(dice.pick(w.answer.get(attribute.name())?.of(language)), &slots);
         let mut keys = fact.value.keys.clone();
         keys.extend(fact.partner.clone());
-        let metrics = checks(&answer, language, vec![pair(drug, attribute)], vec![pair(drug, lead)], keys);
+        let metrics = checks(&answer, vec![pair(drug, attribute)], vec![pair(drug, lead)], keys);
         Some(item(name, drug, "single", language, [question, think, answer], metrics))
     }
 
@@ -201,13 +215,13 @@ impl Maker<'_> {
         let fact = drug.fact(attribute, language)?;
         let slots = [
             ("n", drug.name(language)),
-            ("i", drug.text(Attribute::Indication, language)),
+            ("i", first_of(drug.text(Attribute::Indication, language), language)),
             ("v", fact.value.text.as_str()),
         ];
         let [question, think, answer] =
             [&templates.question, &templates.think, &templates.answer].map(|t| fill(dice.pick(t.of(language)), &slots));
         let mentioned = vec![pair(drug, Attribute::Indication)];
-        let mut metrics = checks(&answer, language, vec![pair(drug, attribute)], mentioned, fact.value.keys.clone());
+        let mut metrics = checks(&answer, vec![pair(drug, attribute)], mentioned, fact.value.keys.clone());
         metrics.decision = Some(if stop { "no" } else { "yes" }.to_string());
         Some(item(name, drug, kind, language, [question, think, answer], metrics))
     }
@@ -234,7 +248,7 @@ impl Maker<'_> {
         let answer = fill(dice.pick(w.answer.get(attribute.name())?.of(language)), &slots);
         let keys = one.value.keys.iter().chain(&two.value.keys).cloned().collect();
         let asked = vec![pair(drug, attribute), pair(other, attribute)];
-        let metrics = checks(&answer, language, asked, Vec::new(), keys);
+        let metrics = checks(&answer, asked, Vec::new(), keys);
         Some(item(name, drug, "compare", language, [question, join(language, &parts), answer], metrics))
     }
 }
@@ -262,59 +276,110 @@ fn item(name: String, drug: &Drug, kind: &str, language: Language, texts: [Strin
     }
 }
 
-const UNITS: [&str; 20] = [
+/// A patient comes with one condition where a drug has several.
+fn first_of(indications: &str, language: Language) -> &str {
+    let and = if language == Language::Zh { "和" } else { " and " };
+    indications.split_once(and).map_or(indications, |(first, _)| first)
+}
+
+/// Units that follow a number, the longest first where one begins another.
+const UNITS: [&str; 16] = [
     "毫克",
     "微克",
     "克",
-    "每日",
-    "每周",
-    "每晚",
+    "次",
     "小时",
     "分钟",
     "天",
     "日",
-    "周",
-    "mg",
     "micrograms",
-    "g",
-    "kg",
-    "daily",
-    "weekly",
-    "hours",
+    "mg",
     "minutes",
+    "hours",
     "days",
+    "weeks",
+    "g a day",
+    "g",
+];
+const FREQUENCIES: [&str; 11] = [
+    "每日",
+    "每周",
+    "每晚",
+    "once daily",
+    "twice daily",
+    "three times daily",
+    "five times daily",
+    "once weekly",
+    "every evening",
+    "per kg",
+    "每千克体重",
 ];
 const NEGATIONS: [&str; 13] = [
     "禁用",
     "禁忌",
     "不能",
-    "不可",
+    "不可使用",
+    "不可以",
     "不要",
-    "不宜",
     "不合适",
+    "不超过",
     "避免",
     "must not",
     "contraindicated",
     "not",
     "never",
-    "avoid",
 ];
 
-fn checks(answer: &str, language: Language, asked: Vec<Pair>, mentioned: Vec<Pair>, keys: Vec<String>) -> Checks {
-    let mut numbers = Vec::new();
-    for run in answer.split(|c: char| !c.is_ascii_digit() && c != '.') {
-        let run = run.trim_matches('.');
-        if !run.is_empty() && !numbers.contains(&run.to_string()) {
-            numbers.push(run.to_string());
+/// Numbers of `answer` that are quantities, with their units: not the digits of names such as P2Y12, 5-羟色胺 or 50S.
+fn quantities(answer: &str) -> (Vec<String>, Vec<String>) {
+    let (mut numbers, mut units) = (Vec::new(), Vec::new());
+    let push = |list: &mut Vec<String>, text: &str| {
+        if !list.iter().any(|t| t == text) {
+            list.push(text.to_string());
+        }
+    };
+    let name = |c: char| c.is_alphabetic() && !is_han(c);
+    let mut at = 0;
+    while let Some(start) = answer[at..].find(|c: char| c.is_ascii_digit()).map(|i| at + i) {
+        let run = &answer[start..];
+        let run = &run[..run.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(run.len())];
+        at = start + run.len();
+        let run = run.trim_end_matches('.');
+        let after = &answer[start + run.len()..];
+        let unit = UNITS.into_iter().find(|u| {
+            after
+                .trim_start_matches(' ')
+                .strip_prefix(u)
+                .is_some_and(|rest| !u.is_ascii() || word_ends(rest.chars().next()))
+        });
+        let inside = |c: Option<char>| c.is_some_and(|c| name(c) || c == '-');
+        if inside(answer[..start].chars().next_back()) || (unit.is_none() && inside(after.chars().next())) {
+            continue;
+        }
+        push(&mut numbers, run);
+        if let Some(unit) = unit {
+            push(&mut units, unit);
         }
     }
-    let has = |word: &str| match language {
-        Language::Zh => answer.contains(word),
-        Language::En => answer.match_indices(word).any(|(at, _)| {
+    for frequency in FREQUENCIES.into_iter().filter(|f| answer.contains(f)) {
+        push(&mut units, frequency);
+    }
+    (numbers, units)
+}
+
+fn is_han(c: char) -> bool {
+    matches!(c, '\u{3400}'..='\u{9fff}')
+}
+
+fn checks(answer: &str, asked: Vec<Pair>, mentioned: Vec<Pair>, keys: Vec<String>) -> Checks {
+    let (numbers, units) = quantities(answer);
+    let has = |word: &str| {
+        let ends = |at: usize| {
             word_ends(answer[..at].chars().next_back()) && word_ends(answer[at + word.len()..].chars().next())
-        }),
+        };
+        answer.match_indices(word).any(|(at, _)| !word.is_ascii() || ends(at))
     };
-    let found = |words: &[&str]| words.iter().filter(|w| has(w)).map(|w| (*w).to_string()).collect();
+    let negations = NEGATIONS.into_iter().filter(|w| has(w)).map(str::to_string).collect();
     let mut key_points: Vec<String> = Vec::new();
     for key in keys {
         // What begins a sentence in the answer has a capital there; the reference decides.
@@ -323,9 +388,24 @@ fn checks(answer: &str, language: Language, asked: Vec<Pair>, mentioned: Vec<Pai
             key_points.push(key);
         }
     }
-    Checks { asked, mentioned, key_points, numbers, units: found(&UNITS), negations: found(&NEGATIONS), decision: None }
+    Checks { asked, mentioned, key_points, numbers, units, negations, decision: None }
 }
 
 fn word_ends(neighbour: Option<char>) -> bool {
     neighbour.is_none_or(|c| !c.is_alphanumeric())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_are_found_and_digits_of_names_are_not() {
+        let owned = |list: &[&str]| list.iter().map(|s| (*s).to_string()).collect::<Vec<_>>();
+        let (numbers, units) = quantities("P2Y12受体，5-羟色胺，50S；每次0.125至0.25毫克，每日1次。");
+        assert_eq!((numbers, units), (owned(&["0.125", "0.25", "1"]), owned(&["毫克", "次", "每日"])));
+        let (numbers, units) =
+            quantities("Adults usually take 12.5 mg by mouth twice daily with vitamin B6, eGFR below 30.");
+        assert_eq!((numbers, units), (owned(&["12.5", "30"]), owned(&["mg", "twice daily"])));
+    }
 }
