@@ -182,9 +182,7 @@ fn by_item<'a>(run: &'a ModelRun, items: &[Item]) -> Result<BTreeMap<&'a str, &'
                 .help("these predictions were made from other data: evaluate the model on this data first"));
         }
         if results.insert(id, result).is_some() {
-            return Err(
-                Error::data(format!("two predictions for `{id}`")).at(format!("predictions of `{}`", run.name))
-            );
+            return Err(Error::data(format!("two predictions for `{id}`")).at(format!("predictions of `{}`", run.name)));
         }
     }
     Ok(results)
@@ -333,13 +331,13 @@ fn compare(baseline: &Run<'_>, candidate: &Run<'_>, metrics: &[Metric], inputs: 
         .map(|metric| {
             let a = values(&metric.name, baseline, inputs.items);
             let b = values(&metric.name, candidate, inputs.items);
-            let table = |run: &Run<'_>| metric.models.get(&run.0.name)?.value;
+            let pooled = |run: &Run<'_>| metric.models.get(&run.0.name).filter(|v| v.pooled)?.value;
             significance::Paired {
                 metric: &metric.name,
                 direction: metric.direction,
                 baseline: a,
                 candidate: b,
-                table: table(baseline).zip(table(candidate)),
+                pooled: pooled(baseline).zip(pooled(candidate)),
             }
         })
         .collect();

@@ -11,8 +11,10 @@ pub fn items(report: &Report) -> String {
     for item in &report.items {
         for (name, values) in report.models.iter().filter_map(|m| Some((&m.name, item.models.get(&m.name)?))) {
             let (thinking, stop) = states(values);
-            let facts = [item.id.clone(), name.clone(), thinking, stop, values.tokens.to_string(), item.question.clone()];
-            let metric = |name: &str| values.metrics.get(name).copied().flatten().map_or(String::new(), |v| v.to_string());
+            let facts =
+                [item.id.clone(), name.clone(), thinking, stop, values.tokens.to_string(), item.question.clone()];
+            let metric =
+                |name: &str| values.metrics.get(name).copied().flatten().map_or(String::new(), |v| v.to_string());
             row(&mut csv, facts.into_iter().chain(report.metrics.iter().map(|m| metric(&m.name))));
         }
     }

@@ -15,7 +15,8 @@ pub(super) fn facts(report: &Report) -> Vec<(&'static str, String)> {
         facts.push((l.data, format!("{}, {rows} {}, sha256 {}", file.name, l.rows, short_hash(&file.sha256))));
     }
     if !report.data.splits.is_empty() {
-        let rule = if report.data.split_rule.is_empty() { String::new() } else { format!("; {}", report.data.split_rule) };
+        let rule =
+            if report.data.split_rule.is_empty() { String::new() } else { format!("; {}", report.data.split_rule) };
         facts.push((l.splits, format!("{}{rule}", pairs(&report.data.splits))));
     }
     facts.push((l.bad_rows, number::grouped(report.data.bad_row_count)));
@@ -29,13 +30,21 @@ pub(super) fn facts(report: &Report) -> Vec<(&'static str, String)> {
     let s = &report.statistics;
     facts.push((
         l.statistics,
-        format!("{} resamples, seed {}, {} %", number::grouped(s.resamples as u64), s.seed, number::fixed(100.0 * s.confidence, 0)),
+        format!(
+            "{} resamples, seed {}, {} %",
+            number::grouped(s.resamples as u64),
+            s.seed,
+            number::fixed(100.0 * s.confidence, 0)
+        ),
     ));
     let f = &report.fingerprints;
     let prints = [("data", &f.data), ("prompts", &f.prompts), ("template", &f.template), ("decoding", &f.decoding)];
     facts.push((l.fingerprints, prints.map(|(name, hash)| format!("{name} {}", short_hash(hash))).join(", ")));
     for model in &report.models {
-        facts.push((l.checkpoint, format!("{}: sha256 {}, {}", model.name, short_hash(&model.checkpoint_sha256), model.dtype)));
+        facts.push((
+            l.checkpoint,
+            format!("{}: sha256 {}, {}", model.name, short_hash(&model.checkpoint_sha256), model.dtype),
+        ));
     }
     facts
 }

@@ -228,7 +228,15 @@ fn item_table(items: &[ItemRow], against: &[&Comparison], report: &Report, l: &L
         .enumerate()
         .flat_map(|(i, c)| {
             let column = report.models.len() + i;
-            let label = |verdict| format!("{} {} {}: {}", c.candidate, l.against, c.baseline, words::verdict_word(verdict, report.language));
+            let label = |verdict| {
+                format!(
+                    "{} {} {}: {}",
+                    c.candidate,
+                    l.against,
+                    c.baseline,
+                    words::verdict_word(verdict, report.language)
+                )
+            };
             [(format!("better:{column}"), label(Verdict::Better)), (format!("worse:{column}"), label(Verdict::Worse))]
         })
         .collect();
@@ -255,8 +263,20 @@ fn item_row(item: &ItemRow, metrics: &[&Metric], against: &[&Comparison], report
         let difference = |m: &&Metric| Some(value(&c.candidate, m)? - value(&c.baseline, m)?);
         let values: Vec<Option<f64>> = metrics.iter().map(difference).collect();
         let tone = match (values.first().copied().flatten(), metrics.first().map(|m| m.direction)) {
-            (Some(d), Some(Direction::Higher)) if d != 0.0 => if d > 0.0 { "good" } else { "bad" },
-            (Some(d), Some(Direction::Lower)) if d != 0.0 => if d < 0.0 { "good" } else { "bad" },
+            (Some(d), Some(Direction::Higher)) if d != 0.0 => {
+                if d > 0.0 {
+                    "good"
+                } else {
+                    "bad"
+                }
+            }
+            (Some(d), Some(Direction::Lower)) if d != 0.0 => {
+                if d < 0.0 {
+                    "good"
+                } else {
+                    "bad"
+                }
+            }
             _ => "",
         };
         context! { values => joined(&values), text => shown(&values, metrics, number::signed), delta => true, tone }

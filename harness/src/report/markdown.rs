@@ -31,7 +31,7 @@ pub fn render(report: &Report) -> String {
     if !report.metrics.is_empty() && !report.models.is_empty() {
         let _ = writeln!(md, "## {}\n", l.results);
         md.push_str(&results_table(report));
-        let _ = writeln!(md, "\n{}\n", l.legend);
+        let _ = writeln!(md, "\n{}\n", inline(l.legend));
     }
     differences(&mut md, report, l);
     training(&mut md, report, l);
@@ -52,7 +52,7 @@ pub fn render(report: &Report) -> String {
 pub fn results_block(report: &Report) -> String {
     let verdict = words::verdict(report, report.language);
     let table = results_table(report);
-    format!("{}\n\n{table}\n<sub>{}</sub>\n", inline(&verdict), report.language.labels().legend)
+    format!("{}\n\n{table}\n<sub>{}</sub>\n", inline(&verdict), inline(report.language.labels().legend))
 }
 
 /// The table of all metrics and models.
@@ -190,9 +190,11 @@ fn reproduce(md: &mut String, report: &Report, l: &Labels) {
     let _ = writeln!(md, "## {}\n", l.reproduce);
     for (label, text) in super::facts::facts(report) {
         let _ = writeln!(md, "- {label}: {}", inline(&text));
-    }
-    for row in &report.data.bad_rows {
-        let _ = writeln!(md, "  - {}:{}: {}", inline(&row.file), row.line, inline(&row.reason));
+        if label == l.bad_rows {
+            for row in &report.data.bad_rows {
+                let _ = writeln!(md, "  - {}:{}: {}", inline(&row.file), row.line, inline(&row.reason));
+            }
+        }
     }
     let _ = writeln!(md, "- {}: {}", l.schema, report.schema_version);
 }

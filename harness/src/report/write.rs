@@ -50,7 +50,8 @@ impl Report {
     pub fn load(path: &Path) -> Result<Report> {
         let file = if path.is_dir() { path.join(REPORT_JSON) } else { path.to_path_buf() };
         let text = std::fs::read_to_string(&file).map_err(|e| {
-            Error::io("read the report", &file, e).help("point at a run's folder or its report.json; `karat run` makes one")
+            Error::io("read the report", &file, e)
+                .help("point at a run's folder or its report.json; `karat run` makes one")
         })?;
         Report::from_json(&text, &file.display().to_string())
     }

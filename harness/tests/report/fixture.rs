@@ -36,8 +36,20 @@ const DRUGS: [(&str, &str, &str, &str, &str); 6] = [
     ("阿司匹林", "抗血小板药", "不可逆抑制环氧合酶-1", "冠心病二级预防", "活动性消化道出血者禁用"),
     ("华法林", "维生素K拮抗剂", "抑制维生素K环氧化物还原酶", "心房颤动的卒中预防", "妊娠期禁用，须监测 INR"),
     ("Metformin", "biguanide", "lowers hepatic glucose output", "type 2 diabetes", "do not use when eGFR is below 30"),
-    ("Lisinopril", "ACE inhibitor", "blocks formation of angiotensin II", "hypertension", "contraindicated in pregnancy"),
-    ("Warfarin", "vitamin K antagonist", "inhibits VKORC1", "stroke prevention in atrial fibrillation", "monitor the INR"),
+    (
+        "Lisinopril",
+        "ACE inhibitor",
+        "blocks formation of angiotensin II",
+        "hypertension",
+        "contraindicated in pregnancy",
+    ),
+    (
+        "Warfarin",
+        "vitamin K antagonist",
+        "inhibits VKORC1",
+        "stroke prevention in atrial fibrillation",
+        "monitor the INR",
+    ),
 ];
 
 pub fn items(n: usize) -> Vec<Item> {
@@ -48,13 +60,17 @@ pub fn items(n: usize) -> Vec<Item> {
         let (question, think, answer) = if english {
             (
                 format!("Case {round}: how does {name} work, and what must be watched?"),
-                format!("The user asks about {name}.\n\nIt is a {class}: it {mechanism}. It is used for {indication}. I must not forget the caution."),
+                format!(
+                    "The user asks about {name}.\n\nIt is a {class}: it {mechanism}. It is used for {indication}. I must not forget the caution."
+                ),
                 format!("{name} is a {class}. It {mechanism} and is used for {indication}. Caution: {caution}."),
             )
         } else {
             (
                 format!("病例{round}：{name}的作用机制是什么？使用时需要注意什么？"),
-                format!("嗯，用户问的是{name}。\n\n它属于{class}，机制是{mechanism}，用于{indication}。还要记得说明注意事项。"),
+                format!(
+                    "嗯，用户问的是{name}。\n\n它属于{class}，机制是{mechanism}，用于{indication}。还要记得说明注意事项。"
+                ),
                 format!("{name}属于{class}，通过{mechanism}发挥作用，用于{indication}。注意：{caution}。"),
             )
         };
@@ -71,7 +87,11 @@ fn generated(item: &Item, role: Role, dice: &mut Dice) -> (String, StopReason) {
             (format!("<think>\n{}", loop_.repeat(9)), StopReason::Length)
         }
         Role::Base => {
-            let text = if english { "This is a common medicine. It is good for health and should be taken daily." } else { "这是一种常用药物，对身体有益，建议每日服用，具体请咨询医生。" };
+            let text = if english {
+                "This is a common medicine. It is good for health and should be taken daily."
+            } else {
+                "这是一种常用药物，对身体有益，建议每日服用，具体请咨询医生。"
+            };
             (text.to_string(), StopReason::Stop)
         }
         _ => {
@@ -80,7 +100,11 @@ fn generated(item: &Item, role: Role, dice: &mut Dice) -> (String, StopReason) {
                 (false, _) => item.answer.clone(),
                 // The dangerous kind: overlap stays high, the meaning turns round.
                 (true, false) => item.answer.replace("禁用", "可用").replace("抑制", "促进"),
-                (true, true) => item.answer.replace("do not use", "may be used").replace("contraindicated", "safe").replace("inhibits", "activates"),
+                (true, true) => item
+                    .answer
+                    .replace("do not use", "may be used")
+                    .replace("contraindicated", "safe")
+                    .replace("inhibits", "activates"),
             };
             (format!("<think>\n{}\n</think>\n\n{answer}", item.think), StopReason::Stop)
         }
@@ -163,7 +187,10 @@ pub fn model(name: &str, role: Role, items: &[Item], seed: u64) -> ModelRun {
             vocab_size: 4096,
             max_positions: 2048,
         },
-        pooled: BTreeMap::from([("bleu_zh".to_string(), Pooled { value: (!bleu.is_empty()).then_some(corpus), interval })]),
+        pooled: BTreeMap::from([(
+            "bleu_zh".to_string(),
+            Pooled { value: (!bleu.is_empty()).then_some(corpus), interval },
+        )]),
         items: results,
         training: (role != Role::Base).then(|| training(role, seed)),
         cost: Cost { score_seconds: Some(3.1), generate_seconds: Some(21.4), ..Cost::default() },
@@ -234,7 +261,11 @@ pub fn inputs(items: &[Item], models: Vec<ModelRun>) -> Inputs<'_> {
             files: vec![DataFile { name: "data/train.jsonl".into(), sha256: "ab".repeat(32), rows: 1234 }],
             splits: BTreeMap::from([("train".into(), 1210), ("test".into(), 24)]),
             split_rule: "seed 42, shuffled, 9:1".into(),
-            bad_rows: vec![BadRow { file: "data/train.jsonl".into(), line: 17, reason: "field `answer` is missing".into() }],
+            bad_rows: vec![BadRow {
+                file: "data/train.jsonl".into(),
+                line: 17,
+                reason: "field `answer` is missing".into(),
+            }],
             bad_row_count: 1,
             audit: BTreeMap::from([("exact_leaks".into(), 0), ("near_leaks".into(), 0), ("duplicates".into(), 3)]),
         },
@@ -254,7 +285,12 @@ pub fn inputs(items: &[Item], models: Vec<ModelRun>) -> Inputs<'_> {
         environment: Environment {
             karat: "0.1.0".into(),
             machine: BTreeMap::from([("cpu".into(), "a CPU".into()), ("cores".into(), "2".into())]),
-            plugins: vec![Plugin { name: "candle".into(), version: "0.1.0".into(), sha256: "99".repeat(32), path: "/opt/libkarat_candle.so".into() }],
+            plugins: vec![Plugin {
+                name: "candle".into(),
+                version: "0.1.0".into(),
+                sha256: "99".repeat(32),
+                path: "/opt/libkarat_candle.so".into(),
+            }],
             seconds: BTreeMap::from([("train lora".into(), 48.2), ("train full".into(), 71.5)]),
             ..Environment::default()
         },

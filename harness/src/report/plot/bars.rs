@@ -49,7 +49,8 @@ fn draw(svg: &mut Svg, report: &Report, metric: &Metric) {
     let names = report.models.iter().map(|m| text_width(&m.name)).fold(0.0, f64::max).min(110.0);
     let left = names + 10.0;
     let numbers = report.models.iter().filter_map(|m| metric.models.get(&m.name));
-    let right = WIDTH - 8.0 - numbers.map(|v| text_width(&value(metric, v))).fold(0.0, f64::max);
+    // The best value is bold, and so a little wider.
+    let right = WIDTH - 12.0 - 1.1 * numbers.map(|v| text_width(&value(metric, v))).fold(0.0, f64::max);
     let ends = || {
         let values = report.models.iter().filter_map(|m| metric.models.get(&m.name));
         values.flat_map(|v| [v.value, v.ci_low, v.ci_high]).flatten()

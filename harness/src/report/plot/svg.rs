@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 /// The width of every drawing.
-pub(super) const WIDTH: f64 = 460.0;
+pub(super) const WIDTH: f64 = 420.0;
 
 /// Scoped under `.karat-plot`, so that an inlined drawing colours nothing else on its page. Print is light.
 const STYLE: &str = "\
