@@ -1,5 +1,7 @@
 //! The report as a whole: golden JSON and Markdown, pages that stay inert, edges that stay honest.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "report/fixture.rs"]
 mod fixture;
 
@@ -133,6 +135,7 @@ fn hostile_texts_stay_inert_in_the_page() {
     assert!(page.contains("{{ 7*7 }}"), "templates in data are text");
     // Wherever the text stands in an attribute, its quotes are entities.
     assert!(!page.contains("alert(1)>\""));
+    assert!(!page.contains(['\0', '\u{202e}']), "nothing unseen turns other words about");
 }
 
 #[test]
@@ -153,7 +156,10 @@ fn hostile_texts_stay_inert_in_markdown_and_svg() {
         }
     }
     for svg in [plot::metric_bars(&report).unwrap(), plot::training_curves(&report).unwrap()] {
-        assert!(!svg.contains("<img") && !svg.contains("onload=alert(1)>") && !svg.contains('\u{0}'), "{svg}");
+        assert!(
+            !svg.contains("<img") && !svg.contains("onload=alert(1)>") && !svg.contains(['\0', '\u{202e}']),
+            "{svg}"
+        );
     }
 }
 

@@ -8,6 +8,7 @@ use std::fmt::Write;
 use super::model::{Example, Language, Metric, Model, Report};
 use super::number::{self, UNDEFINED};
 use super::tables;
+use super::text::escaped;
 use super::words::{self, Labels};
 
 /// The whole report, in its own language.
@@ -223,11 +224,8 @@ impl Table {
 /// Text of strangers in running Markdown: one line, nothing in it is markup.
 fn inline(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in escaped(text).chars() {
         match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
             '\n' | '\r' => out.push(' '),
             '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '~' | '#' | '$' => {
                 out.push('\\');
@@ -236,7 +234,7 @@ fn inline(text: &str) -> String {
             c => out.push(c),
         }
     }
-    out
+    out.replace("&quot;", "\"")
 }
 
 /// The same in a table's cell.
@@ -246,17 +244,5 @@ fn cell(text: &str) -> String {
 
 /// Text of strangers in an HTML block of Markdown: entities, and no blank line that would end the block.
 fn html(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\r' => {}
-            '\n' => out.push_str("<br>"),
-            c => out.push(c),
-        }
-    }
-    out
+    escaped(text).replace('\r', "").replace('\n', "<br>")
 }

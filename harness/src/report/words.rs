@@ -106,7 +106,7 @@ impl Language {
     }
 
     fn and(self) -> &'static str {
-        self.pick(" and ", "与")
+        self.pick(" and ", " 与 ")
     }
 
     /// `a`, `a and b`, `a, b and 3 more`.

@@ -23,7 +23,7 @@ pub fn training_curves(report: &Report) -> Option<String> {
     for (i, model) in trained.iter().enumerate() {
         svg.shifted(i as f64 * HEIGHT, |svg| draw(svg, report, model));
     }
-    Some(svg.finish(trained.len() as f64 * HEIGHT))
+    Some(svg.file(trained.len() as f64 * HEIGHT))
 }
 
 /// One model's panel; none if it was not trained.
@@ -31,7 +31,7 @@ pub fn curve_panel(report: &Report, model: &Model) -> Option<String> {
     drawable(model)?;
     let mut svg = Svg::new(&format!("{}: {}", report.language.labels().curves, model.name));
     draw(&mut svg, report, model);
-    Some(svg.finish(HEIGHT))
+    Some(svg.inline(HEIGHT))
 }
 
 /// The training of a model with at least one point to draw.
