@@ -331,13 +331,13 @@ fn compare(baseline: &Run<'_>, candidate: &Run<'_>, metrics: &[Metric], inputs: 
         .map(|metric| {
             let a = values(&metric.name, baseline, inputs.items);
             let b = values(&metric.name, candidate, inputs.items);
-            let table = |run: &Run<'_>| metric.models.get(&run.0.name)?.value;
+            let pooled = |run: &Run<'_>| metric.models.get(&run.0.name).filter(|v| v.pooled)?.value;
             significance::Paired {
                 metric: &metric.name,
                 direction: metric.direction,
                 baseline: a,
                 candidate: b,
-                table: table(baseline).zip(table(candidate)),
+                pooled: pooled(baseline).zip(pooled(candidate)),
             }
         })
         .collect();

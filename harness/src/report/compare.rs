@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 
-use super::model::{Comparison, Report};
+use super::model::{Comparison, Metric, Report};
 use super::significance::{self, Paired};
 
 /// What keeps two reports from being compared.
@@ -79,13 +79,14 @@ pub fn compare(baseline: (&Report, &str), candidate: (&Report, &str), allow: boo
         if other.direction != metric.direction {
             return Err(Error::data(format!("`{}` is better in opposite directions in the two reports", metric.name)));
         }
+        let pooled = |metric: &Metric, model: &str| metric.models.get(model).filter(|v| v.pooled)?.value;
         let value = |m: &BTreeMap<String, Option<f64>>| m.get(&metric.name).copied().flatten();
         paired.push(Paired {
             metric: &metric.name,
             direction: metric.direction,
             baseline: first.items.iter().map(|i| value(&i.models.get(a)?.metrics)).collect(),
             candidate: first.items.iter().map(|i| value(&candidates.get(i.id.as_str())?.metrics)).collect(),
-            table: metric.models.get(a).and_then(|v| v.value).zip(other.models.get(b).and_then(|v| v.value)),
+            pooled: pooled(metric, a).zip(pooled(other, b)),
         });
     }
     Ok(Comparison {

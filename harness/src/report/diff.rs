@@ -3,7 +3,7 @@
 use similar::{Algorithm, ChangeTag, TextDiff};
 
 /// Texts with less in common than this share are not marked: marks everywhere tell nothing.
-const ENOUGH: f32 = 0.4;
+const ENOUGH: f64 = 0.5;
 /// Longer texts (in words and characters together) are not compared: the time grows with length times difference.
 const LONGEST: usize = 6000;
 
@@ -24,22 +24,63 @@ pub(super) fn pieces(reference: &str, text: &str) -> Vec<Piece> {
         return plain();
     }
     let diff = TextDiff::configure().algorithm(Algorithm::Myers).diff_slices(&old, &new);
-    if diff.ratio() < ENOUGH {
-        return plain();
-    }
     let mut pieces: Vec<Piece> = Vec::new();
+    let mut shared = 0;
     for change in diff.iter_all_changes() {
         let kind = match change.tag() {
             ChangeTag::Equal => "same",
             ChangeTag::Insert => "added",
             ChangeTag::Delete => "missing",
         };
+        shared += usize::from(kind == "same" && says_something(change.value()));
         match pieces.last_mut() {
             Some(last) if last.kind == kind => last.text.push_str(change.value()),
             _ => pieces.push(Piece { kind, text: change.value().to_string() }),
         }
     }
-    pieces
+    let count = |words: &[&str]| words.iter().filter(|w| says_something(w)).count();
+    if 2.0 * (shared as f64) < ENOUGH * (count(&old) + count(&new)) as f64 {
+        return plain();
+    }
+    joined(pieces)
+}
+
+/// Not just white space and punctuation, which any two texts share.
+fn says_something(word: &str) -> bool {
+    word.chars().any(char::is_alphanumeric)
+}
+
+/// Changes with nothing but a space between them are one change: `[do not use](may be used)`, not word by word.
+fn joined(pieces: Vec<Piece>) -> Vec<Piece> {
+    let mut out: Vec<Piece> = Vec::new();
+    let (mut missing, mut added) = (String::new(), String::new());
+    let mut rest = pieces.into_iter().peekable();
+    while let Some(piece) = rest.next() {
+        match piece.kind {
+            "missing" => missing.push_str(&piece.text),
+            "added" => added.push_str(&piece.text),
+            _ => {
+                let inside = !(missing.is_empty() && added.is_empty()) && rest.peek().is_some();
+                if inside && piece.text.chars().all(char::is_whitespace) {
+                    missing.push_str(&piece.text);
+                    added.push_str(&piece.text);
+                } else {
+                    flush(&mut out, &mut missing, &mut added);
+                    out.push(piece);
+                }
+            }
+        }
+    }
+    flush(&mut out, &mut missing, &mut added);
+    out
+}
+
+fn flush(out: &mut Vec<Piece>, missing: &mut String, added: &mut String) {
+    for (kind, text) in [("missing", missing), ("added", added)] {
+        if !text.is_empty() {
+            out.push(Piece { kind, text: std::mem::take(text) });
+        }
+    }
 }
 
 /// Runs of letters and digits of scripts with spaces, every other character for itself (Chinese by the character).
@@ -80,8 +121,20 @@ mod tests {
     }
 
     #[test]
+    fn neighbouring_changes_are_one() {
+        let marks = pieces("Caution: do not use it when eGFR is low.", "Caution: may be used when eGFR is low.");
+        let kinds: Vec<&str> = marks.iter().map(|p| p.kind).collect();
+        assert_eq!(kinds, ["same", "missing", "added", "same"], "{marks:?}");
+        let text: String = marks.iter().filter(|p| p.kind != "missing").map(|p| p.text.as_str()).collect();
+        assert_eq!(text, "Caution: may be used when eGFR is low.");
+    }
+
+    #[test]
     fn strangers_are_not_marked() {
         assert_eq!(pieces("完全不同的参考", "abc def"), vec![Piece { kind: "same", text: "abc def".into() }]);
+        let marks =
+            pieces("It blocks angiotensin. It is for hypertension.", "This is a common pill, and it is good daily.");
+        assert_eq!(marks.len(), 1, "shared spaces and full stops are no likeness: {marks:?}");
         assert_eq!(pieces("", "x"), vec![Piece { kind: "same", text: "x".into() }]);
     }
 }

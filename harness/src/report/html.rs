@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::model::{Comparison, Direction, Example, ItemRow, Metric, Report, Verdict};
 use super::number::{self, UNDEFINED};
+use super::text::visible;
 use super::words::{self, Labels};
 use super::{diff, facts, plot, tables};
 use crate::backend::StopReason;
@@ -31,7 +32,8 @@ pub fn render(report: &Report) -> Result<String> {
     templates.set_syntax(SyntaxConfig::builder().trim_blocks(true).build().map_err(broken)?);
     // The name's ending turns escaping on.
     templates.add_template("report.html", TEMPLATE).map_err(broken)?;
-    templates.get_template("report.html").and_then(|t| t.render(view(report))).map_err(broken)
+    let page = templates.get_template("report.html").and_then(|t| t.render(view(report))).map_err(broken)?;
+    Ok(visible(&page))
 }
 
 fn view(report: &Report) -> Value {

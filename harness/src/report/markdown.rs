@@ -8,6 +8,7 @@ use std::fmt::Write;
 use super::model::{Example, Language, Metric, Model, Report};
 use super::number::{self, UNDEFINED};
 use super::tables;
+use super::text::escaped;
 use super::words::{self, Labels};
 
 /// The whole report, in its own language.
@@ -31,7 +32,7 @@ pub fn render(report: &Report) -> String {
     if !report.metrics.is_empty() && !report.models.is_empty() {
         let _ = writeln!(md, "## {}\n", l.results);
         md.push_str(&results_table(report));
-        let _ = writeln!(md, "\n{}\n", l.legend);
+        let _ = writeln!(md, "\n{}\n", inline(l.legend));
     }
     differences(&mut md, report, l);
     training(&mut md, report, l);
@@ -52,7 +53,7 @@ pub fn render(report: &Report) -> String {
 pub fn results_block(report: &Report) -> String {
     let verdict = words::verdict(report, report.language);
     let table = results_table(report);
-    format!("{}\n\n{table}\n<sub>{}</sub>\n", inline(&verdict), report.language.labels().legend)
+    format!("{}\n\n{table}\n<sub>{}</sub>\n", inline(&verdict), inline(report.language.labels().legend))
 }
 
 /// The table of all metrics and models.
@@ -190,9 +191,11 @@ fn reproduce(md: &mut String, report: &Report, l: &Labels) {
     let _ = writeln!(md, "## {}\n", l.reproduce);
     for (label, text) in super::facts::facts(report) {
         let _ = writeln!(md, "- {label}: {}", inline(&text));
-    }
-    for row in &report.data.bad_rows {
-        let _ = writeln!(md, "  - {}:{}: {}", inline(&row.file), row.line, inline(&row.reason));
+        if label == l.bad_rows {
+            for row in &report.data.bad_rows {
+                let _ = writeln!(md, "  - {}:{}: {}", inline(&row.file), row.line, inline(&row.reason));
+            }
+        }
     }
     let _ = writeln!(md, "- {}: {}", l.schema, report.schema_version);
 }
@@ -221,11 +224,8 @@ impl Table {
 /// Text of strangers in running Markdown: one line, nothing in it is markup.
 fn inline(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in escaped(text).chars() {
         match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
             '\n' | '\r' => out.push(' '),
             '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '~' | '#' | '$' => {
                 out.push('\\');
@@ -234,7 +234,7 @@ fn inline(text: &str) -> String {
             c => out.push(c),
         }
     }
-    out
+    out.replace("&quot;", "\"")
 }
 
 /// The same in a table's cell.
@@ -244,17 +244,5 @@ fn cell(text: &str) -> String {
 
 /// Text of strangers in an HTML block of Markdown: entities, and no blank line that would end the block.
 fn html(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\r' => {}
-            '\n' => out.push_str("<br>"),
-            c => out.push(c),
-        }
-    }
-    out
+    escaped(text).replace('\r', "").replace('\n', "<br>")
 }

@@ -18,6 +18,7 @@ pub mod plot;
 mod significance;
 pub mod splice;
 mod tables;
+mod text;
 mod warning;
 mod words;
 mod write;

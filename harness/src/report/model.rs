@@ -322,7 +322,8 @@ pub struct MetricComparison {
     pub p_adjusted: Option<f64>,
     /// `***` below 0.001, `**` below 0.01, `*` below 0.05 (adjusted), else empty.
     pub mark: String,
-    /// The change of the table's value in percent of the baseline's, positive where it is better (where the metric has no direction: where it is larger).
+    /// The change of the mean over these items (of the corpus value, if pooled) in percent of the baseline's; positive
+    /// where it is better, or larger if the metric has no direction. None where the baseline is zero.
     pub improvement_percent: Option<f64>,
     /// The smallest true difference found four times out of five with these items (two-sided 5 %, normal approximation).
     pub detectable: Option<f64>,
@@ -487,19 +488,15 @@ impl Report {
     /// # Errors
     /// Text that is no JSON, no report, or a report of another schema version.
     pub fn from_json(text: &str, place: &str) -> Result<Report> {
-        #[derive(Deserialize)]
-        struct Header {
-            schema_version: u32,
-        }
-        let header: Header = serde_json::from_str(text).map_err(|e| {
+        let no_report = || {
             Error::data("this is no report: it is not JSON with a whole number `schema_version`")
                 .at(place)
-                .because(e)
                 .help("point at the report.json that `karat run` wrote")
-        })?;
-        if header.schema_version != SCHEMA_VERSION {
-            let found = header.schema_version;
-            let remedy = if found > SCHEMA_VERSION {
+        };
+        let value: serde_json::Value = serde_json::from_str(text).map_err(|e| no_report().because(e))?;
+        let found = value.get("schema_version").and_then(serde_json::Value::as_u64).ok_or_else(no_report)?;
+        if found != u64::from(SCHEMA_VERSION) {
+            let remedy = if found > u64::from(SCHEMA_VERSION) {
                 "it was made by a newer karat: use that one to read it"
             } else {
                 "it was made by an older karat: make it again with `karat run`"

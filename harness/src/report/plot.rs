@@ -1,6 +1,6 @@
 //! Plots as SVG text, pure functions of the report: loss curves and metric bars.
 //!
-//! One drawing is 460 units wide with text of 13, so that it stays legible on a phone without zooming. It has no
+//! One drawing is 420 units wide with text of 13, so that it stays legible on a phone without zooming. It has no
 //! script and no external part, its colours (after Okabe and Ito, safe for colour-blind readers) follow the reader's
 //! light or dark scheme, and equal reports give equal bytes: all numbers have one fixed decimal.
 

@@ -19,8 +19,8 @@ pub(super) struct Paired<'a> {
     pub direction: Direction,
     pub baseline: Vec<Option<f64>>,
     pub candidate: Vec<Option<f64>>,
-    /// The values in the table, for the improvement in percent.
-    pub table: Option<(f64, f64)>,
+    /// The corpus values of a pooled metric: its improvement in percent is theirs, not that of the means of items.
+    pub pooled: Option<(f64, f64)>,
 }
 
 /// Compares every metric on the items that both models have a value for, then adjusts the p-values together.
@@ -42,7 +42,6 @@ fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
     let (a, b): (Vec<f64>, Vec<f64>) =
         metric.baseline.iter().zip(&metric.candidate).filter_map(|(a, b)| Some(((*a)?, (*b)?))).unzip();
     let sign = if metric.direction == Direction::Lower { -1.0 } else { 1.0 };
-    let improvement = metric.table.filter(|t| t.0 != 0.0).map(|(from, to)| 100.0 * sign * (to - from) / from.abs());
     let mut comparison = MetricComparison {
         n: a.len(),
         missing: metric.baseline.len() - a.len(),
@@ -54,7 +53,7 @@ fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
         p_value: None,
         p_adjusted: None,
         mark: String::new(),
-        improvement_percent: improvement,
+        improvement_percent: None,
         detectable: None,
         wins: a.iter().zip(&b).filter(|(a, b)| sign * (**b - **a) > 0.0).count(),
         losses: a.iter().zip(&b).filter(|(a, b)| sign * (**b - **a) < 0.0).count(),
@@ -65,6 +64,8 @@ fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
     }
     // Only finite values get here, as many on one side as on the other.
     let Ok(paired) = compare_paired(&a, &b, options) else { return comparison };
+    let (from, to) = metric.pooled.unwrap_or((paired.mean_a, paired.mean_b));
+    comparison.improvement_percent = Some(100.0 * sign * (to - from) / from.abs()).filter(|x| x.is_finite());
     comparison.mean_baseline = Some(paired.mean_a);
     comparison.mean_candidate = Some(paired.mean_b);
     comparison.difference = Some(paired.difference);

@@ -44,14 +44,12 @@ pub enum Warning {
         /// Of these, with an unclosed `<think>`: no answer at all.
         unclosed: usize,
     },
-    /// A metric is undefined for some items, which its table value and comparisons leave out.
+    /// Metrics that are undefined for some items, which their table values and comparisons leave out.
     Missing {
         /// The model.
         model: String,
-        /// The metric.
-        metric: String,
-        /// How many.
-        missing: usize,
+        /// Metric and number of items without a value.
+        metrics: Vec<(String, usize)>,
         /// Of how many.
         items: usize,
     },
@@ -116,16 +114,11 @@ pub(super) fn find(
             unclosed: m.thinking.get(&crate::eval::think::ThinkState::Unclosed).copied().unwrap_or(0),
         }
     }));
-    for metric in metrics {
-        for model in models {
-            if let Some(value) = metric.models.get(&model.name).filter(|v| v.missing > 0) {
-                found.push(Warning::Missing {
-                    model: model.name.clone(),
-                    metric: metric.name.clone(),
-                    missing: value.missing,
-                    items,
-                });
-            }
+    for model in models {
+        let missing = |m: &Metric| Some((m.name.clone(), m.models.get(&model.name)?.missing)).filter(|(_, n)| *n > 0);
+        let metrics: Vec<(String, usize)> = metrics.iter().filter_map(missing).collect();
+        if !metrics.is_empty() {
+            found.push(Warning::Missing { model: model.name.clone(), metrics, items });
         }
     }
     if data.bad_row_count > 0 {

@@ -22,7 +22,7 @@ labels! {
     results: "Results", "评测结果";
     metric: "Metric", "指标";
     against: "vs", "相对";
-    legend: "↑ higher is better, ↓ lower is better; best in bold. ± is half the width of the bootstrap interval of a value. Improvements are changes of the table's values, positive where better. Significance of the paired difference (sign-flip permutation test, Holm-adjusted over the metrics of a comparison): * p < 0.05, ** p < 0.01, *** p < 0.001.", "↑ 越高越好，↓ 越低越好；最佳值加粗。± 为该值自助法区间宽度的一半。提升按表中数值计算，正值表示变好。配对差异的显著性（符号翻转置换检验，对同一比较内的指标做 Holm 校正）：* p < 0.05，** p < 0.01，*** p < 0.001。";
+    legend: "↑ higher is better, ↓ lower is better; best in bold. ± is half the width of the bootstrap interval of a value. Improvements are relative changes over the items both models have a value for, positive where better. Significance of the paired difference (sign-flip permutation test, Holm-adjusted over the metrics of a comparison): * p < 0.05, ** p < 0.01, *** p < 0.001.", "↑ 越高越好，↓ 越低越好；最佳值加粗。± 为该值自助法区间宽度的一半。提升为两模型共有条目上的相对变化，正值表示变好。配对差异的显著性（符号翻转置换检验，对同一比较内的指标做 Holm 校正）：* p < 0.05，** p < 0.01，*** p < 0.001。";
     differences: "Paired differences", "配对差异";
     difference: "difference", "差值";
     interval: "interval", "区间";
@@ -108,7 +108,7 @@ impl Language {
     }
 
     fn and(self) -> &'static str {
-        self.pick(" and ", "与")
+        self.pick(" and ", " 与 ")
     }
 
     /// `a`, `a and b`, `a, b and 3 more`.
@@ -312,12 +312,16 @@ pub(super) fn warning(warning: &Warning, report: &Report, language: Language) ->
                 format!("{model} 的 {items} 条文本中有 {truncated} 条（{share}）因词元上限被截断，其中 {unclosed} 条还没有开始回答。这些分数既反映模型也反映上限。"),
             )
         }
-        Warning::Missing { model, metric, missing, items } => language.pick(
-            format!("{} is undefined for {missing} of {items} items of {model}; they are left out of its value and of its comparisons.", title(metric)),
-            format!("{model} 的 {items} 条中有 {missing} 条的 {} 无定义，未计入该值及比较。", title(metric)),
-        ),
+        Warning::Missing { model, metrics, items } => {
+            let list: Vec<String> = metrics.iter().map(|(name, n)| format!("{} ({n})", title(name))).collect();
+            let list = language.list(&list.iter().map(String::as_str).collect::<Vec<_>>(), 12);
+            language.pick(
+                format!("Undefined for some of the {items} items of {model}, which are left out of values and comparisons: {list}."),
+                format!("{model} 的 {items} 条中部分条目的下列指标无定义，未计入数值与比较：{list}。"),
+            )
+        }
         Warning::BadRows { count } => language.pick(
-            format!("{count} rows of the data could not be used; see the data section."),
+            format!("{count} {} of the data could not be used; see the data section.", if *count == 1 { "row" } else { "rows" }),
             format!("数据中有 {count} 行无法使用，见数据部分。"),
         ),
         Warning::Leaks { exact, near } => language.pick(

@@ -24,7 +24,7 @@ pub fn metric_bars(report: &Report) -> Option<String> {
     for (i, metric) in shown.iter().enumerate() {
         svg.shifted(i as f64 * block, |svg| draw(svg, report, metric));
     }
-    Some(svg.finish(shown.len() as f64 * block - GAP))
+    Some(svg.file(shown.len() as f64 * block - GAP))
 }
 
 /// One metric's block; none without a value.
@@ -34,7 +34,7 @@ pub fn metric_panel(report: &Report, metric: &Metric) -> Option<String> {
     }
     let mut svg = Svg::new(metric.title(report.language));
     draw(&mut svg, report, metric);
-    Some(svg.finish(block_height(report)))
+    Some(svg.inline(block_height(report)))
 }
 
 fn has_value(metric: &Metric) -> bool {
@@ -49,17 +49,18 @@ fn draw(svg: &mut Svg, report: &Report, metric: &Metric) {
     let names = report.models.iter().map(|m| text_width(&m.name)).fold(0.0, f64::max).min(110.0);
     let left = names + 10.0;
     let numbers = report.models.iter().filter_map(|m| metric.models.get(&m.name));
-    let right = WIDTH - 8.0 - numbers.map(|v| text_width(&value(metric, v))).fold(0.0, f64::max);
+    // The best value is bold, and so a little wider.
+    let right = WIDTH - 12.0 - 1.1 * numbers.map(|v| text_width(&value(metric, v))).fold(0.0, f64::max);
     let ends = || {
         let values = report.models.iter().filter_map(|m| metric.models.get(&m.name));
         values.flat_map(|v| [v.value, v.ci_low, v.ci_high]).flatten()
     };
     let scale = Scale::new(ends().fold(0.0, f64::min), ends().fold(0.0, f64::max), left, right);
 
-    let unit = if metric.unit.is_empty() { String::new() } else { format!(" · {}", metric.unit) };
+    let unit = fitted(&metric.unit, WIDTH / 3.0);
     let title = format!("{} {}", metric.title(report.language), metric.arrow());
-    svg.text((0.0, 15.0), Anchor::Start, "head", &fitted(title.trim_end(), WIDTH - text_width(&unit)));
-    svg.text((WIDTH, 15.0), Anchor::End, "soft", unit.trim_start_matches(" · "));
+    svg.text((0.0, 15.0), Anchor::Start, "head", &fitted(title.trim_end(), WIDTH - 12.0 - text_width(&unit)));
+    svg.text((WIDTH, 15.0), Anchor::End, "soft", &unit);
     let zero = scale.at(0.0);
     svg.line((zero, HEAD - 2.0), (zero, HEAD + ROW * report.models.len() as f64), "grid");
     for (i, model) in report.models.iter().enumerate() {
@@ -73,9 +74,12 @@ fn draw(svg: &mut Svg, report: &Report, metric: &Metric) {
         }
         if let (Some(low), Some(high)) = (entry.ci_low, entry.ci_high) {
             let (low, high) = (scale.at(low), scale.at(high));
-            svg.line((low, middle), (high, middle), "whisker");
-            for x in [low, high] {
-                svg.line((x, middle - 4.0), (x, middle + 4.0), "whisker");
+            // The halo keeps the whisker in sight on the bar's own colour.
+            for class in ["halo", "whisker"] {
+                svg.line((low, middle), (high, middle), class);
+                for x in [low, high] {
+                    svg.line((x, middle - 4.0), (x, middle + 4.0), class);
+                }
             }
         }
         let weight = if metric.best.contains(&model.name) { "head" } else { "" };

@@ -23,7 +23,7 @@ pub fn training_curves(report: &Report) -> Option<String> {
     for (i, model) in trained.iter().enumerate() {
         svg.shifted(i as f64 * HEIGHT, |svg| draw(svg, report, model));
     }
-    Some(svg.finish(trained.len() as f64 * HEIGHT))
+    Some(svg.file(trained.len() as f64 * HEIGHT))
 }
 
 /// One model's panel; none if it was not trained.
@@ -31,7 +31,7 @@ pub fn curve_panel(report: &Report, model: &Model) -> Option<String> {
     drawable(model)?;
     let mut svg = Svg::new(&format!("{}: {}", report.language.labels().curves, model.name));
     draw(&mut svg, report, model);
-    Some(svg.finish(HEIGHT))
+    Some(svg.inline(HEIGHT))
 }
 
 /// The training of a model with at least one point to draw.
@@ -89,17 +89,17 @@ fn line_names(svg: &mut Svg, train: Option<&(f64, f64)>, eval: Option<&(f64, f64
     }
     let clear = |y: f64| (y + 4.5).min(BOTTOM - 2.0);
     if let (Some(p), Some(y)) = (train, train_y) {
-        svg.text((p.0 + 7.0, clear(y)), Anchor::Start, "soft", names.0);
+        svg.text((p.0 + 9.0, clear(y)), Anchor::Start, "soft", names.0);
     }
     if let (Some(p), Some(y)) = (eval, eval_y) {
-        svg.text((p.0 + 7.0, clear(y)), Anchor::Start, "", names.1);
+        svg.text((p.0 + 9.0, clear(y)), Anchor::Start, "", names.1);
     }
 }
 
 fn x_scale(svg: &mut Svg, training: &Training, title: &str) -> Scale {
     let last = training.curve.iter().map(|p| p.step).chain(training.evaluations.iter().map(|e| e.step)).max();
     let last = last.unwrap_or(1).max(1) as f64;
-    let right = WIDTH - 42.0;
+    let right = WIDTH - 44.0;
     let scale = Scale::new(0.0, last, LEFT, right);
     let (ticks, decimals) = ticks(0.0, last, 5);
     for tick in ticks.into_iter().filter(|t| *t <= last) {
@@ -119,7 +119,7 @@ fn y_scale(svg: &mut Svg, report: &Report) -> Scale {
     let ends = (ticks.first().copied().unwrap_or(low), ticks.last().copied().unwrap_or(high));
     let scale = Scale::new(ends.0, ends.1, BOTTOM, TOP);
     for tick in ticks {
-        svg.line((LEFT, scale.at(tick)), (WIDTH - 42.0, scale.at(tick)), "grid");
+        svg.line((LEFT, scale.at(tick)), (WIDTH - 44.0, scale.at(tick)), "grid");
         svg.text((LEFT - 7.0, scale.at(tick) + 4.5), Anchor::End, "soft", &label(tick, decimals));
     }
     scale

@@ -2,16 +2,21 @@
 
 use std::fmt::Write;
 
+use super::super::text::escaped;
+
 /// The width of every drawing.
-pub(super) const WIDTH: f64 = 460.0;
+pub(super) const WIDTH: f64 = 420.0;
+/// Around a drawing in a file of its own.
+const MARGIN: f64 = 16.0;
 
 /// Scoped under `.karat-plot`, so that an inlined drawing colours nothing else on its page. Print is light.
 const STYLE: &str = "\
 .karat-plot{--ink:#1f2328;--soft:#59636e;--grid:#d8dde3;--paper:#fff;--base:#8a9099;--lora:#0072b2;--full:#c25700;--other:#00805e;--other2:#a3497f;--other3:#8f7a00}\
-@media screen and (prefers-color-scheme:dark){.karat-plot{--ink:#e6edf3;--soft:#9aa4af;--grid:#363d46;--paper:#15181c;--base:#8f98a3;--lora:#56b4e9;--full:#e69f00;--other:#2fc39a;--other2:#dd94bd;--other3:#e8dd55}}\
+@media screen and (prefers-color-scheme:dark){.karat-plot{--ink:#e6edf3;--soft:#9aa4af;--grid:#363d46;--paper:#15181c;--base:#7f8894;--lora:#56b4e9;--full:#e69f00;--other:#2fc39a;--other2:#dd94bd;--other3:#e8dd55}}\
 .karat-plot text{font:13px system-ui,-apple-system,'Segoe UI','Noto Sans','Noto Sans CJK SC','PingFang SC','Microsoft YaHei',sans-serif;fill:var(--ink)}\
 .karat-plot .soft{fill:var(--soft)}.karat-plot .head{font-weight:600}\
 .karat-plot .grid{stroke:var(--grid);stroke-width:1}\
+.karat-plot .ground{fill:var(--paper)}.karat-plot .halo{stroke:var(--paper);stroke-width:4;opacity:.7}\
 .karat-plot .whisker{stroke:var(--ink);stroke-width:1.5}\
 .karat-plot .line{fill:none;stroke-width:2.25;stroke-linejoin:round;stroke-linecap:round}\
 .karat-plot .thin{stroke-width:1.25;opacity:.55}.karat-plot .guide{stroke-width:1;stroke-dasharray:3 3}\
@@ -37,7 +42,7 @@ pub(super) enum Anchor {
 impl Svg {
     /// `label` is what a screen reader says.
     pub fn new(label: &str) -> Self {
-        Svg { body: String::new(), label: escape(label) }
+        Svg { body: String::new(), label: escaped(label) }
     }
 
     pub fn line(&mut self, from: (f64, f64), to: (f64, f64), class: &str) {
@@ -80,7 +85,7 @@ impl Svg {
             "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" class=\"{class}\">{}</text>",
             at.0,
             at.1,
-            escape(text)
+            escaped(text)
         );
     }
 
@@ -91,11 +96,24 @@ impl Svg {
         self.body.push_str("</g>\n");
     }
 
-    /// The whole document.
-    pub fn finish(self, height: f64) -> String {
+    /// A drawing for a page that has the same light or dark ground.
+    pub fn inline(self, height: f64) -> String {
+        self.document((0.0, 0.0, WIDTH, height), "")
+    }
+
+    /// A drawing in a file of its own: it brings its ground, because a dark reader may look at it on a light page.
+    pub fn file(self, height: f64) -> String {
+        let (width, height) = (WIDTH + 2.0 * MARGIN, height + 2.0 * MARGIN);
+        let ground = format!(
+            "<rect x=\"-{MARGIN:.0}\" y=\"-{MARGIN:.0}\" width=\"{width:.0}\" height=\"{height:.0}\" rx=\"8\" class=\"ground\"/>\n"
+        );
+        self.document((-MARGIN, -MARGIN, width, height), &ground)
+    }
+
+    fn document(self, (x, y, width, height): (f64, f64, f64, f64), ground: &str) -> String {
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"karat-plot\" role=\"img\" aria-label=\"{}\" \
-             viewBox=\"0 0 {WIDTH:.0} {height:.0}\">\n<style>{STYLE}</style>\n{}</svg>\n",
+             viewBox=\"{x:.0} {y:.0} {width:.0} {height:.0}\">\n<style>{STYLE}</style>\n{ground}{}</svg>\n",
             self.label, self.body
         )
     }
@@ -103,7 +121,7 @@ impl Svg {
 
 /// How wide a text of 13 is, about: a full em for East Asian characters, a good half for others.
 pub(super) fn text_width(text: &str) -> f64 {
-    text.chars().map(|c| if c as u32 >= 0x2e80 { 13.0 } else { 7.2 }).sum()
+    text.chars().map(|c| if c as u32 >= 0x2e80 { 13.0 } else { 7.6 }).sum()
 }
 
 /// `text`, shortened to `width` with an ellipsis.
@@ -119,20 +137,4 @@ pub(super) fn fitted(text: &str, width: f64) -> String {
         short.push(c);
     }
     short + "…"
-}
-
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            // XML 1.0 has no control characters, not even escaped ones.
-            c if c.is_control() => out.push(' '),
-            c => out.push(c),
-        }
-    }
-    out
 }
