@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use crate::decoder::{Decoder, Logits};
 use crate::kv::Kv;
 use crate::sampling::choose;
-use crate::score::check_rows;
+use crate::score::check_ids;
 
 /// Rows decoded together when nobody says how many.
 const DEFAULT_SLOTS: usize = 8;
@@ -23,7 +23,8 @@ const CACHE_BYTES: usize = 4 << 30;
 /// Tokens of a prompt run at once: bounds the memory of attention over a long prompt.
 const PROMPT_STRETCH: usize = 1024;
 
-/// Continues every prompt; see [`karat::backend::Evaluator::generate`].
+/// Continues every prompt; see [`karat::backend::Evaluator::generate`]. Prompt and continuation together are at most
+/// `context` tokens; a prompt that already is that long comes back without new ids and [`StopReason::Context`].
 ///
 /// # Errors
 /// An empty prompt, an unknown id, senseless sampling parameters, a failing runtime, cancellation.
@@ -36,7 +37,7 @@ pub fn generate(
     sink: &mut dyn EventSink,
 ) -> Result<Vec<Completion>, BackendError> {
     check_config(config)?;
-    check_rows(decoder, prompts)?;
+    check_ids(decoder, prompts)?;
     if let Some(row) = (0..prompts.rows()).find(|&row| prompts.row(row).is_empty()) {
         return Err(BackendError::failed(format!("row {row} is an empty prompt; give at least one token to continue")));
     }

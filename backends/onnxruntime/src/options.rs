@@ -19,6 +19,9 @@ pub struct Options {
     pub cache_dir: Option<PathBuf>,
     /// `context`: longest sequence (prompt and continuation) held in generation, at most the model's own limit.
     pub context: Option<usize>,
+    /// `score_positions`: positions a scoring batch may have (default 4096; fewer where their logits would take more than
+    /// 256 MiB). A row longer than that is scored in stretches over a cache.
+    pub score_positions: usize,
     /// `spin`: let idle worker threads of the runtime spin instead of sleep (default false): faster alone on a machine,
     /// much slower on a shared one.
     pub spin: bool,
@@ -26,7 +29,8 @@ pub struct Options {
 
 impl Options {
     /// The known keys.
-    pub const KEYS: [&'static str; 6] = ["cache_dir", "context", "export_dir", "fetch_runtime", "library", "spin"];
+    pub const KEYS: [&'static str; 7] =
+        ["cache_dir", "context", "export_dir", "fetch_runtime", "library", "score_positions", "spin"];
 
     /// Reads and checks all options.
     ///
@@ -53,16 +57,20 @@ impl Options {
             Some(v) => v.as_bool().ok_or_else(|| wrong(key, "true or false", v)),
             None => Ok(default),
         };
-        let context = |v: &Value| match v.as_u64().filter(|n| *n > 0) {
-            Some(n) => Ok(n as usize),
-            None => Err(wrong("context", "a positive number", v)),
+        let size = |key: &str| {
+            let size = |v: &Value| match v.as_u64().filter(|n| *n > 0) {
+                Some(n) => Ok(n as usize),
+                None => Err(wrong(key, "a positive number", v)),
+            };
+            options.get(key).map(size).transpose()
         };
         Ok(Options {
             library: path("library")?,
             fetch_runtime: flag("fetch_runtime", true)?,
             export_dir: path("export_dir")?,
             cache_dir: path("cache_dir")?,
-            context: options.get("context").map(context).transpose()?,
+            context: size("context")?,
+            score_positions: size("score_positions")?.unwrap_or(4096),
             spin: flag("spin", false)?,
         })
     }

@@ -9,21 +9,27 @@ use crate::logits::log_probability;
 
 /// Bytes of logits a batch may produce; a longer row is scored in stretches over a cache.
 const LOGITS_BYTES: usize = 256 << 20;
-/// Positions a batch may have: beyond this, larger products are no faster.
-const BATCH_POSITIONS: usize = 4096;
 
-/// The log-probability of every token given its prefix.
+/// The log-probability of every token given its prefix, in batches of at most `positions` (padding counted).
 ///
 /// # Errors
 /// A row longer than the model holds or with an unknown id, a failing runtime, non-numbers, cancellation.
 pub fn score(
     decoder: &mut Decoder,
     pool: &ThreadPool,
+    positions: usize,
     tokens: TokensView<'_>,
     sink: &mut dyn EventSink,
 ) -> Result<Scores, BackendError> {
-    check_rows(decoder, tokens)?;
-    let positions = (LOGITS_BYTES / (decoder.model.vocab * size_of::<f32>())).clamp(1, BATCH_POSITIONS);
+    check_ids(decoder, tokens)?;
+    let longest = decoder.model.max_positions;
+    if let Some(row) = (0..tokens.rows()).find(|&row| tokens.row(row).len() > longest) {
+        let length = tokens.row(row).len();
+        return Err(BackendError::failed(format!(
+            "row {row} has {length} tokens, the model holds at most {longest}; truncate it"
+        )));
+    }
+    let positions = (LOGITS_BYTES / (decoder.model.vocab * size_of::<f32>())).clamp(1, positions);
     // Rows of one token or none have nothing to score. The sort is stable: equal lengths keep their order.
     let mut order: Vec<usize> = (0..tokens.rows()).filter(|&row| tokens.row(row).len() > 1).collect();
     order.sort_by_key(|&row| tokens.row(row).len());
@@ -54,21 +60,15 @@ pub fn score(
     Ok(Scores { logprobs, greedy })
 }
 
-/// Rows must fit the model and its vocabulary.
+/// Ids must be in the vocabulary.
 ///
 /// # Errors
-/// Names the row and what is wrong with it.
-pub fn check_rows(decoder: &Decoder, tokens: TokensView<'_>) -> Result<(), BackendError> {
-    let (vocab, longest) = (decoder.model.vocab, decoder.model.max_positions);
+/// Names the row and the id.
+pub fn check_ids(decoder: &Decoder, tokens: TokensView<'_>) -> Result<(), BackendError> {
+    let vocab = decoder.model.vocab;
     for (index, row) in tokens.iter().enumerate() {
         if let Some(id) = row.iter().find(|id| **id as usize >= vocab) {
-            return Err(BackendError::failed(format!("row {index} holds the id {id}, the model has {vocab}")));
-        }
-        if row.len() > longest {
-            return Err(BackendError::failed(format!(
-                "row {index} has {} tokens, the model holds at most {longest}; truncate it",
-                row.len()
-            )));
+            return Err(BackendError::failed(format!("row {index} holds the id {id}, the model knows {vocab}")));
         }
     }
     Ok(())

@@ -17,6 +17,7 @@ pub struct OnnxSession {
     decoder: Decoder,
     pool: ThreadPool,
     context: usize,
+    score_positions: usize,
     threads: usize,
     library: String,
 }
@@ -36,6 +37,7 @@ impl OnnxSession {
         Ok(OnnxSession {
             pool: pool.map_err(failed("could not start worker threads"))?,
             context: options.context.map_or(longest, |context| context.min(longest)),
+            score_positions: options.score_positions,
             threads,
             library: loaded.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
             decoder,
@@ -66,7 +68,7 @@ impl Session for OnnxSession {
 
 impl Evaluator for OnnxSession {
     fn score(&mut self, tokens: TokensView<'_>, sink: &mut dyn EventSink) -> Result<Scores, BackendError> {
-        score::score(&mut self.decoder, &self.pool, tokens, sink)
+        score::score(&mut self.decoder, &self.pool, self.score_positions, tokens, sink)
     }
 
     fn generate(
