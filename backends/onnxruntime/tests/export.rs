@@ -241,7 +241,8 @@ fn options_and_requests_that_are_not_served_are_named() {
     let with_option = |key: &'static str, value: serde_json::Value| {
         move |config: &mut OpenConfig| drop(config.options.insert(key.into(), value))
     };
-    let cases: Vec<(Box<dyn FnOnce(&mut OpenConfig)>, &str)> = vec![
+    type Change = Box<dyn FnOnce(&mut OpenConfig)>;
+    let cases: Vec<(Change, &str)> = vec![
         (Box::new(with_option("spinn", json!(true))), "\"spinn\" (known: cache_dir, context"),
         (Box::new(with_option("spin", json!("yes"))), "spin"),
         (Box::new(with_option("context", json!(0))), "context"),

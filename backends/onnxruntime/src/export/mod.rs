@@ -127,6 +127,7 @@ impl Exported {
 /// A broken or unsupported checkpoint or adapter, a folder that holds something else, a disk error. Nothing half-written
 /// stays under the final name.
 pub fn export_to(model: &Path, adapter: Option<&Path>, folder: &Path) -> Result<Exported, BackendError> {
+    let config = DecoderConfig::read(model)?;
     let key = content_key(model, adapter)?;
     let occupied = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
     if occupied {
@@ -139,7 +140,7 @@ pub fn export_to(model: &Path, adapter: Option<&Path>, folder: &Path) -> Result<
             ))),
         };
     }
-    write(model, adapter, &key, folder)
+    write(&config, model, adapter, &key, folder)
 }
 
 /// Exports into `cache`, under a name made of the content; an earlier export of the same content is reused, and one that
@@ -148,6 +149,7 @@ pub fn export_to(model: &Path, adapter: Option<&Path>, folder: &Path) -> Result<
 /// # Errors
 /// As [`export_to`].
 pub fn export_cached(model: &Path, adapter: Option<&Path>, cache: &Path) -> Result<Exported, BackendError> {
+    let config = DecoderConfig::read(model)?;
     let key = content_key(model, adapter)?;
     let folder = cache.join(&key);
     if folder.join(MANIFEST).is_file() {
@@ -158,7 +160,7 @@ pub fn export_cached(model: &Path, adapter: Option<&Path>, cache: &Path) -> Resu
             })?,
         }
     }
-    write(model, adapter, &key, &folder)
+    write(&config, model, adapter, &key, &folder)
 }
 
 fn content_key(model: &Path, adapter: Option<&Path>) -> Result<String, BackendError> {
@@ -170,8 +172,13 @@ fn content_key(model: &Path, adapter: Option<&Path>) -> Result<String, BackendEr
     Ok(fsio::sha256(format!("karat-onnx {FORMAT} f32\n{}\n{adapter}\n", hash(model)?).as_bytes()))
 }
 
-fn write(model: &Path, adapter: Option<&Path>, key: &str, folder: &Path) -> Result<Exported, BackendError> {
-    let config = DecoderConfig::read(model)?;
+fn write(
+    config: &DecoderConfig,
+    model: &Path,
+    adapter: Option<&Path>,
+    key: &str,
+    folder: &Path,
+) -> Result<Exported, BackendError> {
     let checkpoint = Checkpoint::open(model)?;
     let adapter = adapter.map(Adapter::open).transpose()?;
 
@@ -188,10 +195,10 @@ fn write(model: &Path, adapter: Option<&Path>, key: &str, folder: &Path) -> Resu
     let inside = temporary.path();
 
     let source = Source { checkpoint: &checkpoint, adapter: adapter.as_ref() };
-    let written = write_decoder(&config, &source, &inside.join(DATA))?;
+    let written = write_decoder(config, &source, &inside.join(DATA))?;
     let bytes = written.model.into_bytes();
     fsio::write_atomic(&inside.join(MODEL), &bytes).map_err(|e| disk(&e))?;
-    fsio::write_json(&inside.join("genai_config.json"), &genai::config(&config)).map_err(|e| disk(&e))?;
+    fsio::write_json(&inside.join("genai_config.json"), &genai::config(config)).map_err(|e| disk(&e))?;
     for name in COMPANIONS {
         let from = model.join(name);
         if from.is_file() {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+type Table = Vec<Vec<f64>>;
 pub type Weights = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// Log-probabilities of `ids[1..]` given their prefixes.
@@ -40,7 +41,8 @@ pub fn log_probabilities(config: &Value, weights: &Weights, ids: &[u32]) -> Vec<
         }
     };
     let head = if config["tie_word_embeddings"] == true { "model.embed_tokens" } else { "lm_head" };
-    let mut caches: Vec<(Vec<Vec<f64>>, Vec<Vec<f64>>)> = vec![Default::default(); size("num_hidden_layers")];
+    // Keys and values of each layer, `[position][kv_heads * dim]`.
+    let mut caches: Vec<(Table, Table)> = vec![Default::default(); size("num_hidden_layers")];
     let mut scored = Vec::new();
     for (position, &id) in ids[..ids.len() - 1].iter().enumerate() {
         let table = get("model.embed_tokens.weight").unwrap();
