@@ -524,6 +524,7 @@ pub enum Event {
         /// After this optimizer step.
         step: usize,
         /// Mean negative log-likelihood of a labelled token, in nats.
+        #[serde(with = "crate::abi::float")]
         loss: f64,
         /// Labelled tokens.
         tokens: u64,
@@ -554,13 +555,15 @@ pub struct StepEvent {
     /// Epochs completed after it.
     pub epoch: f64,
     /// Mean negative log-likelihood per labelled token of this step, in nats.
+    #[serde(with = "crate::abi::float")]
     pub loss: f64,
     /// The share of each micro-batch in `loss` (they add up to it).
-    #[serde(default)]
+    #[serde(default, with = "crate::abi::float::list")]
     pub micro_losses: Vec<f64>,
     /// The learning rate used.
     pub learning_rate: f64,
     /// Global L2 norm of the gradient before clipping.
+    #[serde(with = "crate::abi::float")]
     pub grad_norm: f64,
     /// Labelled tokens in this step.
     pub label_tokens: u64,

@@ -90,9 +90,9 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
             .map_err(|e| Error::failed("could not write JSON").at(self.path.display()).because(e))?;
         text.push(b'\n');
         // One write of the whole line: a crash leaves a prefix, which `open` recognises by the missing newline.
-        self.file.write_all(&text).map_err(|e| {
-            Error::io("write", &self.path, e).help("free some space and run again: what was stored stays")
-        })
+        self.file
+            .write_all(&text)
+            .map_err(|e| Error::io("write", &self.path, e).help("free some space and run again: what was stored stays"))
     }
 }
 

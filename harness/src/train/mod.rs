@@ -1,5 +1,8 @@
 //! What training is told and what it leaves: configuration, schedule, plan, checkpoint state, log.
 
 mod config;
+pub mod log;
+pub mod plan;
+pub mod schedule;
 
 pub use config::LoraConfig;

@@ -1,0 +1,255 @@
+//! Looks at the data before anything is trained on it: repeated questions, questions that leak from one split into
+//! another, lengths, cuts, broken rows.
+//!
+//! A leak makes a held-out score worthless, so near copies count too: two questions are near when the Jaccard index of
+//! their sets of character n-grams is at least a threshold. The search is exact, not sampled: by prefix filtering (Bayardo,
+//! Ma, Srikant 2007), a pair can only reach the threshold if the rarest n-grams of both overlap.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use unicode_normalization::UnicodeNormalization;
+
+use super::format::Examples;
+use super::record::{BadRow, Record};
+
+/// What counts as near.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditOptions {
+    /// Characters per n-gram; at least 1.
+    pub ngram: usize,
+    /// Smallest Jaccard index of a near pair, above 0; above 1 looks for exact copies only.
+    pub threshold: f64,
+}
+
+impl Default for AuditOptions {
+    /// Trigrams and 0.8.
+    fn default() -> Self {
+        AuditOptions { ngram: 3, threshold: 0.8 }
+    }
+}
+
+/// Everything the audit found. Ordered as the data is; the same on every machine.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DataAudit {
+    /// What counted as near.
+    pub options: AuditOptions,
+    /// Split name to its numbers.
+    pub splits: BTreeMap<String, SplitAudit>,
+    /// Pairs within one split.
+    pub duplicates: Vec<Pair>,
+    /// Pairs across splits.
+    pub leaks: Vec<Pair>,
+    /// Lines that could not be read.
+    pub bad_rows: Vec<BadRow>,
+}
+
+/// The numbers of one split.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SplitAudit {
+    /// Rows.
+    pub records: usize,
+    /// Rows with reasoning.
+    pub with_think: usize,
+    /// Tokens of the prompt, if the split was tokenized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens: Option<Lengths>,
+    /// Tokens of a whole example before it is cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_tokens: Option<Lengths>,
+    /// Ids of rows that were cut.
+    #[serde(default)]
+    pub truncated: Vec<String>,
+    /// Ids of rows left out because nothing to train on was left.
+    #[serde(default)]
+    pub dropped: Vec<String>,
+}
+
+/// How long things are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lengths {
+    /// Shortest.
+    pub min: usize,
+    /// Lower median.
+    pub median: usize,
+    /// Nearest-rank 95th percentile.
+    pub p95: usize,
+    /// Longest.
+    pub max: usize,
+    /// Arithmetic mean.
+    pub mean: f64,
+    /// All together.
+    pub sum: usize,
+}
+
+impl Lengths {
+    /// Of any number of lengths; `None` of none.
+    pub fn of(lengths: impl IntoIterator<Item = usize>) -> Option<Self> {
+        let mut sorted: Vec<usize> = lengths.into_iter().collect();
+        sorted.sort_unstable();
+        let (min, max) = (*sorted.first()?, *sorted.last()?);
+        let n = sorted.len();
+        let sum: usize = sorted.iter().sum();
+        let p95 = sorted[(n * 95).div_ceil(100) - 1];
+        Some(Lengths { min, median: sorted[(n - 1) / 2], p95, max, mean: sum as f64 / n as f64, sum })
+    }
+}
+
+/// Two questions that are the same or nearly so.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pair {
+    /// The earlier one.
+    pub first: Place,
+    /// The later one.
+    pub second: Place,
+    /// Jaccard index of the n-gram sets; 1 with `exact` means equal after normalisation.
+    pub similarity: f64,
+    /// Equal after NFKC and folding of white space.
+    pub exact: bool,
+}
+
+/// Where a record stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The split.
+    pub split: String,
+    /// The record's id.
+    pub id: String,
+    /// Its line in its file.
+    pub line: usize,
+}
+
+/// Compares all questions of all splits; of equal questions each is paired with the first of its kind per split only, so
+/// that a question repeated k times in one split gives k - 1 duplicates.
+pub fn audit(splits: &[(&str, &[Record])], options: AuditOptions) -> DataAudit {
+    let mut result = DataAudit { options, ..DataAudit::default() };
+    let mut all = Vec::new();
+    for (split, (name, records)) in splits.iter().enumerate() {
+        let with_think = records.iter().filter(|r| !r.think.is_empty()).count();
+        let numbers = SplitAudit { records: records.len(), with_think, ..SplitAudit::default() };
+        result.splits.insert((*name).to_string(), numbers);
+        all.extend(records.iter().map(|record| (split, record, normalize(&record.question))));
+    }
+    let place = |index: usize| {
+        let (split, record, _) = &all[index];
+        Place { split: splits[*split].0.to_string(), id: record.id.clone(), line: record.line }
+    };
+    // The first row of each question in each split stands for its copies there.
+    let mut kinds: BTreeMap<&str, BTreeMap<usize, usize>> = BTreeMap::new();
+    let mut pairs = Vec::new();
+    for (index, (split, _, question)) in all.iter().enumerate() {
+        let firsts = kinds.entry(question).or_default();
+        match firsts.get(split) {
+            Some(&first) => pairs.push((first, index, 1.0, true)),
+            None => {
+                pairs.extend(firsts.values().map(|&first| (first, index, 1.0, true)));
+                firsts.insert(*split, index);
+            }
+        }
+    }
+    let representatives: Vec<(&str, Vec<usize>)> =
+        kinds.iter().map(|(text, firsts)| (*text, firsts.values().copied().collect())).collect();
+    let texts: Vec<&str> = representatives.iter().map(|(text, _)| *text).collect();
+    for (a, b, similarity) in near_pairs(&texts, options) {
+        for &x in &representatives[a].1 {
+            for &y in &representatives[b].1 {
+                pairs.push((x.min(y), x.max(y), similarity, false));
+            }
+        }
+    }
+    pairs.sort_by_key(|&(a, b, ..)| (a, b));
+    for (a, b, similarity, exact) in pairs {
+        let pair = Pair { first: place(a), second: place(b), similarity, exact };
+        if all[a].0 == all[b].0 { result.duplicates.push(pair) } else { result.leaks.push(pair) }
+    }
+    result
+}
+
+impl DataAudit {
+    /// Adds what tokenizing showed about `split`.
+    pub fn add_examples(&mut self, split: &str, examples: &Examples) {
+        let numbers = self.splits.entry(split.to_string()).or_default();
+        numbers.prompt_tokens = Lengths::of(examples.examples.iter().map(|e| e.prompt_len));
+        numbers.total_tokens = Lengths::of(examples.examples.iter().map(|e| e.full_len));
+        numbers.truncated = examples.truncated.clone();
+        numbers.dropped = examples.dropped.clone();
+    }
+}
+
+/// NFKC, white space folded to single spaces, trimmed.
+pub fn normalize(text: &str) -> String {
+    let text: String = text.nfkc().collect();
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Pairs of different texts with a Jaccard index of at least the threshold, as (smaller index, larger index, index).
+fn near_pairs(texts: &[&str], options: AuditOptions) -> Vec<(usize, usize, f64)> {
+    let t = options.threshold.max(f64::MIN_POSITIVE);
+    if t > 1.0 {
+        return Vec::new();
+    }
+    let grams: Vec<BTreeSet<Vec<char>>> = texts.par_iter().map(|text| ngrams(text, options.ngram.max(1))).collect();
+    // Rank n-grams from rare to frequent, ties by text, so that prefixes are selective and the order is fixed.
+    let mut frequency: BTreeMap<&[char], usize> = BTreeMap::new();
+    for gram in grams.iter().flatten() {
+        *frequency.entry(gram).or_default() += 1;
+    }
+    let mut ranked: Vec<(usize, &[char])> = frequency.iter().map(|(gram, &count)| (count, *gram)).collect();
+    ranked.sort_unstable();
+    let rank: HashMap<&[char], u32> = (0..).zip(&ranked).map(|(rank, (_, gram))| (*gram, rank)).collect();
+    let sets: Vec<Vec<u32>> = grams
+        .par_iter()
+        .map(|grams| {
+            let mut set: Vec<u32> = grams.iter().map(|gram| rank[gram.as_slice()]).collect();
+            set.sort_unstable();
+            set
+        })
+        .collect();
+    // A pair at or above t shares at least ceil(t * len) n-grams, hence one among the first len - ceil(t * len) + 1.
+    // The small number keeps a product that was rounded up from shortening the prefix.
+    let prefix = |set: &[u32]| set.len() - ((t * set.len() as f64 - 1e-9).ceil() as usize).clamp(1, set.len()) + 1;
+    let mut holders: HashMap<u32, Vec<usize>> = HashMap::new();
+    for (i, set) in sets.iter().enumerate().filter(|(_, set)| !set.is_empty()) {
+        for &gram in &set[..prefix(set)] {
+            holders.entry(gram).or_default().push(i);
+        }
+    }
+    sets.par_iter()
+        .enumerate()
+        .filter(|(_, set)| !set.is_empty())
+        .flat_map_iter(|(i, set)| {
+            let candidates: BTreeSet<usize> =
+                set[..prefix(set)].iter().flat_map(|gram| holders[gram].iter().copied()).filter(|&j| j > i).collect();
+            let near = candidates.into_iter().map(|j| (i, j, jaccard(set, &sets[j]))).filter(|&(.., x)| x >= t);
+            near.collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// The character n-grams of a text; a shorter text is its own only one.
+fn ngrams(text: &str, n: usize) -> BTreeSet<Vec<char>> {
+    let chars: Vec<char> = text.chars().collect();
+    if chars.len() < n {
+        return [chars].into_iter().filter(|c| !c.is_empty()).collect();
+    }
+    chars.windows(n).map(<[char]>::to_vec).collect()
+}
+
+/// Jaccard index of two ascending lists.
+fn jaccard(a: &[u32], b: &[u32]) -> f64 {
+    let (mut i, mut j, mut shared) = (0, 0, 0);
+    while i < a.len() && j < b.len() {
+        match a[i].cmp(&b[j]) {
+            std::cmp::Ordering::Less => i += 1,
+            std::cmp::Ordering::Greater => j += 1,
+            std::cmp::Ordering::Equal => {
+                shared += 1;
+                i += 1;
+                j += 1;
+            }
+        }
+    }
+    shared as f64 / (a.len() + b.len() - shared) as f64
+}

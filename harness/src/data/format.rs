@@ -1,0 +1,424 @@
+//! Records to token ids and loss masks: the prompt, the response, and where reasoning ends and the answer begins.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::record::Record;
+use super::template::{ChatTemplate, Message, RenderOptions};
+use super::tokens::Tokenizer;
+use crate::backend::{IGNORE, LabelledView, Tokens, TokensView};
+use crate::{Error, ErrorKind, Result};
+
+/// How the assistant's turn is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Output {
+    /// The recipe's `<think>{think}</think> \n {answer}`.
+    #[default]
+    Recipe,
+    /// The other recipe's `<think>{think}</think>\n{answer}`.
+    RecipeNewline,
+    /// As the chat template renders an assistant's turn with `reasoning_content`.
+    Template,
+}
+
+/// What ends a training example.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum End {
+    /// One padding token, as the recipe does. A model trained so must stop at it, see [`Formatter::stop_ids`].
+    Pad,
+    /// The tokenizer's end token.
+    Eos,
+    /// The first stop id that the template writes after the answer; what follows it is left out.
+    Template,
+}
+
+/// How rows become text and ids. Everything here shows in results, so it belongs into the report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FormatOptions {
+    /// The system turn, also in place of one that a chat row brings; `None` keeps the row's, if it has one.
+    pub system: Option<String>,
+    /// How the assistant's turn is written.
+    pub output: Output,
+    /// What ends an example; by default [`End::Template`] with [`Output::Template`], else [`End::Pad`].
+    pub end: Option<End>,
+    /// Examples are cut to so many tokens, keeping the start; at least 1.
+    pub max_length: usize,
+    /// Qwen3's switch, told to the template where set.
+    pub enable_thinking: Option<bool>,
+    /// The time that templates are told, for those that print the date.
+    pub now: Option<i64>,
+}
+
+impl Default for FormatOptions {
+    /// The recipe's, without a system turn: 2048 tokens, `<think>{think}</think> \n {answer}`, a padding token as the end.
+    fn default() -> Self {
+        FormatOptions {
+            system: None,
+            output: Output::Recipe,
+            end: None,
+            max_length: 2048,
+            enable_thinking: None,
+            now: None,
+        }
+    }
+}
+
+/// The system turn of the recipe.
+pub const RECIPE_SYSTEM: &str = "你是一个医学专家，你需要根据用户的问题，给出带有思考的回答。";
+
+/// A rendered prompt: everything up to where the assistant begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenderedPrompt {
+    /// The text.
+    pub text: String,
+    /// Its ids.
+    pub ids: Vec<u32>,
+}
+
+/// One training or scoring example. `ids = prompt + think + answer`; the last two are contiguous.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Example {
+    /// The record's id.
+    pub id: String,
+    /// Token ids, at most `max_length`.
+    pub ids: Vec<u32>,
+    /// The id at each position of the response, [`IGNORE`] on the prompt. Same length as `ids`, not shifted.
+    pub labels: Vec<i32>,
+    /// How many ids are the prompt.
+    pub prompt_len: usize,
+    /// Positions of the reasoning with its tags: tokens that begin before the end of `</think>`. Empty if there is none.
+    pub think: Range<usize>,
+    /// Positions of the rest of the response: separator, answer and end token.
+    pub answer: Range<usize>,
+    /// UTF-8 bytes of the text that the tokens of `think` came from.
+    pub think_bytes: usize,
+    /// UTF-8 bytes of the text that the tokens of `answer` came from; the end token counts none.
+    pub answer_bytes: usize,
+    /// Something was cut off.
+    pub truncated: bool,
+    /// Length before it was cut.
+    pub full_len: usize,
+}
+
+impl Example {
+    /// Whether any token after the first is trained on; the first has no prefix to be predicted from.
+    pub fn has_labels(&self) -> bool {
+        self.labels.iter().skip(1).any(|&label| label != IGNORE)
+    }
+}
+
+/// Ragged rows with labels, owned: what a trainer is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LabelledRows {
+    tokens: Tokens,
+    labels: Vec<i32>,
+}
+
+impl LabelledRows {
+    /// Appends a row.
+    ///
+    /// # Errors
+    /// If there is not one label per id.
+    pub fn push(&mut self, ids: &[u32], labels: &[i32]) -> Result<()> {
+        if ids.len() != labels.len() {
+            return Err(Error::data(format!("{} labels for {} ids", labels.len(), ids.len())));
+        }
+        self.tokens.push(ids);
+        self.labels.extend_from_slice(labels);
+        Ok(())
+    }
+    /// How many rows.
+    pub fn len(&self) -> usize {
+        self.tokens.view().rows()
+    }
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// The ids alone.
+    pub fn tokens(&self) -> TokensView<'_> {
+        self.tokens.view()
+    }
+    /// A borrowed view.
+    pub fn view(&self) -> LabelledView<'_> {
+        LabelledView::new(self.tokens.view(), &self.labels).expect("push keeps one label per id")
+    }
+}
+
+/// The examples of a split, and what truncation did to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Examples {
+    /// In the order of the records, without the dropped ones.
+    pub examples: Vec<Example>,
+    /// Ids of records that were cut to `max_length` (the dropped ones included).
+    pub truncated: Vec<String>,
+    /// Ids of records left out because nothing to train on was left after the cut.
+    pub dropped: Vec<String>,
+}
+
+impl Examples {
+    /// As a trainer's rows.
+    pub fn rows(&self) -> LabelledRows {
+        let mut rows = LabelledRows::default();
+        for example in &self.examples {
+            rows.push(&example.ids, &example.labels).expect("an example has one label per id");
+        }
+        rows
+    }
+}
+
+/// Renders and tokenizes records.
+#[derive(Clone, Debug)]
+pub struct Formatter {
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    options: FormatOptions,
+}
+
+/// The response as text, and how many of its bytes are the reasoning with its tags.
+struct Response {
+    text: String,
+    think_bytes: usize,
+}
+
+impl Formatter {
+    /// Puts the parts together.
+    ///
+    /// # Errors
+    /// If `max_length` is 0, the end is [`End::Template`] without [`Output::Template`], or the tokenizer has no token for
+    /// the end that is asked for.
+    pub fn new(template: ChatTemplate, tokenizer: Tokenizer, options: FormatOptions) -> Result<Self> {
+        if options.max_length == 0 {
+            return Err(Error::usage("max_length must be at least 1"));
+        }
+        let formatter = Formatter { template, tokenizer, options };
+        match formatter.end() {
+            End::Template if formatter.options.output != Output::Template => Err(Error::usage(
+                "the end `template` needs the output `template`: the recipe's outputs have no end of turn",
+            )
+            .help("choose the end `pad` or `eos`, or the output `template`")),
+            End::Pad if formatter.tokenizer.pad_id().is_none() => {
+                Err(Error::data("the tokenizer names no padding token")
+                    .help("choose the end `template`, or set pad_token in tokenizer_config.json"))
+            }
+            End::Eos if formatter.tokenizer.eos_id().is_none() => Err(Error::data("the tokenizer names no end token")
+                .help("choose another end, or set eos_token in tokenizer_config.json")),
+            _ => Ok(formatter),
+        }
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+    /// The template.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.template
+    }
+    /// The options.
+    pub fn options(&self) -> &FormatOptions {
+        &self.options
+    }
+    /// What ends an example.
+    pub fn end(&self) -> End {
+        self.options.end.unwrap_or(match self.options.output {
+            Output::Template => End::Template,
+            Output::Recipe | Output::RecipeNewline => End::Pad,
+        })
+    }
+    /// The ids that must end generation: the tokenizer's, and the padding token where examples end with it.
+    pub fn stop_ids(&self) -> Vec<u32> {
+        let mut ids = self.tokenizer.stop_ids().to_vec();
+        if self.end() == End::Pad {
+            ids.extend(self.tokenizer.pad_id());
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// The prompt of a record. It is not cut to `max_length`.
+    ///
+    /// # Errors
+    /// If the template or the tokenizer fails.
+    pub fn prompt(&self, record: &Record) -> Result<RenderedPrompt> {
+        let text = self.render(&self.question(record), true)?;
+        let ids = self.tokenizer.encode(&text).map_err(|e| about(record, e))?;
+        Ok(RenderedPrompt { text, ids })
+    }
+
+    /// The training example of a record: the prompt's ids, then the response's, tokenized apart as the recipe does, then
+    /// the end. With [`Output::Template`] prompt and response are rendered and tokenized as one text, as a chat model will
+    /// see it; the prompt must be a prefix of that text and its ids of those ids.
+    ///
+    /// # Errors
+    /// If the template or the tokenizer fails, or with [`Output::Template`] the prompt is no such prefix or nothing ends
+    /// the turn.
+    pub fn example(&self, record: &Record) -> Result<Example> {
+        let prompt = self.prompt(record)?;
+        let (response, tokens) = match self.options.output {
+            Output::Template => self.templated(record, &prompt)?,
+            Output::Recipe => self.literal(record, " \n ")?,
+            Output::RecipeNewline => self.literal(record, "\n")?,
+        };
+        let prompt_len = prompt.ids.len();
+        let mut ids = prompt.ids;
+        let (tail, mut spans): (Vec<u32>, Vec<Range<usize>>) = tokens.into_iter().unzip();
+        ids.extend(tail);
+        let end = match self.end() {
+            End::Pad => self.tokenizer.pad_id(),
+            End::Eos => self.tokenizer.eos_id(),
+            End::Template => None,
+        };
+        if let Some(end) = end {
+            ids.push(end);
+            spans.push(response.text.len()..response.text.len());
+        }
+        let full_len = ids.len();
+        ids.truncate(self.options.max_length);
+        let prompt_len = prompt_len.min(ids.len());
+        spans.truncate(ids.len() - prompt_len);
+        let mut labels = vec![IGNORE; prompt_len];
+        for &id in &ids[prompt_len..] {
+            labels
+                .push(i32::try_from(id).map_err(|_| about(record, Error::data(format!("the id {id} is too large"))))?);
+        }
+        let think_tokens = spans.iter().take_while(|span| span.start < response.think_bytes).count();
+        // How far into the text the kept tokens reach; a character cut in half counts in full.
+        let reach = |count: usize| spans[..count].iter().map(|span| span.end).max().unwrap_or(0);
+        let think_end = if think_tokens == 0 { 0 } else { reach(think_tokens).min(response.think_bytes) };
+        let answer_start = prompt_len + think_tokens;
+        Ok(Example {
+            id: record.id.clone(),
+            think: prompt_len..answer_start,
+            answer: answer_start..ids.len(),
+            think_bytes: think_end,
+            answer_bytes: reach(spans.len()).saturating_sub(think_end),
+            truncated: full_len > ids.len(),
+            full_len,
+            prompt_len,
+            ids,
+            labels,
+        })
+    }
+
+    /// The examples of many records, on all cores, in their order.
+    ///
+    /// # Errors
+    /// The first error in record order; [`ErrorKind::Data`] if nothing to train on is left.
+    pub fn examples(&self, records: &[Record]) -> Result<Examples> {
+        let all: Vec<Result<Example>> = records.par_iter().map(|record| self.example(record)).collect();
+        let mut result = Examples::default();
+        for example in all {
+            let example = example?;
+            if example.truncated {
+                result.truncated.push(example.id.clone());
+            }
+            if example.has_labels() {
+                result.examples.push(example);
+            } else {
+                result.dropped.push(example.id);
+            }
+        }
+        if result.examples.is_empty() && !records.is_empty() {
+            let what = format!(
+                "no answer token of any of the {} records lies within max_length = {}",
+                records.len(),
+                self.options.max_length
+            );
+            return Err(Error::new(ErrorKind::Data, what).help("raise max_length: the prompts alone are longer"));
+        }
+        Ok(result)
+    }
+
+    /// The turns up to the question.
+    fn question(&self, record: &Record) -> Vec<Message> {
+        let mut messages = Vec::new();
+        if let Some(system) = &self.options.system {
+            messages.push(Message::new("system", system));
+        }
+        let kept = record.history.iter().filter(|turn| turn.role != "system" || self.options.system.is_none());
+        messages.extend(kept.map(|turn| Message::new(&turn.role, &turn.content)));
+        messages.push(Message::new("user", &record.question));
+        messages
+    }
+
+    fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let options = RenderOptions {
+            add_generation_prompt,
+            enable_thinking: self.options.enable_thinking,
+            now: self.options.now,
+            ..RenderOptions::default()
+        };
+        self.template.render(messages, &options)
+    }
+
+    /// The recipe's response, tokenized apart from the prompt.
+    fn literal(&self, record: &Record, separator: &str) -> Result<(Response, Vec<Token>)> {
+        let think = format!("<think>{}</think>", record.think);
+        let think_bytes = think.len();
+        let response = Response { text: format!("{think}{separator}{}", record.answer), think_bytes };
+        let encoded = self.tokenizer.encode_with_spans(&response.text).map_err(|e| about(record, e))?;
+        Ok((response, encoded.ids.into_iter().zip(encoded.spans).collect()))
+    }
+
+    /// The template's response: what the rendered conversation has after the prompt, up to the end of the turn.
+    fn templated(&self, record: &Record, prompt: &RenderedPrompt) -> Result<(Response, Vec<Token>)> {
+        let mut messages = self.question(record);
+        messages.push(Message {
+            role: "assistant".into(),
+            content: record.answer.clone(),
+            reasoning_content: Some(record.think.clone()).filter(|think| !think.is_empty()),
+        });
+        let full = self.render(&messages, false)?;
+        let help = "choose the output `recipe`, or a template whose assistant turn begins as its generation prompt does \
+            (enable_thinking = false asks for an empty think block in both)";
+        let refuse = |what: &str| about(record, Error::data(what).at(self.template.origin()).help(help));
+        let text = full
+            .strip_prefix(&prompt.text)
+            .ok_or_else(|| refuse("the rendered prompt is not the beginning of the rendered conversation"))?;
+        let encoded = self.tokenizer.encode_with_spans(&full).map_err(|e| about(record, e))?;
+        if !encoded.ids.starts_with(&prompt.ids) {
+            return Err(refuse(
+                "the prompt's tokens are not the first tokens of the conversation: a token spans the border",
+            ));
+        }
+        // Look for the answer from its end, for reasoning may quote it.
+        let answer_at = text.rfind(record.answer.trim()).unwrap_or(text.len());
+        let think_bytes = text[..answer_at].rfind("</think>").map_or(0, |at| at + "</think>".len());
+        let start = prompt.text.len();
+        let tokens = encoded.ids.into_iter().zip(encoded.spans).skip(prompt.ids.len());
+        let mut tokens: Vec<Token> =
+            tokens.map(|(id, span)| (id, span.start.saturating_sub(start)..span.end.saturating_sub(start))).collect();
+        let answer_end = answer_at + record.answer.trim().len();
+        let stops = |(id, span): &Token| span.start >= answer_end && self.tokenizer.stop_ids().contains(id);
+        let Some(last) = tokens.iter().position(stops) else {
+            return Err(refuse("no stop id of the model ends the assistant's turn"));
+        };
+        tokens.truncate(last + 1);
+        // The end token is no text of the answer's.
+        let end = tokens[last].1.start;
+        tokens[last].1 = end..end;
+        Ok((Response { text: text[..end].into(), think_bytes }, tokens))
+    }
+}
+
+/// An id and the bytes of the response it came from.
+type Token = (u32, Range<usize>);
+
+fn about(record: &Record, error: Error) -> Error {
+    let what = format!("record {:?} (line {}): {}", record.id, record.line, error.what());
+    let mut wrapped = Error::new(error.kind(), what);
+    if let Some(place) = error.place() {
+        wrapped = wrapped.at(place);
+    }
+    if let Some(help) = error.help_text() {
+        wrapped = wrapped.help(help);
+    }
+    wrapped.because(error)
+}

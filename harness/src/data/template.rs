@@ -1,0 +1,222 @@
+//! Chat templates: messages to the text a model reads, exactly as transformers renders them.
+//!
+//! A template is Jinja2 written for Python. transformers renders it in a sandbox with `trim_blocks`, `lstrip_blocks`, loop
+//! controls, its own `tojson` (no HTML escapes), `raise_exception`, `strftime_now`, `{% generation %}` blocks, and the
+//! tokenizer's special tokens as variables (transformers `utils/chat_template_utils.py`). The same is set up here on
+//! minijinja; what Python does and minijinja does not is in `template/python.rs`. `harness/tests/data_template.rs` compares the two on
+//! texts that transformers rendered.
+
+mod python;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use minijinja::{Environment, Value, syntax::SyntaxConfig};
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::record::hex;
+use super::tokens::SpecialTokens;
+use crate::{Error, Result};
+
+/// The recipe's literal ChatML: every message between `<|im_start|>role\n` and `<|im_end|>\n`, nothing else.
+const CHATML_RECIPE: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + \
+    '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+/// Bounds the work of a template, so that a hostile one ends with an error (about a second).
+const FUEL: u64 = 20_000_000;
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, `tool`.
+    pub role: String,
+    /// The text.
+    pub content: String,
+    /// An assistant's reasoning, kept apart from its answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+}
+
+impl Message {
+    /// A message without reasoning.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Message { role: role.into(), content: content.into(), reasoning_content: None }
+    }
+}
+
+/// What a template is told besides the messages.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RenderOptions {
+    /// End with the start of an assistant's turn.
+    pub add_generation_prompt: bool,
+    /// Qwen3's switch; `None` leaves the variable undefined, as a call without it does.
+    pub enable_thinking: Option<bool>,
+    /// More variables (`tools`, `documents`, whatever the template knows).
+    pub extra: BTreeMap<String, serde_json::Value>,
+    /// Seconds since 1970 (UTC) that `strftime_now` tells; `None` is the clock's. A report that must render again should
+    /// set it: a template that prints the date changes every prompt every day.
+    pub now: Option<i64>,
+}
+
+/// A compiled chat template with the tokenizer's special tokens.
+#[derive(Clone, Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    origin: String,
+    special: SpecialTokens,
+}
+
+const NAME: &str = "chat_template";
+
+impl ChatTemplate {
+    /// The template of a model folder: `chat_template.jinja`, else `chat_template` in `tokenizer_config.json` (a text, or a
+    /// list of named ones, of which `default` is taken), with the folder's special tokens.
+    ///
+    /// # Errors
+    /// If there is none, or it does not compile.
+    pub fn from_model_dir(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::named_in_model_dir(dir, "default")
+    }
+
+    /// The template called `name` of a model folder: in the list of `tokenizer_config.json`, or
+    /// `additional_chat_templates/NAME.jinja`; `default` is the unnamed one.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::from_model_dir`]; the message lists the names there are.
+    pub fn named_in_model_dir(dir: impl AsRef<Path>, name: &str) -> Result<Self> {
+        let dir = dir.as_ref();
+        let special = SpecialTokens::from_model_dir(dir)?;
+        let file = match name {
+            "default" => dir.join("chat_template.jinja"),
+            _ => dir.join("additional_chat_templates").join(format!("{name}.jinja")),
+        };
+        if file.is_file() {
+            let source = std::fs::read_to_string(&file).map_err(|e| Error::io("read the chat template", &file, e))?;
+            return Self::new(&source, &file.display().to_string(), special);
+        }
+        let config = dir.join("tokenizer_config.json");
+        let mut names = Vec::new();
+        match super::tokens::read_json(&config)?.and_then(|mut c| c.get_mut("chat_template").map(std::mem::take)) {
+            Some(serde_json::Value::String(source)) if name == "default" => {
+                return Self::new(&source, &config.display().to_string(), special);
+            }
+            Some(serde_json::Value::Array(list)) => {
+                for entry in &list {
+                    let text = |key: &str| entry.get(key).and_then(serde_json::Value::as_str);
+                    match (text("name"), text("template")) {
+                        (Some(n), Some(source)) if n == name => {
+                            return Self::new(source, &format!("{} ({name})", config.display()), special);
+                        }
+                        (Some(n), _) => names.push(n.to_string()),
+                        (None, _) => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+        let what = match &names[..] {
+            [] => format!("the model folder has no chat template {name:?}"),
+            names => format!("the model folder has no chat template {name:?}, only {}", names.join(", ")),
+        };
+        Err(Error::data(what).at(dir.display()).help(
+            "add a chat_template.jinja to the folder, or choose the template `chatml-recipe` in the suite, which needs none",
+        ))
+    }
+
+    /// The recipe's literal ChatML text; needs no model folder.
+    pub fn chatml_recipe() -> Self {
+        Self::new(CHATML_RECIPE, "chatml-recipe", SpecialTokens::default()).expect("the built-in template compiles")
+    }
+
+    /// Compiles `source`; `origin` names it in errors.
+    ///
+    /// # Errors
+    /// If it does not compile.
+    pub fn new(source: &str, origin: &str, special: SpecialTokens) -> Result<Self> {
+        // As Jinja2 reads it: one kind of line end.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let mut environment = python::environment();
+        environment.set_fuel(Some(FUEL));
+        environment.set_syntax(
+            SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().expect("the standard delimiters"),
+        );
+        environment
+            .add_template_owned(NAME, without_generation_tags(&source))
+            .map_err(|e| template_error("the chat template does not compile", origin, e))?;
+        Ok(ChatTemplate { environment, source, origin: origin.into(), special })
+    }
+
+    /// The conversation as text.
+    ///
+    /// # Errors
+    /// If the template refuses it (`raise_exception`) or fails.
+    pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<String> {
+        let fail = |e| template_error("the chat template cannot be rendered", &self.origin, e);
+        // The order is transformers': what the caller gives wins over the tokenizer's tokens.
+        let mut variables: BTreeMap<&str, Value> =
+            self.special.named().map(|(name, token)| (name, Value::from(token))).collect();
+        variables.insert("tools", Value::from(()));
+        variables.insert("documents", Value::from(()));
+        for (name, value) in &options.extra {
+            variables.insert(name, Value::from(minijinja::value::Serde(value)));
+        }
+        if let Some(thinking) = options.enable_thinking {
+            variables.insert("enable_thinking", Value::from(thinking));
+        }
+        variables.insert("messages", messages.iter().map(as_template_message).collect());
+        variables.insert("add_generation_prompt", Value::from(options.add_generation_prompt));
+        if let Some(now) = options.now {
+            variables.insert(python::NOW, Value::from(now));
+        }
+        let template = self.environment.get_template(NAME).map_err(fail)?;
+        template.render(Value::from_pairs(variables)).map_err(fail)
+    }
+
+    /// The template's text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+    /// Where it came from.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+    /// SHA-256 of the text, in hexadecimal.
+    pub fn sha256(&self) -> String {
+        hex(&Sha256::digest(self.source.as_bytes()))
+    }
+}
+
+/// transformers also tells the reasoning under the name `thinking`.
+fn as_template_message(message: &Message) -> Value {
+    let reasoning = message.reasoning_content.as_deref();
+    let fields = [
+        ("thinking", reasoning),
+        ("role", Some(message.role.as_str())),
+        ("content", Some(message.content.as_str())),
+        ("reasoning_content", reasoning),
+    ];
+    Value::from_pairs(fields.into_iter().filter_map(|(name, text)| text.map(|text| (name, text))))
+}
+
+/// `{% generation %}` marks what an assistant said, for loss masks that Karat makes itself. A `with` block renders the
+/// same text under the same scoping.
+fn without_generation_tags(source: &str) -> String {
+    static TAG: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r"\{%([-+]?)(\s*)(end)?generation(\s*)([-+]?)%\}").expect("the pattern is well formed")
+    });
+    TAG.replace_all(source, "{%$1$2${3}with$4$5%}").into_owned()
+}
+
+fn template_error(what: &str, origin: &str, error: minijinja::Error) -> Error {
+    let place = match error.line() {
+        Some(line) => format!("{origin}:{line}"),
+        None => origin.into(),
+    };
+    let reason = error.detail().map_or_else(|| error.to_string(), str::to_string);
+    Error::data(format!("{what}: {reason}")).at(place).because(error)
+}

@@ -1,0 +1,446 @@
+//! From a run's results to its report: [`build`], a pure function.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::backend::{SessionInfo, StepEvent, StopReason, TrainSummary};
+use crate::error::{Error, Result};
+use crate::eval::stats::StatsOptions;
+use crate::eval::{Item, ItemResult};
+
+use super::model::*;
+use super::significance;
+use super::warning::{self, Warning};
+
+/// All that a report is made of.
+#[derive(Clone, Debug)]
+pub struct Inputs<'a> {
+    /// The language of its pages.
+    pub language: Language,
+    /// The experiment.
+    pub suite: Suite,
+    /// Every seed by purpose.
+    pub seeds: BTreeMap<String, u64>,
+    /// Hashes of what must be equal for a comparison.
+    pub fingerprints: Fingerprints,
+    /// Where the items come from.
+    pub data: Data,
+    /// How texts were generated.
+    pub decoding: Decoding,
+    /// How intervals and p-values are drawn.
+    pub stats: StatsOptions,
+    /// The items, in the order of the data.
+    pub items: &'a [Item],
+    /// The models, in the order of the columns: base, lora, full.
+    pub models: Vec<ModelRun>,
+    /// The metrics, in the order of the rows.
+    pub metrics: Vec<MetricInfo>,
+    /// Ids of the items shown in full; empty takes [`Inputs::EXAMPLES`] evenly spread over the data.
+    pub examples: Vec<String>,
+    /// Overfitting is named when the last evaluation loss is above the best by more than this share of it.
+    pub overfitting_margin: f64,
+    /// What the caller found, on top of what `build` finds.
+    pub warnings: Vec<Warning>,
+    /// What is volatile; `costs` is filled from the models.
+    pub environment: Environment,
+}
+
+impl Inputs<'_> {
+    /// How many items a report shows in full.
+    pub const EXAMPLES: usize = 5;
+    /// The usual [`Inputs::overfitting_margin`].
+    pub const OVERFITTING_MARGIN: f64 = 0.02;
+}
+
+/// What one model did.
+#[derive(Clone, Debug)]
+pub struct ModelRun {
+    /// Unique within the report.
+    pub name: String,
+    /// Its part.
+    pub role: Role,
+    /// SHA-256 over its checkpoint's files.
+    pub checkpoint_sha256: String,
+    /// What its session said.
+    pub session: SessionInfo,
+    /// Its results, in any order; an item without one counts as missing.
+    pub items: Vec<ItemResult>,
+    /// Corpus values by metric name, for metrics that are pooled over the items. Metrics not named here are means.
+    pub pooled: BTreeMap<String, Pooled>,
+    /// How it was trained, if in this run.
+    pub training: Option<TrainingRecord>,
+    /// What it cost. `device`, `threads` and `kernels` are filled from the session.
+    pub cost: Cost,
+}
+
+/// A value pooled over the items, with its interval if one was drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Pooled {
+    /// The value, none where undefined.
+    pub value: Option<f64>,
+    /// Its interval.
+    pub interval: Option<(f64, f64)>,
+}
+
+/// What training left behind.
+#[derive(Clone, Debug)]
+pub struct TrainingRecord {
+    /// Every optimizer step.
+    pub events: Vec<StepEvent>,
+    /// Evaluations: after which step, mean loss in nats a token.
+    pub evaluations: Vec<(usize, f64)>,
+    /// Totals.
+    pub summary: TrainSummary,
+}
+
+/// What a metric is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MetricInfo {
+    /// The name in [`ItemResult::metrics`].
+    pub name: String,
+    /// What an English table calls it.
+    pub title_en: String,
+    /// What a Chinese table calls it.
+    pub title_zh: String,
+    /// Its unit, empty for a plain number.
+    pub unit: String,
+    /// Which way is better.
+    pub direction: Direction,
+    /// Decimals in tables.
+    pub decimals: usize,
+    /// Named in the verdict and drawn in `metrics.svg`.
+    pub headline: bool,
+}
+
+/// Makes the report. Pure: the same inputs give the same report.
+///
+/// # Errors
+/// Two models, items or metrics of one name, a model with a result for an unknown item or two for one, an example
+/// that is no item.
+pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
+    check_names("model", inputs.models.iter().map(|m| m.name.as_str()))?;
+    check_names("metric", inputs.metrics.iter().map(|m| m.name.as_str()))?;
+    check_names("item", inputs.items.iter().map(|i| i.id.as_str()))?;
+    let runs = inputs.models.iter().map(|m| Ok((m, by_item(m, inputs.items)?))).collect::<Result<Vec<Run<'_>>>>()?;
+
+    let models: Vec<Model> = runs.iter().map(|run| model(run, inputs.overfitting_margin)).collect();
+    let metrics: Vec<Metric> = inputs.metrics.iter().map(|info| metric(info, &runs, inputs)).collect();
+    let comparisons: Vec<Comparison> =
+        pairs(&inputs.models).map(|(a, b)| compare(&runs[a], &runs[b], &metrics, inputs)).collect();
+    let mut warnings = inputs.warnings.clone();
+    warnings.extend(warning::find(inputs.items.len(), &inputs.data, &models, &metrics, &comparisons));
+
+    let mut data = inputs.data.clone();
+    data.bad_rows.truncate(Data::LISTED_BAD_ROWS);
+    let mut environment = inputs.environment.clone();
+    environment.costs = inputs.models.iter().map(|m| (m.name.clone(), cost(m))).collect();
+    for (name, record) in inputs.models.iter().filter_map(|m| Some((&m.name, m.training.as_ref()?))) {
+        let folder = record.summary.last_checkpoint.display().to_string();
+        environment.paths.insert(format!("checkpoint {name}"), folder);
+    }
+
+    Ok(Report {
+        schema_version: SCHEMA_VERSION,
+        language: inputs.language,
+        suite: inputs.suite.clone(),
+        seeds: inputs.seeds.clone(),
+        fingerprints: inputs.fingerprints.clone(),
+        data,
+        decoding: inputs.decoding.clone(),
+        statistics: inputs.stats.clone(),
+        items: inputs.items.iter().map(|item| item_row(item, &runs)).collect(),
+        examples: examples(inputs, &runs)?,
+        models,
+        metrics,
+        comparisons,
+        warnings,
+        environment,
+    })
+}
+
+/// A model with its results by item id.
+type Run<'a> = (&'a ModelRun, BTreeMap<&'a str, &'a ItemResult>);
+
+fn check_names<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(Error::data(format!("two {what}s of a report are called `{name}`"))
+                .help(format!("give every {what} a name of its own")));
+        }
+    }
+    Ok(())
+}
+
+fn by_item<'a>(run: &'a ModelRun, items: &[Item]) -> Result<BTreeMap<&'a str, &'a ItemResult>> {
+    let known: BTreeSet<&str> = items.iter().map(|i| i.id.as_str()).collect();
+    let mut results = BTreeMap::new();
+    for result in &run.items {
+        let id = result.prediction.id.as_str();
+        if !known.contains(id) {
+            return Err(Error::data(format!("`{id}` is no item of the report's data"))
+                .at(format!("predictions of `{}`", run.name))
+                .help("these predictions were made from other data: evaluate the model on this data first"));
+        }
+        if results.insert(id, result).is_some() {
+            return Err(
+                Error::data(format!("two predictions for `{id}`")).at(format!("predictions of `{}`", run.name))
+            );
+        }
+    }
+    Ok(results)
+}
+
+/// Base first, then full against LoRA; without these roles every model against the first.
+fn pairs(models: &[ModelRun]) -> impl Iterator<Item = (usize, usize)> {
+    let of = |role: Role| models.iter().enumerate().filter(move |(_, m)| m.role == role).map(|(i, _)| i);
+    let base = of(Role::Base).next();
+    let anchor = base.or(if models.is_empty() { None } else { Some(0) });
+    let mut pairs: Vec<(usize, usize)> =
+        anchor.into_iter().flat_map(|a| (0..models.len()).filter(move |&b| b != a).map(move |b| (a, b))).collect();
+    for lora in of(Role::Lora) {
+        for full in of(Role::Full) {
+            if !pairs.contains(&(lora, full)) && !pairs.contains(&(full, lora)) {
+                pairs.push((lora, full));
+            }
+        }
+    }
+    pairs.into_iter()
+}
+
+fn finite(x: f64) -> Option<f64> {
+    Some(x).filter(|x| x.is_finite())
+}
+
+/// The values of `metric` in the order of the items; none where the model has no result or the metric no value.
+fn values(metric: &str, run: &Run<'_>, items: &[Item]) -> Vec<Option<f64>> {
+    items.iter().map(|i| run.1.get(i.id.as_str())?.metrics.get(metric).copied()?.and_then(finite)).collect()
+}
+
+fn model((run, results): &Run<'_>, margin: f64) -> Model {
+    let mut thinking = BTreeMap::new();
+    for result in results.values() {
+        *thinking.entry(split_thinking(&result.prediction.text).state).or_insert(0) += 1;
+    }
+    Model {
+        name: run.name.clone(),
+        role: run.role,
+        checkpoint_sha256: run.checkpoint_sha256.clone(),
+        parameters: run.session.parameters,
+        adapter_parameters: run.session.adapter_parameters,
+        trainable_parameters: run.training.as_ref().map(|t| t.summary.trainable_parameters),
+        dtype: run.session.dtype.to_string(),
+        items: results.len(),
+        thinking,
+        truncated: results.values().filter(|r| r.prediction.stop != StopReason::Stop).count(),
+        training: run.training.as_ref().map(|record| training(record, margin)),
+    }
+}
+
+fn training(record: &TrainingRecord, margin: f64) -> Training {
+    let evaluations: Vec<Evaluation> =
+        record.evaluations.iter().map(|&(step, loss)| Evaluation { step, loss: finite(loss) }).collect();
+    let best = evaluations
+        .iter()
+        .copied()
+        .filter(|e| e.loss.is_some())
+        .min_by(|a, b| a.loss.unwrap_or(f64::MAX).total_cmp(&b.loss.unwrap_or(f64::MAX)));
+    // A last loss that is not a number is the worst there is.
+    let last = evaluations.last().map(|e| e.loss.unwrap_or(f64::INFINITY));
+    let overfitting = match (best.and_then(|b| b.loss), last) {
+        (Some(best), Some(last)) => last > best * (1.0 + margin),
+        _ => false,
+    };
+    let folder = |p: &std::path::Path| Some(p.file_name()?.to_string_lossy().into_owned());
+    Training {
+        steps: record.summary.steps,
+        tokens: record.summary.tokens,
+        curve: record
+            .events
+            .iter()
+            .map(|e| CurvePoint {
+                step: e.step,
+                epoch: e.epoch,
+                loss: finite(e.loss),
+                learning_rate: finite(e.learning_rate),
+                grad_norm: finite(e.grad_norm),
+            })
+            .collect(),
+        evaluations,
+        best,
+        best_checkpoint: record.summary.best_checkpoint.as_deref().and_then(folder),
+        overfitting,
+    }
+}
+
+fn metric(info: &MetricInfo, runs: &[Run<'_>], inputs: &Inputs<'_>) -> Metric {
+    let models: BTreeMap<String, MetricValue> = runs
+        .iter()
+        .map(|run| {
+            let values = values(&info.name, run, inputs.items);
+            let present: Vec<f64> = values.iter().copied().flatten().collect();
+            let pooled = run.0.pooled.get(&info.name);
+            let (value, interval) = match pooled {
+                Some(p) => (p.value.and_then(finite), p.interval),
+                None => match significance::mean_interval(&present, &inputs.stats) {
+                    Some((mean, interval)) => (Some(mean), interval),
+                    None => (None, None),
+                },
+            };
+            let value = MetricValue {
+                value,
+                pooled: pooled.is_some(),
+                n: present.len(),
+                missing: values.len() - present.len(),
+                ci_low: interval.and_then(|i| finite(i.0)),
+                ci_high: interval.and_then(|i| finite(i.1)),
+            };
+            (run.0.name.clone(), value)
+        })
+        .collect();
+    Metric {
+        name: info.name.clone(),
+        title_en: info.title_en.clone(),
+        title_zh: info.title_zh.clone(),
+        unit: info.unit.clone(),
+        direction: info.direction,
+        decimals: info.decimals,
+        headline: info.headline,
+        best: best(info.direction, runs.iter().map(|r| r.0.name.as_str()), &models),
+        models,
+    }
+}
+
+fn best<'a>(
+    direction: Direction,
+    order: impl Iterator<Item = &'a str>,
+    models: &BTreeMap<String, MetricValue>,
+) -> Vec<String> {
+    let values: Vec<(&str, f64)> = order.filter_map(|name| Some((name, models.get(name)?.value?))).collect();
+    let top = match direction {
+        Direction::Higher => values.iter().map(|v| v.1).max_by(f64::total_cmp),
+        Direction::Lower => values.iter().map(|v| v.1).min_by(f64::total_cmp),
+        Direction::Neutral => None,
+    };
+    match top {
+        Some(top) if values.len() > 1 => values.iter().filter(|v| v.1 == top).map(|v| v.0.to_string()).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn compare(baseline: &Run<'_>, candidate: &Run<'_>, metrics: &[Metric], inputs: &Inputs<'_>) -> Comparison {
+    let paired = metrics
+        .iter()
+        .map(|metric| {
+            let a = values(&metric.name, baseline, inputs.items);
+            let b = values(&metric.name, candidate, inputs.items);
+            let table = |run: &Run<'_>| metric.models.get(&run.0.name)?.value;
+            significance::Paired {
+                metric: &metric.name,
+                direction: metric.direction,
+                baseline: a,
+                candidate: b,
+                table: table(baseline).zip(table(candidate)),
+            }
+        })
+        .collect();
+    Comparison {
+        baseline: baseline.0.name.clone(),
+        candidate: candidate.0.name.clone(),
+        metrics: significance::compare(paired, &inputs.stats),
+    }
+}
+
+fn item_row(item: &Item, runs: &[Run<'_>]) -> ItemRow {
+    let models = runs
+        .iter()
+        .filter_map(|(run, results)| {
+            let result = results.get(item.id.as_str())?;
+            let values = ItemValues {
+                thinking: split_thinking(&result.prediction.text).state,
+                stop: result.prediction.stop,
+                tokens: result.prediction.ids.len(),
+                metrics: result.metrics.iter().map(|(k, v)| (k.clone(), v.and_then(finite))).collect(),
+            };
+            Some((run.name.clone(), values))
+        })
+        .collect();
+    ItemRow { id: item.id.clone(), question: item.question.clone(), models }
+}
+
+fn examples(inputs: &Inputs<'_>, runs: &[Run<'_>]) -> Result<Vec<Example>> {
+    let chosen: Vec<&Item> = if inputs.examples.is_empty() {
+        // Evenly spread over the data, so that nobody picked them.
+        let (n, shown) = (inputs.items.len(), inputs.items.len().min(Inputs::EXAMPLES));
+        (0..shown).map(|k| &inputs.items[k * n / shown]).collect()
+    } else {
+        let find = |id: &String| {
+            inputs.items.iter().find(|i| &i.id == id).ok_or_else(|| {
+                Error::usage(format!("the example `{id}` is no item of the data"))
+                    .help("name ids of held-out items, or none to have them chosen")
+            })
+        };
+        inputs.examples.iter().map(find).collect::<Result<_>>()?
+    };
+    Ok(chosen.into_iter().map(|item| example(item, runs)).collect())
+}
+
+fn example(item: &Item, runs: &[Run<'_>]) -> Example {
+    let models = runs
+        .iter()
+        .filter_map(|(run, results)| {
+            let prediction = &results.get(item.id.as_str())?.prediction;
+            let parts = split_thinking(&prediction.text);
+            let text = ExampleText {
+                think: parts.think.trim().to_string(),
+                answer: parts.answer.trim().to_string(),
+                thinking: parts.state,
+                stop: prediction.stop,
+            };
+            Some((run.name.clone(), text))
+        })
+        .collect();
+    Example {
+        id: item.id.clone(),
+        question: item.question.clone(),
+        think: item.think.trim().to_string(),
+        answer: item.answer.trim().to_string(),
+        models,
+    }
+}
+
+fn cost(run: &ModelRun) -> Cost {
+    let record = run.training.as_ref();
+    Cost {
+        train_seconds: run.cost.train_seconds.or(record.map(|t| t.summary.seconds)),
+        peak_memory: run.cost.peak_memory.or(record.and_then(|t| t.summary.peak_memory)),
+        generated_tokens: run
+            .cost
+            .generated_tokens
+            .or_else(|| Some(run.items.iter().map(|i| i.prediction.ids.len() as u64).sum())),
+        device: run.session.device.clone(),
+        threads: run.session.threads,
+        kernels: run.session.kernels.clone(),
+        ..run.cost.clone()
+    }
+}
+
+/// A generated text taken apart.
+struct Parts<'a> {
+    state: Thinking,
+    think: &'a str,
+    answer: &'a str,
+}
+
+/// Think and answer of a text; an unclosed `<think>` has no answer, whatever stands in it.
+fn split_thinking(text: &str) -> Parts<'_> {
+    let (open, body) = match text.split_once("<think>") {
+        Some((_, body)) => (true, body),
+        None => (false, text),
+    };
+    match (open, body.split_once("</think>")) {
+        (true, Some((think, answer))) => Parts { state: Thinking::Closed, think, answer },
+        (true, None) => Parts { state: Thinking::Unclosed, think: body, answer: "" },
+        (false, Some((think, answer))) => Parts { state: Thinking::CloseOnly, think, answer },
+        (false, None) => Parts { state: Thinking::None, think: "", answer: text },
+    }
+}

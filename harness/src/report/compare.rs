@@ -1,0 +1,100 @@
+//! Models of two reports, compared as if they stood in one: refused where they did not answer the same thing.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+
+use super::model::{Comparison, Report};
+use super::significance::{self, Paired};
+
+/// What keeps two reports from being compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    /// `data`, `prompts`, `template`, `decoding` or `items`.
+    pub what: &'static str,
+    /// In the first report.
+    pub first: String,
+    /// In the second report.
+    pub second: String,
+}
+
+/// Everything about which two reports differ that must be equal for a paired comparison; empty if they may be
+/// compared. A fingerprint that one of them does not know counts as different.
+pub fn mismatches(first: &Report, second: &Report) -> Vec<Mismatch> {
+    let (a, b) = (&first.fingerprints, &second.fingerprints);
+    let mut found: Vec<Mismatch> = [
+        ("data", &a.data, &b.data),
+        ("prompts", &a.prompts, &b.prompts),
+        ("template", &a.template, &b.template),
+        ("decoding", &a.decoding, &b.decoding),
+    ]
+    .into_iter()
+    .filter(|(_, a, b)| a != b || a.is_empty())
+    .map(|(what, a, b)| Mismatch { what, first: known(a), second: known(b) })
+    .collect();
+    let ids = |r: &Report| r.items.iter().map(|i| i.id.clone()).collect::<Vec<_>>();
+    let (x, y) = (ids(first), ids(second));
+    if x != y {
+        let differing = x.iter().zip(&y).position(|(a, b)| a != b).unwrap_or(x.len().min(y.len()));
+        let describe = |ids: &[String]| match ids.get(differing) {
+            Some(id) => format!("{} items, number {} is `{id}`", ids.len(), differing + 1),
+            None => format!("{} items", ids.len()),
+        };
+        found.push(Mismatch { what: "items", first: describe(&x), second: describe(&y) });
+    }
+    found
+}
+
+fn known(hash: &str) -> String {
+    if hash.is_empty() { "unknown".to_string() } else { hash.to_string() }
+}
+
+/// Compares the model `candidate` of one report with the model `baseline` of another (or the same), on all metrics
+/// that both have.
+///
+/// # Errors
+/// Unless `allow` is set, any of [`mismatches`], by name; a model that is not there; metrics of one name and two
+/// directions. With `allow`, only items present in both are paired.
+pub fn compare(
+    baseline: (&Report, &str),
+    candidate: (&Report, &str),
+    allow: bool,
+) -> Result<Comparison> {
+    let ((first, a), (second, b)) = (baseline, candidate);
+    for (report, name) in [baseline, candidate] {
+        if report.model(name).is_none() {
+            let names: Vec<&str> = report.models.iter().map(|m| m.name.as_str()).collect();
+            return Err(Error::usage(format!("there is no model `{name}` in the report of `{}`", report.suite.name))
+                .help(format!("its models are: {}", names.join(", "))));
+        }
+    }
+    let differing = mismatches(first, second);
+    if !allow && !differing.is_empty() {
+        let list: Vec<String> =
+            differing.iter().map(|m| format!("{} ({} against {})", m.what, m.first, m.second)).collect();
+        return Err(Error::usage(format!("the two reports cannot be compared: they differ in {}", list.join("; ")))
+            .help("evaluate both models on the same data, prompts and settings; --allow compares them all the same"));
+    }
+    let candidates: BTreeMap<&str, _> =
+        second.items.iter().filter_map(|i| Some((i.id.as_str(), i.models.get(b)?))).collect();
+    let mut paired = Vec::new();
+    for metric in &first.metrics {
+        let Some(other) = second.metric(&metric.name) else { continue };
+        if other.direction != metric.direction {
+            return Err(Error::data(format!("`{}` is better in opposite directions in the two reports", metric.name)));
+        }
+        let value = |m: &BTreeMap<String, Option<f64>>| m.get(&metric.name).copied().flatten();
+        paired.push(Paired {
+            metric: &metric.name,
+            direction: metric.direction,
+            baseline: first.items.iter().map(|i| value(&i.models.get(a)?.metrics)).collect(),
+            candidate: first.items.iter().map(|i| value(&candidates.get(i.id.as_str())?.metrics)).collect(),
+            table: metric.models.get(a).and_then(|v| v.value).zip(other.models.get(b).and_then(|v| v.value)),
+        });
+    }
+    Ok(Comparison {
+        baseline: a.to_string(),
+        candidate: b.to_string(),
+        metrics: significance::compare(paired, &first.statistics),
+    })
+}

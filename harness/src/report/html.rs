@@ -1,0 +1,278 @@
+//! The report as one HTML file that needs nothing else: style, script and plots are inside.
+//!
+//! Texts of models and data can hold anything, so every one of them goes through the template's escaping, and the
+//! page's own policy lets no script run but the one it was made with. Without script everything is still there; sorting
+//! and filtering are not.
+
+use base64::Engine as _;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Serde, Value};
+use minijinja::{Environment as Templates, context};
+use sha2::{Digest, Sha256};
+
+use super::model::{Comparison, Direction, Example, ItemRow, Metric, Report, Verdict};
+use super::number::{self, UNDEFINED};
+use super::words::{self, Labels};
+use super::{diff, facts, plot, tables};
+use crate::backend::StopReason;
+use crate::error::{Error, Result};
+
+const TEMPLATE: &str = include_str!("html/report.html");
+const STYLE: &str = include_str!("html/style.css");
+const SCRIPT: &str = include_str!("html/script.js");
+
+/// The page, in the report's language.
+///
+/// # Errors
+/// Only if the template itself is broken.
+pub fn render(report: &Report) -> Result<String> {
+    let broken = |e: minijinja::Error| Error::failed("could not render the report's page").because(e);
+    let mut templates = Templates::new();
+    templates.set_syntax(SyntaxConfig::builder().trim_blocks(true).build().map_err(broken)?);
+    // The name's ending turns escaping on.
+    templates.add_template("report.html", TEMPLATE).map_err(broken)?;
+    templates.get_template("report.html").and_then(|t| t.render(view(report))).map_err(broken)
+}
+
+fn view(report: &Report) -> Value {
+    let language = report.language;
+    let l = language.labels();
+    let title = if report.suite.title.is_empty() { &report.suite.name } else { &report.suite.title };
+    let svg = |text: String| Value::from_safe_string(text);
+    let warnings: Vec<Value> = report
+        .warnings
+        .iter()
+        .map(|w| context! { note => w.is_note(), text => words::warning(w, report, language) })
+        .collect();
+    let measured = !report.metrics.is_empty() && !report.models.is_empty();
+    let metrics: Vec<Value> =
+        if measured { report.metrics.iter().map(|m| metric_row(m, report)).collect() } else { Vec::new() };
+    let against = report.against_base();
+    let names = |c: &&Comparison| format!("{} {} {}", c.candidate, l.against, c.baseline);
+    let items = if measured { report.items.as_slice() } else { &[] };
+    let examples = report.examples.as_slice();
+    let trained = tables::training(report);
+    let nav: Vec<(&str, &str)> = [
+        (!metrics.is_empty(), "results", l.results),
+        (measured && !report.comparisons.is_empty(), "differences", l.differences),
+        (!trained.is_empty(), "training", l.training),
+        (!examples.is_empty(), "examples", l.examples),
+        (!items.is_empty(), "items", l.items),
+        (!report.environment.costs.is_empty(), "cost", l.cost),
+        (true, "reproduce", l.reproduce),
+    ]
+    .into_iter()
+    .filter_map(|(present, id, label)| present.then_some((id, label)))
+    .collect();
+    let page = context! {
+        l => data(l),
+        style => STYLE,
+        script => SCRIPT,
+        script_hash => format!("sha256-{}", base64::engine::general_purpose::STANDARD.encode(Sha256::digest(SCRIPT))),
+        title => title.as_str(),
+        suite => report.suite.name.as_str(),
+        verdict => words::verdict(report, language),
+        description => report.suite.description.as_str(),
+        models => report.models.iter().map(|m| context! { name => m.name.as_str(), color => color(report, &m.name) }).collect::<Vec<_>>(),
+        item_count => number::grouped(report.items.len() as u64),
+        warnings,
+        nav => data(nav),
+        metrics,
+        against => against.iter().map(names).collect::<Vec<_>>(),
+        level => number::fixed(100.0 * report.statistics.confidence, 0),
+    };
+    let sections = context! {
+        bars => report.metrics.iter().filter_map(|m| plot::metric_panel(report, m)).map(svg).collect::<Vec<_>>(),
+        comparisons => if measured { comparisons(report, l) } else { Vec::new() },
+        curves => report.models.iter().filter_map(|m| plot::curve_panel(report, m)).map(svg).collect::<Vec<_>>(),
+        training => trained.iter().map(|(model, cells)| training_row(report, model, cells)).collect::<Vec<_>>(),
+        examples => examples.iter().map(|e| example(e, report, l)).collect::<Vec<_>>(),
+        ..item_table(items, &against, report, l)
+    };
+    let foot = context! {
+        costs => tables::costs(report).iter().map(|(model, cells)| context! {
+            name => model.name.as_str(), color => color(report, &model.name), cells => data(cells),
+        }).collect::<Vec<_>>(),
+        facts => data(facts::facts(report)),
+        bad_rows => data(&report.data.bad_rows),
+        environment => data(facts::environment(report)),
+    };
+    context! { ..page, ..sections, ..foot }
+}
+
+fn data(value: impl serde::Serialize) -> Value {
+    Value::from(Serde(value))
+}
+
+fn color(report: &Report, model: &str) -> &'static str {
+    plot::color_class(report, model)
+}
+
+fn metric_row(metric: &Metric, report: &Report) -> Value {
+    let values: Vec<Value> = report
+        .models
+        .iter()
+        .map(|model| match metric.models.get(&model.name) {
+            Some(v) => context! {
+                text => number::value(metric, v),
+                spread => number::plus_minus(metric, v),
+                best => metric.best.contains(&model.name),
+            },
+            None => context! { text => UNDEFINED },
+        })
+        .collect();
+    let changes: Vec<Value> = report
+        .against_base()
+        .iter()
+        .map(|comparison| match comparison.metrics.get(&metric.name) {
+            Some(c) => context! {
+                text => number::percent_change(c.improvement_percent),
+                mark => c.mark.as_str(),
+                tone => tone(c.verdict),
+            },
+            None => context! { text => UNDEFINED },
+        })
+        .collect();
+    context! {
+        title => metric.title(report.language),
+        arrow => metric.arrow(),
+        unit => metric.unit.as_str(),
+        values,
+        changes,
+        n => tables::sample_size(metric, report),
+    }
+}
+
+fn tone(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Better => "good",
+        Verdict::Worse => "bad",
+        Verdict::Unclear | Verdict::Undefined => "soft",
+        Verdict::Different => "",
+    }
+}
+
+fn comparisons(report: &Report, l: &Labels) -> Vec<Value> {
+    let row = |metric: &Metric, comparison: &Comparison| {
+        let c = comparison.metrics.get(&metric.name)?;
+        let d = tables::difference(metric, c, report.language);
+        Some(context! {
+            title => metric.title(report.language),
+            arrow => metric.arrow(),
+            n => d.n, difference => d.difference, p => d.p, adjusted => d.adjusted, mark => d.mark,
+            wins => d.wins, detectable => d.detectable, verdict => d.verdict,
+            tone => tone(c.verdict),
+        })
+    };
+    let table = |c: &Comparison| {
+        context! {
+            title => format!("{} {} {}", c.candidate, l.against, c.baseline),
+            rows => report.metrics.iter().filter_map(|m| row(m, c)).collect::<Vec<_>>(),
+        }
+    };
+    report.comparisons.iter().map(table).collect()
+}
+
+fn training_row(report: &Report, model: &super::model::Model, cells: &[String; 7]) -> Value {
+    let [parameters, trainable, steps, tokens, train_loss, best, last] = cells;
+    context! {
+        name => model.name.as_str(), color => color(report, &model.name),
+        parameters => parameters.as_str(), trainable => trainable.as_str(), steps => steps.as_str(),
+        tokens => tokens.as_str(), train_loss => train_loss.as_str(), best => best.as_str(), last => last.as_str(),
+        overfits => model.training.as_ref().is_some_and(|t| t.overfitting),
+    }
+}
+
+fn example(example: &Example, report: &Report, l: &Labels) -> Value {
+    let text = |name: &str| match example.models.get(name) {
+        Some(t) => context! {
+            name, color => color(report, name),
+            note => words::state_note(t.thinking, t.stop, report.language),
+            think => t.think.as_str(),
+            pieces => data(if t.answer.is_empty() { Vec::new() } else { diff::pieces(&example.answer, &t.answer) }),
+            absent => l.no_answer,
+        },
+        None => context! { name, color => color(report, name), pieces => Vec::<Value>::new(), absent => l.no_result },
+    };
+    context! {
+        question => example.question.as_str(),
+        think => example.think.as_str(),
+        answer => example.answer.as_str(),
+        texts => report.models.iter().map(|m| text(&m.name)).collect::<Vec<_>>(),
+    }
+}
+
+/// The table of all items: a column a model and a column a difference, each holding the values of all metrics, of which the
+/// script shows one; without script that is the first.
+fn item_table(items: &[ItemRow], against: &[&Comparison], report: &Report, l: &Labels) -> Value {
+    // Headline metrics first: the first is what is shown.
+    let (head, rest): (Vec<&Metric>, Vec<&Metric>) = report.metrics.iter().partition(|m| m.headline);
+    let metrics = [head, rest].concat();
+    let options: Vec<Value> = metrics
+        .iter()
+        .map(|m| {
+            let better = match m.direction {
+                Direction::Higher => 1,
+                Direction::Lower => -1,
+                Direction::Neutral => 0,
+            };
+            let title = format!("{} {}", m.title(report.language), m.arrow());
+            context! { title => title.trim_end(), decimals => m.decimals, better }
+        })
+        .collect();
+    let mut columns: Vec<Value> =
+        report.models.iter().map(|m| context! { title => m.name.as_str(), color => color(report, &m.name) }).collect();
+    columns.extend(against.iter().map(|c| context! { title => format!("{} − {}", c.candidate, c.baseline) }));
+    let shows: Vec<(String, String)> = against
+        .iter()
+        .enumerate()
+        .flat_map(|(i, c)| {
+            let column = report.models.len() + i;
+            let label = |verdict| format!("{} {} {}: {}", c.candidate, l.against, c.baseline, words::verdict_word(verdict, report.language));
+            [(format!("better:{column}"), label(Verdict::Better)), (format!("worse:{column}"), label(Verdict::Worse))]
+        })
+        .collect();
+    let rows: Vec<Value> = items.iter().map(|item| item_row(item, &metrics, against, report)).collect();
+    context! { options, item_columns => columns, shows => data(shows), items => rows }
+}
+
+fn item_row(item: &ItemRow, metrics: &[&Metric], against: &[&Comparison], report: &Report) -> Value {
+    let value = |model: &str, metric: &Metric| item.models.get(model)?.metrics.get(&metric.name).copied()?;
+    let mut cells: Vec<Value> = report
+        .models
+        .iter()
+        .map(|model| {
+            let values: Vec<Option<f64>> = metrics.iter().map(|m| value(&model.name, m)).collect();
+            let cut = item.models.get(&model.name).filter(|v| v.stop != StopReason::Stop);
+            context! {
+                values => joined(&values),
+                text => shown(&values, metrics, number::fixed),
+                note => cut.map(|v| words::state_note(v.thinking, v.stop, report.language)),
+            }
+        })
+        .collect();
+    cells.extend(against.iter().map(|c| {
+        let difference = |m: &&Metric| Some(value(&c.candidate, m)? - value(&c.baseline, m)?);
+        let values: Vec<Option<f64>> = metrics.iter().map(difference).collect();
+        let tone = match (values.first().copied().flatten(), metrics.first().map(|m| m.direction)) {
+            (Some(d), Some(Direction::Higher)) if d != 0.0 => if d > 0.0 { "good" } else { "bad" },
+            (Some(d), Some(Direction::Lower)) if d != 0.0 => if d < 0.0 { "good" } else { "bad" },
+            _ => "",
+        };
+        context! { values => joined(&values), text => shown(&values, metrics, number::signed), delta => true, tone }
+    }));
+    let cut = item.models.values().any(|v| v.stop != StopReason::Stop);
+    context! { id => item.id.as_str(), question => item.question.as_str(), cut => u8::from(cut), cells }
+}
+
+/// `0.5||1`: what the script reads.
+fn joined(values: &[Option<f64>]) -> String {
+    values.iter().map(|v| v.map_or(String::new(), |v| v.to_string())).collect::<Vec<_>>().join("|")
+}
+
+fn shown(values: &[Option<f64>], metrics: &[&Metric], format: fn(f64, usize) -> String) -> String {
+    match (values.first().copied().flatten(), metrics.first()) {
+        (Some(x), Some(metric)) => format(x, metric.decimals),
+        _ => UNDEFINED.to_string(),
+    }
+}

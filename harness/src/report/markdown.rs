@@ -1,0 +1,260 @@
+//! The report as Markdown, a pure function of the JSON.
+//!
+//! Laid out as the field's tables are: one row a metric with its arrow, one column a model with ±, the best in bold,
+//! improvements over the base with significance marks. Texts of models and data are escaped: they can hold anything.
+
+use std::fmt::Write;
+
+use super::model::{Example, Language, Metric, Model, Report};
+use super::number::{self, UNDEFINED};
+use super::tables;
+use super::words::{self, Labels};
+
+/// The whole report, in its own language.
+pub fn render(report: &Report) -> String {
+    let (language, l) = (report.language, report.language.labels());
+    let mut md = String::new();
+    let title = if report.suite.title.is_empty() { &report.suite.name } else { &report.suite.title };
+    let _ = writeln!(md, "# {}\n", inline(title));
+    let _ = writeln!(md, "**{}**\n", inline(&words::verdict(report, language)));
+    if !report.suite.description.is_empty() {
+        let _ = writeln!(md, "{}\n", inline(&report.suite.description));
+    }
+    if !report.warnings.is_empty() {
+        let _ = writeln!(md, "## {}\n", l.warnings);
+        for warning in &report.warnings {
+            let sign = if warning.is_note() { "ℹ️" } else { "⚠️" };
+            let _ = writeln!(md, "- {sign} {}", inline(&words::warning(warning, report, language)));
+        }
+        md.push('\n');
+    }
+    if !report.metrics.is_empty() && !report.models.is_empty() {
+        let _ = writeln!(md, "## {}\n", l.results);
+        md.push_str(&results_table(report));
+        let _ = writeln!(md, "\n{}\n", l.legend);
+    }
+    differences(&mut md, report, l);
+    training(&mut md, report, l);
+    cost(&mut md, report, l);
+    if !report.examples.is_empty() {
+        let _ = writeln!(md, "## {}\n\n{}\n", l.examples, l.examples_help);
+        for (i, example) in report.examples.iter().enumerate() {
+            side_by_side(&mut md, i + 1, example, &report.models, language);
+        }
+    }
+    reproduce(&mut md, report, l);
+    md.truncate(md.trim_end().len());
+    md.push('\n');
+    md
+}
+
+/// The verdict, the table and its legend: what a README quotes.
+pub fn results_block(report: &Report) -> String {
+    let verdict = words::verdict(report, report.language);
+    let table = results_table(report);
+    format!("{}\n\n{table}\n<sub>{}</sub>\n", inline(&verdict), report.language.labels().legend)
+}
+
+/// The table of all metrics and models.
+pub fn results_table(report: &Report) -> String {
+    let l = report.language.labels();
+    let against = report.against_base();
+    let mut header = vec![l.metric.to_string()];
+    header.extend(report.models.iter().map(|m| cell(&m.name)));
+    header.extend(against.iter().map(|c| format!("{} {} {}", cell(&c.candidate), l.against, cell(&c.baseline))));
+    header.push("n".to_string());
+    let mut table = Table::new(header, 1);
+    for metric in &report.metrics {
+        let mut row = vec![metric_title(metric, report.language)];
+        row.extend(report.models.iter().map(|model| value_cell(metric, model)));
+        row.extend(against.iter().map(|comparison| match comparison.metrics.get(&metric.name) {
+            Some(c) => {
+                let change = number::percent_change(c.improvement_percent);
+                // Marks are literal asterisks.
+                format!("{change} {}", c.mark.replace('*', "\\*")).trim().to_string()
+            }
+            None => UNDEFINED.to_string(),
+        }));
+        row.push(tables::sample_size(metric, report));
+        table.row(row);
+    }
+    table.finish()
+}
+
+fn metric_title(metric: &Metric, language: Language) -> String {
+    let unit = if metric.unit.is_empty() { String::new() } else { format!(" ({})", cell(&metric.unit)) };
+    format!("{}{unit} {}", cell(metric.title(language)), metric.arrow()).trim_end().to_string()
+}
+
+fn value_cell(metric: &Metric, model: &Model) -> String {
+    let Some(value) = metric.models.get(&model.name) else { return UNDEFINED.to_string() };
+    let text = number::value(metric, value);
+    let text = if metric.best.contains(&model.name) { format!("**{text}**") } else { text };
+    match number::plus_minus(metric, value) {
+        Some(interval) => format!("{text} {interval}"),
+        None => text,
+    }
+}
+
+fn differences(md: &mut String, report: &Report, l: &Labels) {
+    if report.comparisons.is_empty() || report.metrics.is_empty() {
+        return;
+    }
+    let _ = writeln!(md, "## {}\n", l.differences);
+    for comparison in &report.comparisons {
+        let _ = writeln!(md, "### {} − {}\n", inline(&comparison.candidate), inline(&comparison.baseline));
+        let level = number::fixed(100.0 * report.statistics.confidence, 0);
+        let header = [
+            l.metric.into(),
+            "n".into(),
+            format!("{} [{level} %]", l.difference),
+            "p".into(),
+            l.adjusted_p.into(),
+            l.wins_losses.into(),
+            l.detectable.into(),
+            l.verdict.into(),
+        ];
+        let mut table = Table::new(header.to_vec(), 1);
+        for metric in &report.metrics {
+            let Some(c) = comparison.metrics.get(&metric.name) else { continue };
+            let d = tables::difference(metric, c, report.language);
+            let adjusted = format!("{} {}", d.adjusted, d.mark.replace('*', "\\*")).trim_end().to_string();
+            let title = metric_title(metric, report.language);
+            table.row(vec![title, d.n, d.difference, d.p, adjusted, d.wins, d.detectable, d.verdict.to_string()]);
+        }
+        let _ = writeln!(md, "{}", table.finish());
+    }
+    let _ = writeln!(md, "{}\n", l.detectable_help);
+}
+
+fn training(md: &mut String, report: &Report, l: &Labels) {
+    let rows = tables::training(report);
+    if rows.is_empty() {
+        return;
+    }
+    let _ = writeln!(md, "## {}\n", l.training);
+    let mut table = Table::new(tables::training_header(l).map(String::from).to_vec(), 1);
+    for (model, cells) in rows {
+        let overfits = model.training.as_ref().is_some_and(|t| t.overfitting);
+        let note = if overfits { format!("⚠️ {}", l.overfits) } else { String::new() };
+        table.row([vec![cell(&model.name)], cells.to_vec(), vec![note]].concat());
+    }
+    let _ = writeln!(md, "{}", table.finish());
+}
+
+fn cost(md: &mut String, report: &Report, l: &Labels) {
+    let rows = tables::costs(report);
+    if rows.is_empty() {
+        return;
+    }
+    let _ = writeln!(md, "## {}\n", l.cost);
+    let mut table = Table::new(tables::cost_header(l).map(String::from).to_vec(), 2);
+    for (model, cells) in rows {
+        table.row([vec![cell(&model.name)], cells.iter().map(|c| cell(c)).collect()].concat());
+    }
+    let _ = writeln!(md, "{}", table.finish());
+}
+
+/// An HTML table: a Markdown table cannot hold paragraphs, and an HTML block ends at the first blank line.
+fn side_by_side(md: &mut String, number: usize, example: &Example, models: &[Model], language: Language) {
+    let l = language.labels();
+    let _ = writeln!(md, "### {number}. {}\n", inline(&example.question));
+    let mut head = format!("<th>{}</th>", l.reference);
+    let mut body = format!("<td>{}{}</td>", folded(&example.think, l), html(&example.answer));
+    for model in models {
+        let _ = write!(head, "<th>{}</th>", html(&model.name));
+        match example.models.get(&model.name) {
+            None => {
+                let _ = write!(body, "<td><em>{}</em></td>", l.no_result);
+            }
+            Some(text) => {
+                let note = words::state_note(text.thinking, text.stop, language);
+                let note = if note.is_empty() { note } else { format!("<em>{}</em><br>", html(&note)) };
+                let answer =
+                    if text.answer.is_empty() { format!("<em>{}</em>", l.no_answer) } else { html(&text.answer) };
+                let _ = write!(body, "<td>{note}{}{answer}</td>", folded(&text.think, l));
+            }
+        }
+    }
+    let _ = writeln!(md, "<table>\n<tr>{head}</tr>\n<tr valign=\"top\">{body}</tr>\n</table>\n");
+}
+
+fn folded(think: &str, l: &Labels) -> String {
+    if think.is_empty() {
+        return String::new();
+    }
+    format!("<details><summary>{}</summary>{}</details>", l.think, html(think))
+}
+
+fn reproduce(md: &mut String, report: &Report, l: &Labels) {
+    let _ = writeln!(md, "## {}\n", l.reproduce);
+    for (label, text) in super::facts::facts(report) {
+        let _ = writeln!(md, "- {label}: {}", inline(&text));
+    }
+    for row in &report.data.bad_rows {
+        let _ = writeln!(md, "  - {}:{}: {}", inline(&row.file), row.line, inline(&row.reason));
+    }
+    let _ = writeln!(md, "- {}: {}", l.schema, report.schema_version);
+}
+
+/// A pipe table; the first columns are set left, the others right.
+struct Table {
+    text: String,
+}
+
+impl Table {
+    fn new(header: Vec<String>, left: usize) -> Self {
+        let rule: Vec<&str> = (0..header.len()).map(|i| if i < left { ":--" } else { "--:" }).collect();
+        let text = format!("| {} |\n| {} |\n", header.join(" | "), rule.join(" | "));
+        Table { text }
+    }
+
+    fn row(&mut self, cells: Vec<String>) {
+        let _ = writeln!(self.text, "| {} |", cells.join(" | "));
+    }
+
+    fn finish(self) -> String {
+        self.text
+    }
+}
+
+/// Text of strangers in running Markdown: one line, nothing in it is markup.
+fn inline(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '\n' | '\r' => out.push(' '),
+            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '~' | '#' | '$' => {
+                out.push('\\');
+                out.push(c);
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// The same in a table's cell.
+fn cell(text: &str) -> String {
+    inline(text).trim().to_string()
+}
+
+/// Text of strangers in an HTML block of Markdown: entities, and no blank line that would end the block.
+fn html(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\r' => {}
+            '\n' => out.push_str("<br>"),
+            c => out.push(c),
+        }
+    }
+    out
+}

@@ -1,0 +1,164 @@
+//! What a reader should know before believing a number: found in the data, worded elsewhere (`words`).
+
+use serde::{Deserialize, Serialize};
+
+use super::model::{Comparison, Data, Metric, Model, Role};
+
+/// Below this many items a report says what it cannot see.
+const FEW_ITEMS: usize = 300;
+/// From this share of texts cut off by the token limit a report warns.
+const TRUNCATED_SHARE: f64 = 0.05;
+
+/// One thing to know, with its numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Warning {
+    /// No item was evaluated.
+    NoItems,
+    /// There is no base model to compare with.
+    NoBase,
+    /// There is only one model: nothing is compared.
+    OneModel,
+    /// The evaluation loss rose after its best point.
+    Overfitting {
+        /// The model.
+        model: String,
+        /// Step of the lowest evaluation loss.
+        best_step: usize,
+        /// The lowest loss.
+        best_loss: f64,
+        /// Step of the last evaluation.
+        last_step: usize,
+        /// The last loss.
+        last_loss: f64,
+    },
+    /// Texts were cut off by the token limit.
+    Truncated {
+        /// The model.
+        model: String,
+        /// How many.
+        truncated: usize,
+        /// Of how many.
+        items: usize,
+        /// Of these, with an unclosed `<think>`: no answer at all.
+        unclosed: usize,
+    },
+    /// A metric is undefined for some items, which its table value and comparisons leave out.
+    Missing {
+        /// The model.
+        model: String,
+        /// The metric.
+        metric: String,
+        /// How many.
+        missing: usize,
+        /// Of how many.
+        items: usize,
+    },
+    /// Rows of the data could not be used.
+    BadRows {
+        /// How many.
+        count: u64,
+    },
+    /// Items that also stand in the training data.
+    Leaks {
+        /// Word for word.
+        exact: u64,
+        /// Nearly.
+        near: u64,
+    },
+    /// Few items: what could be missed.
+    FewItems {
+        /// How many.
+        items: usize,
+        /// Per headline metric, the smallest detectable difference (the largest over the comparisons).
+        detectable: Vec<(String, f64)>,
+    },
+    /// Overlap metrics do not measure correctness.
+    OverlapIsNotCorrectness,
+    /// Something the caller found.
+    Other {
+        /// In the report's language.
+        text: String,
+    },
+}
+
+impl Warning {
+    /// Whether it merely informs (and stands below the others).
+    pub fn is_note(&self) -> bool {
+        matches!(self, Warning::OverlapIsNotCorrectness | Warning::FewItems { .. })
+    }
+}
+
+/// All warnings of a report but those of the caller, the grave ones first.
+pub(super) fn find(
+    items: usize,
+    data: &Data,
+    models: &[Model],
+    metrics: &[Metric],
+    comparisons: &[Comparison],
+) -> Vec<Warning> {
+    let mut found = Vec::new();
+    if items == 0 {
+        found.push(Warning::NoItems);
+    }
+    if models.len() == 1 {
+        found.push(Warning::OneModel);
+    } else if models.iter().all(|m| m.role != Role::Base) {
+        found.push(Warning::NoBase);
+    }
+    found.extend(models.iter().filter_map(overfitting));
+    found.extend(models.iter().filter(|m| m.truncated as f64 >= TRUNCATED_SHARE * m.items.max(1) as f64).map(|m| {
+        Warning::Truncated {
+            model: m.name.clone(),
+            truncated: m.truncated,
+            items: m.items,
+            unclosed: m.thinking.get(&super::model::Thinking::Unclosed).copied().unwrap_or(0),
+        }
+    }));
+    for metric in metrics {
+        for model in models {
+            if let Some(value) = metric.models.get(&model.name).filter(|v| v.missing > 0) {
+                found.push(Warning::Missing {
+                    model: model.name.clone(),
+                    metric: metric.name.clone(),
+                    missing: value.missing,
+                    items,
+                });
+            }
+        }
+    }
+    if data.bad_row_count > 0 {
+        found.push(Warning::BadRows { count: data.bad_row_count });
+    }
+    let count = |name: &str| data.audit.get(name).copied().unwrap_or(0);
+    if count("exact_leaks") + count("near_leaks") > 0 {
+        found.push(Warning::Leaks { exact: count("exact_leaks"), near: count("near_leaks") });
+    }
+    if (1..FEW_ITEMS).contains(&items) && !comparisons.is_empty() {
+        found.push(Warning::FewItems { items, detectable: detectable(metrics, comparisons) });
+    }
+    if items > 0 {
+        found.push(Warning::OverlapIsNotCorrectness);
+    }
+    found
+}
+
+fn overfitting(model: &Model) -> Option<Warning> {
+    let training = model.training.as_ref().filter(|t| t.overfitting)?;
+    let (best, last) = (training.best?, *training.evaluations.last()?);
+    Some(Warning::Overfitting {
+        model: model.name.clone(),
+        best_step: best.step,
+        best_loss: best.loss?,
+        last_step: last.step,
+        last_loss: last.loss?,
+    })
+}
+
+fn detectable(metrics: &[Metric], comparisons: &[Comparison]) -> Vec<(String, f64)> {
+    let worst = |name: &str| {
+        comparisons.iter().filter_map(|c| c.metrics.get(name)?.detectable).max_by(|a: &f64, b| a.total_cmp(b))
+    };
+    metrics.iter().filter(|m| m.headline).filter_map(|m| Some((m.name.clone(), worst(&m.name)?))).collect()
+}

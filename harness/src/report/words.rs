@@ -1,0 +1,338 @@
+//! The report's words, English and Chinese: labels, the verdict, the warnings.
+
+use super::model::{Comparison, Direction, Language, Report, Thinking, Verdict};
+use super::number::{fixed, percent};
+use super::warning::Warning;
+use crate::backend::StopReason;
+
+macro_rules! labels {
+    ($($name:ident: $en:literal, $zh:literal;)*) => {
+        /// Labels of tables and headings in one language.
+        #[derive(Clone, Copy, Debug, serde::Serialize)]
+        pub(super) struct Labels { $(pub $name: &'static str,)* }
+        const ENGLISH: Labels = Labels { $($name: $en,)* };
+        const CHINESE: Labels = Labels { $($name: $zh,)* };
+    };
+}
+
+labels! {
+    lang: "en", "zh-CN";
+    results: "Results", "评测结果";
+    metric: "Metric", "指标";
+    against: "vs", "相对";
+    legend: "↑ higher is better, ↓ lower is better; best in bold. ± is half the width of the bootstrap interval of a value. Improvements are changes of the table's values, positive where better. Significance of the paired difference (sign-flip permutation test, Holm-adjusted over the metrics of a comparison): * p < 0.05, ** p < 0.01, *** p < 0.001.", "↑ 越高越好，↓ 越低越好；最佳值加粗。± 为该值自助法区间宽度的一半。提升按表中数值计算，正值表示变好。配对差异的显著性（符号翻转置换检验，对同一比较内的指标做 Holm 校正）：* p < 0.05，** p < 0.01，*** p < 0.001。";
+    differences: "Paired differences", "配对差异";
+    difference: "difference", "差值";
+    interval: "interval", "区间";
+    adjusted_p: "adjusted p", "校正 p";
+    wins_losses: "better / worse items", "变好 / 变差条数";
+    detectable: "detectable", "可检出差异";
+    detectable_help: "“Detectable” is the smallest true difference that so many items find four times out of five (two-sided 5 %).", "“可检出差异”指在该条数下有五分之四把握检出的最小真实差异（双侧 5 %）。";
+    verdict: "verdict", "结论";
+    training: "Training", "训练";
+    model: "Model", "模型";
+    parameters: "Parameters", "参数量";
+    trainable: "Trainable", "可训练参数";
+    steps: "Steps", "步数";
+    tokens: "Tokens", "词元数";
+    train_loss: "Train loss, last", "末步训练损失";
+    best_eval: "Best eval loss", "最低验证损失";
+    last_eval: "Last eval loss", "末次验证损失";
+    at_step: "step", "步";
+    step_axis: "optimizer step", "优化步";
+    loss_axis: "loss, nats per token", "损失（nat/词元）";
+    train_line: "train", "训练";
+    eval_line: "eval", "验证";
+    best: "best", "最佳";
+    overfits: "overfits", "过拟合";
+    curves: "Loss curves", "损失曲线";
+    bars: "Metrics with intervals", "指标与区间";
+    warnings: "Before you believe a number", "阅读数字之前";
+    items: "Every item", "逐条结果";
+    items_help: "Select a metric, search, sort by any column.", "选择指标、搜索、点击表头排序。";
+    examples: "Side by side", "逐条对照";
+    examples_help: "Chosen evenly over the data, not by result. Reasoning is folded.", "在数据中等距选取，与结果无关。思考过程已折叠。";
+    diff_help: "Marked: what the reference does not say; struck out: what it says and the model does not. Texts with too little in common are not marked.", "底色：参考答案中没有的内容；删除线：参考答案有而模型没有的内容。差异过大时不标注。";
+    question: "Question", "问题";
+    reference: "Reference", "参考";
+    think: "Think", "思考";
+    answer: "Answer", "回答";
+    no_answer: "no answer", "没有回答";
+    no_result: "no result", "没有结果";
+    cost: "Cost", "开销";
+    train_time: "Training", "训练时间";
+    score_time: "Scoring", "打分时间";
+    generate_time: "Generation", "生成时间";
+    speed: "Tokens/s", "词元/秒";
+    memory: "Peak memory", "峰值内存";
+    device: "Device", "设备";
+    reproduce: "Data and reproducibility", "数据与可复现性";
+    data: "Data", "数据";
+    rows: "rows", "行";
+    splits: "Splits", "划分";
+    bad_rows: "Bad rows", "坏行";
+    audit: "Audit", "数据审计";
+    seeds: "Seeds", "随机种子";
+    decoding: "Decoding", "解码";
+    statistics: "Statistics", "统计";
+    fingerprints: "Fingerprints", "指纹";
+    checkpoint: "Checkpoint", "检查点";
+    environment: "Environment", "环境";
+    backends: "Backends", "后端";
+    machine: "Machine", "机器";
+    suite: "Suite", "套件";
+    schema: "Report schema", "报告格式版本";
+    search: "Search", "搜索";
+    show: "Show", "显示";
+    all: "all items", "全部";
+    truncated: "truncated", "被截断";
+    none_found: "No item matches.", "没有符合条件的条目。";
+    items_word: "items", "条";
+}
+
+impl Language {
+    pub(super) fn labels(self) -> &'static Labels {
+        match self {
+            Language::English => &ENGLISH,
+            Language::Chinese => &CHINESE,
+        }
+    }
+
+    fn pick<T>(self, en: T, zh: T) -> T {
+        match self {
+            Language::English => en,
+            Language::Chinese => zh,
+        }
+    }
+
+    fn and(self) -> &'static str {
+        self.pick(" and ", "与")
+    }
+
+    /// `a`, `a and b`, `a, b and 3 more`.
+    fn list(self, names: &[&str], shown: usize) -> String {
+        let comma = self.pick(", ", "、");
+        if names.len() > shown {
+            let rest = names.len() - shown;
+            let more = self.pick(format!(" and {rest} more"), format!("等 {} 项", names.len()));
+            return format!("{}{more}", names[..shown].join(comma));
+        }
+        match names {
+            [] => String::new(),
+            [one] => (*one).to_string(),
+            [first @ .., last] => format!("{}{}{last}", first.join(comma), self.and()),
+        }
+    }
+}
+
+pub(super) fn verdict_word(verdict: Verdict, language: Language) -> &'static str {
+    match verdict {
+        Verdict::Better => language.pick("better", "更好"),
+        Verdict::Worse => language.pick("worse", "更差"),
+        Verdict::Different => language.pick("different", "有差异"),
+        Verdict::Unclear => language.pick("no clear difference", "无明显差异"),
+        Verdict::Undefined => language.pick("undefined", "无定义"),
+    }
+}
+
+/// What to say of a text's end and thinking, empty where all is well.
+pub(super) fn state_note(thinking: Thinking, stop: StopReason, language: Language) -> String {
+    let mut notes = Vec::new();
+    match stop {
+        StopReason::Stop => {}
+        StopReason::Length => notes.push(language.pick("cut off at the token limit", "达到词元上限被截断")),
+        StopReason::Context => notes.push(language.pick("cut off at the context limit", "达到上下文上限被截断")),
+    }
+    match thinking {
+        Thinking::Closed => {}
+        Thinking::Unclosed => notes.push(language.pick("thinking never closed", "思考未闭合")),
+        Thinking::CloseOnly => notes.push(language.pick("thinking closed but never opened", "思考只有结束标记")),
+        Thinking::None => notes.push(language.pick("no thinking", "没有思考")),
+    }
+    notes.join(language.pick(", ", "，"))
+}
+
+/// A comparison's outcome over the metrics that have a direction.
+struct Outcome<'a> {
+    better: Vec<&'a str>,
+    worse: Vec<&'a str>,
+    judged: usize,
+}
+
+fn outcome<'a>(report: &'a Report, comparison: &Comparison, language: Language) -> Outcome<'a> {
+    // Headline metrics first: the list may be cut.
+    let (head, rest): (Vec<_>, Vec<_>) = report.metrics.iter().partition(|m| m.headline);
+    let mut outcome = Outcome { better: Vec::new(), worse: Vec::new(), judged: 0 };
+    for metric in head.into_iter().chain(rest).filter(|m| m.direction != Direction::Neutral) {
+        match comparison.metrics.get(&metric.name).map(|c| c.verdict) {
+            Some(Verdict::Better) => outcome.better.push(metric.title(language)),
+            Some(Verdict::Worse) => outcome.worse.push(metric.title(language)),
+            Some(Verdict::Undefined) | None => continue,
+            Some(_) => {}
+        }
+        outcome.judged += 1;
+    }
+    outcome
+}
+
+/// The report in one to three sentences.
+pub(super) fn verdict(report: &Report, language: Language) -> String {
+    if report.items.is_empty() {
+        return language.pick("No item was evaluated.", "没有评测任何条目。").to_string();
+    }
+    let Some(first) = report.comparisons.first() else {
+        return language
+            .pick("One model was measured; there is nothing to compare.", "只评测了一个模型，没有可比较的对象。")
+            .to_string();
+    };
+    let anchor = &first.baseline;
+    let mut sentences = Vec::new();
+    // Candidates with the same outcome against the same baseline share a sentence.
+    let mut groups: Vec<(Vec<&str>, Outcome<'_>)> = Vec::new();
+    for comparison in report.comparisons.iter().filter(|c| &c.baseline == anchor) {
+        let outcome = outcome(report, comparison, language);
+        match groups.iter_mut().find(|(_, o)| o.better == outcome.better && o.worse == outcome.worse) {
+            Some((names, _)) => names.push(&comparison.candidate),
+            None => groups.push((vec![&comparison.candidate], outcome)),
+        }
+    }
+    for (names, outcome) in &groups {
+        sentences.push(against_anchor(names, anchor, outcome, language));
+    }
+    for comparison in report.comparisons.iter().filter(|c| &c.baseline != anchor) {
+        sentences.push(between(comparison, &outcome(report, comparison, language), language));
+    }
+    sentences.join(language.pick(" ", ""))
+}
+
+fn against_anchor(names: &[&str], anchor: &str, outcome: &Outcome<'_>, language: Language) -> String {
+    let Outcome { better, worse, judged } = outcome;
+    let who = language.list(names, 4);
+    if *judged == 0 {
+        return language.pick(
+            format!("Nothing can be said of {who} against {anchor}: no metric is defined on both."),
+            format!("{who} 与 {anchor} 没有共同有定义的指标，无法比较。"),
+        );
+    }
+    let (is, both) = match names.len() {
+        1 => ("is", ""),
+        2 => ("are", " both"),
+        _ => ("are", " all"),
+    };
+    let (worst, best) = (language.list(worse, 3), language.list(better, 4));
+    match language {
+        Language::English => match (better.len(), worse.len()) {
+            (0, 0) => format!("{who} {is} not significantly different from {anchor} on any of {judged} metrics."),
+            (b, 0) if b == *judged => {
+                format!("{who} {is}{both} significantly better than {anchor} on all {judged} metrics.")
+            }
+            (b, 0) => format!(
+                "{who} {is}{both} significantly better than {anchor} on {b} of {judged} metrics ({best}), worse on none."
+            ),
+            (0, w) => format!("{who} {is}{both} significantly worse than {anchor} on {w} of {judged} metrics ({worst}), better on none."),
+            (b, w) => format!("{who} {is}{both} significantly better than {anchor} on {b} of {judged} metrics ({best}), but worse on {w} ({worst})."),
+        },
+        Language::Chinese => {
+            let both = if names.len() > 1 { "均" } else { "" };
+            match (better.len(), worse.len()) {
+                (0, 0) => format!("{who} 与 {anchor} 在 {judged} 项指标上均无显著差异。"),
+                (b, 0) if b == *judged => format!("{who} 在全部 {judged} 项指标上{both}显著优于 {anchor}。"),
+                (b, 0) => format!("{who} 在 {judged} 项指标中的 {b} 项（{best}）上{both}显著优于 {anchor}，没有更差的。"),
+                (0, w) => format!("{who} 在 {judged} 项指标中的 {w} 项（{worst}）上{both}显著差于 {anchor}，没有更好的。"),
+                (b, w) => format!("{who} 在 {judged} 项指标中的 {b} 项（{best}）上{both}显著优于 {anchor}，但在 {w} 项（{worst}）上更差。"),
+            }
+        }
+    }
+}
+
+fn between(comparison: &Comparison, outcome: &Outcome<'_>, language: Language) -> String {
+    let (a, b) = (&comparison.candidate, &comparison.baseline);
+    let Outcome { better, worse, judged } = outcome;
+    let list = |names: &[&str]| if names.is_empty() { String::new() } else { language.list(names, 3) };
+    match language {
+        Language::English => match (better.len(), worse.len()) {
+            (0, 0) => format!("Between {a} and {b} no metric shows a significant difference."),
+            (n, 0) => format!("{a} is significantly better than {b} on {n} of {judged} ({}).", list(better)),
+            (0, n) => format!("{a} is significantly worse than {b} on {n} of {judged} ({}).", list(worse)),
+            (n, m) => format!(
+                "{a} is significantly better than {b} on {n} of {judged} ({}), worse on {m} ({}).",
+                list(better),
+                list(worse)
+            ),
+        },
+        Language::Chinese => match (better.len(), worse.len()) {
+            (0, 0) => format!("{a} 与 {b} 之间没有显著差异的指标。"),
+            (n, 0) => format!("{a} 在 {judged} 项中的 {n} 项（{}）上显著优于 {b}。", list(better)),
+            (0, n) => format!("{a} 在 {judged} 项中的 {n} 项（{}）上显著差于 {b}。", list(worse)),
+            (n, m) => format!("{a} 在 {judged} 项中的 {n} 项（{}）上显著优于 {b}，在 {m} 项（{}）上更差。", list(better), list(worse)),
+        },
+    }
+}
+
+/// A warning as a sentence.
+pub(super) fn warning(warning: &Warning, report: &Report, language: Language) -> String {
+    let title = |name: &str| report.metric(name).map_or(name.to_string(), |m| m.title(language).to_string());
+    match warning {
+        Warning::NoItems => language.pick("No item was evaluated: there is nothing to report.", "没有评测任何条目。").into(),
+        Warning::NoBase => language
+            .pick(
+                "There is no base model among these: what fine-tuning did cannot be told.",
+                "其中没有基座模型，无法说明微调带来了什么。",
+            )
+            .into(),
+        Warning::OneModel => language.pick("There is only one model: nothing is compared.", "只有一个模型，没有比较。").into(),
+        Warning::Overfitting { model, best_step, best_loss, last_step, last_loss } => {
+            let rise = percent(last_loss / best_loss - 1.0);
+            let (best, last) = (fixed(*best_loss, 4), fixed(*last_loss, 4));
+            language.pick(
+                format!("{model} overfits: its evaluation loss was lowest at step {best_step} ({best}) and has risen by {rise} to {last} at step {last_step}. Prefer the best checkpoint."),
+                format!("{model} 过拟合：验证损失在第 {best_step} 步最低（{best}），到第 {last_step} 步升高了 {rise}（{last}）。建议使用最佳检查点。"),
+            )
+        }
+        Warning::Truncated { model, truncated, items, unclosed } => {
+            let share = percent(*truncated as f64 / (*items).max(1) as f64);
+            language.pick(
+                format!("{truncated} of {items} texts of {model} ({share}) were cut off by the token limit, {unclosed} of them before an answer began. Their scores describe the limit as much as the model."),
+                format!("{model} 的 {items} 条文本中有 {truncated} 条（{share}）因词元上限被截断，其中 {unclosed} 条还没有开始回答。这些分数既反映模型也反映上限。"),
+            )
+        }
+        Warning::Missing { model, metric, missing, items } => language.pick(
+            format!("{} is undefined for {missing} of {items} items of {model}; they are left out of its value and of its comparisons.", title(metric)),
+            format!("{model} 的 {items} 条中有 {missing} 条的 {} 无定义，未计入该值及比较。", title(metric)),
+        ),
+        Warning::BadRows { count } => language.pick(
+            format!("{count} rows of the data could not be used; see the data section."),
+            format!("数据中有 {count} 行无法使用，见数据部分。"),
+        ),
+        Warning::Leaks { exact, near } => language.pick(
+            format!("{exact} evaluated items also stand in the training data word for word, {near} nearly so: scores on them measure memory."),
+            format!("有 {exact} 条评测条目与训练数据完全相同，{near} 条近似相同：这些分数衡量的是记忆。"),
+        ),
+        Warning::FewItems { items, detectable } => {
+            let list: Vec<String> = detectable
+                .iter()
+                .map(|(name, d)| {
+                    let decimals = report.metric(name).map_or(4, |m| m.decimals);
+                    format!("{} {}", title(name), fixed(*d, decimals))
+                })
+                .collect();
+            let list: Vec<&str> = list.iter().map(String::as_str).collect();
+            let tail = if list.is_empty() {
+                String::new()
+            } else {
+                language.pick(
+                    format!(" Smaller true differences than these would be missed more often than once in five: {}.", language.list(&list, 12)),
+                    format!("小于下列数值的真实差异有超过五分之一的可能被漏掉：{}。", language.list(&list, 12)),
+                )
+            };
+            language.pick(format!("{items} items are few.{tail}"), format!("只有 {items} 条，数量偏少。{tail}"))
+        }
+        Warning::OverlapIsNotCorrectness => language
+            .pick(
+                "Overlap with a reference is not correctness: a negated sentence can score higher than a right paraphrase. Read the texts.",
+                "与参考文本的重合不等于正确：被否定的句子可能比正确的改写得分更高。请阅读原文。",
+            )
+            .into(),
+        Warning::Other { text } => text.clone(),
+    }
+}

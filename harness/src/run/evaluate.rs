@@ -1,0 +1,288 @@
+//! The evaluation stage: one model, all items; what is stored is not done again.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::{Evaluator, Event, GenerateConfig, OpenConfig, Session, SessionInfo, Tokens};
+use crate::data::tokens::Tokenizer;
+use crate::error::{Error, Result};
+use crate::eval::{PartScore, Prediction, ReferenceScore};
+use crate::fsio::{self, sha256};
+use crate::run::machine::peak_memory;
+use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, Store, backend_error};
+
+/// What a model is asked on one item, as token ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// The item's id.
+    pub id: String,
+    /// The rendered prompt.
+    pub prompt: Vec<u32>,
+    /// Prompt and reference response.
+    pub reference: Vec<u32>,
+    /// Where the reference reasoning lies in `reference`; empty if there is none.
+    pub think: Range<usize>,
+    /// Where the reference answer lies.
+    pub answer: Range<usize>,
+    /// UTF-8 bytes of the reasoning.
+    pub think_bytes: u64,
+    /// UTF-8 bytes of the answer.
+    pub answer_bytes: u64,
+}
+
+/// One model to be evaluated.
+pub struct EvalJob<'a> {
+    /// `base`, `lora`, `full`.
+    pub name: &'a str,
+    /// Who evaluates.
+    pub backend: &'a LoadedBackend,
+    /// What is evaluated.
+    pub open: OpenConfig,
+    /// Everything that decides the numbers beside the rows themselves: hashes of weights, adapter and tokenizer.
+    pub key: BTreeMap<String, String>,
+    /// What is asked.
+    pub queries: &'a [Query],
+    /// How is generated.
+    pub generate: GenerateConfig,
+    /// Turns ids into text.
+    pub tokenizer: &'a Tokenizer,
+    /// Where stores go; each key has its own folder below.
+    pub folder: PathBuf,
+}
+
+/// What was measured, in the order of the queries.
+pub struct Evaluated {
+    /// What the model wrote.
+    pub predictions: Vec<Prediction>,
+    /// How probable it found the references.
+    pub references: Vec<ReferenceScore>,
+    /// What it took, earlier calls for the same stores included.
+    pub effort: Effort,
+}
+
+/// What an evaluation took; kept beside the stores, since a reused stage costs nothing now but did once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Effort {
+    /// What really ran.
+    pub session: SessionInfo,
+    /// Seconds of scoring.
+    pub score_seconds: f64,
+    /// Seconds of generation.
+    pub generate_seconds: f64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Highest resident memory of the process.
+    pub peak_memory: Option<u64>,
+}
+
+/// Scores the references and generates an answer for every query that is not stored yet.
+///
+/// # Errors
+/// The backend's error; interrupted (what is complete is stored); I/O.
+pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) -> Result<Evaluated> {
+    let stage = format!("eval {}", job.name);
+    let descriptor = job.backend.backend.describe();
+    let mut key = job.key.clone();
+    key.insert("backend".into(), format!("{} {}", descriptor.name, descriptor.version));
+    key.insert("dtype".into(), job.open.dtype.to_string());
+    let decode = serde_json::to_string(&job.generate).map_err(|e| Error::failed("could not write JSON").because(e))?;
+    let mut decode_key = key.clone();
+    // How many rows are decoded together is no property of the answer.
+    decode_key.insert("decode".into(), strip_batch_size(&decode)?);
+    let digest = sha256(format!("{decode_key:?}").as_bytes());
+    let folder = job.folder.join(format!("{}-{}", job.name, &digest[..12]));
+    let mut predictions = Store::<Prediction>::open(&folder.join("predictions.jsonl"), &decode_key)?;
+    let mut scores = Store::<ReferenceScore>::open(&folder.join("scores.jsonl"), &key)?;
+
+    let prompt_ids: Vec<String> = job.queries.iter().map(|q| row_id(&q.id, &q.prompt, &[])).collect();
+    let score_ids: Vec<String> = job
+        .queries
+        .iter()
+        .map(|q| row_id(&q.id, &q.reference, &[q.think.start, q.think.end, q.answer.start, q.answer.end]))
+        .collect();
+    let to_generate = missing(&prompt_ids, |id| predictions.get(id).is_some(), |i| job.queries[i].prompt.len());
+    let to_score = missing(&score_ids, |id| scores.get(id).is_some(), |i| job.queries[i].reference.len());
+
+    let effort_file = folder.join("effort.json");
+    let earlier: Option<Effort> = if effort_file.is_file() { Some(fsio::read_json(&effort_file)?) } else { None };
+    let effort = match earlier {
+        Some(effort) if to_generate.is_empty() && to_score.is_empty() => {
+            observer.notice(Notice::Reused { name: &stage, detail: format!("{} predictions", job.queries.len()) });
+            effort
+        }
+        earlier => {
+            let stored = match job.queries.len() - to_generate.len() {
+                0 => String::new(),
+                n => format!(", {n} already stored"),
+            };
+            observer.notice(Notice::Stage { name: &stage, detail: format!("{} items{stored}", job.queries.len()) });
+            let mut session = job.backend.open(&job.open)?;
+            let mut effort = earlier.unwrap_or_else(|| Effort {
+                session: session.info(),
+                score_seconds: 0.0,
+                generate_seconds: 0.0,
+                generated_tokens: 0,
+                peak_memory: None,
+            });
+            let evaluator = evaluator(&mut session, &descriptor.name)?;
+            let began = Instant::now();
+            score(&job, evaluator, &to_score, &score_ids, &mut scores, &stage, observer, cancel)?;
+            effort.score_seconds += began.elapsed().as_secs_f64();
+            let began = Instant::now();
+            let tokens =
+                generate(&job, evaluator, &to_generate, &prompt_ids, &mut predictions, &stage, observer, cancel)?;
+            effort.generate_seconds += began.elapsed().as_secs_f64();
+            effort.generated_tokens += tokens;
+            effort.peak_memory = peak_memory();
+            fsio::write_json(&effort_file, &effort)?;
+            observer.notice(Notice::Done {
+                name: &stage,
+                detail: format!("{} scored, {} generated ({tokens} tokens)", to_score.len(), to_generate.len()),
+            });
+            effort
+        }
+    };
+    let lost = || Error::failed("a stored prediction is gone").at(folder.display());
+    Ok(Evaluated {
+        predictions: prompt_ids
+            .iter()
+            .map(|id| predictions.get(id).cloned().ok_or_else(lost))
+            .collect::<Result<_>>()?,
+        references: score_ids.iter().map(|id| scores.get(id).cloned().ok_or_else(lost)).collect::<Result<_>>()?,
+        effort,
+    })
+}
+
+/// The session's evaluator.
+///
+/// # Errors
+/// If the backend has none.
+pub fn evaluator<'s>(session: &'s mut Box<dyn Session>, backend: &str) -> Result<&'s mut dyn Evaluator> {
+    session.evaluator().ok_or_else(|| {
+        Error::backend(format!("backend {backend} cannot evaluate")).help("name another one as eval.backend")
+    })
+}
+
+fn strip_batch_size(decode: &str) -> Result<String> {
+    let mut value: serde_json::Value =
+        serde_json::from_str(decode).map_err(|e| Error::failed("could not read JSON").because(e))?;
+    if let Some(object) = value.as_object_mut() {
+        object.remove("batch_size");
+    }
+    Ok(value.to_string())
+}
+
+/// An item's id with a digest of the ids it stands for, so that a changed prompt is another row.
+fn row_id(id: &str, ids: &[u32], extra: &[usize]) -> String {
+    let mut bytes: Vec<u8> = ids.iter().flat_map(|i| i.to_le_bytes()).collect();
+    bytes.extend(extra.iter().flat_map(|i| (*i as u64).to_le_bytes()));
+    format!("{id}:{}", &sha256(&bytes)[..16])
+}
+
+/// Rows that are not stored, longest first: the slowest begin early and neighbours have like lengths.
+fn missing(ids: &[String], stored: impl Fn(&str) -> bool, length: impl Fn(usize) -> usize) -> Vec<usize> {
+    let mut rows: Vec<usize> = (0..ids.len()).filter(|&i| !stored(&ids[i])).collect();
+    rows.sort_by_key(|&i| (std::cmp::Reverse(length(i)), i));
+    rows
+}
+
+/// Rows scored in one call: what a crash may cost.
+const SCORE_CHUNK: usize = 64;
+
+#[allow(clippy::too_many_arguments)]
+fn score(
+    job: &EvalJob<'_>,
+    evaluator: &mut dyn Evaluator,
+    rows: &[usize],
+    ids: &[String],
+    store: &mut Store<ReferenceScore>,
+    stage: &str,
+    observer: &mut dyn Observer,
+    cancel: &Cancel,
+) -> Result<()> {
+    for chunk in rows.chunks(SCORE_CHUNK) {
+        let tokens: Tokens = chunk.iter().map(|&i| &job.queries[i].reference).collect();
+        let mut sink =
+            StageSink { stage, total: None, observer: &mut *observer, cancel, keep: |_: &Event| Ok(()), error: None };
+        let scores =
+            evaluator.score(tokens.view(), &mut sink).map_err(|e| backend_error("scoring the references failed", e))?;
+        let mut start = 0;
+        for &i in chunk {
+            let query = &job.queries[i];
+            let n = query.reference.len().saturating_sub(1);
+            let part = |range: &Range<usize>, bytes: u64| {
+                // The token at position t is predicted at t - 1; the first token of a text has no prediction.
+                let of = |t: usize| start + t - 1;
+                let tokens = range.clone().filter(|&t| t > 0);
+                PartScore {
+                    logprob: tokens.clone().map(|t| f64::from(scores.logprobs[of(t)])).sum(),
+                    tokens: tokens.clone().count() as u64,
+                    bytes,
+                    greedy: tokens.filter(|&t| scores.greedy[of(t)]).count() as u64,
+                }
+            };
+            let row = ReferenceScore {
+                id: query.id.clone(),
+                think: part(&query.think, query.think_bytes),
+                answer: part(&query.answer, query.answer_bytes),
+            };
+            store.put(&ids[i], row)?;
+            start += n;
+        }
+    }
+    Ok(())
+}
+
+#[allow(clippy::too_many_arguments)]
+fn generate(
+    job: &EvalJob<'_>,
+    evaluator: &mut dyn Evaluator,
+    rows: &[usize],
+    ids: &[String],
+    store: &mut Store<Prediction>,
+    stage: &str,
+    observer: &mut dyn Observer,
+    cancel: &Cancel,
+) -> Result<u64> {
+    if rows.is_empty() {
+        return Ok(0);
+    }
+    let prompts: Tokens = rows.iter().map(|&i| &job.queries[i].prompt).collect();
+    let mut count = 0;
+    let mut sink = StageSink {
+        stage,
+        total: None,
+        observer,
+        cancel,
+        keep: |event: &Event| {
+            let Event::Completion { row, completion } = event else { return Ok(()) };
+            let &i = rows
+                .get(*row)
+                .ok_or_else(|| Error::backend(format!("the backend completed row {row} of {} rows", rows.len())))?;
+            count += completion.ids.len() as u64;
+            let ended = completion.ids.last().is_some_and(|id| job.generate.stop_ids.contains(id));
+            let text = &completion.ids[..completion.ids.len() - usize::from(ended)];
+            let prediction = Prediction {
+                id: job.queries[i].id.clone(),
+                text: job.tokenizer.decode(text, true)?,
+                ids: completion.ids.clone(),
+                stop: completion.stop,
+            };
+            store.put(&ids[i], prediction)
+        },
+        error: None,
+    };
+    let result = evaluator.generate(prompts.view(), &job.generate, &mut sink);
+    if let Some(error) = sink.error {
+        return Err(error);
+    }
+    result.map_err(|e| {
+        let error = backend_error("generation failed", e);
+        error.help("run the same command again: what is complete is stored")
+    })?;
+    Ok(count)
+}

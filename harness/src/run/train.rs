@@ -1,0 +1,222 @@
+//! The training stage: one plan, one folder; done once, resumed where it stopped, reused when nothing changed.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::{Event, Method, OpenConfig, SessionInfo, TrainPlan, TrainSummary, Weights};
+use crate::data::format::LabelledRows;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fsio;
+use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, backend_error};
+use crate::suite::Hyperparameters;
+use crate::train::log::{Curves, EventLog, read};
+use crate::train::plan::{Order, PlanOptions, fingerprint, order};
+
+/// One training run.
+pub struct TrainJob<'a> {
+    /// `lora`, `full`.
+    pub name: &'a str,
+    /// Who trains.
+    pub backend: &'a LoadedBackend,
+    /// What is trained.
+    pub open: OpenConfig,
+    /// Training rows.
+    pub train: &'a LabelledRows,
+    /// Rows for the evaluation loss.
+    pub eval: &'a LabelledRows,
+    /// The plan; its `output_dir` is the stage's folder, its `resume_from` is set here.
+    pub plan: TrainPlan,
+}
+
+/// Lays out a training run: order, learning rates, fingerprint. `output_dir`, `resume_from` and `init_adapter` are left to
+/// the caller.
+///
+/// The fingerprint covers everything that decides the result: rows, plan, the weights that are started from, backend,
+/// device and element type. A checkpoint of another fingerprint is not resumed.
+///
+/// # Errors
+/// No rows, a broken setting, an unreadable model folder.
+pub fn plan(
+    train: &LabelledRows,
+    eval: &LabelledRows,
+    method: Method,
+    h: &Hyperparameters,
+    seed: u64,
+    backend: &LoadedBackend,
+    open: &OpenConfig,
+) -> Result<TrainPlan> {
+    let options = PlanOptions {
+        batch_size: h.batch_size,
+        accumulation: h.accumulation,
+        epochs: h.epochs,
+        max_steps: (h.max_steps > 0).then_some(h.max_steps),
+        seed,
+        shuffle: h.shuffle,
+    };
+    let Order { steps, epochs } = order(train.len(), &options)?;
+    let learning_rates = h.schedule.learning_rates(h.learning_rate, steps.len(), h.warmup)?;
+    let mut plan = TrainPlan {
+        method,
+        learning_rates,
+        steps,
+        epochs,
+        optimizer: h.optimizer.clone(),
+        max_grad_norm: h.max_grad_norm,
+        eval_every: h.eval_every,
+        eval_batch_size: EVAL_BATCH,
+        save_every: h.save_every,
+        save_total_limit: h.save_total_limit,
+        recompute: h.recompute,
+        output_dir: PathBuf::new(),
+        resume_from: None,
+        init_adapter: None,
+        seed,
+        fingerprint: String::new(),
+    };
+    let descriptor = backend.backend.describe();
+    let rows = fingerprint(train.view(), eval.view(), &plan);
+    let start = match open.weights {
+        Weights::Load => fsio::sha256_model(&open.model)?,
+        Weights::Random => format!("drawn with seed {} for {}", open.seed, fsio::sha256_model(&open.model)?),
+    };
+    let parts = [rows, start, descriptor.name, descriptor.version, open.device.clone(), open.dtype.to_string()];
+    plan.fingerprint = fsio::sha256(parts.join("\n").as_bytes());
+    Ok(plan)
+}
+
+/// Rows of an evaluation batch during training.
+const EVAL_BATCH: usize = 16;
+
+/// What a training run gave.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trained {
+    /// The backend's summary; paths are relative to the stage's folder.
+    pub summary: TrainSummary,
+    /// What really ran.
+    pub session: SessionInfo,
+    /// The plan's fingerprint.
+    pub fingerprint: String,
+    /// The curves.
+    #[serde(skip)]
+    pub curves: Curves,
+}
+
+/// The marker and summary of a finished stage.
+const DONE: &str = "done.json";
+/// The log of a stage.
+const EVENTS: &str = "events.jsonl";
+
+/// Carries out a training run, or goes on with it, or finds it done.
+///
+/// # Errors
+/// The backend's error; [`ErrorKind::Interrupted`] when stopped (a checkpoint to go on from was written); I/O.
+pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) -> Result<Trained> {
+    let folder = job.plan.output_dir.clone();
+    let stage = format!("train {}", job.name);
+    if let Some(done) = finished(&folder, &job.plan.fingerprint)? {
+        let detail = format!("{} steps in {}", done.summary.steps, folder.display());
+        observer.notice(Notice::Reused { name: &stage, detail });
+        return Ok(done);
+    }
+    std::fs::create_dir_all(&folder).map_err(|e| Error::io("create the folder", &folder, e))?;
+    let mut plan = job.plan;
+    let resume = last_checkpoint(&folder)?;
+    let (mut log, mut curves) = EventLog::resume(&folder.join(EVENTS), resume.as_ref().map_or(0, |(step, _)| *step))?;
+    plan.resume_from = resume.map(|(_, path)| path);
+    let total = plan.steps.len();
+    let from = match &plan.resume_from {
+        Some(path) => format!(", going on from {}", path.display()),
+        None => String::new(),
+    };
+    let detail = format!("{} items, {total} steps{from}", job.train.len());
+    observer.notice(Notice::Stage { name: &stage, detail });
+
+    let mut session = job.backend.open(&job.open)?;
+    let info = session.info();
+    let trainer = session.trainer().ok_or_else(|| {
+        Error::backend(format!("backend {} cannot train", job.backend.backend.describe().name))
+            .help("name another one as model.backend")
+    })?;
+    let mut sink = StageSink {
+        stage: &stage,
+        total: Some(total),
+        observer,
+        cancel,
+        keep: |event: &Event| {
+            if matches!(event, Event::Step(_) | Event::Evaluation { .. }) {
+                curves.push(event);
+                log.push(event)?;
+            }
+            Ok(())
+        },
+        error: None,
+    };
+    let result = trainer.train(job.train.view(), job.eval.view(), &plan, &mut sink);
+    if let Some(error) = sink.error {
+        return Err(error);
+    }
+    let mut summary = result.map_err(|e| {
+        let error = backend_error(&format!("training {} failed", job.name), e);
+        match error.kind() {
+            ErrorKind::Interrupted => error.help("run the same command again to go on from the last checkpoint"),
+            _ => error,
+        }
+    })?;
+    let relative = |path: &Path| path.strip_prefix(&folder).unwrap_or(path).to_path_buf();
+    summary.last_checkpoint = relative(&summary.last_checkpoint);
+    summary.best_checkpoint = summary.best_checkpoint.as_deref().map(relative);
+    let trained = Trained { summary, session: info, fingerprint: plan.fingerprint, curves };
+    fsio::write_json(&folder.join(DONE), &trained)?;
+    let loss = trained.curves.evaluations.last().map_or(String::new(), |e| format!(", eval loss {:.4}", e.loss));
+    let rate = trained.summary.tokens as f64 / trained.summary.seconds.max(1e-9);
+    observer.notice(Notice::Done {
+        name: &stage,
+        detail: format!("{} steps, {rate:.0} tokens/s{loss}", trained.summary.steps),
+    });
+    Ok(trained)
+}
+
+/// The finished run in `folder`, if it was made by this plan and its checkpoints are still there.
+fn finished(folder: &Path, fingerprint: &str) -> Result<Option<Trained>> {
+    let path = folder.join(DONE);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let mut done: Trained = fsio::read_json(&path)?;
+    let there = [Some(&done.summary.last_checkpoint), done.summary.best_checkpoint.as_ref()];
+    if done.fingerprint != fingerprint || !there.into_iter().flatten().all(|c| folder.join(c).is_dir()) {
+        return Ok(None);
+    }
+    done.curves = read(&folder.join(EVENTS))?;
+    Ok(Some(done))
+}
+
+/// The checkpoint with the highest step in `folder`. Checkpoints appear under their final name only when complete, so
+/// the name is enough.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn last_checkpoint(folder: &Path) -> Result<Option<(usize, PathBuf)>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io("read the folder", folder, e)),
+    };
+    let mut last = None;
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io("read the folder", folder, e))?.path();
+        let step = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .and_then(|n| n.strip_prefix("checkpoint-"))
+            .and_then(|n| n.parse::<usize>().ok());
+        if let Some(step) = step
+            && path.is_dir()
+            && last.as_ref().is_none_or(|(s, _)| *s < step)
+        {
+            last = Some((step, path));
+        }
+    }
+    Ok(last)
+}

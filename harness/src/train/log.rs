@@ -1,0 +1,117 @@
+//! The log of a training run: every optimizer step and evaluation as a JSON line, and what is read off the curves.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::{Event, StepEvent};
+use crate::error::{Error, Result};
+
+/// The curves of a training run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Curves {
+    /// One entry per optimizer step, in order.
+    pub steps: Vec<StepEvent>,
+    /// Evaluations, in order.
+    pub evaluations: Vec<EvaluationPoint>,
+}
+
+/// The evaluation loss after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationPoint {
+    /// After this optimizer step.
+    pub step: usize,
+    /// Mean negative log-likelihood of a labelled token, in nats.
+    pub loss: f64,
+}
+
+impl Curves {
+    /// Keeps what belongs into the curves.
+    pub fn push(&mut self, event: &Event) {
+        match event {
+            Event::Step(step) => self.steps.push(step.clone()),
+            Event::Evaluation { step, loss, .. } => {
+                self.evaluations.push(EvaluationPoint { step: *step, loss: *loss });
+            }
+            _ => {}
+        }
+    }
+
+    /// Forgets what happened after `step`: a resumed run does it again.
+    pub fn truncate(&mut self, step: usize) {
+        self.steps.retain(|s| s.step <= step);
+        self.evaluations.retain(|e| e.step <= step);
+    }
+}
+
+/// An append-only log file of events.
+pub struct EventLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl EventLog {
+    /// Opens the log at `path`, keeping of an earlier one only what happened up to `step`. Returns the curves so far.
+    ///
+    /// # Errors
+    /// I/O, or a broken line before the last one.
+    pub fn resume(path: &Path, step: usize) -> Result<(EventLog, Curves)> {
+        let mut curves = read(path)?;
+        curves.truncate(step);
+        let mut text = Vec::new();
+        let steps = curves.steps.iter().map(|s| (s.step, 0, Event::Step(s.clone())));
+        let evaluations = curves
+            .evaluations
+            .iter()
+            .map(|e| (e.step, 1, Event::Evaluation { step: e.step, loss: e.loss, tokens: 0, seconds: 0.0 }));
+        let mut events: Vec<_> = steps.chain(evaluations).collect();
+        events.sort_by_key(|(step, kind, _)| (*step, *kind));
+        for (_, _, event) in &events {
+            text.extend(line(event, path)?);
+        }
+        crate::fsio::write_atomic(path, &text)?;
+        let file = OpenOptions::new().append(true).open(path).map_err(|e| Error::io("open the log", path, e))?;
+        Ok((EventLog { path: path.into(), file }, curves))
+    }
+
+    /// Appends an event.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn push(&mut self, event: &Event) -> Result<()> {
+        let text = line(event, &self.path)?;
+        self.file.write_all(&text).map_err(|e| Error::io("write the log", &self.path, e))
+    }
+}
+
+fn line(event: &Event, path: &Path) -> Result<Vec<u8>> {
+    let mut text =
+        serde_json::to_vec(event).map_err(|e| Error::failed("could not write JSON").at(path.display()).because(e))?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// The curves of a log file; empty if it is not there. A last line that a crash cut short is left out.
+///
+/// # Errors
+/// I/O, or a broken line before the last one.
+pub fn read(path: &Path) -> Result<Curves> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Curves::default()),
+        Err(e) => return Err(Error::io("read the log", path, e)),
+    };
+    let mut curves = Curves::default();
+    for (i, line) in text.split_inclusive('\n').enumerate() {
+        if !line.ends_with('\n') {
+            break;
+        }
+        let event: Event = serde_json::from_str(line).map_err(|e| {
+            Error::data("broken line in a training log").at(format!("{}:{}", path.display(), i + 1)).because(e)
+        })?;
+        curves.push(&event);
+    }
+    Ok(curves)
+}

@@ -1,0 +1,374 @@
+//! The report as a whole: golden JSON and Markdown, pages that stay inert, edges that stay honest.
+
+#[path = "report/fixture.rs"]
+mod fixture;
+
+use karat::eval::Item;
+use karat::report::*;
+
+/// Compares floats to 1e-9 relative: sums may differ in the last digit between machines.
+fn golden(report: &Report) -> String {
+    report.without_environment().to_json().unwrap()
+}
+
+#[test]
+fn the_json_is_as_committed() {
+    insta::assert_snapshot!("json", golden(&fixture::report()));
+}
+
+#[test]
+fn the_markdown_is_as_committed() {
+    insta::assert_snapshot!("markdown", markdown::render(&fixture::report().without_environment()));
+}
+
+#[test]
+fn the_chinese_markdown_is_as_committed() {
+    let mut report = fixture::report().without_environment();
+    report.language = Language::Chinese;
+    insta::assert_snapshot!("markdown_zh", markdown::render(&report));
+}
+
+#[test]
+fn json_read_back_is_the_same_report_and_the_same_bytes() {
+    let report = fixture::report();
+    let text = report.to_json().unwrap();
+    let read = Report::from_json(&text, "report.json").unwrap();
+    assert_eq!(read, report);
+    assert_eq!(read.to_json().unwrap(), text);
+}
+
+#[test]
+fn keys_are_sorted_at_every_depth() {
+    fn check(value: &serde_json::Value) {
+        match value {
+            serde_json::Value::Object(map) => {
+                let keys: Vec<_> = map.keys().collect();
+                assert!(keys.is_sorted(), "{keys:?}");
+                map.values().for_each(check);
+            }
+            serde_json::Value::Array(list) => list.iter().for_each(check),
+            _ => {}
+        }
+    }
+    check(&serde_json::from_str(&fixture::report().to_json().unwrap()).unwrap());
+}
+
+#[test]
+fn nothing_outside_environment_is_volatile() {
+    let items = fixture::items(24);
+    let mut slower = fixture::three_models(&items);
+    for model in &mut slower {
+        model.cost.generate_seconds = Some(99.0);
+        model.session.threads = 64;
+        model.session.kernels.clear();
+        if let Some(training) = &mut model.training {
+            training.summary.seconds *= 3.0;
+            training.summary.peak_memory = None;
+            training.summary.last_checkpoint = "/another/machine/checkpoint-120".into();
+            training.events.iter_mut().for_each(|e| e.seconds *= 3.0);
+        }
+    }
+    let other = build(&fixture::inputs(&items, slower)).unwrap();
+    assert_ne!(other, fixture::report());
+    assert_eq!(golden(&other), golden(&fixture::report()));
+}
+
+#[test]
+fn equal_reports_are_equal_bytes_in_every_form() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    for folder in &folders {
+        write(&fixture::report(), folder.path()).unwrap();
+    }
+    for name in ["report.json", "report.md", "report.html", "items.csv", "metrics.svg", "curves.svg"] {
+        let [a, b] = [0, 1].map(|i| std::fs::read(folders[i].path().join(name)).unwrap());
+        assert!(a == b && !a.is_empty(), "{name}");
+    }
+    assert_eq!(Report::load(folders[0].path()).unwrap(), fixture::report());
+    assert_eq!(std::fs::read_dir(folders[0].path()).unwrap().count(), 6, "no temporary file may stay");
+}
+
+#[test]
+fn another_schema_version_is_refused_with_what_to_do() {
+    let old = fixture::report().to_json().unwrap().replace("\"schema_version\": 1", "\"schema_version\": 99");
+    let error = Report::from_json(&old, "x/report.json").unwrap_err();
+    assert!(error.to_string().contains("version 99"), "{error}");
+    assert_eq!(error.place(), Some("x/report.json"));
+    assert!(error.help_text().unwrap().contains("newer"));
+    for text in ["{}", "no json", "[1]", "{\"schema_version\": \"1\"}"] {
+        assert!(Report::from_json(text, "r").unwrap_err().to_string().contains("no report"), "{text}");
+    }
+    let error = Report::from_json("{\"schema_version\": 1}", "r").unwrap_err();
+    assert!(error.to_string().contains("damaged"), "{error}");
+}
+
+const HOSTILE: &str =
+    "</script><img src=x onerror=alert(1)>\"'`{{ 7*7 }}{% raw %}\n\n| a | b |\n<!-- karat:begin x -->\u{0}\u{202e}<svg/onload=alert(1)>";
+
+fn hostile_report() -> Report {
+    let mut items = fixture::items(3);
+    for item in &mut items {
+        item.question = format!("q {HOSTILE}");
+        item.think = HOSTILE.into();
+        item.answer = HOSTILE.into();
+    }
+    let mut models = fixture::three_models(&items);
+    models[1].name = HOSTILE.into();
+    models[1].items[0].prediction.text = format!("<think>{HOSTILE}</think>{HOSTILE} and more");
+    let mut inputs = fixture::inputs(&items, models);
+    inputs.suite.title = HOSTILE.into();
+    inputs.suite.description = HOSTILE.into();
+    inputs.metrics[0].title_en = HOSTILE.into();
+    inputs.metrics[0].unit = HOSTILE.into();
+    inputs.data.bad_rows[0].reason = HOSTILE.into();
+    inputs.warnings.push(Warning::Other { text: HOSTILE.into() });
+    build(&inputs).unwrap()
+}
+
+#[test]
+fn hostile_texts_stay_inert_in_the_page() {
+    let page = html::render(&hostile_report()).unwrap();
+    assert!(page.contains("onerror=alert(1)"), "the text itself must be shown");
+    assert!(!page.contains("<img"), "no tag of a stranger");
+    assert!(!page.contains("<svg/"), "no tag of a stranger");
+    assert_eq!(page.matches("<script").count(), 1);
+    assert_eq!(page.matches("</script").count(), 1);
+    assert!(page.contains("{{ 7*7 }}"), "templates in data are text");
+    // Wherever the text stands in an attribute, its quotes are entities.
+    assert!(!page.contains("alert(1)>\""));
+}
+
+#[test]
+fn hostile_texts_stay_inert_in_markdown_and_svg() {
+    let report = hostile_report();
+    let page = markdown::render(&report);
+    for tag in ["<img", "<svg", "<script", "<!--"] {
+        assert!(!page.contains(tag), "{tag}");
+    }
+    // Every row of a pipe table has as many cells as its header.
+    let mut columns = None;
+    for line in page.lines() {
+        let bars = line.replace("\\|", "").matches('|').count();
+        if !line.starts_with('|') {
+            columns = None;
+        } else {
+            assert_eq!(*columns.get_or_insert(bars), bars, "{line}");
+        }
+    }
+    for svg in [plot::metric_bars(&report).unwrap(), plot::training_curves(&report).unwrap()] {
+        assert!(!svg.contains("<img") && !svg.contains("onload=alert(1)>") && !svg.contains('\u{0}'), "{svg}");
+    }
+}
+
+#[test]
+fn the_page_needs_nothing_else() {
+    let page = html::render(&fixture::report()).unwrap();
+    for outside in ["src=", "@import", "url(", "<link", "fetch(", "//cdn"] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+    let hrefs = page.match_indices("href=\"").map(|(at, m)| &page[at + m.len()..]);
+    assert!(hrefs.into_iter().all(|target| target.starts_with('#')), "links stay on the page");
+    assert_eq!(page.replace("http://www.w3.org/2000/svg", "").matches("http").count(), 1, "http-equiv alone");
+}
+
+#[test]
+fn lower_is_better_where_a_metric_says_so() {
+    let report = fixture::report();
+    let nll = &report.comparison("base", "lora").unwrap().metrics["nll_answer"];
+    assert!(nll.difference.unwrap() < 0.0);
+    assert!(nll.improvement_percent.unwrap() > 0.0);
+    assert_eq!(nll.verdict, Verdict::Better);
+    assert_eq!(nll.wins, 24);
+    assert_eq!(report.metric("nll_answer").unwrap().best, ["full"]);
+    assert!(report.metric("length").unwrap().best.is_empty(), "a length is neither good nor bad");
+}
+
+#[test]
+fn an_undefined_metric_is_counted_not_guessed() {
+    let report = fixture::report();
+    let metric = report.metric("key_points").unwrap();
+    let base = &metric.models["base"];
+    assert!(base.missing > 0 && base.n + base.missing == 24);
+    let paired = &report.comparison("base", "lora").unwrap().metrics["key_points"];
+    assert_eq!((paired.n, paired.missing), (base.n, base.missing));
+    let told = |w: &Warning| matches!(w, Warning::Missing { metric, missing, .. } if metric == "key_points" && *missing == base.missing);
+    assert!(report.warnings.iter().any(told));
+}
+
+#[test]
+fn a_metric_undefined_throughout_says_nothing_anywhere() {
+    let items = fixture::items(8);
+    let mut models = fixture::three_models(&items);
+    for result in models.iter_mut().flat_map(|m| &mut m.items) {
+        result.metrics.insert("rouge_l".into(), None);
+        result.metrics.insert("exact".into(), Some(f64::NAN));
+        result.metrics.remove("vocab_f1");
+    }
+    let report = build(&fixture::inputs(&items, models)).unwrap();
+    for name in ["rouge_l", "exact", "vocab_f1"] {
+        let metric = report.metric(name).unwrap();
+        assert!(metric.models.values().all(|v| v.value.is_none() && v.n == 0 && v.missing == 8), "{name}");
+        assert!(metric.best.is_empty());
+        for comparison in &report.comparisons {
+            let c = &comparison.metrics[name];
+            assert_eq!((c.verdict, c.p_value, c.improvement_percent), (Verdict::Undefined, None, None));
+        }
+    }
+    assert_eq!(Report::from_json(&report.to_json().unwrap(), "r").unwrap(), report);
+    render_all(&report);
+}
+
+#[test]
+fn overfitting_and_truncation_are_named() {
+    let report = fixture::report();
+    assert!(report.model("full").unwrap().training.as_ref().unwrap().overfitting);
+    assert!(!report.model("lora").unwrap().training.as_ref().unwrap().overfitting);
+    let overfit: Vec<&str> = report
+        .warnings
+        .iter()
+        .filter_map(|w| match w {
+            Warning::Overfitting { model, .. } => Some(model.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(overfit, ["full"]);
+    let cut = |w: &Warning| matches!(w, Warning::Truncated { model, truncated, unclosed, .. } if model == "base" && truncated == unclosed && *truncated > 0);
+    assert!(report.warnings.iter().any(cut));
+}
+
+#[test]
+fn a_diverged_run_still_has_a_report() {
+    let items = fixture::items(6);
+    let mut models = fixture::three_models(&items);
+    let training = models[2].training.as_mut().unwrap();
+    training.events[60..].iter_mut().for_each(|e| e.loss = f64::NAN);
+    training.evaluations[3..].iter_mut().for_each(|e| e.1 = f64::INFINITY);
+    let report = build(&fixture::inputs(&items, models)).unwrap();
+    assert!(report.model("full").unwrap().training.as_ref().unwrap().overfitting);
+    assert_eq!(Report::from_json(&report.to_json().unwrap(), "r").unwrap(), report);
+    render_all(&report);
+}
+
+fn render_all(report: &Report) {
+    for language in [Language::English, Language::Chinese] {
+        let report = Report { language, ..report.clone() };
+        for text in [
+            markdown::render(&report),
+            markdown::results_block(&report),
+            html::render(&report).unwrap(),
+            csv::items(&report),
+            plot::metric_bars(&report).unwrap_or_default(),
+            plot::training_curves(&report).unwrap_or_default(),
+        ] {
+            assert!(!text.contains("NaN") && !text.contains("inf\""), "{text}");
+        }
+    }
+}
+
+#[test]
+fn one_model_alone_is_measured_not_compared() {
+    let items = fixture::items(10);
+    let report = build(&fixture::inputs(&items, vec![fixture::model("base", Role::Base, &items, 11)])).unwrap();
+    assert!(report.comparisons.is_empty());
+    assert_eq!(report.warnings.iter().filter(|w| **w == Warning::OneModel).count(), 1);
+    assert!(markdown::render(&report).contains("nothing to compare"));
+    render_all(&report);
+}
+
+#[test]
+fn no_item_gives_a_report_that_says_so() {
+    let items: Vec<Item> = vec![];
+    let report = build(&fixture::inputs(&items, fixture::three_models(&items))).unwrap();
+    assert!(report.warnings.contains(&Warning::NoItems));
+    assert!(report.comparisons.iter().all(|c| c.metrics.values().all(|m| m.verdict == Verdict::Undefined)));
+    assert!(markdown::render(&report).contains("No item was evaluated"));
+    render_all(&report);
+    let nothing = build(&fixture::inputs(&items, vec![])).unwrap();
+    render_all(&nothing);
+}
+
+#[test]
+fn without_a_base_the_others_are_compared_and_it_is_said() {
+    let items = fixture::items(24);
+    let models = fixture::three_models(&items).into_iter().skip(1).collect();
+    let report = build(&fixture::inputs(&items, models)).unwrap();
+    let pairs: Vec<_> = report.comparisons.iter().map(|c| (c.baseline.as_str(), c.candidate.as_str())).collect();
+    assert_eq!(pairs, [("lora", "full")]);
+    assert!(report.warnings.contains(&Warning::NoBase));
+    render_all(&report);
+}
+
+#[test]
+fn three_models_are_compared_in_three_pairs() {
+    let report = fixture::report();
+    let pairs: Vec<_> = report.comparisons.iter().map(|c| (c.baseline.as_str(), c.candidate.as_str())).collect();
+    assert_eq!(pairs, [("base", "lora"), ("base", "full"), ("lora", "full")]);
+}
+
+#[test]
+fn identical_models_are_not_told_apart() {
+    let items = fixture::items(24);
+    let mut models = vec![fixture::model("base", Role::Base, &items, 11), fixture::model("base", Role::Base, &items, 11)];
+    models[1].name = "again".into();
+    models[1].role = Role::Other;
+    let report = build(&fixture::inputs(&items, models)).unwrap();
+    for c in report.comparison("base", "again").unwrap().metrics.values() {
+        assert_eq!((c.verdict, c.difference, c.p_value), (Verdict::Unclear, Some(0.0), Some(1.0)));
+    }
+}
+
+#[test]
+fn predictions_of_other_data_and_doubled_ones_are_refused() {
+    let items = fixture::items(4);
+    let mut models = fixture::three_models(&items);
+    models[1].items[2].prediction.id = "elsewhere".into();
+    let error = build(&fixture::inputs(&items, models)).unwrap_err();
+    assert!(error.to_string().contains("elsewhere") && error.to_string().contains("lora"), "{error}");
+    let mut models = fixture::three_models(&items);
+    models[2].items[2].prediction.id = items[0].id.clone();
+    assert!(build(&fixture::inputs(&items, models)).unwrap_err().to_string().contains("two predictions"));
+    let mut models = fixture::three_models(&items);
+    models[2].name = "base".into();
+    assert!(build(&fixture::inputs(&items, models)).unwrap_err().to_string().contains("two models"));
+}
+
+#[test]
+fn csv_has_a_row_an_item_and_model_and_survives_quotes() {
+    let csv = csv::items(&fixture::report());
+    assert_eq!(csv.lines().count(), 1 + 24 * 3);
+    assert!(csv.starts_with("id,model,thinking,stop,tokens,question,nll_answer,"));
+    let hostile = csv::items(&hostile_report());
+    assert!(hostile.contains("onerror=alert(1)>\"\"'"), "quotes are doubled");
+}
+
+#[test]
+fn reports_of_different_questions_are_not_compared() {
+    let a = fixture::report();
+    let same = compare::compare((&a, "base"), (&a, "lora"), false).unwrap();
+    assert_eq!(&same, a.comparison("base", "lora").unwrap(), "across reports as within one");
+    let mut b = fixture::report();
+    b.fingerprints.template = "00".repeat(32);
+    b.fingerprints.decoding = String::new();
+    let error = compare::compare((&a, "base"), (&b, "lora"), false).unwrap_err();
+    assert!(error.to_string().contains("template (f3f3"), "{error}");
+    assert!(error.to_string().contains("decoding") && error.to_string().contains("unknown"), "{error}");
+    assert!(!error.to_string().contains("prompts"), "{error}");
+    assert!(compare::compare((&a, "base"), (&b, "lora"), true).is_ok());
+    b = fixture::report();
+    b.items.pop();
+    assert!(compare::compare((&a, "base"), (&b, "lora"), false).unwrap_err().to_string().contains("23 items"));
+    let error = compare::compare((&a, "base"), (&a, "typo"), false).unwrap_err();
+    assert!(error.help_text().unwrap().contains("base, lora, full"));
+}
+
+/// `KARAT_WRITE_REPORT=DIR` leaves the fixture's files there, to be looked at in a browser.
+#[test]
+fn the_fixture_can_be_looked_at() {
+    let Some(folder) = std::env::var_os("KARAT_WRITE_REPORT") else {
+        return;
+    };
+    let folder = std::path::Path::new(&folder);
+    let report = fixture::report();
+    write(&report, &folder.join("en")).unwrap();
+    write(&Report { language: Language::Chinese, ..report }, &folder.join("zh")).unwrap();
+    write(&hostile_report(), &folder.join("hostile")).unwrap();
+}
