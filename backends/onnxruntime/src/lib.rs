@@ -36,6 +36,8 @@ pub use runtime::fetch_runtime;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OnnxRuntimeBackend;
 
+karat::export_backend!(OnnxRuntimeBackend);
+
 impl Backend for OnnxRuntimeBackend {
     fn describe(&self) -> Descriptor {
         let build = [
