@@ -1,0 +1,136 @@
+//! An exported decoder in a runtime session, and its two ways to run: a whole batch without a cache, and a step with one.
+
+use std::borrow::Cow;
+
+use karat::backend::BackendError;
+use ort::environment::Environment;
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
+use ort::value::Tensor;
+
+use crate::export::{Exported, MODEL, Manifest};
+use crate::kv::Kv;
+use crate::runtime::Loaded;
+
+/// Wraps an error of the runtime with what was being done.
+pub(crate) fn failed<E: std::fmt::Display>(doing: &str) -> impl Fn(E) -> BackendError {
+    move |error| {
+        let mut wrapped = BackendError::failed(doing);
+        wrapped.causes.push(error.to_string());
+        wrapped
+    }
+}
+
+/// Session options: one operator at a time, all its threads inside it.
+fn configure(environment: &Environment, threads: usize, spin: bool) -> ort::Result<SessionBuilder> {
+    let builder = Session::builder(environment)?.with_intra_threads(threads)?.with_inter_threads(1)?;
+    let builder = builder.with_parallel_execution(false)?.with_intra_op_spinning(spin)?;
+    Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?)
+}
+
+/// The open model.
+pub struct Decoder {
+    session: Session,
+    /// Sizes of the model.
+    pub model: Manifest,
+}
+
+/// Which positions get logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// Every position: `[batch, seq, vocab]`.
+    All,
+    /// The last column: `[batch, 1, vocab]`.
+    Last,
+}
+
+impl Decoder {
+    /// Loads an export.
+    ///
+    /// # Errors
+    /// If the runtime refuses the model.
+    pub fn open(loaded: &Loaded, exported: &Exported, threads: usize, spin: bool) -> Result<Self, BackendError> {
+        let path = exported.folder.join(MODEL);
+        let doing = format!("ONNX Runtime refuses {}", path.display());
+        let refused = failed::<ort::Error>(&doing);
+        let builder = configure(&loaded.environment, threads, spin);
+        let session = builder.and_then(|mut builder| builder.commit_from_file(&path)).map_err(refused)?;
+        Ok(Decoder { session, model: exported.manifest.clone() })
+    }
+
+    /// A cache for `slots` rows of at most `capacity` tokens.
+    ///
+    /// # Errors
+    /// If the memory is not there.
+    pub fn cache(&self, slots: usize, capacity: usize) -> Result<Kv, BackendError> {
+        Kv::new(&self.session, &self.model, slots, capacity)
+    }
+
+    /// Runs rows from their beginning, padded on the right to the longest; `read` gets the logits `[rows, longest, vocab]`.
+    ///
+    /// # Errors
+    /// If the runtime fails.
+    pub fn batch<R>(&mut self, rows: &[&[u32]], read: impl FnOnce(&[f32]) -> R) -> Result<R, BackendError> {
+        let running = failed("ONNX Runtime failed while scoring");
+        let seq = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+        let (mut ids, mut mask) = (vec![0i64; rows.len() * seq], vec![0i64; rows.len() * seq]);
+        for (r, row) in rows.iter().enumerate() {
+            for (s, &id) in row.iter().enumerate() {
+                ids[r * seq + s] = i64::from(id);
+                mask[r * seq + s] = 1;
+            }
+        }
+        let mut inputs: Vec<(Cow<'static, str>, SessionInputValue<'static>)> =
+            Vec::with_capacity(2 + 2 * self.model.layers);
+        inputs.push(("input_ids".into(), Tensor::from_array(([rows.len(), seq], ids)).map_err(&running)?.into()));
+        inputs.push(("attention_mask".into(), Tensor::from_array(([rows.len(), seq], mask)).map_err(&running)?.into()));
+        let empty = [rows.len(), self.model.kv_heads, 0, self.model.head_dim];
+        for layer in 0..self.model.layers {
+            for part in ["key", "value"] {
+                let cache = Tensor::from_array((empty, Vec::<f32>::new())).map_err(&running)?;
+                inputs.push((format!("past_key_values.{layer}.{part}").into(), cache.into()));
+            }
+        }
+        let wanted = OutputSelector::no_default().with("logits");
+        let options = RunOptions::new().map_err(&running)?.with_outputs(wanted);
+        let outputs = self.session.run_with_options(inputs, &options).map_err(&running)?;
+        let (_, logits) = outputs["logits"].try_extract_tensor::<f32>().map_err(&running)?;
+        Ok(read(logits))
+    }
+
+    /// Appends `ids` (`[slots, seq]`) to the rows in `kv`, whose lengths become `totals`; `read` gets the logits. With
+    /// more than one new token a row, `kv` must have one slot (the attention operator's rule).
+    ///
+    /// # Errors
+    /// If the runtime fails.
+    pub fn step<R>(
+        &mut self,
+        kv: &mut Kv,
+        ids: Vec<i64>,
+        totals: &[usize],
+        logits: Logits,
+        read: impl FnOnce(&[f32]) -> R,
+    ) -> Result<R, BackendError> {
+        let running = failed("ONNX Runtime failed while generating");
+        let (slots, longest) = (kv.slots(), totals.iter().copied().max().unwrap_or(0));
+        let mut mask = vec![0i64; slots * longest];
+        for (row, &total) in mask.chunks_exact_mut(longest.max(1)).zip(totals) {
+            row[..total].fill(1);
+        }
+        let seq = ids.len() / slots;
+        let first = if logits == Logits::All { 0 } else { -1i64 };
+        let binding = &mut kv.binding;
+        let ids = Tensor::from_array(([slots, seq], ids)).map_err(&running)?;
+        let mask = Tensor::from_array(([slots, longest], mask)).map_err(&running)?;
+        let first = Tensor::from_array(([1usize], vec![first])).map_err(&running)?;
+        binding.bind_input("input_ids", &ids).map_err(&running)?;
+        binding.bind_input("attention_mask", &mask).map_err(&running)?;
+        binding.bind_input("first_logit", &first).map_err(&running)?;
+        let cpu = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::CPUOutput);
+        binding.bind_output_to_device("logits", &cpu.map_err(&running)?).map_err(&running)?;
+        let outputs = self.session.run_binding(binding).map_err(&running)?;
+        let (_, logits) = outputs["logits"].try_extract_tensor::<f32>().map_err(&running)?;
+        Ok(read(logits))
+    }
+}

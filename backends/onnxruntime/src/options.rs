@@ -1,0 +1,77 @@
+//! The options of this backend (`OpenConfig::options`); an unknown key is an error that lists the known ones.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use karat::backend::BackendError;
+use serde_json::Value;
+
+/// Parsed options with their defaults.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// `library`: path of the ONNX Runtime library; looked for if absent.
+    pub library: Option<PathBuf>,
+    /// `fetch_runtime`: fetch the pinned library if none is found (default true).
+    pub fetch_runtime: bool,
+    /// `export_dir`: export into this folder and open it from there, instead of the cache.
+    pub export_dir: Option<PathBuf>,
+    /// `cache_dir`: where exports are cached, instead of `onnx` in Karat's cache.
+    pub cache_dir: Option<PathBuf>,
+    /// `context`: longest sequence (prompt and continuation) held in generation, at most the model's own limit.
+    pub context: Option<usize>,
+    /// `score_positions`: positions a scoring batch may have (default 4096; fewer where their logits would take more than
+    /// 256 MiB). A row longer than that is scored in stretches over a cache.
+    pub score_positions: usize,
+    /// `spin`: let idle worker threads of the runtime spin instead of sleep (default false): faster alone on a machine,
+    /// much slower on a shared one.
+    pub spin: bool,
+}
+
+impl Options {
+    /// The known keys.
+    pub const KEYS: [&'static str; 7] =
+        ["cache_dir", "context", "export_dir", "fetch_runtime", "library", "score_positions", "spin"];
+
+    /// Reads and checks all options.
+    ///
+    /// # Errors
+    /// An unknown key, or a value of the wrong type.
+    pub fn parse(options: &BTreeMap<String, Value>) -> Result<Self, BackendError> {
+        if let Some(key) = options.keys().find(|key| !Self::KEYS.contains(&key.as_str())) {
+            let known = Self::KEYS.join(", ");
+            return Err(BackendError::failed(format!(
+                "the onnxruntime backend has no option {key:?} (known: {known})"
+            )));
+        }
+        let wrong = |key: &str, what: &str, value: &Value| {
+            BackendError::failed(format!("the option {key} of the onnxruntime backend must be {what}, not {value}"))
+        };
+        let path = |key: &str| {
+            let path = |v: &Value| match v.as_str().filter(|text| !text.is_empty()) {
+                Some(text) => Ok(PathBuf::from(text)),
+                None => Err(wrong(key, "a path", v)),
+            };
+            options.get(key).map(path).transpose()
+        };
+        let flag = |key: &str, default: bool| match options.get(key) {
+            Some(v) => v.as_bool().ok_or_else(|| wrong(key, "true or false", v)),
+            None => Ok(default),
+        };
+        let size = |key: &str| {
+            let size = |v: &Value| match v.as_u64().filter(|n| *n > 0) {
+                Some(n) => Ok(n as usize),
+                None => Err(wrong(key, "a positive number", v)),
+            };
+            options.get(key).map(size).transpose()
+        };
+        Ok(Options {
+            library: path("library")?,
+            fetch_runtime: flag("fetch_runtime", true)?,
+            export_dir: path("export_dir")?,
+            cache_dir: path("cache_dir")?,
+            context: size("context")?,
+            score_positions: size("score_positions")?.unwrap_or(4096),
+            spin: flag("spin", false)?,
+        })
+    }
+}

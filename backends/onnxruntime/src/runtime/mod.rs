@@ -1,0 +1,156 @@
+//! The ONNX Runtime library: found, checked and loaded once a process.
+//!
+//! Nothing is linked; the library is looked for where people put it, in this order: the option `library`, the
+//! environment variables `KARAT_ONNXRUNTIME` and `ORT_DYLIB_PATH`, Karat's cache, the Python that `python3` starts. What
+//! the user named must work; what was merely come across may be passed over, and the error lists every place with its
+//! reason. If nothing serves, the pinned version is fetched from its Python wheel ([`fetch`]).
+
+mod fetch;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use karat::backend::BackendError;
+use ort::LoadDynamicError;
+use ort::environment::Environment;
+
+pub use fetch::{PINNED_VERSION, fetch_runtime, fetched_path};
+
+/// What a user without a library should run.
+pub const REMEDY: &str =
+    "run `python3 -m pip install onnxruntime==1.31.1` (or set KARAT_ONNXRUNTIME to the library's path)";
+
+/// The library in use: it cannot be unloaded or exchanged within a process.
+#[derive(Clone)]
+pub struct Loaded {
+    /// Needed to make sessions.
+    pub environment: Environment,
+    /// Where the library lies.
+    pub path: PathBuf,
+}
+
+static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
+
+/// The folder Karat caches in: `$KARAT_CACHE`, `$XDG_CACHE_HOME/karat` or `~/.cache/karat`.
+///
+/// # Errors
+/// If none of these variables is set.
+pub fn cache_root() -> Result<PathBuf, BackendError> {
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    variable("KARAT_CACHE")
+        .or_else(|| variable("XDG_CACHE_HOME").map(|p| p.join("karat")))
+        .or_else(|| variable("HOME").map(|p| p.join(".cache").join("karat")))
+        .ok_or_else(|| BackendError::failed("no folder to cache in: set KARAT_CACHE, XDG_CACHE_HOME or HOME"))
+}
+
+/// Loads the library, or returns the one already loaded.
+///
+/// # Errors
+/// No library found (and none fetched, or fetching not allowed); one that was named is broken, too old or not the one
+/// already loaded.
+pub fn load(library: Option<&Path>, may_fetch: bool) -> Result<Loaded, BackendError> {
+    let mut loaded = LOADED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(loaded) = loaded.as_ref() {
+        return match library {
+            Some(other) if !same_file(other, &loaded.path) => Err(BackendError::failed(format!(
+                "the option library names {}, but this process has already loaded {}; use one library a process",
+                other.display(),
+                loaded.path.display()
+            ))),
+            _ => Ok(loaded.clone()),
+        };
+    }
+    let found = find_and_load(library, may_fetch)?;
+    *loaded = Some(found.clone());
+    Ok(found)
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    }
+}
+
+fn find_and_load(library: Option<&Path>, may_fetch: bool) -> Result<Loaded, BackendError> {
+    let variable = |name: &'static str| {
+        std::env::var_os(name)
+            .filter(|v| !v.is_empty())
+            .map(|path| (format!("the variable {name}"), PathBuf::from(path)))
+    };
+    let named = library
+        .map(|path| ("the option library".to_string(), path.to_path_buf()))
+        .or_else(|| variable("KARAT_ONNXRUNTIME"))
+        .or_else(|| variable("ORT_DYLIB_PATH"));
+    if let Some((by, path)) = named {
+        return try_load(&path).map_err(|reason| {
+            BackendError::failed(format!("the ONNX Runtime library named by {by}: {reason}; {REMEDY}"))
+        });
+    }
+    let mut trace = Vec::new();
+    let cached = fetched_path()?;
+    for candidate in [Some(cached.clone()), in_python()].into_iter().flatten() {
+        match try_load(&candidate) {
+            Ok(loaded) => return Ok(loaded),
+            Err(reason) => trace.push(reason),
+        }
+    }
+    if may_fetch {
+        match fetch_runtime() {
+            Ok(path) => return try_load(&path).map_err(BackendError::failed),
+            Err(error) => trace.push(error.to_string()),
+        }
+    } else {
+        trace.push("fetching is switched off (option fetch_runtime)".into());
+    }
+    let mut error = BackendError::failed(format!("no usable ONNX Runtime library; {REMEDY}"));
+    error.causes = trace;
+    Err(error)
+}
+
+/// The library inside the `onnxruntime` package of the Python that `python3` starts, if there is one.
+fn in_python() -> Option<PathBuf> {
+    // Finding the package does not import it: that would cost a second and could fail.
+    let program = "import importlib.util as u; s = u.find_spec('onnxruntime'); \
+                   print(s.submodule_search_locations[0] if s else '')";
+    let output = Command::new("python3").args(["-c", program]).output().ok()?;
+    let package = String::from_utf8(output.stdout).ok()?;
+    if package.trim().is_empty() {
+        return None;
+    }
+    let entries = std::fs::read_dir(Path::new(package.trim()).join("capi")).ok()?;
+    let mut libraries: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libonnxruntime.")))
+        .collect();
+    libraries.sort();
+    libraries.pop()
+}
+
+fn try_load(path: &Path) -> Result<Loaded, String> {
+    let place = path.display();
+    if !path.is_file() {
+        return Err(format!("{place}: there is no such file"));
+    }
+    // The binding asserts what it expects of a library; a library that breaks an assertion must not end the process.
+    let built = catch_unwind(AssertUnwindSafe(|| {
+        let builder = ort::init_from(path).map_err(|error| match error {
+            LoadDynamicError::BadVersion { version_str, .. } => format!(
+                "{place}: it is ONNX Runtime {version_str}, 1.{} or newer is needed (tested with {PINNED_VERSION})",
+                ort::MINOR_VERSION
+            ),
+            other => format!("{place}: {other}"),
+        })?;
+        let environment =
+            builder.with_name("karat").with_telemetry(false).build().map_err(|e| format!("{place}: {e}"))?;
+        environment.set_log_level(ort::logging::LogLevel::Error);
+        Ok(environment)
+    }));
+    match built {
+        Ok(Ok(environment)) => Ok(Loaded { environment, path: path.to_path_buf() }),
+        Ok(Err(reason)) => Err(reason),
+        Err(_) => Err(format!("{place}: it does not behave like ONNX Runtime")),
+    }
+}

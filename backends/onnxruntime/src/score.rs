@@ -1,0 +1,123 @@
+//! Teacher-forced scoring: rows sorted by length, padded on the right, log-softmax in parallel over positions.
+
+use karat::backend::{BackendError, Event, EventSink, Flow, Scores, TokensView};
+use rayon::ThreadPool;
+use rayon::prelude::*;
+
+use crate::decoder::{Decoder, Logits};
+use crate::logits::log_probability;
+
+/// Bytes of logits a batch may produce; a longer row is scored in stretches over a cache.
+const LOGITS_BYTES: usize = 256 << 20;
+
+/// The log-probability of every token given its prefix, in batches of at most `positions` (padding counted).
+///
+/// # Errors
+/// A row longer than the model holds or with an unknown id, a failing runtime, non-numbers, cancellation.
+pub fn score(
+    decoder: &mut Decoder,
+    pool: &ThreadPool,
+    positions: usize,
+    tokens: TokensView<'_>,
+    sink: &mut dyn EventSink,
+) -> Result<Scores, BackendError> {
+    check_ids(decoder, tokens)?;
+    let longest = decoder.model.max_positions;
+    if let Some(row) = (0..tokens.rows()).find(|&row| tokens.row(row).len() > longest) {
+        let length = tokens.row(row).len();
+        return Err(BackendError::failed(format!(
+            "row {row} has {length} tokens, the model holds at most {longest}; truncate it"
+        )));
+    }
+    let positions = (LOGITS_BYTES / (decoder.model.vocab * size_of::<f32>())).clamp(1, positions);
+    // Rows of one token or none have nothing to score. The sort is stable: equal lengths keep their order.
+    let mut order: Vec<usize> = (0..tokens.rows()).filter(|&row| tokens.row(row).len() > 1).collect();
+    order.sort_by_key(|&row| tokens.row(row).len());
+
+    let mut scored: Vec<Vec<(f32, bool)>> = vec![Vec::new(); tokens.rows()];
+    let (mut done, mut fed) = (tokens.rows() - order.len(), 0u64);
+    let mut rest = order.as_slice();
+    while !rest.is_empty() {
+        // The last row of a batch is its longest.
+        let fits = (1..=rest.len()).take_while(|&n| n * tokens.row(rest[n - 1]).len() <= positions).count().max(1);
+        let (batch, later) = rest.split_at(fits);
+        let rows: Vec<&[u32]> = batch.iter().map(|&row| tokens.row(row)).collect();
+        let results = match rows.as_slice() {
+            [row] if row.len() > positions => vec![score_long(decoder, pool, row, positions)?],
+            rows => score_batch(decoder, pool, rows)?,
+        };
+        batch.iter().zip(results).for_each(|(&row, result)| scored[row] = result);
+        done += batch.len();
+        fed += rows.iter().map(|row| row.len() as u64).sum::<u64>();
+        let progress =
+            Event::Progress { stage: "score".into(), done: done as u64, total: tokens.rows() as u64, tokens: fed };
+        if sink.event(progress) == Flow::Stop {
+            return Err(BackendError::cancelled());
+        }
+        rest = later;
+    }
+    let (logprobs, greedy) = scored.into_iter().flatten().unzip();
+    Ok(Scores { logprobs, greedy })
+}
+
+/// Ids must be in the vocabulary.
+///
+/// # Errors
+/// Names the row and the id.
+pub fn check_ids(decoder: &Decoder, tokens: TokensView<'_>) -> Result<(), BackendError> {
+    let vocab = decoder.model.vocab;
+    for (index, row) in tokens.iter().enumerate() {
+        if let Some(id) = row.iter().find(|id| **id as usize >= vocab) {
+            return Err(BackendError::failed(format!("row {index} holds the id {id}, the model knows {vocab}")));
+        }
+    }
+    Ok(())
+}
+
+fn score_batch(
+    decoder: &mut Decoder,
+    pool: &ThreadPool,
+    rows: &[&[u32]],
+) -> Result<Vec<Vec<(f32, bool)>>, BackendError> {
+    let vocab = decoder.model.vocab;
+    let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+    decoder.batch(rows, |logits| {
+        pool.install(|| {
+            rows.par_iter()
+                .zip(logits.par_chunks_exact(longest * vocab))
+                .map(|(row, logits)| pick(&row[1..], logits, vocab))
+                .collect()
+        })
+    })?
+}
+
+/// A row whose logits would not fit at once: fed in stretches that append to a cache.
+fn score_long(
+    decoder: &mut Decoder,
+    pool: &ThreadPool,
+    row: &[u32],
+    stretch: usize,
+) -> Result<Vec<(f32, bool)>, BackendError> {
+    let vocab = decoder.model.vocab;
+    let mut kv = decoder.cache(1, row.len())?;
+    let mut scored = Vec::with_capacity(row.len());
+    for (index, ids) in row.chunks(stretch).enumerate() {
+        let start = index * stretch;
+        let targets = &row[start + 1..(start + 1 + ids.len()).min(row.len())];
+        let fed = ids.iter().map(|&id| i64::from(id)).collect();
+        let part = decoder.step(&mut kv, fed, &[start + ids.len()], Logits::All, |logits| {
+            pool.install(|| pick(targets, logits, vocab))
+        })??;
+        scored.extend(part);
+    }
+    Ok(scored)
+}
+
+/// The log-probability of each target under the logits of its position.
+fn pick(targets: &[u32], logits: &[f32], vocab: usize) -> Result<Vec<(f32, bool)>, BackendError> {
+    targets
+        .par_iter()
+        .zip(logits.par_chunks_exact(vocab))
+        .map(|(&target, logits)| log_probability(logits, target))
+        .collect()
+}

@@ -1,0 +1,82 @@
+//! The session the host holds: a decoder, its threads, and the evaluator on top.
+
+use karat::backend::{
+    BackendError, Completion, Dtype, Evaluator, EventSink, GenerateConfig, OpenConfig, Scores, Session, SessionInfo,
+    TokensView,
+};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::decoder::{Decoder, failed};
+use crate::export::Exported;
+use crate::options::Options;
+use crate::runtime;
+use crate::{generate, score};
+
+/// An open model.
+pub struct OnnxSession {
+    decoder: Decoder,
+    pool: ThreadPool,
+    context: usize,
+    score_positions: usize,
+    threads: usize,
+    library: String,
+}
+
+impl OnnxSession {
+    /// Loads the runtime library and the export.
+    ///
+    /// # Errors
+    /// No usable library, or a model that it refuses.
+    pub fn open(config: &OpenConfig, options: &Options, exported: Exported) -> Result<Self, BackendError> {
+        let loaded = runtime::load(options.library.as_deref(), options.fetch_runtime)?;
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = if config.threads == 0 { cores } else { config.threads };
+        let decoder = Decoder::open(&loaded, &exported, threads, options.spin)?;
+        let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+        let longest = decoder.model.max_positions;
+        Ok(OnnxSession {
+            pool: pool.map_err(failed("could not start worker threads"))?,
+            context: options.context.map_or(longest, |context| context.min(longest)),
+            score_positions: options.score_positions,
+            threads,
+            library: loaded.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+            decoder,
+        })
+    }
+}
+
+impl Session for OnnxSession {
+    fn evaluator(&mut self) -> Option<&mut dyn Evaluator> {
+        Some(self)
+    }
+
+    fn info(&self) -> SessionInfo {
+        let model = &self.decoder.model;
+        SessionInfo {
+            device: "cpu".into(),
+            dtype: Dtype::F32,
+            threads: self.threads,
+            // Only the CPU provider is ever asked for, so it is the one that runs.
+            kernels: vec![format!("{}: CPUExecutionProvider, GroupQueryAttention f32", self.library)],
+            parameters: model.parameters,
+            adapter_parameters: model.adapter_parameters,
+            vocab_size: model.vocab,
+            max_positions: self.context,
+        }
+    }
+}
+
+impl Evaluator for OnnxSession {
+    fn score(&mut self, tokens: TokensView<'_>, sink: &mut dyn EventSink) -> Result<Scores, BackendError> {
+        score::score(&mut self.decoder, &self.pool, self.score_positions, tokens, sink)
+    }
+
+    fn generate(
+        &mut self,
+        prompts: TokensView<'_>,
+        config: &GenerateConfig,
+        sink: &mut dyn EventSink,
+    ) -> Result<Vec<Completion>, BackendError> {
+        generate::generate(&mut self.decoder, &self.pool, self.context, prompts, config, sink)
+    }
+}

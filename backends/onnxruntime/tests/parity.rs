@@ -1,0 +1,127 @@
+//! The numbers of transformers and peft, met.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use karat::backend::{GenerateConfig, StopReason};
+use safetensors::SafeTensors;
+use support::*;
+
+fn forward_agrees(model: &str, numbers_file: &str) {
+    let Some(reference) = reference() else { return };
+    folder_agrees(&reference.join(model), &reference.join(numbers_file));
+}
+
+fn folder_agrees(model: &Path, numbers_file: &Path) {
+    if !runtime_is_there() {
+        return;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let mut session = open(model, cache.path(), |_| {}).unwrap();
+    let expected = read_json(numbers_file);
+    let prompts = expected["prompts"].as_array().unwrap();
+    let rows: Vec<Vec<u32>> = prompts.iter().map(|p| ids(&p["input_ids"])).collect();
+
+    // All four at once: a ragged batch.
+    let scores = score(&mut session, &rows);
+    let wanted: Vec<f64> = prompts.iter().flat_map(|p| numbers(&p["token_logprobs"])).collect();
+    assert_eq!(scores.logprobs.len(), wanted.len());
+    let worst = scores.logprobs.iter().zip(&wanted).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+    println!("{}: largest difference of {} log-probabilities: {worst:.2e}", model.display(), wanted.len());
+    assert!(worst < 1e-4, "{worst}");
+
+    let completions = generate(&mut session, &rows, &GenerateConfig::greedy(64, vec![]));
+    for (completion, prompt) in completions.iter().zip(prompts) {
+        assert_eq!(completion.ids, ids(&prompt["greedy64_min64"]));
+        assert_eq!(completion.stop, StopReason::Length);
+    }
+}
+
+#[test]
+fn log_probabilities_and_greedy_texts_of_a_plain_model_are_transformers() {
+    forward_agrees("qwen3-tiny", "qwen3_tiny_forward.json");
+}
+
+#[test]
+fn log_probabilities_and_greedy_texts_of_a_discriminating_model_are_transformers() {
+    forward_agrees("qwen3-tiny-rand", "qwen3_tiny_rand_forward.json");
+}
+
+/// SmolLM2-135M-Instruct, dequantized to f32 as the reference's README says; too large to make in a test.
+#[test]
+fn log_probabilities_and_greedy_texts_of_a_real_llama_are_transformers() {
+    let Some(reference) = reference() else { return };
+    let Some(model) = std::env::var_os("KARAT_SMOLLM2").map(PathBuf::from) else {
+        println!("skipped: KARAT_SMOLLM2 names no folder with the model");
+        return;
+    };
+    folder_agrees(&model, &reference.join("smollm2_forward.json"));
+}
+
+#[test]
+fn a_merged_adapter_gives_the_logits_of_pefts_merge() {
+    let Some(reference) = reference() else { return };
+    if !runtime_is_there() {
+        return;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let mut merged = open(&reference.join("qwen3-tiny"), cache.path(), |c| {
+        c.adapter = Some(reference.join("qwen3_tiny_lora_final"))
+    })
+    .unwrap();
+    assert_eq!(merged.info().adapter_parameters, 4 * 8 * (192 + 128 + 128 + 192 + 3 * 192));
+    let bytes = std::fs::read(reference.join("qwen3_tiny_lora_merged_logits.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&bytes).unwrap();
+    let logits: Vec<f64> = stored
+        .tensor("logits")
+        .unwrap()
+        .data()
+        .chunks_exact(4)
+        .map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())))
+        .collect();
+    let log_total = logits.iter().map(|x| x.exp()).sum::<f64>().ln();
+
+    // The log-probability of a token after the prompt is its logit less the log of the sum.
+    let prompts = read_json(&reference.join("qwen3_tiny_forward.json"));
+    // The file does not name its prompt: these are the first 64 ids of the first one (and of the first training item).
+    let prompt = ids(&prompts["prompts"][0]["input_ids"])[..64].to_vec();
+    let probes: Vec<u32> = (0..4096).step_by(41).collect();
+    let rows: Vec<Vec<u32>> = probes.iter().map(|&t| prompt.iter().copied().chain([t]).collect()).collect();
+    let of = |scores: karat::backend::Scores| -> Vec<f64> {
+        scores.logprobs.chunks(prompt.len()).map(|row| f64::from(row[prompt.len() - 1])).collect()
+    };
+    let found = of(score(&mut merged, &rows));
+    let worst = |found: &[f64]| {
+        let differences = found.iter().zip(&probes).map(|(x, &t)| (x - (logits[t as usize] - log_total)).abs());
+        differences.fold(0.0, f64::max)
+    };
+    println!("merged adapter: largest difference of {} log-probabilities: {:.2e}", found.len(), worst(&found));
+    assert!(worst(&found) < 1e-4);
+
+    // The base differs by far more, so the comparison can fail.
+    let mut base = open(&reference.join("qwen3-tiny"), cache.path(), |_| {}).unwrap();
+    assert!(worst(&of(score(&mut base, &rows))) > 1e-2);
+}
+
+#[test]
+fn a_merged_adapter_equals_the_checkpoint_peft_merged() {
+    let Some(reference) = reference() else { return };
+    if !runtime_is_there() {
+        return;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let expected = read_json(&reference.join("qwen3_tiny_forward.json"));
+    let rows: Vec<Vec<u32>> = expected["prompts"].as_array().unwrap().iter().map(|p| ids(&p["input_ids"])).collect();
+    let mut ours = open(&reference.join("qwen3-tiny"), cache.path(), |c| {
+        c.adapter = Some(reference.join("qwen3_tiny_lora_final"))
+    })
+    .unwrap();
+    let mut pefts = open(&reference.join("qwen3_tiny_lora_merged"), cache.path(), |_| {}).unwrap();
+    let (ours, pefts) = (score(&mut ours, &rows), score(&mut pefts, &rows));
+    for (a, b) in ours.logprobs.iter().zip(&pefts.logprobs) {
+        assert!((a - b).abs() < 2e-5, "{a} {b}");
+    }
+}
