@@ -1,5 +1,6 @@
 //! What training is told and what it leaves: configuration, schedule, plan, checkpoint state, log.
 
 mod config;
+pub mod state;
 
 pub use config::LoraConfig;

@@ -52,10 +52,8 @@ pub fn update(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], u: &Update
 
 /// Sum of squares, chunk by chunk in f64. NaN and infinity stay visible.
 pub fn sum_of_squares(g: &[f32]) -> f64 {
-    let partial: Vec<f64> = g
-        .par_chunks(1 << 12)
-        .map(|g| f64::from(simd(|| sum_by(g.len(), |i| g[i] * g[i]))))
-        .collect();
+    let partial: Vec<f64> =
+        g.par_chunks(1 << 12).map(|g| f64::from(simd(|| sum_by(g.len(), |i| g[i] * g[i])))).collect();
     partial.iter().sum()
 }
 
@@ -71,7 +69,8 @@ mod tests {
         let (mut p64, mut m64, mut v64) = (wide(&p), vec![0f64; n], vec![0f64; n]);
         for step in 1..=20u32 {
             let g = noise(n, 100 + u64::from(step));
-            let u = Update { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step, gradient_scale: 0.5 };
+            let u =
+                Update { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step, gradient_scale: 0.5 };
             update(&mut p, &mut m, &mut v, &g, &u);
             for i in 0..n {
                 let g = f64::from(g[i]) * 0.5;

@@ -152,7 +152,14 @@ pub fn backward(
                     let at = ((first - start) * group + g) * d;
                     let dq = MatMut::strided(&mut dqs[at..], b, d, group * d);
                     product(dq, heads.scale(), ds, key, false, Threads::One);
-                    product(MatMut::new(&mut dks[..context * d], context, d), heads.scale(), ds.t(), query, true, Threads::One);
+                    product(
+                        MatMut::new(&mut dks[..context * d], context, d),
+                        heads.scale(),
+                        ds.t(),
+                        query,
+                        true,
+                        Threads::One,
+                    );
                     product(MatMut::new(&mut dvs[..context * d], context, d), 1.0, p.t(), upstream, true, Threads::One);
                 }
             }

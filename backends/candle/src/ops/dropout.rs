@@ -89,7 +89,10 @@ mod tests {
             let mut y = vec![0f32; x.len()];
             apply(&x, &mut y, 0.3, other, false);
             let same = y.iter().zip(&whole).filter(|(a, b)| (**a == 0.0) == (**b == 0.0)).count() as f64;
-            assert!((same / x.len() as f64 - 0.58).abs() < 0.03, "0.7^2 + 0.3^2 of two masks agree by chance, got {same}");
+            assert!(
+                (same / x.len() as f64 - 0.58).abs() < 0.03,
+                "0.7^2 + 0.3^2 of two masks agree by chance, got {same}"
+            );
         }
     }
 }

@@ -198,8 +198,17 @@ mod tests {
         (0..cols).flat_map(|j| (0..rows).map(move |i| x[i * cols + j])).collect()
     }
 
-    const SHAPES: [(usize, usize, usize); 9] =
-        [(1, 1, 1), (1, 300, 40), (2, 3, 700), (5, 8, 64), (33, 8, 192), (64, 192, 1300), (130, 70, 2), (40, 1, 9), (1, 64, 100)];
+    const SHAPES: [(usize, usize, usize); 9] = [
+        (1, 1, 1),
+        (1, 300, 40),
+        (2, 3, 700),
+        (5, 8, 64),
+        (33, 8, 192),
+        (64, 192, 1300),
+        (130, 70, 2),
+        (40, 1, 9),
+        (1, 64, 100),
+    ];
 
     #[test]
     fn products_of_all_layouts_match_f64() {
