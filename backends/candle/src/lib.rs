@@ -1,1 +1,62 @@
-//! The candle backend.
+//! The candle backend: supervised fine-tuning (full and LoRA), scoring and generation on the CPU.
+//!
+//! Candle gives storage, shapes and devices. The decoder is our own and its backward pass is written out layer by
+//! layer: see [`nn`] for why, [`layer`] for the formulas, [`ops`] for the kernels. What one wants from a training
+//! backend that is to be compared with others holds here to the bit: the numbers do not depend on the number of
+//! threads, a row's not on its batch, recomputing activations changes nothing, and a resumed run is the run that
+//! never stopped.
+
+pub mod adapter;
+pub mod config;
+pub mod files;
+pub mod generate;
+pub mod layer;
+pub mod linear;
+pub mod memory;
+pub mod model;
+pub mod nn;
+pub mod ops;
+pub mod rng;
+pub mod session;
+pub mod train;
+
+use std::collections::BTreeMap;
+
+use karat::backend::{Backend, BackendError, Capability, Descriptor, Dtype, OpenConfig, Session};
+
+/// Short name of this backend.
+pub const NAME: &str = "candle";
+
+/// The backend; stateless.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CandleBackend;
+
+/// Kernels as this CPU runs them.
+fn kernels() -> Vec<String> {
+    vec![format!("matmul: gemm f32 ({:?})", pulp::Arch::new()), "elementwise: pulp f32".into()]
+}
+
+impl Backend for CandleBackend {
+    fn describe(&self) -> Descriptor {
+        Descriptor {
+            name: NAME.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            capabilities: vec![
+                Capability::Score,
+                Capability::Generate,
+                Capability::TrainFull,
+                Capability::TrainLora,
+                Capability::Adapter,
+                Capability::FromScratch,
+            ],
+            devices: vec!["cpu".into()],
+            dtypes: vec![Dtype::F32],
+            model_families: config::FAMILIES.map(String::from).to_vec(),
+            build: BTreeMap::from([("candle-core".to_owned(), "0.11".to_owned()), ("gemm".into(), "0.19".into())]),
+        }
+    }
+
+    fn open(&self, config: &OpenConfig) -> Result<Box<dyn Session>, BackendError> {
+        Ok(Box::new(session::CandleSession::open(config)?))
+    }
+}

@@ -4,5 +4,6 @@ mod config;
 pub mod log;
 pub mod plan;
 pub mod schedule;
+pub mod state;
 
 pub use config::LoraConfig;

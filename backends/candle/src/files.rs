@@ -1,0 +1,247 @@
+//! Safetensors files and folders on disk: reading tensor by tensor, writing whole folders at once.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use karat::backend::BackendError;
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+
+use crate::nn::{Result, tensor, view};
+
+/// No header is larger; the format says so.
+const LARGEST_HEADER: u64 = 100_000_000;
+
+/// An error about a file.
+pub fn at(path: &Path, what: impl std::fmt::Display) -> BackendError {
+    BackendError::failed(format!("{}: {what}", path.display()))
+}
+
+fn io<T>(path: &Path, what: &str, result: std::io::Result<T>) -> Result<T> {
+    result.map_err(|e| at(path, what).because(&e))
+}
+
+/// A safetensors file whose header was read and checked against the file's length.
+pub struct TensorFile {
+    path: PathBuf,
+    file: File,
+    data_start: u64,
+    metadata: Metadata,
+}
+
+impl TensorFile {
+    /// Opens `path` and reads its header.
+    ///
+    /// # Errors
+    /// For a missing, truncated or broken file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut file = io(path, "could not open it", File::open(path))?;
+        let length = io(path, "could not read it", file.metadata())?.len();
+        let truncated = |needed: u64| at(path, format!("truncated: {length} bytes, {needed} are needed"));
+        let mut prefix = [0u8; 8];
+        if length < 8 {
+            return Err(truncated(8));
+        }
+        io(path, "could not read it", file.read_exact(&mut prefix))?;
+        let header = u64::from_le_bytes(prefix);
+        let data_start = header.saturating_add(8);
+        if data_start > length {
+            return Err(truncated(data_start));
+        }
+        if header > LARGEST_HEADER {
+            return Err(at(path, format!("not a safetensors file: a header of {header} bytes")));
+        }
+        let mut buffer = vec![0; header as usize];
+        io(path, "could not read it", file.read_exact(&mut buffer))?;
+        let metadata: Metadata =
+            serde_json::from_slice(&buffer).map_err(|e| at(path, "not a safetensors file").because(&e))?;
+        let end = metadata.tensors().values().map(|t| t.data_offsets.1 as u64).max().unwrap_or(0);
+        match data_start + end {
+            needed if needed > length => return Err(truncated(needed)),
+            needed if needed < length => {
+                return Err(at(path, format!("{} bytes after the last tensor", length - needed)));
+            }
+            _ => {}
+        }
+        Ok(TensorFile { path: path.to_owned(), file, data_start, metadata })
+    }
+
+    /// Names of the tensors in it.
+    pub fn names(&self) -> Vec<String> {
+        self.metadata.tensors().into_keys().collect()
+    }
+
+    /// Reads a tensor, widening bf16 and f16 to f32.
+    ///
+    /// # Errors
+    /// If it is missing, of another shape than `shape`, or of an integer type.
+    pub fn read(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let Some(info) = self.metadata.info(name) else {
+            return Err(at(&self.path, format!("tensor {name} is missing")));
+        };
+        if info.shape != shape {
+            return Err(at(&self.path, format!("tensor {name} is {:?}, the configuration says {shape:?}", info.shape)));
+        }
+        let (start, end) = info.data_offsets;
+        let dtype = info.dtype;
+        let mut bytes = vec![0u8; end - start];
+        io(&self.path, "could not read it", self.file.seek(SeekFrom::Start(self.data_start + start as u64)))?;
+        io(&self.path, "could not read it", self.file.read_exact(&mut bytes))?;
+        let data: Vec<f32> = match dtype {
+            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Dtype::BF16 => bytes
+                .chunks_exact(2)
+                .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
+                .collect(),
+            Dtype::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            other => return Err(at(&self.path, format!("tensor {name} is {other:?}; F32, BF16 and F16 are read"))),
+        };
+        tensor(data, shape)
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The tensors of a model folder: `model.safetensors`, or the shards its index names.
+pub struct ModelFiles {
+    files: Vec<TensorFile>,
+    place: BTreeMap<String, usize>,
+    folder: PathBuf,
+}
+
+impl ModelFiles {
+    /// Opens all files of `folder`.
+    ///
+    /// # Errors
+    /// For missing or broken files.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let single = folder.join("model.safetensors");
+        let index = folder.join("model.safetensors.index.json");
+        if !single.is_file() && index.is_file() {
+            return Self::open_shards(folder, &index);
+        }
+        let file = TensorFile::open(&single)?;
+        let place = file.names().into_iter().map(|name| (name, 0)).collect();
+        Ok(ModelFiles { files: vec![file], place, folder: folder.to_owned() })
+    }
+
+    fn open_shards(folder: &Path, index: &Path) -> Result<Self> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = io(index, "could not read it", std::fs::read_to_string(index))?;
+        let parsed: Index = serde_json::from_str(&text).map_err(|e| at(index, "not an index of shards").because(&e))?;
+        let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
+        let (mut files, mut place) = (Vec::new(), BTreeMap::new());
+        for (name, shard) in &parsed.weight_map {
+            if Path::new(shard).components().count() != 1 {
+                return Err(at(index, format!("shard \"{shard}\" of {name} is not a file name")));
+            }
+            let number = match numbers.get(shard.as_str()) {
+                Some(number) => *number,
+                None => {
+                    files.push(TensorFile::open(&folder.join(shard))?);
+                    numbers.insert(shard, files.len() - 1);
+                    files.len() - 1
+                }
+            };
+            place.insert(name.clone(), number);
+        }
+        Ok(ModelFiles { files, place, folder: folder.to_owned() })
+    }
+
+    /// Names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.place.keys().map(String::as_str)
+    }
+
+    /// Reads a tensor as [`TensorFile::read`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        match self.place.get(name) {
+            Some(&file) => self.files[file].read(name, shape),
+            None => Err(at(&self.folder, format!("tensor {name} is missing from the model's safetensors"))),
+        }
+    }
+}
+
+struct Out<'a>(&'a Tensor);
+
+impl safetensors::View for Out<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+    fn shape(&self) -> &[usize] {
+        self.0.dims()
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        let bytes = view(self.0).map(|v| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+        Cow::Owned(bytes.unwrap_or_default())
+    }
+    fn data_len(&self) -> usize {
+        self.0.elem_count() * 4
+    }
+}
+
+/// Writes f32 tensors with the metadata `{"format": "pt"}` that transformers and PEFT expect.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    for t in tensors.values() {
+        view(t)?;
+    }
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let views = tensors.iter().map(|(name, t)| (name.as_str(), Out(t)));
+    safetensors::serialize_to_file(views, Some(metadata), path)
+        .map_err(|e| at(path, "could not write it").because(&e))?;
+    sync(path)
+}
+
+/// Writes a text file and flushes it to disk.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    io(path, "could not write it", std::fs::write(path, text))?;
+    sync(path)
+}
+
+fn sync(path: &Path) -> Result<()> {
+    io(path, "could not flush it to disk", File::open(path).and_then(|f| f.sync_all()))
+}
+
+/// Fills a folder under a temporary name with `fill`, then gives it its name; a folder of that name is replaced. A
+/// reader sees the whole folder or none.
+///
+/// # Errors
+/// If `fill` fails or the folder cannot be written; nothing is left behind then.
+pub fn publish_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let (Some(parent), Some(name)) = (folder.parent(), folder.file_name()) else {
+        return Err(at(folder, "not a folder that can be written"));
+    };
+    io(parent, "could not create the folder", std::fs::create_dir_all(parent))?;
+    let temporary = parent.join(format!(".{}.tmp-{}", name.to_string_lossy(), std::process::id()));
+    let _ = std::fs::remove_dir_all(&temporary);
+    io(&temporary, "could not create the folder", std::fs::create_dir(&temporary))?;
+    let done = fill(&temporary).and_then(|()| sync(&temporary)).and_then(|()| {
+        if folder.exists() {
+            io(folder, "could not replace the folder", std::fs::remove_dir_all(folder))?;
+        }
+        io(folder, "could not give the folder its name", std::fs::rename(&temporary, folder))
+    });
+    if done.is_err() {
+        let _ = std::fs::remove_dir_all(&temporary);
+    }
+    done.and_then(|()| sync(parent))
+}

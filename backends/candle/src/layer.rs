@@ -1,0 +1,224 @@
+//! One decoder layer: attention and MLP, each behind an RMSNorm and added to the residual stream.
+
+use candle_core::Tensor;
+
+use crate::linear::{Dropout, Gradients, Linear};
+use crate::nn::{self, Result};
+use crate::ops::attention::Heads;
+use crate::ops::rope::Table;
+
+/// RMSNorm with its weight.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// Name of the weight.
+    pub name: String,
+    /// `[width]`.
+    pub weight: Tensor,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+impl Norm {
+    /// The normed `x` and the scale of each row.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Vec<f32>)> {
+        nn::rms_norm(x, &self.weight, self.eps)
+    }
+    /// The gradient of `x`, added to `dx` if that is given.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn backward(
+        &self,
+        dx: Option<Tensor>,
+        x: &Tensor,
+        scale: &[f32],
+        dy: &Tensor,
+        gradients: &Gradients,
+    ) -> Result<Tensor> {
+        nn::rms_norm_backward(dx, x, &self.weight, scale, dy, gradients.of(&self.name))
+    }
+}
+
+/// What one pass over a batch has in common for all layers.
+#[derive(Clone, Copy)]
+pub struct Pass<'a> {
+    /// Where each row starts among the tokens; one more entry than rows.
+    pub starts: &'a [usize],
+    /// Position of each token in its row.
+    pub positions: &'a [u32],
+    /// Angles of the rotary embedding.
+    pub table: &'a Table,
+    /// Set during training.
+    pub dropout: Option<Dropout>,
+}
+
+/// A decoder layer.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// Shape of the attention.
+    pub heads: Heads,
+    /// Before the attention.
+    pub input_norm: Norm,
+    /// Query projection.
+    pub q: Linear,
+    /// Key projection.
+    pub k: Linear,
+    /// Value projection.
+    pub v: Linear,
+    /// Output projection.
+    pub o: Linear,
+    /// On each query head and each key head (Qwen3).
+    pub qk_norm: Option<(Norm, Norm)>,
+    /// Before the MLP.
+    pub post_norm: Norm,
+    /// Gate projection.
+    pub gate: Linear,
+    /// Up projection.
+    pub up: Linear,
+    /// Down projection.
+    pub down: Linear,
+}
+
+/// What comes out of the projections, ready for attention.
+pub struct Projected {
+    /// Rotated queries `[tokens, queries * dim]`.
+    pub q: Tensor,
+    /// Rotated keys `[tokens, keys * dim]`.
+    pub k: Tensor,
+    /// Values `[tokens, keys * dim]`.
+    pub v: Tensor,
+    normed: Tensor,
+    scale: Vec<f32>,
+    /// Queries and keys before their norm, with the norm's scales.
+    raw: Option<[(Tensor, Vec<f32>); 2]>,
+    low: [Option<Tensor>; 3],
+}
+
+/// What the second half of a layer leaves for its backward pass.
+pub struct Finished {
+    low_o: Option<Tensor>,
+    middle: Tensor,
+    scale: Vec<f32>,
+    normed: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    act: Tensor,
+    low: [Option<Tensor>; 3],
+}
+
+/// Activations of one layer, kept for (or made again in) its backward pass.
+pub struct Saved {
+    projected: Projected,
+    attended: (Tensor, Vec<f32>),
+    finished: Finished,
+}
+
+impl Layer {
+    /// Its linear layers with the module names PEFT targets.
+    pub fn linears_mut(&mut self) -> [&mut Linear; 7] {
+        [&mut self.q, &mut self.k, &mut self.v, &mut self.o, &mut self.gate, &mut self.up, &mut self.down]
+    }
+    /// Its linear layers.
+    pub fn linears(&self) -> [&Linear; 7] {
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+    /// Its norms.
+    pub fn norms(&self) -> impl Iterator<Item = &Norm> {
+        let qk = self.qk_norm.iter().flat_map(|(q, k)| [q, k]);
+        [&self.input_norm, &self.post_norm].into_iter().chain(qk)
+    }
+
+    /// Norm, projections, head norms and rotation of `x` `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn project(&self, x: &Tensor, pass: Pass<'_>) -> Result<Projected> {
+        let (normed, scale) = self.input_norm.forward(x)?;
+        let (mut q, low_q) = self.q.forward(&normed, pass.dropout)?;
+        let (mut k, low_k) = self.k.forward(&normed, pass.dropout)?;
+        let (v, low_v) = self.v.forward(&normed, pass.dropout)?;
+        let mut raw = None;
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            let ((nq, sq), (nk, sk)) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
+            raw = Some([(std::mem::replace(&mut q, nq), sq), (std::mem::replace(&mut k, nk), sk)]);
+        }
+        nn::rotate(&q, pass.positions, self.heads.queries, pass.table, false)?;
+        nn::rotate(&k, pass.positions, self.heads.keys, pass.table, false)?;
+        Ok(Projected { q, k, v, normed, scale, raw, low: [low_q, low_k, low_v] })
+    }
+
+    /// Output projection, residual and MLP; `attended` is what attention gave for `x`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn finish(&self, x: &Tensor, attended: &Tensor, dropout: Option<Dropout>) -> Result<(Tensor, Finished)> {
+        let (middle, low_o) = self.o.forward(attended, dropout)?;
+        nn::add(&middle, x)?;
+        let (normed, scale) = self.post_norm.forward(&middle)?;
+        let (gate, low_gate) = self.gate.forward(&normed, dropout)?;
+        let (up, low_up) = self.up.forward(&normed, dropout)?;
+        let act = nn::swiglu(&gate, &up)?;
+        let (y, low_down) = self.down.forward(&act, dropout)?;
+        nn::add(&y, &middle)?;
+        let low = [low_gate, low_up, low_down];
+        Ok((y, Finished { low_o, middle, scale, normed, gate, up, act, low }))
+    }
+
+    /// The layer's output for `x` `[tokens, hidden]` and what its backward pass needs.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Result<(Tensor, Saved)> {
+        let projected = self.project(x, pass)?;
+        let attended = nn::attend(&projected.q, &projected.k, &projected.v, pass.starts, self.heads)?;
+        let (y, finished) = self.finish(x, &attended.0, pass.dropout)?;
+        Ok((y, Saved { projected, attended, finished }))
+    }
+
+    /// Adds this layer's gradients to `gradients` and returns that of `x`, if `want_dx`; `dy` is used up.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn backward(
+        &self,
+        x: &Tensor,
+        saved: &Saved,
+        dy: Tensor,
+        want_dx: bool,
+        pass: Pass<'_>,
+        gradients: &Gradients,
+    ) -> Result<Option<Tensor>> {
+        let Saved { projected: p, attended: (out, lse), finished: f } = saved;
+        let back = |linear: &Linear, x: &Tensor, low: &Option<Tensor>, dy: &Tensor, dx: Option<Tensor>, want: bool| {
+            linear.backward(x, low.as_ref(), dy, dx, want, pass.dropout, gradients)
+        };
+        let gave = |dx: Option<Tensor>| dx.ok_or_else(|| karat::backend::BackendError::failed("a gradient is missing"));
+
+        let dact = gave(back(&self.down, &f.act, &f.low[2], &dy, None, true)?)?;
+        let (dgate, dup) = nn::swiglu_backward(&f.gate, &f.up, &dact)?;
+        let dnormed = back(&self.gate, &f.normed, &f.low[0], &dgate, None, true)?;
+        let dnormed = gave(back(&self.up, &f.normed, &f.low[1], &dup, dnormed, true)?)?;
+        let dmiddle = self.post_norm.backward(Some(dy), &f.middle, &f.scale, &dnormed, gradients)?;
+
+        let dout = gave(back(&self.o, out, &f.low_o, &dmiddle, None, true)?)?;
+        let [mut dq, mut dk, dv] = nn::attend_backward([&p.q, &p.k, &p.v], pass.starts, self.heads, (out, lse), &dout)?;
+        nn::rotate(&dq, pass.positions, self.heads.queries, pass.table, true)?;
+        nn::rotate(&dk, pass.positions, self.heads.keys, pass.table, true)?;
+        if let (Some((q_norm, k_norm)), Some([(q, sq), (k, sk)])) = (&self.qk_norm, &p.raw) {
+            dq = q_norm.backward(None, q, sq, &dq, gradients)?;
+            dk = k_norm.backward(None, k, sk, &dk, gradients)?;
+        }
+        // Without a trained norm and a wanted gradient of the input, nothing below the projections is asked for.
+        let below = want_dx || gradients.of(&self.input_norm.name).is_some();
+        let dnormed = back(&self.q, &p.normed, &p.low[0], &dq, None, below)?;
+        let dnormed = back(&self.k, &p.normed, &p.low[1], &dk, dnormed, below)?;
+        let dnormed = back(&self.v, &p.normed, &p.low[2], &dv, dnormed, below)?;
+        match dnormed {
+            Some(dnormed) => self.input_norm.backward(Some(dmiddle), x, &p.scale, &dnormed, gradients).map(Some),
+            None => Ok(None),
+        }
+    }
+}

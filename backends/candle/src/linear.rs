@@ -1,0 +1,158 @@
+//! A linear layer, with or without a LoRA adapter, forward and backward.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
+use crate::nn::{self, Result};
+use crate::ops::dropout::Key;
+
+/// Gradients of the tensors that are trained, by name; a tensor that is not in here is frozen and costs nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Gradients(pub BTreeMap<String, Tensor>);
+
+impl Gradients {
+    /// Zeros for every tensor of `trained`.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn zeros(trained: &BTreeMap<String, Tensor>) -> Result<Self> {
+        trained.iter().map(|(name, t)| Ok((name.clone(), nn::zeros(t.dims())?))).collect::<Result<_>>().map(Gradients)
+    }
+    /// Where the gradient of `name` is summed, if it is trained.
+    pub fn of(&self, name: &str) -> Option<&Tensor> {
+        self.0.get(name)
+    }
+    /// Back to zero.
+    ///
+    /// # Errors
+    /// Never on the CPU.
+    pub fn clear(&self) -> Result<()> {
+        self.0.values().try_for_each(|g| nn::edit(g, |g| g.fill(0.0)))
+    }
+}
+
+/// What makes this pass's dropout masks: seed and step of the run, and the tokens of the step that came before.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    /// Seed of the run.
+    pub seed: u64,
+    /// Optimizer step, from 1.
+    pub step: u32,
+    /// Tokens of earlier micro-batches of this step.
+    pub first_token: u64,
+}
+
+/// `y += scale * B(A(dropout(x)))` (Hu et al., arXiv 2106.09685).
+#[derive(Clone, Debug)]
+pub struct Lora {
+    /// `[r, in]`.
+    pub a: Tensor,
+    /// `[out, r]`.
+    pub b: Tensor,
+    /// `lora_alpha / r`, or `/ sqrt(r)`.
+    pub scale: f32,
+    /// Probability of dropping an input, during training.
+    pub dropout: f64,
+    /// Number of the module in the model; names its dropout masks.
+    pub module: u32,
+    /// PEFT's name of `a`.
+    pub a_name: String,
+    /// PEFT's name of `b`.
+    pub b_name: String,
+}
+
+impl Lora {
+    /// `x` as it enters `A`.
+    fn dropped(&self, x: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
+        match self.key(x, dropout) {
+            Some(key) => nn::dropout(x, self.dropout, key),
+            None => Ok(x.clone()),
+        }
+    }
+    fn key(&self, x: &Tensor, dropout: Option<Dropout>) -> Option<Key> {
+        let d = dropout.filter(|_| self.dropout > 0.0)?;
+        let width = x.dims()[1] as u64;
+        Some(Key { seed: d.seed, step: d.step, module: self.module, first: d.first_token * width })
+    }
+}
+
+/// `y = x W^T + bias`, plus the adapter's share.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// Module path, e.g. `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// `[out, in]`.
+    pub weight: Tensor,
+    /// `[out]`.
+    pub bias: Option<Tensor>,
+    /// The adapter, if this module has one.
+    pub lora: Option<Lora>,
+    weight_name: String,
+    bias_name: String,
+}
+
+impl Linear {
+    /// The layer at `name` without an adapter.
+    pub fn new(name: String, weight: Tensor, bias: Option<Tensor>) -> Self {
+        let (weight_name, bias_name) = (format!("{name}.weight"), format!("{name}.bias"));
+        Linear { name, weight, bias, lora: None, weight_name, bias_name }
+    }
+
+    /// `(in, out)`.
+    pub fn widths(&self) -> (usize, usize) {
+        (self.weight.dims()[1], self.weight.dims()[0])
+    }
+
+    /// `y` for `x` `[tokens, in]`, and what the backward pass needs of the adapter: `A(dropout(x))` `[tokens, r]`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn forward(&self, x: &Tensor, dropout: Option<Dropout>) -> Result<(Tensor, Option<Tensor>)> {
+        let y = nn::linear(x, &self.weight, self.bias.as_ref())?;
+        let Some(lora) = &self.lora else { return Ok((y, None)) };
+        let low = nn::linear(&lora.dropped(x, dropout)?, &lora.a, None)?;
+        nn::linear_add(&y, lora.scale, &low, &lora.b)?;
+        Ok((y, Some(low)))
+    }
+
+    /// Adds the gradients of what is trained to `gradients` and, if `want_dx`, returns that of `x`, added to `dx` if
+    /// one is given.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn backward(
+        &self,
+        x: &Tensor,
+        low: Option<&Tensor>,
+        dy: &Tensor,
+        dx: Option<Tensor>,
+        want_dx: bool,
+        dropout: Option<Dropout>,
+        gradients: &Gradients,
+    ) -> Result<Option<Tensor>> {
+        if let Some(dw) = gradients.of(&self.weight_name) {
+            nn::linear_dw(dw, 1.0, dy, x)?;
+        }
+        if let Some(db) = self.bias.as_ref().and_then(|_| gradients.of(&self.bias_name)) {
+            nn::bias_gradient(db, dy)?;
+        }
+        let dx = if want_dx { Some(nn::linear_dx(dx, 1.0, dy, &self.weight)?) } else { None };
+        let (Some(lora), Some(low)) = (&self.lora, low) else { return Ok(dx) };
+        let dlow = nn::linear_dx(None, lora.scale, dy, &lora.b)?;
+        if let Some(db) = gradients.of(&lora.b_name) {
+            nn::linear_dw(db, lora.scale, dy, low)?;
+        }
+        if let Some(da) = gradients.of(&lora.a_name) {
+            nn::linear_dw(da, 1.0, &dlow, &lora.dropped(x, dropout)?)?;
+        }
+        let Some(dx) = dx else { return Ok(None) };
+        match lora.key(x, dropout) {
+            Some(key) => {
+                nn::dropout_add(&dx, &nn::linear_dx(None, 1.0, &dlow, &lora.a)?, lora.dropout, key)?;
+                Ok(Some(dx))
+            }
+            None => nn::linear_dx(Some(dx), 1.0, &dlow, &lora.a).map(Some),
+        }
+    }
+}

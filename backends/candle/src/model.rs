@@ -1,0 +1,315 @@
+//! The decoder: embedding, layers, final norm and output projection; Qwen3, Qwen2 and Llama by configuration.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::Tensor;
+use karat::backend::BackendError;
+
+use crate::config::ModelConfig;
+use crate::files::ModelFiles;
+use crate::layer::{Layer, Norm, Pass, Saved};
+use crate::linear::{Dropout, Gradients, Linear};
+use crate::nn::{self, Result};
+use crate::ops::cross_entropy::Target;
+use crate::ops::rope::Table;
+use crate::rng::{Philox, name_key};
+
+/// Rows of token ids packed back to back; padding does not exist.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// All ids.
+    pub ids: Vec<u32>,
+    /// Where each row starts; one more entry than rows.
+    pub starts: Vec<usize>,
+    /// Position of each id in its row.
+    pub positions: Vec<u32>,
+}
+
+impl Batch {
+    /// Packs `rows`.
+    pub fn new<'a>(rows: impl IntoIterator<Item = &'a [u32]>) -> Self {
+        let mut batch = Batch { starts: vec![0], ..Batch::default() };
+        for row in rows {
+            batch.ids.extend_from_slice(row);
+            batch.positions.extend(0..row.len() as u32);
+            batch.starts.push(batch.ids.len());
+        }
+        batch
+    }
+    fn longest(&self) -> usize {
+        self.starts.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0)
+    }
+}
+
+/// A decoder with its weights.
+pub struct Decoder {
+    /// Its shape and constants.
+    pub config: ModelConfig,
+    /// `[vocab, hidden]`.
+    pub embedding: Tensor,
+    /// The layers.
+    pub layers: Vec<Layer>,
+    /// After the last layer.
+    pub norm: Norm,
+    /// `[vocab, hidden]`; the embedding itself where it is tied.
+    pub head: Tensor,
+    table: Mutex<Arc<Table>>,
+}
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// Whether optimizers of the Hugging Face trainer leave this tensor out of weight decay: biases and norms.
+pub fn excluded_from_decay(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.contains("bias")
+        || name.contains("layernorm")
+        || name.contains("rmsnorm")
+        || name.split('.').any(|part| part == "norm" || part.ends_with("_norm"))
+}
+
+impl Decoder {
+    /// Loads the weights of a model folder.
+    ///
+    /// # Errors
+    /// For missing, misshapen or unexpected tensors, by name.
+    pub fn load(config: ModelConfig, folder: &std::path::Path) -> Result<Self> {
+        let mut files = ModelFiles::open(folder)?;
+        let model = Self::build(config, |name, shape| files.read(name, shape))?;
+        let known = model.tensors();
+        let stray = files.names().find(|name| {
+            let harmless = name.ends_with("rotary_emb.inv_freq") || (model.config.tied && *name == HEAD);
+            !harmless && !known.contains_key(*name)
+        });
+        match stray {
+            Some(name) => Err(crate::files::at(
+                folder,
+                format!("tensor {name} has no place in the model that config.json describes"),
+            )),
+            None => Ok(model),
+        }
+    }
+
+    /// Draws the weights: `N(0, initializer_range)` for matrices, ones for norms, zeros for biases. Each tensor is a
+    /// function of the seed and its name.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn random(config: ModelConfig, seed: u64) -> Result<Self> {
+        let (generator, deviation) = (Philox::new(seed), config.initializer_range);
+        Self::build(config, |name, shape| {
+            let n: usize = shape.iter().product();
+            let key = name_key(name);
+            let data = match shape.len() {
+                2 => {
+                    use rayon::prelude::*;
+                    let draw = |i: usize| generator.normal(i as u64, key as u32, (key >> 32) as u32) * deviation;
+                    (0..n).into_par_iter().map(|i| draw(i) as f32).collect()
+                }
+                _ if name.ends_with(".bias") => vec![0.0; n],
+                _ => vec![1.0; n],
+            };
+            nn::tensor(data, shape)
+        })
+    }
+
+    fn build(config: ModelConfig, mut get: impl FnMut(&str, &[usize]) -> Result<Tensor>) -> Result<Self> {
+        let c = &config;
+        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let (q_width, k_width) = (c.heads.queries * c.heads.dim, c.heads.keys * c.heads.dim);
+        let eps = c.rms_norm_eps as f32;
+        let embedding = get(EMBEDDING, &[c.vocab_size, hidden])?;
+        let mut layers = Vec::with_capacity(c.layers);
+        for i in 0..c.layers {
+            let mut norm = |name: &str, width: usize| -> Result<Norm> {
+                let name = format!("model.layers.{i}.{name}.weight");
+                Ok(Norm { weight: get(&name, &[width])?, name, eps })
+            };
+            let input_norm = norm("input_layernorm", hidden)?;
+            let post_norm = norm("post_attention_layernorm", hidden)?;
+            let qk_norm = match c.qk_norm {
+                true => Some((norm("self_attn.q_norm", c.heads.dim)?, norm("self_attn.k_norm", c.heads.dim)?)),
+                false => None,
+            };
+            let mut linear = |name: &str, n_out: usize, n_in: usize, bias: bool| -> Result<Linear> {
+                let name = format!("model.layers.{i}.{name}");
+                let weight = get(&format!("{name}.weight"), &[n_out, n_in])?;
+                let bias = if bias { Some(get(&format!("{name}.bias"), &[n_out])?) } else { None };
+                Ok(Linear::new(name, weight, bias))
+            };
+            layers.push(Layer {
+                heads: c.heads,
+                input_norm,
+                q: linear("self_attn.q_proj", q_width, hidden, c.qkv_bias)?,
+                k: linear("self_attn.k_proj", k_width, hidden, c.qkv_bias)?,
+                v: linear("self_attn.v_proj", k_width, hidden, c.qkv_bias)?,
+                o: linear("self_attn.o_proj", hidden, q_width, c.o_bias)?,
+                qk_norm,
+                post_norm,
+                gate: linear("mlp.gate_proj", inner, hidden, c.mlp_bias)?,
+                up: linear("mlp.up_proj", inner, hidden, c.mlp_bias)?,
+                down: linear("mlp.down_proj", hidden, inner, c.mlp_bias)?,
+            });
+        }
+        let norm = Norm { weight: get("model.norm.weight", &[hidden])?, name: "model.norm.weight".into(), eps };
+        let head = if c.tied { embedding.clone() } else { get(HEAD, &[c.vocab_size, hidden])? };
+        Ok(Decoder { embedding, layers, norm, head, table: Mutex::default(), config })
+    }
+
+    /// All tensors of the model without its adapter, by their Hugging Face names.
+    pub fn tensors(&self) -> BTreeMap<String, Tensor> {
+        let mut all = BTreeMap::from([
+            (EMBEDDING.to_owned(), self.embedding.clone()),
+            (self.norm.name.clone(), self.norm.weight.clone()),
+        ]);
+        if !self.config.tied {
+            all.insert(HEAD.to_owned(), self.head.clone());
+        }
+        for layer in &self.layers {
+            all.extend(layer.norms().map(|n| (n.name.clone(), n.weight.clone())));
+            for linear in layer.linears() {
+                all.insert(format!("{}.weight", linear.name), linear.weight.clone());
+                if let Some(bias) = &linear.bias {
+                    all.insert(format!("{}.bias", linear.name), bias.clone());
+                }
+            }
+        }
+        all
+    }
+
+    /// The adapter's tensors, by their PEFT names; empty without one.
+    pub fn adapter_tensors(&self) -> BTreeMap<String, Tensor> {
+        let loras = self.layers.iter().flat_map(|layer| layer.linears()).filter_map(|linear| linear.lora.as_ref());
+        loras.flat_map(|l| [(l.a_name.clone(), l.a.clone()), (l.b_name.clone(), l.b.clone())]).collect()
+    }
+
+    /// Angles for rows of up to `positions`.
+    pub fn table(&self, positions: usize) -> Arc<Table> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.positions() < positions {
+            let size = positions.next_power_of_two().min(self.config.max_positions.max(positions));
+            *table = Arc::new(Table::new(self.config.rope_theta, self.config.heads.dim, size));
+        }
+        table.clone()
+    }
+
+    /// Says which row of `rows` this model cannot take: an id outside the vocabulary or too many tokens.
+    ///
+    /// # Errors
+    /// Names the row (counted from 0) and the id or length.
+    pub fn check<'a>(&self, rows: impl IntoIterator<Item = &'a [u32]>) -> Result<()> {
+        let (vocab, longest) = (self.config.vocab_size, self.config.max_positions);
+        for (i, row) in rows.into_iter().enumerate() {
+            if let Some(id) = row.iter().find(|id| **id as usize >= vocab) {
+                return Err(BackendError::failed(format!("row {i}: id {id} is outside the vocabulary of {vocab}")));
+            }
+            if row.len() > longest {
+                return Err(BackendError::failed(format!(
+                    "row {i}: {} tokens, the model holds at most {longest} (max_position_embeddings)",
+                    row.len()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Output of the last layer `[tokens, hidden]`, before the final norm.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn hidden(&self, batch: &Batch) -> Result<Tensor> {
+        let table = self.table(batch.longest());
+        let pass = Pass { starts: &batch.starts, positions: &batch.positions, table: &table, dropout: None };
+        let mut x = nn::gather(&self.embedding, &batch.ids)?;
+        for layer in &self.layers {
+            x = layer.forward(&x, pass)?.0;
+        }
+        Ok(x)
+    }
+
+    /// Log-probability of `targets[i]` after the token `batch.ids[at[i]]`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn score(&self, batch: &Batch, at: &[u32], targets: &[u32]) -> Result<Vec<Target>> {
+        if at.is_empty() {
+            return Ok(Vec::new());
+        }
+        let chosen = nn::gather(&self.hidden(batch)?, at)?;
+        nn::score(&self.norm.forward(&chosen)?.0, targets, &self.head)
+    }
+
+    /// Forward and backward of the loss `scale * sum of -log p(targets[i])`, `targets[i]` coming after the token
+    /// `batch.ids[at[i]]`: adds to `gradients` and returns the log-probabilities. With `recompute`, only the input of
+    /// each layer is kept and the rest made again in the backward pass; the numbers are the same to the bit.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn train(
+        &self,
+        batch: &Batch,
+        (at, targets): (&[u32], &[u32]),
+        scale: f32,
+        dropout: Option<Dropout>,
+        recompute: bool,
+        gradients: &Gradients,
+    ) -> Result<Vec<f32>> {
+        if at.is_empty() {
+            return Ok(Vec::new());
+        }
+        let table = self.table(batch.longest());
+        let pass = Pass { starts: &batch.starts, positions: &batch.positions, table: &table, dropout };
+        let mut x = nn::gather(&self.embedding, &batch.ids)?;
+        let mut kept: Vec<(Tensor, Option<Saved>)> = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
+            let (y, saved) = layer.forward(&x, pass)?;
+            kept.push((std::mem::replace(&mut x, y), (!recompute).then_some(saved)));
+        }
+        let chosen = nn::gather(&x, at)?;
+        let (normed, norm_scale) = self.norm.forward(&chosen)?;
+        let head_gradient = gradients.of(if self.config.tied { EMBEDDING } else { HEAD });
+        let (logprobs, dnormed) = nn::head_loss(&normed, targets, &self.head, scale, head_gradient)?;
+        let dchosen = self.norm.backward(None, &chosen, &norm_scale, &dnormed, gradients)?;
+        let mut dx = nn::zeros(x.dims())?;
+        nn::scatter_add(&dx, at, &dchosen)?;
+        drop(x);
+        let embedding_gradient = gradients.of(EMBEDDING);
+        for (i, layer) in self.layers.iter().enumerate().rev() {
+            let Some((x, saved)) = kept.pop() else { break };
+            let saved = match saved {
+                Some(saved) => saved,
+                None => layer.forward(&x, pass)?.1,
+            };
+            let want = i > 0 || embedding_gradient.is_some();
+            match layer.backward(&x, &saved, dx, want, pass, gradients)? {
+                Some(next) => dx = next,
+                None => return Ok(logprobs),
+            }
+        }
+        if let Some(embedding_gradient) = embedding_gradient {
+            nn::scatter_add(embedding_gradient, &batch.ids, &dx)?;
+        }
+        Ok(logprobs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::excluded_from_decay;
+
+    #[test]
+    fn norms_and_biases_are_excluded_from_decay() {
+        for name in [
+            "model.norm.weight",
+            "model.layers.0.input_layernorm.weight",
+            "model.layers.0.self_attn.q_norm.weight",
+            "model.layers.0.self_attn.q_proj.bias",
+        ] {
+            assert!(excluded_from_decay(name), "{name}");
+        }
+        for name in ["model.embed_tokens.weight", "lm_head.weight", "model.layers.0.self_attn.q_proj.lora_A.weight"] {
+            assert!(!excluded_from_decay(name), "{name}");
+        }
+    }
+}

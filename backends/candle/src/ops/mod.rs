@@ -1,0 +1,21 @@
+//! Kernels for the CPU: pure functions on slices, forward and backward, nothing of a model in them.
+//!
+//! Every function here gives the same bits on any number of threads. Work is split by the shape of the data alone,
+//! never by the size of the pool, and sums are taken in a fixed order: over lanes inside a row, over rows inside a
+//! fixed chunk, over chunks in order. A row of a batch also gets the same bits whatever other rows surround it, so a
+//! text does not depend on how texts were batched.
+//!
+//! [`crate::nn`] wraps these for tensors and is the only caller; a device with kernels of its own joins there.
+
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
+pub mod matmul;
+pub mod norm;
+pub mod rope;
+pub mod simd;
+pub mod swiglu;
+#[cfg(test)]
+pub(crate) mod testing;

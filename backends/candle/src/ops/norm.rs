@@ -1,0 +1,100 @@
+//! RMSNorm: `y = w x / sqrt(mean(x^2) + eps)` over rows (Zhang & Sennrich, arXiv 1910.07467).
+
+use rayon::prelude::*;
+
+use super::simd::{simd, sum_by};
+
+/// Rows a task takes; also the chunk in which the weight gradient is summed first.
+const ROWS: usize = 64;
+
+/// `x`, `y` `[rows, width]`, `w` `[width]`; leaves `1 / sqrt(mean(x^2) + eps)` of each row in `scale` `[rows]`.
+pub fn forward(x: &[f32], w: &[f32], eps: f32, y: &mut [f32], scale: &mut [f32]) {
+    let width = w.len();
+    y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).zip(scale.par_chunks_mut(ROWS)).for_each(
+        |((y, x), scale)| {
+            simd(|| {
+                for ((y, x), scale) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(scale) {
+                    let mean = sum_by(width, |i| x[i] * x[i]) / width as f32;
+                    let r = 1.0 / (mean + eps).sqrt();
+                    *scale = r;
+                    for i in 0..width {
+                        y[i] = w[i] * (x[i] * r);
+                    }
+                }
+            });
+        },
+    );
+}
+
+/// Given `dy`, writes `dx = r w dy - x r^3 / width * sum(w dy x)` (added to `dx` with `add`) and adds
+/// `sum over rows of dy x r` to `dw` where the weight is trained.
+pub fn backward(x: &[f32], w: &[f32], scale: &[f32], dy: &[f32], dx: &mut [f32], add: bool, dw: Option<&mut [f32]>) {
+    let width = w.len();
+    dx.par_chunks_mut(ROWS * width)
+        .zip(x.par_chunks(ROWS * width))
+        .zip(dy.par_chunks(ROWS * width))
+        .zip(scale.par_chunks(ROWS))
+        .for_each(|(((dx, x), dy), scale)| {
+            simd(|| {
+                for (((dx, x), dy), &r) in
+                    dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dy.chunks_exact(width)).zip(scale)
+                {
+                    let c = r * r * r / width as f32 * sum_by(width, |i| w[i] * dy[i] * x[i]);
+                    for i in 0..width {
+                        let d = r * w[i] * dy[i] - c * x[i];
+                        dx[i] = if add { dx[i] + d } else { d };
+                    }
+                }
+            });
+        });
+    let Some(dw) = dw else { return };
+    let partial: Vec<Vec<f32>> = x
+        .par_chunks(ROWS * width)
+        .zip(dy.par_chunks(ROWS * width))
+        .zip(scale.par_chunks(ROWS))
+        .map(|((x, dy), scale)| {
+            let mut sum = vec![0f32; width];
+            simd(|| {
+                for ((x, dy), &r) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(scale) {
+                    for i in 0..width {
+                        sum[i] += dy[i] * (x[i] * r);
+                    }
+                }
+            });
+            sum
+        })
+        .collect();
+    for sum in partial {
+        dw.iter_mut().zip(sum).for_each(|(dw, s)| *dw += s);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_close, check_gradient, noise, weigh, wide};
+
+    fn in_f64(x: &[f64], w: &[f64], eps: f64) -> Vec<f64> {
+        let rows = x.chunks(w.len()).flat_map(|row| {
+            let r = 1.0 / (row.iter().map(|x| x * x).sum::<f64>() / w.len() as f64 + eps).sqrt();
+            row.iter().zip(w).map(move |(x, w)| x * r * w).collect::<Vec<_>>()
+        });
+        rows.collect()
+    }
+
+    #[test]
+    fn forward_and_backward_match_f64() {
+        let (rows, width, eps) = (5, 19, 1e-5);
+        let (x, w, g) = (noise(rows * width, 1), noise(width, 2), noise(rows * width, 3));
+        let (mut y, mut scale) = (vec![0f32; rows * width], vec![0f32; rows]);
+        forward(&x, &w, eps as f32, &mut y, &mut scale);
+        assert_close("y", &y, &in_f64(&wide(&x), &wide(&w), eps), 1e-6);
+        let (mut dx, mut dw) = (vec![0f32; rows * width], vec![0f32; width]);
+        backward(&x, &w, &scale, &g, &mut dx, false, Some(&mut dw));
+        check_gradient("x", &x, &dx, |x| weigh(&in_f64(x, &wide(&w), eps), &g));
+        check_gradient("w", &w, &dw, |w| weigh(&in_f64(&wide(&x), w, eps), &g));
+        let mut twice = dx.clone();
+        backward(&x, &w, &scale, &g, &mut twice, true, None);
+        assert!(twice.iter().zip(&dx).all(|(t, d)| *t == d + d));
+    }
+}

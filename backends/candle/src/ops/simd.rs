@@ -1,0 +1,131 @@
+//! What vectorises: a dispatcher to the widest instruction set of this CPU, lane-wise sums and an exponential.
+//!
+//! The bodies are ordinary loops that the compiler vectorises once for each instruction set. Rust never contracts
+//! `a * b + c` by itself and the lanes below are fixed, so each set gives the same bits.
+
+use std::sync::OnceLock;
+
+/// Lanes of a vectorised sum. Fixed, because the order of a sum shows in its last bits.
+pub const LANES: usize = 16;
+
+/// Runs `f` compiled for the widest instruction set this CPU has.
+#[inline(always)]
+pub fn simd<R>(f: impl FnOnce() -> R) -> R {
+    static ARCH: OnceLock<pulp::Arch> = OnceLock::new();
+    ARCH.get_or_init(pulp::Arch::new).dispatch(f)
+}
+
+#[inline(always)]
+fn fold(lanes: [f32; LANES]) -> f32 {
+    let mut sum = lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            sum[i] += sum[i + width];
+        }
+        width /= 2;
+    }
+    sum[0]
+}
+
+/// `sum_i f(i)` over `0..n` in fixed lanes.
+#[inline(always)]
+pub fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let whole = n / LANES * LANES;
+    let mut i = 0;
+    while i < whole {
+        for l in 0..LANES {
+            lanes[l] += f(i + l);
+        }
+        i += LANES;
+    }
+    for l in 0..n - whole {
+        lanes[l] += f(whole + l);
+    }
+    fold(lanes)
+}
+
+/// Dot product in fixed lanes.
+#[inline(always)]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let n = a.len().min(b.len());
+    let (a, b) = (&a[..n], &b[..n]);
+    sum_by(n, |i| a[i] * b[i])
+}
+
+/// The largest element; negative infinity for an empty slice. NaN elements are skipped.
+#[inline(always)]
+pub fn max(a: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut chunks = a.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for l in 0..LANES {
+            lanes[l] = if chunk[l] > lanes[l] { chunk[l] } else { lanes[l] };
+        }
+    }
+    chunks.remainder().iter().chain(&lanes).fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
+}
+
+/// `e^x` within 2 units in the last place, branch-free so that it vectorises (Cephes' `expf`: reduction by `ln 2` in
+/// two parts, a polynomial of degree 5). Below -87.3 the result is 0, above 88.7 infinity; NaN stays NaN.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
+    let clamped = x.clamp(-87.336_54, 88.722_84);
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (clamped - n * 0.693_359_4) - n * -2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4;
+    p = p * r + 1.398_199_9e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 5.000_000_1e-1;
+    let y = p * (r * r) + r + 1.0;
+    // 2^n in two halves, since n = 128 has no exponent of its own.
+    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+    let half = n >> 1;
+    let scale = |e: i32| f32::from_bits(((e + 127) as u32) << 23);
+    let y = y * scale(half) * scale(n - half);
+    let y = if x < -87.336_54 { 0.0 } else { y };
+    let y = if x > 88.722_84 { f32::INFINITY } else { y };
+    if x.is_nan() { x } else { y }
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_ulp_over_its_range() {
+        let mut worst = 0f64;
+        for i in 0..2_000_000 {
+            let x = -87.3 + i as f32 * (176.0 / 2_000_000.0);
+            let want = f64::from(x).exp();
+            let ulp = f64::from(f32::EPSILON) * want;
+            worst = worst.max((f64::from(exp(x)) - want).abs() / ulp);
+        }
+        assert!(worst < 2.0, "{worst} ulp");
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-200.0), 0.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(200.0), f32::INFINITY);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn instruction_sets_agree_bit_for_bit() {
+        let x: Vec<f32> = (0..1000).map(|i| ((i * 37) % 101) as f32 / 17.0 - 2.0).collect();
+        let plain: Vec<u32> = x.iter().map(|&x| exp(x).to_bits()).collect();
+        let wide: Vec<u32> = simd(|| x.iter().map(|&x| exp(x).to_bits()).collect());
+        assert_eq!(plain, wide);
+        assert_eq!(dot(&x, &x).to_bits(), simd(|| dot(&x, &x)).to_bits());
+    }
+}

@@ -1,0 +1,157 @@
+//! A session: one model, at most one adapter, a pool of threads.
+
+use std::thread::available_parallelism;
+
+use karat::backend::{
+    BackendError, Completion, Dtype, Evaluator, Event, EventSink, Flow, GenerateConfig, LabelledView, OpenConfig,
+    Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights,
+};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::adapter;
+use crate::config::ModelConfig;
+use crate::model::{Batch, Decoder};
+use crate::nn::Result;
+use crate::train::Job;
+
+/// Tokens scored at once.
+const SCORE_TOKENS: usize = 4096;
+
+/// An open model on the CPU.
+pub struct CandleSession {
+    model: Decoder,
+    pool: ThreadPool,
+    opened: OpenConfig,
+    parameters: u64,
+    trained: bool,
+}
+
+impl CandleSession {
+    /// Opens what `config` names.
+    ///
+    /// # Errors
+    /// As [`karat::backend::Backend::open`].
+    pub fn open(config: &OpenConfig) -> Result<Self> {
+        if !["cpu", "auto"].contains(&config.device.as_str()) {
+            return Err(BackendError::unsupported(format!(
+                "device \"{}\" is not implemented by this build (implemented: cpu)",
+                config.device
+            )));
+        }
+        if config.dtype != Dtype::F32 {
+            return Err(BackendError::unsupported(format!(
+                "computing in {} is not implemented (implemented: f32; bf16 and f16 weights are widened on load)",
+                config.dtype
+            )));
+        }
+        if let Some(key) = config.options.keys().next() {
+            return Err(BackendError::unsupported(format!("option \"{key}\": this backend has no options")));
+        }
+        let threads = match config.threads {
+            0 => available_parallelism().map_or(1, usize::from),
+            n => n,
+        };
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("karat-candle-{i}"))
+            .build()
+            .map_err(|e| BackendError::failed(format!("could not start {threads} threads")).because(&e))?;
+        let shape = ModelConfig::read(&config.model)?;
+        let mut model = pool.install(|| match config.weights {
+            Weights::Load => Decoder::load(shape, &config.model),
+            Weights::Random => Decoder::random(shape, config.seed),
+        })?;
+        if let Some(folder) = &config.adapter {
+            let adapter = adapter::read_config(folder)?;
+            adapter::load(&mut model, &adapter, folder)?;
+        }
+        let parameters = model.tensors().values().map(|t| t.elem_count() as u64).sum();
+        Ok(CandleSession { model, pool, opened: config.clone(), parameters, trained: false })
+    }
+}
+
+impl Session for CandleSession {
+    fn evaluator(&mut self) -> Option<&mut dyn Evaluator> {
+        Some(self)
+    }
+    fn trainer(&mut self) -> Option<&mut dyn Trainer> {
+        Some(self)
+    }
+    fn info(&self) -> SessionInfo {
+        SessionInfo {
+            device: "cpu".into(),
+            dtype: Dtype::F32,
+            threads: self.pool.current_num_threads(),
+            kernels: crate::kernels(),
+            parameters: self.parameters,
+            adapter_parameters: self.model.adapter_tensors().values().map(|t| t.elem_count() as u64).sum(),
+            vocab_size: self.model.config.vocab_size,
+            max_positions: self.model.config.max_positions,
+        }
+    }
+}
+
+impl Evaluator for CandleSession {
+    fn score(&mut self, tokens: TokensView<'_>, sink: &mut dyn EventSink) -> Result<Scores> {
+        self.model.check(tokens.iter())?;
+        let mut scores = Scores::default();
+        let (mut first, mut done_tokens) = (0, 0u64);
+        while first < tokens.rows() {
+            let (mut last, mut size) = (first, 0);
+            while last < tokens.rows() && (last == first || size + tokens.row(last).len() <= SCORE_TOKENS) {
+                size += tokens.row(last).len();
+                last += 1;
+            }
+            let batch = Batch::new((first..last).map(|row| tokens.row(row)));
+            let (mut at, mut targets) = (Vec::with_capacity(size), Vec::with_capacity(size));
+            for w in batch.starts.windows(2) {
+                at.extend(w[0] as u32..(w[1].max(w[0] + 1) - 1) as u32);
+                targets.extend_from_slice(&batch.ids[(w[0] + 1).min(w[1])..w[1]]);
+            }
+            let scored = self.pool.install(|| self.model.score(&batch, &at, &targets))?;
+            scores.logprobs.extend(scored.iter().map(|t| t.logprob));
+            scores.greedy.extend(scored.iter().map(|t| t.greedy));
+            done_tokens += size as u64;
+            first = last;
+            let (done, total) = (last as u64, tokens.rows() as u64);
+            let event = Event::Progress { stage: "score".into(), done, total, tokens: done_tokens };
+            if sink.event(event) == Flow::Stop && last < tokens.rows() {
+                return Err(BackendError::cancelled());
+            }
+        }
+        Ok(scores)
+    }
+
+    fn generate(
+        &mut self,
+        prompts: TokensView<'_>,
+        config: &GenerateConfig,
+        sink: &mut dyn EventSink,
+    ) -> Result<Vec<Completion>> {
+        crate::generate::generate(&self.model, &self.pool, prompts, config, sink)
+    }
+}
+
+impl Trainer for CandleSession {
+    fn train(
+        &mut self,
+        train: LabelledView<'_>,
+        eval: LabelledView<'_>,
+        plan: &TrainPlan,
+        sink: &mut dyn EventSink,
+    ) -> Result<TrainSummary> {
+        if std::mem::replace(&mut self.trained, true) {
+            return Err(BackendError::failed(
+                "this session has trained already and its weights have moved; open a new one",
+            ));
+        }
+        if self.opened.adapter.is_some() {
+            return Err(BackendError::unsupported(
+                "training a model that was opened with an adapter; open it without and name the adapter as the one to \
+                 start from",
+            ));
+        }
+        let CandleSession { model, pool, opened, .. } = self;
+        Job { model, source: &opened.model, pool, train, eval, plan }.run(sink)
+    }
+}

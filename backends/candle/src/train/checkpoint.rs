@@ -1,0 +1,170 @@
+//! Checkpoint folders: Hugging Face or PEFT layout, and beside it what a resume needs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use karat::backend::BackendError;
+use karat::train::LoraConfig;
+use karat::train::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
+use serde_json::{Value, json};
+
+use crate::adapter;
+use crate::files::{TensorFile, at, publish_folder, write_tensors, write_text};
+use crate::model::Decoder;
+use crate::nn::{self, Result};
+
+const OPTIMIZER: &str = "optimizer.safetensors";
+/// Files of the tokenizer and of generation that a checkpoint takes over from its base unchanged.
+const COMPANIONS: [&str; 10] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+];
+
+/// The two moments of AdamW for each trained tensor.
+pub type Moments = BTreeMap<String, [Tensor; 2]>;
+
+/// What goes into a checkpoint folder.
+pub struct Checkpoint<'a> {
+    /// The model, with its adapter if that is what is trained.
+    pub model: &'a Decoder,
+    /// The folder the model came from.
+    pub source: &'a Path,
+    /// Set for LoRA.
+    pub lora: Option<&'a LoraConfig>,
+    /// The optimizer's state.
+    pub moments: &'a Moments,
+    /// For the Hugging Face trainer's readers.
+    pub trainer: &'a TrainerState,
+    /// For a resume.
+    pub run: &'a RunState,
+}
+
+/// The folder of step `step`.
+pub fn folder(output: &Path, step: usize) -> PathBuf {
+    output.join(format!("checkpoint-{step}"))
+}
+
+impl Checkpoint<'_> {
+    /// Writes the folder; it appears whole or not at all.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn publish(&self, folder: &Path) -> Result<()> {
+        publish_folder(folder, |folder| {
+            match self.lora {
+                Some(config) => {
+                    let base = self.source.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+                    adapter::save(self.model, config, &base, folder)?;
+                }
+                None => {
+                    write_tensors(&folder.join("model.safetensors"), &self.model.tensors())?;
+                    write_json(&folder.join("config.json"), &self.config())?;
+                }
+            }
+            for name in COMPANIONS {
+                let from = self.source.join(name);
+                if from.is_file() && !(self.lora.is_some() && name == "generation_config.json") {
+                    std::fs::copy(&from, folder.join(name)).map_err(|e| at(&from, "could not copy it").because(&e))?;
+                }
+            }
+            let parts = |(name, [m, v]): (&String, &[Tensor; 2])| {
+                [(format!("exp_avg.{name}"), m.clone()), (format!("exp_avg_sq.{name}"), v.clone())]
+            };
+            write_tensors(&folder.join(OPTIMIZER), &self.moments.iter().flat_map(parts).collect())?;
+            write_json(&folder.join(TRAINER_STATE), self.trainer)?;
+            write_json(&folder.join(RUN_STATE), self.run)
+        })
+    }
+
+    /// The base's configuration with every key kept, and the element type that was really written.
+    fn config(&self) -> Value {
+        let mut raw = self.model.config.raw.clone();
+        let key = if raw.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
+        raw.insert(key.into(), json!("float32"));
+        Value::Object(raw)
+    }
+}
+
+fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| at(path, "could not write it").because(&e))?;
+    write_text(path, &(text + "\n"))
+}
+
+fn as_backend_error(error: karat::Error) -> BackendError {
+    let mut result = BackendError::failed(error.to_string());
+    if let Some(source) = std::error::Error::source(&error) {
+        result = result.because(source);
+    }
+    result
+}
+
+/// Puts the weights and moments of `folder` into `trained` and `moments` and returns what it says of its run.
+///
+/// # Errors
+/// If the folder belongs to another plan, or a file or tensor is missing or broken.
+pub fn restore(
+    folder: &Path,
+    fingerprint: &str,
+    lora: bool,
+    trained: &BTreeMap<String, Tensor>,
+    moments: &Moments,
+) -> Result<(TrainerState, RunState)> {
+    let run = RunState::read(folder).map_err(as_backend_error)?;
+    if run.fingerprint != fingerprint {
+        return Err(at(
+            folder,
+            format!(
+                "this checkpoint belongs to another run (its fingerprint is {:.12}, this plan's is {fingerprint:.12}): \
+                 data, base, method or plan changed; start anew or restore them",
+                run.fingerprint
+            ),
+        ));
+    }
+    let trainer = TrainerState::read(folder).map_err(as_backend_error)?;
+    let fill = |file: &mut TensorFile, name: &str, to: &Tensor| -> Result<()> {
+        let from = file.read(name, to.dims())?;
+        let from = nn::view(&from)?;
+        nn::edit(to, |to| to.copy_from_slice(&from))
+    };
+    let weights = if lora { "adapter_model.safetensors" } else { "model.safetensors" };
+    let mut file = TensorFile::open(&folder.join(weights))?;
+    trained.iter().try_for_each(|(name, t)| fill(&mut file, name, t))?;
+    let mut file = TensorFile::open(&folder.join(OPTIMIZER))?;
+    for (name, [m, v]) in moments {
+        fill(&mut file, &format!("exp_avg.{name}"), m)?;
+        fill(&mut file, &format!("exp_avg_sq.{name}"), v)?;
+    }
+    Ok((trainer, run))
+}
+
+/// Deletes the oldest checkpoints of this run beyond `limit` (0 keeps all), never the last nor one of `keep`.
+///
+/// # Errors
+/// If a folder cannot be read or deleted.
+pub fn rotate(output: &Path, fingerprint: &str, limit: usize, last: usize, keep: Option<usize>) -> Result<()> {
+    if limit == 0 {
+        return Ok(());
+    }
+    let entries = std::fs::read_dir(output).map_err(|e| at(output, "could not list it").because(&e))?;
+    let mut steps: Vec<usize> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok())
+        .filter(|&step| RunState::read(&folder(output, step)).is_ok_and(|run| run.fingerprint == fingerprint))
+        .collect();
+    steps.sort_unstable();
+    let spare = steps.len().saturating_sub(limit);
+    let old = steps.into_iter().filter(|&step| step != last && Some(step) != keep);
+    for step in old.take(spare) {
+        let folder = folder(output, step);
+        std::fs::remove_dir_all(&folder).map_err(|e| at(&folder, "could not delete it").because(&e))?;
+    }
+    Ok(())
+}
