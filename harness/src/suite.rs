@@ -6,7 +6,7 @@
 //!
 //! [data]
 //! train = "train.jsonl"
-//! heldout = "heldout.jsonl"        # or: file = "all.jsonl" and split = [9, 1]
+//! heldout = "heldout.jsonl"        # or: file = "all.jsonl" and split = "9:1"
 //! system_prompt = "你是一个医学专家，你需要根据用户的问题，给出带有思考的回答。"
 //!
 //! [model]
@@ -36,8 +36,13 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::backend::{AdamW, Dtype};
+use crate::data::format::{End, Output};
+use crate::data::record::Fields;
+use crate::data::split::Parts;
 use crate::error::{Error, Result};
+use crate::report::Language;
 use crate::train::LoraConfig;
+use crate::train::schedule::Schedule;
 
 /// An experiment, fully resolved: paths are absolute, defaults are filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,6 +53,9 @@ pub struct Suite {
     /// One sentence for the report's head.
     #[serde(default)]
     pub title: String,
+    /// A sentence or two below it: what the data is, and what it is not.
+    #[serde(default)]
+    pub description: String,
     /// Language of the report: `en` or `zh`.
     #[serde(default)]
     pub language: Language,
@@ -76,17 +84,6 @@ fn default_seed() -> u64 {
     42
 }
 
-/// Language of the report.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Language {
-    /// English.
-    #[default]
-    En,
-    /// Chinese.
-    Zh,
-}
-
 /// The `[data]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -94,13 +91,15 @@ pub struct DataConfig {
     /// One JSONL file to be split.
     #[serde(default)]
     pub file: Option<PathBuf>,
-    /// Shares of the split of `file`: `[9, 1]` is train and held-out, `[8, 1, 1]` train, validation and held-out.
+    /// How `file` is split after Python's shuffle: `"9:1"` is train and held-out (which then also serves the loss during
+    /// training, as the recipe does), `"8:1:1"` train, validation and held-out. Where `train` and `heldout` are files and
+    /// `validation` is not given, the first two shares cut it off `train`.
     #[serde(default = "default_split")]
-    pub split: Vec<u32>,
+    pub split: Parts,
     /// Training items, where they have their own file.
     #[serde(default)]
     pub train: Option<PathBuf>,
-    /// Items for the loss during training; the held-out items where there are none.
+    /// Items for the loss during training, where they have their own file.
     #[serde(default)]
     pub validation: Option<PathBuf>,
     /// Held-out items, where they have their own file.
@@ -108,7 +107,7 @@ pub struct DataConfig {
     pub heldout: Option<PathBuf>,
     /// Names of the fields in the JSON lines.
     #[serde(default)]
-    pub fields: FieldNames,
+    pub fields: Fields,
     /// The system turn; empty for none.
     #[serde(default)]
     pub system_prompt: String,
@@ -116,8 +115,11 @@ pub struct DataConfig {
     #[serde(default)]
     pub template: TemplateChoice,
     /// How reasoning and answer become the response.
+    #[serde(default = "default_output")]
+    pub output: Output,
+    /// What ends a training example; by default what goes with `output`.
     #[serde(default)]
-    pub output: OutputFormat,
+    pub end: Option<End>,
     /// Examples are cut to so many tokens (the end is lost).
     #[serde(default = "default_max_length")]
     pub max_length: usize,
@@ -129,30 +131,16 @@ pub struct DataConfig {
     pub train_limit: usize,
 }
 
-fn default_split() -> Vec<u32> {
-    vec![9, 1]
+fn default_split() -> Parts {
+    Parts::NINE_ONE
+}
+
+fn default_output() -> Output {
+    Output::Template
 }
 
 fn default_max_length() -> usize {
     2048
-}
-
-/// Names of the fields in a JSON line.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct FieldNames {
-    /// What the user asks.
-    pub question: String,
-    /// The reference reasoning.
-    pub think: String,
-    /// The reference answer.
-    pub answer: String,
-}
-
-impl Default for FieldNames {
-    fn default() -> Self {
-        FieldNames { question: "question".into(), think: "think".into(), answer: "answer".into() }
-    }
 }
 
 /// Which chat template renders prompts.
@@ -164,19 +152,6 @@ pub enum TemplateChoice {
     Model,
     /// The literal ChatML text of the published scripts.
     ChatmlRecipe,
-}
-
-/// How reasoning and answer become the response.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OutputFormat {
-    /// As the chat template renders an assistant turn with reasoning.
-    #[default]
-    Template,
-    /// `<think>{think}</think> \n {answer}`: the published LoRA and full scripts.
-    Recipe,
-    /// `<think>{think}</think>\n{answer}`: the variant of one published project.
-    RecipeNewline,
 }
 
 /// The `[model]` table.
@@ -234,7 +209,7 @@ pub struct Hyperparameters {
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Its course.
-    pub schedule: ScheduleKind,
+    pub schedule: Schedule,
     /// Warmup: below 1 a share of all steps, else steps.
     pub warmup: f64,
     /// The optimizer.
@@ -247,8 +222,6 @@ pub struct Hyperparameters {
     pub save_every: usize,
     /// Keep at most so many checkpoints; 0 keeps all.
     pub save_total_limit: usize,
-    /// Items used for the loss during training; 0 is all.
-    pub eval_limit: usize,
     /// Recompute activations in the backward pass.
     pub recompute: bool,
     /// Draw a new order every epoch.
@@ -266,32 +239,18 @@ impl Default for Hyperparameters {
             batch_size: 1,
             accumulation: 4,
             learning_rate: 1e-4,
-            schedule: ScheduleKind::Linear,
+            schedule: Schedule::Linear,
             warmup: 0.0,
             optimizer: AdamW::default(),
             max_grad_norm: 1.0,
             eval_every: 100,
             save_every: 400,
             save_total_limit: 3,
-            eval_limit: 0,
             recompute: true,
             shuffle: true,
             checkpoint: CheckpointChoice::Best,
         }
     }
-}
-
-/// The course of the learning rate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ScheduleKind {
-    /// Falls linearly to 0.
-    #[default]
-    Linear,
-    /// Falls along half a cosine to 0.
-    Cosine,
-    /// Stays.
-    Constant,
 }
 
 /// Which checkpoint of a training run is measured.
@@ -411,6 +370,53 @@ pub struct GateConfig {
     pub margins: std::collections::BTreeMap<String, f64>,
 }
 
+impl Hyperparameters {
+    /// Refuses what cannot be carried out; `place` names the table.
+    ///
+    /// # Errors
+    /// Usage, naming the key.
+    pub fn check(&self, place: &str) -> Result<()> {
+        for (key, value) in [("epochs", self.epochs), ("learning_rate", self.learning_rate)] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(Error::usage(format!("{place}: {key} = {value} must be above 0")));
+            }
+        }
+        for (key, value) in [("batch_size", self.batch_size), ("accumulation", self.accumulation)] {
+            if value == 0 {
+                return Err(Error::usage(format!("{place}: {key} must be at least 1")));
+            }
+        }
+        let AdamW { beta1, beta2, eps, weight_decay } = self.optimizer;
+        let in_range = |x: f64| (0.0..1.0).contains(&x);
+        if !in_range(beta1) || !in_range(beta2) || eps.is_nan() || eps <= 0.0 || weight_decay.is_nan() || weight_decay < 0.0 {
+            return Err(Error::usage(format!(
+                "{place}: the optimizer needs betas in [0, 1), eps above 0 and weight_decay of at least 0"
+            )));
+        }
+        if !self.max_grad_norm.is_finite() || self.max_grad_norm < 0.0 {
+            return Err(Error::usage(format!("{place}: max_grad_norm must be at least 0 (0 is off)")));
+        }
+        Ok(())
+    }
+}
+
+impl LoraTrain {
+    /// Refuses what cannot be carried out; `place` names the table.
+    ///
+    /// # Errors
+    /// Usage, naming the key.
+    pub fn check(&self, place: &str) -> Result<()> {
+        let LoraConfig { r, lora_alpha, lora_dropout, target_modules, .. } = &self.adapter;
+        if *r == 0 || !(0.0..1.0).contains(lora_dropout) || !lora_alpha.is_finite() || target_modules.is_empty() {
+            return Err(Error::usage(format!(
+                "{place}: r = {r} must be at least 1, lora_dropout = {lora_dropout} in [0, 1), lora_alpha finite, and \
+                 target_modules not empty"
+            )));
+        }
+        self.hyperparameters.check(place)
+    }
+}
+
 impl Suite {
     /// Finds and loads a suite: `spec` is a path to a TOML file, a folder with a `suite.toml`, or the name of a suite
     /// in a `suites` folder of this folder or one above it. `overrides` are `key.path=value` pairs.
@@ -481,15 +487,7 @@ impl Suite {
         }
         let data = &self.data;
         match (&data.file, &data.train, &data.heldout) {
-            (Some(_), None, None) => {
-                if !(2..=3).contains(&data.split.len()) || data.split.contains(&0) {
-                    return fail(
-                        format!("data.split = {:?} is no split", data.split),
-                        "give two or three shares above 0, such as [9, 1] or [8, 1, 1]",
-                    );
-                }
-            }
-            (None, Some(_), Some(_)) => {}
+            (Some(_), None, None) | (None, Some(_), Some(_)) => {}
             _ => {
                 return fail(
                     "[data] needs either `file`, or `train` and `heldout`".into(),
@@ -512,30 +510,11 @@ impl Suite {
         if data.max_length < 2 {
             return fail(format!("data.max_length = {} leaves nothing to learn", data.max_length), "give at least 2");
         }
-        for (name, h) in self.runs() {
-            let positive = [("epochs", h.epochs), ("learning_rate", h.learning_rate)];
-            for (key, value) in positive {
-                if !(value.is_finite() && value > 0.0) {
-                    return fail(format!("train.{name}: {key} = {value} must be above 0"), "correct the value");
-                }
-            }
-            if h.batch_size == 0 || h.accumulation == 0 {
-                return fail(
-                    format!("train.{name}: batch_size and accumulation must be at least 1"),
-                    "correct the value",
-                );
-            }
+        for (name, hyperparameters) in self.runs() {
+            hyperparameters.check(&format!("train.{name}")).map_err(|e| e.at(path.display()))?;
         }
-        if let Some(lora) = &self.train.lora
-            && (lora.adapter.r == 0 || !(0.0..1.0).contains(&lora.adapter.lora_dropout))
-        {
-            return fail(
-                format!(
-                    "train.lora: r = {} must be at least 1 and lora_dropout = {} in [0, 1)",
-                    lora.adapter.r, lora.adapter.lora_dropout
-                ),
-                "correct the value",
-            );
+        if let Some(lora) = &self.train.lora {
+            lora.check("train.lora").map_err(|e| e.at(path.display()))?;
         }
         if self.eval.max_new_tokens == 0 {
             return fail("eval.max_new_tokens = 0 generates nothing".into(), "give at least 1");
@@ -639,6 +618,8 @@ fn check_spans(text: &str, path: &Path) -> Result<()> {
         #[serde(default)]
         title: String,
         #[serde(default)]
+        description: String,
+        #[serde(default)]
         language: Language,
         #[serde(default)]
         seed: u64,
@@ -701,6 +682,25 @@ fn set(table: &mut Table, assignment: &str) -> Result<()> {
     }
 }
 
+/// Applies one `KEY=value` of `karat train` to a table `{data, fields, lora = {adapter, hyperparameters}}`: an adapter's key
+/// and a hyperparameter stand alone, what says how rows are read is `data.KEY` or `fields.KEY`.
+///
+/// # Errors
+/// Usage, for an assignment without `=`.
+pub fn parse_setting(table: &mut Table, assignment: &str) -> Result<()> {
+    let (key, value) = assignment.split_once('=').ok_or_else(|| {
+        Error::usage(format!("--set {assignment:?} is not of the form key=value"))
+            .help("for example --set learning_rate=2e-4")
+    })?;
+    let key = key.trim();
+    let path: Vec<&str> = match key.split('.').next() {
+        Some("data" | "fields") => key.split('.').collect(),
+        Some(first) if ADAPTER_KEYS.contains(&first) => ["lora", "adapter"].into_iter().chain(key.split('.')).collect(),
+        _ => ["lora", "hyperparameters"].into_iter().chain(key.split('.')).collect(),
+    };
+    insert(table, &path, parse_value(value.trim()))
+}
+
 fn parse_value(text: &str) -> Value {
     toml::from_str::<Table>(&format!("v = {text}"))
         .ok()
@@ -718,7 +718,6 @@ fn insert(table: &mut Table, path: &[&str], value: Value) -> Result<()> {
         };
         here = next;
     }
-    // An integer where the file's type is a float is what people type: 2 epochs, alpha 32.
     here.insert((*last).into(), value);
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! Chat templates render as transformers renders them. The expected texts in `vectors/templates.json` were made with the
 //! real package by `python/make_vectors.py`.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -97,8 +99,10 @@ fn what_templates_use_of_python_and_jinja2_renders_as_in_transformers() {
 
 #[test]
 fn the_recipe_text_is_literal_chatml() {
-    let turns = [Message::new("system", "你是"), Message::new("user", " <b>\n"), Message::new("assistant", "<think>x</think>")];
-    let options = RenderOptions { add_generation_prompt: true, enable_thinking: Some(false), ..RenderOptions::default() };
+    let turns =
+        [Message::new("system", "你是"), Message::new("user", " <b>\n"), Message::new("assistant", "<think>x</think>")];
+    let options =
+        RenderOptions { add_generation_prompt: true, enable_thinking: Some(false), ..RenderOptions::default() };
     let template = ChatTemplate::chatml_recipe();
     assert_eq!(
         template.render(&turns[..2], &options).unwrap(),
@@ -121,7 +125,8 @@ fn templates_are_found_where_transformers_finds_them() {
     std::fs::write(&config, r#"{"chat_template": "one {{ eos_token is defined }}"}"#).unwrap();
     assert_eq!(say(dir.path(), "default").unwrap(), "one False");
 
-    let named = r#"{"chat_template": [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "two"}]}"#;
+    let named =
+        r#"{"chat_template": [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "two"}]}"#;
     std::fs::write(&config, named).unwrap();
     assert_eq!(say(dir.path(), "default").unwrap(), "two");
     assert_eq!(say(dir.path(), "tool_use").unwrap(), "tools");

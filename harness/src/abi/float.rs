@@ -59,6 +59,7 @@ pub(crate) mod list {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use crate::backend::{Event, StepEvent};
 

@@ -208,7 +208,8 @@ fn near_pairs(texts: &[&str], options: AuditOptions) -> Vec<(usize, usize, f64)>
         })
         .collect();
     // A pair at or above t shares at least ceil(t * len) n-grams, hence one among the first len - ceil(t * len) + 1.
-    let prefix = |set: &[u32]| set.len() - ((t * set.len() as f64).ceil() as usize).clamp(1, set.len().max(1)) + 1;
+    // The small number keeps a product that was rounded up from shortening the prefix.
+    let prefix = |set: &[u32]| set.len() - ((t * set.len() as f64 - 1e-9).ceil() as usize).clamp(1, set.len()) + 1;
     let mut holders: HashMap<u32, Vec<usize>> = HashMap::new();
     for (i, set) in sets.iter().enumerate().filter(|(_, set)| !set.is_empty()) {
         for &gram in &set[..prefix(set)] {

@@ -64,7 +64,9 @@ pub fn text_examples<'a>(
     eos: u32,
 ) -> Result<LabelledRows> {
     if max_length < 2 {
-        return Err(Error::usage("max_length must be at least 2 for text: the first token of a block is not predicted"));
+        return Err(Error::usage(
+            "max_length must be at least 2 for text: the first token of a block is not predicted",
+        ));
     }
     let mut stream = Vec::new();
     for text in texts {
@@ -98,7 +100,8 @@ pub fn read_ids_jsonl(path: impl AsRef<Path>, strict: bool) -> Result<IdRows> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("read the data set", path, e))?;
     let mut result = IdRows::default();
     for (line, text) in lines(&bytes) {
-        let taken = ids_row(text).and_then(|(ids, labels)| result.rows.push(&ids, &labels).map_err(|e| e.what().into()));
+        let taken =
+            ids_row(text).and_then(|(ids, labels)| result.rows.push(&ids, &labels).map_err(|e| e.what().into()));
         if let Err(reason) = taken {
             if strict {
                 return Err(Error::data(reason).at(format_args!("{}:{line}", path.display())));

@@ -198,12 +198,14 @@ impl Formatter {
         }
         let formatter = Formatter { template, tokenizer, options };
         match formatter.end() {
-            End::Template if formatter.options.output != Output::Template => {
-                Err(Error::usage("the end `template` needs the output `template`: the recipe's outputs have no end of turn")
-                    .help("choose the end `pad` or `eos`, or the output `template`"))
+            End::Template if formatter.options.output != Output::Template => Err(Error::usage(
+                "the end `template` needs the output `template`: the recipe's outputs have no end of turn",
+            )
+            .help("choose the end `pad` or `eos`, or the output `template`")),
+            End::Pad if formatter.tokenizer.pad_id().is_none() => {
+                Err(Error::data("the tokenizer names no padding token")
+                    .help("choose the end `template`, or set pad_token in tokenizer_config.json"))
             }
-            End::Pad if formatter.tokenizer.pad_id().is_none() => Err(Error::data("the tokenizer names no padding token")
-                .help("choose the end `template`, or set pad_token in tokenizer_config.json")),
             End::Eos if formatter.tokenizer.eos_id().is_none() => Err(Error::data("the tokenizer names no end token")
                 .help("choose another end, or set eos_token in tokenizer_config.json")),
             _ => Ok(formatter),
@@ -283,7 +285,8 @@ impl Formatter {
         spans.truncate(ids.len() - prompt_len);
         let mut labels = vec![IGNORE; prompt_len];
         for &id in &ids[prompt_len..] {
-            labels.push(i32::try_from(id).map_err(|_| about(record, Error::data(format!("the id {id} is too large"))))?);
+            labels
+                .push(i32::try_from(id).map_err(|_| about(record, Error::data(format!("the id {id} is too large"))))?);
         }
         let think_tokens = spans.iter().take_while(|span| span.start < response.think_bytes).count();
         // How far into the text the kept tokens reach; a character cut in half counts in full.
@@ -381,16 +384,17 @@ impl Formatter {
             .ok_or_else(|| refuse("the rendered prompt is not the beginning of the rendered conversation"))?;
         let encoded = self.tokenizer.encode_with_spans(&full).map_err(|e| about(record, e))?;
         if !encoded.ids.starts_with(&prompt.ids) {
-            return Err(refuse("the prompt's tokens are not the first tokens of the conversation: a token spans the border"));
+            return Err(refuse(
+                "the prompt's tokens are not the first tokens of the conversation: a token spans the border",
+            ));
         }
         // Look for the answer from its end, for reasoning may quote it.
         let answer_at = text.rfind(record.answer.trim()).unwrap_or(text.len());
         let think_bytes = text[..answer_at].rfind("</think>").map_or(0, |at| at + "</think>".len());
         let start = prompt.text.len();
         let tokens = encoded.ids.into_iter().zip(encoded.spans).skip(prompt.ids.len());
-        let mut tokens: Vec<Token> = tokens
-            .map(|(id, span)| (id, span.start.saturating_sub(start)..span.end.saturating_sub(start)))
-            .collect();
+        let mut tokens: Vec<Token> =
+            tokens.map(|(id, span)| (id, span.start.saturating_sub(start)..span.end.saturating_sub(start))).collect();
         let answer_end = answer_at + record.answer.trim().len();
         let stops = |(id, span): &Token| span.start >= answer_end && self.tokenizer.stop_ids().contains(id);
         let Some(last) = tokens.iter().position(stops) else {

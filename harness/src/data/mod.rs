@@ -7,6 +7,7 @@
 
 pub mod audit;
 pub mod blocks;
+pub mod bpe;
 pub mod format;
 pub mod record;
 pub mod split;

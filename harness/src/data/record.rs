@@ -209,7 +209,10 @@ pub(super) fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let end = body.iter().rposition(|b| !b.is_ascii_whitespace()).map_or(0, |last| last + 1);
     let body = &body[..end];
     let count = if body.is_empty() { 0 } else { usize::MAX };
-    body.split(|&b| b == b'\n').take(count).enumerate().map(|(i, line)| (i + 1, line.strip_suffix(b"\r").unwrap_or(line)))
+    body.split(|&b| b == b'\n')
+        .take(count)
+        .enumerate()
+        .map(|(i, line)| (i + 1, line.strip_suffix(b"\r").unwrap_or(line)))
 }
 
 /// One line as a JSON object.
@@ -348,7 +351,10 @@ fn messages(row: &Map<String, Value>, fields: &Fields) -> Result<Body, String> {
     for (i, (role, ..)) in turns.iter().enumerate() {
         let expected = if i % 2 == 0 { "user" } else { "assistant" };
         if role != expected {
-            return Err(format!("after the optional system message, message {} must be of {expected}, found {role}", i + 1));
+            return Err(format!(
+                "after the optional system message, message {} must be of {expected}, found {role}",
+                i + 1
+            ));
         }
     }
     if turns.len() % 2 == 1 {
@@ -361,7 +367,8 @@ fn messages(row: &Map<String, Value>, fields: &Fields) -> Result<Body, String> {
         Some(reasoning) => (reasoning, content),
         None => part_reasoning(content, "content")?,
     };
-    let history = system.into_iter().chain(turns.into_iter().map(|(role, content, _)| Turn { role, content })).collect();
+    let history =
+        system.into_iter().chain(turns.into_iter().map(|(role, content, _)| Turn { role, content })).collect();
     Ok(Body { instruction: None, history, question, think, answer })
 }
 

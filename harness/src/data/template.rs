@@ -3,7 +3,7 @@
 //! A template is Jinja2 written for Python. transformers renders it in a sandbox with `trim_blocks`, `lstrip_blocks`, loop
 //! controls, its own `tojson` (no HTML escapes), `raise_exception`, `strftime_now`, `{% generation %}` blocks, and the
 //! tokenizer's special tokens as variables (transformers `utils/chat_template_utils.py`). The same is set up here on
-//! minijinja; what Python does and minijinja does not is in [`python`]. `harness/tests/data_template.rs` compares the two on
+//! minijinja; what Python does and minijinja does not is in `template/python.rs`. `harness/tests/data_template.rs` compares the two on
 //! texts that transformers rendered.
 
 mod python;

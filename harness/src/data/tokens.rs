@@ -84,9 +84,11 @@ impl Tokenizer {
         let dir = dir.as_ref();
         let path = dir.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::data("the model folder has no tokenizer.json")
-                .at(dir.display())
-                .help("give a folder in the Hugging Face layout; slow tokenizers must be saved as tokenizer.json first"),
+            std::io::ErrorKind::NotFound => {
+                Error::data("the model folder has no tokenizer.json").at(dir.display()).help(
+                    "give a folder in the Hugging Face layout; slow tokenizers must be saved as tokenizer.json first",
+                )
+            }
             _ => Error::io("read the tokenizer", &path, e),
         })?;
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
@@ -145,8 +147,9 @@ impl Tokenizer {
     /// If an id is not in the vocabulary or the decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         if let Some(id) = ids.iter().find(|&&id| self.inner.id_to_token(id).is_none()) {
-            return Err(Error::data(format!("the id {id} is not in the tokenizer's vocabulary"))
-                .help("the ids come from another tokenizer, or the model's vocabulary is padded beyond the tokenizer's"));
+            return Err(Error::data(format!("the id {id} is not in the tokenizer's vocabulary")).help(
+                "the ids come from another tokenizer, or the model's vocabulary is padded beyond the tokenizer's",
+            ));
         }
         self.inner.decode(ids, skip_special).map_err(|e| Error::data("the ids cannot be decoded").because(e))
     }

@@ -2,6 +2,7 @@
 
 pub mod metric;
 pub mod stats;
+pub mod think;
 
 use std::collections::BTreeMap;
 

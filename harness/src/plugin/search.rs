@@ -205,6 +205,7 @@ pub fn list(search: &Search) -> Vec<Found> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::ErrorKind;

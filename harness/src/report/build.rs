@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::backend::{SessionInfo, StepEvent, StopReason, TrainSummary};
 use crate::error::{Error, Result};
 use crate::eval::stats::StatsOptions;
-use crate::eval::{Item, ItemResult};
+use crate::eval::{Item, ItemResult, think};
 
 use super::model::*;
 use super::significance;
@@ -217,7 +217,7 @@ fn values(metric: &str, run: &Run<'_>, items: &[Item]) -> Vec<Option<f64>> {
 fn model((run, results): &Run<'_>, margin: f64) -> Model {
     let mut thinking = BTreeMap::new();
     for result in results.values() {
-        *thinking.entry(split_thinking(&result.prediction.text).state).or_insert(0) += 1;
+        *thinking.entry(think::split(&result.prediction.text).state).or_insert(0) += 1;
     }
     Model {
         name: run.name.clone(),
@@ -354,7 +354,7 @@ fn item_row(item: &Item, runs: &[Run<'_>]) -> ItemRow {
         .filter_map(|(run, results)| {
             let result = results.get(item.id.as_str())?;
             let values = ItemValues {
-                thinking: split_thinking(&result.prediction.text).state,
+                thinking: think::split(&result.prediction.text).state,
                 stop: result.prediction.stop,
                 tokens: result.prediction.ids.len(),
                 metrics: result.metrics.iter().map(|(k, v)| (k.clone(), v.and_then(finite))).collect(),
@@ -387,7 +387,7 @@ fn example(item: &Item, runs: &[Run<'_>]) -> Example {
         .iter()
         .filter_map(|(run, results)| {
             let prediction = &results.get(item.id.as_str())?.prediction;
-            let parts = split_thinking(&prediction.text);
+            let parts = think::split(&prediction.text);
             let text = ExampleText {
                 think: parts.think.trim().to_string(),
                 answer: parts.answer.trim().to_string(),
@@ -419,26 +419,5 @@ fn cost(run: &ModelRun) -> Cost {
         threads: run.session.threads,
         kernels: run.session.kernels.clone(),
         ..run.cost.clone()
-    }
-}
-
-/// A generated text taken apart.
-struct Parts<'a> {
-    state: Thinking,
-    think: &'a str,
-    answer: &'a str,
-}
-
-/// Think and answer of a text; an unclosed `<think>` has no answer, whatever stands in it.
-fn split_thinking(text: &str) -> Parts<'_> {
-    let (open, body) = match text.split_once("<think>") {
-        Some((_, body)) => (true, body),
-        None => (false, text),
-    };
-    match (open, body.split_once("</think>")) {
-        (true, Some((think, answer))) => Parts { state: Thinking::Closed, think, answer },
-        (true, None) => Parts { state: Thinking::Unclosed, think: body, answer: "" },
-        (false, Some((think, answer))) => Parts { state: Thinking::CloseOnly, think, answer },
-        (false, None) => Parts { state: Thinking::None, think: "", answer: text },
     }
 }

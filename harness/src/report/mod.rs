@@ -9,6 +9,7 @@ pub mod compare;
 pub mod csv;
 mod diff;
 mod facts;
+pub mod gate;
 pub mod html;
 pub mod markdown;
 mod model;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::{GenerateConfig, StopReason};
 use crate::error::{Error, Result};
 use crate::eval::stats::StatsOptions;
+use crate::eval::think::ThinkState;
 
 use super::warning::Warning;
 
@@ -185,25 +186,11 @@ pub struct Model {
     /// Items with a result.
     pub items: usize,
     /// Items by state of the thinking: `closed`, `unclosed`, `close-only`, `none`.
-    pub thinking: BTreeMap<Thinking, usize>,
+    pub thinking: BTreeMap<ThinkState, usize>,
     /// Items that ended before a stop token (length or context).
     pub truncated: usize,
     /// How it was trained, if here.
     pub training: Option<Training>,
-}
-
-/// What became of the `<think>` part of a generated text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Thinking {
-    /// `<think>` and `</think>`.
-    Closed,
-    /// `<think>` without an end: there is no answer.
-    Unclosed,
-    /// `</think>` without a start.
-    CloseOnly,
-    /// Neither: all of it is the answer.
-    None,
 }
 
 /// A training run: its totals and its curves.
@@ -379,7 +366,7 @@ pub struct ItemRow {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ItemValues {
     /// State of the thinking.
-    pub thinking: Thinking,
+    pub thinking: ThinkState,
     /// Why it ended.
     pub stop: StopReason,
     /// Generated tokens, the stop token included.
@@ -411,7 +398,7 @@ pub struct ExampleText {
     /// The answer.
     pub answer: String,
     /// State of the thinking.
-    pub thinking: Thinking,
+    pub thinking: ThinkState,
     /// Why it ended.
     pub stop: StopReason,
 }

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use crate::eval::stats::{PairedComparison, StatsOptions};
+use crate::eval::stats::{
+    self, Interval, StatsOptions, bootstrap_mean_ci, compare_paired, holm, minimum_detectable_difference,
+};
 
 use super::model::{Direction, MetricComparison, Verdict};
 
 /// Adjusted p-values below this are called significant.
 const ALPHA: f64 = 0.05;
-/// `z(0.975) + z(0.80)`: a true difference of so many standard errors is found four times out of five.
-const POWER_80: f64 = 1.959_963_984_540_054 + 0.841_621_233_572_914_3;
+/// A true difference of the reported size is found four times out of five.
+const POWER: f64 = 0.8;
 
 /// One metric of two models, item by item.
 pub(super) struct Paired<'a> {
@@ -60,7 +62,8 @@ fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
     if a.is_empty() {
         return comparison;
     }
-    let paired = paired(&a, &b, options);
+    // Only finite values get here, as many on one side as on the other.
+    let Ok(paired) = compare_paired(&a, &b, options) else { return comparison };
     let (from, to) = metric.pooled.unwrap_or((paired.mean_a, paired.mean_b));
     comparison.improvement_percent = Some(100.0 * sign * (to - from) / from.abs()).filter(|x| x.is_finite());
     comparison.mean_baseline = Some(paired.mean_a);
@@ -69,7 +72,10 @@ fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
     comparison.ci_low = Some(paired.ci_low);
     comparison.ci_high = Some(paired.ci_high);
     comparison.p_value = Some(paired.p_value);
-    comparison.detectable = detectable(&a, &b);
+    let differences: Vec<f64> = a.iter().zip(&b).map(|(a, b)| b - a).collect();
+    let detectable = minimum_detectable_difference(&differences, options.confidence, POWER);
+    // Without spread the approximation says 0, which no test can see.
+    comparison.detectable = Some(detectable).filter(|d| d.is_finite() && *d > 0.0);
     comparison
 }
 
@@ -92,84 +98,14 @@ fn verdict(direction: Direction, p: f64, difference: f64) -> Verdict {
     }
 }
 
-/// The smallest detectable mean difference, from the spread of the paired differences.
-fn detectable(a: &[f64], b: &[f64]) -> Option<f64> {
-    let n = a.len() as f64;
-    if a.len() < 2 {
-        return None;
-    }
-    let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| b - a).collect();
-    let mean = differences.iter().sum::<f64>() / n;
-    let variance = differences.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    Some(POWER_80 * (variance / n).sqrt())
-}
-
 /// The mean of `values` and its bootstrap interval (none for a single value); none without values.
 pub(super) fn mean_interval(values: &[f64], options: &StatsOptions) -> Option<(f64, Option<(f64, f64)>)> {
-    let zero = vec![0.0; values.len()];
     match values {
         [] => None,
         [x] => Some((*x, None)),
         _ => {
-            let paired = paired(&zero, values, options);
-            Some((paired.mean_b, Some((paired.ci_low, paired.ci_high))))
+            let Interval { low, high } = bootstrap_mean_ci(values, options);
+            Some((stats::mean(values), Some((low, high))))
         }
-    }
-}
-
-/// Holm's step-down adjustment (Holm 1979), in the order given.
-fn holm(p: &[f64]) -> Vec<f64> {
-    let mut order: Vec<usize> = (0..p.len()).collect();
-    order.sort_by(|&i, &j| p[i].total_cmp(&p[j]).then(i.cmp(&j)));
-    let mut adjusted = vec![0.0; p.len()];
-    let mut floor = 0.0_f64;
-    for (rank, &i) in order.iter().enumerate() {
-        floor = floor.max(((p.len() - rank) as f64 * p[i]).min(1.0));
-        adjusted[i] = floor;
-    }
-    adjusted
-}
-
-/// STAND-IN until `eval::stats::compare_paired` lands: seeded percentile bootstrap, Monte Carlo sign flips.
-fn paired(a: &[f64], b: &[f64], options: &StatsOptions) -> PairedComparison {
-    let n = a.len();
-    let mut state = options.seed;
-    let mut next = || {
-        // splitmix64 (Steele, Lea, Flood 2014)
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    let d: Vec<f64> = a.iter().zip(b).map(|(a, b)| b - a).collect();
-    let mean = |x: &[f64]| x.iter().sum::<f64>() / n as f64;
-    let observed = mean(&d);
-    let mut means: Vec<f64> = (0..options.resamples)
-        .map(|_| (0..n).map(|_| d[(next() % n as u64) as usize]).sum::<f64>() / n as f64)
-        .collect();
-    means.sort_by(f64::total_cmp);
-    let quantile = |q: f64| {
-        let at = q * (means.len().max(1) - 1) as f64;
-        let low = means.get(at.floor() as usize).copied().unwrap_or(observed);
-        let high = means.get(at.ceil() as usize).copied().unwrap_or(observed);
-        low + (high - low) * at.fract()
-    };
-    let tail = (1.0 - options.confidence) / 2.0;
-    let (ci_low, ci_high) = (quantile(tail), quantile(1.0 - tail));
-    let threshold = observed.abs() * (1.0 - 1e-12);
-    let extreme = (0..options.resamples)
-        .filter(|_| {
-            let flipped = d.iter().map(|x| if next() & 1 == 0 { *x } else { -*x }).sum::<f64>() / n as f64;
-            flipped.abs() >= threshold
-        })
-        .count();
-    PairedComparison {
-        n,
-        mean_a: mean(a),
-        mean_b: mean(b),
-        difference: observed,
-        ci_low,
-        ci_high,
-        p_value: (extreme + 1) as f64 / (options.resamples + 1) as f64,
     }
 }

@@ -111,7 +111,7 @@ pub(super) fn find(
             model: m.name.clone(),
             truncated: m.truncated,
             items: m.items,
-            unclosed: m.thinking.get(&super::model::Thinking::Unclosed).copied().unwrap_or(0),
+            unclosed: m.thinking.get(&crate::eval::think::ThinkState::Unclosed).copied().unwrap_or(0),
         }
     }));
     for model in models {

@@ -1,6 +1,8 @@
 //! The report's words, English and Chinese: labels, the verdict, the warnings.
 
-use super::model::{Comparison, Direction, Language, Report, Thinking, Verdict};
+use crate::eval::think::ThinkState;
+
+use super::model::{Comparison, Direction, Language, Report, Verdict};
 use super::number::{fixed, percent};
 use super::warning::Warning;
 use crate::backend::StopReason;
@@ -136,7 +138,7 @@ pub(super) fn verdict_word(verdict: Verdict, language: Language) -> &'static str
 }
 
 /// What to say of a text's end and thinking, empty where all is well.
-pub(super) fn state_note(thinking: Thinking, stop: StopReason, language: Language) -> String {
+pub(super) fn state_note(thinking: ThinkState, stop: StopReason, language: Language) -> String {
     let mut notes = Vec::new();
     match stop {
         StopReason::Stop => {}
@@ -144,10 +146,10 @@ pub(super) fn state_note(thinking: Thinking, stop: StopReason, language: Languag
         StopReason::Context => notes.push(language.pick("cut off at the context limit", "达到上下文上限被截断")),
     }
     match thinking {
-        Thinking::Closed => {}
-        Thinking::Unclosed => notes.push(language.pick("thinking never closed", "思考未闭合")),
-        Thinking::CloseOnly => notes.push(language.pick("thinking closed but never opened", "思考只有结束标记")),
-        Thinking::None => notes.push(language.pick("no thinking", "没有思考")),
+        ThinkState::Closed => {}
+        ThinkState::Unclosed => notes.push(language.pick("thinking never closed", "思考未闭合")),
+        ThinkState::CloseOnly => notes.push(language.pick("thinking closed but never opened", "思考只有结束标记")),
+        ThinkState::None => notes.push(language.pick("no thinking", "没有思考")),
     }
     notes.join(language.pick(", ", "，"))
 }

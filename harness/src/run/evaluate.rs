@@ -5,11 +5,14 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use crate::backend::{Evaluator, Event, GenerateConfig, OpenConfig, Session, SessionInfo, Tokens};
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::{PartScore, Prediction, ReferenceScore};
-use crate::fsio::sha256;
+use crate::fsio::{self, sha256};
+use crate::run::machine::peak_memory;
 use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, Store, backend_error};
 
 /// What a model is asked on one item, as token ids.
@@ -25,6 +28,10 @@ pub struct Query {
     pub think: Range<usize>,
     /// Where the reference answer lies.
     pub answer: Range<usize>,
+    /// UTF-8 bytes of the reasoning.
+    pub think_bytes: u64,
+    /// UTF-8 bytes of the answer.
+    pub answer_bytes: u64,
 }
 
 /// One model to be evaluated.
@@ -53,12 +60,23 @@ pub struct Evaluated {
     pub predictions: Vec<Prediction>,
     /// How probable it found the references.
     pub references: Vec<ReferenceScore>,
-    /// What really ran; none if everything was stored already.
-    pub session: Option<SessionInfo>,
-    /// Seconds of generation and scoring in this call.
-    pub seconds: f64,
-    /// Tokens generated in this call.
+    /// What it took, earlier calls for the same stores included.
+    pub effort: Effort,
+}
+
+/// What an evaluation took; kept beside the stores, since a reused stage costs nothing now but did once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Effort {
+    /// What really ran.
+    pub session: SessionInfo,
+    /// Seconds of scoring.
+    pub score_seconds: f64,
+    /// Seconds of generation.
+    pub generate_seconds: f64,
+    /// Tokens generated.
     pub generated_tokens: u64,
+    /// Highest resident memory of the process.
+    pub peak_memory: Option<u64>,
 }
 
 /// Scores the references and generates an answer for every query that is not stored yet.
@@ -89,35 +107,53 @@ pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) 
     let to_generate = missing(&prompt_ids, |id| predictions.get(id).is_some(), |i| job.queries[i].prompt.len());
     let to_score = missing(&score_ids, |id| scores.get(id).is_some(), |i| job.queries[i].reference.len());
 
-    let began = Instant::now();
-    let mut info = None;
-    let mut generated_tokens = 0;
-    if to_generate.is_empty() && to_score.is_empty() {
-        observer.notice(Notice::Reused { name: &stage, detail: format!("{} predictions", job.queries.len()) });
-    } else {
-        let stored = match job.queries.len() - to_generate.len() {
-            0 => String::new(),
-            n => format!(", {n} already stored"),
-        };
-        observer.notice(Notice::Stage { name: &stage, detail: format!("{} items{stored}", job.queries.len()) });
-        let mut session = job.backend.open(&job.open)?;
-        info = Some(session.info());
-        let evaluator = evaluator(&mut session, &descriptor.name)?;
-        score(&job, evaluator, &to_score, &score_ids, &mut scores, &stage, observer, cancel)?;
-        generated_tokens =
-            generate(&job, evaluator, &to_generate, &prompt_ids, &mut predictions, &stage, observer, cancel)?;
-        observer.notice(Notice::Done {
-            name: &stage,
-            detail: format!("{} scored, {} generated ({generated_tokens} tokens)", to_score.len(), to_generate.len()),
-        });
-    }
+    let effort_file = folder.join("effort.json");
+    let earlier: Option<Effort> = if effort_file.is_file() { Some(fsio::read_json(&effort_file)?) } else { None };
+    let effort = match earlier {
+        Some(effort) if to_generate.is_empty() && to_score.is_empty() => {
+            observer.notice(Notice::Reused { name: &stage, detail: format!("{} predictions", job.queries.len()) });
+            effort
+        }
+        earlier => {
+            let stored = match job.queries.len() - to_generate.len() {
+                0 => String::new(),
+                n => format!(", {n} already stored"),
+            };
+            observer.notice(Notice::Stage { name: &stage, detail: format!("{} items{stored}", job.queries.len()) });
+            let mut session = job.backend.open(&job.open)?;
+            let mut effort = earlier.unwrap_or_else(|| Effort {
+                session: session.info(),
+                score_seconds: 0.0,
+                generate_seconds: 0.0,
+                generated_tokens: 0,
+                peak_memory: None,
+            });
+            let evaluator = evaluator(&mut session, &descriptor.name)?;
+            let began = Instant::now();
+            score(&job, evaluator, &to_score, &score_ids, &mut scores, &stage, observer, cancel)?;
+            effort.score_seconds += began.elapsed().as_secs_f64();
+            let began = Instant::now();
+            let tokens =
+                generate(&job, evaluator, &to_generate, &prompt_ids, &mut predictions, &stage, observer, cancel)?;
+            effort.generate_seconds += began.elapsed().as_secs_f64();
+            effort.generated_tokens += tokens;
+            effort.peak_memory = peak_memory();
+            fsio::write_json(&effort_file, &effort)?;
+            observer.notice(Notice::Done {
+                name: &stage,
+                detail: format!("{} scored, {} generated ({tokens} tokens)", to_score.len(), to_generate.len()),
+            });
+            effort
+        }
+    };
     let lost = || Error::failed("a stored prediction is gone").at(folder.display());
     Ok(Evaluated {
-        predictions: prompt_ids.iter().map(|id| predictions.get(id).cloned().ok_or_else(lost)).collect::<Result<_>>()?,
+        predictions: prompt_ids
+            .iter()
+            .map(|id| predictions.get(id).cloned().ok_or_else(lost))
+            .collect::<Result<_>>()?,
         references: score_ids.iter().map(|id| scores.get(id).cloned().ok_or_else(lost)).collect::<Result<_>>()?,
-        session: info,
-        seconds: began.elapsed().as_secs_f64(),
-        generated_tokens,
+        effort,
     })
 }
 
@@ -178,20 +214,22 @@ fn score(
         for &i in chunk {
             let query = &job.queries[i];
             let n = query.reference.len().saturating_sub(1);
-            let part = |range: &Range<usize>| -> Result<PartScore> {
+            let part = |range: &Range<usize>, bytes: u64| {
                 // The token at position t is predicted at t - 1; the first token of a text has no prediction.
                 let of = |t: usize| start + t - 1;
                 let tokens = range.clone().filter(|&t| t > 0);
-                let ids = &query.reference[range.clone()];
-                Ok(PartScore {
+                PartScore {
                     logprob: tokens.clone().map(|t| f64::from(scores.logprobs[of(t)])).sum(),
                     tokens: tokens.clone().count() as u64,
-                    bytes: job.tokenizer.decode(ids, true)?.len() as u64,
+                    bytes,
                     greedy: tokens.filter(|&t| scores.greedy[of(t)]).count() as u64,
-                })
+                }
             };
-            let row =
-                ReferenceScore { id: query.id.clone(), think: part(&query.think)?, answer: part(&query.answer)? };
+            let row = ReferenceScore {
+                id: query.id.clone(),
+                think: part(&query.think, query.think_bytes),
+                answer: part(&query.answer, query.answer_bytes),
+            };
             store.put(&ids[i], row)?;
             start += n;
         }
@@ -222,9 +260,9 @@ fn generate(
         cancel,
         keep: |event: &Event| {
             let Event::Completion { row, completion } = event else { return Ok(()) };
-            let &i = rows.get(*row).ok_or_else(|| {
-                Error::backend(format!("the backend completed row {row} of {} rows", rows.len()))
-            })?;
+            let &i = rows
+                .get(*row)
+                .ok_or_else(|| Error::backend(format!("the backend completed row {row} of {} rows", rows.len())))?;
             count += completion.ids.len() as u64;
             let ended = completion.ids.last().is_some_and(|id| job.generate.stop_ids.contains(id));
             let text = &completion.ids[..completion.ids.len() - usize::from(ended)];

@@ -2,12 +2,19 @@
 
 mod backends;
 mod evaluate;
+mod machine;
+mod metrics;
 mod observe;
+mod pipeline;
 mod predictions;
+mod prepare;
 mod train;
 
 pub use backends::{Backends, LoadedBackend, Origin, backend_error};
 pub use evaluate::{EvalJob, Evaluated, Query, evaluate, evaluator};
+pub use machine::machine;
 pub use observe::{Cancel, Notice, Observer, StageSink};
+pub use pipeline::{Brought, evaluate_brought, run};
 pub use predictions::Store;
-pub use train::{LabelledRows, TrainJob, Trained, last_checkpoint, train};
+pub use prepare::{Prepared, prepare};
+pub use train::{TrainJob, Trained, last_checkpoint, plan, train};

@@ -4,46 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Event, LabelledView, OpenConfig, SessionInfo, Tokens, TrainPlan, TrainSummary};
+use crate::backend::{Event, Method, OpenConfig, SessionInfo, TrainPlan, TrainSummary, Weights};
+use crate::data::format::LabelledRows;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fsio;
 use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, backend_error};
+use crate::suite::Hyperparameters;
 use crate::train::log::{Curves, EventLog, read};
-
-/// Rows of token ids with their labels, owned.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LabelledRows {
-    /// The ids.
-    pub tokens: Tokens,
-    /// One label per id.
-    pub labels: Vec<i32>,
-}
-
-impl LabelledRows {
-    /// Appends a row.
-    pub fn push(&mut self, ids: &[u32], labels: &[i32]) {
-        self.tokens.push(ids);
-        self.labels.extend_from_slice(labels);
-    }
-
-    /// A borrowed view.
-    ///
-    /// # Errors
-    /// If the number of labels is not the number of ids.
-    pub fn view(&self) -> Result<LabelledView<'_>> {
-        LabelledView::new(self.tokens.view(), &self.labels).map_err(|e| backend_error("broken training rows", e))
-    }
-
-    /// How many rows.
-    pub fn rows(&self) -> usize {
-        self.tokens.view().rows()
-    }
-
-    /// How many labelled tokens.
-    pub fn label_tokens(&self) -> usize {
-        self.labels.iter().filter(|&&l| l != crate::backend::IGNORE).count()
-    }
-}
+use crate::train::plan::{Order, PlanOptions, fingerprint, order};
 
 /// One training run.
 pub struct TrainJob<'a> {
@@ -60,6 +28,65 @@ pub struct TrainJob<'a> {
     /// The plan; its `output_dir` is the stage's folder, its `resume_from` is set here.
     pub plan: TrainPlan,
 }
+
+/// Lays out a training run: order, learning rates, fingerprint. `output_dir`, `resume_from` and `init_adapter` are left to
+/// the caller.
+///
+/// The fingerprint covers everything that decides the result: rows, plan, the weights that are started from, backend,
+/// device and element type. A checkpoint of another fingerprint is not resumed.
+///
+/// # Errors
+/// No rows, a broken setting, an unreadable model folder.
+pub fn plan(
+    train: &LabelledRows,
+    eval: &LabelledRows,
+    method: Method,
+    h: &Hyperparameters,
+    seed: u64,
+    backend: &LoadedBackend,
+    open: &OpenConfig,
+) -> Result<TrainPlan> {
+    let options = PlanOptions {
+        batch_size: h.batch_size,
+        accumulation: h.accumulation,
+        epochs: h.epochs,
+        max_steps: (h.max_steps > 0).then_some(h.max_steps),
+        seed,
+        shuffle: h.shuffle,
+    };
+    let Order { steps, epochs } = order(train.len(), &options)?;
+    let learning_rates = h.schedule.learning_rates(h.learning_rate, steps.len(), h.warmup)?;
+    let mut plan = TrainPlan {
+        method,
+        learning_rates,
+        steps,
+        epochs,
+        optimizer: h.optimizer.clone(),
+        max_grad_norm: h.max_grad_norm,
+        eval_every: h.eval_every,
+        eval_batch_size: EVAL_BATCH,
+        save_every: h.save_every,
+        save_total_limit: h.save_total_limit,
+        recompute: h.recompute,
+        output_dir: PathBuf::new(),
+        resume_from: None,
+        init_adapter: None,
+        seed,
+        fingerprint: String::new(),
+    };
+    let descriptor = backend.backend.describe();
+    let rows = fingerprint(train.view(), eval.view(), &plan);
+    let start = match open.weights {
+        Weights::Load => fsio::sha256_model(&open.model)?,
+        Weights::Random => format!("drawn with seed {} for {}", open.seed, fsio::sha256_model(&open.model)?),
+    };
+    let parts = [rows, start, descriptor.name, descriptor.version, open.device.clone(), open.dtype.to_string()];
+    plan.fingerprint = fsio::sha256(parts.join("\n").as_bytes());
+    Ok(plan)
+}
+
+/// Rows of an evaluation batch during training.
+const EVAL_BATCH: usize = 16;
 
 /// What a training run gave.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -102,7 +129,7 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
         Some(path) => format!(", going on from {}", path.display()),
         None => String::new(),
     };
-    let detail = format!("{} items, {total} steps{from}", job.train.rows());
+    let detail = format!("{} items, {total} steps{from}", job.train.len());
     observer.notice(Notice::Stage { name: &stage, detail });
 
     let mut session = job.backend.open(&job.open)?;
@@ -125,7 +152,7 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
         },
         error: None,
     };
-    let result = trainer.train(job.train.view()?, job.eval.view()?, &plan, &mut sink);
+    let result = trainer.train(job.train.view(), job.eval.view(), &plan, &mut sink);
     if let Some(error) = sink.error {
         return Err(error);
     }

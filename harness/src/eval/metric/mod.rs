@@ -1,1 +1,79 @@
-//! Metrics: one file each.
+//! Metrics: what each one measures, which part of the text it reads, which direction is better, and how the value of a corpus
+//! comes from its items.
+//!
+//! Two families share one registry:
+//!
+//! - **Karat's own**, with short names (`nll_answer`, `rougeL`, `exact_match`, `key_points`, ...). Text metrics read the *answer*
+//!   alone, the reasoning being split off by state ([`think`](crate::eval::think)): an unclosed reasoning has an
+//!   empty answer, and scores as one. White space is no token.
+//! - **The Python packages'**, under the names of [`conformance`] (`nltk_bleu_jieba.m4`, `rouge_raw.rouge-l.f`, `sacrebleu.zh.score`,
+//!   ...). They read the *whole text*, reasoning and tags included, as the published comparisons do, digit for digit and trap for trap; see each module
+//!   for what is wrong with them.
+//!
+//! `bleu` is sacrebleu's `zh` tokenizer with effective order and `exp` smoothing, in percent, averaged over items; print
+//! [`sacrebleu::signature`] beside it. `rouge1`, `rouge2` and `rougeL` are F1 of clipped character counts ([`rouge`]).
+
+pub mod chrf;
+pub mod conformance;
+pub mod exact;
+pub mod jieba;
+pub mod key_points;
+pub mod lcs;
+pub mod likelihood;
+pub mod nltk_bleu;
+pub mod porter;
+pub mod python;
+pub mod quantities;
+pub mod registry;
+pub mod repetition;
+pub mod rouge;
+pub mod rouge_package;
+pub mod rouge_score;
+pub mod sacrebleu;
+pub mod sacrebleu_tokenizers;
+pub mod ter;
+pub mod tokens;
+pub mod vocabulary;
+
+mod evaluate;
+
+pub use evaluate::{Bounds, aggregate, bounds, evaluate};
+pub use registry::{Corpus, Direction, MetricInfo, Reads, info, registry};
+
+use crate::{Error, Result};
+
+/// One row of `karat metrics`: the package metrics of a pair of texts under their conformance names, nested; all of them, or those that
+/// `names` lists (a group such as `rouge_jieba`, or a path such as `rouge_jieba.rouge-l.f`).
+///
+/// # Errors
+/// Usage, for a name that does not exist.
+pub fn conformance_row(reference: &str, candidate: &str, names: &[String]) -> Result<serde_json::Value> {
+    conformance::Texts::new(reference, candidate).row(names)
+}
+
+/// The error for a metric that does not exist: with the names nearest to it.
+fn unknown_name<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Error {
+    let mut near: Vec<(usize, &str)> = known.into_iter().map(|k| (distance(name, k), k)).collect();
+    near.sort_unstable();
+    let near: Vec<&str> = near.into_iter().take(4).map(|(_, known)| known).collect();
+    Error::usage(format!("there is no metric `{name}`")).help(format!("did you mean {}?", near.join(", ")))
+}
+
+/// Levenshtein distance of two names, case ignored; what one contains of the other counts for little.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b) = (a.to_lowercase(), b.to_lowercase());
+    if !a.is_empty() && (b.contains(&a) || a.contains(&b)) {
+        return 1 + a.len().abs_diff(b.len()) / 8;
+    }
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,79 @@
+//! `karat data`: what a suite's data becomes.
+
+use std::fmt::Write;
+
+use karat::Result;
+use karat::run::{Prepared, prepare};
+use serde_json::json;
+
+use crate::args::DataArgs;
+use crate::output::Output;
+
+pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
+    let suite = super::run::load_suite(&args.suite)?;
+    let prepared = prepare(&suite)?;
+    let mut text = String::new();
+    summary(&prepared, &mut text);
+    for record in prepared.parts["train"].iter().take(args.show) {
+        let example = prepared.formatter.example(record)?;
+        let tokenizer = prepared.formatter.tokenizer();
+        let part = |ids: &[u32]| tokenizer.decode(ids, false);
+        let _ = writeln!(text, "\n--- {} ({} tokens; not trained on | trained on)", record.id, example.ids.len());
+        let _ = writeln!(
+            text,
+            "{}|{}",
+            part(&example.ids[..example.prompt_len])?,
+            part(&example.ids[example.prompt_len..])?
+        );
+    }
+    let object = json!({
+        "files": prepared.files.iter().map(|(name, sha256, rows)| json!({"name": name, "sha256": sha256, "rows": rows}))
+            .collect::<Vec<_>>(),
+        "split_rule": prepared.split_rule,
+        "audit": prepared.audit,
+        "evaluated_items": prepared.items.len(),
+    });
+    output.result(&object, &text)?;
+    Ok(0)
+}
+
+fn summary(prepared: &Prepared, text: &mut String) {
+    for (name, sha256, rows) in &prepared.files {
+        let _ = writeln!(text, "{name}: {rows} items (sha256 {})", &sha256[..12]);
+    }
+    let _ = writeln!(text, "split: {}", prepared.split_rule);
+    for (name, split) in &prepared.audit.splits {
+        let lengths = split.total_tokens.as_ref().map_or(String::new(), |l| {
+            format!("; tokens min {} median {} max {} sum {}", l.min, l.median, l.max, l.sum)
+        });
+        let _ = writeln!(
+            text,
+            "  {name}: {} items, {} with reasoning{lengths}; {} cut, {} dropped",
+            split.records,
+            split.with_think,
+            split.truncated.len(),
+            split.dropped.len()
+        );
+    }
+    let _ = writeln!(text, "evaluated: {} items", prepared.items.len());
+    let audit = &prepared.audit;
+    let _ = writeln!(
+        text,
+        "duplicates within a part: {}; leaks between parts: {} exact, {} near",
+        audit.duplicates.len(),
+        audit.leaks.iter().filter(|l| l.exact).count(),
+        audit.leaks.iter().filter(|l| !l.exact).count()
+    );
+    for leak in audit.leaks.iter().take(5) {
+        let (a, b) = (&leak.first, &leak.second);
+        let _ = writeln!(
+            text,
+            "  {} {} ~ {} {} (similarity {:.2})",
+            a.split, a.id, b.split, b.id, leak.similarity
+        );
+    }
+    let _ = writeln!(text, "bad lines: {}", prepared.bad.len());
+    for row in prepared.bad.iter().take(10) {
+        let _ = writeln!(text, "  {}:{}: {}", row.file, row.line, row.reason);
+    }
+}

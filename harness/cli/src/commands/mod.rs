@@ -1,0 +1,52 @@
+//! One file a command.
+
+mod backends;
+mod check;
+mod compare;
+mod data;
+mod doctor;
+mod eval;
+mod generate;
+mod metrics;
+mod report;
+mod rows;
+mod run;
+mod score;
+mod train;
+
+use clap::CommandFactory;
+use karat::{Error, Result};
+
+use crate::args::{Cli, Command};
+use crate::output::Output;
+
+/// Runs the command that was typed; the number is the exit code of a command that did what it should.
+pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Run(args) => run::run(&args, global, output),
+        Command::Data(args) => data::run(&args, output),
+        Command::Train(args) => train::run(&args, global, output),
+        Command::Score(args) => score::run(&args, global, output),
+        Command::Generate(args) => generate::run(&args, global, output),
+        Command::Eval(args) => eval::run(&args, global, output),
+        Command::Compare(args) => compare::run(&args, output),
+        Command::Report(args) => report::run(&args, output),
+        Command::Check(args) => check::run(&args, output),
+        Command::Metrics(args) => metrics::run(&args, output),
+        Command::Backends => backends::run(global, output),
+        Command::Doctor => doctor::run(global, output),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "karat", &mut text);
+            output.data(&String::from_utf8_lossy(&text)).map(|()| 0)
+        }
+        Command::Man => {
+            let mut text = Vec::new();
+            clap_mangen::Man::new(Cli::command())
+                .render(&mut text)
+                .map_err(|e| Error::failed("could not render the manual page").because(e))?;
+            output.data(&String::from_utf8_lossy(&text)).map(|()| 0)
+        }
+    }
+}

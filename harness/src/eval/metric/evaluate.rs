@@ -1,0 +1,243 @@
+//! From an item, its prediction and the reference's log-probabilities to values; from values to a corpus.
+
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+
+use super::conformance::Texts;
+use super::key_points::{self, KeyPoints, Statements};
+use super::sacrebleu::Counts;
+use super::sacrebleu_tokenizers::Tokenizer;
+use super::tokens::{TokenPair, distinct};
+use super::{Corpus, MetricInfo, exact, info, jieba, likelihood, python, registry, repetition, rouge, vocabulary};
+use crate::Result;
+use crate::backend::StopReason;
+use crate::eval::think::{self, Parts, ThinkState};
+use crate::eval::{Item, ItemResult, PartScore, Prediction, ReferenceScore};
+
+/// The values of the named metrics on one item. `None` is "undefined here": no reference part to compare with, no tokens, no
+/// `reference` score given, or an exception in the package that is reproduced.
+///
+/// # Errors
+/// Usage, for a name that is not in the registry, with the names nearest to it.
+pub fn evaluate(
+    names: &[String],
+    item: &Item,
+    prediction: &Prediction,
+    reference: Option<&ReferenceScore>,
+) -> Result<BTreeMap<String, Option<f64>>> {
+    let context = Context::new(item, prediction, reference);
+    let full = think::join(&item.think, &item.answer);
+    let full = Texts::new(&full, &prediction.text);
+    let mut values = BTreeMap::new();
+    for name in names {
+        let metric = declared(name)?;
+        let value = match context.own(metric.name) {
+            Some(value) => value,
+            None => full.number(metric.name)?,
+        };
+        values.insert(name.clone(), value);
+    }
+    Ok(values)
+}
+
+fn declared(name: &str) -> Result<&'static MetricInfo> {
+    info(name).ok_or_else(|| super::unknown_name(name, registry().iter().map(|metric| metric.name)))
+}
+
+/// One item, with what several metrics need computed once.
+struct Context<'a> {
+    item: &'a Item,
+    prediction: &'a Prediction,
+    reference: Option<&'a ReferenceScore>,
+    parts: Parts<'a>,
+    characters: OnceCell<rouge::Rouge>,
+    words: OnceCell<TokenPair>,
+    answer_points: OnceCell<[KeyPoints; 2]>,
+    think_points: OnceCell<[KeyPoints; 2]>,
+}
+
+impl<'a> Context<'a> {
+    fn new(item: &'a Item, prediction: &'a Prediction, reference: Option<&'a ReferenceScore>) -> Self {
+        Context {
+            item,
+            prediction,
+            reference,
+            parts: think::split(&prediction.text),
+            characters: OnceCell::new(),
+            words: OnceCell::new(),
+            answer_points: OnceCell::new(),
+            think_points: OnceCell::new(),
+        }
+    }
+
+    fn reference_answer(&self) -> &'a str {
+        python::strip(&self.item.answer)
+    }
+
+    fn reference_think(&self) -> &'a str {
+        python::strip(&self.item.think)
+    }
+
+    fn characters(&self) -> &rouge::Rouge {
+        self.characters.get_or_init(|| rouge::score(&visible_characters(self.reference_answer(), self.parts.answer)))
+    }
+
+    fn words(&self) -> &TokenPair {
+        self.words.get_or_init(|| {
+            let words = |text: &'a str| jieba::segment(text, true).into_iter().filter(|w| !python::strip(w).is_empty());
+            TokenPair::new(words(self.reference_answer()), words(self.parts.answer))
+        })
+    }
+
+    /// Recall, then precision.
+    fn answer_points(&self) -> &[KeyPoints; 2] {
+        self.answer_points.get_or_init(|| key_points(self.reference_answer(), self.parts.answer))
+    }
+
+    fn think_points(&self) -> &[KeyPoints; 2] {
+        self.think_points.get_or_init(|| key_points(self.reference_think(), self.parts.think))
+    }
+
+    /// The value of one of Karat's own metrics; `None` if it is not one.
+    fn own(&self, name: &str) -> Option<Option<f64>> {
+        let part = |of: fn(&ReferenceScore) -> PartScore| self.reference.map(of);
+        let whole = || part(likelihood::whole);
+        let answered = |value: &dyn Fn() -> f64| (!self.reference_answer().is_empty()).then(value);
+        let reasoned = |value: &dyn Fn() -> f64| (!self.reference_think().is_empty()).then(value);
+        let flag = |is: bool| Some(f64::from(u8::from(is)));
+        let value = match name {
+            "nll" => whole().as_ref().and_then(likelihood::nll),
+            "nll_think" => part(|r| r.think).as_ref().and_then(likelihood::nll),
+            "nll_answer" => part(|r| r.answer).as_ref().and_then(likelihood::nll),
+            "perplexity" => whole().as_ref().and_then(likelihood::nll).map(f64::exp),
+            "bits_per_byte" => whole().as_ref().and_then(likelihood::bits_per_byte),
+            "greedy_share" => whole().as_ref().and_then(likelihood::greedy_share),
+            "bleu" => answered(&|| {
+                Counts::of(self.reference_answer(), self.parts.answer, Tokenizer::Zh).score(true).score.min(100.0)
+            }),
+            "rouge1" => answered(&|| self.characters().rouge1.f1),
+            "rouge2" => answered(&|| self.characters().rouge2.f1),
+            "rougeL" => answered(&|| self.characters().rouge_l.f1),
+            "rouge1_jieba" => answered(&|| rouge::score(self.words()).rouge1.f1),
+            "rouge2_jieba" => answered(&|| rouge::score(self.words()).rouge2.f1),
+            "rougeL_jieba" => answered(&|| rouge::score(self.words()).rouge_l.f1),
+            "think_rougeL" => {
+                reasoned(&|| rouge::score(&visible_characters(self.reference_think(), self.parts.think)).rouge_l.f1)
+            }
+            "vocab_precision" => answered(&|| vocabulary::vocabulary(self.words()).precision),
+            "vocab_recall" => answered(&|| vocabulary::vocabulary(self.words()).recall),
+            "vocab_f1" => answered(&|| vocabulary::vocabulary(self.words()).f1),
+            "exact_match" => {
+                answered(&|| f64::from(u8::from(exact::exact_match(self.reference_answer(), self.parts.answer))))
+            }
+            "key_points" => self.answer_points()[0].share_made(),
+            "key_points_precision" => self.answer_points()[1].share_made(),
+            "think_key_points" => self.think_points()[0].share_made(),
+            "think_key_points_precision" => {
+                self.think_points()[1].share_made().filter(|_| !self.reference_think().is_empty())
+            }
+            "contradictions" => self.answer_points()[0].share_contradicted(),
+            "format" => flag(self.well_formed()),
+            "truncated" => flag(matches!(self.prediction.stop, StopReason::Length | StopReason::Context)),
+            "repetition" => flag(repetition::has_loop(&self.prediction.text)),
+            "repeated_4grams" => repetition::repeated_4_grams(&self.prediction.text),
+            "distinct1" => distinct(&self.words().candidate, 1),
+            "distinct2" => distinct(&self.words().candidate, 2),
+            "length_ratio" => {
+                let visible = |text: &str| text.chars().filter(|c| !python::is_space(*c)).count() as f64;
+                answered(&|| visible(self.parts.answer) / visible(self.reference_answer()))
+            }
+            "generated_tokens" => Some(self.prediction.ids.len() as f64),
+            _ => return None,
+        };
+        Some(value)
+    }
+
+    fn well_formed(&self) -> bool {
+        let parts = &self.parts;
+        let reasoned = match parts.state {
+            ThinkState::Closed | ThinkState::CloseOnly => true,
+            ThinkState::None => self.reference_think().is_empty(),
+            ThinkState::Unclosed => false,
+        };
+        let stray = parts.answer.contains(think::OPEN) || parts.answer.contains(think::CLOSE);
+        reasoned && parts.before.is_empty() && !parts.answer.is_empty() && !stray
+    }
+}
+
+fn visible_characters(reference: &str, candidate: &str) -> TokenPair {
+    let visible = |text: &'_ str| text.chars().filter(|c| !python::is_space(*c)).collect::<Vec<char>>();
+    TokenPair::new(visible(reference), visible(candidate))
+}
+
+fn key_points(reference: &str, candidate: &str) -> [KeyPoints; 2] {
+    let (reference, candidate) = (Statements::read(reference), Statements::read(candidate));
+    [key_points::compare(&reference, &candidate), key_points::compare(&candidate, &reference)]
+}
+
+/// The corpus value of a metric over items' results, in order; `None` if no item has a value or the metric does not exist.
+///
+/// Means and sums are taken in the order of the items, so the same items give the same bytes.
+pub fn aggregate<'a>(name: &str, results: impl IntoIterator<Item = &'a ItemResult>) -> Option<f64> {
+    let metric = info(name)?;
+    let (mut sum, mut weights) = (0.0, 0.0);
+    for result in results {
+        let Some(value) = result.metrics.get(name).copied().flatten() else { continue };
+        let part = result.reference.as_ref().map(|reference| match name {
+            "nll_think" => reference.think,
+            "nll_answer" => reference.answer,
+            _ => likelihood::whole(reference),
+        });
+        let (value, weight) = match metric.corpus {
+            Corpus::Mean => (value, 1.0),
+            Corpus::PooledByToken => (value, part?.tokens as f64),
+            Corpus::PooledByByte => (value, part?.bytes as f64),
+            Corpus::ExpOfPooled => (value.ln(), part?.tokens as f64),
+        };
+        sum += value * weight;
+        weights += weight;
+    }
+    let mean = (weights > 0.0).then(|| sum / weights)?;
+    Some(if metric.corpus == Corpus::ExpOfPooled { mean.exp() } else { mean })
+}
+
+/// A mean over items of which some were cut off while thinking.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Bounds {
+    /// Over all items, the cut-off ones scoring as empty answers.
+    pub all: f64,
+    /// Over the items whose reasoning was closed; `None` if there are none.
+    pub completed: Option<f64>,
+    /// Items whose reasoning was closed (or that had none).
+    pub n_completed: usize,
+    /// Were every cut-off item to score the worst value of the range.
+    pub low: f64,
+    /// Were every cut-off item to score the best value of the range.
+    pub high: f64,
+}
+
+/// What truncation can have done to a metric that reads the answer and has a finite range; `None` for others, or if no item has a value.
+pub fn bounds<'a>(name: &str, results: impl IntoIterator<Item = &'a ItemResult>) -> Option<Bounds> {
+    let metric = info(name).filter(|m| m.reads == super::Reads::Answer && m.range.1.is_finite())?;
+    let (mut all, mut completed, mut n, mut n_completed) = (0.0, 0.0, 0usize, 0usize);
+    for result in results {
+        let Some(value) = result.metrics.get(name).copied().flatten() else { continue };
+        n += 1;
+        all += value;
+        if think::split(&result.prediction.text).is_complete() {
+            n_completed += 1;
+            completed += value;
+        }
+    }
+    if n == 0 {
+        return None;
+    }
+    let cut_off = (n - n_completed) as f64;
+    Some(Bounds {
+        all: all / n as f64,
+        completed: (n_completed > 0).then(|| completed / n_completed as f64),
+        n_completed,
+        low: (completed + cut_off * metric.range.0) / n as f64,
+        high: (completed + cut_off * metric.range.1) / n as f64,
+    })
+}

@@ -1,0 +1,51 @@
+//! Loops: generation that repeats itself.
+
+use super::python;
+use super::tokens;
+
+/// Shortest stretch, in characters, that counts as a loop.
+const SHORTEST: usize = 24;
+/// Copies of the unit in a row that make a loop.
+const COPIES: usize = 4;
+/// Longest unit looked for, in characters.
+const LONGEST_UNIT: usize = 200;
+
+/// Whether `text` runs in a loop anywhere: a unit of at most 200 characters repeated at least 4 times in a row, over at
+/// least 24 characters. White space is skipped; a unit without a letter or digit (a ruled line, dots) is none.
+///
+/// Costs one pass a unit length: 200 times the text.
+pub fn has_loop(text: &str) -> bool {
+    let chars: Vec<char> = text.chars().filter(|c| !python::is_space(*c)).collect();
+    let longest = LONGEST_UNIT.min(chars.len() / COPIES);
+    (1..=longest).any(|unit| {
+        let needed = ((COPIES - 1) * unit).max(SHORTEST.saturating_sub(unit));
+        let mut run = 0;
+        (unit..chars.len()).any(|at| {
+            run = if chars[at] == chars[at - unit] { run + 1 } else { 0 };
+            run >= needed && chars[at + 1 - unit..=at].iter().any(|c| c.is_alphanumeric())
+        })
+    })
+}
+
+/// Share of 4-grams (of characters, white space skipped) that occurred before: `1 - distinct-4`, "seq-rep-4" of Welleck et
+/// al. 2020. `None` for a text of fewer than 4 characters.
+pub fn repeated_4_grams(text: &str) -> Option<f64> {
+    let chars: Vec<char> = text.chars().filter(|c| !python::is_space(*c)).collect();
+    tokens::distinct(&chars, 4).map(|distinct| 1.0 - distinct)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loops_are_found_and_ordinary_text_and_rules_are_not_loops() {
+        assert!(has_loop(&"患者".repeat(20)));
+        assert!(has_loop(&format!("首先，{}", "需要检查血压。\n".repeat(5))));
+        assert!(!has_loop(&"需要检查血压。".repeat(3)), "three copies are emphasis");
+        assert!(!has_loop(&"-".repeat(80)));
+        assert!(!has_loop("患者应注意休息，多饮水。如果体温超过38.5℃，可以口服布洛芬。"));
+        assert!(!has_loop("哈哈哈哈哈哈"), "short");
+        assert!(!has_loop(""));
+    }
+}

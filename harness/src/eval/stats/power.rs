@@ -1,0 +1,70 @@
+//! What a comparison of this size can see, and the verdict of a gate.
+
+use super::normal::quantile as normal_quantile;
+use super::summary::{mean, standard_error};
+use super::{Interval, StatsOptions, bootstrap_mean_ci};
+
+/// The smallest true mean difference that a two-sided test at level `1 - confidence` finds with probability `power`:
+/// `(z(1 - alpha/2) + z(power)) * standard error of the differences`.
+///
+/// By the normal approximation, which flatters below some 30 items. NaN below two differences.
+pub fn minimum_detectable_difference(differences: &[f64], confidence: f64, power: f64) -> f64 {
+    let alpha = 1.0 - confidence;
+    (normal_quantile(1.0 - alpha / 2.0) + normal_quantile(power)) * standard_error(differences)
+}
+
+/// What a gate says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// The whole interval is above minus the margin: not worse by more than the margin.
+    Pass,
+    /// The interval holds minus the margin: this many items cannot tell.
+    Inconclusive,
+    /// The whole interval is below minus the margin: worse by more than the margin.
+    Regress,
+}
+
+/// A gate's verdict with what it rests on.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Gate {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Items compared.
+    pub n: usize,
+    /// Mean gain of the candidate over the baseline; negative is worse.
+    pub gain: f64,
+    /// Bootstrap interval of the gain.
+    pub interval: Interval,
+    /// Loss that is accepted, at least 0.
+    pub margin: f64,
+    /// [`minimum_detectable_difference`] at a power of 0.8.
+    pub minimum_detectable: f64,
+}
+
+/// Non-inferiority of a candidate to a baseline on the same items: pass if the interval of the mean gain lies above `-margin`.
+///
+/// `higher_is_better` orients the metric. "Not significantly worse" is no pass: too few items are inconclusive, as is an empty comparison or one with a value that is not
+/// finite.
+pub fn non_inferiority(
+    baseline: &[f64],
+    candidate: &[f64],
+    higher_is_better: bool,
+    margin: f64,
+    options: &StatsOptions,
+) -> Gate {
+    let sign = if higher_is_better { 1.0 } else { -1.0 };
+    let gains: Vec<f64> = baseline.iter().zip(candidate).map(|(b, c)| sign * (c - b)).collect();
+    let interval = bootstrap_mean_ci(&gains, options);
+    let margin = margin.abs();
+    let comparable = baseline.len() == candidate.len() && gains.iter().all(|g| g.is_finite());
+    let verdict = if comparable && interval.low >= -margin {
+        Verdict::Pass
+    } else if comparable && interval.high < -margin {
+        Verdict::Regress
+    } else {
+        Verdict::Inconclusive
+    };
+    let minimum_detectable = minimum_detectable_difference(&gains, options.confidence, 0.8);
+    Gate { verdict, n: gains.len(), gain: mean(&gains), interval, margin, minimum_detectable }
+}

@@ -1,0 +1,91 @@
+//! From predictions to the numbers of a report: every metric of every item, and how tables name them.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+
+use crate::error::Result;
+use crate::eval::metric::{self, Corpus, Direction};
+use crate::eval::{Item, ItemResult, Prediction, ReferenceScore};
+use crate::report::{self, MetricInfo, Pooled};
+
+/// Every metric of every item, on all cores, in the order of the items.
+///
+/// # Errors
+/// A metric that does not exist.
+pub fn measure(
+    names: &[String],
+    items: &[Item],
+    predictions: Vec<Prediction>,
+    references: Vec<ReferenceScore>,
+) -> Result<Vec<ItemResult>> {
+    let rows: Vec<(Prediction, ReferenceScore)> = predictions.into_iter().zip(references).collect();
+    items
+        .par_iter()
+        .zip(rows)
+        .map(|(item, (prediction, reference))| {
+            let metrics = metric::evaluate(names, item, &prediction, Some(&reference))?;
+            Ok(ItemResult { prediction, reference: Some(reference), metrics })
+        })
+        .collect()
+}
+
+/// The corpus values of metrics that are pooled over the items.
+pub fn pooled(names: &[String], results: &[ItemResult]) -> BTreeMap<String, Pooled> {
+    let is_pooled = |name: &&String| metric::info(name).is_some_and(|m| m.corpus != Corpus::Mean);
+    names
+        .iter()
+        .filter(is_pooled)
+        .map(|name| (name.clone(), Pooled { value: metric::aggregate(name, results), interval: None }))
+        .collect()
+}
+
+/// Titles, decimals, and whether a metric is a headline: named in the verdict and drawn.
+const TITLES: &[(&str, &str, &str, usize, bool)] = &[
+    ("nll", "Reference NLL", "参考文本负对数似然", 3, true),
+    ("nll_think", "NLL, reasoning", "负对数似然（思考）", 3, false),
+    ("nll_answer", "NLL, answer", "负对数似然（回答）", 3, false),
+    ("perplexity", "Reference perplexity", "参考文本困惑度", 2, false),
+    ("bits_per_byte", "Bits per byte", "每字节比特数", 3, false),
+    ("greedy_share", "Greedy share", "贪心命中率", 3, false),
+    ("bleu", "BLEU (zh)", "BLEU (zh)", 2, true),
+    ("rouge1", "ROUGE-1 (char)", "ROUGE-1（字）", 3, false),
+    ("rouge2", "ROUGE-2 (char)", "ROUGE-2（字）", 3, false),
+    ("rougeL", "ROUGE-L (char)", "ROUGE-L（字）", 3, true),
+    ("vocab_precision", "Vocabulary precision", "词汇精确率", 3, false),
+    ("vocab_recall", "Vocabulary recall", "词汇召回率", 3, false),
+    ("vocab_f1", "Vocabulary F1", "词汇 F1", 3, true),
+    ("key_points", "Key points recalled", "要点召回率", 3, true),
+    ("key_points_precision", "Key points precision", "要点精确率", 3, false),
+    ("think_key_points", "Reasoning key points recalled", "思维链要点召回率", 3, false),
+    ("think_key_points_precision", "Reasoning key points precision", "思维链要点精确率", 3, false),
+    ("contradictions", "Contradicted key points", "与参考相反的要点", 3, false),
+    ("exact_match", "Exact match", "完全匹配", 3, true),
+    ("format", "Format kept", "格式正确率", 3, true),
+    ("truncated", "Truncated", "截断率", 3, false),
+    ("repetition", "Loops", "循环重复率", 3, false),
+];
+
+/// How the named metrics appear in a report.
+pub fn describe(names: &[String]) -> Vec<MetricInfo> {
+    names
+        .iter()
+        .filter_map(|name| {
+            let info = metric::info(name)?;
+            let title = TITLES.iter().find(|t| t.0 == name);
+            Some(MetricInfo {
+                name: name.clone(),
+                title_en: title.map_or(name.clone(), |t| t.1.into()),
+                title_zh: title.map_or(name.clone(), |t| t.2.into()),
+                unit: info.unit.into(),
+                direction: match info.direction {
+                    Direction::Higher => report::Direction::Higher,
+                    Direction::Lower => report::Direction::Lower,
+                    Direction::Neutral => report::Direction::Neutral,
+                },
+                decimals: title.map_or(3, |t| t.3),
+                headline: title.is_some_and(|t| t.4),
+            })
+        })
+        .collect()
+}

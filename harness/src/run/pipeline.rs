@@ -1,0 +1,405 @@
+//! The whole way of a suite: data, training, evaluation, report.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use crate::backend::{GenerateConfig, Method, OpenConfig};
+use crate::error::{Error, Result};
+use crate::eval::stats::StatsOptions;
+use crate::fsio::{self, sha256, sha256_model};
+use crate::report::{
+    self, BadRow, Cost, Data, DataFile, Decoding, Environment, Fingerprints, Inputs, ModelRun, Report, Role,
+    TrainingRecord, Warning,
+};
+use crate::run::evaluate::{EvalJob, Evaluated, evaluate};
+use crate::run::machine::machine;
+use crate::run::train::{TrainJob, Trained, plan, train};
+use crate::run::{Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, metrics, prepare};
+use crate::suite::{CheckpointChoice, Suite};
+
+/// A model of the run: what is opened, and how it came to be.
+struct Subject {
+    name: String,
+    role: Role,
+    model: PathBuf,
+    adapter: Option<PathBuf>,
+    trained: Option<Trained>,
+}
+
+/// A model that the user brings along to be evaluated instead of the suite's.
+#[derive(Clone, Debug)]
+pub struct Brought {
+    /// Its name in the report.
+    pub name: String,
+    /// Its folder.
+    pub model: PathBuf,
+    /// An adapter on top.
+    pub adapter: Option<PathBuf>,
+}
+
+/// Carries out `suite` in `folder` and gives the report; what an earlier run left there and still fits is reused.
+///
+/// # Errors
+/// Whatever goes wrong on the way; what was done stays in the folder and is used by the next run.
+pub fn run(
+    suite: &Suite,
+    folder: &Path,
+    backends: &dyn Backends,
+    observer: &mut dyn Observer,
+    cancel: &Cancel,
+) -> Result<Report> {
+    let _lock = lock(folder)?;
+    let mut stages = Stages { suite, folder, backends, observer, cancel };
+    let prepared = stages.data()?;
+    let mut subjects = vec![Subject {
+        name: "base".into(),
+        role: Role::Base,
+        model: suite.model.base.clone(),
+        adapter: None,
+        trained: None,
+    }];
+    for (name, _) in suite.runs() {
+        subjects.push(stages.train(name, &prepared)?);
+    }
+    stages.report(&prepared, subjects)
+}
+
+/// Evaluates one model on the suite's held-out items.
+///
+/// # Errors
+/// As [`run`].
+pub fn evaluate_brought(
+    suite: &Suite,
+    brought: Brought,
+    folder: &Path,
+    backends: &dyn Backends,
+    observer: &mut dyn Observer,
+    cancel: &Cancel,
+) -> Result<Report> {
+    let _lock = lock(folder)?;
+    let mut stages = Stages { suite, folder, backends, observer, cancel };
+    let prepared = stages.data()?;
+    let Brought { name, model, adapter } = brought;
+    stages.report(&prepared, vec![Subject { name, role: Role::Other, model, adapter, trained: None }])
+}
+
+/// Takes hold of the run folder: two runs in one folder would write over each other.
+fn lock(folder: &Path) -> Result<File> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("create the run folder", folder, e))?;
+    let path = folder.join(".lock");
+    let file = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::usage("another karat is working in this run folder")
+            .at(folder.display())
+            .help("wait for it to end, or give --out another folder")),
+        Err(std::fs::TryLockError::Error(e)) => Err(Error::io("lock", &path, e)),
+    }
+}
+
+struct Stages<'a> {
+    suite: &'a Suite,
+    folder: &'a Path,
+    backends: &'a dyn Backends,
+    observer: &'a mut dyn Observer,
+    cancel: &'a Cancel,
+}
+
+impl Stages<'_> {
+    fn data(&mut self) -> Result<Prepared> {
+        let detail = format!("reading the data of {}", self.suite.name);
+        self.observer.notice(Notice::Stage { name: "data", detail });
+        let prepared = prepare(self.suite)?;
+        fsio::write_atomic(&self.folder.join("suite.toml"), self.suite.to_toml()?.as_bytes())?;
+        fsio::write_json(&self.folder.join("data.json"), &prepared.audit)?;
+        if !prepared.bad.is_empty() {
+            let first = &prepared.bad[0];
+            self.observer.notice(Notice::Warning(format!(
+                "{} bad lines left out, the first at {}:{}: {}",
+                prepared.bad.len(),
+                first.file,
+                first.line,
+                first.reason
+            )));
+        }
+        self.observer.notice(Notice::Done {
+            name: "data",
+            detail: format!(
+                "{} training items ({} tokens), {} for the loss, {} evaluated",
+                prepared.train.len(),
+                prepared.train.tokens().ids().len(),
+                prepared.validation.len(),
+                prepared.items.len()
+            ),
+        });
+        Ok(prepared)
+    }
+
+    fn open(&self, model: &Path) -> OpenConfig {
+        let config = &self.suite.model;
+        OpenConfig {
+            device: config.device.clone(),
+            dtype: config.dtype,
+            threads: config.threads,
+            seed: self.suite.seed,
+            ..OpenConfig::new(model)
+        }
+    }
+
+    fn train(&mut self, name: &str, prepared: &Prepared) -> Result<Subject> {
+        let suite = self.suite;
+        let train_section = &suite.train;
+        let (method, hyperparameters) = match (name, &train_section.lora, &train_section.full) {
+            ("lora", Some(lora), _) => (Method::Lora(lora.adapter.clone()), &lora.hyperparameters),
+            (_, _, Some(full)) => (Method::Full, &full.hyperparameters),
+            _ => return Err(Error::failed(format!("the suite has no training run {name}"))),
+        };
+        let backend = self.backends.backend(&suite.model.backend)?;
+        let open = self.open(&suite.model.base);
+        let mut plan =
+            plan(&prepared.train, &prepared.validation, method, hyperparameters, suite.seed, &backend, &open)?;
+        let stage = self.folder.join("train").join(format!("{name}-{}", &plan.fingerprint[..12]));
+        plan.output_dir.clone_from(&stage);
+        let job = TrainJob {
+            name,
+            backend: &backend,
+            open,
+            train: &prepared.train,
+            eval: &prepared.validation,
+            plan,
+        };
+        let trained = train(job, self.observer, self.cancel)?;
+        let best = trained.summary.best_checkpoint.clone().filter(|_| hyperparameters.checkpoint == CheckpointChoice::Best);
+        let checkpoint = stage.join(best.unwrap_or_else(|| trained.summary.last_checkpoint.clone()));
+        let (role, model, adapter) = match name {
+            "lora" => (Role::Lora, suite.model.base.clone(), Some(checkpoint)),
+            _ => (Role::Full, checkpoint, None),
+        };
+        Ok(Subject { name: name.into(), role, model, adapter, trained: Some(trained) })
+    }
+
+    fn evaluate(&mut self, subject: &Subject, prepared: &Prepared, backend: &LoadedBackend) -> Result<(Evaluated, String)> {
+        let mut open = self.open(&subject.model);
+        open.adapter.clone_from(&subject.adapter);
+        let mut key = BTreeMap::from([
+            ("weights".to_string(), sha256_model(&subject.model)?),
+            ("tokenizer".to_string(), prepared.formatter.tokenizer().sha256().to_string()),
+        ]);
+        if let Some(adapter) = &subject.adapter {
+            key.insert("adapter".into(), sha256_model(adapter)?);
+        }
+        let checkpoint = key.get("adapter").or(key.get("weights")).cloned().unwrap_or_default();
+        let job = EvalJob {
+            name: &subject.name,
+            backend,
+            open,
+            key,
+            queries: &prepared.queries,
+            generate: self.generate_config(prepared),
+            tokenizer: prepared.formatter.tokenizer(),
+            folder: self.folder.join("eval"),
+        };
+        Ok((evaluate(job, self.observer, self.cancel)?, checkpoint))
+    }
+
+    fn generate_config(&self, prepared: &Prepared) -> GenerateConfig {
+        let eval = &self.suite.eval;
+        GenerateConfig {
+            max_new_tokens: eval.max_new_tokens,
+            temperature: eval.temperature,
+            top_p: eval.top_p,
+            top_k: eval.top_k,
+            seed: self.suite.seed,
+            stop_ids: prepared.formatter.stop_ids(),
+            batch_size: eval.batch_size,
+        }
+    }
+
+    fn report(&mut self, prepared: &Prepared, subjects: Vec<Subject>) -> Result<Report> {
+        let names = &self.suite.eval.metrics;
+        // An unknown metric should not be found out after an hour of training.
+        let infos = metrics::describe(names);
+        let backend = self.backends.backend(self.suite.eval_backend())?;
+        let mut models = Vec::new();
+        for subject in subjects {
+            let (evaluated, checkpoint_sha256) = self.evaluate(&subject, prepared, &backend)?;
+            models.push(model_run(subject, evaluated, checkpoint_sha256, names, prepared)?);
+        }
+        adapter_proof(&models)?;
+        let mut plugins = vec![backend];
+        if self.suite.model.backend != self.suite.eval_backend() {
+            plugins.push(self.backends.backend(&self.suite.model.backend)?);
+        }
+        let report = report::build(&self.inputs(prepared, models, infos, &plugins)?)?;
+        let folder = self.folder.join("report");
+        report::write(&report, &folder)?;
+        self.observer.notice(Notice::Done { name: "report", detail: folder.join("report.html").display().to_string() });
+        Ok(report)
+    }
+
+    fn inputs<'a>(
+        &self,
+        prepared: &'a Prepared,
+        models: Vec<ModelRun>,
+        metrics: Vec<report::MetricInfo>,
+        plugins: &[LoadedBackend],
+    ) -> Result<Inputs<'a>> {
+        let suite = self.suite;
+        let generate = self.generate_config(prepared);
+        let decoding = serde_json::to_string(&GenerateConfig { batch_size: 0, ..generate.clone() })
+            .map_err(|e| Error::failed("could not write JSON").because(e))?;
+        let options = prepared.formatter.options();
+        let file_name = |p: &str| Path::new(p).file_name().map_or(p.to_string(), |n| n.to_string_lossy().into_owned());
+        let audit = &prepared.audit;
+        let leaks = |exact: bool| audit.leaks.iter().filter(|l| l.exact == exact).count() as u64;
+        let sum = |of: fn(&crate::data::audit::SplitAudit) -> usize| {
+            audit.splits.values().map(|s| of(s) as u64).sum::<u64>()
+        };
+        let mut warnings = Vec::new();
+        let dropped = sum(|s| s.dropped.len());
+        if dropped > 0 {
+            let text = format!("{dropped} items lost their whole answer to the maximum length and were not trained on");
+            warnings.push(Warning::Other { text });
+        }
+        Ok(Inputs {
+            language: suite.language,
+            suite: report::Suite {
+                name: suite.name.clone(),
+                title: suite.title.clone(),
+                description: suite.description.clone(),
+                sha256: sha256(comparable(suite)?.as_bytes()),
+            },
+            seeds: ["split", "train", "generate", "statistics"].map(|k| (k.to_string(), suite.seed)).into(),
+            fingerprints: Fingerprints {
+                data: prepared.data_fingerprint(),
+                prompts: prepared.prompts_fingerprint(),
+                template: prepared.template_fingerprint(),
+                decoding: sha256(decoding.as_bytes()),
+            },
+            data: Data {
+                files: prepared
+                    .files
+                    .iter()
+                    .map(|(name, sha256, rows)| DataFile {
+                        name: name.clone(),
+                        sha256: sha256.clone(),
+                        rows: *rows as u64,
+                    })
+                    .collect(),
+                splits: prepared.parts.iter().map(|(name, records)| (name.clone(), records.len() as u64)).collect(),
+                split_rule: prepared.split_rule.clone(),
+                bad_rows: prepared
+                    .bad
+                    .iter()
+                    .map(|b| BadRow { file: file_name(&b.file), line: b.line as u64, reason: b.reason.clone() })
+                    .collect(),
+                bad_row_count: prepared.bad.len() as u64,
+                audit: BTreeMap::from([
+                    ("duplicates".to_string(), audit.duplicates.len() as u64),
+                    ("exact_leaks".to_string(), leaks(true)),
+                    ("near_leaks".to_string(), leaks(false)),
+                    ("truncated_rows".to_string(), sum(|s| s.truncated.len())),
+                    ("dropped_rows".to_string(), dropped),
+                ]),
+            },
+            decoding: Decoding {
+                template: file_name(prepared.formatter.template().origin()),
+                enable_thinking: options.enable_thinking,
+                max_length: options.max_length,
+                generate,
+            },
+            stats: StatsOptions {
+                seed: suite.seed,
+                resamples: suite.stats.resamples,
+                confidence: suite.stats.confidence,
+            },
+            items: &prepared.items,
+            models,
+            metrics,
+            examples: Vec::new(),
+            overfitting_margin: Inputs::OVERFITTING_MARGIN,
+            warnings,
+            environment: Environment {
+                karat: env!("CARGO_PKG_VERSION").into(),
+                machine: machine(),
+                plugins: plugins.iter().map(plugin).collect(),
+                paths: BTreeMap::from([("run".to_string(), self.folder.display().to_string())]),
+                ..Environment::default()
+            },
+        })
+    }
+}
+
+/// The suite without what is not part of the experiment: where its files lie, and how many threads work.
+fn comparable(suite: &Suite) -> Result<String> {
+    let mut suite = suite.clone();
+    let name = |p: &Path| p.file_name().map(PathBuf::from).unwrap_or_default();
+    let data = &mut suite.data;
+    for path in [&mut data.file, &mut data.train, &mut data.validation, &mut data.heldout].into_iter().flatten() {
+        *path = name(path);
+    }
+    suite.model.base = name(&suite.model.base);
+    suite.model.threads = 0;
+    suite.to_toml()
+}
+
+fn plugin(loaded: &LoadedBackend) -> report::Plugin {
+    let descriptor = loaded.backend.describe();
+    report::Plugin {
+        name: descriptor.name,
+        version: descriptor.version,
+        sha256: loaded.origin.sha256.clone().unwrap_or_default(),
+        path: loaded.origin.path.as_ref().map_or_else(String::new, |p| p.display().to_string()),
+    }
+}
+
+fn model_run(
+    subject: Subject,
+    evaluated: Evaluated,
+    checkpoint_sha256: String,
+    names: &[String],
+    prepared: &Prepared,
+) -> Result<ModelRun> {
+    let Evaluated { predictions, references, effort } = evaluated;
+    let results = metrics::measure(names, &prepared.items, predictions, references)?;
+    let train_summary = subject.trained.as_ref().map(|t| &t.summary);
+    Ok(ModelRun {
+        name: subject.name,
+        role: subject.role,
+        checkpoint_sha256,
+        pooled: metrics::pooled(names, &results),
+        items: results,
+        cost: Cost {
+            train_seconds: train_summary.map(|s| s.seconds),
+            score_seconds: Some(effort.score_seconds),
+            generate_seconds: Some(effort.generate_seconds),
+            generated_tokens: Some(effort.generated_tokens),
+            peak_memory: train_summary.and_then(|s| s.peak_memory).or(effort.peak_memory),
+            ..Cost::default()
+        },
+        session: effort.session,
+        training: subject.trained.map(|t| TrainingRecord {
+            events: t.curves.steps,
+            evaluations: t.curves.evaluations.iter().map(|e| (e.step, e.loss)).collect(),
+            summary: t.summary,
+        }),
+    })
+}
+
+/// Proof that an adapter was applied: if every reference is exactly as probable as under the base model, it was not, and
+/// a report would quietly say that LoRA changes nothing.
+fn adapter_proof(models: &[ModelRun]) -> Result<()> {
+    let Some(base) = models.iter().find(|m| m.role == Role::Base) else { return Ok(()) };
+    for lora in models.iter().filter(|m| m.role == Role::Lora && !m.items.is_empty()) {
+        let same = lora.items.iter().zip(&base.items).all(|(a, b)| a.reference == b.reference);
+        if same {
+            return Err(Error::backend(format!(
+                "the adapter of {} was not applied: every log-probability equals the base model's",
+                lora.name
+            ))
+            .help("train it with a learning rate above 0, or report this backend"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,236 @@
+//! The data stage: from the suite's files to training rows, items and queries.
+
+use std::collections::BTreeMap;
+
+use crate::data::audit::{AuditOptions, DataAudit, audit};
+use crate::data::format::{Example, Examples, FormatOptions, Formatter, LabelledRows};
+use crate::data::record::{BadRow, Dataset, Record, read_jsonl};
+use crate::data::split::{PyRandom, split};
+use crate::data::template::ChatTemplate;
+use crate::data::tokens::Tokenizer;
+use crate::error::{Error, Result};
+use crate::eval::Item;
+use crate::fsio::sha256;
+use crate::run::evaluate::Query;
+use crate::suite::{Suite, TemplateChoice};
+
+/// Everything a suite's data becomes.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Renders and tokenizes.
+    pub formatter: Formatter,
+    /// Training rows.
+    pub train: LabelledRows,
+    /// Rows for the loss during training.
+    pub validation: LabelledRows,
+    /// The held-out items that are evaluated.
+    pub items: Vec<Item>,
+    /// What a model is asked, one query an item.
+    pub queries: Vec<Query>,
+    /// Duplicates, leaks, lengths, truncation.
+    pub audit: DataAudit,
+    /// Lines that could not be used.
+    pub bad: Vec<BadRow>,
+    /// The files: name, SHA-256, usable rows.
+    pub files: Vec<(String, String, usize)>,
+    /// Records by part, as split.
+    pub parts: BTreeMap<String, Vec<Record>>,
+    /// How the parts came about, in words.
+    pub split_rule: String,
+}
+
+/// Reads, splits, renders and tokenizes.
+///
+/// # Errors
+/// What is wrong with a file, line, template or tokenizer; a part that is empty.
+pub fn prepare(suite: &Suite) -> Result<Prepared> {
+    let formatter = formatter(suite)?;
+    let Parted { mut parts, bad, files, rule } = read(suite)?;
+    if suite.data.train_limit > 0
+        && let Some(train) = parts.get_mut("train")
+    {
+        train.truncate(suite.data.train_limit);
+    }
+    for (name, records) in &parts {
+        if records.is_empty() {
+            let source = files.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(Error::data(format!("the {name} part of the data is empty"))
+                .at(source)
+                .help("give more items or another split"));
+        }
+    }
+    let views: Vec<(&str, &[Record])> = parts.iter().map(|(name, records)| (name.as_str(), &records[..])).collect();
+    let mut audit = audit(&views, AuditOptions::default());
+    audit.bad_rows.clone_from(&bad);
+
+    let train = formatter.examples(&parts["train"])?;
+    audit.add_examples("train", &train);
+    let heldout_records = chosen(suite, &parts["heldout"])?;
+    let heldout = formatter.examples(&heldout_records)?;
+    audit.add_examples("heldout", &heldout);
+    let validation = match parts.get("validation") {
+        Some(records) => {
+            let examples = formatter.examples(records)?;
+            audit.add_examples("validation", &examples);
+            examples
+        }
+        None => formatter.examples(&parts["heldout"])?,
+    };
+    let items: Vec<Item> = heldout_records.iter().map(Record::to_item).collect();
+    let queries = heldout_records.iter().map(|r| query(&formatter, r, &heldout)).collect::<Result<Vec<_>>>()?;
+    Ok(Prepared {
+        train: train.rows(),
+        validation: validation.rows(),
+        formatter,
+        items,
+        queries,
+        audit,
+        bad,
+        files,
+        parts,
+        split_rule: rule,
+    })
+}
+
+/// Template, tokenizer and options of a suite.
+fn formatter(suite: &Suite) -> Result<Formatter> {
+    let data = &suite.data;
+    let template = match data.template {
+        TemplateChoice::Model => ChatTemplate::from_model_dir(&suite.model.base)?,
+        TemplateChoice::ChatmlRecipe => ChatTemplate::chatml_recipe(),
+    };
+    let tokenizer = Tokenizer::from_model_dir(&suite.model.base)?;
+    let options = FormatOptions {
+        system: Some(data.system_prompt.clone()).filter(|s| !s.is_empty()),
+        output: data.output,
+        end: data.end,
+        max_length: data.max_length,
+        enable_thinking: suite.eval.enable_thinking,
+        now: None,
+    };
+    Formatter::new(template, tokenizer, options)
+}
+
+struct Parted {
+    parts: BTreeMap<String, Vec<Record>>,
+    bad: Vec<BadRow>,
+    files: Vec<(String, String, usize)>,
+    rule: String,
+}
+
+/// Reads the files and splits them into `train`, `heldout` and perhaps `validation`.
+fn read(suite: &Suite) -> Result<Parted> {
+    let data = &suite.data;
+    let mut bad = Vec::new();
+    let mut files = Vec::new();
+    let mut load = |path: &std::path::Path| -> Result<Vec<Record>> {
+        let Dataset { records, bad: bad_here, sha256, .. } = read_jsonl(path, &data.fields, data.strict)?;
+        let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        files.push((name, sha256, records.len()));
+        bad.extend(bad_here);
+        Ok(records)
+    };
+    let take = |records: &[Record], rows: &[usize]| rows.iter().map(|&i| records[i].clone()).collect::<Vec<_>>();
+    let parts_text = String::from(data.split);
+    let mut parts = BTreeMap::new();
+    let rule;
+    if let Some(file) = &data.file {
+        let records = load(file)?;
+        let rows = split(records.len(), i128::from(suite.seed), data.split);
+        parts.insert("train".to_string(), take(&records, &rows.train));
+        if rows.test.is_empty() {
+            parts.insert("heldout".to_string(), take(&records, &rows.validation));
+            rule = format!("Python shuffle, seed {}, {parts_text}; the held-out part also gives the loss", suite.seed);
+        } else {
+            parts.insert("validation".to_string(), take(&records, &rows.validation));
+            parts.insert("heldout".to_string(), take(&records, &rows.test));
+            rule = format!("Python shuffle, seed {}, {parts_text}", suite.seed);
+        }
+    } else if let (Some(train), Some(heldout)) = (&data.train, &data.heldout) {
+        let records = load(train)?;
+        parts.insert("heldout".to_string(), load(heldout)?);
+        if let Some(validation) = &data.validation {
+            parts.insert("validation".to_string(), load(validation)?);
+            parts.insert("train".to_string(), records);
+            rule = "train, validation and held-out items have their own files".to_string();
+        } else {
+            let rows = split(records.len(), i128::from(suite.seed), data.split);
+            parts.insert("train".to_string(), take(&records, &rows.train));
+            parts.insert("validation".to_string(), take(&records, &rows.validation));
+            rule = format!(
+                "held-out items have their own file; validation cut off the training file: Python shuffle, seed {}, {parts_text}",
+                suite.seed
+            );
+        }
+    } else {
+        return Err(Error::usage("[data] needs either `file`, or `train` and `heldout`"));
+    }
+    Ok(Parted { parts, bad, files, rule })
+}
+
+/// The held-out items to evaluate: all, or as many as the suite says, drawn as the published scripts draw them.
+fn chosen(suite: &Suite, heldout: &[Record]) -> Result<Vec<Record>> {
+    if suite.eval.items == 0 || suite.eval.items >= heldout.len() {
+        return Ok(heldout.to_vec());
+    }
+    let rows = PyRandom::new(i128::from(suite.seed)).sample(heldout.len(), suite.eval.items)?;
+    Ok(rows.into_iter().map(|i| heldout[i].clone()).collect())
+}
+
+/// What is asked for a record. An item whose reference was cut away entirely is still asked, with nothing to score.
+fn query(formatter: &Formatter, record: &Record, examples: &Examples) -> Result<Query> {
+    let prompt = formatter.prompt(record)?.ids;
+    let found = examples.examples.iter().find(|e| e.id == record.id);
+    Ok(match found {
+        Some(Example { id, ids, think, answer, think_bytes, answer_bytes, .. }) => Query {
+            id: id.clone(),
+            prompt,
+            reference: ids.clone(),
+            think: think.clone(),
+            answer: answer.clone(),
+            think_bytes: *think_bytes as u64,
+            answer_bytes: *answer_bytes as u64,
+        },
+        None => {
+            let end = prompt.len();
+            Query {
+                id: record.id.clone(),
+                reference: prompt.clone(),
+                prompt,
+                think: end..end,
+                answer: end..end,
+                think_bytes: 0,
+                answer_bytes: 0,
+            }
+        }
+    })
+}
+
+impl Prepared {
+    /// SHA-256 over ids, questions and references of the evaluated items, in order.
+    pub fn data_fingerprint(&self) -> String {
+        let mut text = String::new();
+        for item in &self.items {
+            for part in [&item.id, &item.question, &item.think, &item.answer] {
+                text.push_str(&format!("{}:{part}\n", part.len()));
+            }
+        }
+        sha256(text.as_bytes())
+    }
+
+    /// SHA-256 over the token ids of all rendered prompts, in order.
+    pub fn prompts_fingerprint(&self) -> String {
+        let mut bytes = Vec::new();
+        for query in &self.queries {
+            bytes.extend((query.prompt.len() as u64).to_le_bytes());
+            bytes.extend(query.prompt.iter().flat_map(|id| id.to_le_bytes()));
+        }
+        sha256(&bytes)
+    }
+
+    /// SHA-256 over the chat template's source and the options that change what is rendered.
+    pub fn template_fingerprint(&self) -> String {
+        let options = serde_json::to_string(self.formatter.options()).unwrap_or_default();
+        sha256(format!("{}\n{options}", self.formatter.template().sha256()).as_bytes())
+    }
+}
