@@ -74,7 +74,8 @@ fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
     comparison.p_value = Some(paired.p_value);
     let differences: Vec<f64> = a.iter().zip(&b).map(|(a, b)| b - a).collect();
     let detectable = minimum_detectable_difference(&differences, options.confidence, POWER);
-    comparison.detectable = Some(detectable).filter(|d| d.is_finite());
+    // Without spread the approximation says 0, which no test can see.
+    comparison.detectable = Some(detectable).filter(|d| d.is_finite() && *d > 0.0);
     comparison
 }
 

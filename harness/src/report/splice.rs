@@ -16,7 +16,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::fsio;
 
-/// What [`file`] does with a block that is not current.
+/// What [`file()`] does with a block that is not current.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Writes it.
@@ -86,6 +86,7 @@ fn once(document: &str, marker: &str) -> Result<usize> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
