@@ -20,7 +20,7 @@ fn folder_agrees(model: &Path, numbers_file: &Path) {
         return;
     }
     let cache = tempfile::tempdir().unwrap();
-    let mut session = open(model, cache.path(), |_| {}).unwrap();
+    let mut session = open(model, cache.path(), |config| config.threads = 4).unwrap();
     let expected = read_json(numbers_file);
     let prompts = expected["prompts"].as_array().unwrap();
     let rows: Vec<Vec<u32>> = prompts.iter().map(|p| ids(&p["input_ids"])).collect();
@@ -33,10 +33,16 @@ fn folder_agrees(model: &Path, numbers_file: &Path) {
     println!("{}: largest difference of {} log-probabilities: {worst:.2e}", model.display(), wanted.len());
     assert!(worst < 1e-4, "{worst}");
 
-    let completions = generate(&mut session, &rows, &GenerateConfig::greedy(64, vec![]));
+    // The same bits from one thread as from all, at a size where products are divided among them.
+    let mut alone = open(model, cache.path(), |config| config.threads = 1).unwrap();
+    assert!(score(&mut alone, &rows) == scores, "scores depend on the number of threads");
+
+    let stop = read_json(&model.join("config.json"))["eos_token_id"].as_u64().unwrap() as u32;
+    let completions = generate(&mut session, &rows, &GenerateConfig::greedy(64, vec![stop]));
     for (completion, prompt) in completions.iter().zip(prompts) {
-        assert_eq!(completion.ids, ids(&prompt["greedy64_min64"]));
-        assert_eq!(completion.stop, StopReason::Length);
+        assert_eq!(completion.ids, ids(&prompt["greedy64_eos_stop"]));
+        let ended = completion.ids.last() == Some(&stop);
+        assert_eq!(completion.stop, if ended { StopReason::Stop } else { StopReason::Length });
     }
 }
 

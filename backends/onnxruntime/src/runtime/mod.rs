@@ -3,7 +3,7 @@
 //! Nothing is linked; the library is looked for where people put it, in this order: the option `library`, the
 //! environment variables `KARAT_ONNXRUNTIME` and `ORT_DYLIB_PATH`, Karat's cache, the Python that `python3` starts. What
 //! the user named must work; what was merely come across may be passed over, and the error lists every place with its
-//! reason. If nothing serves, the pinned version is fetched from its Python wheel ([`fetch`]).
+//! reason. If nothing serves, the pinned version is fetched from its Python wheel ([`fetch_runtime`]).
 
 mod fetch;
 
