@@ -60,3 +60,5 @@ impl Backend for CandleBackend {
         Ok(Box::new(session::CandleSession::open(config)?))
     }
 }
+
+karat::export_backend!(CandleBackend);
