@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use karat::eval::metric::conformance::Texts;
+use karat::eval::metric::corpus::corpus_row;
 use serde_json::Value;
 
 /// The vectors' folder, or `None` with a printed reason.
@@ -140,6 +141,12 @@ fn compare_pairs(file: &Path) {
     tally.finish(&file.file_name().expect("a name").to_string_lossy());
 }
 
+/// The committed set: `metrics_vectors.py` says how it was made.
+#[test]
+fn every_value_of_our_own_pairs_is_that_of_the_python_packages() {
+    compare_pairs(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/metrics_vectors.jsonl"));
+}
+
 #[test]
 fn every_value_of_the_real_pairs_is_that_of_the_python_packages() {
     if let Some(shared) = shared() {
@@ -159,4 +166,31 @@ fn every_value_of_the_edge_pairs_is_that_of_the_python_packages() {
     if let Some(shared) = shared() {
         compare_pairs(&shared.join("pairs_edge.jsonl"));
     }
+}
+
+#[test]
+fn every_aggregate_is_that_of_the_python_packages() {
+    let Some(shared) = shared() else { return };
+    let text = std::fs::read_to_string(shared.join("aggregates.json")).expect("readable");
+    let aggregates: Value = serde_json::from_str(&text).expect("JSON");
+    let mut tally = Tally::default();
+    for (file, groups) in aggregates.as_object().expect("an object") {
+        let pairs = pairs(&shared.join(format!("{file}.jsonl")));
+        for (name, expected) in groups.as_object().expect("an object") {
+            let text = |pair: &Value, key: &str| pair[key].as_str().expect("a text").to_string();
+            // In the order of `ids`: nltk's method 5 depends on which pair is the last.
+            let ids = expected["ids"].as_array().expect("ids").iter().map(|id| id.as_str().expect("an id"));
+            let of_group: Vec<(String, String)> = ids
+                .map(|id| {
+                    let pair = pairs.iter().find(|p| p["id"] == id).unwrap_or_else(|| panic!("{file}: no pair {id}"));
+                    (text(pair, "reference"), text(pair, "candidate"))
+                })
+                .collect();
+            let found = corpus_row(&of_group);
+            for (key, expected) in expected.as_object().expect("an object").iter().filter(|(key, _)| *key != "ids") {
+                tally.walk(key, &format!("{file} {name} {key}"), expected, &found[key]);
+            }
+        }
+    }
+    tally.finish("aggregates.json");
 }

@@ -196,25 +196,34 @@ impl<'a> Texts<'a> {
         })
     }
 
-    /// A row: all groups, or the groups and values that `names` lists.
+    /// A row with all groups (`ter_asian_normalized` for short texts only).
+    pub fn whole_row(&self) -> Value {
+        let short = [self.reference, self.candidate].iter().all(|t| t.chars().count() < ASIAN_TER_LIMIT);
+        let groups = GROUPS.iter().filter(|group| short || **group != "ter_asian_normalized");
+        let values = groups.filter_map(|group| Some(((*group).to_string(), self.group(group)?)));
+        Value::Object(values.collect())
+    }
+
+    /// A row with the groups and values that `names` lists; all groups if it lists none. Where a package raised, the exception
+    /// stands for the whole group.
     ///
     /// # Errors
     /// Usage, for a name that does not exist.
     pub fn row(&self, names: &[String]) -> Result<Value> {
-        let mut row = Map::new();
         if names.is_empty() {
-            let short = [self.reference, self.candidate].iter().all(|t| t.chars().count() < ASIAN_TER_LIMIT);
-            for group in GROUPS.iter().filter(|group| short || **group != "ter_asian_normalized") {
-                row.extend(self.group(group).map(|value| ((*group).to_string(), value)));
-            }
-            return Ok(Value::Object(row));
+            return Ok(self.whole_row());
         }
+        let mut row = Map::new();
         for name in names {
             let mut path = name.split('.');
             let group = path.next().unwrap_or_default();
             let path: Vec<&str> = path.collect();
             let value = self.group(group).ok_or_else(|| unknown(name))?;
             let picked = pick(&value, &path).ok_or_else(|| unknown(name))?;
+            if value.get("error").is_some() {
+                row.insert(group.to_string(), value);
+                continue;
+            }
             let mut slot = row.entry(group).or_insert(Value::Null);
             for key in path {
                 if !slot.is_object() {

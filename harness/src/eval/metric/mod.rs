@@ -15,6 +15,7 @@
 
 pub mod chrf;
 pub mod conformance;
+pub mod corpus;
 pub mod exact;
 pub mod jieba;
 pub mod key_points;

@@ -153,10 +153,28 @@ fn rewrite_pairs(
 
 /// The rules of mteval-v14 (`intl`): `P` punctuation, `N` numbers, `S` symbols.
 static INTERNATIONAL: LazyLock<[(Regex, &str); 3]> = LazyLock::new(|| {
-    // `s`: in Python's `regex`, as everywhere, a negated class matches a newline.
+    let [p, n, s] = [NEW_PUNCTUATION, NEW_NUMBERS, NEW_SYMBOLS].map(|ranges| ranges.concat());
     let rule = |pattern: &str| Regex::new(pattern).expect("the pattern is a constant");
-    [(rule(r"(\P{N})(\p{P})"), "$1 $2 "), (rule(r"(\p{P})(\P{N})"), " $1 $2"), (rule(r"(\p{S})"), " $1 ")]
+    [
+        (rule(&format!(r"([^\p{{N}}{n}])([\p{{P}}{p}])")), "$1 $2 "),
+        (rule(&format!(r"([\p{{P}}{p}])([^\p{{N}}{n}])")), " $1 $2"),
+        (rule(&format!(r"([\p{{S}}{s}])")), " $1 "),
+    ]
 });
+
+// What the Unicode tables of Python's `regex` 2026.11.15 have and those of the Rust crate (Unicode 16) lack.
+const NEW_PUNCTUATION: &[&str] = &[r"\u{2e60}-\u{2e63}\u{10ed0}"];
+const NEW_NUMBERS: &[&str] =
+    &[r"\u{11de0}-\u{11de9}\u{1246f}\u{12475}-\u{1247f}\u{12550}-\u{12686}\u{16ff4}-\u{16ff6}"];
+#[rustfmt::skip]
+const NEW_SYMBOLS: &[&str] = &[
+    r"\u{20c1}-\u{20c4}\u{2b96}\u{fbc3}-\u{fbd2}\u{fd90}-\u{fd91}\u{fdc8}-\u{fdce}\u{10ec9}-\u{10eca}",
+    r"\u{10ed1}-\u{10ed8}\u{1ccfa}-\u{1ccfc}\u{1ceba}-\u{1ced0}\u{1ced2}-\u{1ced4}\u{1cedd}-\u{1cefd}",
+    r"\u{1d1eb}-\u{1d1ff}\u{1d253}-\u{1d25a}\u{1d25d}-\u{1d25e}\u{1d260}-\u{1d27f}\u{1db00}-\u{1db1c}",
+    r"\u{1f1ae}\u{1f6d8}-\u{1f6d9}\u{1f777}-\u{1f77a}\u{1f7da}-\u{1f7db}\u{1f7f1}-\u{1f7ff}",
+    r"\u{1f8d0}-\u{1f8d8}\u{1fa54}-\u{1fa57}\u{1fa8a}-\u{1fa8e}\u{1fac8}\u{1facc}-\u{1facd}\u{1fadd}",
+    r"\u{1faea}-\u{1faeb}\u{1faef}\u{1faf9}-\u{1fafa}\u{1fbfa}",
+];
 
 #[cfg(test)]
 mod tests {

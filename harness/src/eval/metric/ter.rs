@@ -30,7 +30,10 @@ pub struct TerCounts {
 impl TerCounts {
     /// Counts of one pair. `asian` is sacrebleu's `TER(normalized=True, asian_support=True)`.
     pub fn of(reference: &str, candidate: &str, asian: bool) -> Self {
-        let (reference, candidate) = (normalise(reference, asian), normalise(candidate, asian));
+        // The package normalises the reference twice, the candidate once; the possessive rule sees more the second time
+        // ("it's," becomes "it's ,", then "it 's ,").
+        let reference = python::split(&normalise(reference, asian)).collect::<Vec<_>>().join(" ");
+        let (reference, candidate) = (normalise(&reference, asian), normalise(candidate, asian));
         let pair = TokenPair::new(python::split(&reference), python::split(&candidate));
         TerCounts { edits: edits(&pair.candidate, &pair.reference), reference: pair.reference.len() as u64 }
     }

@@ -51,7 +51,7 @@ impl TokenPair {
         let mut candidate = self.candidate.clone();
         // Order 1 by counting; ids of tokens that only one side has become UNSHARED.
         let mut counts: Vec<[u32; 2]> = vec![[0; 2]; self.vocabulary];
-        let mut ids: FxHashMap<u64, u32> = FxHashMap::default();
+        let mut ids = PairTable::with_room_for(self.reference.len());
         for order in 1..=max_order {
             if order > 1 {
                 ids.clear();
@@ -66,13 +66,13 @@ impl TokenPair {
                             let key = u64::from(first) << 32 | u64::from(second);
                             if side == 0 {
                                 let next = counts.len() as u32;
-                                let id = *ids.entry(key).or_insert(next);
+                                let id = ids.find_or_insert(key, next);
                                 if id == next {
                                     counts.push([0; 2]);
                                 }
                                 id
                             } else {
-                                ids.get(&key).copied().unwrap_or(UNSHARED)
+                                ids.find(key)
                             }
                         };
                     }
@@ -116,6 +116,50 @@ impl TokenPair {
 fn overlap<T: Hash + Eq>(reference: &FxHashSet<T>, candidate: &FxHashSet<T>) -> SetOverlap {
     let common = candidate.iter().filter(|gram| reference.contains(gram)).count() as u64;
     SetOverlap { reference: reference.len() as u64, candidate: candidate.len() as u64, common }
+}
+
+/// Pairs of ids to ids: open addressing, at most half full, so that most look-ups touch one cache line.
+struct PairTable {
+    cells: Vec<(u64, u32)>,
+}
+
+impl PairTable {
+    /// No pair of ids below `u32::MAX` looks like this.
+    const EMPTY: (u64, u32) = (u64::MAX, u32::MAX);
+
+    fn with_room_for(pairs: usize) -> Self {
+        // One side puts pairs in; the other looks its own up, which leaves an empty cell as it was.
+        PairTable { cells: vec![Self::EMPTY; (2 * pairs).next_power_of_two().max(8)] }
+    }
+
+    fn clear(&mut self) {
+        self.cells.fill(Self::EMPTY);
+    }
+
+    /// The cell of a pair, or the empty one where it belongs.
+    fn cell(&self, key: u64) -> usize {
+        let mask = self.cells.len() - 1;
+        // Fibonacci hashing: the upper bits of the product are well mixed.
+        let mut at = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & mask;
+        while self.cells[at].0 != key && self.cells[at] != Self::EMPTY {
+            at = (at + 1) & mask;
+        }
+        at
+    }
+
+    /// The id of a pair, `u32::MAX` if it has none.
+    fn find(&self, key: u64) -> u32 {
+        self.cells[self.cell(key)].1
+    }
+
+    /// The id of a pair; it gets `next` if it has none.
+    fn find_or_insert(&mut self, key: u64, next: u32) -> u32 {
+        let cell = self.cell(key);
+        if self.cells[cell] == Self::EMPTY {
+            self.cells[cell] = (key, next);
+        }
+        self.cells[cell].1
+    }
 }
 
 /// Sizes of two sets and of their intersection.
