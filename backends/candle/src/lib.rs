@@ -33,7 +33,10 @@ pub struct CandleBackend;
 
 /// Kernels as this CPU runs them.
 fn kernels() -> Vec<String> {
-    vec![format!("matmul: gemm f32 ({:?})", pulp::Arch::new()), "elementwise: pulp f32".into()]
+    // The instruction set's name is all that is wanted of a long list of features.
+    let set = format!("{:?}", pulp::Arch::new());
+    let set = set.split('(').next().unwrap_or_default().to_ascii_lowercase();
+    vec![format!("matmul: gemm f32 ({set})"), format!("elementwise: pulp f32 ({set})")]
 }
 
 impl Backend for CandleBackend {

@@ -115,7 +115,7 @@ impl Evaluator for CandleSession {
             first = last;
             let (done, total) = (last as u64, tokens.rows() as u64);
             let event = Event::Progress { stage: "score".into(), done, total, tokens: done_tokens };
-            if sink.event(event) == Flow::Stop && last < tokens.rows() {
+            if sink.event(event) == Flow::Stop {
                 return Err(BackendError::cancelled());
             }
         }

@@ -276,8 +276,8 @@ impl Run<'_> {
                 }
                 if sum == 0.0 && check_reach && self.never_reached(name)? {
                     return Err(BackendError::failed(format!(
-                        "step {step}: {name} has had no gradient other than zero yet, so it would not be trained: the \
-                         rows are too short to reach it, or the backward pass is cut"
+                        "step {step}: {name} has had no gradient other than zero yet, so it would not be trained: an \
+                         adapter of scale 0, or a backward pass that is cut"
                     )));
                 }
                 total += sum;
