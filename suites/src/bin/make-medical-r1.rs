@@ -1,7 +1,7 @@
 //! Makes the data of the suite `medical-r1` again, from its table of facts.
 //!
 //! `make-medical-r1` alone checks that the committed files are current; `--write` writes them; `--corpus FILE` writes the
-//! pretraining corpus, one document a line; `--stats` counts tokens.
+//! pretraining corpus, documents parted by blank lines; `--stats` counts tokens.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ struct Flags {
     /// Write the committed files: data, tokenizer and configuration of the base model.
     #[arg(long)]
     write: bool,
-    /// Write the pretraining corpus to this file, one document a line.
+    /// Write the pretraining corpus to this file, documents parted by blank lines.
     #[arg(long, value_name = "FILE")]
     corpus: Option<PathBuf>,
     /// Count items and tokens.
@@ -66,7 +66,7 @@ fn run(flags: &Flags) -> Result<()> {
         }
     }
     if let Some(path) = &flags.corpus {
-        let mut text = source.corpus().join("\n");
+        let mut text = source.corpus().join("\n\n");
         text.push('\n');
         write(path, &text)?;
     }
