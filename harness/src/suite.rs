@@ -522,6 +522,8 @@ impl Suite {
         if let Some(lora) = &self.train.lora {
             lora.check("train.lora").map_err(|e| e.at(path.display()))?;
         }
+        // Found out here, not after an hour of training.
+        crate::eval::metric::check_names(&self.eval.metrics).map_err(|e| e.at(path.display()))?;
         if self.eval.max_new_tokens == 0 {
             return fail("eval.max_new_tokens = 0 generates nothing".into(), "give at least 1");
         }

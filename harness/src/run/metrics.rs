@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::metric::{self, Corpus, Direction};
 use crate::eval::{Item, ItemResult, Prediction, ReferenceScore};
 use crate::report::{self, MetricInfo, Pooled};
@@ -19,13 +19,18 @@ pub fn measure(
     predictions: Vec<Prediction>,
     references: Vec<ReferenceScore>,
 ) -> Result<Vec<ItemResult>> {
-    let rows: Vec<(Prediction, ReferenceScore)> = predictions.into_iter().zip(references).collect();
-    items
-        .par_iter()
-        .zip(rows)
-        .map(|(item, (prediction, reference))| {
-            let metrics = metric::evaluate(names, item, &prediction, Some(&reference))?;
-            Ok(ItemResult { prediction, reference: Some(reference), metrics })
+    let mut references: BTreeMap<String, ReferenceScore> = references.into_iter().map(|r| (r.id.clone(), r)).collect();
+    let by_id: BTreeMap<&str, &Item> = items.iter().map(|i| (i.id.as_str(), i)).collect();
+    let rows: Vec<(Prediction, Option<ReferenceScore>)> =
+        predictions.into_iter().map(|p| (references.remove(&p.id), p)).map(|(r, p)| (p, r)).collect();
+    rows.into_par_iter()
+        .map(|(prediction, reference)| {
+            let item = by_id.get(prediction.id.as_str()).ok_or_else(|| {
+                Error::data(format!("`{}` is no item of the suite's data", prediction.id))
+                    .help("these predictions were made from other data")
+            })?;
+            let metrics = metric::evaluate(names, item, &prediction, reference.as_ref())?;
+            Ok(ItemResult { prediction, reference, metrics })
         })
         .collect()
 }

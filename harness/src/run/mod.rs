@@ -8,13 +8,15 @@ mod observe;
 mod pipeline;
 mod predictions;
 mod prepare;
+mod recorded;
 mod train;
 
 pub use backends::{Backends, LoadedBackend, Origin, backend_error};
 pub use evaluate::{EvalJob, Evaluated, Query, evaluate, evaluator};
 pub use machine::machine;
 pub use observe::{Cancel, Notice, Observer, StageSink};
-pub use pipeline::{Brought, evaluate_brought, run};
+pub use pipeline::{Brought, evaluate_brought, report_recorded, run};
 pub use predictions::Store;
 pub use prepare::{Prepared, prepare};
+pub use recorded::{Recorded, RecordedTraining};
 pub use train::{TrainJob, Trained, last_checkpoint, plan, train};

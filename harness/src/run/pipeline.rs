@@ -14,6 +14,7 @@ use crate::report::{
 };
 use crate::run::evaluate::{EvalJob, Evaluated, evaluate};
 use crate::run::machine::machine;
+use crate::run::recorded::{Recorded, RecordedTraining};
 use crate::run::train::{TrainJob, Trained, plan, train};
 use crate::run::{Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, metrics, prepare};
 use crate::suite::{CheckpointChoice, Suite};
@@ -195,138 +196,149 @@ impl Stages<'_> {
             open,
             key,
             queries: &prepared.queries,
-            generate: self.generate_config(prepared),
+            generate: generate_config(self.suite, prepared),
             tokenizer: prepared.formatter.tokenizer(),
             folder: self.folder.join("eval"),
         };
         Ok((evaluate(job, self.observer, self.cancel)?, checkpoint))
     }
 
-    fn generate_config(&self, prepared: &Prepared) -> GenerateConfig {
-        let eval = &self.suite.eval;
-        GenerateConfig {
-            max_new_tokens: eval.max_new_tokens,
-            temperature: eval.temperature,
-            top_p: eval.top_p,
-            top_k: eval.top_k,
-            seed: self.suite.seed,
-            stop_ids: prepared.formatter.stop_ids(),
-            batch_size: eval.batch_size,
-        }
-    }
-
     fn report(&mut self, prepared: &Prepared, subjects: Vec<Subject>) -> Result<Report> {
-        let names = &self.suite.eval.metrics;
-        // An unknown metric should not be found out after an hour of training.
-        let infos = metrics::describe(names);
         let backend = self.backends.backend(self.suite.eval_backend())?;
-        let mut models = Vec::new();
+        let results = self.folder.join("results");
+        let mut recorded = Vec::new();
         for subject in subjects {
             let (evaluated, checkpoint_sha256) = self.evaluate(&subject, prepared, &backend)?;
-            models.push(model_run(subject, evaluated, checkpoint_sha256, names, prepared)?);
+            let Evaluated { predictions, references, effort } = evaluated;
+            let Subject { name, role, trained, .. } = subject;
+            let training = trained.map(|t| RecordedTraining { summary: t.summary, curves: t.curves });
+            let one = Recorded { name, role, checkpoint_sha256, effort, training, predictions, references };
+            one.write(&results)?;
+            recorded.push(one);
         }
-        adapter_proof(&models)?;
+        adapter_proof(&recorded)?;
         let mut plugins = vec![backend];
         if self.suite.model.backend != self.suite.eval_backend() {
             plugins.push(self.backends.backend(&self.suite.model.backend)?);
         }
-        let report = report::build(&self.inputs(prepared, models, infos, &plugins)?)?;
+        let environment = Environment {
+            karat: env!("CARGO_PKG_VERSION").into(),
+            machine: machine(),
+            plugins: plugins.iter().map(plugin).collect(),
+            paths: BTreeMap::from([("run".to_string(), self.folder.display().to_string())]),
+            ..Environment::default()
+        };
+        let report = report_recorded(self.suite, prepared, recorded, environment)?;
         let folder = self.folder.join("report");
         report::write(&report, &folder)?;
         self.observer.notice(Notice::Done { name: "report", detail: folder.join("report.html").display().to_string() });
         Ok(report)
     }
+}
 
-    fn inputs<'a>(
-        &self,
-        prepared: &'a Prepared,
-        models: Vec<ModelRun>,
-        metrics: Vec<report::MetricInfo>,
-        plugins: &[LoadedBackend],
-    ) -> Result<Inputs<'a>> {
-        let suite = self.suite;
-        let generate = self.generate_config(prepared);
-        let decoding = serde_json::to_string(&GenerateConfig { batch_size: 0, ..generate.clone() })
-            .map_err(|e| Error::failed("could not write JSON").because(e))?;
-        let options = prepared.formatter.options();
-        let file_name = |p: &str| Path::new(p).file_name().map_or(p.to_string(), |n| n.to_string_lossy().into_owned());
-        let audit = &prepared.audit;
-        let leaks = |exact: bool| audit.leaks.iter().filter(|l| l.exact == exact).count() as u64;
-        let sum =
-            |of: fn(&crate::data::audit::SplitAudit) -> usize| audit.splits.values().map(|s| of(s) as u64).sum::<u64>();
-        let mut warnings = Vec::new();
-        let dropped = sum(|s| s.dropped.len());
-        if dropped > 0 {
-            let text = format!("{dropped} items lost their whole answer to the maximum length and were not trained on");
-            warnings.push(Warning::Other { text });
-        }
-        Ok(Inputs {
-            language: suite.language,
-            suite: report::Suite {
-                name: suite.name.clone(),
-                title: suite.title.clone(),
-                description: suite.description.clone(),
-                sha256: sha256(comparable(suite)?.as_bytes()),
-            },
-            seeds: ["split", "train", "generate", "statistics"].map(|k| (k.to_string(), suite.seed)).into(),
-            fingerprints: Fingerprints {
-                data: prepared.data_fingerprint(),
-                prompts: prepared.prompts_fingerprint(),
-                template: prepared.template_fingerprint(),
-                decoding: sha256(decoding.as_bytes()),
-            },
-            data: Data {
-                files: prepared
-                    .files
-                    .iter()
-                    .map(|(name, sha256, rows)| DataFile {
-                        name: name.clone(),
-                        sha256: sha256.clone(),
-                        rows: *rows as u64,
-                    })
-                    .collect(),
-                splits: prepared.parts.iter().map(|(name, records)| (name.clone(), records.len() as u64)).collect(),
-                split_rule: prepared.split_rule.clone(),
-                bad_rows: prepared
-                    .bad
-                    .iter()
-                    .map(|b| BadRow { file: file_name(&b.file), line: b.line as u64, reason: b.reason.clone() })
-                    .collect(),
-                bad_row_count: prepared.bad.len() as u64,
-                audit: BTreeMap::from([
-                    ("duplicates".to_string(), audit.duplicates.len() as u64),
-                    ("exact_leaks".to_string(), leaks(true)),
-                    ("near_leaks".to_string(), leaks(false)),
-                    ("truncated_rows".to_string(), sum(|s| s.truncated.len())),
-                    ("dropped_rows".to_string(), dropped),
-                ]),
-            },
-            decoding: Decoding {
-                template: file_name(prepared.formatter.template().origin()),
-                enable_thinking: options.enable_thinking,
-                max_length: options.max_length,
-                generate,
-            },
-            stats: StatsOptions {
-                seed: suite.seed,
-                resamples: suite.stats.resamples,
-                confidence: suite.stats.confidence,
-            },
-            items: &prepared.items,
-            models,
-            metrics,
-            examples: Vec::new(),
-            overfitting_margin: Inputs::OVERFITTING_MARGIN,
-            warnings,
-            environment: Environment {
-                karat: env!("CARGO_PKG_VERSION").into(),
-                machine: machine(),
-                plugins: plugins.iter().map(plugin).collect(),
-                paths: BTreeMap::from([("run".to_string(), self.folder.display().to_string())]),
-                ..Environment::default()
-            },
-        })
+/// How a suite's items are generated.
+fn generate_config(suite: &Suite, prepared: &Prepared) -> GenerateConfig {
+    let eval = &suite.eval;
+    GenerateConfig {
+        max_new_tokens: eval.max_new_tokens,
+        temperature: eval.temperature,
+        top_p: eval.top_p,
+        top_k: eval.top_k,
+        seed: suite.seed,
+        stop_ids: prepared.formatter.stop_ids(),
+        batch_size: eval.batch_size,
     }
+}
+
+/// Makes the report of recorded results, without any model: metrics, statistics, report. `environment` is what is
+/// volatile about it.
+///
+/// # Errors
+/// Results that do not belong to the suite's items, a metric that does not exist.
+pub fn report_recorded(
+    suite: &Suite,
+    prepared: &Prepared,
+    recorded: Vec<Recorded>,
+    environment: Environment,
+) -> Result<Report> {
+    let models =
+        recorded.into_iter().map(|r| model_run(r, &suite.eval.metrics, prepared)).collect::<Result<Vec<_>>>()?;
+    report::build(&inputs(suite, prepared, models, environment)?)
+}
+
+fn inputs<'a>(
+    suite: &Suite,
+    prepared: &'a Prepared,
+    models: Vec<ModelRun>,
+    environment: Environment,
+) -> Result<Inputs<'a>> {
+    let generate = generate_config(suite, prepared);
+    let decoding = serde_json::to_string(&GenerateConfig { batch_size: 0, ..generate.clone() })
+        .map_err(|e| Error::failed("could not write JSON").because(e))?;
+    let options = prepared.formatter.options();
+    let file_name = |p: &str| Path::new(p).file_name().map_or(p.to_string(), |n| n.to_string_lossy().into_owned());
+    let audit = &prepared.audit;
+    let leaks = |exact: bool| audit.leaks.iter().filter(|l| l.exact == exact).count() as u64;
+    let sum =
+        |of: fn(&crate::data::audit::SplitAudit) -> usize| audit.splits.values().map(|s| of(s) as u64).sum::<u64>();
+    let mut warnings = Vec::new();
+    let dropped = sum(|s| s.dropped.len());
+    if dropped > 0 {
+        let text = format!("{dropped} items lost their whole answer to the maximum length and were not trained on");
+        warnings.push(Warning::Other { text });
+    }
+    Ok(Inputs {
+        language: suite.language,
+        suite: report::Suite {
+            name: suite.name.clone(),
+            title: suite.title.clone(),
+            description: suite.description.clone(),
+            sha256: sha256(comparable(suite)?.as_bytes()),
+        },
+        seeds: ["split", "train", "generate", "statistics"].map(|k| (k.to_string(), suite.seed)).into(),
+        fingerprints: Fingerprints {
+            data: prepared.data_fingerprint(),
+            prompts: prepared.prompts_fingerprint(),
+            template: prepared.template_fingerprint(),
+            decoding: sha256(decoding.as_bytes()),
+        },
+        data: Data {
+            files: prepared
+                .files
+                .iter()
+                .map(|(name, sha256, rows)| DataFile { name: name.clone(), sha256: sha256.clone(), rows: *rows as u64 })
+                .collect(),
+            splits: prepared.parts.iter().map(|(name, records)| (name.clone(), records.len() as u64)).collect(),
+            split_rule: prepared.split_rule.clone(),
+            bad_rows: prepared
+                .bad
+                .iter()
+                .map(|b| BadRow { file: file_name(&b.file), line: b.line as u64, reason: b.reason.clone() })
+                .collect(),
+            bad_row_count: prepared.bad.len() as u64,
+            audit: BTreeMap::from([
+                ("duplicates".to_string(), audit.duplicates.len() as u64),
+                ("exact_leaks".to_string(), leaks(true)),
+                ("near_leaks".to_string(), leaks(false)),
+                ("truncated_rows".to_string(), sum(|s| s.truncated.len())),
+                ("dropped_rows".to_string(), dropped),
+            ]),
+        },
+        decoding: Decoding {
+            template: file_name(prepared.formatter.template().origin()),
+            enable_thinking: options.enable_thinking,
+            max_length: options.max_length,
+            generate,
+        },
+        stats: StatsOptions { seed: suite.seed, resamples: suite.stats.resamples, confidence: suite.stats.confidence },
+        items: &prepared.items,
+        models,
+        metrics: metrics::describe(&suite.eval.metrics),
+        examples: Vec::new(),
+        overfitting_margin: Inputs::OVERFITTING_MARGIN,
+        warnings,
+        environment,
+    })
 }
 
 /// The suite without what is not part of the experiment: where its files lie, and how many threads work.
@@ -352,32 +364,26 @@ fn plugin(loaded: &LoadedBackend) -> report::Plugin {
     }
 }
 
-fn model_run(
-    subject: Subject,
-    evaluated: Evaluated,
-    checkpoint_sha256: String,
-    names: &[String],
-    prepared: &Prepared,
-) -> Result<ModelRun> {
-    let Evaluated { predictions, references, effort } = evaluated;
+fn model_run(recorded: Recorded, names: &[String], prepared: &Prepared) -> Result<ModelRun> {
+    let Recorded { name, role, checkpoint_sha256, effort, training, predictions, references } = recorded;
     let results = metrics::measure(names, &prepared.items, predictions, references)?;
-    let train_summary = subject.trained.as_ref().map(|t| &t.summary);
+    let summary = training.as_ref().map(|t| &t.summary);
     Ok(ModelRun {
-        name: subject.name,
-        role: subject.role,
+        name,
+        role,
         checkpoint_sha256,
         pooled: metrics::pooled(names, &results),
         items: results,
         cost: Cost {
-            train_seconds: train_summary.map(|s| s.seconds),
+            train_seconds: summary.map(|s| s.seconds),
             score_seconds: Some(effort.score_seconds),
             generate_seconds: Some(effort.generate_seconds),
             generated_tokens: Some(effort.generated_tokens),
-            peak_memory: train_summary.and_then(|s| s.peak_memory).or(effort.peak_memory),
+            peak_memory: summary.and_then(|s| s.peak_memory).or(effort.peak_memory),
             ..Cost::default()
         },
         session: effort.session,
-        training: subject.trained.map(|t| TrainingRecord {
+        training: training.map(|t| TrainingRecord {
             events: t.curves.steps,
             evaluations: t.curves.evaluations.iter().map(|e| (e.step, e.loss)).collect(),
             summary: t.summary,
@@ -387,11 +393,10 @@ fn model_run(
 
 /// Proof that an adapter was applied: if every reference is exactly as probable as under the base model, it was not, and
 /// a report would quietly say that LoRA changes nothing.
-fn adapter_proof(models: &[ModelRun]) -> Result<()> {
+fn adapter_proof(models: &[Recorded]) -> Result<()> {
     let Some(base) = models.iter().find(|m| m.role == Role::Base) else { return Ok(()) };
-    for lora in models.iter().filter(|m| m.role == Role::Lora && !m.items.is_empty()) {
-        let same = lora.items.iter().zip(&base.items).all(|(a, b)| a.reference == b.reference);
-        if same {
+    for lora in models.iter().filter(|m| m.role == Role::Lora && !m.references.is_empty()) {
+        if lora.references == base.references {
             return Err(Error::backend(format!(
                 "the adapter of {} was not applied: every log-probability equals the base model's",
                 lora.name

@@ -52,6 +52,17 @@ pub fn conformance_row(reference: &str, candidate: &str, names: &[String]) -> Re
     conformance::Texts::new(reference, candidate).row(names)
 }
 
+/// Whether all names are registered.
+///
+/// # Errors
+/// Usage, for the first that is not, with the names nearest to it.
+pub fn check_names(names: &[String]) -> Result<()> {
+    match names.iter().find(|name| info(name).is_none()) {
+        Some(name) => Err(unknown_name(name, registry().iter().map(|metric| metric.name))),
+        None => Ok(()),
+    }
+}
+
 /// The error for a metric that does not exist: with the names nearest to it.
 fn unknown_name<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Error {
     let mut near: Vec<(usize, &str)> = known.into_iter().map(|k| (distance(name, k), k)).collect();

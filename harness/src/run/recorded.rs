@@ -1,0 +1,81 @@
+//! What one model did, in one file: enough to make its part of a report again without the model.
+//!
+//! `karat run` leaves a `results/NAME.json` for each model. From these, [`report`](super::report_recorded) makes the whole
+//! report: new metrics over old predictions, predictions made elsewhere, golden tests that need no model.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::TrainSummary;
+use crate::error::{Error, Result};
+use crate::eval::{Prediction, ReferenceScore};
+use crate::fsio;
+use crate::report::Role;
+use crate::run::evaluate::Effort;
+use crate::train::log::Curves;
+
+/// One model's predictions, scores and training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recorded {
+    /// Its name in the report.
+    pub name: String,
+    /// Its part.
+    pub role: Role,
+    /// SHA-256 over its checkpoint's files.
+    pub checkpoint_sha256: String,
+    /// What the evaluation took.
+    pub effort: Effort,
+    /// How it was trained, if in this run.
+    pub training: Option<RecordedTraining>,
+    /// What it generated.
+    pub predictions: Vec<Prediction>,
+    /// How probable it found the references.
+    pub references: Vec<ReferenceScore>,
+}
+
+/// A training run: its totals and its curves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordedTraining {
+    /// Totals.
+    pub summary: TrainSummary,
+    /// Steps and evaluations.
+    pub curves: Curves,
+}
+
+impl Recorded {
+    /// Writes `folder/NAME.json`.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let mut text = serde_json::to_string(self)
+            .map_err(|e| Error::failed("could not write JSON").at(folder.display()).because(e))?;
+        text.push('\n');
+        fsio::write_atomic(&folder.join(format!("{}.json", self.name)), text.as_bytes())
+    }
+
+    /// Reads all recordings of a folder: base, lora, full, then others by name.
+    ///
+    /// # Errors
+    /// I/O, a broken file, an empty folder.
+    pub fn read_all(folder: &Path) -> Result<Vec<Recorded>> {
+        let entries = std::fs::read_dir(folder).map_err(|e| Error::io("read the folder", folder, e))?;
+        let mut all: Vec<Recorded> = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(|e| Error::io("read the folder", folder, e))?.path();
+            if path.extension().is_some_and(|e| e == "json") {
+                all.push(fsio::read_json(&path)?);
+            }
+        }
+        if all.is_empty() {
+            return Err(Error::data("there are no recorded results here")
+                .at(folder.display())
+                .help("give the `results` folder of a run"));
+        }
+        all.sort_by(|a, b| (a.role, &a.name).cmp(&(b.role, &b.name)));
+        Ok(all)
+    }
+}
