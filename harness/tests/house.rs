@@ -1,0 +1,79 @@
+//! The house rules that a compiler does not check.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+}
+
+#[test]
+fn the_harness_has_no_ml_framework_in_its_tree() {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--package", "karat", "--edges", "normal,build", "--prefix", "none", "--locked", "--offline"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let tree = String::from_utf8(output.stdout).unwrap();
+    assert!(tree.starts_with("karat v"), "{tree}");
+    let frameworks = ["candle", "ort", "onnx", "tch", "burn", "gemm", "cudarc", "tract", "ndarray"];
+    for name in tree.lines().filter_map(|line| line.split(' ').next()) {
+        let family = name.split(['-', '_']).next().unwrap();
+        assert!(!frameworks.contains(&family), "the harness depends on {name}");
+    }
+}
+
+#[test]
+fn the_command_line_links_no_backend() {
+    // Its dependency on the backends only makes cargo build them: no code of theirs may be named.
+    for file in rust_files(&root().join("harness/cli/src")) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for name in ["karat_candle", "karat_onnxruntime", "karat_replay"] {
+            assert!(!text.contains(name), "{} names {name}", file.display());
+        }
+    }
+}
+
+#[test]
+fn unsafe_stands_only_in_the_named_files() {
+    let allowed = |path: &str| {
+        path.starts_with("harness/src/abi")
+            || path.starts_with("harness/src/plugin")
+            || path == "harness/tests/hostile/src/table.rs"
+            || path.starts_with("backends/candle/src/ops/")
+    };
+    let root = root();
+    let mut seen = 0;
+    for folder in ["harness", "backends", "suites"] {
+        for file in rust_files(&root.join(folder)) {
+            let path = file.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+            let text = std::fs::read_to_string(&file).unwrap();
+            let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            let has = code.into_iter().any(|line| {
+                let words = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern", "#[unsafe("];
+                words.iter().any(|word| line.contains(word))
+            });
+            seen += usize::from(has);
+            assert!(!has || allowed(&path) || path == "harness/tests/house.rs", "unsafe in {path}");
+        }
+    }
+    assert!(seen > 0, "the search finds nothing any more");
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in folder.read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    files
+}
