@@ -1,7 +1,9 @@
 //! One decoder layer: attention and MLP, each behind an RMSNorm and added to the residual stream.
 
 use candle_core::Tensor;
+use karat::backend::BackendError;
 
+use crate::linear::InputGradient::{self, New, Skip};
 use crate::linear::{Dropout, Gradients, Linear};
 use crate::nn::{self, Result};
 use crate::ops::attention::Heads;
@@ -192,18 +194,18 @@ impl Layer {
         gradients: &Gradients,
     ) -> Result<Option<Tensor>> {
         let Saved { projected: p, attended: (out, lse), finished: f } = saved;
-        let back = |linear: &Linear, x: &Tensor, low: &Option<Tensor>, dy: &Tensor, dx: Option<Tensor>, want: bool| {
-            linear.backward(x, low.as_ref(), dy, dx, want, pass.dropout, gradients)
+        let back = |linear: &Linear, x: &Tensor, low: &Option<Tensor>, dy: &Tensor, dx: InputGradient| {
+            linear.backward((x, low.as_ref()), dy, dx, pass.dropout, gradients)
         };
-        let gave = |dx: Option<Tensor>| dx.ok_or_else(|| karat::backend::BackendError::failed("a gradient is missing"));
+        let gave = |dx: InputGradient| dx.taken().ok_or_else(|| BackendError::failed("a gradient is missing"));
 
-        let dact = gave(back(&self.down, &f.act, &f.low[2], &dy, None, true)?)?;
+        let dact = gave(back(&self.down, &f.act, &f.low[2], &dy, New)?)?;
         let (dgate, dup) = nn::swiglu_backward(&f.gate, &f.up, &dact)?;
-        let dnormed = back(&self.gate, &f.normed, &f.low[0], &dgate, None, true)?;
-        let dnormed = gave(back(&self.up, &f.normed, &f.low[1], &dup, dnormed, true)?)?;
+        let dnormed = back(&self.gate, &f.normed, &f.low[0], &dgate, New)?;
+        let dnormed = gave(back(&self.up, &f.normed, &f.low[1], &dup, dnormed)?)?;
         let dmiddle = self.post_norm.backward(Some(dy), &f.middle, &f.scale, &dnormed, gradients)?;
 
-        let dout = gave(back(&self.o, out, &f.low_o, &dmiddle, None, true)?)?;
+        let dout = gave(back(&self.o, out, &f.low_o, &dmiddle, New)?)?;
         let [mut dq, mut dk, dv] = nn::attend_backward([&p.q, &p.k, &p.v], pass.starts, self.heads, (out, lse), &dout)?;
         nn::rotate(&dq, pass.positions, self.heads.queries, pass.table, true)?;
         nn::rotate(&dk, pass.positions, self.heads.keys, pass.table, true)?;
@@ -213,10 +215,10 @@ impl Layer {
         }
         // Without a trained norm and a wanted gradient of the input, nothing below the projections is asked for.
         let below = want_dx || gradients.of(&self.input_norm.name).is_some();
-        let dnormed = back(&self.q, &p.normed, &p.low[0], &dq, None, below)?;
-        let dnormed = back(&self.k, &p.normed, &p.low[1], &dk, dnormed, below)?;
-        let dnormed = back(&self.v, &p.normed, &p.low[2], &dv, dnormed, below)?;
-        match dnormed {
+        let dnormed = back(&self.q, &p.normed, &p.low[0], &dq, if below { New } else { Skip })?;
+        let dnormed = back(&self.k, &p.normed, &p.low[1], &dk, dnormed)?;
+        let dnormed = back(&self.v, &p.normed, &p.low[2], &dv, dnormed)?;
+        match dnormed.taken() {
             Some(dnormed) => self.input_norm.backward(Some(dmiddle), x, &p.scale, &dnormed, gradients).map(Some),
             None => Ok(None),
         }

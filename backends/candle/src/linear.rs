@@ -116,43 +116,67 @@ impl Linear {
         Ok((y, Some(low)))
     }
 
-    /// Adds the gradients of what is trained to `gradients` and, if `want_dx`, returns that of `x`, added to `dx` if
-    /// one is given.
+    /// Adds the gradients of what is trained to `gradients` and returns that of the input as `dx` asks. The input is
+    /// `x` and what [`Linear::forward`] left of it.
     ///
     /// # Errors
     /// If the device fails.
     pub fn backward(
         &self,
-        x: &Tensor,
-        low: Option<&Tensor>,
+        (x, low): (&Tensor, Option<&Tensor>),
         dy: &Tensor,
-        dx: Option<Tensor>,
-        want_dx: bool,
+        dx: InputGradient,
         dropout: Option<Dropout>,
         gradients: &Gradients,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<InputGradient> {
         if let Some(dw) = gradients.of(&self.weight_name) {
             nn::linear_dw(dw, 1.0, dy, x)?;
         }
         if let Some(db) = self.bias.as_ref().and_then(|_| gradients.of(&self.bias_name)) {
             nn::bias_gradient(db, dy)?;
         }
-        let dx = if want_dx { Some(nn::linear_dx(dx, 1.0, dy, &self.weight)?) } else { None };
-        let (Some(lora), Some(low)) = (&self.lora, low) else { return Ok(dx) };
-        let dlow = nn::linear_dx(None, lora.scale, dy, &lora.b)?;
-        if let Some(db) = gradients.of(&lora.b_name) {
-            nn::linear_dw(db, lora.scale, dy, low)?;
-        }
-        if let Some(da) = gradients.of(&lora.a_name) {
-            nn::linear_dw(da, 1.0, &dlow, &lora.dropped(x, dropout)?)?;
-        }
-        let Some(dx) = dx else { return Ok(None) };
-        match lora.key(x, dropout) {
-            Some(key) => {
-                nn::dropout_add(&dx, &nn::linear_dx(None, 1.0, &dlow, &lora.a)?, lora.dropout, key)?;
-                Ok(Some(dx))
+        let dx = match dx {
+            InputGradient::Skip => None,
+            InputGradient::New => Some(nn::linear_dx(None, 1.0, dy, &self.weight)?),
+            InputGradient::Sum(dx) => Some(nn::linear_dx(Some(dx), 1.0, dy, &self.weight)?),
+        };
+        if let (Some(lora), Some(low)) = (&self.lora, low) {
+            let dlow = nn::linear_dx(None, lora.scale, dy, &lora.b)?;
+            if let Some(db) = gradients.of(&lora.b_name) {
+                nn::linear_dw(db, lora.scale, dy, low)?;
             }
-            None => nn::linear_dx(Some(dx), 1.0, &dlow, &lora.a).map(Some),
+            if let Some(da) = gradients.of(&lora.a_name) {
+                nn::linear_dw(da, 1.0, &dlow, &lora.dropped(x, dropout)?)?;
+            }
+            match (&dx, lora.key(x, dropout)) {
+                (None, _) => {}
+                (Some(dx), None) => drop(nn::linear_dx(Some(dx.clone()), 1.0, &dlow, &lora.a)?),
+                (Some(dx), Some(key)) => {
+                    nn::dropout_add(dx, &nn::linear_dx(None, 1.0, &dlow, &lora.a)?, lora.dropout, key)?;
+                }
+            }
+        }
+        Ok(dx.map_or(InputGradient::Skip, InputGradient::Sum))
+    }
+}
+
+/// The gradient of a layer's input, as several branches sum it up.
+#[derive(Clone, Debug)]
+pub enum InputGradient {
+    /// Nobody needs it.
+    Skip,
+    /// Needed, nothing summed yet.
+    New,
+    /// The sum so far.
+    Sum(Tensor),
+}
+
+impl InputGradient {
+    /// The sum, if it was asked for.
+    pub fn taken(self) -> Option<Tensor> {
+        match self {
+            InputGradient::Sum(dx) => Some(dx),
+            InputGradient::Skip | InputGradient::New => None,
         }
     }
 }

@@ -39,15 +39,15 @@ impl Philox {
     pub fn fill_u16(&self, index: u64, a: u32, b: u32, out: &mut [u16]) {
         let (mut c0, mut c1, mut c2, mut c3) = ([0u32; WIDE], [0u32; WIDE], [a; WIDE], [b; WIDE]);
         for l in 0..WIDE {
-            let n = index * WIDE as u64 + l as u64;
+            let n = index.wrapping_mul(WIDE as u64).wrapping_add(l as u64);
             c0[l] = n as u32;
             c1[l] = (n >> 32) as u32;
         }
         let mut k = self.key;
         for _ in 0..ROUNDS {
             for l in 0..WIDE {
-                let p0 = u64::from(MULTIPLIERS[0]) * u64::from(c0[l]);
-                let p1 = u64::from(MULTIPLIERS[1]) * u64::from(c2[l]);
+                let p0 = u64::from(MULTIPLIERS[0]).wrapping_mul(u64::from(c0[l]));
+                let p1 = u64::from(MULTIPLIERS[1]).wrapping_mul(u64::from(c2[l]));
                 let (n0, n2) = ((p1 >> 32) as u32 ^ c1[l] ^ k[0], (p0 >> 32) as u32 ^ c3[l] ^ k[1]);
                 (c1[l], c3[l]) = (p1 as u32, p0 as u32);
                 (c0[l], c2[l]) = (n0, n2);

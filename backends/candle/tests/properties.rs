@@ -1,5 +1,7 @@
 //! What a training backend must keep to be compared with others, on small random models.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 mod common;
 
 use std::collections::BTreeMap;

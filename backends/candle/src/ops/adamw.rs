@@ -39,21 +39,31 @@ pub fn update(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], u: &Update
         .zip(v.par_chunks_mut(CHUNK))
         .zip(g.par_chunks(CHUNK))
         .for_each(|(((p, m), v), g)| {
-            simd(|| {
-                for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(g) {
-                    let g = g * scale;
-                    *m += first * (g - *m);
-                    *v = beta2 * *v + second * (g * g);
-                    *p = *p * keep - step_size * (*m / (v.sqrt() / root + eps));
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(g) {
+                        let g = g * scale;
+                        *m += first * (g - *m);
+                        *v = beta2 * *v + second * (g * g);
+                        *p = *p * keep - step_size * (*m / (v.sqrt() / root + eps));
+                    }
+                },
+            );
         });
 }
 
 /// Sum of squares, chunk by chunk in f64. NaN and infinity stay visible.
 pub fn sum_of_squares(g: &[f32]) -> f64 {
-    let partial: Vec<f64> =
-        g.par_chunks(1 << 12).map(|g| f64::from(simd(|| sum_by(g.len(), |i| g[i] * g[i])))).collect();
+    let partial: Vec<f64> = g
+        .par_chunks(1 << 12)
+        .map(|g| {
+            f64::from(simd(
+                #[inline(always)]
+                || sum_by(g.len(), |i| g[i] * g[i]),
+            ))
+        })
+        .collect();
     partial.iter().sum()
 }
 

@@ -75,18 +75,21 @@ pub fn forward(q: &[f32], k: &[f32], v: &[f32], starts: &[usize], heads: Heads, 
             let value = Mat::strided(&v[start * kw + kv..], context, d, kw);
             let query = Mat::strided(&q[first * qw + h * d..], n, d, qw);
             product(MatMut::new(&mut p, n, context), heads.scale(), query, key.t(), false, Threads::One);
-            simd(|| {
-                for (i, p) in p.chunks_exact_mut(context).enumerate() {
-                    let (seen, future) = p.split_at_mut(first - start + i + 1);
-                    future.fill(0.0);
-                    let top = max(seen);
-                    seen.iter_mut().for_each(|p| *p = exp(*p - top));
-                    let sum = sum_by(seen.len(), |j| seen[j]);
-                    let inverse = 1.0 / sum;
-                    seen.iter_mut().for_each(|p| *p *= inverse);
-                    lse[i * heads.queries + h] = top + sum.ln();
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for (i, p) in p.chunks_exact_mut(context).enumerate() {
+                        let (seen, future) = p.split_at_mut(first - start + i + 1);
+                        future.fill(0.0);
+                        let top = max(seen);
+                        seen.iter_mut().for_each(|p| *p = exp(*p - top));
+                        let sum = sum_by(seen.len(), |j| seen[j]);
+                        let inverse = 1.0 / sum;
+                        seen.iter_mut().for_each(|p| *p *= inverse);
+                        lse[i * heads.queries + h] = top + sum.ln();
+                    }
+                },
+            );
             let out = MatMut::strided(&mut out[h * d..], n, d, qw);
             product(out, 1.0, Mat::new(&p, n, context), value, false, Threads::One);
         }
@@ -132,22 +135,27 @@ pub fn backward(
                     let upstream = Mat::strided(&dout[first * qw + h * d..], b, d, qw);
                     product(MatMut::new(p, b, context), heads.scale(), query, key.t(), false, Threads::One);
                     product(MatMut::new(ds, b, context), 1.0, upstream, value.t(), false, Threads::One);
-                    simd(|| {
-                        for (i, (p, ds)) in p.chunks_exact_mut(context).zip(ds.chunks_exact_mut(context)).enumerate() {
-                            let (token, seen) = (first + i, first - start + i + 1);
-                            let at = token * qw + h * d;
-                            let delta = dot(&out[at..at + d], &dout[at..at + d]);
-                            let lse = lse[token * heads.queries + h];
-                            let (p, p_future) = p.split_at_mut(seen);
-                            let (ds, ds_future) = ds.split_at_mut(seen);
-                            p_future.fill(0.0);
-                            ds_future.fill(0.0);
-                            for (p, ds) in p.iter_mut().zip(ds) {
-                                *p = exp(*p - lse);
-                                *ds = *p * (*ds - delta);
+                    simd(
+                        #[inline(always)]
+                        || {
+                            for (i, (p, ds)) in
+                                p.chunks_exact_mut(context).zip(ds.chunks_exact_mut(context)).enumerate()
+                            {
+                                let (token, seen) = (first + i, first - start + i + 1);
+                                let at = token * qw + h * d;
+                                let delta = dot(&out[at..at + d], &dout[at..at + d]);
+                                let lse = lse[token * heads.queries + h];
+                                let (p, p_future) = p.split_at_mut(seen);
+                                let (ds, ds_future) = ds.split_at_mut(seen);
+                                p_future.fill(0.0);
+                                ds_future.fill(0.0);
+                                for (p, ds) in p.iter_mut().zip(ds) {
+                                    *p = exp(*p - lse);
+                                    *ds = *p * (*ds - delta);
+                                }
                             }
-                        }
-                    });
+                        },
+                    );
                     let (p, ds) = (Mat::new(p, b, context), Mat::new(ds, b, context));
                     let at = ((first - start) * group + g) * d;
                     let dq = MatMut::strided(&mut dqs[at..], b, d, group * d);
@@ -183,24 +191,27 @@ pub fn decode(q: &[f32], caches: &[(&[f32], &[f32])], heads: Heads, out: &mut [f
     let (qw, kw, d) = (heads.q_width(), heads.k_width(), heads.dim);
     out.par_chunks_mut(qw).zip(q.par_chunks(qw)).zip(caches).for_each(|((out, q), (keys, values))| {
         let mut p = vec![0f32; keys.len() / kw];
-        simd(|| {
-            for (h, (q, out)) in q.chunks_exact(d).zip(out.chunks_exact_mut(d)).enumerate() {
-                let kv = h / heads.group() * d;
-                for (p, key) in p.iter_mut().zip(keys.chunks_exact(kw)) {
-                    *p = dot(q, &key[kv..kv + d]) * heads.scale();
-                }
-                let top = max(&p);
-                p.iter_mut().for_each(|p| *p = exp(*p - top));
-                let inverse = 1.0 / sum_by(p.len(), |i| p[i]);
-                out.fill(0.0);
-                for (p, value) in p.iter().zip(values.chunks_exact(kw)) {
-                    let p = p * inverse;
-                    for (o, v) in out.iter_mut().zip(&value[kv..kv + d]) {
-                        *o += p * v;
+        simd(
+            #[inline(always)]
+            || {
+                for (h, (q, out)) in q.chunks_exact(d).zip(out.chunks_exact_mut(d)).enumerate() {
+                    let kv = h / heads.group() * d;
+                    for (p, key) in p.iter_mut().zip(keys.chunks_exact(kw)) {
+                        *p = dot(q, &key[kv..kv + d]) * heads.scale();
+                    }
+                    let top = max(&p);
+                    p.iter_mut().for_each(|p| *p = exp(*p - top));
+                    let inverse = 1.0 / sum_by(p.len(), |i| p[i]);
+                    out.fill(0.0);
+                    for (p, value) in p.iter().zip(values.chunks_exact(kw)) {
+                        let p = p * inverse;
+                        for (o, v) in out.iter_mut().zip(&value[kv..kv + d]) {
+                            *o += p * v;
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     });
 }
 

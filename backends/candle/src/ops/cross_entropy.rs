@@ -44,8 +44,14 @@ pub fn score(hidden: &[f32], targets: &[u32], head: &[f32], width: usize) -> Vec
         let logits = &mut logits[..targets.len() * vocab];
         project(hidden, head, width, logits);
         all.par_extend(logits.par_chunks(vocab).zip(targets).map(|(logits, &target)| {
-            let lse = simd(|| log_sum_exp(logits));
-            simd(|| judge(logits, target, lse))
+            let lse = simd(
+                #[inline(always)]
+                || log_sum_exp(logits),
+            );
+            simd(
+                #[inline(always)]
+                || judge(logits, target, lse),
+            )
         }));
     }
     all
@@ -80,13 +86,16 @@ pub fn train(
         let logits = &mut logits[..n * vocab];
         project(hidden, head, width, logits);
         all.par_extend(logits.par_chunks_mut(vocab).zip(targets).map(|(logits, &target)| {
-            simd(|| {
-                let lse = log_sum_exp(logits);
-                let logprob = logits[target as usize] - lse;
-                logits.iter_mut().for_each(|l| *l = exp(*l - lse) * scale);
-                logits[target as usize] -= scale;
-                logprob
-            })
+            simd(
+                #[inline(always)]
+                || {
+                    let lse = log_sum_exp(logits);
+                    let logprob = logits[target as usize] - lse;
+                    logits.iter_mut().for_each(|l| *l = exp(*l - lse) * scale);
+                    logits[target as usize] -= scale;
+                    logprob
+                },
+            )
         }));
         let d = Mat::new(logits, n, vocab);
         product(MatMut::new(dhidden, n, width), 1.0, d, Mat::new(head, vocab, width), false, Threads::Pool);

@@ -30,28 +30,32 @@ pub fn apply(x: &[f32], y: &mut [f32], p: f64, key: Key, add: bool) {
     let scale = (1.0 / (1.0 - f64::from(threshold) / 65536.0)) as f32;
     let generator = Philox::new(key.seed);
     y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(c, (y, x))| {
-        simd(|| {
-            let mut bits = [0u16; BLOCK + BLOCK];
-            let start = key.first + (c * CHUNK) as u64;
-            let mut done = 0;
-            let mut have = u64::MAX;
-            while done < y.len() {
-                let place = start + done as u64;
-                let block = place / BLOCK as u64;
-                if block != have {
-                    generator.fill_u16(block, key.step, key.module, &mut bits[..BLOCK]);
-                    have = block;
+        simd(
+            #[inline(always)]
+            || {
+                let mut bits = [0u16; BLOCK + BLOCK];
+                let start = key.first + (c * CHUNK) as u64;
+                let mut done = 0;
+                let mut have = u64::MAX;
+                while done < y.len() {
+                    let place = start + done as u64;
+                    let block = place / BLOCK as u64;
+                    if block != have {
+                        generator.fill_u16(block, key.step, key.module, &mut bits[..BLOCK]);
+                        have = block;
+                    }
+                    let offset = (place % BLOCK as u64) as usize;
+                    let n = (BLOCK - offset).min(y.len() - done);
+                    for ((y, &x), &b) in
+                        y[done..done + n].iter_mut().zip(&x[done..done + n]).zip(&bits[offset..offset + n])
+                    {
+                        let v = if u32::from(b) >= threshold { x * scale } else { 0.0 };
+                        *y = if add { *y + v } else { v };
+                    }
+                    done += n;
                 }
-                let offset = (place % BLOCK as u64) as usize;
-                let n = (BLOCK - offset).min(y.len() - done);
-                for ((y, &x), &b) in y[done..done + n].iter_mut().zip(&x[done..done + n]).zip(&bits[offset..offset + n])
-                {
-                    let v = if u32::from(b) >= threshold { x * scale } else { 0.0 };
-                    *y = if add { *y + v } else { v };
-                }
-                done += n;
-            }
-        });
+            },
+        );
     });
 }
 

@@ -13,7 +13,7 @@ pub fn gather(table: &[f32], width: usize, ids: &[u32], y: &mut [f32]) {
 pub fn scatter_add(dtable: &mut [f32], width: usize, ids: &[u32], dy: &[f32]) {
     let mut order: Vec<(u32, u32)> = ids.iter().zip(0..).map(|(&id, t)| (id, t)).collect();
     order.sort_unstable();
-    let mut jobs: Vec<(&mut [f32], &[(u32, u32)])> = Vec::new();
+    let mut jobs = Vec::new();
     let (mut rest, mut first_row) = (dtable, 0);
     for group in order.chunk_by(|a, b| a.0 == b.0) {
         let id = group[0].0 as usize;

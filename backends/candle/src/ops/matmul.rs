@@ -161,22 +161,25 @@ fn blocks(c: MatMut<'_>, alpha: f32, a: Mat<'_>, b: Mat<'_>, add: bool, threads:
 
 /// One chain of fused multiply-adds an element, as in the general kernel, for shapes too small for it.
 fn plain(c: MatMut<'_>, alpha: f32, a: Mat<'_>, b: Mat<'_>, add: bool) {
-    simd(|| {
-        for i in 0..c.rows {
-            for j in 0..c.cols {
-                let out = &mut c.data[i * c.row_stride + j];
-                let mut total = if add { *out } else { 0.0 };
-                for start in (0..a.cols).step_by(DEPTH) {
-                    let mut sum = 0f32;
-                    for l in start..(start + DEPTH).min(a.cols) {
-                        sum = a.at(i, l).mul_add(b.at(l, j), sum);
+    simd(
+        #[inline(always)]
+        || {
+            for i in 0..c.rows {
+                for j in 0..c.cols {
+                    let out = &mut c.data[i * c.row_stride + j];
+                    let mut total = if add { *out } else { 0.0 };
+                    for start in (0..a.cols).step_by(DEPTH) {
+                        let mut sum = 0f32;
+                        for l in start..(start + DEPTH).min(a.cols) {
+                            sum = a.at(i, l).mul_add(b.at(l, j), sum);
+                        }
+                        total = alpha.mul_add(sum, total);
                     }
-                    total = alpha.mul_add(sum, total);
+                    *out = total;
                 }
-                *out = total;
             }
-        }
-    });
+        },
+    );
 }
 
 #[cfg(test)]

@@ -12,16 +12,19 @@ pub fn forward(x: &[f32], w: &[f32], eps: f32, y: &mut [f32], scale: &mut [f32])
     let width = w.len();
     y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).zip(scale.par_chunks_mut(ROWS)).for_each(
         |((y, x), scale)| {
-            simd(|| {
-                for ((y, x), scale) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(scale) {
-                    let mean = sum_by(width, |i| x[i] * x[i]) / width as f32;
-                    let r = 1.0 / (mean + eps).sqrt();
-                    *scale = r;
-                    for i in 0..width {
-                        y[i] = w[i] * (x[i] * r);
+            simd(
+                #[inline(always)]
+                || {
+                    for ((y, x), scale) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(scale) {
+                        let mean = sum_by(width, |i| x[i] * x[i]) / width as f32;
+                        let r = 1.0 / (mean + eps).sqrt();
+                        *scale = r;
+                        for i in 0..width {
+                            y[i] = w[i] * (x[i] * r);
+                        }
                     }
-                }
-            });
+                },
+            );
         },
     );
 }
@@ -35,17 +38,20 @@ pub fn backward(x: &[f32], w: &[f32], scale: &[f32], dy: &[f32], dx: &mut [f32],
         .zip(dy.par_chunks(ROWS * width))
         .zip(scale.par_chunks(ROWS))
         .for_each(|(((dx, x), dy), scale)| {
-            simd(|| {
-                for (((dx, x), dy), &r) in
-                    dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dy.chunks_exact(width)).zip(scale)
-                {
-                    let c = r * r * r / width as f32 * sum_by(width, |i| w[i] * dy[i] * x[i]);
-                    for i in 0..width {
-                        let d = r * w[i] * dy[i] - c * x[i];
-                        dx[i] = if add { dx[i] + d } else { d };
+            simd(
+                #[inline(always)]
+                || {
+                    for (((dx, x), dy), &r) in
+                        dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dy.chunks_exact(width)).zip(scale)
+                    {
+                        let c = r * r * r / width as f32 * sum_by(width, |i| w[i] * dy[i] * x[i]);
+                        for i in 0..width {
+                            let d = r * w[i] * dy[i] - c * x[i];
+                            dx[i] = if add { dx[i] + d } else { d };
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     let Some(dw) = dw else { return };
     let partial: Vec<Vec<f32>> = x
@@ -54,13 +60,16 @@ pub fn backward(x: &[f32], w: &[f32], scale: &[f32], dy: &[f32], dx: &mut [f32],
         .zip(scale.par_chunks(ROWS))
         .map(|((x, dy), scale)| {
             let mut sum = vec![0f32; width];
-            simd(|| {
-                for ((x, dy), &r) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(scale) {
-                    for i in 0..width {
-                        sum[i] += dy[i] * (x[i] * r);
+            simd(
+                #[inline(always)]
+                || {
+                    for ((x, dy), &r) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(scale) {
+                        for i in 0..width {
+                            sum[i] += dy[i] * (x[i] * r);
+                        }
                     }
-                }
-            });
+                },
+            );
             sum
         })
         .collect();

@@ -23,7 +23,7 @@ impl Table {
     }
     /// Positions in the table.
     pub fn positions(&self) -> usize {
-        if self.half == 0 { 0 } else { self.cos.len() / self.half }
+        self.cos.len().checked_div(self.half).unwrap_or(0)
     }
 }
 
@@ -34,21 +34,24 @@ pub fn rotate(x: &mut [f32], positions: &[u32], heads: usize, table: &Table, inv
     let width = heads * 2 * half;
     const ROWS: usize = 32;
     x.par_chunks_mut(ROWS * width).zip(positions.par_chunks(ROWS)).for_each(|(x, positions)| {
-        simd(|| {
-            for (row, &position) in x.chunks_exact_mut(width).zip(positions) {
-                let at = position as usize * half;
-                let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
-                for head in row.chunks_exact_mut(2 * half) {
-                    let (a, b) = head.split_at_mut(half);
-                    for i in 0..half {
-                        let s = if inverse { -sin[i] } else { sin[i] };
-                        let (u, v) = (a[i], b[i]);
-                        a[i] = u * cos[i] - v * s;
-                        b[i] = v * cos[i] + u * s;
+        simd(
+            #[inline(always)]
+            || {
+                for (row, &position) in x.chunks_exact_mut(width).zip(positions) {
+                    let at = position as usize * half;
+                    let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
+                    for head in row.chunks_exact_mut(2 * half) {
+                        let (a, b) = head.split_at_mut(half);
+                        for i in 0..half {
+                            let s = if inverse { -sin[i] } else { sin[i] };
+                            let (u, v) = (a[i], b[i]);
+                            a[i] = u * cos[i] - v * s;
+                            b[i] = v * cos[i] + u * s;
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     });
 }
 

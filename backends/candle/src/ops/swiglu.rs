@@ -9,11 +9,14 @@ const CHUNK: usize = 1 << 14;
 /// `y = gate sigmoid(gate) up`, elementwise.
 pub fn forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
     y.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(|((y, gate), up)| {
-        simd(|| {
-            for ((y, &g), &u) in y.iter_mut().zip(gate).zip(up) {
-                *y = g * sigmoid(g) * u;
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                for ((y, &g), &u) in y.iter_mut().zip(gate).zip(up) {
+                    *y = g * sigmoid(g) * u;
+                }
+            },
+        );
     });
 }
 
@@ -24,13 +27,16 @@ pub fn backward(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &m
         .zip(dup.par_chunks_mut(CHUNK))
         .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK)))
         .for_each(|((dgate, dup), ((gate, up), dy))| {
-            simd(|| {
-                for ((dg, du), ((&g, &u), &d)) in dgate.iter_mut().zip(dup).zip(gate.iter().zip(up).zip(dy)) {
-                    let s = sigmoid(g);
-                    *du = d * g * s;
-                    *dg = d * u * s * (1.0 + g * (1.0 - s));
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for ((dg, du), ((&g, &u), &d)) in dgate.iter_mut().zip(dup).zip(gate.iter().zip(up).zip(dy)) {
+                        let s = sigmoid(g);
+                        *du = d * g * s;
+                        *dg = d * u * s * (1.0 + g * (1.0 - s));
+                    }
+                },
+            );
         });
 }
 

@@ -1,5 +1,5 @@
 //! What the tests share: the reference folder, plans, recorded events, a small random model.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its part; a test that cannot go on should stop")]
 
 use std::path::{Path, PathBuf};
 
