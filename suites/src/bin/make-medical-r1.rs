@@ -1,7 +1,8 @@
 //! Makes the data of the suite `medical-r1` again, from its table of facts.
 //!
 //! `make-medical-r1` alone checks that the committed files are current; `--write` writes them; `--corpus FILE` writes the
-//! pretraining corpus, documents parted by blank lines; `--stats` counts tokens.
+//! pretraining corpus, documents parted by blank lines; `--finish CHECKPOINT` makes the base model's weights of a checkpoint
+//! that was pretrained on it; `--stats` counts tokens.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,12 @@ struct Flags {
     /// Write the pretraining corpus to this file, documents parted by blank lines.
     #[arg(long, value_name = "FILE")]
     corpus: Option<PathBuf>,
+    /// Make the base model's weights from this pretrained checkpoint: new rows for the control tokens, bfloat16.
+    #[arg(long, value_name = "CHECKPOINT")]
+    finish: Option<PathBuf>,
+    /// Where --finish writes [default: the suite's base folder].
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
     /// Count items and tokens.
     #[arg(long)]
     stats: bool,
@@ -69,6 +76,10 @@ fn run(flags: &Flags) -> Result<()> {
         let mut text = source.corpus().join("\n\n");
         text.push('\n');
         write(path, &text)?;
+    }
+    if let Some(checkpoint) = &flags.finish {
+        let weights = flags.weights.clone().unwrap_or_else(|| dir.join("base/model.safetensors"));
+        medical_r1::finish::finish(&checkpoint.join("model.safetensors"), &weights)?;
     }
     if flags.stats {
         let corpus = source.corpus();

@@ -10,6 +10,7 @@
 pub mod corpus;
 mod dice;
 pub mod facts;
+pub mod finish;
 pub mod items;
 pub mod wording;
 
