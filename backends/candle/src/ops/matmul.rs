@@ -3,7 +3,7 @@
 //! An element of a product is the same bits whatever the other rows and columns are, on any number of threads and any
 //! instruction set: the general kernel of `gemm` runs one chain of fused multiply-adds over the inner dimension for
 //! each element, as long as that dimension fits its depth block. So the inner dimension is cut here in blocks of
-//! [`DEPTH`], and the shapes for which `gemm` switches to kernels that sum in another order (outer products, single
+//! `DEPTH`, and the shapes for which `gemm` switches to kernels that sum in another order (outer products, single
 //! rows or columns, tiny outputs) are padded or done by the plain loop below.
 #![allow(unsafe_code)]
 

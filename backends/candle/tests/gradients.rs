@@ -1,0 +1,87 @@
+//! The gradient of every trained tensor of whole models against central differences of the loss.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::*;
+use karat::train::LoraConfig;
+use karat_candle::config::ModelConfig;
+use karat_candle::linear::{Dropout, Gradients};
+use karat_candle::model::{Batch, Decoder};
+use karat_candle::{adapter, nn};
+
+fn check(what: &str, model: &Decoder, trained: &BTreeMap<String, candle_core::Tensor>) {
+    let data = small_rows(&[12, 7, 20]).tokens;
+    let batch = Batch::new(data.view().iter());
+    let starts = batch.starts.clone();
+    let at: Vec<u32> = starts.windows(2).flat_map(|w| (w[0] as u32 + 2)..(w[1] as u32 - 1)).collect();
+    let targets: Vec<u32> = at.iter().map(|&t| batch.ids[t as usize + 1]).collect();
+    let scale = 1.0 / at.len() as f32;
+    let dropout = Some(Dropout { seed: 5, step: 2, first_token: 3 });
+    let gradients = Gradients::zeros(trained).unwrap();
+    let none = Gradients::default();
+    let loss = |gradients: &Gradients| -> f64 {
+        let logprobs = model.train(&batch, (&at, &targets), scale, dropout, false, gradients).unwrap();
+        logprobs.iter().map(|l| -f64::from(*l)).sum::<f64>() * f64::from(scale)
+    };
+    loss(&gradients);
+    for (name, tensor) in trained {
+        let gradient = nn::view(gradients.of(name).unwrap()).unwrap().to_vec();
+        // Along the gradient the loss changes most, so rounding matters least.
+        let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        assert!(norm > 0.0, "{what}: {name}");
+        let before = nn::view(tensor).unwrap().to_vec();
+        let size = before.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let h = 2e-3 * size.max(0.5);
+        let at = |side: f64| {
+            nn::edit(tensor, |x| {
+                for ((x, b), g) in x.iter_mut().zip(&before).zip(&gradient) {
+                    *x = (f64::from(*b) + side * h * f64::from(*g) / norm) as f32;
+                }
+            })
+            .unwrap();
+            loss(&none)
+        };
+        let difference = (at(1.0) - at(-1.0)) / (2.0 * h);
+        nn::edit(tensor, |x| x.copy_from_slice(&before)).unwrap();
+        assert!((difference / norm - 1.0).abs() < 0.01, "{what}: {name}: gradient {norm}, by differences {difference}");
+    }
+}
+
+fn model(family: &str) -> Decoder {
+    let dir = tempfile::tempdir().unwrap();
+    small_model(dir.path(), family);
+    let model = Decoder::random(ModelConfig::read(dir.path()).unwrap(), 3).unwrap();
+    // Norms of one and biases of zero would hide a factor left out.
+    for (name, t) in model.tensors().iter().filter(|(_, t)| t.dims().len() == 1) {
+        let base = if name.ends_with("bias") { 0.0 } else { 1.0 };
+        nn::edit(t, |x| x.iter_mut().enumerate().for_each(|(i, x)| *x = base + ((i * 7) % 5) as f32 * 0.1 - 0.2))
+            .unwrap();
+    }
+    model
+}
+
+#[test]
+fn every_parameter_of_every_family_has_the_gradient_of_the_loss() {
+    for family in ["qwen3", "qwen2", "llama"] {
+        let model = model(family);
+        check(family, &model, &model.tensors());
+    }
+}
+
+#[test]
+fn every_adapter_tensor_has_the_gradient_of_the_loss_under_its_dropout_mask() {
+    for family in ["qwen3", "qwen2", "llama"] {
+        let mut model = model(family);
+        let config = LoraConfig { r: 4, lora_alpha: 8.0, lora_dropout: 0.3, ..LoraConfig::default() };
+        adapter::draw(&mut model, &config, 1).unwrap();
+        let tensors = model.adapter_tensors();
+        for (_, b) in tensors.iter().filter(|(name, _)| name.contains("lora_B")) {
+            nn::edit(b, |x| x.iter_mut().enumerate().for_each(|(i, x)| *x = ((i * 11) % 7) as f32 * 0.05 - 0.15))
+                .unwrap();
+        }
+        check(family, &model, &tensors);
+    }
+}
