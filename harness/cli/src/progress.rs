@@ -18,13 +18,15 @@ pub struct Progress<'a> {
     stage_began: Instant,
     last_line: Instant,
     last_loss: f64,
+    /// Tokens and time at the first step of the stage: a resumed training has seen tokens before.
+    first_step: Option<(u64, Instant)>,
 }
 
 impl<'a> Progress<'a> {
     /// Draws to `output`'s standard error.
     pub fn new(output: &'a Output) -> Self {
         let now = Instant::now();
-        Progress { output, bar: None, stage_began: now, last_line: now, last_loss: f64::NAN }
+        Progress { output, bar: None, stage_began: now, last_line: now, last_loss: f64::NAN, first_step: None }
     }
 
     fn say(&self, line: &str) {
@@ -61,7 +63,9 @@ impl<'a> Progress<'a> {
 
     fn step(&mut self, stage: &str, total: usize, step: &StepEvent) {
         self.last_loss = step.loss;
-        let rate = step.tokens as f64 / self.stage_began.elapsed().as_secs_f64().max(1e-9);
+        let now = Instant::now();
+        let (tokens, began) = *self.first_step.get_or_insert((step.tokens, now));
+        let rate = (step.tokens - tokens) as f64 / (now - began).as_secs_f64().max(1e-3);
         let message = format!("loss {:.3}  lr {:.1e}  {rate:.0} tokens/s", step.loss, step.learning_rate);
         self.show(stage, step.step as u64, total as u64, message);
     }
@@ -73,6 +77,7 @@ impl Observer for Progress<'_> {
             Notice::Stage { name, detail } => {
                 self.finish();
                 self.stage_began = Instant::now();
+                self.first_step = None;
                 self.last_line = Instant::now();
                 self.say(&format!("{name}: {detail}"));
             }

@@ -1,0 +1,239 @@
+//! The golden reports of the shipped suite: made from committed results, and held against a live slice.
+//!
+//! `golden/*.json` below the suite's folder are the results of one run (`results/` of its run folder): predictions, scores,
+//! curves. From them the report is made again on every test run, without a model. A change that moves a number shows here;
+//! if it is meant, `cargo run -p karat-cli -- run medical-r1 --reports reports/medical-r1` and a copy of
+//! `runs/medical-r1/results/*.json` renew them.
+
+use std::path::{Path, PathBuf};
+
+use insta::internals::SnapshotContents;
+use insta::{Comparator, Settings, Snapshot, assert_snapshot};
+use karat::backend::{Backend, Event, Flow, GenerateConfig, Method, OpenConfig, Tokens};
+use karat::eval::stats::Verdict;
+use karat::report::splice::{self, Mode};
+use karat::report::{Environment, REPORT_JSON, Report, Role, gate, markdown};
+use karat::run::{LoadedBackend, Origin, Prepared, Recorded, plan, prepare, report_recorded};
+use karat::suite::Suite;
+use karat::{plugin, report};
+use serde_json::Value;
+
+fn suite_dir() -> PathBuf {
+    karat_suites::dir().join("medical-r1")
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+}
+
+fn golden() -> (Suite, Prepared, Vec<Recorded>) {
+    let suite = Suite::load(suite_dir().join("suite.toml").to_str().unwrap(), &[]).unwrap();
+    let prepared = prepare(&suite).unwrap();
+    let recorded = Recorded::read_all(&suite_dir().join("golden")).unwrap();
+    (suite, prepared, recorded)
+}
+
+fn golden_report() -> Report {
+    let (suite, prepared, recorded) = golden();
+    report_recorded(&suite, &prepared, recorded, Environment::default()).unwrap().without_environment()
+}
+
+/// JSON snapshots: what is discrete must be equal; numbers may differ by the last bits of another machine's `exp` and `ln`.
+#[derive(Clone)]
+struct NearlyEqualJson;
+
+const RELATIVE: f64 = 1e-9;
+
+impl Comparator for NearlyEqualJson {
+    fn matches(&self, reference: &Snapshot, test: &Snapshot) -> bool {
+        let parse = |snapshot: &Snapshot| match snapshot.contents() {
+            SnapshotContents::Text(text) => serde_json::from_str::<Value>(&text.to_string()).ok(),
+            _ => None,
+        };
+        match (parse(reference), parse(test)) {
+            (Some(a), Some(b)) => nearly_equal(&a, &b),
+            _ => false,
+        }
+    }
+
+    fn dyn_clone(&self) -> Box<dyn Comparator> {
+        Box::new(self.clone())
+    }
+}
+
+fn nearly_equal(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => match (a.as_f64(), b.as_f64()) {
+            (Some(x), Some(y)) => a == b || (x - y).abs() <= RELATIVE * x.abs().max(y.abs()),
+            _ => a == b,
+        },
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| nearly_equal(a, b)),
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(k, v)| b.get(k).is_some_and(|w| nearly_equal(v, w)))
+        }
+        _ => a == b,
+    }
+}
+
+#[test]
+fn the_comparator_sees_a_changed_digit_and_forgives_the_last_bits() {
+    let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    assert!(nearly_equal(&json(r#"{"x": [1.0, 2]}"#), &json(r#"{"x": [1.0000000000001, 2]}"#)));
+    for other in [r#"{"x": [1.000001, 2]}"#, r#"{"x": [1.0, 3]}"#, r#"{"x": [1.0]}"#, r#"{"y": [1.0, 2]}"#] {
+        assert!(!nearly_equal(&json(r#"{"x": [1.0, 2]}"#), &json(other)), "{other}");
+    }
+}
+
+#[test]
+fn the_json_report_of_the_committed_results_is_golden() {
+    let mut report = golden_report();
+    // Items and curves are long; the whole report is compared with the committed one below.
+    report.items.truncate(3);
+    for model in &mut report.models {
+        if let Some(training) = &mut model.training {
+            training.curve.truncate(3);
+        }
+    }
+    let mut settings = Settings::clone_current();
+    settings.set_comparator(Box::new(NearlyEqualJson));
+    settings.bind(|| assert_snapshot!("report_json", report.to_json().unwrap()));
+}
+
+#[test]
+fn the_markdown_report_of_the_committed_results_is_golden() {
+    assert_snapshot!("report_markdown", markdown::render(&golden_report()));
+}
+
+#[test]
+fn the_committed_reports_are_those_of_the_committed_results() {
+    let folder = repository().join("reports/medical-r1");
+    let committed: Value = serde_json::from_str(&std::fs::read_to_string(folder.join(REPORT_JSON)).unwrap()).unwrap();
+    let made: Value = serde_json::from_str(&golden_report().to_json().unwrap()).unwrap();
+    let renew = "renew it: cargo karat run medical-r1 --reports reports/medical-r1";
+    assert!(nearly_equal(&made, &committed), "reports/medical-r1/report.json is not current; {renew}");
+    // Every page is a pure function of the JSON.
+    let report = Report::load(&folder).unwrap();
+    let again = tempfile::tempdir().unwrap();
+    for path in report::write(&report, again.path()).unwrap() {
+        let name = path.file_name().unwrap();
+        let same = std::fs::read(&path).unwrap() == std::fs::read(folder.join(name)).unwrap();
+        assert!(same, "reports/medical-r1/{} is not current; {renew}", name.display());
+    }
+}
+
+#[test]
+fn the_table_in_the_readme_is_current() {
+    let report = Report::load(&repository().join("reports/medical-r1")).unwrap();
+    let command = "cargo karat report reports/medical-r1 --splice README.md --id medical-r1";
+    let block = markdown::results_block(&report);
+    splice::file(&repository().join("README.md"), "medical-r1", &block, Mode::Check, command).unwrap();
+}
+
+#[test]
+fn fine_tuning_is_clearly_better_than_the_base_on_held_out_items() {
+    let report = golden_report();
+    for candidate in ["lora", "full"] {
+        let comparison = report.comparison("base", candidate).unwrap();
+        for metric in ["nll", "nll_think", "nll_answer", "rougeL", "vocab_f1", "key_points", "format"] {
+            let m = &comparison.metrics[metric];
+            assert_eq!(m.verdict, report::Verdict::Better, "{candidate} {metric}: {m:?}");
+            assert!(m.p_adjusted.unwrap() < 0.01, "{candidate} {metric}: {m:?}");
+        }
+    }
+}
+
+#[test]
+fn the_gate_passes_a_report_against_itself_and_finds_a_regression() {
+    let report = golden_report();
+    assert_eq!(gate::check(&report, &report, &Default::default()).unwrap().verdict, Verdict::Pass);
+    let mut worse = report.clone();
+    for item in &mut worse.items {
+        let metrics = &mut item.models.get_mut("full").unwrap().metrics;
+        metrics.entry("nll".into()).and_modify(|v| *v = v.map(|x| x + 0.5));
+    }
+    let checks = gate::check(&worse, &report, &Default::default()).unwrap();
+    assert_eq!(checks.verdict, Verdict::Regress);
+    let failed: Vec<_> = checks.checks.iter().filter(|c| c.verdict == Verdict::Regress).collect();
+    assert_eq!(failed.len(), 1);
+    assert_eq!((failed[0].model.as_str(), failed[0].metric.as_str()), ("full", "nll"));
+    let mut missing = report.clone();
+    missing.items.pop();
+    assert_eq!(gate::check(&missing, &report, &Default::default()).unwrap().verdict, Verdict::Regress);
+}
+
+/// The built candle plugin, loaded as the command line loads it.
+fn candle() -> LoadedBackend {
+    let plugin = plugin::find("candle", &plugin::Search::from_env()).unwrap();
+    let origin = Origin { path: Some(plugin.path().into()), sha256: Some(plugin.sha256().into()) };
+    LoadedBackend { backend: std::sync::Arc::new(plugin), origin }
+}
+
+#[test]
+fn a_live_slice_of_the_base_is_what_was_recorded() {
+    let (suite, prepared, recorded) = golden();
+    let base = recorded.iter().find(|r| r.role == Role::Base).unwrap();
+    let mut session = candle().backend.open(&OpenConfig::new(&suite.model.base)).unwrap();
+    let evaluator = session.evaluator().unwrap();
+    let queries = &prepared.queries[..12];
+    let mut quiet = |_: Event| Flow::Continue;
+
+    let references: Tokens = queries.iter().map(|q| &q.reference).collect();
+    let scores = evaluator.score(references.view(), &mut quiet).unwrap();
+    let mut start = 0;
+    for (query, recorded) in queries.iter().zip(&base.references) {
+        let end = start + query.reference.len() - 1;
+        let answer = start + query.answer.start - 1..start + query.answer.end - 1;
+        let sum: f64 = scores.logprobs[answer].iter().map(|&l| f64::from(l)).sum();
+        assert_eq!(query.id, recorded.id);
+        assert!((sum - recorded.answer.logprob).abs() < 1e-3 * query.answer.len() as f64, "{}: {sum}", query.id);
+        start = end;
+    }
+
+    let prompts: Tokens = queries.iter().map(|q| &q.prompt).collect();
+    let config = GenerateConfig::greedy(suite.eval.max_new_tokens, prepared.formatter.stop_ids());
+    let completions = evaluator.generate(prompts.view(), &config, &mut quiet).unwrap();
+    let equal = completions.iter().zip(&base.predictions).filter(|(c, p)| c.ids == p.ids).count();
+    // Another machine's kernels may tip a near-tie of two tokens; most texts have none.
+    assert!(equal >= 10, "only {equal} of 12 greedy texts are as recorded");
+}
+
+#[test]
+fn the_first_live_steps_of_lora_are_those_of_the_recorded_curve() {
+    let (suite, prepared, recorded) = golden();
+    let lora = recorded.iter().find(|r| r.role == Role::Lora).unwrap();
+    let curve = &lora.training.as_ref().unwrap().curves.steps;
+    let backend = candle();
+    let open = OpenConfig { seed: suite.seed, ..OpenConfig::new(&suite.model.base) };
+    let section = suite.train.lora.as_ref().unwrap();
+    let method = Method::Lora(section.adapter.clone());
+    let mut plan = plan(
+        &prepared.train,
+        &prepared.validation,
+        method,
+        &section.hyperparameters,
+        suite.seed,
+        &backend,
+        &open,
+    )
+    .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    plan.output_dir = folder.path().to_path_buf();
+    plan.steps.truncate(6);
+    plan.learning_rates.truncate(6);
+    plan.epochs.truncate(6);
+    let mut session = backend.backend.open(&open).unwrap();
+    let mut live = Vec::new();
+    let mut keep = |event: Event| {
+        if let Event::Step(step) = event {
+            live.push(step);
+        }
+        Flow::Continue
+    };
+    let trainer = session.trainer().unwrap();
+    trainer.train(prepared.train.view(), prepared.validation.view(), &plan, &mut keep).unwrap();
+    assert_eq!(live.len(), 6);
+    for (live, recorded) in live.iter().zip(curve) {
+        assert!((live.loss - recorded.loss).abs() < 1e-3 * recorded.loss, "{live:?} against {recorded:?}");
+        assert!((live.grad_norm - recorded.grad_norm).abs() < 1e-2 * recorded.grad_norm, "{live:?}, {recorded:?}");
+    }
+}
