@@ -206,16 +206,9 @@ fn the_first_live_steps_of_lora_are_those_of_the_recorded_curve() {
     let open = OpenConfig { seed: suite.seed, ..OpenConfig::new(&suite.model.base) };
     let section = suite.train.lora.as_ref().unwrap();
     let method = Method::Lora(section.adapter.clone());
-    let mut plan = plan(
-        &prepared.train,
-        &prepared.validation,
-        method,
-        &section.hyperparameters,
-        suite.seed,
-        &backend,
-        &open,
-    )
-    .unwrap();
+    let mut plan =
+        plan(&prepared.train, &prepared.validation, method, &section.hyperparameters, suite.seed, &backend, &open)
+            .unwrap();
     let folder = tempfile::tempdir().unwrap();
     plan.output_dir = folder.path().to_path_buf();
     plan.steps.truncate(6);

@@ -79,7 +79,8 @@ fn score_meets_the_log_probabilities_of_transformers() {
 fn score_takes_text_as_well_as_ids() {
     let folder = tempfile::tempdir().unwrap();
     let input = folder.path().join("rows.jsonl");
-    std::fs::write(&input, "{\"id\": \"a\", \"text\": \"二甲双胍用于2型糖尿病。\"}\n{\"id\": \"b\", \"ids\": [5]}\n").unwrap();
+    std::fs::write(&input, "{\"id\": \"a\", \"text\": \"二甲双胍用于2型糖尿病。\"}\n{\"id\": \"b\", \"ids\": [5]}\n")
+        .unwrap();
     let out = ok(&["score", "--model", shipped_base().to_str().unwrap(), "--input", input.to_str().unwrap()]);
     let rows = lines(&out);
     let logprobs = floats(&rows[0]["token_logprobs"]);
@@ -167,8 +168,11 @@ fn errors_have_their_exit_code_and_say_where() {
     expect(&["run", "no-such-suite"], 2, &["no suite", "suites/no-such-suite/suite.toml"]);
     expect(&["run"], 2, &["SUITE"]);
 
-    std::fs::write(path("suite.toml"), "name = \"x\"\n[data]\nfile = \"d.jsonl\"\nmaxlength = 5\n[model]\nbase = \".\"\n")
-        .unwrap();
+    std::fs::write(
+        path("suite.toml"),
+        "name = \"x\"\n[data]\nfile = \"d.jsonl\"\nmaxlength = 5\n[model]\nbase = \".\"\n",
+    )
+    .unwrap();
     expect(&["run", &path("suite.toml")], 2, &["suite.toml:4:1", "maxlength", "max_length"]);
 
     std::fs::write(path("rows.jsonl"), "{\"id\": 1, \"ids\": [1, 2]}\n{\"ids\": \"no\"}\n").unwrap();
@@ -203,8 +207,7 @@ fn a_truncated_checkpoint_is_named_with_its_file() {
     std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
     let input = folder.path().join("rows.jsonl");
     std::fs::write(&input, "{\"ids\": [1, 2]}\n").unwrap();
-    let output =
-        karat(&["score", "--model", folder.path().to_str().unwrap(), "--input", input.to_str().unwrap()]);
+    let output = karat(&["score", "--model", folder.path().to_str().unwrap(), "--input", input.to_str().unwrap()]);
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(5), "{text}");
     assert!(text.contains("model.safetensors"), "{text}");

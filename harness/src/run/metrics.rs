@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::eval::metric::{self, Corpus, Direction};
+use crate::eval::stats::StatsOptions;
 use crate::eval::{Item, ItemResult, Prediction, ReferenceScore};
 use crate::report::{self, MetricInfo, Pooled};
 
@@ -35,13 +36,16 @@ pub fn measure(
         .collect()
 }
 
-/// The corpus values of metrics that are pooled over the items.
-pub fn pooled(names: &[String], results: &[ItemResult]) -> BTreeMap<String, Pooled> {
+/// The corpus values of metrics that are pooled over the items, with their intervals.
+pub fn pooled(names: &[String], results: &[ItemResult], options: &StatsOptions) -> BTreeMap<String, Pooled> {
     let is_pooled = |name: &&String| metric::info(name).is_some_and(|m| m.corpus != Corpus::Mean);
     names
         .iter()
         .filter(is_pooled)
-        .map(|name| (name.clone(), Pooled { value: metric::aggregate(name, results), interval: None }))
+        .map(|name| {
+            let (value, interval) = metric::aggregate_with_interval(name, results, options);
+            (name.clone(), Pooled { value, interval: interval.map(|i| (i.low, i.high)) })
+        })
         .collect()
 }
 

@@ -250,6 +250,11 @@ fn generate_config(suite: &Suite, prepared: &Prepared) -> GenerateConfig {
     }
 }
 
+/// How a suite's intervals and p-values are drawn.
+fn stats_options(suite: &Suite) -> StatsOptions {
+    StatsOptions { seed: suite.seed, resamples: suite.stats.resamples, confidence: suite.stats.confidence }
+}
+
 /// Makes the report of recorded results, without any model: metrics, statistics, report. `environment` is what is
 /// volatile about it.
 ///
@@ -261,8 +266,7 @@ pub fn report_recorded(
     recorded: Vec<Recorded>,
     environment: Environment,
 ) -> Result<Report> {
-    let models =
-        recorded.into_iter().map(|r| model_run(r, &suite.eval.metrics, prepared)).collect::<Result<Vec<_>>>()?;
+    let models = recorded.into_iter().map(|r| model_run(r, suite, prepared)).collect::<Result<Vec<_>>>()?;
     report::build(&inputs(suite, prepared, models, environment)?)
 }
 
@@ -330,7 +334,7 @@ fn inputs<'a>(
             max_length: options.max_length,
             generate,
         },
-        stats: StatsOptions { seed: suite.seed, resamples: suite.stats.resamples, confidence: suite.stats.confidence },
+        stats: stats_options(suite),
         items: &prepared.items,
         models,
         metrics: metrics::describe(&suite.eval.metrics),
@@ -364,15 +368,15 @@ fn plugin(loaded: &LoadedBackend) -> report::Plugin {
     }
 }
 
-fn model_run(recorded: Recorded, names: &[String], prepared: &Prepared) -> Result<ModelRun> {
+fn model_run(recorded: Recorded, suite: &Suite, prepared: &Prepared) -> Result<ModelRun> {
     let Recorded { name, role, checkpoint_sha256, effort, training, predictions, references } = recorded;
-    let results = metrics::measure(names, &prepared.items, predictions, references)?;
+    let results = metrics::measure(&suite.eval.metrics, &prepared.items, predictions, references)?;
     let summary = training.as_ref().map(|t| &t.summary);
     Ok(ModelRun {
         name,
         role,
         checkpoint_sha256,
-        pooled: metrics::pooled(names, &results),
+        pooled: metrics::pooled(&suite.eval.metrics, &results, &stats_options(suite)),
         items: results,
         cost: Cost {
             train_seconds: summary.map(|s| s.seconds),

@@ -61,9 +61,8 @@ fn renew_rows(embedding: &mut [f32], hidden: usize) {
     let rows = seen.len() / hidden;
     let column = |j: usize| seen.iter().skip(j).step_by(hidden).map(|&x| f64::from(x));
     let means: Vec<f64> = (0..hidden).map(|j| column(j).sum::<f64>() / rows as f64).collect();
-    let spreads: Vec<f64> = (0..hidden)
-        .map(|j| (column(j).map(|x| (x - means[j]).powi(2)).sum::<f64>() / rows as f64).sqrt())
-        .collect();
+    let spreads: Vec<f64> =
+        (0..hidden).map(|j| (column(j).map(|x| (x - means[j]).powi(2)).sum::<f64>() / rows as f64).sqrt()).collect();
     let mut random = Random::stream(SEED, 0);
     let mut uniform = || (random.bits() >> 11) as f64 / (1u64 << 53) as f64;
     for (i, x) in control.iter_mut().enumerate() {

@@ -11,6 +11,7 @@ use super::tokens::{TokenPair, distinct};
 use super::{Corpus, MetricInfo, exact, info, jieba, likelihood, python, registry, repetition, rouge, vocabulary};
 use crate::Result;
 use crate::backend::StopReason;
+use crate::eval::stats::{Interval, StatsOptions, bootstrap_ratio_ci};
 use crate::eval::think::{self, Parts, ThinkState};
 use crate::eval::{Item, ItemResult, PartScore, Prediction, ReferenceScore};
 
@@ -179,8 +180,32 @@ fn key_points(reference: &str, candidate: &str) -> [KeyPoints; 2] {
 ///
 /// Means and sums are taken in the order of the items, so the same items give the same bytes.
 pub fn aggregate<'a>(name: &str, results: impl IntoIterator<Item = &'a ItemResult>) -> Option<f64> {
+    let (sum, weight) = terms(name, results)?.iter().fold((0.0, 0.0), |(v, w), t| (v + t.0, w + t.1));
+    let mean = (weight > 0.0).then(|| sum / weight)?;
+    Some(if info(name)?.corpus == Corpus::ExpOfPooled { mean.exp() } else { mean })
+}
+
+/// [`aggregate`] with its bootstrap interval, whole items being drawn.
+pub fn aggregate_with_interval<'a>(
+    name: &str,
+    results: impl IntoIterator<Item = &'a ItemResult> + Clone,
+    options: &StatsOptions,
+) -> (Option<f64>, Option<Interval>) {
+    let value = aggregate(name, results.clone());
+    let interval = terms(name, results).filter(|t| t.len() > 1 && value.is_some()).map(|terms| {
+        let Interval { low, high } = bootstrap_ratio_ci(&terms, options);
+        match info(name).map(|m| m.corpus) {
+            Some(Corpus::ExpOfPooled) => Interval { low: low.exp(), high: high.exp() },
+            _ => Interval { low, high },
+        }
+    });
+    (value, interval)
+}
+
+/// `(value * weight, weight)` of every item that has a value; of [`Corpus::ExpOfPooled`] the value's logarithm.
+fn terms<'a>(name: &str, results: impl IntoIterator<Item = &'a ItemResult>) -> Option<Vec<(f64, f64)>> {
     let metric = info(name)?;
-    let (mut sum, mut weights) = (0.0, 0.0);
+    let mut terms = Vec::new();
     for result in results {
         let Some(value) = result.metrics.get(name).copied().flatten() else { continue };
         let part = result.reference.as_ref().map(|reference| match name {
@@ -194,11 +219,9 @@ pub fn aggregate<'a>(name: &str, results: impl IntoIterator<Item = &'a ItemResul
             Corpus::PooledByByte => (value, part?.bytes as f64),
             Corpus::ExpOfPooled => (value.ln(), part?.tokens as f64),
         };
-        sum += value * weight;
-        weights += weight;
+        terms.push((value * weight, weight));
     }
-    let mean = (weights > 0.0).then(|| sum / weights)?;
-    Some(if metric.corpus == Corpus::ExpOfPooled { mean.exp() } else { mean })
+    Some(terms)
 }
 
 /// A mean over items of which some were cut off while thinking.

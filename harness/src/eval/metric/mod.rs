@@ -38,7 +38,7 @@ pub mod vocabulary;
 
 mod evaluate;
 
-pub use evaluate::{Bounds, aggregate, bounds, evaluate};
+pub use evaluate::{Bounds, aggregate, aggregate_with_interval, bounds, evaluate};
 pub use registry::{Corpus, Direction, MetricInfo, Reads, info, registry};
 
 use crate::{Error, Result};

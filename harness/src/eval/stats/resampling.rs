@@ -18,17 +18,37 @@ pub fn bootstrap_mean_ci(values: &[f64], options: &StatsOptions) -> Interval {
     if values.is_empty() || options.resamples == 0 {
         return Interval { low: f64::NAN, high: f64::NAN };
     }
-    let n = values.len();
-    let mut means: Vec<f64> = (0..options.resamples as u64)
+    resample(values.len(), options, |draw| draw.iter().map(|&i| values[i]).sum::<f64>() / draw.len() as f64)
+}
+
+/// Percentile bootstrap interval of a pooled value `sum(value * weight) / sum(weight)` over `(value * weight, weight)` of each item:
+/// whole items are drawn, numerator and denominator together. NaN of nothing, or of no weight.
+pub fn bootstrap_ratio_ci(terms: &[(f64, f64)], options: &StatsOptions) -> Interval {
+    if options.resamples == 0 || terms.iter().all(|t| t.1 == 0.0) {
+        return Interval { low: f64::NAN, high: f64::NAN };
+    }
+    resample(terms.len(), options, |draw| {
+        let (value, weight) = draw.iter().fold((0.0, 0.0), |(v, w), &i| (v + terms[i].0, w + terms[i].1));
+        value / weight
+    })
+}
+
+/// The interval of a statistic over resamples of `n` items; stream k of the seed draws resample k, so threads do not matter.
+fn resample(n: usize, options: &StatsOptions, statistic: impl Fn(&[usize]) -> f64 + Sync) -> Interval {
+    let mut values: Vec<f64> = (0..options.resamples as u64)
         .into_par_iter()
-        .map(|stream| {
-            let mut random = Random::stream(options.seed, stream);
-            (0..n).map(|_| values[random.below(n as u64) as usize]).sum::<f64>() / n as f64
-        })
+        .map_init(
+            || vec![0; n],
+            |draw, stream| {
+                let mut random = Random::stream(options.seed, stream);
+                draw.iter_mut().for_each(|i| *i = random.below(n as u64) as usize);
+                statistic(draw)
+            },
+        )
         .collect();
-    means.sort_by(f64::total_cmp);
+    values.sort_by(f64::total_cmp);
     let tail = (1.0 - options.confidence) / 2.0;
-    Interval { low: quantile(&means, tail), high: quantile(&means, 1.0 - tail) }
+    Interval { low: quantile(&values, tail), high: quantile(&values, 1.0 - tail) }
 }
 
 /// Two-sided p of the hypothesis that differences are as likely positive as negative: the share of sign patterns whose mean
