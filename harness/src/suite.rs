@@ -442,18 +442,27 @@ impl Suite {
     /// See [`Suite::load`].
     pub fn parse(text: &str, path: &Path, overrides: &[String]) -> Result<Suite> {
         let mut table: Table = toml::from_str(text).map_err(|e| toml_error(&e, text, path))?;
-        inherit_hyperparameters(&mut table, path)?;
+        let mut shared = inherit_hyperparameters(&mut table, path)?;
+        let written = table.clone();
         // Without overrides the file alone must be a suite; this parse has the spans.
         if overrides.is_empty() {
             check_spans(text, path)?;
         }
         for override_ in overrides {
-            set(&mut table, override_)?;
+            set(&mut table, &mut shared, override_)?;
         }
         let mut suite: Suite = Value::Table(table).try_into().map_err(|e: toml::de::Error| {
-            Error::usage(e.message().trim().to_string())
-                .at(path.display())
-                .help("see the suite reference in the documentation of karat::suite")
+            // With overrides, either the file is wrong, which has a place in it, or an override is.
+            match check_spans(text, path) {
+                Err(in_file) => in_file,
+                Ok(()) => {
+                    let file_alone = Value::Table(written).try_into::<Suite>().is_ok();
+                    let place = if file_alone { "--set".to_string() } else { path.display().to_string() };
+                    Error::usage(e.message().trim().to_string())
+                        .at(place)
+                        .help("see the suite reference in the documentation of karat::suite")
+                }
+            }
         })?;
         let folder = path.parent().unwrap_or(Path::new("."));
         suite.resolve_paths(&std::path::absolute(folder).map_err(|e| Error::io("resolve", folder, e))?);
@@ -501,6 +510,18 @@ impl Suite {
                 );
             }
         }
+        if data.file.is_some() && data.validation.is_some() {
+            return fail(
+                "[data] has both `file` and `validation`, which the split of `file` would leave unused".into(),
+                "give `train`, `validation` and `heldout`, or `file` alone with split = \"8:1:1\"",
+            );
+        }
+        if data.heldout.is_some() && data.validation.is_none() && String::from(data.split).matches(':').count() > 1 {
+            return fail(
+                format!("data.split = {:?} has a third share, but held-out items have their own file", String::from(data.split)),
+                "give two shares: what is trained on, and what gives the loss during training",
+            );
+        }
         for file in [&data.file, &data.train, &data.validation, &data.heldout].into_iter().flatten() {
             if !file.is_file() {
                 return Err(Error::data("no such data file")
@@ -526,6 +547,13 @@ impl Suite {
         crate::eval::metric::check_names(&self.eval.metrics).map_err(|e| e.at(path.display()))?;
         if self.eval.max_new_tokens == 0 {
             return fail("eval.max_new_tokens = 0 generates nothing".into(), "give at least 1");
+        }
+        let EvalConfig { temperature, top_p, .. } = self.eval;
+        if !(temperature.is_finite() && temperature >= 0.0 && top_p > 0.0 && top_p <= 1.0) {
+            return fail(
+                format!("eval: temperature = {temperature} must be at least 0 and top_p = {top_p} above 0, at most 1"),
+                "correct the value; temperature 0 is greedy",
+            );
         }
         if !(self.stats.confidence > 0.5 && self.stats.confidence < 1.0) || self.stats.resamples < 100 {
             return fail(
@@ -579,9 +607,10 @@ const ADAPTER_KEYS: [&str; 5] = ["r", "lora_alpha", "lora_dropout", "target_modu
 
 /// Turns the flat tables that people write (`[train]`, `[train.lora]`, `[train.full]`) into the nested ones of
 /// [`TrainSection`]: each run gets the shared hyperparameters, then its own. Done by hand because serde's `flatten`
-/// would ruin the error messages. Already nested tables (a stored effective suite) pass unchanged.
-fn inherit_hyperparameters(table: &mut Table, path: &Path) -> Result<()> {
-    let Some(Value::Table(train)) = table.get_mut("train") else { return Ok(()) };
+/// would ruin the error messages. Already nested tables (a stored effective suite) are understood too. Returns the shared
+/// hyperparameters, for a run that an override adds.
+fn inherit_hyperparameters(table: &mut Table, path: &Path) -> Result<Table> {
+    let Some(Value::Table(train)) = table.get_mut("train") else { return Ok(Table::new()) };
     let mut shared = std::mem::take(train);
     let runs: Vec<(&str, Value)> =
         ["lora", "full"].into_iter().filter_map(|k| shared.remove(k).map(|v| (k, v))).collect();
@@ -589,30 +618,54 @@ fn inherit_hyperparameters(table: &mut Table, path: &Path) -> Result<()> {
         let Value::Table(run) = run else {
             return Err(Error::usage(format!("train.{name} must be a table")).at(path.display()));
         };
-        let nested = run.contains_key("hyperparameters") || run.contains_key("adapter");
-        train.insert(name.into(), if nested { Value::Table(run) } else { Value::Table(nest(name, run, &shared)) });
+        train.insert(name.into(), Value::Table(nest(name, run, &shared)));
     }
     if train.is_empty() && !shared.is_empty() {
         return Err(Error::usage("[train] has settings, but neither [train.lora] nor [train.full] is there")
             .at(path.display())
             .help("add an empty [train.lora] or [train.full] table to train with these settings"));
     }
-    Ok(())
+    Ok(shared)
 }
 
-fn nest(name: &str, run: Table, shared: &Table) -> Table {
+/// The nested table of a run: the shared hyperparameters, its own on top of them.
+fn nest(name: &str, mut run: Table, shared: &Table) -> Table {
     let mut hyperparameters = shared.clone();
-    let mut adapter = Table::new();
-    for (key, value) in run {
-        let is_adapter = name == "lora" && ADAPTER_KEYS.contains(&key.as_str());
-        if is_adapter { &mut adapter } else { &mut hyperparameters }.insert(key, value);
-    }
     let mut nested = Table::new();
-    if name == "lora" {
-        nested.insert("adapter".into(), Value::Table(adapter));
+    let is_nested = run.contains_key("hyperparameters") || run.contains_key("adapter");
+    if is_nested {
+        match run.remove("hyperparameters") {
+            Some(Value::Table(own)) => overlay(&mut hyperparameters, own),
+            // Not a table: left as it is, for the error that names it.
+            Some(other) => return Table::from_iter([("hyperparameters".to_string(), other)]),
+            None => {}
+        }
+        // The adapter, and keys that nobody knows.
+        nested.extend(run);
+    } else {
+        let mut adapter = Table::new();
+        for (key, value) in run {
+            let is_adapter = name == "lora" && ADAPTER_KEYS.contains(&key.as_str());
+            overlay(if is_adapter { &mut adapter } else { &mut hyperparameters }, Table::from_iter([(key, value)]));
+        }
+        if name == "lora" {
+            nested.insert("adapter".into(), Value::Table(adapter));
+        }
     }
     nested.insert("hyperparameters".into(), Value::Table(hyperparameters));
     nested
+}
+
+/// Puts `over` on top of `under`, table by table: `[train.optimizer]` and `[train.lora.optimizer]` may each set a part.
+fn overlay(under: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(Value::Table(under)), Value::Table(over)) => overlay(under, over),
+            (_, value) => {
+                under.insert(key, value);
+            }
+        }
+    }
 }
 
 /// The same file read with its spans: only the error matters. The train tables are checked key by key, since their
@@ -661,15 +714,28 @@ fn toml_error(error: &toml::de::Error, text: &str, path: &Path) -> Error {
 }
 
 /// Applies one `key.path=value`. The value is TOML; what is not TOML is a string. In `train.lora` and `train.full` the
-/// flat keys of the file are understood, and a shared `train.KEY` reaches both.
-fn set(table: &mut Table, assignment: &str) -> Result<()> {
+/// flat keys of the file are understood, and a shared `train.KEY` reaches both. A run that the file does not have begins
+/// with the `shared` hyperparameters.
+fn set(table: &mut Table, shared: &mut Table, assignment: &str) -> Result<()> {
     let Some((key, value)) = assignment.split_once('=') else {
         return Err(Error::usage(format!("--set {assignment:?} is not of the form key=value"))
             .help("for example --set train.lora.r=16"));
     };
     let value = parse_value(value.trim());
     let parts: Vec<&str> = key.trim().split('.').collect();
+    if let ["train", run @ ("lora" | "full"), ..] = parts.as_slice()
+        && table.get("train").and_then(|t| t.get(run)).is_none()
+    {
+        insert(table, &["train", run], Value::Table(nest(run, Table::new(), shared)))?;
+    }
     match parts.as_slice() {
+        ["train", run @ ("lora" | "full")] => match value {
+            Value::Table(own) => {
+                let own = nest(run, own, shared);
+                insert(table, &["train", run], Value::Table(own))
+            }
+            value => insert(table, &["train", run], value),
+        },
         ["train", run @ ("lora" | "full"), leaf] => {
             let group = if ADAPTER_KEYS.contains(leaf) { "adapter" } else { "hyperparameters" };
             insert(table, &["train", run, group, leaf], value)
@@ -678,13 +744,18 @@ fn set(table: &mut Table, assignment: &str) -> Result<()> {
             insert(table, &[&["train", run, "hyperparameters"], rest].concat(), value)
         }
         ["train", rest @ ..] if !matches!(rest.first(), Some(&("lora" | "full")) | None) => {
-            for run in ["lora", "full"] {
-                let present = table.get("train").and_then(|t| t.get(run)).is_some();
-                if present {
-                    insert(table, &[&["train", run, "hyperparameters"], rest].concat(), value.clone())?;
-                }
+            let present = |run: &&str| table.get("train").and_then(|t| t.get(run)).is_some();
+            let runs: Vec<&str> = ["lora", "full"].into_iter().filter(present).collect();
+            if runs.is_empty() {
+                return Err(Error::usage(format!(
+                    "--set {assignment:?} sets what LoRA and full share, but the suite trains neither"
+                ))
+                .help("add one before it, for example --set train.lora={}"));
             }
-            Ok(())
+            for run in runs {
+                insert(table, &[&["train", run, "hyperparameters"], rest].concat(), value.clone())?;
+            }
+            insert(shared, rest, value)
         }
         path => insert(table, path, value),
     }
@@ -728,4 +799,118 @@ fn insert(table: &mut Table, path: &[&str], value: Value) -> Result<()> {
     }
     here.insert((*last).into(), value);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with what a suite needs to exist.
+    fn place() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("base")).unwrap();
+        std::fs::write(folder.path().join("base/config.json"), "{}").unwrap();
+        for name in ["all.jsonl", "heldout.jsonl", "validation.jsonl"] {
+            std::fs::write(folder.path().join(name), "{}\n").unwrap();
+        }
+        folder
+    }
+
+    fn parse_in(folder: &Path, rest: &str, overrides: &[&str]) -> Result<Suite> {
+        let text = if rest.contains("[data]") { rest.to_string() } else { format!("{DATA}{rest}") };
+        let text = format!("name = \"x\"\n{text}\n[model]\nbase = \"base\"\n");
+        let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
+        Suite::parse(&text, &folder.join("suite.toml"), &overrides)
+    }
+
+    const DATA: &str = "[data]\nfile = \"all.jsonl\"\n";
+    const TRAIN: &str = "[train]\nepochs = 8\noptimizer = { weight_decay = 0.1 }\n[train.full]\n";
+
+    #[test]
+    fn a_run_that_an_override_adds_has_the_shared_settings_too() {
+        let folder = place();
+        for overrides in [
+            &["train.lora.r=16"][..],
+            &["train.lora={ r = 16 }"],
+            &["train.lora.adapter.r=16"],
+            &["train.lora={}", "train.lora.r=16"],
+        ] {
+            let suite = parse_in(folder.path(), TRAIN, overrides).unwrap();
+            let lora = suite.train.lora.unwrap();
+            assert_eq!((lora.adapter.r, lora.hyperparameters.epochs), (16, 8.0), "{overrides:?}");
+            assert_eq!(lora.hyperparameters.optimizer.weight_decay, 0.1, "{overrides:?}");
+            assert_eq!(suite.train.full.unwrap().hyperparameters.epochs, 8.0);
+        }
+        let suite = parse_in(folder.path(), TRAIN, &["train.epochs=3", "train.lora.r=4"]).unwrap();
+        assert_eq!(suite.runs().iter().map(|(_, h)| h.epochs).collect::<Vec<_>>(), [3.0, 3.0]);
+    }
+
+    #[test]
+    fn overrides_reach_flat_and_nested_train_tables() {
+        let folder = place();
+        let both = format!("{TRAIN}[train.lora]\nepochs = 2\n");
+        let suite = parse_in(folder.path(), &both, &["train.epochs=3", "train.lora.optimizer.beta1=0.5"]).unwrap();
+        let lora = suite.train.lora.as_ref().unwrap();
+        assert_eq!(lora.hyperparameters.epochs, 3.0);
+        assert_eq!((lora.hyperparameters.optimizer.beta1, lora.hyperparameters.optimizer.weight_decay), (0.5, 0.1));
+        // A stored effective suite is nested; the same overrides reach it.
+        let stored = suite.to_toml().unwrap();
+        let path = folder.path().join("elsewhere.toml");
+        assert_eq!(Suite::parse(&stored, &path, &[]).unwrap(), suite);
+        let again = Suite::parse(&stored, &path, &["train.epochs=5".into(), "train.lora.r=2".into()]).unwrap();
+        let lora = again.train.lora.as_ref().unwrap();
+        assert_eq!((lora.hyperparameters.epochs, lora.adapter.r), (5.0, 2));
+        assert_eq!(again.train.full.as_ref().unwrap().hyperparameters.epochs, 5.0);
+    }
+
+    #[test]
+    fn shared_settings_reach_a_nested_table_and_part_of_an_optimizer() {
+        let folder = place();
+        let text = "[train]\nepochs = 8\n[train.optimizer]\nweight_decay = 0.1\n[train.lora.adapter]\nr = 2\n\
+                    [train.full.optimizer]\nbeta1 = 0.5\n";
+        let suite = parse_in(folder.path(), text, &[]).unwrap();
+        assert_eq!(suite.train.lora.as_ref().unwrap().hyperparameters.epochs, 8.0);
+        let full = &suite.train.full.as_ref().unwrap().hyperparameters;
+        assert_eq!((full.epochs, full.optimizer.beta1, full.optimizer.weight_decay), (8.0, 0.5, 0.1));
+    }
+
+    #[test]
+    fn a_suite_may_train_nothing_and_its_stored_form_loads_again() {
+        let folder = place();
+        let suite = parse_in(folder.path(), "", &[]).unwrap();
+        assert!(suite.runs().is_empty());
+        let stored = suite.to_toml().unwrap();
+        assert_eq!(Suite::parse(&stored, Path::new("/elsewhere/suite.toml"), &[]).unwrap(), suite);
+    }
+
+    #[test]
+    fn a_setting_without_effect_is_an_error() {
+        let folder = place();
+        let fails = |text: &str, overrides: &[&str]| {
+            let error = parse_in(folder.path(), text, overrides).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Usage);
+            error.to_string()
+        };
+        assert!(fails("", &["train.epochs=3"]).contains("trains neither"));
+        assert!(fails("[train]\nepochs = 3\n", &[]).contains("neither"));
+        let both = "[data]\nfile = \"all.jsonl\"\nvalidation = \"validation.jsonl\"\n";
+        assert!(fails(both, &[]).contains("validation"));
+        let three = "[data]\ntrain = \"all.jsonl\"\nheldout = \"heldout.jsonl\"\nsplit = \"8:1:1\"\n";
+        assert!(fails(three, &[]).contains("third share"));
+        assert!(fails("", &["eval.top_p=0"]).contains("top_p"));
+        assert!(fails("", &["eval.temperature=-1"]).contains("temperature"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_place() {
+        let folder = place();
+        let error = |text: &str, overrides: &[&str]| parse_in(folder.path(), text, overrides).unwrap_err().to_string();
+        let in_set = error(TRAIN, &["train.epoch=3"]);
+        assert!(in_set.starts_with("--set: ") && in_set.contains("`epoch`") && in_set.contains("epochs"), "{in_set}");
+        // An override does not hide where in the file the mistake is.
+        let in_file = error("[data]\nfile = \"all.jsonl\"\nmaxlength = 5\n", &["seed=1"]);
+        assert!(in_file.contains("suite.toml:4:1") && in_file.contains("maxlength"), "{in_file}");
+        let in_train = error("[train.full]\nepoch = 3\n", &["seed=1"]);
+        assert!(in_train.contains("suite.toml: ") && in_train.contains("`epoch`"), "{in_train}");
+    }
 }
