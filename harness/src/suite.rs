@@ -518,7 +518,10 @@ impl Suite {
         }
         if data.heldout.is_some() && data.validation.is_none() && String::from(data.split).matches(':').count() > 1 {
             return fail(
-                format!("data.split = {:?} has a third share, but held-out items have their own file", String::from(data.split)),
+                format!(
+                    "data.split = {:?} has a third share, but held-out items have their own file",
+                    String::from(data.split)
+                ),
                 "give two shares: what is trained on, and what gives the loss during training",
             );
         }

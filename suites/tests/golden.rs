@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use insta::internals::SnapshotContents;
 use insta::{Comparator, Settings, Snapshot, assert_snapshot};
-use karat::backend::{Backend, Event, Flow, GenerateConfig, Method, OpenConfig, Tokens};
+use karat::backend::{Event, Flow, GenerateConfig, Method, OpenConfig, Tokens};
 use karat::eval::stats::Verdict;
 use karat::report::splice::{self, Mode};
 use karat::report::{Environment, REPORT_JSON, Report, Role, gate, markdown};
