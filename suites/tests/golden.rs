@@ -5,6 +5,8 @@
 //! if it is meant, `cargo run -p karat-cli -- run medical-r1 --reports reports/medical-r1` and a copy of
 //! `runs/medical-r1/results/*.json` renew them.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use insta::internals::SnapshotContents;

@@ -1,5 +1,7 @@
 //! The command line as its users have it: the built binary, the built plugins, real models.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

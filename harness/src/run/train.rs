@@ -163,9 +163,11 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
             _ => error,
         }
     })?;
-    let relative = |path: &Path| path.strip_prefix(&folder).unwrap_or(path).to_path_buf();
-    summary.last_checkpoint = relative(&summary.last_checkpoint);
-    summary.best_checkpoint = summary.best_checkpoint.as_deref().map(relative);
+    for checkpoint in std::iter::once(&mut summary.last_checkpoint).chain(summary.best_checkpoint.as_mut()) {
+        if let Ok(relative) = checkpoint.strip_prefix(&folder) {
+            *checkpoint = relative.to_path_buf();
+        }
+    }
     let trained = Trained { summary, session: info, fingerprint: plan.fingerprint, curves };
     fsio::write_json(&folder.join(DONE), &trained)?;
     let loss = trained.curves.evaluations.last().map_or(String::new(), |e| format!(", eval loss {:.4}", e.loss));
