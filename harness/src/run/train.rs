@@ -190,9 +190,11 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
                 .help(format!("put it back, or remove {} to train anew", folder.display())));
         }
     }
-    let relative = |path: &Path| path.strip_prefix(&folder).unwrap_or(path).to_path_buf();
-    summary.last_checkpoint = relative(&summary.last_checkpoint);
-    summary.best_checkpoint = summary.best_checkpoint.as_deref().map(relative);
+    for path in [Some(&mut summary.last_checkpoint), summary.best_checkpoint.as_mut()].into_iter().flatten() {
+        if let Ok(relative) = path.strip_prefix(&folder) {
+            *path = relative.to_path_buf();
+        }
+    }
     let trained = Trained { summary, session: info, fingerprint: plan.fingerprint, curves };
     fsio::write_json(&folder.join(DONE), &trained)?;
     let loss = trained.curves.evaluations.last().map_or(String::new(), |e| format!(", eval loss {:.4}", e.loss));
