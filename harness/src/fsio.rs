@@ -20,19 +20,42 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     };
     fs::create_dir_all(folder).map_err(|e| Error::io("create the folder", folder, e))?;
     let fail = |e| Error::io("write", path, e);
-    // Dropping the temporary file removes it, whatever fails below.
-    let mut file = tempfile::Builder::new().prefix(".karat-").tempfile_in(folder).map_err(fail)?;
-    file.write_all(bytes).map_err(fail)?;
-    file.as_file().sync_all().map_err(fail)?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".karat-");
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        // Temporary files are private; what is published should be as readable as any file.
-        file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).map_err(fail)?;
+        // Temporary files are private; what is published should be as readable as the user's other files (the umask).
+        builder.permissions(fs::Permissions::from_mode(0o666));
     }
+    // Dropping the temporary file removes it, whatever fails below.
+    let mut file = builder.tempfile_in(folder).map_err(fail)?;
+    file.write_all(bytes).map_err(fail)?;
+    file.as_file().sync_all().map_err(fail)?;
     file.persist(path).map_err(|e| Error::io("write", path, e.error))?;
     Ok(())
 }
+
+/// Takes hold of a folder, which is made if it is not there, until the returned file is dropped: two runs in one folder
+/// would write over each other.
+///
+/// # Errors
+/// [`ErrorKind::Usage`](crate::ErrorKind::Usage) if another process (or another call) has hold of it; I/O.
+pub fn lock(folder: &Path) -> Result<File> {
+    fs::create_dir_all(folder).map_err(|e| Error::io("create the folder", folder, e))?;
+    let path = folder.join(LOCK);
+    let file = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(Error::usage("another karat is working in this folder")
+            .at(folder.display())
+            .help("wait for it to end, or give --out another folder")),
+        Err(fs::TryLockError::Error(e)) => Err(Error::io("lock", &path, e)),
+    }
+}
+
+/// The file that [`lock`] leaves in a folder.
+pub const LOCK: &str = ".lock";
 
 /// Writes a value as indented JSON with a final newline, atomically.
 ///
@@ -76,36 +99,29 @@ pub fn sha256_file(path: &Path) -> Result<String> {
     }
 }
 
-/// SHA-256 over the files of a model folder that decide its numbers and texts: weights, configuration, tokenizer,
-/// template. Training state beside them does not count.
+/// SHA-256 over the files of a model folder, whatever a backend reads there: weights, configuration, tokenizer, template,
+/// an exported graph, a recording. Training state and words for people beside them do not count.
 ///
 /// # Errors
-/// If the folder or one of the files cannot be read.
+/// [`ErrorKind::Data`](crate::ErrorKind::Data) if there is no such folder; I/O.
 pub fn sha256_model(folder: &Path) -> Result<String> {
+    if !folder.is_dir() {
+        return Err(Error::data("no such model folder").at(folder.display()).help("give a folder in its layout"));
+    }
     let entries = fs::read_dir(folder).map_err(|e| Error::io("read the folder", folder, e))?;
-    let mut files: Vec<PathBuf> = Vec::new();
+    let mut files: Vec<(String, PathBuf)> = Vec::new();
     for entry in entries {
         let path = entry.map_err(|e| Error::io("read the folder", folder, e))?.path();
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let weights = name.ends_with(".safetensors") && !name.starts_with("optimizer");
-        let decides = matches!(
-            name.as_str(),
-            "config.json"
-                | "generation_config.json"
-                | "adapter_config.json"
-                | "model.safetensors.index.json"
-                | "tokenizer.json"
-                | "tokenizer_config.json"
-                | "chat_template.jinja"
-        );
-        if path.is_file() && (weights || decides) {
-            files.push(path);
+        let state = ["optimizer", "scheduler", "rng_state", "trainer_state", "karat_state", "training_args"];
+        let beside = name.starts_with('.') || name.ends_with(".md") || state.iter().any(|s| name.starts_with(s));
+        if path.is_file() && !beside {
+            files.push((name, path));
         }
     }
     files.sort();
     let mut hasher = Sha256::new();
-    for file in &files {
-        let name = file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    for (name, file) in &files {
         hasher.update(format!("{name}\0{}\n", sha256_file(file)?));
     }
     Ok(hex(&hasher.finalize()))
@@ -113,4 +129,41 @@ pub fn sha256_model(folder: &Path) -> Result<String> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_named_by_what_is_read_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        put("config.json", "{}");
+        put("model.safetensors", "weights");
+        let before = sha256_model(folder.path()).unwrap();
+        put("optimizer.safetensors", "moments");
+        put("trainer_state.json", "{}");
+        put("README.md", "words");
+        assert_eq!(sha256_model(folder.path()).unwrap(), before);
+        for name in ["model.safetensors", "model.onnx", "recording.jsonl"] {
+            let before = sha256_model(folder.path()).unwrap();
+            put(name, "other");
+            assert_ne!(sha256_model(folder.path()).unwrap(), before, "{name}");
+        }
+        let error = sha256_model(&folder.path().join("missing")).unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Data);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_written_file_has_the_permissions_of_any_new_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
+        fs::write(folder.path().join("plain"), "x").unwrap();
+        write_atomic(&folder.path().join("atomic"), b"x").unwrap();
+        assert_eq!(mode("plain"), mode("atomic"));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file is left");
+    }
 }

@@ -548,6 +548,11 @@ impl Suite {
         }
         // Found out here, not after an hour of training.
         crate::eval::metric::check_names(&self.eval.metrics).map_err(|e| e.at(path.display()))?;
+        let gated: Vec<String> = self.gate.margins.keys().cloned().collect();
+        crate::eval::metric::check_names(&gated).map_err(|e| e.at(path.display()))?;
+        if let Some((metric, margin)) = self.gate.margins.iter().find(|(_, m)| m.is_nan() || **m < 0.0) {
+            return fail(format!("gate.margins.{metric} = {margin} must be at least 0"), "correct the value");
+        }
         if self.eval.max_new_tokens == 0 {
             return fail("eval.max_new_tokens = 0 generates nothing".into(), "give at least 1");
         }
@@ -901,6 +906,8 @@ mod tests {
         let three = "[data]\ntrain = \"all.jsonl\"\nheldout = \"heldout.jsonl\"\nsplit = \"8:1:1\"\n";
         assert!(fails(three, &[]).contains("third share"));
         assert!(fails("", &["eval.top_p=0"]).contains("top_p"));
+        assert!(fails("", &["gate.margins.nlll=0.1"]).contains("nlll"));
+        assert!(fails("", &["gate.margins.nll=-0.1"]).contains("margins.nll"));
         assert!(fails("", &["eval.temperature=-1"]).contains("temperature"));
     }
 

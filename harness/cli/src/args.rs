@@ -304,7 +304,8 @@ pub struct CheckArgs {
     /// The baseline report
     #[arg(long, value_name = "FILE")]
     pub baseline: PathBuf,
-    /// Non-inferiority margin of a metric in its unit, e.g. --margin nll=0.05 (may be repeated)
+    /// Non-inferiority margin of a metric in its unit, e.g. --margin nll=0.05 (may be repeated) [default: those of the
+    /// run's suite, then those of the units]
     #[arg(long, value_name = "METRIC=X")]
     pub margin: Vec<String>,
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use karat::backend::{Dtype, GenerateConfig, OpenConfig};
-use karat::plugin::{Plugin, Search, find};
+use karat::plugin::{self, Found, Plugin, Search, find};
 use karat::run::{Backends, Cancel, LoadedBackend, Origin};
 use karat::{Error, Result};
 
@@ -39,6 +39,27 @@ impl Plugins {
         &self.search
     }
 
+    /// Every plugin there is: the files of `--backend-path`, then what the search finds under other names.
+    pub fn list(&self) -> Vec<Found> {
+        let mut all: Vec<Found> = Vec::new();
+        for file in &self.files {
+            let plugin = Plugin::load(file);
+            let name = match &plugin {
+                Ok(plugin) => plugin.descriptor().name,
+                Err(_) => file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
+            };
+            let origin = plugin::Origin::Given;
+            all.push(Found { name, path: file.clone(), origin, hidden: Vec::new(), plugin });
+        }
+        for found in plugin::list(&self.search) {
+            match all.iter_mut().find(|f| f.name == found.name) {
+                Some(first) => first.hidden.extend([found.path].into_iter().chain(found.hidden)),
+                None => all.push(found),
+            }
+        }
+        all
+    }
+
     fn plugin(&self, name: &str) -> Result<Plugin> {
         for file in &self.files {
             let plugin = Plugin::load(file)?;
@@ -66,7 +87,7 @@ pub fn cancel_on_interrupt() -> Result<Cancel> {
         if seen.requested() {
             std::process::exit(130);
         }
-        eprintln!("\nstopping cleanly; press Ctrl-C again to stop at once");
+        crate::output::to_stderr("\nstopping cleanly; press Ctrl-C again to stop at once");
         seen.request();
     })
     .map_err(|e| Error::failed("could not install the Ctrl-C handler").because(e))?;

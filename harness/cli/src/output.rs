@@ -30,7 +30,7 @@ impl Output {
     /// A line for people.
     pub fn say(&self, line: impl AsRef<str>) {
         if !self.quiet {
-            eprintln!("{}", line.as_ref());
+            to_stderr(line.as_ref());
         }
     }
 
@@ -39,8 +39,8 @@ impl Output {
         let mut out = std::io::stdout().lock();
         let end = if text.ends_with('\n') { "" } else { "\n" };
         match write!(out, "{text}{end}").and_then(|()| out.flush()) {
-            // A reader that has seen enough (`| head`) is no failure.
-            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+            // A reader that has seen enough (`| head`) is no failure; the exit code still says what came out.
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             Err(e) => Err(Error::io("write", "standard output", e)),
             Ok(()) => Ok(()),
         }
@@ -64,18 +64,25 @@ impl Output {
                 "exit_code": error.kind().exit_code(), "what": error.what(), "where": error.place(),
                 "causes": causes, "help": error.help_text(),
             }});
-            println!("{object:#}");
+            // The error goes on to standard error, whether or not anyone reads this.
+            let _ = self.data(&format!("{object:#}"));
         }
         let style = |code: &str, text: &str| match std::io::stderr().is_terminal() {
             true => format!("\x1b[{code}m{text}\x1b[0m"),
             false => text.to_string(),
         };
-        eprintln!("{} {error}", style("1;31", "error:"));
+        to_stderr(&format!("{} {error}", style("1;31", "error:")));
         for cause in causes {
-            eprintln!("  {} {cause}", style("2", "because:"));
+            to_stderr(&format!("  {} {cause}", style("2", "because:")));
         }
         if let Some(help) = error.help_text() {
-            eprintln!("  {} {help}", style("1;36", "help:"));
+            to_stderr(&format!("  {} {help}", style("1;36", "help:")));
         }
     }
+}
+
+/// A line on standard error. Unlike `eprintln!` it does not panic where nobody reads any more (`2>&1 | head`): a run of an
+/// hour does not end for that.
+pub fn to_stderr(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Evaluator, Event, GenerateConfig, OpenConfig, Session, SessionInfo, Tokens};
+use crate::backend::{Evaluator, Event, GenerateConfig, OpenConfig, Session, SessionInfo, StopReason, Tokens};
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::{PartScore, Prediction, ReferenceScore};
@@ -89,10 +89,16 @@ pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) 
     let mut key = job.key.clone();
     key.insert("backend".into(), format!("{} {}", descriptor.name, descriptor.version));
     key.insert("dtype".into(), job.open.dtype.to_string());
+    key.insert("device".into(), job.open.device.clone());
     let decode = serde_json::to_string(&job.generate).map_err(|e| Error::failed("could not write JSON").because(e))?;
     let mut decode_key = key.clone();
     // How many rows are decoded together is no property of the answer.
     decode_key.insert("decode".into(), strip_batch_size(&decode)?);
+    if job.generate.temperature != 0.0 {
+        // A sampled text also depends on which prompts stand before it.
+        let ids: Vec<u8> = job.queries.iter().flat_map(|q| &q.prompt).flat_map(|id| id.to_le_bytes()).collect();
+        decode_key.insert("prompts".into(), sha256(&ids));
+    }
     let digest = sha256(format!("{decode_key:?}").as_bytes());
     let folder = job.folder.join(format!("{}-{}", job.name, &digest[..12]));
     let mut predictions = Store::<Prediction>::open(&folder.join("predictions.jsonl"), &decode_key)?;
@@ -128,20 +134,27 @@ pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) 
                 generated_tokens: 0,
                 peak_memory: None,
             });
+            let longest = session.info().max_positions;
             let evaluator = evaluator(&mut session, &descriptor.name)?;
             let began = Instant::now();
-            score(&job, evaluator, &to_score, &score_ids, &mut scores, &stage, observer, cancel)?;
+            let scored = score(&job, evaluator, &to_score, &score_ids, &mut scores, &stage, observer, cancel);
             effort.score_seconds += began.elapsed().as_secs_f64();
             let began = Instant::now();
-            let tokens =
-                generate(&job, evaluator, &to_generate, &prompt_ids, &mut predictions, &stage, observer, cancel)?;
+            let generated = scored.and_then(|()| {
+                let rows = (to_generate.as_slice(), longest);
+                generate(&job, evaluator, rows, &prompt_ids, &mut predictions, &stage, observer, cancel)
+            });
             effort.generate_seconds += began.elapsed().as_secs_f64();
-            effort.generated_tokens += tokens;
-            effort.peak_memory = peak_memory();
+            let tokens: u64 = predictions.rows().map(|p| p.ids.len() as u64).sum();
+            let done_here = tokens - effort.generated_tokens.min(tokens);
+            effort.generated_tokens = tokens;
+            effort.peak_memory = effort.peak_memory.max(peak_memory());
+            // Also of an interrupted call: what it stored, it worked for.
             fsio::write_json(&effort_file, &effort)?;
+            generated?;
             observer.notice(Notice::Done {
                 name: &stage,
-                detail: format!("{} scored, {} generated ({tokens} tokens)", to_score.len(), to_generate.len()),
+                detail: format!("{} scored, {} generated ({done_here} tokens)", to_score.len(), to_generate.len()),
             });
             effort
         }
@@ -204,10 +217,23 @@ fn score(
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<()> {
+    let (mut rows_before, mut tokens_before) = (0, 0);
     for chunk in rows.chunks(SCORE_CHUNK) {
+        if cancel.requested() {
+            return Err(Error::interrupted());
+        }
         let tokens: Tokens = chunk.iter().map(|&i| &job.queries[i].reference).collect();
+        // The backend counts within its call, people count all rows.
+        let mut in_all = |notice: Notice<'_>| match notice {
+            Notice::Backend { stage, total, event: Event::Progress { stage: what, done, tokens, .. } } => {
+                let (done, tokens) = (rows_before + done, tokens_before + tokens);
+                let event = Event::Progress { stage: what.clone(), done, total: rows.len() as u64, tokens };
+                observer.notice(Notice::Backend { stage, total, event: &event });
+            }
+            other => observer.notice(other),
+        };
         let mut sink =
-            StageSink { stage, total: None, observer: &mut *observer, cancel, keep: |_: &Event| Ok(()), error: None };
+            StageSink { stage, total: None, observer: &mut in_all, cancel, keep: |_: &Event| Ok(()), error: None };
         let scores =
             evaluator.score(tokens.view(), &mut sink).map_err(|e| backend_error("scoring the references failed", e))?;
         let mut start = 0;
@@ -230,59 +256,104 @@ fn score(
                 think: part(&query.think, query.think_bytes),
                 answer: part(&query.answer, query.answer_bytes),
             };
+            if !(row.think.logprob + row.answer.logprob).is_finite() {
+                return Err(Error::backend("a log-probability of the reference is not a number")
+                    .at(format!("item {}", query.id))
+                    .help("the weights hold numbers that are not finite, or are too large: look at the checkpoint"));
+            }
             store.put(&ids[i], row)?;
             start += n;
         }
+        rows_before += chunk.len() as u64;
+        tokens_before += tokens.view().ids().len() as u64;
     }
     Ok(())
 }
 
+/// Rows that are sampled in one call.
+const SAMPLE_CHUNK: usize = 64;
+
+/// The calls that generate the missing `rows`: which rows, and with which seed.
+///
+/// Greedy texts depend on nothing but the prompt, so the missing ones go in one call. A sampled text depends on its row number
+/// in the call, so the calls are always the same ones over *all* queries, each with a seed of its own, and those with
+/// nothing missing are left out: a resumed run has the texts of one that never stopped.
+fn calls(job: &EvalJob<'_>, rows: &[usize]) -> Vec<(Vec<usize>, u64)> {
+    let seed = job.generate.seed;
+    if job.generate.temperature == 0.0 {
+        return vec![(rows.to_vec(), seed)];
+    }
+    let length = |&i: &usize| (std::cmp::Reverse(job.queries[i].prompt.len()), i);
+    let mut all: Vec<usize> = (0..job.queries.len()).collect();
+    all.sort_by_key(length);
+    let seed_of = |chunk: usize| {
+        let digest = sha256(format!("{seed} sampled in call {chunk}").as_bytes());
+        // JSON numbers of other readers hold 53 bits.
+        u64::from_str_radix(&digest[..13], 16).unwrap_or(seed)
+    };
+    let chunks = all.chunks(SAMPLE_CHUNK).enumerate();
+    let wanted = chunks.filter(|(_, chunk)| chunk.iter().any(|i| rows.contains(i)));
+    wanted.map(|(number, chunk)| (chunk.to_vec(), seed_of(number))).collect()
+}
+
+/// Generates what is missing: `rows`, of which those whose prompt fills the model's `longest` sequence have no room.
 #[allow(clippy::too_many_arguments)]
 fn generate(
     job: &EvalJob<'_>,
     evaluator: &mut dyn Evaluator,
-    rows: &[usize],
+    (rows, longest): (&[usize], usize),
     ids: &[String],
     store: &mut Store<Prediction>,
     stage: &str,
     observer: &mut dyn Observer,
     cancel: &Cancel,
-) -> Result<u64> {
-    if rows.is_empty() {
-        return Ok(0);
+) -> Result<()> {
+    for (call, seed) in calls(job, rows) {
+        // One prompt that is too long is no reason to lose the others.
+        let (call, too_long): (Vec<usize>, Vec<usize>) =
+            call.into_iter().partition(|&i| job.queries[i].prompt.len() < longest);
+        for i in too_long {
+            let id = job.queries[i].id.clone();
+            store.put(&ids[i], Prediction { id, text: String::new(), ids: Vec::new(), stop: StopReason::Context })?;
+        }
+        if call.is_empty() {
+            continue;
+        }
+        let config = GenerateConfig { seed, ..job.generate.clone() };
+        let prompts: Tokens = call.iter().map(|&i| &job.queries[i].prompt).collect();
+        let mut sink = StageSink {
+            stage,
+            total: None,
+            observer: &mut *observer,
+            cancel,
+            keep: |event: &Event| {
+                let Event::Completion { row, completion } = event else { return Ok(()) };
+                let &i = call
+                    .get(*row)
+                    .ok_or_else(|| Error::backend(format!("the backend completed row {row} of {} rows", call.len())))?;
+                if store.get(&ids[i]).is_some() {
+                    return Ok(());
+                }
+                let ended = completion.ids.last().is_some_and(|id| config.stop_ids.contains(id));
+                let text = &completion.ids[..completion.ids.len() - usize::from(ended)];
+                let prediction = Prediction {
+                    id: job.queries[i].id.clone(),
+                    text: job.tokenizer.decode(text, true)?,
+                    ids: completion.ids.clone(),
+                    stop: completion.stop,
+                };
+                store.put(&ids[i], prediction)
+            },
+            error: None,
+        };
+        let result = evaluator.generate(prompts.view(), &config, &mut sink);
+        if let Some(error) = sink.error {
+            return Err(error);
+        }
+        result.map_err(|e| {
+            let error = backend_error("generation failed", e);
+            error.help("run the same command again: what is complete is stored")
+        })?;
     }
-    let prompts: Tokens = rows.iter().map(|&i| &job.queries[i].prompt).collect();
-    let mut count = 0;
-    let mut sink = StageSink {
-        stage,
-        total: None,
-        observer,
-        cancel,
-        keep: |event: &Event| {
-            let Event::Completion { row, completion } = event else { return Ok(()) };
-            let &i = rows
-                .get(*row)
-                .ok_or_else(|| Error::backend(format!("the backend completed row {row} of {} rows", rows.len())))?;
-            count += completion.ids.len() as u64;
-            let ended = completion.ids.last().is_some_and(|id| job.generate.stop_ids.contains(id));
-            let text = &completion.ids[..completion.ids.len() - usize::from(ended)];
-            let prediction = Prediction {
-                id: job.queries[i].id.clone(),
-                text: job.tokenizer.decode(text, true)?,
-                ids: completion.ids.clone(),
-                stop: completion.stop,
-            };
-            store.put(&ids[i], prediction)
-        },
-        error: None,
-    };
-    let result = evaluator.generate(prompts.view(), &job.generate, &mut sink);
-    if let Some(error) = sink.error {
-        return Err(error);
-    }
-    result.map_err(|e| {
-        let error = backend_error("generation failed", e);
-        error.help("run the same command again: what is complete is stored")
-    })?;
-    Ok(count)
+    Ok(())
 }

@@ -1,7 +1,6 @@
 //! The whole way of a suite: data, training, evaluation, report.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::backend::{GenerateConfig, Method, OpenConfig};
@@ -50,7 +49,7 @@ pub fn run(
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<Report> {
-    let _lock = lock(folder)?;
+    let _lock = fsio::lock(folder)?;
     let mut stages = Stages { suite, folder, backends, observer, cancel };
     let prepared = stages.data()?;
     let mut subjects = vec![Subject {
@@ -63,13 +62,21 @@ pub fn run(
     for (name, _) in suite.runs() {
         subjects.push(stages.train(name, &prepared)?);
     }
+    // Results of a model that the suite no longer trains would be taken for results of this run.
+    for name in ["lora", "full"].into_iter().filter(|name| subjects.iter().all(|s| s.name != *name)) {
+        let stale = folder.join("results").join(format!("{name}.json"));
+        if stale.is_file() {
+            std::fs::remove_file(&stale).map_err(|e| Error::io("remove", &stale, e))?;
+        }
+    }
     stages.report(&prepared, subjects)
 }
 
-/// Evaluates one model on the suite's held-out items.
+/// Evaluates one model on the suite's held-out items. A model with a tokenizer of its own is asked in its own tokens, under
+/// its own template: under the suite's, its numbers would be noise.
 ///
 /// # Errors
-/// As [`run`].
+/// As [`run`]; a name that cannot name a file.
 pub fn evaluate_brought(
     suite: &Suite,
     brought: Brought,
@@ -78,25 +85,81 @@ pub fn evaluate_brought(
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<Report> {
-    let _lock = lock(folder)?;
-    let mut stages = Stages { suite, folder, backends, observer, cancel };
-    let prepared = stages.data()?;
     let Brought { name, model, adapter } = brought;
+    let name_ok = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.starts_with('.') || !name.chars().all(name_ok) {
+        return Err(
+            Error::usage(format!("the name {name:?} cannot name a file")).help("use letters, digits, '-' and '_'")
+        );
+    }
+    let _lock = fsio::lock(folder)?;
+    let mut suite = suite.clone();
+    if has_other_tokenizer(&model, &suite.model.base)? {
+        observer.notice(Notice::Warning(format!(
+            "{} has a tokenizer of its own: it is asked in its own tokens and template, not in those of the suite's base",
+            model.display()
+        )));
+        suite.model.base = std::path::absolute(&model).map_err(|e| Error::io("resolve", &model, e))?;
+    }
+    let mut stages = Stages { suite: &suite, folder, backends, observer, cancel };
+    let prepared = stages.data()?;
     stages.report(&prepared, vec![Subject { name, role: Role::Other, model, adapter, trained: None }])
 }
 
-/// Takes hold of the run folder: two runs in one folder would write over each other.
-fn lock(folder: &Path) -> Result<File> {
-    std::fs::create_dir_all(folder).map_err(|e| Error::io("create the run folder", folder, e))?;
-    let path = folder.join(".lock");
-    let file = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::usage("another karat is working in this run folder")
-            .at(folder.display())
-            .help("wait for it to end, or give --out another folder")),
-        Err(std::fs::TryLockError::Error(e)) => Err(Error::io("lock", &path, e)),
+/// Whether `model` has a tokenizer, and not the one of `base`.
+fn has_other_tokenizer(model: &Path, base: &Path) -> Result<bool> {
+    let (theirs, ours) = (model.join("tokenizer.json"), base.join("tokenizer.json"));
+    Ok(theirs.is_file() && (!ours.is_file() || fsio::sha256_file(&theirs)? != fsio::sha256_file(&ours)?))
+}
+
+/// What a run puts into its folder.
+const OURS: [&str; 7] = ["suite.toml", "data.json", "train", "eval", "results", "report", fsio::LOCK];
+
+/// Removes what an earlier run left in `folder`, so that `suite` can begin anew there. Only what a run wrote is removed.
+///
+/// # Errors
+/// Usage, if something else lies there, if the suite's own model or data lie there, or if a run is at work; I/O.
+pub fn remove(folder: &Path, suite: &Suite) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
     }
+    let io = |e| Error::io("read the folder", folder, e);
+    let names: Vec<String> = std::fs::read_dir(folder)
+        .and_then(|entries| entries.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect())
+        .map_err(io)?;
+    if names.is_empty() {
+        return Ok(());
+    }
+    let refuse = |why: String| {
+        Err(Error::usage(format!("{why}, so --fresh does not remove anything"))
+            .at(folder.display())
+            .help("give --out the folder of an earlier run, or a new one"))
+    };
+    if !names.iter().any(|n| n == fsio::LOCK) {
+        return refuse("this is no run folder".into());
+    }
+    if let Some(other) = names.iter().find(|n| !OURS.contains(&n.as_str()) && !n.starts_with(".karat-")) {
+        return refuse(format!("there is {other:?} here, which no run wrote"));
+    }
+    let data = &suite.data;
+    let inputs = [&data.file, &data.train, &data.validation, &data.heldout].into_iter().flatten();
+    let real = |path: &Path| path.canonicalize().map_err(|e| Error::io("resolve", path, e));
+    for input in inputs.chain([&suite.model.base]) {
+        if real(input)?.starts_with(real(folder)?) {
+            return refuse(format!("the suite reads {} from this folder", input.display()));
+        }
+    }
+    let _lock = fsio::lock(folder)?;
+    for name in names.iter().filter(|n| *n != fsio::LOCK) {
+        let path = folder.join(name);
+        let removed = if path.is_dir() && !path.is_symlink() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
+        removed.map_err(|e| Error::io("remove", &path, e))?;
+    }
+    Ok(())
 }
 
 struct Stages<'a> {
@@ -267,7 +330,10 @@ pub fn report_recorded(
     environment: Environment,
 ) -> Result<Report> {
     let models = recorded.into_iter().map(|r| model_run(r, suite, prepared)).collect::<Result<Vec<_>>>()?;
-    report::build(&inputs(suite, prepared, models, environment)?)
+    let mut report = report::build(&inputs(suite, prepared, models, environment)?)?;
+    // No examples named would be some chosen.
+    report.examples.truncate(suite.eval.show);
+    Ok(report)
 }
 
 fn inputs<'a>(
@@ -285,6 +351,8 @@ fn inputs<'a>(
     let leaks = |exact: bool| audit.leaks.iter().filter(|l| l.exact == exact).count() as u64;
     let sum =
         |of: fn(&crate::data::audit::SplitAudit) -> usize| audit.splits.values().map(|s| of(s) as u64).sum::<u64>();
+    // Evenly spread over the data, so that nobody picked them.
+    let (items, shown) = (&prepared.items, prepared.items.len().min(suite.eval.show));
     let mut warnings = Vec::new();
     let dropped = sum(|s| s.dropped.len());
     if dropped > 0 {
@@ -338,7 +406,7 @@ fn inputs<'a>(
         items: &prepared.items,
         models,
         metrics: metrics::describe(&suite.eval.metrics),
-        examples: Vec::new(),
+        examples: (0..shown).map(|k| items[k * items.len() / shown].id.clone()).collect(),
         overfitting_margin: Inputs::OVERFITTING_MARGIN,
         warnings,
         environment,

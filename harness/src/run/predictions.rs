@@ -75,6 +75,11 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
         self.rows.get(id)
     }
 
+    /// All rows, in the order of their ids.
+    pub fn rows(&self) -> impl Iterator<Item = &T> {
+        self.rows.values()
+    }
+
     /// How many rows are there.
     pub fn len(&self) -> usize {
         self.rows.len()
@@ -134,7 +139,12 @@ fn check_key(header: &Header, path: &Path, key: &BTreeMap<String, String>) -> Re
     let names: std::collections::BTreeSet<&String> = header.key.keys().chain(key.keys()).collect();
     let differs: Vec<&str> =
         names.into_iter().filter(|n| header.key.get(*n) != key.get(*n)).map(String::as_str).collect();
-    if header.karat_store == VERSION && differs.is_empty() {
+    if header.karat_store != VERSION {
+        return Err(Error::data(format!("this store is of version {}, not {VERSION}", header.karat_store))
+            .at(path.display())
+            .help("remove the file, or run with --fresh"));
+    }
+    if differs.is_empty() {
         return Ok(());
     }
     Err(Error::data(format!("these predictions were made with another {}", differs.join(", ")))
@@ -180,6 +190,10 @@ mod tests {
         Store::<u32>::open(&path, &key("a")).unwrap().put("x", 1).unwrap();
         let error = Store::<u32>::open(&path, &key("b")).err().unwrap();
         assert!(error.to_string().contains("another model"), "{error}");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("\"karat_store\":1", "\"karat_store\":7")).unwrap();
+        let error = Store::<u32>::open(&path, &key("a")).err().unwrap();
+        assert!(error.to_string().contains("version 7"), "{error}");
     }
 
     #[test]

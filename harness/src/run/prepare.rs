@@ -192,10 +192,12 @@ fn query(formatter: &Formatter, record: &Record, examples: &Examples) -> Result<
             answer_bytes: *answer_bytes as u64,
         },
         None => {
-            let end = prompt.len();
+            // One token has nothing to score; the whole prompt may be longer than the model holds.
+            let reference = prompt.get(..1).unwrap_or_default().to_vec();
+            let end = reference.len();
             Query {
                 id: record.id.clone(),
-                reference: prompt.clone(),
+                reference,
                 prompt,
                 think: end..end,
                 answer: end..end,

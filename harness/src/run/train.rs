@@ -12,6 +12,7 @@ use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, backend_err
 use crate::suite::Hyperparameters;
 use crate::train::log::{Curves, EventLog, read};
 use crate::train::plan::{Order, PlanOptions, fingerprint, order};
+use crate::train::state::{RUN_STATE, RunState};
 
 /// One training run.
 pub struct TrainJob<'a> {
@@ -85,13 +86,26 @@ pub fn plan(
     Ok(plan)
 }
 
+/// Makes `plan` start from the LoRA adapter in `folder`. What the adapter holds belongs to the fingerprint: a checkpoint that
+/// began with another one is not resumed.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn start_from_adapter(plan: &mut TrainPlan, folder: &Path) -> Result<()> {
+    let adapter = fsio::sha256_model(folder)?;
+    plan.fingerprint = fsio::sha256(format!("{}\nstarted from the adapter {adapter}", plan.fingerprint).as_bytes());
+    plan.init_adapter = Some(folder.into());
+    Ok(())
+}
+
 /// Rows of an evaluation batch during training.
 const EVAL_BATCH: usize = 16;
 
 /// What a training run gave.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trained {
-    /// The backend's summary; paths are relative to the stage's folder.
+    /// The backend's summary; paths are relative to the stage's folder, and the seconds are those of all calls that did the
+    /// steps.
     pub summary: TrainSummary,
     /// What really ran.
     pub session: SessionInfo,
@@ -113,17 +127,22 @@ const EVENTS: &str = "events.jsonl";
 /// The backend's error; [`ErrorKind::Interrupted`] when stopped (a checkpoint to go on from was written); I/O.
 pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) -> Result<Trained> {
     let folder = job.plan.output_dir.clone();
+    let _lock = fsio::lock(&folder)?;
     let stage = format!("train {}", job.name);
     if let Some(done) = finished(&folder, &job.plan.fingerprint)? {
         let detail = format!("{} steps in {}", done.summary.steps, folder.display());
         observer.notice(Notice::Reused { name: &stage, detail });
         return Ok(done);
     }
-    std::fs::create_dir_all(&folder).map_err(|e| Error::io("create the folder", &folder, e))?;
     let mut plan = job.plan;
     let resume = last_checkpoint(&folder)?;
+    if let Some((_, checkpoint)) = &resume {
+        // Before the log is touched: it is another training's.
+        belongs(checkpoint, &plan.fingerprint, &folder)?;
+    }
     let (mut log, mut curves) = EventLog::resume(&folder.join(EVENTS), resume.as_ref().map_or(0, |(step, _)| *step))?;
     plan.resume_from = resume.map(|(_, path)| path);
+    let earlier_seconds = curves.seconds();
     let total = plan.steps.len();
     let from = match &plan.resume_from {
         Some(path) => format!(", going on from {}", path.display()),
@@ -163,9 +182,17 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
             _ => error,
         }
     })?;
-    for checkpoint in std::iter::once(&mut summary.last_checkpoint).chain(summary.best_checkpoint.as_mut()) {
-        if let Ok(relative) = checkpoint.strip_prefix(&folder) {
-            *checkpoint = relative.to_path_buf();
+    summary.seconds += earlier_seconds;
+    for checkpoint in [Some(&summary.last_checkpoint), summary.best_checkpoint.as_ref()].into_iter().flatten() {
+        if !checkpoint.is_dir() {
+            return Err(Error::data("a checkpoint that this training needs was removed")
+                .at(checkpoint.display())
+                .help(format!("put it back, or remove {} to train anew", folder.display())));
+        }
+    }
+    for path in [Some(&mut summary.last_checkpoint), summary.best_checkpoint.as_mut()].into_iter().flatten() {
+        if let Ok(relative) = path.strip_prefix(&folder) {
+            *path = relative.to_path_buf();
         }
     }
     let trained = Trained { summary, session: info, fingerprint: plan.fingerprint, curves };
@@ -192,6 +219,16 @@ fn finished(folder: &Path, fingerprint: &str) -> Result<Option<Trained>> {
     }
     done.curves = read(&folder.join(EVENTS))?;
     Ok(Some(done))
+}
+
+/// Whether a checkpoint was left by this plan, where it says so; a backend that says it elsewhere checks for itself.
+fn belongs(checkpoint: &Path, fingerprint: &str, folder: &Path) -> Result<()> {
+    if !checkpoint.join(RUN_STATE).is_file() || RunState::read(checkpoint)?.fingerprint == fingerprint {
+        return Ok(());
+    }
+    Err(Error::usage("this folder holds checkpoints of another training: the data, the model or a setting differs")
+        .at(checkpoint.display())
+        .help(format!("give --out another folder, or remove {}", folder.display())))
 }
 
 /// The checkpoint with the highest step in `folder`. Checkpoints appear under their final name only when complete, so

@@ -24,19 +24,27 @@ pub struct EvaluationPoint {
     /// After this optimizer step.
     pub step: usize,
     /// Mean negative log-likelihood of a labelled token, in nats.
+    #[serde(with = "crate::abi::float")]
     pub loss: f64,
 }
 
 impl Curves {
-    /// Keeps what belongs into the curves.
+    /// Keeps what belongs into the curves. An evaluation of a step that was evaluated before takes its place: a crash
+    /// after it, before the next checkpoint, makes a resumed run evaluate again.
     pub fn push(&mut self, event: &Event) {
         match event {
             Event::Step(step) => self.steps.push(step.clone()),
             Event::Evaluation { step, loss, .. } => {
+                self.evaluations.retain(|e| e.step != *step);
                 self.evaluations.push(EvaluationPoint { step: *step, loss: *loss });
             }
             _ => {}
         }
+    }
+
+    /// Seconds of all steps.
+    pub fn seconds(&self) -> f64 {
+        self.steps.iter().map(|s| s.seconds).sum()
     }
 
     /// Forgets what happened after `step`: a resumed run does it again.
@@ -114,4 +122,57 @@ pub fn read(path: &Path) -> Result<Curves> {
         curves.push(&event);
     }
     Ok(curves)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(step: usize) -> Event {
+        Event::Step(StepEvent {
+            step,
+            epoch: 0.0,
+            loss: 1.0,
+            micro_losses: vec![1.0],
+            learning_rate: 1e-4,
+            grad_norm: 1.0,
+            label_tokens: 1,
+            tokens: step as u64,
+            seconds: 0.5,
+            memory: None,
+        })
+    }
+
+    fn evaluation(step: usize, loss: f64) -> Event {
+        Event::Evaluation { step, loss, tokens: 3, seconds: 0.1 }
+    }
+
+    #[test]
+    fn a_resumed_log_forgets_what_is_done_again_and_repeats_no_evaluation() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.jsonl");
+        let (mut log, _) = EventLog::resume(&path, 0).unwrap();
+        for event in [step(1), step(2), evaluation(2, 4.0), step(3), evaluation(3, 3.0)] {
+            log.push(&event).unwrap();
+        }
+        // A crash cuts the last line; the checkpoint of step 2 is the last one.
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 3]).unwrap();
+        let (mut log, curves) = EventLog::resume(&path, 2).unwrap();
+        assert_eq!((curves.steps.len(), curves.evaluations.len(), curves.seconds()), (2, 1, 1.0));
+        // The checkpoint did not hold the evaluation of its step, so it is made again.
+        for event in [evaluation(2, 5.0), step(3)] {
+            log.push(&event).unwrap();
+        }
+        let curves = read(&path).unwrap();
+        assert_eq!(curves.steps.iter().map(|s| s.step).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(curves.evaluations, [EvaluationPoint { step: 2, loss: 5.0 }]);
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_can_be_stored_and_read() {
+        let point = EvaluationPoint { step: 1, loss: f64::NAN };
+        let text = serde_json::to_string(&point).unwrap();
+        assert!(serde_json::from_str::<EvaluationPoint>(&text).unwrap().loss.is_nan(), "{text}");
+    }
 }

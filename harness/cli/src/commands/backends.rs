@@ -1,7 +1,6 @@
 //! `karat backends`: what is found, and where was looked.
 
 use karat::Result;
-use karat::plugin::list;
 use serde_json::json;
 
 use crate::args::Global;
@@ -12,7 +11,7 @@ pub fn run(global: &Global, output: &Output) -> Result<u8> {
     let plugins = Plugins::new(global)?;
     let mut text = String::new();
     let mut objects = Vec::new();
-    let found = list(plugins.search());
+    let found = plugins.list();
     for entry in &found {
         match &entry.plugin {
             Ok(plugin) => {

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::Path;
 
 use karat::eval::stats::Verdict;
 use karat::report::gate::check;
+use karat::suite::GateConfig;
 use karat::{Error, Result};
 use serde_json::json;
 
@@ -13,7 +15,7 @@ use crate::args::CheckArgs;
 use crate::output::Output;
 
 pub fn run(args: &CheckArgs, output: &Output) -> Result<u8> {
-    let mut margins = BTreeMap::new();
+    let mut margins = suite_margins(&args.report)?;
     for margin in &args.margin {
         let (name, value) =
             margin
@@ -46,6 +48,23 @@ pub fn run(args: &CheckArgs, output: &Output) -> Result<u8> {
         Verdict::Regress => 3,
         Verdict::Inconclusive => 4,
     })
+}
+
+/// The margins of the suite that a run folder was made by (`[gate.margins]`); `--margin` goes over them.
+fn suite_margins(report: &Path) -> Result<BTreeMap<String, f64>> {
+    let path = report.join("suite.toml");
+    if !path.is_file() {
+        return Ok(BTreeMap::new());
+    }
+    #[derive(serde::Deserialize)]
+    struct Stored {
+        #[serde(default)]
+        gate: GateConfig,
+    }
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+    let stored: Stored =
+        toml::from_str(&text).map_err(|e| Error::data("broken suite file").at(path.display()).because(e))?;
+    Ok(stored.gate.margins)
 }
 
 fn word(verdict: Verdict) -> &'static str {

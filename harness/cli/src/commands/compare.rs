@@ -15,10 +15,11 @@ pub fn run(args: &CompareArgs, output: &Output) -> Result<u8> {
     let (second, b) = pick(&args.b)?;
     let comparison = compare((&first, &a), (&second, &b), args.allow)?;
     let mut text = format!("{b} against {a}, on the same items\n\n");
+    let interval = format!("{} % interval", (first.statistics.confidence * 1e6).round() / 1e4);
     let _ = writeln!(
         text,
         "{:<20} {:>10} {:>10} {:>10}   {:<24} {:>8}  verdict",
-        "metric", a, b, "difference", "95 % interval", "p (Holm)"
+        "metric", a, b, "difference", interval, "p (Holm)"
     );
     for metric in &first.metrics {
         let Some(c) = comparison.metrics.get(&metric.name) else { continue };

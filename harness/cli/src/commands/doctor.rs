@@ -1,7 +1,6 @@
 //! `karat doctor`: is this machine ready?
 
 use karat::Result;
-use karat::plugin::list;
 use karat::run::machine;
 use serde_json::json;
 
@@ -13,7 +12,7 @@ pub fn run(global: &Global, output: &Output) -> Result<u8> {
     let machine = machine();
     let mut text: String = machine.iter().map(|(k, v)| format!("{k:<10} {v}\n")).collect();
     let plugins = Plugins::new(global)?;
-    let found = list(plugins.search());
+    let found = plugins.list();
     let mut states = Vec::new();
     for name in ["candle", "onnxruntime", "replay"] {
         let state = match found.iter().find(|f| f.name == name) {

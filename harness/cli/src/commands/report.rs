@@ -34,6 +34,12 @@ pub fn run(args: &ReportArgs, output: &Output) -> Result<u8> {
         Format::Json => report.to_json()?,
         Format::Csv => csv::items(&report),
     };
-    output.data(&text)?;
+    // With --json the page is a string of the one object; the report itself is one already.
+    match args.format {
+        Format::Json => output.data(&text)?,
+        Format::Md => output.result(&json!({"format": "md", "text": text}), &text)?,
+        Format::Html => output.result(&json!({"format": "html", "text": text}), &text)?,
+        Format::Csv => output.result(&json!({"format": "csv", "text": text}), &text)?,
+    }
     Ok(0)
 }

@@ -34,12 +34,15 @@ pub fn read_lines(path: &Path) -> Result<Vec<(usize, String)>> {
             .read_to_string(&mut text)
             .map_err(|e| Error::data("could not read the input").at("standard input").because(e))?;
     } else {
-        let bytes = std::fs::read(path).map_err(|e| Error::io("read the input", path, e))?;
+        let bytes =
+            std::fs::read(path).map_err(|e| Error::data("could not read the input").at(path.display()).because(e))?;
         text = String::from_utf8(bytes).map_err(|e| {
             let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
             Error::data("invalid UTF-8").at(format!("{}:{line}", path.display())).because(e)
         })?;
     }
+    // A byte-order mark, as some editors write it, is no part of the first line.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
     Ok(lines.map(|(i, l)| (i + 1, l.to_string())).collect())
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use karat::report::{self, Report};
-use karat::run::run as carry_out;
+use karat::run::{remove, run as carry_out};
 use karat::suite::Suite;
 use karat::{Error, ErrorKind, Result};
 use serde_json::json;
@@ -17,7 +17,7 @@ pub fn run(args: &RunArgs, global: &Global, output: &Output) -> Result<u8> {
     let suite = load_suite(&args.suite)?;
     let folder = run_folder(&suite, args.out.as_deref())?;
     if args.fresh {
-        remove(&folder)?;
+        remove(&folder, &suite)?;
     }
     let plugins = Plugins::new(global)?;
     let cancel = cancel_on_interrupt()?;
@@ -45,20 +45,6 @@ pub fn load_suite(args: &SuiteArgs) -> Result<Suite> {
 pub fn run_folder(suite: &Suite, out: Option<&Path>) -> Result<PathBuf> {
     let folder = out.map_or_else(|| Path::new("runs").join(&suite.name), PathBuf::from);
     std::path::absolute(&folder).map_err(|e| Error::io("resolve", &folder, e))
-}
-
-/// Removes what an earlier run left. Only folders that karat wrote are touched.
-fn remove(folder: &Path) -> Result<()> {
-    if !folder.exists() {
-        return Ok(());
-    }
-    let empty = std::fs::read_dir(folder).map_err(|e| Error::io("read the folder", folder, e))?.next().is_none();
-    if !empty && !folder.join("suite.toml").is_file() && !folder.join(".lock").is_file() {
-        return Err(Error::usage("this is no run folder, so --fresh does not remove it")
-            .at(folder.display())
-            .help("give --out the folder of an earlier run, or a new one"));
-    }
-    std::fs::remove_dir_all(folder).map_err(|e| Error::io("remove", folder, e))
 }
 
 /// Says what an interrupted run leaves.

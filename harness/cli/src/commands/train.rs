@@ -8,7 +8,7 @@ use karat::data::format::{FormatOptions, Formatter, LabelledRows, Output as Outp
 use karat::data::record::{Fields, read_jsonl};
 use karat::data::template::ChatTemplate;
 use karat::data::tokens::Tokenizer;
-use karat::run::{Backends, TrainJob, plan, train};
+use karat::run::{Backends, TrainJob, plan, start_from_adapter, train};
 use karat::suite::{Hyperparameters, LoraTrain, parse_setting};
 use karat::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -65,7 +65,9 @@ pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
     let out = std::path::absolute(&args.out).map_err(|e| Error::io("resolve", &args.out, e))?;
     let mut plan: TrainPlan = plan(&train_rows, &eval_rows, method, &hyperparameters, args.seed, &backend, &open)?;
     plan.output_dir = out;
-    plan.init_adapter = args.init_adapter.clone();
+    if let Some(adapter) = &args.init_adapter {
+        start_from_adapter(&mut plan, adapter)?;
+    }
     let name = if args.method == MethodArg::Full { "full" } else { "lora" };
     let cancel = cancel_on_interrupt()?;
     let mut progress = Progress::new(output);
