@@ -72,9 +72,14 @@ impl Error {
     pub fn interrupted() -> Self {
         Self::new(ErrorKind::Interrupted, "interrupted")
     }
-    /// An I/O error on `path`: the operation is a verb phrase ("read", "create the folder").
+    /// An I/O error on `path`: the operation is a verb phrase ("read", "create the folder"). What is not there is bad
+    /// input; everything else is a failure of the system's.
     pub fn io(operation: &str, path: impl AsRef<std::path::Path>, error: std::io::Error) -> Self {
-        Self::failed(format!("could not {operation}")).at(path.as_ref().display()).because(error)
+        let kind = match error.kind() {
+            std::io::ErrorKind::NotFound => ErrorKind::Data,
+            _ => ErrorKind::Failed,
+        };
+        Self::new(kind, format!("could not {operation}")).at(path.as_ref().display()).because(error)
     }
 
     /// Adds where: a file, `file:line`, a key of the suite file.

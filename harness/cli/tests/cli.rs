@@ -62,7 +62,7 @@ fn score_meets_the_log_probabilities_of_transformers() {
         let rows: String = prompts
             .iter()
             .enumerate()
-            .map(|(i, p)| serde_json::json!({"id": i, "ids": p["ids"]}).to_string() + "\n")
+            .map(|(i, p)| serde_json::json!({"id": i, "ids": p["input_ids"]}).to_string() + "\n")
             .collect();
         let input = folder.path().join("rows.jsonl");
         std::fs::write(&input, rows).unwrap();
