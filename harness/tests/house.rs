@@ -1,5 +1,7 @@
 //! The house rules that a compiler does not check.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -42,6 +44,8 @@ fn unsafe_stands_only_in_the_named_files() {
             || path.starts_with("harness/src/plugin")
             || path == "harness/tests/hostile/src/table.rs"
             || path.starts_with("backends/candle/src/ops/")
+            // The text of a broken library that this test compiles and loads.
+            || path == "backends/onnxruntime/tests/library.rs"
     };
     let root = root();
     let mut seen = 0;

@@ -5,11 +5,13 @@
 //! if it is meant, `cargo run -p karat-cli -- run medical-r1 --reports reports/medical-r1` and a copy of
 //! `runs/medical-r1/results/*.json` renew them.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use insta::internals::SnapshotContents;
 use insta::{Comparator, Settings, Snapshot, assert_snapshot};
-use karat::backend::{Backend, Event, Flow, GenerateConfig, Method, OpenConfig, Tokens};
+use karat::backend::{Event, Flow, GenerateConfig, Method, OpenConfig, Tokens};
 use karat::eval::stats::Verdict;
 use karat::report::splice::{self, Mode};
 use karat::report::{Environment, REPORT_JSON, Report, Role, gate, markdown};

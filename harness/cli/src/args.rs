@@ -94,7 +94,7 @@ pub struct SuiteArgs {
 pub struct RunArgs {
     #[command(flatten)]
     pub suite: SuiteArgs,
-    /// The run folder [default: runs/<suite>]
+    /// The run folder [default: runs/SUITE]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Remove what an earlier run left in the run folder first
@@ -248,7 +248,7 @@ pub struct EvalArgs {
     /// The model's name in the report
     #[arg(long, default_value = "model")]
     pub name: String,
-    /// The run folder [default: runs/<suite>]
+    /// The run folder [default: runs/SUITE]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 }
