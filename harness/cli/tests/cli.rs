@@ -305,3 +305,85 @@ fn completions_and_the_manual_come_from_the_same_definitions() {
         assert!(help.contains(code), "{help}");
     }
 }
+
+/// Runs the built binary in a shell, for what only a shell can set up.
+#[cfg(unix)]
+fn shell(script: &str) -> Output {
+    Command::new("sh").args(["-c", script]).env("KARAT", env!("CARGO_BIN_EXE_karat")).output().unwrap()
+}
+
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_is_no_panic_and_keeps_the_exit_code() {
+    // Both streams are closed before anything is written; the exit code goes to a file that is still open.
+    for (args, code) in [("man", "0"), ("run no-such-suite", "2"), ("--json run no-such-suite", "2")] {
+        let output = shell(&format!("{{ {{ sleep 0.2; $KARAT {args}; echo $? >&3; }} 2>&1 | true; }} 3>&1"));
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), code, "{args}");
+    }
+}
+
+#[test]
+fn a_missing_input_or_model_is_bad_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing");
+    let missing = missing.to_str().unwrap();
+    for args in [&["score", "--model", missing, "--input", missing][..], &["metrics", "--input", missing]] {
+        let output = karat(args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(6), "{said}");
+        assert!(said.contains("missing"), "{said}");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_and_json_leave_one_object() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("pairs.jsonl");
+    std::fs::write(&input, "\u{feff}{\"id\": 1, \"reference\": \"甲\", \"candidate\": \"甲\"}\n").unwrap();
+    let out = ok(&["--json", "metrics", "--metrics", "exact_match", "--input", input.to_str().unwrap()]);
+    let object: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(object["rows"][0]["id"], 1);
+}
+
+#[test]
+fn a_page_of_a_report_is_one_object_with_json() {
+    let report = repository().join("reports/medical-r1");
+    for format in ["md", "csv", "html"] {
+        let out = ok(&["--json", "report", report.to_str().unwrap(), "--format", format]);
+        let object: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(object["format"], format);
+        let page = ok(&["report", report.to_str().unwrap(), "--format", format]);
+        assert!(object["text"].as_str().unwrap().trim_end() == page.trim_end(), "{format}: another page");
+    }
+}
+
+#[test]
+fn check_takes_the_margins_of_the_suite_and_those_given_over_them() {
+    let run = tempfile::tempdir().unwrap();
+    let report = repository().join("reports/medical-r1/report.json");
+    std::fs::create_dir(run.path().join("report")).unwrap();
+    std::fs::copy(&report, run.path().join("report/report.json")).unwrap();
+    std::fs::write(run.path().join("suite.toml"), "name = \"x\"\n[gate.margins]\nperplexity = 3\nnll = 0.5\n").unwrap();
+    let (run, report) = (run.path().to_str().unwrap(), report.to_str().unwrap());
+    let out = ok(&["--json", "check", run, "--baseline", report, "--margin", "nll=0.25"]);
+    let object: Value = serde_json::from_str(&out).unwrap();
+    let margin = |metric: &str| {
+        let checks = object["checks"].as_array().unwrap();
+        checks.iter().find(|c| c["metric"] == metric).unwrap()["gate"]["margin"].as_f64().unwrap()
+    };
+    assert_eq!((margin("perplexity"), margin("nll")), (3.0, 0.25));
+}
+
+#[test]
+fn a_plugin_given_as_a_file_is_listed() {
+    let text = ok(&["--json", "backends"]);
+    let listed: Value = serde_json::from_str(&text).unwrap();
+    let candle = listed["backends"].as_array().unwrap().iter().find(|b| b["name"] == "candle").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("any-name.so");
+    std::fs::copy(candle["path"].as_str().unwrap(), &copy).unwrap();
+    let text = ok(&["--json", "--backend-path", copy.to_str().unwrap(), "backends"]);
+    let listed: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(listed["backends"][0]["name"], "candle");
+    assert_eq!(listed["backends"][0]["path"].as_str().unwrap(), copy.canonicalize().unwrap().to_str().unwrap());
+}
