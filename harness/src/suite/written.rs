@@ -1,0 +1,232 @@
+//! What is written and typed before it is a suite: where the file lies, the flat tables that people write, `--set`, and errors
+//! with their place in the file. All of it works on TOML tables, before serde has its say.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use super::{DataConfig, EvalConfig, GateConfig, ModelConfig, StatsConfig};
+use crate::error::{Error, Result};
+use crate::report::Language;
+
+/// Where a suite of this name lies.
+pub(super) fn find(spec: &str) -> Result<PathBuf> {
+    let direct = PathBuf::from(spec);
+    let mut tried = vec![direct.clone()];
+    if direct.is_file() {
+        return Ok(direct);
+    }
+    tried.push(direct.join("suite.toml"));
+    if !spec.contains(['/', '\\']) {
+        let here = std::env::current_dir().map_err(|e| Error::failed("no current folder").because(e))?;
+        for folder in here.ancestors() {
+            tried.push(folder.join("suites").join(spec).join("suite.toml"));
+        }
+    }
+    if let Some(found) = tried.iter().skip(1).find(|p| p.is_file()) {
+        return Ok(found.clone());
+    }
+    let list: Vec<String> = tried.iter().map(|p| format!("  {}", p.display())).collect();
+    Err(Error::usage(format!("there is no suite {spec:?}; tried\n{}", list.join("\n")))
+        .help("give the path of a suite file, or the name of a folder below `suites`"))
+}
+
+/// Keys of the adapter, which stand beside the hyperparameters in `[train.lora]`.
+const ADAPTER_KEYS: [&str; 5] = ["r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"];
+
+/// Turns the flat tables that people write (`[train]`, `[train.lora]`, `[train.full]`) into the nested ones of
+/// [`TrainSection`]: each run gets the shared hyperparameters, then its own. Done by hand because serde's `flatten`
+/// would ruin the error messages. Already nested tables (a stored effective suite) are understood too. Returns the shared
+/// hyperparameters, for a run that an override adds.
+pub(super) fn inherit_hyperparameters(table: &mut Table, path: &Path) -> Result<Table> {
+    let Some(Value::Table(train)) = table.get_mut("train") else { return Ok(Table::new()) };
+    let mut shared = std::mem::take(train);
+    let runs: Vec<(&str, Value)> =
+        ["lora", "full"].into_iter().filter_map(|k| shared.remove(k).map(|v| (k, v))).collect();
+    for (name, run) in runs {
+        let Value::Table(run) = run else {
+            return Err(Error::usage(format!("train.{name} must be a table")).at(path.display()));
+        };
+        train.insert(name.into(), Value::Table(nest(name, run, &shared)));
+    }
+    if train.is_empty() && !shared.is_empty() {
+        return Err(Error::usage("[train] has settings, but neither [train.lora] nor [train.full] is there")
+            .at(path.display())
+            .help("add an empty [train.lora] or [train.full] table to train with these settings"));
+    }
+    Ok(shared)
+}
+
+/// The nested table of a run: the shared hyperparameters, its own on top of them.
+fn nest(name: &str, mut run: Table, shared: &Table) -> Table {
+    let mut hyperparameters = shared.clone();
+    let mut nested = Table::new();
+    let is_nested = run.contains_key("hyperparameters") || run.contains_key("adapter");
+    if is_nested {
+        match run.remove("hyperparameters") {
+            Some(Value::Table(own)) => overlay(&mut hyperparameters, own),
+            // Not a table: left as it is, for the error that names it.
+            Some(other) => return Table::from_iter([("hyperparameters".to_string(), other)]),
+            None => {}
+        }
+        // The adapter, and keys that nobody knows.
+        nested.extend(run);
+    } else {
+        let mut adapter = Table::new();
+        for (key, value) in run {
+            let is_adapter = name == "lora" && ADAPTER_KEYS.contains(&key.as_str());
+            overlay(if is_adapter { &mut adapter } else { &mut hyperparameters }, Table::from_iter([(key, value)]));
+        }
+        if name == "lora" {
+            nested.insert("adapter".into(), Value::Table(adapter));
+        }
+    }
+    nested.insert("hyperparameters".into(), Value::Table(hyperparameters));
+    nested
+}
+
+/// Puts `over` on top of `under`, table by table: `[train.optimizer]` and `[train.lora.optimizer]` may each set a part.
+fn overlay(under: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(Value::Table(under)), Value::Table(over)) => overlay(under, over),
+            (_, value) => {
+                under.insert(key, value);
+            }
+        }
+    }
+}
+
+/// The same file read with its spans: only the error matters. The train tables are checked key by key, since their
+/// written form is flat.
+pub(super) fn check_spans(text: &str, path: &Path) -> Result<()> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code)]
+    struct Written {
+        name: String,
+        #[serde(default)]
+        title: String,
+        #[serde(default)]
+        description: String,
+        #[serde(default)]
+        language: Language,
+        #[serde(default)]
+        seed: u64,
+        data: DataConfig,
+        model: ModelConfig,
+        #[serde(default)]
+        train: Table,
+        #[serde(default)]
+        eval: EvalConfig,
+        #[serde(default)]
+        stats: StatsConfig,
+        #[serde(default)]
+        gate: GateConfig,
+    }
+    toml::from_str::<Written>(text).map(drop).map_err(|e| toml_error(&e, text, path))
+}
+
+/// A TOML error with the line and column of its span and the line itself.
+pub(super) fn toml_error(error: &toml::de::Error, text: &str, path: &Path) -> Error {
+    let what = error.message().trim().replace('\n', " ");
+    match error.span() {
+        Some(span) => {
+            let before = &text[..span.start.min(text.len())];
+            let line = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
+            let source = text.lines().nth(line - 1).unwrap_or_default().trim_end();
+            Error::usage(format!("{what}\n    {source}")).at(format!("{}:{line}:{column}", path.display()))
+        }
+        None => Error::usage(what).at(path.display()),
+    }
+}
+
+/// Applies one `key.path=value`. The value is TOML; what is not TOML is a string. In `train.lora` and `train.full` the
+/// flat keys of the file are understood, and a shared `train.KEY` reaches both. A run that the file does not have begins
+/// with the `shared` hyperparameters.
+pub(super) fn set(table: &mut Table, shared: &mut Table, assignment: &str) -> Result<()> {
+    let Some((key, value)) = assignment.split_once('=') else {
+        return Err(Error::usage(format!("--set {assignment:?} is not of the form key=value"))
+            .help("for example --set train.lora.r=16"));
+    };
+    let value = parse_value(value.trim());
+    let parts: Vec<&str> = key.trim().split('.').collect();
+    if let ["train", run @ ("lora" | "full"), ..] = parts.as_slice()
+        && table.get("train").and_then(|t| t.get(run)).is_none()
+    {
+        insert(table, &["train", run], Value::Table(nest(run, Table::new(), shared)))?;
+    }
+    match parts.as_slice() {
+        ["train", run @ ("lora" | "full")] => match value {
+            Value::Table(own) => {
+                let own = nest(run, own, shared);
+                insert(table, &["train", run], Value::Table(own))
+            }
+            value => insert(table, &["train", run], value),
+        },
+        ["train", run @ ("lora" | "full"), leaf] => {
+            let group = if ADAPTER_KEYS.contains(leaf) { "adapter" } else { "hyperparameters" };
+            insert(table, &["train", run, group, leaf], value)
+        }
+        ["train", run @ ("lora" | "full"), rest @ ..] if rest.first() == Some(&"optimizer") => {
+            insert(table, &[&["train", run, "hyperparameters"], rest].concat(), value)
+        }
+        ["train", rest @ ..] if !matches!(rest.first(), Some(&("lora" | "full")) | None) => {
+            let present = |run: &&str| table.get("train").and_then(|t| t.get(run)).is_some();
+            let runs: Vec<&str> = ["lora", "full"].into_iter().filter(present).collect();
+            if runs.is_empty() {
+                return Err(Error::usage(format!(
+                    "--set {assignment:?} sets what LoRA and full share, but the suite trains neither"
+                ))
+                .help("add one before it, for example --set train.lora={}"));
+            }
+            for run in runs {
+                insert(table, &[&["train", run, "hyperparameters"], rest].concat(), value.clone())?;
+            }
+            insert(shared, rest, value)
+        }
+        path => insert(table, path, value),
+    }
+}
+
+/// Applies one `KEY=value` of `karat train` to a table `{data, fields, lora = {adapter, hyperparameters}}`: an adapter's key
+/// and a hyperparameter stand alone, what says how rows are read is `data.KEY` or `fields.KEY`.
+///
+/// # Errors
+/// Usage, for an assignment without `=`.
+pub fn parse_setting(table: &mut Table, assignment: &str) -> Result<()> {
+    let (key, value) = assignment.split_once('=').ok_or_else(|| {
+        Error::usage(format!("--set {assignment:?} is not of the form key=value"))
+            .help("for example --set learning_rate=2e-4")
+    })?;
+    let key = key.trim();
+    let path: Vec<&str> = match key.split('.').next() {
+        Some("data" | "fields") => key.split('.').collect(),
+        Some(first) if ADAPTER_KEYS.contains(&first) => ["lora", "adapter"].into_iter().chain(key.split('.')).collect(),
+        _ => ["lora", "hyperparameters"].into_iter().chain(key.split('.')).collect(),
+    };
+    insert(table, &path, parse_value(value.trim()))
+}
+
+fn parse_value(text: &str) -> Value {
+    toml::from_str::<Table>(&format!("v = {text}"))
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| Value::String(text.into()))
+}
+
+fn insert(table: &mut Table, path: &[&str], value: Value) -> Result<()> {
+    let Some((last, folders)) = path.split_last() else { return Ok(()) };
+    let mut here = table;
+    for part in folders {
+        let next = here.entry(*part).or_insert_with(|| Value::Table(Table::new()));
+        let Value::Table(next) = next else {
+            return Err(Error::usage(format!("--set {}: {part:?} is not a table", path.join("."))));
+        };
+        here = next;
+    }
+    here.insert((*last).into(), value);
+    Ok(())
+}
