@@ -9,19 +9,18 @@
 mod search;
 
 use std::ffi::c_int;
-use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use object::{Object, ObjectKind, ObjectSegment};
-use sha2::{Digest, Sha256};
 
 pub use search::{Found, Origin, Place, Search, find, list};
 
 use crate::abi::{BackendV1, Foreign, SYMBOL_PREFIX};
 use crate::backend::{Backend, BackendError, Descriptor, OpenConfig, Session};
 use crate::error::{Error, Result};
+use crate::fsio;
 
 #[cfg(not(unix))]
 compile_error!("plugins are loaded with dlopen: Karat runs on Linux and macOS");
@@ -57,7 +56,7 @@ impl Plugin {
         }
         let bytes = fs::read(&path).map_err(|e| refuse("the plugin file cannot be read".into()).because(e))?;
         let symbol = entry_symbol(&bytes).map_err(|what| refuse(what).help(BUILD))?;
-        let sha256 = hex(&Sha256::digest(&bytes));
+        let sha256 = fsio::sha256(&bytes);
         drop(bytes);
 
         // SAFETY: running a library's constructors is what loading means; the file exports a plugin's entry point.
@@ -142,12 +141,4 @@ fn entry_symbol(bytes: &[u8]) -> Result<String, String> {
         )),
         (Some(a), Some(b)) => Err(format!("this library exports two backends, `{a}` and `{b}`: a plugin has one")),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

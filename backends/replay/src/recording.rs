@@ -11,10 +11,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use karat::backend::{BackendError, Completion, GenerateConfig, SessionInfo, StopReason};
+use karat::fsio::write_atomic;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -204,18 +204,11 @@ impl Recording {
     pub fn write(&self, folder: impl AsRef<Path>) -> Result<PathBuf, BackendError> {
         let folder = folder.as_ref();
         let path = folder.join(FILE);
-        self.write_to(folder, &path)
-            .map_err(|e| BackendError::failed(format!("could not write {}", path.display())).because(&e))?;
+        let failed =
+            |e: &dyn std::error::Error| BackendError::failed(format!("could not write {}", path.display())).because(e);
+        let bytes = self.to_bytes().map_err(|e| failed(&e))?;
+        write_atomic(&path, &bytes).map_err(|e| failed(&e))?;
         Ok(path)
-    }
-
-    fn write_to(&self, folder: &Path, path: &Path) -> std::io::Result<()> {
-        fs::create_dir_all(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(&self.to_bytes()?)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)?;
-        Ok(())
     }
 
     fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {

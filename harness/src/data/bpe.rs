@@ -6,8 +6,6 @@
 //! letters, digits and punctuation, so that a drug's name is cut alike wherever it stands; and no learnt token is
 //! longer than four Han characters (twelve bytes), so that a templated corpus cannot turn whole sentences into tokens.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
 use serde_json::json;
@@ -18,6 +16,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer, TokenizerBuilder};
 
+use crate::fsio::write_atomic;
 use crate::{Error, Result};
 
 /// How text is cut before merges: contractions, Han runs, words of other scripts with their space, single digits,
@@ -131,26 +130,8 @@ pub fn tokenizer_config_json(max_length: usize) -> String {
 /// # Errors
 /// [`crate::ErrorKind::Failed`] where a file cannot be written.
 pub fn write_tokenizer(dir: &Path, tokenizer: &Tokenizer, max_length: usize) -> Result<()> {
-    write_atomically(&dir.join("tokenizer.json"), &tokenizer_json(tokenizer)?)?;
-    write_atomically(&dir.join("tokenizer_config.json"), &tokenizer_config_json(max_length))
-}
-
-fn write_atomically(path: &Path, text: &str) -> Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut temp = tempfile::NamedTempFile::new_in(dir)?;
-        temp.write_all(text.as_bytes())?;
-        temp.as_file().sync_all()?;
-        // A temporary file is private by default; a shipped one is for everyone who may read the folder.
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            temp.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-        }
-        temp.persist(path).map_err(|e| e.error)?;
-        File::open(dir)?.sync_all()
-    };
-    write().map_err(|e| Error::io("write", path, e))
+    write_atomic(&dir.join("tokenizer.json"), tokenizer_json(tokenizer)?.as_bytes())?;
+    write_atomic(&dir.join("tokenizer_config.json"), tokenizer_config_json(max_length).as_bytes())
 }
 
 #[cfg(test)]

@@ -1,14 +1,13 @@
 //! Rows of question, reasoning and answer, read from JSON Lines; a broken line is named, never skipped in silence.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use crate::eval::Item;
+use crate::fsio::{self, write_atomic};
 use crate::{Error, Result};
 
 /// One row of a data set.
@@ -164,7 +163,7 @@ pub fn read_jsonl(path: impl AsRef<Path>, fields: &Fields, strict: bool) -> Resu
 /// # Errors
 /// As [`read_jsonl`], but for reading.
 pub fn parse_jsonl(bytes: &[u8], source: &str, fields: &Fields, strict: bool) -> Result<Dataset> {
-    let sha256 = hex(&Sha256::digest(bytes));
+    let sha256 = fsio::sha256(bytes);
     let mut rows = Rows { seen: BTreeMap::new(), taken: BTreeSet::new(), records: Vec::new() };
     let mut bad = Vec::new();
     for (line, text) in lines(bytes) {
@@ -189,18 +188,15 @@ pub fn parse_jsonl(bytes: &[u8], source: &str, fields: &Fields, strict: bool) ->
 /// If the folder cannot be written to.
 pub fn write_jsonl<'a>(path: impl AsRef<Path>, records: impl IntoIterator<Item = &'a Record>) -> Result<()> {
     let path = path.as_ref();
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let fail = |e| Error::io("write the data set", path, e);
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(fail)?;
+    let mut text = String::new();
     for record in records {
-        let mut row = serde_json::to_value(record).map_err(|e| fail(e.into()))?;
+        let mut row = serde_json::to_value(record)
+            .map_err(|e| Error::failed("could not write JSON").at(path.display()).because(e))?;
         // The line is where the row stood in *its* file, not in this one.
         row.as_object_mut().map(|row| row.remove("line"));
-        writeln!(file, "{row}").map_err(fail)?;
+        text.push_str(&format!("{row}\n"));
     }
-    file.as_file().sync_all().map_err(fail)?;
-    file.persist(path).map_err(|e| fail(e.error))?;
-    Ok(())
+    write_atomic(path, text.as_bytes())
 }
 
 /// Numbered lines without their ends, blank ones at the end left out.
@@ -231,11 +227,6 @@ pub(super) fn parse_object(text: &[u8]) -> Result<Map<String, Value>, String> {
             Err(format!("invalid JSON: {reason} (column {})", e.column()))
         }
     }
-}
-
-/// Lowercase hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn no_rows(source: &str, bytes: &[u8], bad: &[BadRow]) -> Error {
@@ -294,7 +285,7 @@ impl Rows {
 
     fn content_id(&self, body: &Body) -> String {
         let content = [body.question.as_str(), &body.think, &body.answer].join("\0");
-        let digest = hex(&Sha256::digest(content.as_bytes()));
+        let digest = fsio::sha256(content.as_bytes());
         let base = format!("sha256:{}", &digest[..16]);
         if !self.taken.contains(&base) {
             return base;

@@ -15,11 +15,9 @@ use std::sync::LazyLock;
 use minijinja::{Environment, Value, syntax::SyntaxConfig};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::record::hex;
 use super::tokens::SpecialTokens;
-use crate::{Error, Result};
+use crate::{Error, Result, fsio};
 
 /// The recipe's literal ChatML: every message between `<|im_start|>role\n` and `<|im_end|>\n`, nothing else.
 const CHATML_RECIPE: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + \
@@ -187,7 +185,7 @@ impl ChatTemplate {
     }
     /// SHA-256 of the text, in hexadecimal.
     pub fn sha256(&self) -> String {
-        hex(&Sha256::digest(self.source.as_bytes()))
+        fsio::sha256(self.source.as_bytes())
     }
 }
 

@@ -5,10 +5,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
-use super::record::hex;
-use crate::{Error, Result};
+use crate::{Error, Result, fsio};
 
 /// The special tokens a model folder names: `bos_token`, `eos_token`, `pad_token`, `unk_token` and so on, as text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -118,7 +116,7 @@ impl Tokenizer {
         stop.dedup();
         let pad = named("pad_token")?.or(listed("pad_token_id").first().copied()).or(eos);
         let bos = named("bos_token")?.or(listed("bos_token_id").first().copied());
-        Ok(Tokenizer { inner, bos, eos, pad, stop, sha256: hex(&Sha256::digest(&bytes)) })
+        Ok(Tokenizer { inner, bos, eos, pad, stop, sha256: fsio::sha256(&bytes) })
     }
 
     /// The ids of `text`. Special tokens *written in* the text become their ids; none are added.

@@ -107,5 +107,5 @@ pub fn fingerprint(train: LabelledView<'_>, eval: LabelledView<'_>, plan: &Train
     plan.fingerprint = String::new();
     let json = serde_json::to_vec(&plan).expect("a plan has string keys only");
     hash.update(json);
-    crate::data::record::hex(&hash.finalize())
+    crate::fsio::hex(&hash.finalize())
 }

@@ -4,13 +4,12 @@
 //! pretraining corpus, documents parted by blank lines; `--finish CHECKPOINT` makes the base model's weights of a checkpoint
 //! that was pretrained on it; `--stats` counts tokens.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use karat::data::bpe;
-use karat::{Error, Result};
+use karat::{Error, Result, fsio};
 use karat_suites::medical_r1::items::{Item, jsonl};
 use karat_suites::medical_r1::{self, MAX_POSITIONS, Source};
 use tokenizers::Tokenizer;
@@ -65,7 +64,7 @@ fn run(flags: &Flags) -> Result<()> {
     for (name, text) in &files {
         let path = dir.join(name);
         if flags.write {
-            write(&path, text)?;
+            fsio::write_atomic(&path, text.as_bytes())?;
         } else if std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))? != *text {
             return Err(Error::data("not what the table of facts gives")
                 .at(path.display())
@@ -75,7 +74,7 @@ fn run(flags: &Flags) -> Result<()> {
     if let Some(path) = &flags.corpus {
         let mut text = source.corpus().join("\n\n");
         text.push('\n');
-        write(path, &text)?;
+        fsio::write_atomic(path, text.as_bytes())?;
     }
     if let Some(checkpoint) = &flags.finish {
         let weights = flags.weights.clone().unwrap_or_else(|| dir.join("base/model.safetensors"));
@@ -121,22 +120,4 @@ fn stats(name: &str, items: &[Item], tokenizer: &Tokenizer, system: &str) -> Res
 
 fn count(tokenizer: &Tokenizer, text: &str) -> Result<usize> {
     tokenizer.encode(text, false).map(|e| e.len()).map_err(|e| Error::failed("could not encode").because(e))
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        std::fs::create_dir_all(dir)?;
-        let mut temp = tempfile::NamedTempFile::new_in(dir)?;
-        temp.write_all(text.as_bytes())?;
-        temp.as_file().sync_all()?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            temp.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-        }
-        temp.persist(path).map_err(|e| e.error)?;
-        Ok(())
-    };
-    write().map_err(|e| Error::io("write", path, e))
 }

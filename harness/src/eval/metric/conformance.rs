@@ -18,7 +18,7 @@ use super::ter::TerCounts;
 use super::tokens::{Prf, TokenPair, distinct};
 use super::{jieba, python, rouge, rouge_score, vocabulary};
 use crate::eval::think;
-use crate::{Error, Result};
+use crate::{Error, Result, fsio};
 
 /// The groups, in the order in which a row has them.
 pub const GROUPS: &[&str] = &[
@@ -170,7 +170,7 @@ impl<'a> Texts<'a> {
             let (reference, candidate) = self.words(hmm);
             for (side, tokens) in [("ref", reference), ("cand", candidate)] {
                 object.insert(format!("{side}_{suffix}_n"), json!(tokens.len()));
-                object.insert(format!("{side}_{suffix}_sha256"), json!(sha256(&tokens.join("\u{1f}"))));
+                object.insert(format!("{side}_{suffix}_sha256"), json!(fsio::sha256(tokens.join("\u{1f}").as_bytes())));
                 object.insert(format!("{side}_{suffix}"), json!(tokens));
             }
         }
@@ -269,11 +269,6 @@ fn spaced(text: &str) -> String {
         out.push(c);
     }
     out
-}
-
-fn sha256(text: &str) -> String {
-    use sha2::Digest;
-    sha2::Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn nltk(pair: &TokenPair) -> Value {
