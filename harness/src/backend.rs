@@ -382,6 +382,12 @@ impl GenerateConfig {
     pub fn greedy(max_new_tokens: usize, stop_ids: Vec<u32>) -> Self {
         GenerateConfig { max_new_tokens, temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0, stop_ids, batch_size: 0 }
     }
+
+    /// What decides a text, as JSON: everything but how many rows are decoded together.
+    pub fn deciding(&self) -> String {
+        let deciding = GenerateConfig { batch_size: 0, ..self.clone() };
+        serde_json::to_string(&deciding).expect("numbers and lists of them are JSON")
+    }
 }
 
 /// Why a completion ended.

@@ -12,7 +12,7 @@ use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::{PartScore, Prediction, ReferenceScore};
 use crate::fsio::{self, sha256};
-use crate::run::machine::peak_memory;
+use crate::memory;
 use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, Store, backend_error};
 
 /// What a model is asked on one item, as token ids.
@@ -90,10 +90,8 @@ pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) 
     key.insert("backend".into(), format!("{} {}", descriptor.name, descriptor.version));
     key.insert("dtype".into(), job.open.dtype.to_string());
     key.insert("device".into(), job.open.device.clone());
-    let decode = serde_json::to_string(&job.generate).map_err(|e| Error::failed("could not write JSON").because(e))?;
     let mut decode_key = key.clone();
-    // How many rows are decoded together is no property of the answer.
-    decode_key.insert("decode".into(), strip_batch_size(&decode)?);
+    decode_key.insert("decode".into(), job.generate.deciding());
     if job.generate.temperature != 0.0 {
         // A sampled text also depends on which prompts stand before it.
         let ids: Vec<u8> = job.queries.iter().flat_map(|q| &q.prompt).flat_map(|id| id.to_le_bytes()).collect();
@@ -148,7 +146,7 @@ pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) 
             let tokens: u64 = predictions.rows().map(|p| p.ids.len() as u64).sum();
             let done_here = tokens - effort.generated_tokens.min(tokens);
             effort.generated_tokens = tokens;
-            effort.peak_memory = effort.peak_memory.max(peak_memory());
+            effort.peak_memory = effort.peak_memory.max(memory::peak());
             // Also of an interrupted call: what it stored, it worked for.
             fsio::write_json(&effort_file, &effort)?;
             generated?;
@@ -178,15 +176,6 @@ pub fn evaluator<'s>(session: &'s mut Box<dyn Session>, backend: &str) -> Result
     session.evaluator().ok_or_else(|| {
         Error::backend(format!("backend {backend} cannot evaluate")).help("name another one as eval.backend")
     })
-}
-
-fn strip_batch_size(decode: &str) -> Result<String> {
-    let mut value: serde_json::Value =
-        serde_json::from_str(decode).map_err(|e| Error::failed("could not read JSON").because(e))?;
-    if let Some(object) = value.as_object_mut() {
-        object.remove("batch_size");
-    }
-    Ok(value.to_string())
 }
 
 /// An item's id with a digest of the ids it stands for, so that a changed prompt is another row.

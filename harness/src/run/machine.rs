@@ -34,11 +34,3 @@ pub fn machine() -> BTreeMap<String, String> {
     }
     facts
 }
-
-/// The highest resident memory of this process so far, in bytes, where the system tells.
-pub fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
-}

@@ -343,8 +343,6 @@ fn inputs<'a>(
     environment: Environment,
 ) -> Result<Inputs<'a>> {
     let generate = generate_config(suite, prepared);
-    let decoding = serde_json::to_string(&GenerateConfig { batch_size: 0, ..generate.clone() })
-        .map_err(|e| Error::failed("could not write JSON").because(e))?;
     let options = prepared.formatter.options();
     let file_name = |p: &str| Path::new(p).file_name().map_or(p.to_string(), |n| n.to_string_lossy().into_owned());
     let audit = &prepared.audit;
@@ -372,7 +370,7 @@ fn inputs<'a>(
             data: prepared.data_fingerprint(),
             prompts: prepared.prompts_fingerprint(),
             template: prepared.template_fingerprint(),
-            decoding: sha256(decoding.as_bytes()),
+            decoding: sha256(generate.deciding().as_bytes()),
         },
         data: Data {
             files: prepared

@@ -13,13 +13,13 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 use karat::backend::{BackendError, Event, EventSink, Flow, LabelledView, Method, StepEvent, TrainPlan, TrainSummary};
+use karat::memory;
 use karat::train::LoraConfig;
 use karat::train::state::{LogEntry, RunState, TrainerState};
 use rayon::ThreadPool;
 
 use crate::adapter;
 use crate::linear::{Dropout, Gradients};
-use crate::memory;
 use crate::model::{Decoder, excluded_from_decay};
 use crate::nn::{self, Result};
 use crate::ops::adamw::Update;

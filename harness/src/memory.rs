@@ -1,4 +1,4 @@
-//! Memory of this process as Linux tells it.
+//! Memory of this process, plugins included, as Linux tells it; nothing where the system does not.
 
 /// Resident memory now, in bytes.
 pub fn resident() -> Option<u64> {
