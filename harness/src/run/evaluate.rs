@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Evaluator, Event, GenerateConfig, OpenConfig, Session, SessionInfo, StopReason, Tokens};
+use crate::backend::{Evaluator, Event, GenerateConfig, OpenConfig, Scores, Session, SessionInfo, StopReason, Tokens};
+use crate::data::format::OptionExample;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
-use crate::eval::{PartScore, Prediction, ReferenceScore};
+use crate::eval::{OptionScore, PartScore, Prediction, ReferenceScore};
 use crate::fsio::{self, sha256};
 use crate::memory;
 use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, Store, backend_error};
@@ -32,6 +33,23 @@ pub struct Query {
     pub think_bytes: u64,
     /// UTF-8 bytes of the answer.
     pub answer_bytes: u64,
+    /// The options of a multiple-choice item, each as the whole answer.
+    pub options: Vec<OptionExample>,
+}
+
+impl Query {
+    /// The rows that are scored: the reference, then the options.
+    fn scored(&self) -> impl Iterator<Item = &Vec<u32>> {
+        std::iter::once(&self.reference).chain(self.options.iter().map(|o| &o.ids))
+    }
+
+    /// What a stored score of this query stands for.
+    fn score_id(&self) -> String {
+        let spans = [self.think.start, self.think.end, self.answer.start, self.answer.end];
+        let options =
+            self.options.iter().flat_map(|o| o.ids.iter().map(|&id| id as usize).chain([o.start, o.ids.len()]));
+        row_id(&self.id, &self.reference, &spans.into_iter().chain(options).collect::<Vec<_>>())
+    }
 }
 
 /// One model to be evaluated.
@@ -103,11 +121,7 @@ pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) 
     let mut scores = Store::<ReferenceScore>::open(&folder.join("scores.jsonl"), &key)?;
 
     let prompt_ids: Vec<String> = job.queries.iter().map(|q| row_id(&q.id, &q.prompt, &[])).collect();
-    let score_ids: Vec<String> = job
-        .queries
-        .iter()
-        .map(|q| row_id(&q.id, &q.reference, &[q.think.start, q.think.end, q.answer.start, q.answer.end]))
-        .collect();
+    let score_ids: Vec<String> = job.queries.iter().map(Query::score_id).collect();
     let to_generate = missing(&prompt_ids, |id| predictions.get(id).is_some(), |i| job.queries[i].prompt.len());
     let to_score = missing(&score_ids, |id| scores.get(id).is_some(), |i| job.queries[i].reference.len());
 
@@ -206,17 +220,18 @@ fn score(
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<()> {
+    let all: usize = rows.iter().map(|&i| job.queries[i].scored().count()).sum();
     let (mut rows_before, mut tokens_before) = (0, 0);
     for chunk in rows.chunks(SCORE_CHUNK) {
         if cancel.requested() {
             return Err(Error::interrupted());
         }
-        let tokens: Tokens = chunk.iter().map(|&i| &job.queries[i].reference).collect();
+        let tokens: Tokens = chunk.iter().flat_map(|&i| job.queries[i].scored()).collect();
         // The backend counts within its call, people count all rows.
         let mut in_all = |notice: Notice<'_>| match notice {
             Notice::Backend { stage, total, event: Event::Progress { stage: what, done, tokens, .. } } => {
                 let (done, tokens) = (rows_before + done, tokens_before + tokens);
-                let event = Event::Progress { stage: what.clone(), done, total: rows.len() as u64, tokens };
+                let event = Event::Progress { stage: what.clone(), done, total: all as u64, tokens };
                 observer.notice(Notice::Backend { stage, total, event: &event });
             }
             other => observer.notice(other),
@@ -228,35 +243,44 @@ fn score(
         let mut start = 0;
         for &i in chunk {
             let query = &job.queries[i];
-            let n = query.reference.len().saturating_sub(1);
-            let part = |range: &Range<usize>, bytes: u64| {
-                // The token at position t is predicted at t - 1; the first token of a text has no prediction.
-                let of = |t: usize| start + t - 1;
-                let tokens = range.clone().filter(|&t| t > 0);
-                PartScore {
-                    logprob: tokens.clone().map(|t| f64::from(scores.logprobs[of(t)])).sum(),
-                    tokens: tokens.clone().count() as u64,
-                    bytes,
-                    greedy: tokens.filter(|&t| scores.greedy[of(t)]).count() as u64,
-                }
-            };
-            let row = ReferenceScore {
-                id: query.id.clone(),
-                think: part(&query.think, query.think_bytes),
-                answer: part(&query.answer, query.answer_bytes),
-            };
-            if !(row.think.logprob + row.answer.logprob).is_finite() {
-                return Err(Error::backend("a log-probability of the reference is not a number")
-                    .at(format!("item {}", query.id))
-                    .help("the weights hold numbers that are not finite, or are too large: look at the checkpoint"));
-            }
+            let row = score_row(query, &scores, &mut start)?;
             store.put(&ids[i], row)?;
-            start += n;
         }
-        rows_before += chunk.len() as u64;
+        rows_before += tokens.view().rows() as u64;
         tokens_before += tokens.view().ids().len() as u64;
     }
     Ok(())
+}
+
+/// The scores of one query, whose rows begin at `start` of a call's scores; moves `start` behind them.
+fn score_row(query: &Query, scores: &Scores, start: &mut usize) -> Result<ReferenceScore> {
+    // The token at position t is predicted at t - 1; the first token of a text has no prediction.
+    let sum = |start: usize, range: Range<usize>| -> (f64, u64, u64) {
+        range.filter(|&t| t > 0).map(|t| start + t - 1).fold((0.0, 0, 0), |(sum, tokens, greedy), at| {
+            (sum + f64::from(scores.logprobs[at]), tokens + 1, greedy + u64::from(scores.greedy[at]))
+        })
+    };
+    let part = |range: &Range<usize>, bytes: u64| {
+        let (logprob, tokens, greedy) = sum(*start, range.clone());
+        PartScore { logprob, tokens, bytes, greedy }
+    };
+    let think = part(&query.think, query.think_bytes);
+    let answer = part(&query.answer, query.answer_bytes);
+    *start += query.reference.len().saturating_sub(1);
+    let mut options = Vec::with_capacity(query.options.len());
+    for OptionExample { ids, start: first, text } in &query.options {
+        let (logprob, tokens, _) = sum(*start, *first..ids.len());
+        let (characters, bytes) = (text.chars().count() as u64, text.len() as u64);
+        options.push(OptionScore { logprob, tokens, characters, bytes });
+        *start += ids.len().saturating_sub(1);
+    }
+    let all = think.logprob + answer.logprob + options.iter().map(|o| o.logprob).sum::<f64>();
+    if !all.is_finite() {
+        return Err(Error::backend("a log-probability of the reference is not a number")
+            .at(format!("item {}", query.id))
+            .help("the weights hold numbers that are not finite, or are too large: look at the checkpoint"));
+    }
+    Ok(ReferenceScore { id: query.id.clone(), think, answer, options })
 }
 
 /// Rows that are sampled in one call.
