@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Evaluator, Event, GenerateConfig, OpenConfig, Scores, Session, SessionInfo, StopReason, Tokens};
+use crate::backend::{
+    Descriptor, Evaluator, Event, GenerateConfig, OpenConfig, Scores, Session, SessionInfo, StopReason, Tokens,
+};
 use crate::data::format::OptionExample;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
