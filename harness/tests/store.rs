@@ -99,7 +99,9 @@ impl Place {
             adapter: None,
         };
         place.questions(|i| format!("q{i}"));
-        std::fs::write(place.path("train.jsonl"), "{\"question\": \"t\", \"answer\": \"u\"}\n").unwrap();
+        let train: String =
+            (0..20).map(|i| json!({"question": format!("t{i}"), "answer": "u"}).to_string() + "\n").collect();
+        std::fs::write(place.path("train.jsonl"), train).unwrap();
         for (name, weights) in [("one", "1"), ("two", "2")] {
             std::fs::create_dir(place.path(name)).unwrap();
             std::fs::write(place.path(name).join("adapter_model.safetensors"), weights).unwrap();
