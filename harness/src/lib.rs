@@ -86,3 +86,4 @@ pub mod suite;
 pub mod train;
 
 pub use error::{Error, ErrorKind, Result};
+pub use report::gate;
