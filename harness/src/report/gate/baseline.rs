@@ -119,26 +119,19 @@ pub fn file(folder: &Path, suite: &str, spec: &str) -> Result<PathBuf> {
 /// # Errors
 /// A file that is not there, with the command that makes one; one that is neither.
 pub fn load(path: &Path) -> Result<Report> {
-    match read(path)? {
-        Found::Baseline(baseline) => Ok(baseline.report),
-        Found::Report(report) => Ok(report),
-    }
+    Ok(read(path)?.0)
 }
 
-enum Found {
-    Baseline(Box<Baseline>),
-    Report(Report),
-}
-
-fn read(path: &Path) -> Result<Found> {
+/// The report of a baseline (`true`), or a plain one (`false`).
+fn read(path: &Path) -> Result<(Report, bool)> {
     let text = std::fs::read_to_string(path).map_err(|e| {
         Error::io("read the baseline", path, e)
             .help("save one first: karat check SUITE --save-baseline NAME; or give the path of a report.json")
     })?;
     let place = path.display().to_string();
     let version = serde_json::from_str::<Value>(&text).ok().and_then(|v| v.get("baseline_version").cloned());
-    let Some(version) = version else { return Report::from_json(&text, &place).map(Found::Report) };
-    if version != Value::from(BASELINE_VERSION) {
+    let Some(version) = version else { return Report::from_json(&text, &place).map(|report| (report, false)) };
+    if version != BASELINE_VERSION {
         return Err(Error::data(format!("the baseline has version {version}, this karat reads {BASELINE_VERSION}"))
             .at(place)
             .help("use the karat that wrote it, or save a new one with --bless --reason TEXT"));
@@ -148,8 +141,7 @@ fn read(path: &Path) -> Result<Found> {
     })?;
     // The report inside has a version of its own; its own reader says what to do about another.
     let inner = serde_json::to_string(&baseline.report).map_err(|e| Error::failed("no JSON").because(e))?;
-    Report::from_json(&inner, &place)?;
-    Ok(Found::Baseline(Box::new(baseline)))
+    Ok((Report::from_json(&inner, &place)?, true))
 }
 
 /// Accepts `report` as the baseline in `path`, in place of what is there: appends to the history beside it, then writes the file.
@@ -164,8 +156,8 @@ pub fn accept(report: &Report, path: &Path, statement: &Statement) -> Result<Acc
     let (old, previous_sha256) = match path.is_file() {
         false => (None, None),
         true => match read(path)? {
-            Found::Baseline(old) => (Some(old.report), Some(fsio::sha256_file(path)?)),
-            Found::Report(_) => {
+            (old, true) => (Some(old), Some(fsio::sha256_file(path)?)),
+            (_, false) => {
                 return Err(Error::usage("this is a report, not a baseline: it is not overwritten")
                     .at(path.display())
                     .help("accept under a name: --baseline NAME --bless --reason TEXT"));
