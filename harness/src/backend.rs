@@ -230,6 +230,8 @@ pub enum Capability {
     TrainLora,
     /// [`OpenConfig::adapter`] is applied.
     Adapter,
+    /// [`OpenConfig::merge_into`] is carried out.
+    Merge,
     /// [`Weights::Random`]: a model without weights can be opened for pretraining.
     FromScratch,
 }
@@ -277,6 +279,10 @@ pub struct OpenConfig {
     /// A folder in the PEFT layout, applied on top of the model.
     #[serde(default)]
     pub adapter: Option<PathBuf>,
+    /// Fold the adapter into the weights (in f32, rounded once) and write the model that results into this folder, in the
+    /// layout of `model`; the session is that model's. For backends with [`Capability::Merge`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge_into: Option<PathBuf>,
     /// Load weights or draw them.
     #[serde(default)]
     pub weights: Weights,
@@ -307,6 +313,7 @@ impl OpenConfig {
         OpenConfig {
             model: model.into(),
             adapter: None,
+            merge_into: None,
             weights: Weights::Load,
             device: cpu(),
             dtype: Dtype::F32,

@@ -315,6 +315,20 @@ pub struct EvalConfig {
     pub metrics: Vec<String>,
     /// Items shown in full.
     pub show: usize,
+    /// Plain text that is not the task, to see what is forgotten.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub general: Option<GeneralConfig>,
+}
+
+/// The `[eval.general]` table: texts that every model is scored on beside the items.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GeneralConfig {
+    /// The texts: of a `.jsonl` file the `text` of every line, of any other the paragraphs.
+    pub file: PathBuf,
+    /// Use only the first so many; 0 is all.
+    #[serde(default)]
+    pub limit: usize,
 }
 
 impl Default for EvalConfig {
@@ -330,6 +344,7 @@ impl Default for EvalConfig {
             enable_thinking: None,
             metrics: DEFAULT_METRICS.map(String::from).to_vec(),
             show: 5,
+            general: None,
         }
     }
 }
@@ -503,6 +518,9 @@ impl Suite {
         for path in [&mut data.file, &mut data.train, &mut data.validation, &mut data.heldout].into_iter().flatten() {
             *path = folder.join(&*path);
         }
+        if let Some(general) = &mut self.eval.general {
+            general.file = folder.join(&general.file);
+        }
         self.model.base = folder.join(&self.model.base);
     }
 
@@ -540,7 +558,8 @@ impl Suite {
                 "give two shares: what is trained on, and what gives the loss during training",
             );
         }
-        for file in [&data.file, &data.train, &data.validation, &data.heldout].into_iter().flatten() {
+        let general = self.eval.general.as_ref().map(|g| &g.file);
+        for file in [&data.file, &data.train, &data.validation, &data.heldout].into_iter().flatten().chain(general) {
             if !file.is_file() {
                 return Err(Error::data("no such data file")
                     .at(file.display())

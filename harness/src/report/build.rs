@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::backend::{SessionInfo, StepEvent, StopReason, TrainSummary};
 use crate::error::{Error, Result};
 use crate::eval::stats::StatsOptions;
-use crate::eval::{Item, ItemResult, think};
+use crate::eval::{Item, ItemResult, PartScore, think};
 
 use super::model::*;
-use super::significance;
 use super::warning::{self, Warning};
+use super::{flips, general, significance};
 
 /// All that a report is made of.
 #[derive(Clone, Debug)]
@@ -36,6 +36,10 @@ pub struct Inputs<'a> {
     pub metrics: Vec<MetricInfo>,
     /// Ids of the items shown in full; empty takes [`Inputs::EXAMPLES`] evenly spread over the data.
     pub examples: Vec<String>,
+    /// General texts and their scores, if the suite has any.
+    pub general: Option<GeneralText>,
+    /// Texts of token ids, as far as they are known.
+    pub tokens: BTreeMap<u32, String>,
     /// Overfitting is named when the last evaluation loss is above the best by more than this share of it.
     pub overfitting_margin: f64,
     /// What the caller found, on top of what `build` finds.
@@ -49,6 +53,15 @@ impl Inputs<'_> {
     pub const EXAMPLES: usize = 5;
     /// The usual [`Inputs::overfitting_margin`].
     pub const OVERFITTING_MARGIN: f64 = 0.02;
+}
+
+/// General texts and what every model finds of them.
+#[derive(Clone, Debug)]
+pub struct GeneralText {
+    /// Where they come from; `rows` are texts.
+    pub file: DataFile,
+    /// By model name, one score a text, in order. A model that is not named was not asked.
+    pub scores: BTreeMap<String, Vec<PartScore>>,
 }
 
 /// What one model did.
@@ -68,6 +81,8 @@ pub struct ModelRun {
     pub pooled: BTreeMap<String, Pooled>,
     /// How it was trained, if in this run.
     pub training: Option<TrainingRecord>,
+    /// What was found of its adapter.
+    pub adapter: Option<AdapterCheck>,
     /// What it cost. `device`, `threads` and `kernels` are filled from the session.
     pub cost: Cost,
 }
@@ -126,11 +141,18 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
     let metrics: Vec<Metric> = inputs.metrics.iter().map(|info| metric(info, &runs, inputs)).collect();
     let comparisons: Vec<Comparison> =
         pairs(&inputs.models).map(|(a, b)| compare(&runs[a], &runs[b], &metrics, inputs)).collect();
+    let general = inputs.general.as_ref().map(|texts| general::general(texts, &inputs.models, &inputs.stats));
     let mut warnings = inputs.warnings.clone();
     warnings.extend(warning::find(inputs.items.len(), &inputs.data, &models, &metrics, &comparisons));
+    // The grave ones stand first, and this one is.
+    let forgetting = general.as_ref().map(warning::forgetting).unwrap_or_default();
+    let notes = warnings.iter().position(Warning::is_note).unwrap_or(warnings.len());
+    warnings.splice(notes..notes, forgetting);
 
+    let (flips, flipped) = flips::find(&comparisons, inputs, &runs);
     let mut data = inputs.data.clone();
     data.bad_rows.truncate(Data::LISTED_BAD_ROWS);
+    data.leaks.truncate(Data::LISTED_LEAKS);
     let mut environment = inputs.environment.clone();
     environment.costs = inputs.models.iter().map(|m| (m.name.clone(), cost(m))).collect();
     for (name, record) in inputs.models.iter().filter_map(|m| Some((&m.name, m.training.as_ref()?))) {
@@ -147,6 +169,9 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
         data,
         decoding: inputs.decoding.clone(),
         statistics: inputs.stats.clone(),
+        general,
+        flips,
+        flipped,
         items: inputs.items.iter().map(|item| item_row(item, &runs)).collect(),
         examples: examples(inputs, &runs)?,
         models,
@@ -158,7 +183,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
 }
 
 /// A model with its results by item id.
-type Run<'a> = (&'a ModelRun, BTreeMap<&'a str, &'a ItemResult>);
+pub(super) type Run<'a> = (&'a ModelRun, BTreeMap<&'a str, &'a ItemResult>);
 
 fn check_names<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<()> {
     let mut seen = BTreeSet::new();
@@ -189,7 +214,7 @@ fn by_item<'a>(run: &'a ModelRun, items: &[Item]) -> Result<BTreeMap<&'a str, &'
 }
 
 /// Base first, then full against LoRA; without these roles every model against the first.
-fn pairs(models: &[ModelRun]) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn pairs(models: &[ModelRun]) -> impl Iterator<Item = (usize, usize)> {
     let of = |role: Role| models.iter().enumerate().filter(move |(_, m)| m.role == role).map(|(i, _)| i);
     let base = of(Role::Base).next();
     let anchor = base.or(if models.is_empty() { None } else { Some(0) });
@@ -205,12 +230,12 @@ fn pairs(models: &[ModelRun]) -> impl Iterator<Item = (usize, usize)> {
     pairs.into_iter()
 }
 
-fn finite(x: f64) -> Option<f64> {
+pub(super) fn finite(x: f64) -> Option<f64> {
     Some(x).filter(|x| x.is_finite())
 }
 
 /// The values of `metric` in the order of the items; none where the model has no result or the metric no value.
-fn values(metric: &str, run: &Run<'_>, items: &[Item]) -> Vec<Option<f64>> {
+pub(super) fn values(metric: &str, run: &Run<'_>, items: &[Item]) -> Vec<Option<f64>> {
     items.iter().map(|i| run.1.get(i.id.as_str())?.metrics.get(metric).copied()?.and_then(finite)).collect()
 }
 
@@ -231,6 +256,7 @@ fn model((run, results): &Run<'_>, margin: f64) -> Model {
         thinking,
         truncated: results.values().filter(|r| r.prediction.stop != StopReason::Stop).count(),
         training: run.training.as_ref().map(|record| training(record, margin)),
+        adapter: run.adapter.clone(),
     }
 }
 
@@ -308,7 +334,7 @@ fn metric(info: &MetricInfo, runs: &[Run<'_>], inputs: &Inputs<'_>) -> Metric {
     }
 }
 
-fn best<'a>(
+pub(super) fn best<'a>(
     direction: Direction,
     order: impl Iterator<Item = &'a str>,
     models: &BTreeMap<String, MetricValue>,
@@ -382,7 +408,7 @@ fn examples(inputs: &Inputs<'_>, runs: &[Run<'_>]) -> Result<Vec<Example>> {
     Ok(chosen.into_iter().map(|item| example(item, runs)).collect())
 }
 
-fn example(item: &Item, runs: &[Run<'_>]) -> Example {
+pub(super) fn example(item: &Item, runs: &[Run<'_>]) -> Example {
     let models = runs
         .iter()
         .filter_map(|(run, results)| {

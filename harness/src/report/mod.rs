@@ -9,7 +9,9 @@ pub mod compare;
 pub mod csv;
 mod diff;
 mod facts;
+mod flips;
 pub mod gate;
+mod general;
 pub mod html;
 pub mod junit;
 pub mod markdown;
@@ -24,7 +26,7 @@ mod warning;
 mod words;
 mod write;
 
-pub use build::{Inputs, MetricInfo, ModelRun, Pooled, TrainingRecord, build};
+pub use build::{GeneralText, Inputs, MetricInfo, ModelRun, Pooled, TrainingRecord, build};
 pub use model::*;
 pub use warning::Warning;
 pub use write::{REPORT_JSON, write};

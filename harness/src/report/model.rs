@@ -5,6 +5,10 @@
 //! drops that key ([`Report::without_environment`]) and compares the rest. A value that is not a finite number is
 //! `null`.
 
+mod adapter;
+mod flips;
+mod general;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +19,10 @@ use crate::eval::stats::StatsOptions;
 use crate::eval::think::ThinkState;
 
 use super::warning::Warning;
+
+pub use adapter::{AdapterCheck, MergedCheck};
+pub use flips::{Divergence, FlipTable, FlippedItem, Token};
+pub use general::General;
 
 /// The version of the JSON this build writes and reads; raised even when a field is only added.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -44,6 +52,15 @@ pub struct Report {
     pub metrics: Vec<Metric>,
     /// Paired comparisons: LoRA against base, full against base, full against LoRA.
     pub comparisons: Vec<Comparison>,
+    /// General text beside the target, if the suite has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub general: Option<General>,
+    /// Items that changed sides, by comparison and metric; only where an item did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flips: Vec<FlipTable>,
+    /// The items of `flips` in full, those that became wrong first; at most [`Report::LISTED_FLIPS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flipped: Vec<FlippedItem>,
     /// Every item's values.
     pub items: Vec<ItemRow>,
     /// A few items in full.
@@ -96,7 +113,7 @@ pub struct Fingerprints {
 }
 
 /// The data behind the items.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Data {
     /// The files read.
     pub files: Vec<DataFile>,
@@ -108,6 +125,9 @@ pub struct Data {
     pub bad_rows: Vec<BadRow>,
     /// How many there were.
     pub bad_row_count: u64,
+    /// Items of one part that also stand, or nearly so, in another; at most [`Data::LISTED_LEAKS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaks: Vec<Leak>,
     /// What the audit counted, by name: `exact_leaks`, `near_leaks`, `duplicates`, `truncated_rows` ...
     pub audit: BTreeMap<String, u64>,
 }
@@ -115,6 +135,21 @@ pub struct Data {
 impl Data {
     /// How many bad rows a report lists one by one.
     pub const LISTED_BAD_ROWS: usize = 20;
+    /// How many leaks a report lists one by one.
+    pub const LISTED_LEAKS: usize = 20;
+}
+
+/// Two items of different parts that ask the same, or nearly so.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Leak {
+    /// Part and id of the one, as `train m-001`.
+    pub first: String,
+    /// Part and id of the other.
+    pub second: String,
+    /// Jaccard index of their character n-grams.
+    pub similarity: f64,
+    /// Equal after normalisation.
+    pub exact: bool,
 }
 
 /// One data file.
@@ -191,6 +226,9 @@ pub struct Model {
     pub truncated: usize,
     /// How it was trained, if here.
     pub training: Option<Training>,
+    /// What was found of its adapter, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterCheck>,
 }
 
 /// A training run: its totals and its curves.
@@ -472,6 +510,9 @@ pub struct Cost {
 }
 
 impl Report {
+    /// How many flipped items a report shows in full.
+    pub const LISTED_FLIPS: usize = 300;
+
     /// The JSON text: sorted keys, two spaces, a final line break.
     ///
     /// # Errors

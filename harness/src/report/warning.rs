@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::model::{Comparison, Data, Metric, Model, Role};
+use super::model::{Comparison, Data, General, Metric, Model, Role, Verdict};
 
 /// Below this many items a report says what it cannot see.
 const FEW_ITEMS: usize = 300;
@@ -32,6 +32,17 @@ pub enum Warning {
         last_step: usize,
         /// The last loss.
         last_loss: f64,
+    },
+    /// General text has become significantly less probable than under the model compared with.
+    Forgetting {
+        /// The model.
+        model: String,
+        /// The one it is compared with.
+        baseline: String,
+        /// Bits per byte of the baseline.
+        before: f64,
+        /// Bits per byte of the model.
+        after: f64,
     },
     /// Texts were cut off by the token limit.
     Truncated {
@@ -147,6 +158,26 @@ fn overfitting(model: &Model) -> Option<Warning> {
         last_step: last.step,
         last_loss: last.loss?,
     })
+}
+
+/// Models that lost general text against the base, or against the first model where there is none.
+pub(super) fn forgetting(general: &General) -> Vec<Warning> {
+    let name = "general_bits_per_byte";
+    let Some(metric) = general.metrics.iter().find(|m| m.name == name) else { return Vec::new() };
+    let anchor = general.comparisons.first().map(|c| &c.baseline);
+    let against = general.comparisons.iter().filter(|c| Some(&c.baseline) == anchor);
+    let worse = against.filter(|c| c.metrics.get(name).is_some_and(|m| m.verdict == Verdict::Worse));
+    let value = |model: &str| metric.models.get(model)?.value;
+    worse
+        .filter_map(|c| {
+            Some(Warning::Forgetting {
+                model: c.candidate.clone(),
+                baseline: c.baseline.clone(),
+                before: value(&c.baseline)?,
+                after: value(&c.candidate)?,
+            })
+        })
+        .collect()
 }
 
 fn detectable(metrics: &[Metric], comparisons: &[Comparison]) -> Vec<(String, f64)> {

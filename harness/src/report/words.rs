@@ -89,6 +89,31 @@ labels! {
     all: "all items", "全部";
     truncated: "truncated", "被截断";
     none_found: "No item matches.", "没有符合条件的条目。";
+    flips: "What changed sides", "对错变化";
+    flips_help: "An item flips where a metric with a notion of right (all key points made, an exact match, the format kept) calls one model right and the other wrong. A mean hides how many went each way.", "当某项有对错之分的指标（要点全部命中、完全匹配、格式正确）认为一个模型对而另一个模型错时，该条目发生翻转。均值看不出双向各有多少。";
+    flip_lost: "right → wrong", "对 → 错";
+    flip_won: "wrong → right", "错 → 对";
+    both_right: "both right", "都对";
+    both_wrong: "both wrong", "都错";
+    flip_texts: "The texts", "文本";
+    comparison: "Comparison", "比较";
+    parts_at: "first different token", "首个不同词元";
+    text_ends: "end of text", "文本结束";
+    not_listed: "The other flips are in report.json by id.", "其余翻转条目的编号见 report.json。";
+    general: "Forgetting", "遗忘";
+    general_help: "Plain text that is not the task, teacher-forced: what fine-tuning cost in what the model could do before. Differences are paired by text.", "与任务无关的纯文本，教师强制打分：微调让模型损失了多少原有能力。差值按文本配对。";
+    texts_word: "texts", "条文本";
+    adapter: "The adapter", "适配器";
+    adapter_help: "The adapter was applied: the same reference tokens are differently probable with and without it. Merged into the weights it must say the same as beside them.", "适配器确已生效：同样的参考词元在有无适配器时概率不同。合并进权重后应与外挂时一致。";
+    adapter_change: "largest change, nats", "最大变化（nat）";
+    merged_difference: "merged: largest difference, nats", "合并后最大差（nat）";
+    merged_flips: "argmax flips", "首选词元变化";
+    merged_texts: "greedy texts changed", "贪心文本变化";
+    not_merged: "not checked: this backend does not merge", "未检查：该后端不支持合并";
+    learning_rate: "learning rate", "学习率";
+    grad_norm: "gradient norm, before clipping", "梯度范数（裁剪前）";
+    per_point: "train s per point of", "每提升一点的训练秒数：";
+    leaks: "Leaks", "泄漏";
     items_word: "items", "条";
 }
 
@@ -303,6 +328,14 @@ pub(super) fn warning(warning: &Warning, report: &Report, language: Language) ->
             language.pick(
                 format!("{model} overfits: its evaluation loss was lowest at step {best_step} ({best}) and has risen by {rise} to {last} at step {last_step}. Prefer the best checkpoint."),
                 format!("{model} 过拟合：验证损失在第 {best_step} 步最低（{best}），到第 {last_step} 步升高了 {rise}（{last}）。建议使用最佳检查点。"),
+            )
+        }
+        Warning::Forgetting { model, baseline, before, after } => {
+            let rise = percent(after / before - 1.0);
+            let (before, after) = (fixed(*before, 3), fixed(*after, 3));
+            language.pick(
+                format!("{model} forgets: general text costs it {after} bits per byte, {rise} more than {baseline} ({before})."),
+                format!("{model} 出现遗忘：通用文本每字节需 {after} 比特，比 {baseline}（{before}）多 {rise}。"),
             )
         }
         Warning::Truncated { model, truncated, items, unclosed } => {

@@ -66,6 +66,8 @@ pub struct EvalJob<'a> {
     pub key: BTreeMap<String, String>,
     /// What is asked.
     pub queries: &'a [Query],
+    /// What is scored beside the queries, but never continued.
+    pub beside: &'a [Query],
     /// How is generated.
     pub generate: GenerateConfig,
     /// Turns ids into text.
@@ -80,6 +82,8 @@ pub struct Evaluated {
     pub predictions: Vec<Prediction>,
     /// How probable it found the references.
     pub references: Vec<ReferenceScore>,
+    /// How probable it found what was scored beside them.
+    pub beside: Vec<ReferenceScore>,
     /// What it took, earlier calls for the same stores included.
     pub effort: Effort,
 }
@@ -134,9 +138,10 @@ pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) 
     let mut predictions = Store::<Prediction>::open(&decode_folder.join("predictions.jsonl"), &decode_key)?;
 
     let prompt_ids: Vec<String> = job.queries.iter().map(|q| row_id(&q.id, &q.prompt, &[])).collect();
-    let score_ids: Vec<String> = job.queries.iter().map(Query::score_id).collect();
+    let scored_queries: Vec<&Query> = job.queries.iter().chain(job.beside).collect();
+    let score_ids: Vec<String> = scored_queries.iter().map(|q| q.score_id()).collect();
     let to_generate = missing(&prompt_ids, |id| predictions.get(id).is_some(), |i| job.queries[i].prompt.len());
-    let to_score = missing(&score_ids, |id| scores.get(id).is_some(), |i| job.queries[i].reference.len());
+    let to_score = missing(&score_ids, |id| scores.get(id).is_some(), |i| scored_queries[i].reference.len());
 
     let files = [folder.join("effort.json"), decode_folder.join("effort.json")];
     let read = |file: &PathBuf| if file.is_file() { fsio::read_json(file).map(Some) } else { Ok(None) };
@@ -147,7 +152,7 @@ pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) 
             scoring.and(generating)
         }
         earlier => {
-            let stored = |kind: &str, missing: &[usize]| match job.queries.len() - missing.len() {
+            let stored = |kind: &str, missing: &[usize]| match job.queries.len().saturating_sub(missing.len()) {
                 0 => String::new(),
                 n => format!(", {n} already {kind}"),
             };
@@ -163,7 +168,8 @@ pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) 
             let [mut scoring, mut generating] = earlier.map(|e| e.unwrap_or_else(|| Effort::nothing(info.clone())));
             let evaluator = evaluator(&mut session, &descriptor.name)?;
             let began = Instant::now();
-            let scored = score(&job, evaluator, &to_score, &score_ids, &mut scores, &stage, observer, cancel);
+            let scored =
+                score(&scored_queries, evaluator, &to_score, &score_ids, &mut scores, &stage, observer, cancel);
             scoring.score_seconds += began.elapsed().as_secs_f64();
             scoring.peak_memory = scoring.peak_memory.max(memory::peak());
             // Also of an interrupted call: what it stored, it worked for.
@@ -187,12 +193,16 @@ pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) 
         }
     };
     let lost = || Error::failed("a stored prediction is gone").at(folder.display());
+    let mut references: Vec<ReferenceScore> =
+        score_ids.iter().map(|id| scores.get(id).cloned().ok_or_else(lost)).collect::<Result<_>>()?;
+    let beside = references.split_off(job.queries.len());
     Ok(Evaluated {
         predictions: prompt_ids
             .iter()
             .map(|id| predictions.get(id).cloned().ok_or_else(lost))
             .collect::<Result<_>>()?,
-        references: score_ids.iter().map(|id| scores.get(id).cloned().ok_or_else(lost)).collect::<Result<_>>()?,
+        references,
+        beside,
         effort,
     })
 }
@@ -246,7 +256,7 @@ const SCORE_CHUNK: usize = 64;
 
 #[allow(clippy::too_many_arguments)]
 fn score(
-    job: &EvalJob<'_>,
+    queries: &[&Query],
     evaluator: &mut dyn Evaluator,
     rows: &[usize],
     ids: &[String],
@@ -255,13 +265,13 @@ fn score(
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<()> {
-    let all: usize = rows.iter().map(|&i| job.queries[i].scored().count()).sum();
+    let all: usize = rows.iter().map(|&i| queries[i].scored().count()).sum();
     let (mut rows_before, mut tokens_before) = (0, 0);
     for chunk in rows.chunks(SCORE_CHUNK) {
         if cancel.requested() {
             return Err(Error::interrupted());
         }
-        let tokens: Tokens = chunk.iter().flat_map(|&i| job.queries[i].scored()).collect();
+        let tokens: Tokens = chunk.iter().flat_map(|&i| queries[i].scored()).collect();
         // The backend counts within its call, people count all rows.
         let mut in_all = |notice: Notice<'_>| match notice {
             Notice::Backend { stage, total, event: Event::Progress { stage: what, done, tokens, .. } } => {
@@ -277,7 +287,7 @@ fn score(
             evaluator.score(tokens.view(), &mut sink).map_err(|e| backend_error("scoring the references failed", e))?;
         let mut start = 0;
         for &i in chunk {
-            let query = &job.queries[i];
+            let query = &queries[i];
             let row = score_row(query, &scores, &mut start)?;
             store.put(&ids[i], row)?;
         }

@@ -1,5 +1,6 @@
 //! Carrying out a suite: from files to a folder of reports.
 
+mod adapter;
 mod backends;
 mod evaluate;
 mod machine;
@@ -17,6 +18,6 @@ pub use machine::machine;
 pub use observe::{Cancel, Notice, Observer, StageSink};
 pub use pipeline::{Brought, evaluate_brought, remove, report_recorded, run};
 pub use predictions::Store;
-pub use prepare::{Prepared, prepare};
+pub use prepare::{GeneralTexts, Prepared, prepare};
 pub use recorded::{Recorded, RecordedTraining};
 pub use train::{TrainJob, Trained, last_checkpoint, plan, start_from_adapter, train};

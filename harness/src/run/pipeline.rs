@@ -1,6 +1,6 @@
 //! The whole way of a suite: data, training, evaluation, report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::backend::{GenerateConfig, Method, OpenConfig};
@@ -8,14 +8,14 @@ use crate::error::{Error, Result};
 use crate::eval::stats::StatsOptions;
 use crate::fsio::{self, sha256, sha256_model};
 use crate::report::{
-    self, BadRow, Cost, Data, DataFile, Decoding, Environment, Fingerprints, Inputs, ModelRun, Report, Role,
-    TrainingRecord, Warning,
+    self, AdapterCheck, BadRow, Cost, Data, DataFile, Decoding, Environment, Fingerprints, GeneralText, Inputs, Leak,
+    ModelRun, Report, Role, TrainingRecord, Warning,
 };
 use crate::run::evaluate::{EvalJob, Evaluated, evaluate};
 use crate::run::machine::machine;
 use crate::run::recorded::{Recorded, RecordedTraining};
 use crate::run::train::{TrainJob, Trained, plan, train};
-use crate::run::{Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, metrics, prepare};
+use crate::run::{Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, adapter, metrics, prepare};
 use crate::suite::{CheckpointChoice, Suite};
 
 /// A model of the run: what is opened, and how it came to be.
@@ -242,7 +242,7 @@ impl Stages<'_> {
         subject: &Subject,
         prepared: &Prepared,
         backend: &LoadedBackend,
-    ) -> Result<(Evaluated, String)> {
+    ) -> Result<(Evaluated, Option<AdapterCheck>, String)> {
         let mut open = self.open(&subject.model);
         open.adapter.clone_from(&subject.adapter);
         let mut key = BTreeMap::from([
@@ -259,11 +259,14 @@ impl Stages<'_> {
             open,
             key,
             queries: &prepared.queries,
+            beside: prepared.general.as_ref().map_or(&[], |g| g.windows.as_slice()),
             generate: generate_config(self.suite, prepared),
             tokenizer: prepared.formatter.tokenizer(),
             folder: self.folder.join("eval"),
         };
-        Ok((evaluate(job, self.observer, self.cancel)?, checkpoint))
+        // Before hours are spent on an adapter that was not applied.
+        let adapter = adapter::check(&job, self.folder, self.observer, self.cancel)?;
+        Ok((evaluate(job, self.observer, self.cancel)?, adapter, checkpoint))
     }
 
     fn report(&mut self, prepared: &Prepared, subjects: Vec<Subject>) -> Result<Report> {
@@ -271,15 +274,15 @@ impl Stages<'_> {
         let results = self.folder.join("results");
         let mut recorded = Vec::new();
         for subject in subjects {
-            let (evaluated, checkpoint_sha256) = self.evaluate(&subject, prepared, &backend)?;
-            let Evaluated { predictions, references, effort } = evaluated;
+            let (evaluated, adapter, checkpoint_sha256) = self.evaluate(&subject, prepared, &backend)?;
+            let Evaluated { predictions, references, beside: general, effort } = evaluated;
             let Subject { name, role, trained, .. } = subject;
             let training = trained.map(|t| RecordedTraining { summary: t.summary, curves: t.curves });
-            let one = Recorded { name, role, checkpoint_sha256, effort, training, predictions, references };
+            let one =
+                Recorded { name, role, checkpoint_sha256, effort, training, predictions, references, general, adapter };
             one.write(&results)?;
             recorded.push(one);
         }
-        adapter_proof(&recorded)?;
         let mut plugins = vec![backend];
         if self.suite.model.backend != self.suite.eval_backend() {
             plugins.push(self.backends.backend(&self.suite.model.backend)?);
@@ -329,11 +332,21 @@ pub fn report_recorded(
     recorded: Vec<Recorded>,
     environment: Environment,
 ) -> Result<Report> {
+    let general = general_text(prepared, &recorded)?;
     let models = recorded.into_iter().map(|r| model_run(r, suite, prepared)).collect::<Result<Vec<_>>>()?;
-    let mut report = report::build(&inputs(suite, prepared, models, environment)?)?;
+    let mut report = report::build(&Inputs { general, ..inputs(suite, prepared, models, environment)? })?;
     // No examples named would be some chosen.
     report.examples.truncate(suite.eval.show);
     Ok(report)
+}
+
+/// The general text and what every model that was asked finds of it.
+fn general_text(prepared: &Prepared, recorded: &[Recorded]) -> Result<Option<GeneralText>> {
+    let Some(texts) = &prepared.general else { return Ok(None) };
+    let asked = recorded.iter().filter(|r| !r.general.is_empty());
+    let scores = asked.map(|r| Ok((r.name.clone(), texts.by_text(&r.general)?))).collect::<Result<_>>()?;
+    let file = DataFile { name: texts.name.clone(), sha256: texts.sha256.clone(), rows: texts.texts as u64 };
+    Ok(Some(GeneralText { file, scores }))
 }
 
 fn inputs<'a>(
@@ -357,6 +370,11 @@ fn inputs<'a>(
         let text = format!("{dropped} items lost their whole answer to the maximum length and were left out");
         warnings.push(Warning::Other { text });
     }
+    // Only those that were generated: the texts of two models part at one of them.
+    let generated: BTreeSet<u32> =
+        models.iter().flat_map(|m| &m.items).flat_map(|r| r.prediction.ids.iter().copied()).collect();
+    let text = |id: u32| Some((id, prepared.formatter.tokenizer().decode(&[id], false).ok()?));
+    let tokens = generated.into_iter().filter_map(text).collect();
     Ok(Inputs {
         language: suite.language,
         suite: report::Suite {
@@ -386,6 +404,15 @@ fn inputs<'a>(
                 .map(|b| BadRow { file: file_name(&b.file), line: b.line as u64, reason: b.reason.clone() })
                 .collect(),
             bad_row_count: prepared.bad.len() as u64,
+            leaks: audit
+                .leaks
+                .iter()
+                .map(|pair| {
+                    let place = |p: &crate::data::audit::Place| format!("{} {}", p.split, p.id);
+                    let (first, second) = (place(&pair.first), place(&pair.second));
+                    Leak { first, second, similarity: pair.similarity, exact: pair.exact }
+                })
+                .collect(),
             audit: BTreeMap::from([
                 ("duplicates".to_string(), audit.duplicates.len() as u64),
                 ("exact_leaks".to_string(), leaks(true)),
@@ -405,6 +432,8 @@ fn inputs<'a>(
         models,
         metrics: metrics::describe(&suite.eval.metrics),
         examples: (0..shown).map(|k| items[k * items.len() / shown].id.clone()).collect(),
+        general: None,
+        tokens,
         overfitting_margin: Inputs::OVERFITTING_MARGIN,
         warnings,
         environment,
@@ -418,6 +447,9 @@ fn comparable(suite: &Suite) -> Result<String> {
     let data = &mut suite.data;
     for path in [&mut data.file, &mut data.train, &mut data.validation, &mut data.heldout].into_iter().flatten() {
         *path = name(path);
+    }
+    if let Some(general) = &mut suite.eval.general {
+        general.file = name(&general.file);
     }
     suite.model.base = name(&suite.model.base);
     suite.model.threads = 0;
@@ -435,13 +467,14 @@ fn plugin(loaded: &LoadedBackend) -> report::Plugin {
 }
 
 fn model_run(recorded: Recorded, suite: &Suite, prepared: &Prepared) -> Result<ModelRun> {
-    let Recorded { name, role, checkpoint_sha256, effort, training, predictions, references } = recorded;
+    let Recorded { name, role, checkpoint_sha256, effort, training, predictions, references, adapter, .. } = recorded;
     let results = metrics::measure(&suite.eval.metrics, &prepared.items, predictions, references)?;
     let summary = training.as_ref().map(|t| &t.summary);
     Ok(ModelRun {
         name,
         role,
         checkpoint_sha256,
+        adapter,
         pooled: metrics::pooled(&suite.eval.metrics, &results, &stats_options(suite)),
         items: results,
         cost: Cost {
@@ -459,20 +492,4 @@ fn model_run(recorded: Recorded, suite: &Suite, prepared: &Prepared) -> Result<M
             summary: t.summary,
         }),
     })
-}
-
-/// Proof that an adapter was applied: if every reference is exactly as probable as under the base model, it was not, and
-/// a report would quietly say that LoRA changes nothing.
-fn adapter_proof(models: &[Recorded]) -> Result<()> {
-    let Some(base) = models.iter().find(|m| m.role == Role::Base) else { return Ok(()) };
-    for lora in models.iter().filter(|m| m.role == Role::Lora && !m.references.is_empty()) {
-        if lora.references == base.references {
-            return Err(Error::backend(format!(
-                "the adapter of {} was not applied: every log-probability equals the base model's",
-                lora.name
-            ))
-            .help("train it with a learning rate above 0, or report this backend"));
-        }
-    }
-    Ok(())
 }

@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 
 use crate::data::audit::{AuditOptions, DataAudit, audit};
+use crate::data::blocks::read_texts;
 use crate::data::format::{Example, Examples, FormatOptions, Formatter, LabelledRows};
 use crate::data::record::{BadRow, Dataset, Record, read_jsonl};
 use crate::data::split::{PyRandom, split};
 use crate::data::template::ChatTemplate;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
-use crate::eval::Item;
-use crate::fsio::sha256;
+use crate::eval::{Item, PartScore, ReferenceScore};
+use crate::fsio::{sha256, sha256_file};
 use crate::run::evaluate::Query;
-use crate::suite::{Suite, TemplateChoice};
+use crate::suite::{GeneralConfig, Suite, TemplateChoice};
 
 /// Everything a suite's data becomes.
 #[derive(Debug)]
@@ -37,6 +38,46 @@ pub struct Prepared {
     pub parts: BTreeMap<String, Vec<Record>>,
     /// How the parts came about, in words.
     pub split_rule: String,
+    /// Plain text beside the items, if the suite has any.
+    pub general: Option<GeneralTexts>,
+}
+
+/// Plain texts as they are scored.
+#[derive(Debug)]
+pub struct GeneralTexts {
+    /// The file's name.
+    pub name: String,
+    /// SHA-256 of its bytes.
+    pub sha256: String,
+    /// How many texts.
+    pub texts: usize,
+    /// Windows of the texts, in order: each begins with the last token of the one before it, or with the start token, so that
+    /// every token of a text is predicted once (lm-eval's rolling log-likelihood).
+    pub windows: Vec<Query>,
+    /// The text that each window is of.
+    pub text_of: Vec<usize>,
+}
+
+impl GeneralTexts {
+    /// The score of each text from the scores of its windows.
+    ///
+    /// # Errors
+    /// If there is not one score a window.
+    pub fn by_text(&self, scores: &[ReferenceScore]) -> Result<Vec<PartScore>> {
+        if scores.len() != self.windows.len() {
+            return Err(Error::data(format!("{} scores for {} windows of text", scores.len(), self.windows.len()))
+                .help("these results were made with another file of general text: run the suite again"));
+        }
+        let mut texts = vec![PartScore::default(); self.texts];
+        for (&text, score) in self.text_of.iter().zip(scores) {
+            let sum = &mut texts[text];
+            sum.logprob += score.answer.logprob;
+            sum.tokens += score.answer.tokens;
+            sum.bytes += score.answer.bytes;
+            sum.greedy += score.answer.greedy;
+        }
+        Ok(texts)
+    }
 }
 
 /// Reads, splits, renders and tokenizes.
@@ -79,7 +120,9 @@ pub fn prepare(suite: &Suite) -> Result<Prepared> {
     let items: Vec<Item> = heldout_records.iter().map(Record::to_item).collect();
     check_choices(suite, &items)?;
     let queries = heldout_records.iter().map(|r| query(&formatter, r, &heldout)).collect::<Result<Vec<_>>>()?;
+    let general = suite.eval.general.as_ref().map(|g| general(g, &formatter, suite.data.max_length)).transpose()?;
     Ok(Prepared {
+        general,
         train: train.rows(),
         validation: validation.rows(),
         formatter,
@@ -91,6 +134,43 @@ pub fn prepare(suite: &Suite) -> Result<Prepared> {
         parts,
         split_rule: rule,
     })
+}
+
+/// The general texts of a suite, in windows of at most `max_length` tokens.
+fn general(config: &GeneralConfig, formatter: &Formatter, max_length: usize) -> Result<GeneralTexts> {
+    let tokenizer = formatter.tokenizer();
+    let start = tokenizer.bos_id().or(tokenizer.eos_id()).ok_or_else(|| {
+        Error::data("the tokenizer has neither a start nor an end token, so that a text's first token has no prefix")
+            .at(config.file.display())
+            .help("name one in tokenizer_config.json, or leave out [eval.general]")
+    })?;
+    let mut texts = read_texts(&config.file)?;
+    if config.limit > 0 {
+        texts.truncate(config.limit);
+    }
+    let (mut windows, mut text_of) = (Vec::new(), Vec::new());
+    for (number, text) in texts.iter().enumerate() {
+        let mut before = start;
+        for (part, ids) in tokenizer.encode(text)?.chunks(max_length.max(2) - 1).enumerate() {
+            let reference: Vec<u32> = std::iter::once(before).chain(ids.iter().copied()).collect();
+            before = ids.last().copied().unwrap_or(before);
+            let end = reference.len();
+            windows.push(Query {
+                id: format!("general {number} {part}"),
+                prompt: Vec::new(),
+                reference,
+                think: 1..1,
+                answer: 1..end,
+                think_bytes: 0,
+                // Only the sum over a text's windows says something.
+                answer_bytes: if part == 0 { text.len() as u64 } else { 0 },
+                options: Vec::new(),
+            });
+            text_of.push(number);
+        }
+    }
+    let name = config.file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    Ok(GeneralTexts { name, sha256: sha256_file(&config.file)?, texts: texts.len(), windows, text_of })
 }
 
 /// Template, tokenizer and options of a suite.

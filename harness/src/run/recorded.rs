@@ -11,7 +11,7 @@ use crate::backend::TrainSummary;
 use crate::error::{Error, Result};
 use crate::eval::{Prediction, ReferenceScore};
 use crate::fsio;
-use crate::report::Role;
+use crate::report::{AdapterCheck, Role};
 use crate::run::evaluate::Effort;
 use crate::train::log::Curves;
 
@@ -33,6 +33,12 @@ pub struct Recorded {
     pub predictions: Vec<Prediction>,
     /// How probable it found the references.
     pub references: Vec<ReferenceScore>,
+    /// How probable it found the general text, window by window, if the suite has any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub general: Vec<ReferenceScore>,
+    /// What was found of its adapter, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterCheck>,
 }
 
 /// A training run: its totals and its curves.

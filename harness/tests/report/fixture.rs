@@ -192,6 +192,7 @@ pub fn model(name: &str, role: Role, items: &[Item], seed: u64) -> ModelRun {
             Pooled { value: (!bleu.is_empty()).then_some(corpus), interval },
         )]),
         items: results,
+        adapter: None,
         training: (role != Role::Base).then(|| training(role, seed)),
         cost: Cost { score_seconds: Some(3.1), generate_seconds: Some(21.4), ..Cost::default() },
     }
@@ -267,6 +268,7 @@ pub fn inputs(items: &[Item], models: Vec<ModelRun>) -> Inputs<'_> {
                 reason: "field `answer` is missing".into(),
             }],
             bad_row_count: 1,
+            leaks: vec![],
             audit: BTreeMap::from([("exact_leaks".into(), 0), ("near_leaks".into(), 0), ("duplicates".into(), 3)]),
         },
         decoding: Decoding {
@@ -280,6 +282,8 @@ pub fn inputs(items: &[Item], models: Vec<ModelRun>) -> Inputs<'_> {
         models,
         metrics: metrics(),
         examples: vec![],
+        general: None,
+        tokens: BTreeMap::new(),
         overfitting_margin: Inputs::OVERFITTING_MARGIN,
         warnings: vec![],
         environment: Environment {

@@ -1,0 +1,205 @@
+//! What is proved of an adapter in every run that has one: that the backend applied it, and that the weights with the adapter
+//! merged into them, as they would be shipped, are the same model.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::{Capability, Event, Flow, GenerateConfig, OpenConfig, Scores, Tokens};
+use crate::error::{Error, Result};
+use crate::fsio::{self, sha256};
+use crate::report::{AdapterCheck, MergedCheck};
+use crate::run::evaluate::{EvalJob, evaluator};
+use crate::run::{Cancel, LoadedBackend, Notice, Observer, backend_error};
+
+/// Items that are looked at, evenly spread over the data.
+const PROBES: usize = 12;
+/// Longest greedy text of the merged check.
+const PROBE_TOKENS: usize = 64;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    key: String,
+    check: AdapterCheck,
+}
+
+/// Looks at the adapter of `job` on a few of its queries; what an earlier run found is reused. `scratch` is a folder in which
+/// the merged model may lie for as long as the check takes.
+///
+/// # Errors
+/// An adapter with weights other than zero that changes no log-probability: the backend did not apply it, and a report would
+/// quietly say that LoRA changes nothing. The backend's errors; interrupted; I/O.
+pub(super) fn check(
+    job: &EvalJob<'_>,
+    scratch: &Path,
+    observer: &mut dyn Observer,
+    cancel: &Cancel,
+) -> Result<Option<AdapterCheck>> {
+    let Some(adapter) = &job.open.adapter else { return Ok(None) };
+    let (n, wanted) = (job.queries.len(), job.queries.len().min(PROBES));
+    let probes: Vec<_> = (0..wanted).map(|k| &job.queries[k * n / wanted]).collect();
+    let references: Tokens = probes.iter().map(|q| &q.reference).collect();
+    let prompts: Tokens = probes.iter().map(|q| &q.prompt).collect();
+    let descriptor = job.backend.backend.describe();
+    let greedy = GenerateConfig::greedy(job.generate.max_new_tokens.min(PROBE_TOKENS), job.generate.stop_ids.clone());
+
+    let asked = format!("{:?} {:?} {}", references, prompts, greedy.deciding());
+    let key = format!("{:?} {descriptor:?} {} {} {asked}", job.key, job.open.dtype, job.open.device);
+    let key = sha256(key.as_bytes());
+    let file = job.folder.join(format!("adapter-{}-{}.json", job.name, &key[..12]));
+    let stage = format!("adapter {}", job.name);
+    if file.is_file() {
+        let stored: Stored = fsio::read_json(&file)?;
+        if stored.key == key {
+            observer.notice(Notice::Reused { name: &stage, detail: format!("{} items", stored.check.items) });
+            return Ok(Some(stored.check));
+        }
+    }
+    observer.notice(Notice::Stage { name: &stage, detail: format!("{wanted} items with it, without it, merged") });
+
+    let ask = |open: &OpenConfig, generates: bool| {
+        ask(job.backend, open, &references, generates.then_some((&prompts, &greedy)), cancel)
+    };
+    let without = OpenConfig { adapter: None, ..job.open.clone() };
+    let (base, _) = ask(&without, false)?;
+    let (with, texts) = ask(&job.open, true)?;
+    let (largest_change, mean_change) = differences(&base, &with);
+    if largest_change == 0.0 && !with.logprobs.is_empty() && !is_zero(adapter)? {
+        return Err(Error::backend(format!(
+            "the adapter of {} was not applied: its weights are not zero, and every log-probability equals the base model's",
+            job.name
+        ))
+        .at(adapter.display())
+        .help("report this backend; no number of this adapter can be believed"));
+    }
+    let merged = if descriptor.capabilities.contains(&Capability::Merge) {
+        std::fs::create_dir_all(scratch).map_err(|e| Error::io("create the folder", scratch, e))?;
+        // Dropping it removes it, whatever fails below.
+        let folder = tempfile::Builder::new()
+            .prefix(".karat-merged-")
+            .tempdir_in(scratch)
+            .map_err(|e| Error::io("create a folder in", scratch, e))?;
+        let into = folder.path().join("merged");
+        drop(job.backend.open(&OpenConfig { merge_into: Some(into.clone()), ..job.open.clone() })?);
+        // What is opened is what was written: the files as they would be shipped.
+        let (scores, merged_texts) = ask(&OpenConfig { model: into, ..without }, true)?;
+        let (largest_difference, mean_difference) = differences(&with, &scores);
+        Some(MergedCheck {
+            largest_difference,
+            mean_difference,
+            argmax_flips: with.greedy.iter().zip(&scores.greedy).filter(|(a, b)| a != b).count() as u64,
+            changed_texts: texts.iter().zip(&merged_texts).filter(|(a, b)| a != b).count(),
+            max_new_tokens: greedy.max_new_tokens,
+        })
+    } else {
+        None
+    };
+    let check = AdapterCheck { items: wanted, tokens: with.logprobs.len() as u64, largest_change, mean_change, merged };
+    let merged = check.merged.as_ref().map_or_else(String::new, |m| {
+        format!(
+            ", merged differs by at most {:.1e} nats, {} of {wanted} texts change",
+            m.largest_difference, m.changed_texts
+        )
+    });
+    let detail = format!("applied: log-probabilities change by up to {:.2} nats{merged}", check.largest_change);
+    observer.notice(Notice::Done { name: &stage, detail });
+    let stored = Stored { key, check };
+    fsio::write_json(&file, &stored)?;
+    Ok(Some(stored.check))
+}
+
+/// Scores the references and, if asked to, continues the prompts, in a session of its own.
+fn ask(
+    backend: &LoadedBackend,
+    open: &OpenConfig,
+    references: &Tokens,
+    generates: Option<(&Tokens, &GenerateConfig)>,
+    cancel: &Cancel,
+) -> Result<(Scores, Vec<Vec<u32>>)> {
+    let mut session = backend.open(open)?;
+    let longest = session.info().max_positions;
+    let evaluator = evaluator(&mut session, &backend.backend.describe().name)?;
+    let mut sink = |_: Event| if cancel.requested() { Flow::Stop } else { Flow::Continue };
+    let scores = evaluator
+        .score(references.view(), &mut sink)
+        .map_err(|e| backend_error("scoring the adapter's probe failed", e))?;
+    let texts = match generates {
+        Some((prompts, config)) => {
+            let fitting: Tokens = prompts.view().iter().filter(|p| p.len() < longest).collect();
+            let completions = evaluator
+                .generate(fitting.view(), config, &mut sink)
+                .map_err(|e| backend_error("continuing the adapter's probe failed", e))?;
+            completions.into_iter().map(|c| c.ids).collect()
+        }
+        None => Vec::new(),
+    };
+    Ok((scores, texts))
+}
+
+/// Largest and mean absolute difference of two lists of log-probabilities.
+fn differences(a: &Scores, b: &Scores) -> (f64, f64) {
+    let each = || a.logprobs.iter().zip(&b.logprobs).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs());
+    (each().fold(0.0, f64::max), each().sum::<f64>() / a.logprobs.len().max(1) as f64)
+}
+
+/// Whether an adapter in the PEFT layout says nothing: every `lora_B` is zero and there is nothing else but `lora_A`. What is
+/// not in that layout is taken to say something.
+fn is_zero(folder: &Path) -> Result<bool> {
+    let path = folder.join("adapter_model.safetensors");
+    let Ok(bytes) = std::fs::read(&path) else { return Ok(false) };
+    let broken = || Error::data("not a safetensors file").at(path.display());
+    let length = bytes.first_chunk::<8>().map(|l| u64::from_le_bytes(*l)).ok_or_else(broken)?;
+    let start = usize::try_from(length).ok().and_then(|l| l.checked_add(8)).ok_or_else(broken)?;
+    let header: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(bytes.get(8..start).ok_or_else(broken)?).map_err(|e| broken().because(e))?;
+    for (name, tensor) in header.iter().filter(|(name, _)| *name != "__metadata__" && !name.contains("lora_A")) {
+        if !name.contains("lora_B") {
+            return Ok(false);
+        }
+        let offset = |i: usize| usize::try_from(tensor["data_offsets"][i].as_u64()?).ok()?.checked_add(start);
+        let data = offset(0).zip(offset(1)).and_then(|(from, to)| bytes.get(from..to)).ok_or_else(broken)?;
+        let size = if tensor["dtype"] == "F32" { 4 } else { 2 };
+        // The sign of a zero does not count.
+        let nothing =
+            |x: &[u8]| x.split_last().is_none_or(|(top, rest)| top & 0x7f == 0 && rest.iter().all(|b| *b == 0));
+        if !data.chunks(size).all(nothing) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter(b: &[f32], more: Option<&str>) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let end = 8 + 4 * b.len();
+        let mut header = serde_json::json!({
+            "m.lora_A.weight": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]},
+            "m.lora_B.weight": {"dtype": "F32", "shape": [b.len(), 1], "data_offsets": [8, end]},
+        });
+        if let Some(name) = more {
+            header[name] = serde_json::json!({"dtype": "F32", "shape": [0], "data_offsets": [end, end]});
+        }
+        let header = header.to_string();
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend([1.0f32, -2.0].iter().chain(b).flat_map(|x| x.to_le_bytes()));
+        std::fs::write(folder.path().join("adapter_model.safetensors"), bytes).unwrap();
+        folder
+    }
+
+    #[test]
+    fn an_adapter_is_zero_only_if_every_b_is_and_nothing_else_is_there() {
+        assert!(is_zero(adapter(&[0.0, -0.0], None).path()).unwrap());
+        assert!(!is_zero(adapter(&[0.0, 1e-30], None).path()).unwrap());
+        assert!(!is_zero(adapter(&[0.0], Some("m.lora_magnitude_vector")).path()).unwrap());
+        assert!(!is_zero(Path::new("/no/such/adapter")).unwrap());
+        let folder = adapter(&[0.0], None);
+        std::fs::write(folder.path().join("adapter_model.safetensors"), b"short").unwrap();
+        assert!(is_zero(folder.path()).is_err());
+    }
+}
