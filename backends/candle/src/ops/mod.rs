@@ -12,6 +12,7 @@ pub mod attention;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod low_rank;
 pub mod matmul;
 pub mod norm;
 pub mod rope;
