@@ -5,7 +5,6 @@ mod config;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use candle_core::Tensor;
 use karat::backend::BackendError;
 use karat::train::LoraConfig;
 use karat::train::config::{InitLora, Matcher, Shape};
@@ -13,7 +12,7 @@ use karat::train::config::{InitLora, Matcher, Shape};
 use crate::files::{TensorFile, at, write_tensors};
 use crate::linear::{Dora, Linear, Lora};
 use crate::model::Decoder;
-use crate::nn::{self, Result};
+use crate::nn::{self, Result, Tensor};
 use crate::rng::{Philox, name_key};
 
 pub use config::read_config;
@@ -182,7 +181,7 @@ impl Source {
 }
 
 /// Puts an adapter on every targeted module.
-fn attach(model: &mut Decoder, config: &LoraConfig, mut source: Source) -> Result<Source> {
+fn attach(model: &mut Decoder, config: &LoraConfig, mut source: Source) -> Result<()> {
     let Layout { modules, dora, whole } = Layout::new(model, config)?;
     for (i, layer) in model.layers.iter_mut().enumerate() {
         for (j, linear) in layer.linears_mut().into_iter().enumerate() {
@@ -192,15 +191,16 @@ fn attach(model: &mut Decoder, config: &LoraConfig, mut source: Source) -> Resul
             };
         }
     }
-    if let Source::File(file) = &mut source {
-        for (name, tensor) in model.tensors().iter().filter(|(name, _)| whole.contains(*name)) {
+    let names = whole.clone();
+    model.train_whole(whole)?;
+    if let Source::File(file) = &source {
+        for (name, tensor) in model.adapter_tensors().iter().filter(|(name, _)| names.contains(*name)) {
             let stored = file.read(&stored_name(name), tensor.dims())?;
             let stored = nn::view(&stored)?;
             nn::edit(tensor, |tensor| tensor.copy_from_slice(&stored))?;
         }
     }
-    model.whole = whole;
-    Ok(source)
+    Ok(())
 }
 
 /// Puts the adapter of `folder` on the model, under `config` (which may differ from the folder's in its dropout).
@@ -224,7 +224,7 @@ pub fn load(model: &mut Decoder, config: &LoraConfig, folder: &Path) -> Result<(
 /// # Errors
 /// If the configuration does not fit the model.
 pub fn draw(model: &mut Decoder, config: &LoraConfig, seed: u64) -> Result<()> {
-    attach(model, config, Source::Seed(Philox::new(seed), config.init_lora_weights)).map(drop)
+    attach(model, config, Source::Seed(Philox::new(seed), config.init_lora_weights))
 }
 
 /// Writes the adapter in the PEFT layout: all fields of its configuration with sorted keys, and the tensors.

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
-
-use crate::nn::{self, Result};
+use crate::nn::{self, Result, Tensor};
 use crate::ops::dropout::Key;
+use crate::weight::Weight;
 
 /// Gradients of the tensors that are trained, by name; a tensor that is not in here is frozen and costs nothing.
 #[derive(Clone, Debug, Default)]
@@ -120,7 +119,7 @@ pub struct Linear {
     /// Module path, e.g. `model.layers.0.self_attn.q_proj`.
     pub name: String,
     /// `[out, in]`.
-    pub weight: Tensor,
+    pub weight: Weight,
     /// `[out]`.
     pub bias: Option<Tensor>,
     /// The adapter, if this module has one.
@@ -131,7 +130,7 @@ pub struct Linear {
 
 impl Linear {
     /// The layer at `name` without an adapter.
-    pub fn new(name: String, weight: Tensor, bias: Option<Tensor>) -> Self {
+    pub fn new(name: String, weight: Weight, bias: Option<Tensor>) -> Self {
         let (weight_name, bias_name) = (format!("{name}.weight"), format!("{name}.bias"));
         Linear { name, weight, bias, lora: None, weight_name, bias_name }
     }
@@ -162,7 +161,7 @@ impl Linear {
     pub fn merge(&mut self) -> Result<()> {
         if let Some(Lora { a, b, scale, dora, .. }) = &self.lora {
             let gain = dora.as_ref().map(Dora::gain).transpose()?;
-            self.weight = nn::merged(&self.weight, [a, b], *scale, gain.as_deref())?;
+            self.weight = nn::merged(&self.weight, [a, b], *scale, gain.as_deref())?.into();
             self.lora = None;
         }
         Ok(())
@@ -190,7 +189,7 @@ impl Linear {
                 y
             }
             (None, bias) => {
-                let y = nn::zeros(product.dims())?;
+                let y = nn::zero_activation(product.dims())?;
                 if let Some(bias) = bias {
                     let bias = nn::view(bias)?;
                     nn::edit(&y, |y| y.chunks_exact_mut(bias.len()).for_each(|y| y.copy_from_slice(&bias)))?;
@@ -242,7 +241,7 @@ impl Linear {
                     let norms = nn::view(&dora.norms)?;
                     nn::edit(dm, |dm| dm.iter_mut().zip(dgain).zip(norms.iter()).for_each(|((m, g), n)| *m += g / n))?;
                 }
-                let scaled = nn::zeros(dy.dims())?;
+                let scaled = nn::zero_activation(dy.dims())?;
                 nn::add_scaled(&scaled, dy, &gain)?;
                 Some(scaled)
             }

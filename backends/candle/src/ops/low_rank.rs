@@ -3,6 +3,7 @@
 
 use rayon::prelude::*;
 
+use super::mapped::Elements;
 use super::simd::{simd, sum_by};
 
 /// A low-rank change of a weight.
@@ -23,15 +24,16 @@ impl LowRank<'_> {
         self.a.len() / self.n_in
     }
 
-    /// Row `o` of `W + s B A`, all in f32: the products are summed in the order of the ranks, scaled, then added.
+    /// `row`, which is row `o` of `W`, plus that of `s B A`, all in f32: the products are summed in the order of the ranks,
+    /// scaled, then added. `delta` has the length of a row.
     #[inline(always)]
-    fn row(&self, o: usize, w: &[f32], out: &mut [f32]) {
+    fn add_row(&self, o: usize, row: &mut [f32], delta: &mut [f32]) {
         let r = self.rank();
-        out.fill(0.0);
+        delta.fill(0.0);
         for (&b, a) in self.b[o * r..(o + 1) * r].iter().zip(self.a.chunks_exact(self.n_in)) {
-            out.iter_mut().zip(a).for_each(|(y, &a)| *y += b * a);
+            delta.iter_mut().zip(a).for_each(|(d, &a)| *d += b * a);
         }
-        out.iter_mut().zip(w).for_each(|(y, &w)| *y = w + self.scale * *y);
+        row.iter_mut().zip(delta.iter()).for_each(|(w, &d)| *w += self.scale * d);
     }
 }
 
@@ -39,13 +41,14 @@ impl LowRank<'_> {
 pub fn merge(w: &mut [f32], change: LowRank<'_>, gain: Option<&[f32]>) {
     w.par_chunks_exact_mut(change.n_in).enumerate().for_each_init(
         || vec![0f32; change.n_in],
-        |row, (o, w)| {
+        |delta, (o, w)| {
             simd(
                 #[inline(always)]
                 || {
-                    change.row(o, w, row);
-                    let gain = gain.map_or(1.0, |gain| gain[o]);
-                    w.iter_mut().zip(row.iter()).for_each(|(w, &y)| *w = gain * y);
+                    change.add_row(o, w, delta);
+                    if let Some(gain) = gain {
+                        w.iter_mut().for_each(|w| *w *= gain[o]);
+                    }
                 },
             );
         },
@@ -53,14 +56,16 @@ pub fn merge(w: &mut [f32], change: LowRank<'_>, gain: Option<&[f32]>) {
 }
 
 /// The L2 norm of every row of `W + s B A`.
-pub fn norms(w: &[f32], change: LowRank<'_>, norms: &mut [f32]) {
-    norms.par_iter_mut().zip(w.par_chunks_exact(change.n_in)).enumerate().for_each_init(
-        || vec![0f32; change.n_in],
-        |row, (o, (norm, w))| {
+pub fn norms(w: Elements<'_>, change: LowRank<'_>, norms: &mut [f32]) {
+    let n_in = change.n_in;
+    norms.par_iter_mut().enumerate().for_each_init(
+        || (vec![0f32; n_in], vec![0f32; n_in]),
+        |(row, delta), (o, norm)| {
+            w.slice(o * n_in..(o + 1) * n_in).widen(row);
             simd(
                 #[inline(always)]
                 || {
-                    change.row(o, w, row);
+                    change.add_row(o, row, delta);
                     // In parts, so that a long row loses nothing.
                     let sum: f64 = row.chunks(1 << 12).map(|x| f64::from(sum_by(x.len(), |i| x[i] * x[i]))).sum();
                     *norm = sum.sqrt() as f32;
@@ -118,7 +123,7 @@ mod tests {
         let (mut merged, mut scaled, mut norm) = (w.clone(), w.clone(), vec![0f32; OUT]);
         merge(&mut merged, change, None);
         merge(&mut scaled, change, Some(&gain));
-        norms(&w, change, &mut norm);
+        norms(Elements::F32(&w), change, &mut norm);
         for o in 0..OUT {
             let mut square = 0f64;
             for i in 0..IN {

@@ -9,10 +9,12 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod buffers;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod low_rank;
+pub mod mapped;
 pub mod matmul;
 pub mod norm;
 pub mod rope;
