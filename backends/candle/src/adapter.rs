@@ -135,7 +135,7 @@ fn matches(module: &str, target: &str) -> bool {
 fn attach(
     model: &mut Decoder,
     config: &LoraConfig,
-    mut get: impl FnMut(&str, &[usize]) -> Result<candle_core::Tensor>,
+    mut get: impl FnMut(&str, &[usize]) -> Result<crate::nn::Tensor>,
 ) -> Result<()> {
     check(model, config)?;
     let mut build = |linear: &Linear, module: u32| -> Result<Lora> {
@@ -162,7 +162,7 @@ fn attach(
 /// # Errors
 /// For missing, misshapen or stray tensors, by name.
 pub fn load(model: &mut Decoder, config: &LoraConfig, folder: &Path) -> Result<()> {
-    let mut file = TensorFile::open(&folder.join(WEIGHTS))?;
+    let file = TensorFile::open(&folder.join(WEIGHTS))?;
     attach(model, config, |name, shape| file.read(name, shape))?;
     let known = model.adapter_tensors();
     match file.names().into_iter().find(|name| !known.contains_key(name)) {

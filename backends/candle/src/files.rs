@@ -1,17 +1,18 @@
-//! Safetensors files and folders on disk: reading tensor by tensor, writing whole folders at once.
+//! Safetensors files and folders on disk: mapped and read tensor by tensor, written whole folders at once.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
 use karat::backend::BackendError;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-use crate::nn::{Result, tensor, view};
+use crate::nn::{Result, Stored, Tensor};
+use crate::ops::mapped::{Elements, Kind, Mapping};
+use crate::weight::{Weight, WeightView};
 
 /// No header is larger; the format says so.
 const LARGEST_HEADER: u64 = 100_000_000;
@@ -28,7 +29,7 @@ fn io<T>(path: &Path, what: &str, result: std::io::Result<T>) -> Result<T> {
 /// A safetensors file whose header was read and checked against the file's length.
 pub struct TensorFile {
     path: PathBuf,
-    file: File,
+    mapping: Mapping,
     data_start: u64,
     metadata: Metadata,
 }
@@ -67,7 +68,8 @@ impl TensorFile {
             }
             _ => {}
         }
-        Ok(TensorFile { path: path.to_owned(), file, data_start, metadata })
+        let mapping = io(path, "could not map it", Mapping::new(&file))?;
+        Ok(TensorFile { path: path.to_owned(), mapping, data_start, metadata })
     }
 
     /// Names of the tensors in it.
@@ -75,32 +77,44 @@ impl TensorFile {
         self.metadata.tensors().into_keys().collect()
     }
 
-    /// Reads a tensor, widening bf16 and f16 to f32.
+    /// A tensor as it lies in the file: nothing is read before it is used, and nothing is held twice.
     ///
     /// # Errors
     /// If it is missing, of another shape than `shape`, or of an integer type.
-    pub fn read(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         let Some(info) = self.metadata.info(name) else {
             return Err(at(&self.path, format!("tensor {name} is missing")));
         };
         if info.shape != shape {
             return Err(at(&self.path, format!("tensor {name} is {:?}, the configuration says {shape:?}", info.shape)));
         }
-        let (start, end) = info.data_offsets;
-        let dtype = info.dtype;
-        let mut bytes = vec![0u8; end - start];
-        io(&self.path, "could not read it", self.file.seek(SeekFrom::Start(self.data_start + start as u64)))?;
-        io(&self.path, "could not read it", self.file.read_exact(&mut bytes))?;
-        let data: Vec<f32> = match dtype {
-            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            Dtype::BF16 => bytes
-                .chunks_exact(2)
-                .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
-                .collect(),
-            Dtype::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        let kind = match info.dtype {
+            Dtype::F32 => Kind::F32,
+            Dtype::BF16 => Kind::Bf16,
+            Dtype::F16 => Kind::F16,
             other => return Err(at(&self.path, format!("tensor {name} is {other:?}; F32, BF16 and F16 are read"))),
         };
-        tensor(data, shape)
+        let (start, end) =
+            (self.data_start as usize + info.data_offsets.0, self.data_start as usize + info.data_offsets.1);
+        if let Some(numbers) = self.mapping.numbers(start..end, kind) {
+            return Ok(Weight::Mapped { numbers, shape: shape.to_vec() });
+        }
+        // The format does not ask for alignment; most writers keep it.
+        let bytes = self.mapping.bytes(start..end).ok_or_else(|| at(&self.path, format!("{name} lies outside")))?;
+        let data = match kind {
+            Kind::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Kind::Bf16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Kind::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        };
+        crate::nn::tensor(data, shape).map(Weight::Owned)
+    }
+
+    /// A copy of a tensor, widened to f32.
+    ///
+    /// # Errors
+    /// As [`TensorFile::weight`].
+    pub fn read(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.weight(name, shape)?.own()
     }
 
     /// Where it lies.
@@ -163,46 +177,54 @@ impl ModelFiles {
         self.place.keys().map(String::as_str)
     }
 
-    /// Reads a tensor as [`TensorFile::read`].
+    /// A tensor as [`TensorFile::weight`].
     ///
     /// # Errors
     /// As there.
-    pub fn read(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         match self.place.get(name) {
-            Some(&file) => self.files[file].read(name, shape),
+            Some(&file) => self.files[file].weight(name, shape),
             None => Err(at(&self.folder, format!("tensor {name} is missing from the model's safetensors"))),
         }
     }
 }
 
-struct Out<'a>(&'a Tensor);
+struct Out<'a> {
+    view: WeightView<'a>,
+    shape: &'a [usize],
+}
 
 impl safetensors::View for Out<'_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }
     fn shape(&self) -> &[usize] {
-        self.0.dims()
+        self.shape
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        let bytes = view(self.0).map(|v| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
-        Cow::Owned(bytes.unwrap_or_default())
+        match self.view.elements() {
+            // The format is little-endian, and so is every machine that these kernels are built for.
+            Elements::F32(data) if cfg!(target_endian = "little") => Cow::Borrowed(bytemuck::cast_slice(data)),
+            elements => {
+                let mut wide = vec![0.0; elements.len()];
+                elements.widen(&mut wide);
+                Cow::Owned(wide.iter().flat_map(|x| x.to_le_bytes()).collect())
+            }
+        }
     }
     fn data_len(&self) -> usize {
-        self.0.elem_count() * 4
+        self.view.elements().len() * 4
     }
 }
 
-/// Writes f32 tensors with the metadata `{"format": "pt"}` that transformers and PEFT expect.
+/// Writes tensors as f32 with the metadata `{"format": "pt"}` that transformers and PEFT expect.
 ///
 /// # Errors
 /// If the file cannot be written.
-pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    for t in tensors.values() {
-        view(t)?;
-    }
+pub fn write_tensors<T: Stored>(path: &Path, tensors: &BTreeMap<String, T>) -> Result<()> {
+    let views = tensors.iter().map(|(name, t)| Ok((name.as_str(), Out { view: t.view()?, shape: t.dims() })));
+    let views = views.collect::<Result<Vec<_>>>()?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let views = tensors.iter().map(|(name, t)| (name.as_str(), Out(t)));
     safetensors::serialize_to_file(views, Some(metadata), path)
         .map_err(|e| at(path, "could not write it").because(&e))?;
     sync(path)

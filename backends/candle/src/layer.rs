@@ -1,11 +1,10 @@
 //! One decoder layer: attention and MLP, each behind an RMSNorm and added to the residual stream.
 
-use candle_core::Tensor;
 use karat::backend::BackendError;
 
 use crate::linear::InputGradient::{self, New, Skip};
 use crate::linear::{Dropout, Gradients, Linear};
-use crate::nn::{self, Result};
+use crate::nn::{self, Result, Tensor};
 use crate::ops::attention::Heads;
 use crate::ops::rope::Table;
 

@@ -18,6 +18,7 @@ pub mod ops;
 pub mod rng;
 pub mod session;
 pub mod train;
+pub mod weight;
 
 use std::collections::BTreeMap;
 

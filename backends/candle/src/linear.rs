@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
-
-use crate::nn::{self, Result};
+use crate::nn::{self, Result, Tensor};
 use crate::ops::dropout::Key;
+use crate::weight::Weight;
 
 /// Gradients of the tensors that are trained, by name; a tensor that is not in here is frozen and costs nothing.
 #[derive(Clone, Debug, Default)]
@@ -83,7 +82,7 @@ pub struct Linear {
     /// Module path, e.g. `model.layers.0.self_attn.q_proj`.
     pub name: String,
     /// `[out, in]`.
-    pub weight: Tensor,
+    pub weight: Weight,
     /// `[out]`.
     pub bias: Option<Tensor>,
     /// The adapter, if this module has one.
@@ -94,7 +93,7 @@ pub struct Linear {
 
 impl Linear {
     /// The layer at `name` without an adapter.
-    pub fn new(name: String, weight: Tensor, bias: Option<Tensor>) -> Self {
+    pub fn new(name: String, weight: Weight, bias: Option<Tensor>) -> Self {
         let (weight_name, bias_name) = (format!("{name}.weight"), format!("{name}.bias"));
         Linear { name, weight, bias, lora: None, weight_name, bias_name }
     }

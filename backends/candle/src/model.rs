@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::Tensor;
 use karat::backend::BackendError;
 
 use crate::config::ModelConfig;
 use crate::files::ModelFiles;
 use crate::layer::{Layer, Norm, Pass, Saved};
 use crate::linear::{Dropout, Gradients, Linear};
-use crate::nn::{self, Result};
+use crate::nn::{self, Result, Tensor};
 use crate::ops::cross_entropy::Target;
+use crate::ops::mapped::Kind;
 use crate::ops::rope::Table;
 use crate::rng::{Philox, name_key};
+use crate::weight::Weight;
 
 /// Rows of token ids packed back to back; padding does not exist.
 #[derive(Clone, Debug, Default)]
@@ -47,13 +48,13 @@ pub struct Decoder {
     /// Its shape and constants.
     pub config: ModelConfig,
     /// `[vocab, hidden]`.
-    pub embedding: Tensor,
+    pub embedding: Weight,
     /// The layers.
     pub layers: Vec<Layer>,
     /// After the last layer.
     pub norm: Norm,
     /// `[vocab, hidden]`; the embedding itself where it is tied.
-    pub head: Tensor,
+    pub head: Weight,
     table: Mutex<Arc<Table>>,
 }
 
@@ -75,8 +76,14 @@ impl Decoder {
     /// # Errors
     /// For missing, misshapen or unexpected tensors, by name.
     pub fn load(config: ModelConfig, folder: &std::path::Path) -> Result<Self> {
-        let mut files = ModelFiles::open(folder)?;
-        let model = Self::build(config, |name, shape| files.read(name, shape))?;
+        let files = ModelFiles::open(folder)?;
+        let model = Self::build(config, |name, shape| {
+            let mut weight = files.weight(name, shape)?;
+            if weight.kind() != Kind::F32 {
+                weight.own()?;
+            }
+            Ok(weight)
+        })?;
         let known = model.tensors();
         let stray = files.names().find(|name| {
             let harmless = name.ends_with("rotary_emb.inv_freq") || (model.config.tied && *name == HEAD);
@@ -110,11 +117,11 @@ impl Decoder {
                 _ if name.ends_with(".bias") => vec![0.0; n],
                 _ => vec![1.0; n],
             };
-            nn::tensor(data, shape)
+            nn::tensor(data, shape).map(Weight::Owned)
         })
     }
 
-    fn build(config: ModelConfig, mut get: impl FnMut(&str, &[usize]) -> Result<Tensor>) -> Result<Self> {
+    fn build(config: ModelConfig, mut get: impl FnMut(&str, &[usize]) -> Result<Weight>) -> Result<Self> {
         let c = &config;
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
         let (q_width, k_width) = (c.heads.queries * c.heads.dim, c.heads.keys * c.heads.dim);
@@ -124,7 +131,7 @@ impl Decoder {
         for i in 0..c.layers {
             let mut norm = |name: &str, width: usize| -> Result<Norm> {
                 let name = format!("model.layers.{i}.{name}.weight");
-                Ok(Norm { weight: get(&name, &[width])?, name, eps })
+                Ok(Norm { weight: get(&name, &[width])?.own()?, name, eps })
             };
             let input_norm = norm("input_layernorm", hidden)?;
             let post_norm = norm("post_attention_layernorm", hidden)?;
@@ -135,7 +142,7 @@ impl Decoder {
             let mut linear = |name: &str, n_out: usize, n_in: usize, bias: bool| -> Result<Linear> {
                 let name = format!("model.layers.{i}.{name}");
                 let weight = get(&format!("{name}.weight"), &[n_out, n_in])?;
-                let bias = if bias { Some(get(&format!("{name}.bias"), &[n_out])?) } else { None };
+                let bias = if bias { Some(get(&format!("{name}.bias"), &[n_out])?.own()?) } else { None };
                 Ok(Linear::new(name, weight, bias))
             };
             layers.push(Layer {
@@ -152,30 +159,47 @@ impl Decoder {
                 down: linear("mlp.down_proj", hidden, inner, c.mlp_bias)?,
             });
         }
-        let norm = Norm { weight: get("model.norm.weight", &[hidden])?, name: "model.norm.weight".into(), eps };
+        let norm = Norm { weight: get("model.norm.weight", &[hidden])?.own()?, name: "model.norm.weight".into(), eps };
         let head = if c.tied { embedding.clone() } else { get(HEAD, &[c.vocab_size, hidden])? };
         Ok(Decoder { embedding, layers, norm, head, table: Mutex::default(), config })
     }
 
     /// All tensors of the model without its adapter, by their Hugging Face names.
-    pub fn tensors(&self) -> BTreeMap<String, Tensor> {
+    pub fn tensors(&self) -> BTreeMap<String, Weight> {
         let mut all = BTreeMap::from([
             (EMBEDDING.to_owned(), self.embedding.clone()),
-            (self.norm.name.clone(), self.norm.weight.clone()),
+            (self.norm.name.clone(), self.norm.weight.clone().into()),
         ]);
         if !self.config.tied {
             all.insert(HEAD.to_owned(), self.head.clone());
         }
         for layer in &self.layers {
-            all.extend(layer.norms().map(|n| (n.name.clone(), n.weight.clone())));
+            all.extend(layer.norms().map(|n| (n.name.clone(), n.weight.clone().into())));
             for linear in layer.linears() {
                 all.insert(format!("{}.weight", linear.name), linear.weight.clone());
                 if let Some(bias) = &linear.bias {
-                    all.insert(format!("{}.bias", linear.name), bias.clone());
+                    all.insert(format!("{}.bias", linear.name), bias.clone().into());
                 }
             }
         }
         all
+    }
+
+    /// Makes every tensor trainable and returns them all, by their Hugging Face names; those that lay in a file are
+    /// copied out of it, one after the other.
+    ///
+    /// # Errors
+    /// If there is no room.
+    pub fn own(&mut self) -> Result<BTreeMap<String, Tensor>> {
+        self.embedding.own()?;
+        match self.config.tied {
+            true => self.head = self.embedding.clone(),
+            false => drop(self.head.own()?),
+        }
+        for linear in self.layers.iter_mut().flat_map(|layer| layer.linears_mut()) {
+            linear.weight.own()?;
+        }
+        self.tensors().into_iter().map(|(name, mut weight)| Ok((name, weight.own()?))).collect()
     }
 
     /// The adapter's tensors, by their PEFT names; empty without one.
@@ -221,7 +245,7 @@ impl Decoder {
     pub fn hidden(&self, batch: &Batch) -> Result<Tensor> {
         let table = self.table(batch.longest());
         let pass = Pass { starts: &batch.starts, positions: &batch.positions, table: &table, dropout: None };
-        let mut x = nn::gather(&self.embedding, &batch.ids)?;
+        let mut x = nn::embed(&self.embedding, &batch.ids)?;
         for layer in &self.layers {
             x = layer.forward(&x, pass)?.0;
         }
@@ -260,7 +284,7 @@ impl Decoder {
         }
         let table = self.table(batch.longest());
         let pass = Pass { starts: &batch.starts, positions: &batch.positions, table: &table, dropout };
-        let mut x = nn::gather(&self.embedding, &batch.ids)?;
+        let mut x = nn::embed(&self.embedding, &batch.ids)?;
         let mut kept: Vec<(Tensor, Option<Saved>)> = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
             let (y, saved) = layer.forward(&x, pass)?;
@@ -271,7 +295,7 @@ impl Decoder {
         let head_gradient = gradients.of(if self.config.tied { EMBEDDING } else { HEAD });
         let (logprobs, dnormed) = nn::head_loss(&normed, targets, &self.head, scale, head_gradient)?;
         let dchosen = self.norm.backward(None, &chosen, &norm_scale, &dnormed, gradients)?;
-        let mut dx = nn::zeros(x.dims())?;
+        let mut dx = nn::zero_activation(x.dims())?;
         nn::scatter_add(&dx, at, &dchosen)?;
         drop(x);
         let embedding_gradient = gradients.of(EMBEDDING);

@@ -1,23 +1,27 @@
 //! Operations on tensors: the one place where a device is chosen.
 //!
-//! A [`Tensor`] of candle is storage with a shape on a device. The layers above speak only in these functions; here
-//! the CPU's kernels ([`crate::ops`]) are found for it. All tensors are contiguous f32. Candle's own automatic
+//! A [`Tensor`] is candle's, storage with a shape on a device; the buffers of activations are used again. The layers
+//! above speak only in these functions; here the CPU's kernels ([`crate::ops`]) are found for it. All tensors are
+//! contiguous f32; frozen weights may also be bf16 or f16 in a file ([`crate::weight`]). Candle's own automatic
 //! differentiation is not used: forward and backward are both written out, because in candle 0.11 several fused
 //! operations cut the gradient silently and frozen weights still pay for theirs.
 
 use std::cell::Cell;
 use std::ops::{Deref, Range};
+use std::sync::Arc;
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, StorageRef, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, StorageRef};
 use karat::backend::BackendError;
 
 use crate::ops::adamw::Update;
 use crate::ops::attention::Heads;
 use crate::ops::cross_entropy::Target;
 use crate::ops::dropout::Key;
+use crate::ops::mapped::Elements;
 use crate::ops::matmul::{Mat, MatMut, Threads, product};
 use crate::ops::rope::Table;
-use crate::ops::{adamw, attention, cross_entropy, dropout, embedding, norm, rope, swiglu};
+use crate::ops::{adamw, attention, buffers, cross_entropy, dropout, embedding, norm, rope, swiglu};
+use crate::weight::{Weight, WeightView};
 
 /// `Result` with the error that crosses the plugin boundary.
 pub type Result<T, E = BackendError> = std::result::Result<T, E>;
@@ -26,14 +30,76 @@ fn engine(error: candle_core::Error) -> BackendError {
     BackendError::failed("candle failed").because(&error)
 }
 
-/// A tensor of `shape` that owns `data`.
-pub fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
-    Tensor::from_vec(data, shape, &Device::Cpu).map_err(engine)
+/// Contiguous f32 numbers with a shape; clones share them.
+#[derive(Clone, Debug)]
+pub struct Tensor(Arc<Held>);
+
+#[derive(Debug)]
+struct Held {
+    tensor: candle_core::Tensor,
+    /// The buffer came from [`buffers`] and goes back there.
+    lent: bool,
 }
 
-/// Zeros of `shape`.
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.lent {
+            // Nobody else has the tensor of candle: `Tensor` never hands it out.
+            let _ = self.tensor.inplace_op1(&Take);
+        }
+    }
+}
+
+struct Take;
+
+impl InplaceOp1 for Take {
+    fn name(&self) -> &'static str {
+        "take"
+    }
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
+        if let CpuStorage::F32(data) = storage {
+            buffers::give(std::mem::take(data));
+        }
+        Ok(())
+    }
+}
+
+impl Tensor {
+    /// Its shape.
+    pub fn dims(&self) -> &[usize] {
+        self.0.tensor.dims()
+    }
+    /// Its number of elements.
+    pub fn elem_count(&self) -> usize {
+        self.0.tensor.elem_count()
+    }
+}
+
+fn hold(data: Vec<f32>, shape: &[usize], lent: bool) -> Result<Tensor> {
+    let tensor = candle_core::Tensor::from_vec(data, shape, &Device::Cpu).map_err(engine)?;
+    Ok(Tensor(Arc::new(Held { tensor, lent })))
+}
+
+/// A tensor of `shape` that owns `data`: for what lasts, parameters and their like.
+pub fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
+    hold(data, shape, false)
+}
+
+/// Zeros of `shape`, for what lasts.
 pub fn zeros(shape: &[usize]) -> Result<Tensor> {
     tensor(vec![0.0; shape.iter().product()], shape)
+}
+
+/// An activation of `shape`, `data` being from [`buffers::take`].
+fn activation(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
+    hold(data, shape, true)
+}
+
+/// Zeros of `shape`, for what is soon gone.
+pub fn zero_activation(shape: &[usize]) -> Result<Tensor> {
+    let mut data = buffers::take(shape.iter().product());
+    data.fill(0.0);
+    activation(data, shape)
 }
 
 /// A copy with storage of its own.
@@ -65,11 +131,15 @@ fn extent(layout: &Layout) -> Result<Range<usize>> {
 
 /// The elements of a contiguous f32 tensor on the CPU.
 pub fn view(t: &Tensor) -> Result<View<'_>> {
-    let (storage, layout) = t.storage_and_layout();
+    let (storage, layout) = t.0.tensor.storage_and_layout();
     let range = extent(layout)?;
     match &*storage {
         Storage::Cpu(CpuStorage::F32(_)) => Ok(View { storage, range }),
-        _ => Err(BackendError::unsupported(format!("no kernels for {:?} on {:?}", t.dtype(), t.device()))),
+        _ => Err(BackendError::unsupported(format!(
+            "no kernels for {:?} on {:?}",
+            t.0.tensor.dtype(),
+            t.0.tensor.device()
+        ))),
     }
 }
 
@@ -102,20 +172,67 @@ fn storage_dtype(storage: &CpuStorage) -> DType {
 
 /// Changes a tensor's elements in place; every clone of it sees the change.
 pub fn edit(t: &Tensor, f: impl FnOnce(&mut [f32])) -> Result<()> {
-    t.inplace_op1(&Edit(Cell::new(Some(f)))).map_err(engine)
+    t.0.tensor.inplace_op1(&Edit(Cell::new(Some(f)))).map_err(engine)
 }
 
 /// Rows and columns of a matrix.
 fn dims(t: &Tensor) -> Result<(usize, usize)> {
-    t.dims2().map_err(engine)
+    t.0.tensor.dims2().map_err(engine)
 }
 
-/// `table[ids]`, `[ids, width]`.
-pub fn gather(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
-    let (_, width) = dims(table)?;
-    let mut y = vec![0.0; ids.len() * width];
-    embedding::gather(&view(table)?, width, ids, &mut y);
-    tensor(y, &[ids.len(), width])
+/// What a product may read as a weight: a [`Weight`], or a tensor that is trained.
+pub trait Stored {
+    /// Its shape.
+    fn dims(&self) -> &[usize];
+    /// Its elements.
+    ///
+    /// # Errors
+    /// If the CPU's kernels cannot read it.
+    fn view(&self) -> Result<WeightView<'_>>;
+    /// Rows and columns.
+    ///
+    /// # Errors
+    /// If it is no matrix.
+    fn matrix(&self) -> Result<(usize, usize)> {
+        match *self.dims() {
+            [rows, columns] => Ok((rows, columns)),
+            _ => Err(BackendError::failed(format!("a weight of shape {:?} is no matrix", self.dims()))),
+        }
+    }
+}
+
+impl Stored for Weight {
+    fn dims(&self) -> &[usize] {
+        self.dims()
+    }
+    fn view(&self) -> Result<WeightView<'_>> {
+        self.view()
+    }
+}
+
+impl Stored for Tensor {
+    fn dims(&self) -> &[usize] {
+        self.dims()
+    }
+    fn view(&self) -> Result<WeightView<'_>> {
+        view(self).map(WeightView::Owned)
+    }
+}
+
+/// `x[at]`, `[at, width]`.
+pub fn gather(x: &Tensor, at: &[u32]) -> Result<Tensor> {
+    let (_, width) = dims(x)?;
+    let mut y = buffers::take(at.len() * width);
+    embedding::gather(Elements::F32(&view(x)?), width, at, &mut y);
+    activation(y, &[at.len(), width])
+}
+
+/// `table[ids]`, `[ids, width]`, widened to f32.
+pub fn embed(table: &Weight, ids: &[u32]) -> Result<Tensor> {
+    let (_, width) = table.matrix()?;
+    let mut y = buffers::take(ids.len() * width);
+    embedding::gather(table.view()?.elements(), width, ids, &mut y);
+    activation(y, &[ids.len(), width])
 }
 
 /// `dtable[ids] += dy`.
@@ -126,39 +243,39 @@ pub fn scatter_add(dtable: &Tensor, ids: &[u32], dy: &Tensor) -> Result<()> {
 }
 
 /// `x w^T + bias`: `x` `[tokens, in]`, `w` `[out, in]`.
-pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let ((tokens, n_in), (n_out, _)) = (dims(x)?, dims(w)?);
-    let mut y = vec![0.0; tokens * n_out];
+pub fn linear(x: &Tensor, w: &impl Stored, bias: Option<&Tensor>) -> Result<Tensor> {
+    let ((tokens, n_in), (n_out, _)) = (dims(x)?, w.matrix()?);
+    let mut y = buffers::take(tokens * n_out);
     if let Some(bias) = bias {
         let bias = view(bias)?;
         y.chunks_exact_mut(n_out).for_each(|y| y.copy_from_slice(&bias));
     }
-    let (xs, ws) = (view(x)?, view(w)?);
-    let (a, b) = (Mat::new(&xs, tokens, n_in), Mat::new(&ws, n_out, n_in).t());
+    let (xs, ws) = (view(x)?, w.view()?);
+    let (a, b) = (Mat::new(&xs, tokens, n_in), Mat::of(ws.elements(), n_out, n_in).t());
     product(MatMut::new(&mut y, tokens, n_out), 1.0, a, b, bias.is_some(), Threads::Pool);
-    tensor(y, &[tokens, n_out])
+    activation(y, &[tokens, n_out])
 }
 
 /// `y += alpha x w^T`.
-pub fn linear_add(y: &Tensor, alpha: f32, x: &Tensor, w: &Tensor) -> Result<()> {
-    let ((tokens, n_in), (n_out, _)) = (dims(x)?, dims(w)?);
-    let (xs, ws) = (view(x)?, view(w)?);
-    let (a, b) = (Mat::new(&xs, tokens, n_in), Mat::new(&ws, n_out, n_in).t());
+pub fn linear_add(y: &Tensor, alpha: f32, x: &Tensor, w: &impl Stored) -> Result<()> {
+    let ((tokens, n_in), (n_out, _)) = (dims(x)?, w.matrix()?);
+    let (xs, ws) = (view(x)?, w.view()?);
+    let (a, b) = (Mat::new(&xs, tokens, n_in), Mat::of(ws.elements(), n_out, n_in).t());
     edit(y, |y| product(MatMut::new(y, tokens, n_out), alpha, a, b, true, Threads::Pool))
 }
 
 /// The gradient of a linear layer's input, `alpha dy w`; added to `dx` if that is given, else new.
-pub fn linear_dx(dx: Option<Tensor>, alpha: f32, dy: &Tensor, w: &Tensor) -> Result<Tensor> {
-    let ((tokens, n_out), (_, n_in)) = (dims(dy)?, dims(w)?);
-    let (dys, ws) = (view(dy)?, view(w)?);
-    let (a, b) = (Mat::new(&dys, tokens, n_out), Mat::new(&ws, n_out, n_in));
+pub fn linear_dx(dx: Option<Tensor>, alpha: f32, dy: &Tensor, w: &impl Stored) -> Result<Tensor> {
+    let ((tokens, n_out), (_, n_in)) = (dims(dy)?, w.matrix()?);
+    let (dys, ws) = (view(dy)?, w.view()?);
+    let (a, b) = (Mat::new(&dys, tokens, n_out), Mat::of(ws.elements(), n_out, n_in));
     if let Some(dx) = dx {
         edit(&dx, |dx| product(MatMut::new(dx, tokens, n_in), alpha, a, b, true, Threads::Pool))?;
         return Ok(dx);
     }
-    let mut dx = vec![0.0; tokens * n_in];
+    let mut dx = buffers::take(tokens * n_in);
     product(MatMut::new(&mut dx, tokens, n_in), alpha, a, b, false, Threads::Pool);
-    tensor(dx, &[tokens, n_in])
+    activation(dx, &[tokens, n_in])
 }
 
 /// `dw += alpha dy^T x`.
@@ -182,9 +299,9 @@ pub fn bias_gradient(db: &Tensor, dy: &Tensor) -> Result<()> {
 /// RMSNorm of every run of `w.len()` elements; also the scale of each run, which the backward pass needs.
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Vec<f32>)> {
     let (xs, ws) = (view(x)?, view(w)?);
-    let (mut y, mut scale) = (vec![0.0; xs.len()], vec![0.0; xs.len() / ws.len()]);
+    let (mut y, mut scale) = (buffers::take(xs.len()), vec![0.0; xs.len() / ws.len()]);
     norm::forward(&xs, &ws, eps, &mut y, &mut scale);
-    Ok((tensor(y, x.dims())?, scale))
+    Ok((activation(y, x.dims())?, scale))
 }
 
 /// Backward of [`rms_norm`]: added to `dx` if that is given, else new; `dw` where the weight is trained.
@@ -200,7 +317,7 @@ pub fn rms_norm_backward(
     let add = dx.is_some();
     let dx = match dx {
         Some(dx) => dx,
-        None => zeros(x.dims())?,
+        None => zero_activation(x.dims())?,
     };
     match dw {
         Some(dw) => {
@@ -222,9 +339,9 @@ pub fn rotate(x: &Tensor, positions: &[u32], heads: usize, table: &Table, invers
 pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize], heads: Heads) -> Result<(Tensor, Vec<f32>)> {
     let (qs, ks, vs) = (view(q)?, view(k)?, view(v)?);
     let tokens = dims(q)?.0;
-    let (mut out, mut lse) = (vec![0.0; qs.len()], vec![0.0; tokens * heads.queries]);
+    let (mut out, mut lse) = (buffers::take(qs.len()), vec![0.0; tokens * heads.queries]);
     attention::forward(&qs, &ks, &vs, starts, heads, &mut out, &mut lse);
-    Ok((tensor(out, q.dims())?, lse))
+    Ok((activation(out, q.dims())?, lse))
 }
 
 /// Backward of [`attend`]: gradients of `q`, `k`, `v`.
@@ -236,34 +353,34 @@ pub fn attend_backward(
     dout: &Tensor,
 ) -> Result<[Tensor; 3]> {
     let (qs, ks, vs) = (view(q)?, view(k)?, view(v)?);
-    let (mut dq, mut dk, mut dv) = (vec![0.0; qs.len()], vec![0.0; ks.len()], vec![0.0; vs.len()]);
+    let (mut dq, mut dk, mut dv) = (buffers::take(qs.len()), buffers::take(ks.len()), buffers::take(vs.len()));
     let (out, dout) = (view(out)?, view(dout)?);
     attention::backward(&qs, &ks, &vs, starts, heads, &out, lse, &dout, &mut dq, &mut dk, &mut dv);
-    Ok([tensor(dq, q.dims())?, tensor(dk, k.dims())?, tensor(dv, v.dims())?])
+    Ok([activation(dq, q.dims())?, activation(dk, k.dims())?, activation(dv, v.dims())?])
 }
 
 /// One query per sequence against its cache.
 pub fn attend_cached(q: &Tensor, caches: &[(&[f32], &[f32])], heads: Heads) -> Result<Tensor> {
     let qs = view(q)?;
-    let mut out = vec![0.0; qs.len()];
+    let mut out = buffers::take(qs.len());
     attention::decode(&qs, caches, heads, &mut out);
-    tensor(out, q.dims())
+    activation(out, q.dims())
 }
 
 /// `silu(gate) * up`.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (g, u) = (view(gate)?, view(up)?);
-    let mut y = vec![0.0; g.len()];
+    let mut y = buffers::take(g.len());
     swiglu::forward(&g, &u, &mut y);
-    tensor(y, gate.dims())
+    activation(y, gate.dims())
 }
 
 /// Gradients of `gate` and `up`.
 pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
     let (g, u, d) = (view(gate)?, view(up)?, view(dy)?);
-    let (mut dg, mut du) = (vec![0.0; g.len()], vec![0.0; u.len()]);
+    let (mut dg, mut du) = (buffers::take(g.len()), buffers::take(u.len()));
     swiglu::backward(&g, &u, &d, &mut dg, &mut du);
-    Ok((tensor(dg, gate.dims())?, tensor(du, up.dims())?))
+    Ok((activation(dg, gate.dims())?, activation(du, up.dims())?))
 }
 
 /// `x += y`.
@@ -275,9 +392,9 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<()> {
 /// Dropout of `x` under `key`.
 pub fn dropout(x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
     let xs = view(x)?;
-    let mut y = vec![0.0; xs.len()];
+    let mut y = buffers::take(xs.len());
     dropout::apply(&xs, &mut y, p, key, false);
-    tensor(y, x.dims())
+    activation(y, x.dims())
 }
 
 /// `dx += dropout(dy)` under the same mask.
@@ -287,12 +404,12 @@ pub fn dropout_add(dx: &Tensor, dy: &Tensor, p: f64, key: Key) -> Result<()> {
 }
 
 /// Log-probabilities of `targets` given `hidden` and the output projection.
-pub fn score(hidden: &Tensor, targets: &[u32], head: &Tensor) -> Result<Vec<Target>> {
-    Ok(cross_entropy::score(&view(hidden)?, targets, &view(head)?, dims(head)?.1))
+pub fn score(hidden: &Tensor, targets: &[u32], head: &Weight) -> Result<Vec<Target>> {
+    Ok(cross_entropy::score(&view(hidden)?, targets, head.view()?.elements(), head.matrix()?.1))
 }
 
 /// Logits `[tokens, vocab]`.
-pub fn logits(hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
+pub fn logits(hidden: &Tensor, head: &Weight) -> Result<Tensor> {
     linear(hidden, head, None)
 }
 
@@ -301,23 +418,23 @@ pub fn logits(hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
 pub fn head_loss(
     hidden: &Tensor,
     targets: &[u32],
-    head: &Tensor,
+    head: &Weight,
     scale: f32,
     dhead: Option<&Tensor>,
 ) -> Result<(Vec<f32>, Tensor)> {
-    let (hs, ws, width) = (view(hidden)?, view(head)?, dims(head)?.1);
-    let mut dhidden = vec![0.0; hs.len()];
+    let (hs, ws, width) = (view(hidden)?, head.view()?, head.matrix()?.1);
+    let mut dhidden = buffers::take(hs.len());
     let logprobs = match dhead {
         Some(dhead) => {
             let mut logprobs = Vec::new();
             edit(dhead, |d| {
-                logprobs = cross_entropy::train(&hs, targets, &ws, width, scale, &mut dhidden, Some(d));
+                logprobs = cross_entropy::train(&hs, targets, ws.elements(), width, scale, &mut dhidden, Some(d));
             })?;
             logprobs
         }
-        None => cross_entropy::train(&hs, targets, &ws, width, scale, &mut dhidden, None),
+        None => cross_entropy::train(&hs, targets, ws.elements(), width, scale, &mut dhidden, None),
     };
-    Ok((logprobs, tensor(dhidden, hidden.dims())?))
+    Ok((logprobs, activation(dhidden, hidden.dims())?))
 }
 
 /// One AdamW update of `p` and its moments.

@@ -12,6 +12,7 @@ use crate::adapter;
 use crate::config::ModelConfig;
 use crate::model::{Batch, Decoder};
 use crate::nn::Result;
+use crate::ops::buffers;
 use crate::train::Job;
 
 /// Tokens scored at once.
@@ -67,6 +68,12 @@ impl CandleSession {
         }
         let parameters = model.tensors().values().map(|t| t.elem_count() as u64).sum();
         Ok(CandleSession { model, pool, opened: config.clone(), parameters, trained: false })
+    }
+}
+
+impl Drop for CandleSession {
+    fn drop(&mut self) {
+        buffers::clear();
     }
 }
 

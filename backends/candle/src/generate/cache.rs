@@ -1,10 +1,8 @@
 //! The forward pass with keys and values remembered: a prompt at once, then a token at a time.
 
-use candle_core::Tensor;
-
 use crate::layer::Pass;
 use crate::model::{Batch, Decoder};
-use crate::nn::{self, Result};
+use crate::nn::{self, Result, Tensor};
 
 /// Keys and values of one sequence: for each layer `[positions, keys * dim]`.
 pub struct Cache {
@@ -38,7 +36,7 @@ pub fn prefill(model: &Decoder, prompts: &[&[u32]], caches: &mut [Cache]) -> Res
     let batch = Batch::new(prompts.iter().copied());
     let table = model.table(prompts.iter().map(|p| p.len()).max().unwrap_or(0));
     let pass = Pass { starts: &batch.starts, positions: &batch.positions, table: &table, dropout: None };
-    let mut x = nn::gather(&model.embedding, &batch.ids)?;
+    let mut x = nn::embed(&model.embedding, &batch.ids)?;
     for (l, layer) in model.layers.iter().enumerate() {
         let p = layer.project(&x, pass)?;
         remember(model, l, &batch.starts, &p.k, &p.v, caches)?;
@@ -59,7 +57,7 @@ pub fn step(model: &Decoder, ids: &[u32], caches: &mut [Cache]) -> Result<Tensor
     let starts: Vec<usize> = (0..=ids.len()).collect();
     let table = model.table(positions.iter().max().map_or(0, |p| *p as usize + 1));
     let pass = Pass { starts: &starts, positions: &positions, table: &table, dropout: None };
-    let mut x = nn::gather(&model.embedding, ids)?;
+    let mut x = nn::embed(&model.embedding, ids)?;
     for (l, layer) in model.layers.iter().enumerate() {
         let p = layer.project(&x, pass)?;
         remember(model, l, &starts, &p.k, &p.v, caches)?;

@@ -129,7 +129,7 @@ impl Decoding<'_> {
     }
 
     /// Picks a token for each slot from `first` on and retires those that are done.
-    fn take(&mut self, first: usize, logits: &candle_core::Tensor, prompts: TokensView<'_>) -> Result<Finished> {
+    fn take(&mut self, first: usize, logits: &crate::nn::Tensor, prompts: TokensView<'_>) -> Result<Finished> {
         let logits = nn::view(logits)?;
         let vocab = self.model.config.vocab_size;
         for (slot, logits) in self.slots[first..].iter_mut().zip(logits.chunks_exact(vocab)) {

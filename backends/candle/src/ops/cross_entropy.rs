@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::mapped::Elements;
 use super::matmul::{Mat, MatMut, Threads, product};
 use super::simd::{exp, max, simd, sum_by};
 
@@ -36,7 +37,7 @@ fn judge(logits: &[f32], target: u32, lse: f32) -> Target {
 }
 
 /// Scores `targets` `[tokens]` given `hidden` `[tokens, width]` and the output projection `head` `[vocab, width]`.
-pub fn score(hidden: &[f32], targets: &[u32], head: &[f32], width: usize) -> Vec<Target> {
+pub fn score(hidden: &[f32], targets: &[u32], head: Elements<'_>, width: usize) -> Vec<Target> {
     let vocab = head.len() / width;
     let mut all = Vec::with_capacity(targets.len());
     let mut logits = vec![0f32; chunk(vocab).min(targets.len()) * vocab];
@@ -58,10 +59,10 @@ pub fn score(hidden: &[f32], targets: &[u32], head: &[f32], width: usize) -> Vec
 }
 
 /// Logits `[tokens, vocab]` of `hidden` `[tokens, width]`.
-pub fn project(hidden: &[f32], head: &[f32], width: usize, logits: &mut [f32]) {
+pub fn project(hidden: &[f32], head: Elements<'_>, width: usize, logits: &mut [f32]) {
     let (tokens, vocab) = (hidden.len() / width, head.len() / width);
     let c = MatMut::new(logits, tokens, vocab);
-    product(c, 1.0, Mat::new(hidden, tokens, width), Mat::new(head, vocab, width).t(), false, Threads::Pool);
+    product(c, 1.0, Mat::new(hidden, tokens, width), Mat::of(head, vocab, width).t(), false, Threads::Pool);
 }
 
 /// Forward and backward at once for the loss `scale * sum of -log p(target)`: returns `log p` of every target, writes
@@ -69,7 +70,7 @@ pub fn project(hidden: &[f32], head: &[f32], width: usize, logits: &mut [f32]) {
 pub fn train(
     hidden: &[f32],
     targets: &[u32],
-    head: &[f32],
+    head: Elements<'_>,
     width: usize,
     scale: f32,
     dhidden: &mut [f32],
@@ -98,7 +99,7 @@ pub fn train(
             )
         }));
         let d = Mat::new(logits, n, vocab);
-        product(MatMut::new(dhidden, n, width), 1.0, d, Mat::new(head, vocab, width), false, Threads::Pool);
+        product(MatMut::new(dhidden, n, width), 1.0, d, Mat::of(head, vocab, width), false, Threads::Pool);
         if let Some(dhead) = &mut dhead {
             let c = MatMut::new(dhead, vocab, width);
             product(c, 1.0, d.t(), Mat::new(hidden, n, width), true, Threads::Pool);
@@ -127,13 +128,13 @@ mod tests {
         let (hidden, head) = (noise(tokens * width, 1), noise(vocab * width, 2));
         let targets: Vec<u32> = (0..tokens as u32).map(|t| t * 5 % vocab as u32).collect();
         let (mut dhidden, mut dhead) = (vec![0f32; hidden.len()], vec![0f32; head.len()]);
-        let got = train(&hidden, &targets, &head, width, scale, &mut dhidden, Some(&mut dhead));
+        let got = train(&hidden, &targets, Elements::F32(&head), width, scale, &mut dhidden, Some(&mut dhead));
         let want = in_f64(&wide(&hidden), &targets, &wide(&head), width);
         assert!(got.iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6));
         let loss = |x: &[f64]| -f64::from(scale) * x.iter().sum::<f64>();
         check_gradient("hidden", &hidden, &dhidden, |x| loss(&in_f64(x, &targets, &wide(&head), width)));
         check_gradient("head", &head, &dhead, |x| loss(&in_f64(&wide(&hidden), &targets, x, width)));
-        let scored = score(&hidden, &targets, &head, width);
+        let scored = score(&hidden, &targets, Elements::F32(&head), width);
         assert!(scored.iter().zip(&got).all(|(s, g)| s.logprob == *g));
     }
 
@@ -142,11 +143,11 @@ mod tests {
         let (tokens, width, vocab) = (600, 8, 40);
         let (hidden, head) = (noise(tokens * width, 1), noise(vocab * width, 2));
         let targets: Vec<u32> = (0..tokens as u32).map(|t| t * 7 % vocab as u32).collect();
-        let whole = with_threads(2, || score(&hidden, &targets, &head, width));
+        let whole = with_threads(2, || score(&hidden, &targets, Elements::F32(&head), width));
         for t in [0, 255, 256, 599] {
-            assert_eq!(score(&hidden[t * width..][..width], &targets[t..=t], &head, width)[0], whole[t]);
+            assert_eq!(score(&hidden[t * width..][..width], &targets[t..=t], Elements::F32(&head), width)[0], whole[t]);
         }
-        assert_eq!(whole, with_threads(1, || score(&hidden, &targets, &head, width)));
+        assert_eq!(whole, with_threads(1, || score(&hidden, &targets, Elements::F32(&head), width)));
     }
 
     #[test]

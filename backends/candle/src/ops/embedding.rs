@@ -2,10 +2,13 @@
 
 use rayon::prelude::*;
 
-/// `y[t] = table[ids[t]]` for `table` `[vocab, width]`. Ids must be below `vocab`.
-pub fn gather(table: &[f32], width: usize, ids: &[u32], y: &mut [f32]) {
+use super::mapped::Elements;
+
+/// `y[t] = table[ids[t]]` for `table` `[vocab, width]`, widened to f32. Ids must be below `vocab`.
+pub fn gather(table: Elements<'_>, width: usize, ids: &[u32], y: &mut [f32]) {
     y.par_chunks_mut(width).with_min_len(64).zip(ids).for_each(|(y, &id)| {
-        y.copy_from_slice(&table[id as usize * width..][..width]);
+        let start = id as usize * width;
+        table.slice(start..start + width).widen(y);
     });
 }
 
@@ -39,7 +42,7 @@ mod tests {
         let (vocab, width, ids) = (7, 5, [3u32, 0, 3, 6, 3]);
         let (table, dy) = (noise(vocab * width, 1), noise(ids.len() * width, 2));
         let mut y = vec![0f32; ids.len() * width];
-        gather(&table, width, &ids, &mut y);
+        gather(Elements::F32(&table), width, &ids, &mut y);
         let mut want = vec![0f32; vocab * width];
         for (t, &id) in ids.iter().enumerate() {
             assert_eq!(y[t * width..][..width], table[id as usize * width..][..width]);

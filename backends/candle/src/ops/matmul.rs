@@ -9,6 +9,7 @@
 
 use gemm::Parallelism;
 
+use super::mapped::Elements;
 use super::simd::simd;
 
 /// Inner dimensions beyond this are summed block by block; `gemm` never splits one of at most 512 by itself.
@@ -30,6 +31,13 @@ impl<'a> Mat<'a> {
     /// A row-major matrix without gaps.
     pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
         Self::strided(data, rows, cols, cols)
+    }
+    /// A row-major matrix without gaps, of numbers as they are stored.
+    pub fn of(data: Elements<'a>, rows: usize, cols: usize) -> Self {
+        match data {
+            Elements::F32(data) => Self::new(data, rows, cols),
+            _ => unreachable!("frozen weights of 16 bits are widened on load"),
+        }
     }
     /// A row-major matrix whose rows start `row_stride` elements apart.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {

@@ -9,9 +9,11 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod buffers;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod mapped;
 pub mod matmul;
 pub mod norm;
 pub mod rope;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
 use karat::backend::BackendError;
 use karat::train::LoraConfig;
 use karat::train::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
@@ -12,7 +11,7 @@ use serde_json::{Value, json};
 use crate::adapter;
 use crate::files::{TensorFile, at, publish_folder, write_tensors, write_text};
 use crate::model::Decoder;
-use crate::nn::{self, Result};
+use crate::nn::{self, Result, Tensor};
 
 const OPTIMIZER: &str = "optimizer.safetensors";
 /// Files of the tokenizer and of generation that a checkpoint takes over from its base unchanged.
@@ -130,18 +129,18 @@ pub fn restore(
         ));
     }
     let trainer = TrainerState::read(folder).map_err(as_backend_error)?;
-    let fill = |file: &mut TensorFile, name: &str, to: &Tensor| -> Result<()> {
+    let fill = |file: &TensorFile, name: &str, to: &Tensor| -> Result<()> {
         let from = file.read(name, to.dims())?;
         let from = nn::view(&from)?;
         nn::edit(to, |to| to.copy_from_slice(&from))
     };
     let weights = if lora { "adapter_model.safetensors" } else { "model.safetensors" };
-    let mut file = TensorFile::open(&folder.join(weights))?;
-    trained.iter().try_for_each(|(name, t)| fill(&mut file, name, t))?;
-    let mut file = TensorFile::open(&folder.join(OPTIMIZER))?;
+    let file = TensorFile::open(&folder.join(weights))?;
+    trained.iter().try_for_each(|(name, t)| fill(&file, name, t))?;
+    let file = TensorFile::open(&folder.join(OPTIMIZER))?;
     for (name, [m, v]) in moments {
-        fill(&mut file, &format!("exp_avg.{name}"), m)?;
-        fill(&mut file, &format!("exp_avg_sq.{name}"), v)?;
+        fill(&file, &format!("exp_avg.{name}"), m)?;
+        fill(&file, &format!("exp_avg_sq.{name}"), v)?;
     }
     Ok((trainer, run))
 }

@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::Tensor;
 use karat::backend::{BackendError, Event, EventSink, Flow, LabelledView, Method, StepEvent, TrainPlan, TrainSummary};
 use karat::memory;
 use karat::train::LoraConfig;
@@ -21,7 +20,7 @@ use rayon::ThreadPool;
 use crate::adapter;
 use crate::linear::{Dropout, Gradients};
 use crate::model::{Decoder, excluded_from_decay};
-use crate::nn::{self, Result};
+use crate::nn::{self, Result, Tensor};
 use crate::ops::adamw::Update;
 use checkpoint::{Checkpoint, Moments};
 use examples::{Examples, check_labels, label_tokens};
@@ -85,7 +84,7 @@ impl Job<'_> {
                 Some(config.clone())
             }
         };
-        let trained = if lora.is_some() { model.adapter_tensors() } else { model.tensors() };
+        let trained = if lora.is_some() { model.adapter_tensors() } else { model.own()? };
         let moments = trained
             .iter()
             .map(|(name, t)| Ok((name.clone(), [nn::zeros(t.dims())?, nn::zeros(t.dims())?])))

@@ -1,0 +1,98 @@
+//! A parameter of the model: numbers in a mapped file while it is frozen, f32 of its own once it is trained.
+
+use std::ops::Deref;
+
+use crate::nn::{self, Result, Tensor, View};
+use crate::ops::mapped::{Elements, Kind, MappedNumbers};
+
+/// A matrix or vector of parameters.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// In memory, as f32; training may change it, and every clone sees the change.
+    Owned(Tensor),
+    /// In a file, as it is stored there; frozen.
+    Mapped {
+        /// The numbers, row-major.
+        numbers: MappedNumbers,
+        /// Rows and columns, or the length.
+        shape: Vec<usize>,
+    },
+}
+
+/// A weight's elements, held for reading.
+pub enum WeightView<'a> {
+    /// Of a tensor.
+    Owned(View<'a>),
+    /// Of a file.
+    Mapped(Elements<'a>),
+}
+
+impl WeightView<'_> {
+    /// The elements as they are stored.
+    pub fn elements(&self) -> Elements<'_> {
+        match self {
+            WeightView::Owned(view) => Elements::F32(view.deref()),
+            WeightView::Mapped(elements) => *elements,
+        }
+    }
+}
+
+impl Weight {
+    /// Shape.
+    pub fn dims(&self) -> &[usize] {
+        match self {
+            Weight::Owned(t) => t.dims(),
+            Weight::Mapped { shape, .. } => shape,
+        }
+    }
+    /// Number of elements.
+    pub fn elem_count(&self) -> usize {
+        self.dims().iter().product()
+    }
+    /// How the elements are stored.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Weight::Owned(_) => Kind::F32,
+            Weight::Mapped { numbers, .. } => numbers.kind(),
+        }
+    }
+    /// The elements.
+    ///
+    /// # Errors
+    /// If the tensor is not one that the CPU's kernels can read.
+    pub fn view(&self) -> Result<WeightView<'_>> {
+        Ok(match self {
+            Weight::Owned(t) => WeightView::Owned(nn::view(t)?),
+            Weight::Mapped { numbers, .. } => WeightView::Mapped(numbers.elements()),
+        })
+    }
+    /// A copy of its own in f32, exactly the same numbers.
+    ///
+    /// # Errors
+    /// If there is no room.
+    pub fn widened(&self) -> Result<Tensor> {
+        let mut data = vec![0.0; self.elem_count()];
+        self.view()?.elements().widen(&mut data);
+        nn::tensor(data, self.dims())
+    }
+    /// Makes it trainable: f32 of its own, the same numbers. The returned tensor shares them.
+    ///
+    /// # Errors
+    /// If there is no room.
+    pub fn own(&mut self) -> Result<Tensor> {
+        match self {
+            Weight::Owned(t) => Ok(t.clone()),
+            Weight::Mapped { .. } => {
+                let t = self.widened()?;
+                *self = Weight::Owned(t.clone());
+                Ok(t)
+            }
+        }
+    }
+}
+
+impl From<Tensor> for Weight {
+    fn from(t: Tensor) -> Self {
+        Weight::Owned(t)
+    }
+}
