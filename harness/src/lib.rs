@@ -87,3 +87,4 @@ pub mod suite;
 pub mod train;
 
 pub use error::{Error, ErrorKind, Result};
+pub use report::gate;
