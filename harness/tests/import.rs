@@ -49,8 +49,11 @@ fn import(file: &File, out: &Path) -> karat::Result<Imported> {
     import_with(file, out, ImportOptions::default())
 }
 
-/// Name, shape, element type and bytes of every tensor of a checkpoint, and in which file it lies.
-fn checkpoint(folder: &Path) -> BTreeMap<String, (Vec<u64>, String, Vec<u8>, String)> {
+/// Shape, element type and bytes of a tensor, and in which file it lies.
+type Stored = (Vec<u64>, String, Vec<u8>, String);
+
+/// Every tensor of a checkpoint by name.
+fn checkpoint(folder: &Path) -> BTreeMap<String, Stored> {
     let mut found = BTreeMap::new();
     let mut files: Vec<_> = folder.read_dir().unwrap().map(|e| e.unwrap().path()).collect();
     files.retain(|f| f.extension().is_some_and(|e| e == "safetensors"));
@@ -394,7 +397,8 @@ fn what_is_not_known_is_refused_by_name() {
         change(&mut file);
         error(&file).what().to_string()
     };
-    let cases: [(&str, &dyn Fn(&mut File)); 21] = [
+    type Edit = dyn Fn(&mut File);
+    let cases: [(&str, &Edit); 21] = [
         ("begins with \"GGML\"", &|f| f.magic = *b"GGML"),
         ("version 1", &|f| f.version = 1),
         ("version 77", &|f| f.version = 77),
