@@ -78,6 +78,7 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod fsio;
+pub mod import;
 pub mod memory;
 pub mod plugin;
 pub mod report;
@@ -86,3 +87,4 @@ pub mod suite;
 pub mod train;
 
 pub use error::{Error, ErrorKind, Result};
+pub use report::gate;

@@ -507,6 +507,14 @@ impl Suite {
         Suite::parse(&text, &path, overrides)
     }
 
+    /// Where [`Suite::load`] finds a suite.
+    ///
+    /// # Errors
+    /// Usage, if there is none, with every place tried.
+    pub fn find(spec: &str) -> Result<PathBuf> {
+        find(spec)
+    }
+
     /// Parses the text of a suite file that lies at `path`.
     ///
     /// # Errors
