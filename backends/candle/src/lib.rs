@@ -50,6 +50,7 @@ impl Backend for CandleBackend {
                 Capability::TrainFull,
                 Capability::TrainLora,
                 Capability::Adapter,
+                Capability::Merge,
                 Capability::FromScratch,
             ],
             devices: vec!["cpu".into()],

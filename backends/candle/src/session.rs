@@ -13,7 +13,7 @@ use crate::config::ModelConfig;
 use crate::model::{Batch, Decoder};
 use crate::nn::Result;
 use crate::ops::buffers;
-use crate::train::Job;
+use crate::train::{Job, checkpoint};
 
 /// Tokens scored at once.
 const SCORE_TOKENS: usize = 4096;
@@ -65,6 +65,13 @@ impl CandleSession {
         if let Some(folder) = &config.adapter {
             let adapter = adapter::read_config(folder)?;
             adapter::load(&mut model, &adapter, folder)?;
+        }
+        if let Some(folder) = &config.merge_into {
+            if config.adapter.is_none() {
+                return Err(BackendError::failed("there is no adapter to merge into the weights; name one"));
+            }
+            pool.install(|| model.merge())?;
+            checkpoint::publish_model(&model, &config.model, folder)?;
         }
         let parameters = model.tensors().values().map(|t| t.elem_count() as u64).sum();
         Ok(CandleSession { model, pool, opened: config.clone(), parameters, trained: false })

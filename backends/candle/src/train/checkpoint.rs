@@ -9,7 +9,7 @@ use karat::train::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
 use serde_json::{Value, json};
 
 use crate::adapter;
-use crate::files::{TensorFile, at, publish_folder, write_tensors, write_text};
+use crate::files::{TensorFile, at, publish_folder, remove_folder, write_tensors, write_text};
 use crate::model::Decoder;
 use crate::nn::{self, Result, Tensor};
 
@@ -64,17 +64,9 @@ impl Checkpoint<'_> {
                     let base = self.source.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
                     adapter::save(self.model, config, &base, folder)?;
                 }
-                None => {
-                    write_tensors(&folder.join("model.safetensors"), &self.model.tensors())?;
-                    write_json(&folder.join("config.json"), &self.config())?;
-                }
+                None => write_model(self.model, folder)?,
             }
-            for name in COMPANIONS {
-                let from = self.source.join(name);
-                if from.is_file() && !(self.lora.is_some() && name == "generation_config.json") {
-                    std::fs::copy(&from, folder.join(name)).map_err(|e| at(&from, "could not copy it").because(&e))?;
-                }
-            }
+            copy_companions(self.source, folder, |name| self.lora.is_none() || name != "generation_config.json")?;
             let parts = |(name, [m, v]): (&String, &[Tensor; 2])| {
                 [(format!("exp_avg.{name}"), m.clone()), (format!("exp_avg_sq.{name}"), v.clone())]
             };
@@ -83,14 +75,37 @@ impl Checkpoint<'_> {
             write_json(&folder.join(RUN_STATE), self.run)
         })
     }
+}
 
-    /// The base's configuration with every key kept, and the element type that was really written.
-    fn config(&self) -> Value {
-        let mut raw = self.model.config.raw.clone();
-        let key = if raw.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
-        raw.insert(key.into(), json!("float32"));
-        Value::Object(raw)
+/// Writes a model without training state into `folder`, with what the folder `source`, from which it came, has beside its
+/// weights; it appears whole or not at all.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn publish_model(model: &Decoder, source: &Path, folder: &Path) -> Result<()> {
+    publish_folder(folder, |folder| {
+        write_model(model, folder)?;
+        copy_companions(source, folder, |_| true)
+    })
+}
+
+/// Weights, and the base's configuration with every key kept and the element type that was really written.
+fn write_model(model: &Decoder, folder: &Path) -> Result<()> {
+    write_tensors(&folder.join("model.safetensors"), &model.tensors())?;
+    let mut raw = model.config.raw.clone();
+    let key = if raw.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
+    raw.insert(key.into(), json!("float32"));
+    write_json(&folder.join("config.json"), &Value::Object(raw))
+}
+
+fn copy_companions(source: &Path, folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    for name in COMPANIONS.into_iter().filter(|name| wanted(name)) {
+        let from = source.join(name);
+        if from.is_file() {
+            std::fs::copy(&from, folder.join(name)).map_err(|e| at(&from, "could not copy it").because(&e))?;
+        }
     }
+    Ok(())
 }
 
 fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
@@ -104,6 +119,11 @@ fn as_backend_error(error: karat::Error) -> BackendError {
         result = result.because(source);
     }
     result
+}
+
+/// Whether the folder holds the checkpoint of just this state.
+pub fn says(folder: &Path, trainer: &TrainerState, run: &RunState) -> bool {
+    RunState::read(folder).is_ok_and(|there| there == *run) && TrainerState::read(folder).is_ok_and(|t| t == *trainer)
 }
 
 /// Puts the weights and moments of `folder` into `trained` and `moments` and returns what it says of its run.
@@ -134,9 +154,11 @@ pub fn restore(
         let from = nn::view(&from)?;
         nn::edit(to, |to| to.copy_from_slice(&from))
     };
-    let weights = if lora { "adapter_model.safetensors" } else { "model.safetensors" };
-    let file = TensorFile::open(&folder.join(weights))?;
-    trained.iter().try_for_each(|(name, t)| fill(&file, name, t))?;
+    let file = TensorFile::open(&folder.join(if lora { adapter::WEIGHTS } else { "model.safetensors" }))?;
+    for (name, t) in trained {
+        let stored = if lora { adapter::stored_name(name) } else { name.clone() };
+        fill(&file, &stored, t)?;
+    }
     let file = TensorFile::open(&folder.join(OPTIMIZER))?;
     for (name, [m, v]) in moments {
         fill(&file, &format!("exp_avg.{name}"), m)?;
@@ -161,9 +183,5 @@ pub fn rotate(output: &Path, fingerprint: &str, limit: usize, last: usize, keep:
     steps.sort_unstable();
     let spare = steps.len().saturating_sub(limit);
     let old = steps.into_iter().filter(|&step| step != last && Some(step) != keep);
-    for step in old.take(spare) {
-        let folder = folder(output, step);
-        std::fs::remove_dir_all(&folder).map_err(|e| at(&folder, "could not delete it").because(&e))?;
-    }
-    Ok(())
+    old.take(spare).try_for_each(|step| remove_folder(&folder(output, step)))
 }

@@ -7,6 +7,8 @@ mod data;
 mod doctor;
 mod eval;
 mod generate;
+mod import;
+mod merge;
 mod metrics;
 mod report;
 mod rows;
@@ -33,7 +35,9 @@ pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
         Command::Compare(args) => compare::run(&args, output),
         Command::Report(args) => report::run(&args, output),
         Command::Check(args) => check::run(&args, output),
+        Command::Merge(args) => merge::run(&args, global, output),
         Command::Metrics(args) => metrics::run(&args, output),
+        Command::Import(args) => import::run(&args, output),
         Command::Backends => backends::run(global, output),
         Command::Doctor => doctor::run(global, output),
         Command::Completions { shell } => {
