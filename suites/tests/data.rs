@@ -32,6 +32,7 @@ fn committed_files_are_what_the_table_gives() {
     for (name, text) in [
         ("train.jsonl", jsonl(&items.train)),
         ("heldout.jsonl", jsonl(&items.heldout)),
+        ("general.jsonl", jsonl(&source.general())),
         ("base/tokenizer.json", bpe::tokenizer_json(&tokenizer).unwrap()),
         ("base/tokenizer_config.json", bpe::tokenizer_config_json(MAX_POSITIONS)),
         ("base/config.json", format!("{:#}\n", model_config())),
@@ -42,6 +43,22 @@ fn committed_files_are_what_the_table_gives() {
     for name in ["train.jsonl", "heldout.jsonl"] {
         for line in committed(name).lines() {
             serde_json::from_str::<Item>(line).unwrap();
+        }
+    }
+}
+
+#[test]
+fn no_general_document_is_in_the_corpus_or_looks_like_the_task() {
+    let source = source();
+    let corpus: BTreeSet<String> = source.corpus().into_iter().collect();
+    let general = source.general();
+    assert_eq!(general.len(), 96);
+    let ids: BTreeSet<_> = general.iter().map(|g| &g.id).collect();
+    assert_eq!(ids.len(), general.len());
+    for document in &general {
+        assert!(!corpus.contains(&document.text), "{}", document.id);
+        for sign in ["<think>", "<|im_start|>", "？"] {
+            assert!(!document.text.contains(sign), "{}: {sign}", document.id);
         }
     }
 }

@@ -23,6 +23,9 @@ pub(super) fn facts(report: &Report) -> Vec<(&'static str, String)> {
     if !report.data.audit.is_empty() {
         facts.push((l.audit, pairs(&report.data.audit)));
     }
+    for leak in &report.data.leaks {
+        facts.push((l.leaks, format!("{} ~ {}, {}", leak.first, leak.second, number::fixed(leak.similarity, 2))));
+    }
     facts.push((l.decoding, decoding(report)));
     if !report.seeds.is_empty() {
         facts.push((l.seeds, pairs(&report.seeds)));

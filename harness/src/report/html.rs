@@ -10,7 +10,7 @@ use minijinja::value::{Serde, Value};
 use minijinja::{Environment as Templates, context};
 use sha2::{Digest, Sha256};
 
-use super::model::{Comparison, Direction, Example, ItemRow, Metric, Report, Verdict};
+use super::model::{Comparison, Direction, Example, FlippedItem, General, ItemRow, Metric, Report, Verdict};
 use super::number::{self, UNDEFINED};
 use super::text::visible;
 use super::words::{self, Labels};
@@ -57,6 +57,8 @@ fn view(report: &Report) -> Value {
     let nav: Vec<(&str, &str)> = [
         (!metrics.is_empty(), "results", l.results),
         (measured && !report.comparisons.is_empty(), "differences", l.differences),
+        (!report.flips.is_empty(), "flips", l.flips),
+        (report.general.is_some(), "general", l.general),
         (!trained.is_empty(), "training", l.training),
         (!examples.is_empty(), "examples", l.examples),
         (!items.is_empty(), "items", l.items),
@@ -88,10 +90,20 @@ fn view(report: &Report) -> Value {
         comparisons => if measured { comparisons(report, l) } else { Vec::new() },
         curves => report.models.iter().filter_map(|m| plot::curve_panel(report, m)).map(svg).collect::<Vec<_>>(),
         training => trained.iter().map(|(model, cells)| training_row(report, model, cells)).collect::<Vec<_>>(),
+        flips => data(tables::flips(report)),
+        flip_choices => flip_choices(report),
+        flipped => report.flipped.iter().take(SHOWN_FLIPS).map(|f| flipped(f, report, l)).collect::<Vec<_>>(),
+        flips_cut => report.flipped.len() > SHOWN_FLIPS,
+        general => report.general.as_ref().map(|g| general(g, report)),
+        adapters => tables::adapters(report).iter().map(|(model, cells)| context! {
+            name => model.name.as_str(), color => color(report, &model.name), cells => data(cells),
+        }).collect::<Vec<_>>(),
+        adapter_header => data(tables::adapter_header(l)),
         examples => examples.iter().map(|e| example(e, report, l)).collect::<Vec<_>>(),
         ..item_table(items, &against, report, l)
     };
     let foot = context! {
+        cost_header => data(tables::cost_header(report)),
         costs => tables::costs(report).iter().map(|(model, cells)| context! {
             name => model.name.as_str(), color => color(report, &model.name), cells => data(cells),
         }).collect::<Vec<_>>(),
@@ -108,6 +120,66 @@ fn data(value: impl serde::Serialize) -> Value {
 
 fn color(report: &Report, model: &str) -> &'static str {
     plot::color_class(report, model)
+}
+
+/// Flipped items that the page shows in full; all of them, with full texts, are in the JSON.
+const SHOWN_FLIPS: usize = 120;
+
+/// What the flipped items can be filtered by: an item's `data-flips` holds the keys of its flips.
+fn flip_choices(report: &Report) -> Vec<Value> {
+    let l = report.language.labels();
+    let both = report.flips.iter().enumerate().flat_map(|(i, t)| {
+        let pair = format!("{} {} {}", t.candidate, l.against, t.baseline);
+        let choice = move |way: &str, name: &str, n: usize| {
+            let title = format!("{pair}, {}: {name} ({n})", tables::metric_title(report, &t.metric));
+            (n > 0).then(|| context! { key => format!("{way}{i}"), title })
+        };
+        [choice("l", l.flip_lost, t.flips.right_to_wrong.len()), choice("w", l.flip_won, t.flips.wrong_to_right.len())]
+    });
+    both.flatten().collect()
+}
+
+fn flipped(flipped: &FlippedItem, report: &Report, l: &Labels) -> Value {
+    let id = &flipped.item.id;
+    let mut keys = Vec::new();
+    let mut lost = Vec::new();
+    let mut won = Vec::new();
+    for (i, t) in report.flips.iter().enumerate() {
+        let name = format!("{} {} {}: {}", t.candidate, l.against, t.baseline, tables::metric_title(report, &t.metric));
+        for (way, ids, names) in [("l", &t.flips.right_to_wrong, &mut lost), ("w", &t.flips.wrong_to_right, &mut won)] {
+            if ids.contains(id) {
+                keys.push(format!("{way}{i}"));
+                names.push(name.clone());
+            }
+        }
+    }
+    let parts: Vec<String> = flipped.divergences.iter().map(|d| tables::divergence(d, report.language)).collect();
+    context! {
+        keys => keys.join(" "), id, lost => data(lost), won => data(won), parts => data(parts),
+        ..example(&flipped.item, report, l)
+    }
+}
+
+fn general(general: &General, report: &Report) -> Value {
+    let against = report.against_base_of(&general.comparisons);
+    let row = |metric: &Metric| {
+        let differences: Vec<Value> = against
+            .iter()
+            .map(|c| match c.metrics.get(&metric.name) {
+                Some(c) => context! {
+                    text => number::difference(metric, c), mark => c.mark.as_str(), tone => tone(c.verdict),
+                },
+                None => context! { text => UNDEFINED },
+            })
+            .collect();
+        context! { changes => differences, ..metric_row(metric, report) }
+    };
+    context! {
+        source => tables::general_source(general, report.language),
+        against => against.iter().map(|c| format!("{} − {}", c.candidate, c.baseline)).collect::<Vec<_>>(),
+        metrics => general.metrics.iter().map(row).collect::<Vec<_>>(),
+        bars => general.metrics.iter().filter_map(|m| plot::metric_panel(report, m)).map(Value::from_safe_string).collect::<Vec<_>>(),
+    }
 }
 
 fn metric_row(metric: &Metric, report: &Report) -> Value {

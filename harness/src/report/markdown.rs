@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use super::model::{Example, Language, Metric, Model, Report};
+use super::model::{Comparison, Divergence, Example, FlipTable, Language, Metric, Model, Report};
 use super::number::{self, UNDEFINED};
 use super::tables;
 use super::text::escaped;
@@ -35,12 +35,16 @@ pub fn render(report: &Report) -> String {
         let _ = writeln!(md, "\n{}\n", inline(l.legend));
     }
     differences(&mut md, report, l);
+    flips(&mut md, report, l);
+    general(&mut md, report, l);
     training(&mut md, report, l);
+    adapters(&mut md, report, l);
     cost(&mut md, report, l);
     if !report.examples.is_empty() {
         let _ = writeln!(md, "## {}\n\n{}\n", l.examples, l.examples_help);
         for (i, example) in report.examples.iter().enumerate() {
-            side_by_side(&mut md, i + 1, example, &report.models, language);
+            let _ = writeln!(md, "### {}. {}\n", i + 1, inline(&example.question));
+            md.push_str(&side_by_side(example, &report.models, language));
         }
     }
     reproduce(&mut md, report, l);
@@ -149,17 +153,92 @@ fn cost(md: &mut String, report: &Report, l: &Labels) {
         return;
     }
     let _ = writeln!(md, "## {}\n", l.cost);
-    let mut table = Table::new(tables::cost_header(l).map(String::from).to_vec(), 2);
+    let mut table = Table::new(tables::cost_header(report).iter().map(|c| cell(c)).collect(), 2);
     for (model, cells) in rows {
         table.row([vec![cell(&model.name)], cells.iter().map(|c| cell(c)).collect()].concat());
     }
     let _ = writeln!(md, "{}", table.finish());
 }
 
+/// How many items that became wrong are shown, one comparison after the other.
+const SHOWN_FLIPS: usize = 3;
+
+fn flips(md: &mut String, report: &Report, l: &Labels) {
+    if report.flips.is_empty() {
+        return;
+    }
+    let _ = writeln!(md, "## {}\n\n{}\n", l.flips, l.flips_help);
+    let header = [l.comparison, l.metric, l.flip_lost, l.flip_won, l.both_right, l.both_wrong];
+    let mut table = Table::new(header.map(String::from).to_vec(), 2);
+    for row in tables::flips(report) {
+        table.row(row.iter().map(|c| cell(c)).collect());
+    }
+    let _ = writeln!(md, "{}", table.finish());
+    // The texts of two models at a time, where it went the wrong way.
+    for comparison in report.against_base() {
+        let here = |t: &&FlipTable| t.baseline == comparison.baseline && t.candidate == comparison.candidate;
+        let lost = |id: &String| {
+            let in_table = |t: &&FlipTable| t.flips.right_to_wrong.contains(id);
+            let names =
+                report.flips.iter().filter(here).filter(in_table).map(|t| tables::metric_title(report, &t.metric));
+            names.collect::<Vec<_>>().join(", ")
+        };
+        let shown = report.flipped.iter().map(|f| (f, lost(&f.item.id))).filter(|(_, names)| !names.is_empty());
+        for (flipped, names) in shown.take(SHOWN_FLIPS) {
+            let title =
+                format!("{} {} {}, {}: {names}", comparison.candidate, l.against, comparison.baseline, l.flip_lost);
+            let _ = writeln!(md, "**{}**", inline(&title));
+            let of_pair = |d: &&Divergence| d.baseline == comparison.baseline && d.candidate == comparison.candidate;
+            if let Some(divergence) = flipped.divergences.iter().find(of_pair) {
+                let _ = writeln!(md, "<br>{}", inline(&tables::divergence(divergence, report.language)));
+            }
+            let _ = writeln!(md, "\n{}\n", inline(&flipped.item.question));
+            let pair = [&comparison.baseline, &comparison.candidate];
+            let models: Vec<Model> = pair.iter().filter_map(|name| report.model(name).cloned()).collect();
+            md.push_str(&side_by_side(&flipped.item, &models, report.language));
+        }
+    }
+}
+
+fn general(md: &mut String, report: &Report, l: &Labels) {
+    let Some(general) = &report.general else { return };
+    let _ = writeln!(md, "## {}\n\n{}\n", l.general, l.general_help);
+    let against: Vec<&Comparison> = report.against_base_of(&general.comparisons);
+    let mut header = vec![l.metric.to_string()];
+    header.extend(report.models.iter().map(|m| cell(&m.name)));
+    header.extend(against.iter().map(|c| format!("{} − {}", cell(&c.candidate), cell(&c.baseline))));
+    header.push("n".to_string());
+    let mut table = Table::new(header, 1);
+    for metric in &general.metrics {
+        let mut row = vec![metric_title(metric, report.language)];
+        row.extend(report.models.iter().map(|model| value_cell(metric, model)));
+        row.extend(against.iter().map(|c| match c.metrics.get(&metric.name) {
+            Some(c) => format!("{} {}", number::difference(metric, c), c.mark.replace('*', "\\*")).trim().to_string(),
+            None => UNDEFINED.to_string(),
+        }));
+        row.push(tables::sample_size(metric, report));
+        table.row(row);
+    }
+    let _ = writeln!(md, "{}", table.finish());
+    let _ = writeln!(md, "{}\n", inline(&tables::general_source(general, report.language)));
+}
+
+fn adapters(md: &mut String, report: &Report, l: &Labels) {
+    let rows = tables::adapters(report);
+    if rows.is_empty() {
+        return;
+    }
+    let _ = writeln!(md, "## {}\n\n{}\n", l.adapter, l.adapter_help);
+    let mut table = Table::new(tables::adapter_header(l).map(String::from).to_vec(), 1);
+    for (model, cells) in rows {
+        table.row([vec![cell(&model.name)], cells.to_vec()].concat());
+    }
+    let _ = writeln!(md, "{}", table.finish());
+}
+
 /// An HTML table: a Markdown table cannot hold paragraphs, and an HTML block ends at the first blank line.
-fn side_by_side(md: &mut String, number: usize, example: &Example, models: &[Model], language: Language) {
+fn side_by_side(example: &Example, models: &[Model], language: Language) -> String {
     let l = language.labels();
-    let _ = writeln!(md, "### {number}. {}\n", inline(&example.question));
     let mut head = format!("<th>{}</th>", l.reference);
     let mut body = format!("<td>{}{}</td>", folded(&example.think, l), html(&example.answer));
     for model in models {
@@ -177,7 +256,7 @@ fn side_by_side(md: &mut String, number: usize, example: &Example, models: &[Mod
             }
         }
     }
-    let _ = writeln!(md, "<table>\n<tr>{head}</tr>\n<tr valign=\"top\">{body}</tr>\n</table>\n");
+    format!("<table>\n<tr>{head}</tr>\n<tr valign=\"top\">{body}</tr>\n</table>\n\n")
 }
 
 fn folded(think: &str, l: &Labels) -> String {

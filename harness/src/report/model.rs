@@ -576,8 +576,13 @@ impl Report {
 
     /// The comparisons with the base model, or all where there is no base: the improvement columns of a table.
     pub fn against_base(&self) -> Vec<&Comparison> {
+        self.against_base_of(&self.comparisons)
+    }
+
+    /// Those of `comparisons` that are with the base model.
+    pub fn against_base_of<'a>(&self, comparisons: &'a [Comparison]) -> Vec<&'a Comparison> {
         let base = self.models.iter().find(|m| m.role == Role::Base);
-        self.comparisons.iter().filter(|c| base.is_none_or(|b| b.name == c.baseline)).collect()
+        comparisons.iter().filter(|c| base.is_none_or(|b| b.name == c.baseline)).collect()
     }
 }
 

@@ -31,6 +31,11 @@ pub(super) fn percent_change(x: Option<f64>) -> String {
     }
 }
 
+/// `1.5e−6`, and `0` for nothing at all.
+pub(super) fn scientific(x: f64) -> String {
+    if x == 0.0 { "0".to_string() } else { format!("{x:.1e}").replace('-', "−") }
+}
+
 /// A share in percent.
 pub(super) fn percent(x: f64) -> String {
     format!("{} %", fixed(100.0 * x, 1))

@@ -7,6 +7,7 @@
 mod axis;
 mod bars;
 mod curves;
+mod strips;
 mod svg;
 
 pub use bars::{metric_bars, metric_panel};

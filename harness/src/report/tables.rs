@@ -1,6 +1,6 @@
 //! The cells of the report's tables as plain text, unescaped: Markdown and the page lay out the same ones.
 
-use super::model::{Direction, Language, Metric, MetricComparison, Model, Report};
+use super::model::{Cost, Direction, General, Language, Metric, MetricComparison, Model, Report, Verdict};
 use super::number::{self, UNDEFINED};
 use super::words::{self, Labels};
 
@@ -69,26 +69,130 @@ pub(super) fn training(report: &Report) -> Vec<(&Model, [String; 7])> {
         .collect()
 }
 
+/// The metric by which cost is weighed: the first headline metric, in percent or as a share, that more of is better.
+fn weighed(report: &Report) -> Option<&Metric> {
+    let scaled = |m: &&Metric| matches!(m.unit.as_str(), "%" | "share") && m.direction == Direction::Higher;
+    report.metrics.iter().filter(scaled).find(|m| m.headline)
+}
+
+/// The points (hundredths of a share, or percent) that a model gained over the base on [`weighed`]; none where the gain
+/// is not significant.
+fn points_gained(report: &Report, model: &Model) -> Option<f64> {
+    let metric = weighed(report)?;
+    let comparison = report.against_base().into_iter().find(|c| c.candidate == model.name)?;
+    let c = comparison.metrics.get(&metric.name).filter(|c| c.verdict == Verdict::Better)?;
+    Some(c.difference? * if metric.unit == "share" { 100.0 } else { 1.0 })
+}
+
 /// The header of [`costs`]: the model and its cells.
-pub(super) fn cost_header(l: &Labels) -> [&'static str; 7] {
-    [l.model, l.device, l.train_time, l.score_time, l.generate_time, l.speed, l.memory]
+pub(super) fn cost_header(report: &Report) -> Vec<String> {
+    let l = report.language.labels();
+    let mut header =
+        [l.model, l.device, l.trainable, l.train_time, l.train_speed, l.score_time, l.generate_time, l.speed, l.memory]
+            .map(String::from)
+            .to_vec();
+    header.extend(weighed(report).map(|m| format!("{} {}", l.per_point, m.title(report.language))));
+    header
 }
 
 /// The models whose cost is known and their cells.
-pub(super) fn costs(report: &Report) -> Vec<(&Model, [String; 6])> {
+pub(super) fn costs(report: &Report) -> Vec<(&Model, Vec<String>)> {
     let seconds = |s: Option<f64>| s.map_or(UNDEFINED.to_string(), number::duration);
+    let whole = |x: Option<f64>| x.map_or(UNDEFINED.to_string(), |x| number::grouped(x.round() as u64));
+    let train_speed = |model: &Model, cost: &Cost| {
+        Some(model.training.as_ref()?.tokens as f64 / cost.train_seconds.filter(|s| *s > 0.0)?)
+    };
     let known = report.models.iter().filter_map(|m| Some((m, report.environment.costs.get(&m.name)?)));
     known
         .map(|(model, cost)| {
-            let cells = [
+            let mut cells = vec![
                 cost.device.clone(),
+                model.trainable_parameters.map_or(UNDEFINED.into(), number::grouped),
                 seconds(cost.train_seconds),
+                whole(train_speed(model, cost)),
                 seconds(cost.score_seconds),
                 seconds(cost.generate_seconds),
-                cost.tokens_per_second().map_or(UNDEFINED.into(), |s| number::fixed(s, 0)),
+                whole(cost.tokens_per_second()),
                 cost.peak_memory.map_or(UNDEFINED.into(), number::bytes),
             ];
+            if weighed(report).is_some() {
+                let per_point = cost.train_seconds.zip(points_gained(report, model)).map(|(s, points)| s / points);
+                cells.push(per_point.map_or(UNDEFINED.into(), |s| number::fixed(s, if s < 10.0 { 2 } else { 0 })));
+            }
             (model, cells)
         })
         .collect()
+}
+
+/// The header of [`adapters`]: the model and its cells.
+pub(super) fn adapter_header(l: &Labels) -> [&'static str; 6] {
+    [l.model, l.items_word, l.adapter_change, l.merged_difference, l.merged_flips, l.merged_texts]
+}
+
+/// The models with an adapter, and what was found of it.
+pub(super) fn adapters(report: &Report) -> Vec<(&Model, [String; 5])> {
+    let l = report.language.labels();
+    let looked_at = report.models.iter().filter_map(|m| Some((m, m.adapter.as_ref()?)));
+    looked_at
+        .map(|(model, a)| {
+            let [difference, flips, texts] = match &a.merged {
+                Some(m) => [
+                    number::scientific(m.largest_difference),
+                    format!("{} / {}", m.argmax_flips, number::grouped(a.tokens)),
+                    format!("{} / {}", m.changed_texts, a.items),
+                ],
+                None => [l.not_merged.to_string(), UNDEFINED.into(), UNDEFINED.into()],
+            };
+            (model, [a.items.to_string(), number::fixed(a.largest_change, 3), difference, flips, texts])
+        })
+        .collect()
+}
+
+/// A row of the table of flips: comparison, metric, and the four counts.
+pub(super) fn flips(report: &Report) -> Vec<[String; 6]> {
+    let l = report.language.labels();
+    let row = |t: &super::model::FlipTable| {
+        [
+            format!("{} {} {}", t.candidate, l.against, t.baseline),
+            metric_title(report, &t.metric).to_string(),
+            t.flips.right_to_wrong.len().to_string(),
+            t.flips.wrong_to_right.len().to_string(),
+            t.flips.both_right.to_string(),
+            t.flips.both_wrong.to_string(),
+        ]
+    };
+    report.flips.iter().map(row).collect()
+}
+
+/// What a report calls a metric.
+pub(super) fn metric_title<'a>(report: &'a Report, name: &'a str) -> &'a str {
+    report.metric(name).map_or(name, |m| m.title(report.language))
+}
+
+/// Where two texts part, in words.
+pub(super) fn divergence(d: &super::model::Divergence, language: Language) -> String {
+    let l = language.labels();
+    let token = |t: &Option<super::model::Token>| match t {
+        Some(t) if t.text.is_empty() => format!("#{}", t.id),
+        Some(t) => format!("“{}” (#{})", t.text.escape_debug(), t.id),
+        None => l.text_ends.to_string(),
+    };
+    format!(
+        "{} {} {}, {} {}: {} → {}",
+        d.candidate,
+        l.against,
+        d.baseline,
+        l.parts_at,
+        d.at + 1,
+        token(&d.baseline_token),
+        token(&d.candidate_token)
+    )
+}
+
+/// What general text was scored, in words.
+pub(super) fn general_source(general: &General, language: Language) -> String {
+    let l = language.labels();
+    let (texts, tokens) = (number::grouped(general.file.rows), number::grouped(general.tokens));
+    let hash = number::short_hash(&general.file.sha256);
+    format!("{}: {texts} {}, {tokens} {}, sha256 {hash}", general.file.name, l.texts_word, l.tokens_word)
 }

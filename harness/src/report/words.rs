@@ -62,6 +62,7 @@ labels! {
     no_answer: "no answer", "没有回答";
     no_result: "no result", "没有结果";
     cost: "Cost", "开销";
+    train_speed: "Train tokens/s", "训练词元/秒";
     train_time: "Training", "训练时间";
     score_time: "Scoring", "打分时间";
     generate_time: "Generation", "生成时间";
@@ -102,6 +103,7 @@ labels! {
     not_listed: "The other flips are in report.json by id.", "其余翻转条目的编号见 report.json。";
     general: "Forgetting", "遗忘";
     general_help: "Plain text that is not the task, teacher-forced: what fine-tuning cost in what the model could do before. Differences are paired by text.", "与任务无关的纯文本，教师强制打分：微调让模型损失了多少原有能力。差值按文本配对。";
+    tokens_word: "tokens", "词元";
     texts_word: "texts", "条文本";
     adapter: "The adapter", "适配器";
     adapter_help: "The adapter was applied: the same reference tokens are differently probable with and without it. Merged into the weights it must say the same as beside them.", "适配器确已生效：同样的参考词元在有无适配器时概率不同。合并进权重后应与外挂时一致。";
@@ -112,6 +114,7 @@ labels! {
     not_merged: "not checked: this backend does not merge", "未检查：该后端不支持合并";
     learning_rate: "learning rate", "学习率";
     grad_norm: "gradient norm, before clipping", "梯度范数（裁剪前）";
+    highest: "max", "最大";
     per_point: "train s per point of", "每提升一点的训练秒数：";
     leaks: "Leaks", "泄漏";
     items_word: "items", "条";

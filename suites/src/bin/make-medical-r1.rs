@@ -56,6 +56,7 @@ fn run(flags: &Flags) -> Result<()> {
     let files = [
         ("train.jsonl", jsonl(&items.train)),
         ("heldout.jsonl", jsonl(&items.heldout)),
+        ("general.jsonl", jsonl(&source.general())),
         ("base/tokenizer.json", bpe::tokenizer_json(&tokenizer)?),
         ("base/tokenizer_config.json", bpe::tokenizer_config_json(MAX_POSITIONS)),
         ("base/config.json", format!("{:#}\n", medical_r1::model_config())),

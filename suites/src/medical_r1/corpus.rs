@@ -4,7 +4,7 @@
 //! Language Models 3.1"). So every fact is stated in all templates of its attribute, in documents of changing order and
 //! under changing names, and again in cards, stories, contrasts and lists.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Language;
 use super::dice::Dice;
@@ -52,6 +52,44 @@ pub fn make(facts: &Facts, wording: &Wording, seed: u64) -> Vec<String> {
         documents.extend((0..count).map(|k| scribe.general(language, k)));
     }
     Dice::new(seed, "corpus").shuffle(&mut documents);
+    documents
+}
+
+/// A document that is no part of the corpus: the same prose in new documents.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct General {
+    /// `article`, `story` or `general`, and its number.
+    pub id: String,
+    /// `zh` or `en`.
+    pub language: &'static str,
+    /// The document.
+    pub text: String,
+}
+
+/// General documents held out of the corpus.
+const HELD_OUT_GENERAL: [(Language, usize); 2] = [(Language::Zh, 20), (Language::En, 10)];
+
+/// Prose to see what fine-tuning forgets: one article or story of each drug, of a draw that [`make`] never makes, and
+/// general prose. None of these documents is in the corpus; their facts and their wording are.
+pub fn held_out(facts: &Facts, wording: &Wording, seed: u64) -> Vec<General> {
+    let scribe = Scribe { facts, wording, seed };
+    let known: BTreeSet<String> = make(facts, wording, seed).into_iter().collect();
+    // Draws beyond those of the corpus; a document that happens to be in it all the same is drawn anew.
+    let new = |draw: &dyn Fn(usize) -> String| (1000..).map(draw).find(|text| !known.contains(text));
+    let mut documents = Vec::new();
+    let mut add = |id: String, language: Language, text: Option<String>| {
+        documents.extend(text.map(|text| General { id, language: language.code(), text }));
+    };
+    for (number, drug) in facts.drugs.iter().enumerate() {
+        let language = if number % 3 == 2 { Language::En } else { Language::Zh };
+        add(format!("article {}", drug.id), language, new(&|k| scribe.article(drug, language, k)));
+    }
+    for (language, count) in HELD_OUT_GENERAL {
+        for k in 0..count {
+            let id = format!("general {} {k}", language.code());
+            add(id, language, new(&|j| scribe.general(language, j + 1000 * k)));
+        }
+    }
     documents
 }
 

@@ -77,7 +77,7 @@ pub struct Items {
 }
 
 /// JSON Lines of `items`.
-pub fn jsonl(items: &[Item]) -> String {
+pub fn jsonl(items: &[impl serde::Serialize]) -> String {
     items.iter().map(|i| format!("{}\n", serde_json::json!(i))).collect()
 }
 

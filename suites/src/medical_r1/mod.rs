@@ -84,6 +84,11 @@ impl Source {
         corpus::make(&self.facts, &self.wording, SEED)
     }
 
+    /// Documents that are no part of the corpus, to see what is forgotten.
+    pub fn general(&self) -> Vec<corpus::General> {
+        corpus::held_out(&self.facts, &self.wording, SEED)
+    }
+
     /// The base model's tokenizer, trained on the corpus and on the training items.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! accumulation equals one large batch; clips by the global norm as `torch.nn.utils.clip_grad_norm_` does; and updates
 //! with AdamW. Everything random is drawn by counter, so a resumed run goes on as if it had never stopped.
 
-mod checkpoint;
+pub(crate) mod checkpoint;
 mod examples;
 
 use std::collections::BTreeMap;

@@ -55,7 +55,23 @@
     metric.addEventListener("change", () => { fill(); filter(); sort(...sorted); });
     show.addEventListener("change", filter);
     search.addEventListener("input", filter);
-    document.querySelector(".controls").hidden = false;
+    document.querySelector("#items .controls").hidden = false;
+    filter();
+  }
+  const flip = document.querySelector("#flip");
+  if (flip) {
+    const cards = [...document.querySelectorAll(".flip")], count = document.querySelector("#flip-count");
+    const filter = () => {
+      let shown = 0;
+      cards.forEach(card => {
+        const kept = flip.value === "" || card.dataset.flips.split(" ").includes(flip.value);
+        card.hidden = !kept;
+        shown += kept;
+      });
+      count.textContent = shown + " / " + cards.length;
+    };
+    flip.addEventListener("change", filter);
+    document.querySelector(".controls.flips").hidden = false;
     filter();
   }
   // What is folded on screen is open on paper.

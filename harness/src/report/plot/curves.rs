@@ -1,15 +1,20 @@
-//! Training and evaluation loss, one panel a trained model, all on the same scale; the best checkpoint is marked.
+//! Training and evaluation loss, one panel a trained model, all on the same scale; the best checkpoint is marked. Below each
+//! panel the learning rate and the gradient norm of its steps.
 
 use super::super::model::{Evaluation, Model, Report, Training};
 use super::super::number::{fixed, grouped};
 use super::axis::{Scale, label, ticks};
-use super::color_class;
 use super::svg::{Anchor, Svg, WIDTH, fitted, text_width};
+use super::{color_class, strips};
 
 const HEIGHT: f64 = 250.0;
 const LEFT: f64 = 44.0;
 const TOP: f64 = 44.0;
 const BOTTOM: f64 = HEIGHT - 42.0;
+/// Right of the plot, for the names of the lines.
+const RIGHT: f64 = 44.0;
+/// Between the plot and what stands below it.
+const BELOW: f64 = 8.0;
 /// More points than these cannot be told apart: neighbours are averaged.
 const POINTS: usize = 300;
 
@@ -20,18 +25,27 @@ pub fn training_curves(report: &Report) -> Option<String> {
         return None;
     }
     let mut svg = Svg::new(report.language.labels().curves);
-    for (i, model) in trained.iter().enumerate() {
-        svg.shifted(i as f64 * HEIGHT, |svg| draw(svg, report, model));
+    let mut top = 0.0;
+    for model in trained {
+        svg.shifted(top, |svg| draw(svg, report, model));
+        top += drawable(model).map_or(0.0, height) + 2.0 * BELOW;
     }
-    Some(svg.file(trained.len() as f64 * HEIGHT))
+    Some(svg.file(top - 2.0 * BELOW))
 }
 
 /// One model's panel; none if it was not trained.
 pub fn curve_panel(report: &Report, model: &Model) -> Option<String> {
-    drawable(model)?;
+    let training = drawable(model)?;
     let mut svg = Svg::new(&format!("{}: {}", report.language.labels().curves, model.name));
     draw(&mut svg, report, model);
-    Some(svg.inline(HEIGHT))
+    Some(svg.inline(height(training)))
+}
+
+fn height(training: &Training) -> f64 {
+    match strips::height(training) {
+        0.0 => HEIGHT,
+        below => HEIGHT + BELOW + below,
+    }
 }
 
 /// The training of a model with at least one point to draw.
@@ -75,31 +89,34 @@ fn draw(svg: &mut Svg, report: &Report, model: &Model) {
         let center = at.0.clamp(LEFT + half, WIDTH - half);
         svg.text((center, TOP - 7.0), Anchor::Middle, "", &text);
     }
+    strips::draw(svg, training, l, color, &x, HEIGHT + BELOW, (LEFT, WIDTH - RIGHT));
 }
 
-/// Right of the lines' ends, pushed apart where they would touch.
+/// Right of the plot, each at the height of its line's end; pushed apart where they would touch, and kept inside.
 fn line_names(svg: &mut Svg, train: Option<&(f64, f64)>, eval: Option<&(f64, f64)>, names: (&str, &str)) {
-    let (mut train_y, mut eval_y) = (train.map(|p| p.1), eval.map(|p| p.1));
-    if let (Some(t), Some(e)) = (&mut train_y, &mut eval_y) {
-        let gap = 15.0 - (*t - *e).abs();
-        if gap > 0.0 {
-            let down = if *t >= *e { gap / 2.0 } else { -gap / 2.0 };
-            (*t, *e) = (*t + down, *e - down);
+    const LINE: f64 = 15.0;
+    let x = WIDTH - RIGHT + 8.0;
+    let inside = |y: f64| y.clamp(TOP + 4.0, BOTTOM - 6.0);
+    let (mut train_y, mut eval_y) = (train.map(|p| inside(p.1)), eval.map(|p| inside(p.1)));
+    if let (Some(t), Some(e)) = (&mut train_y, &mut eval_y)
+        && (*t - *e).abs() < LINE
+    {
+        // The pair moves as one, so that keeping one inside does not push it onto the other.
+        let middle = ((*t + *e) / 2.0).clamp(TOP + 4.0 + LINE / 2.0, BOTTOM - 6.0 - LINE / 2.0);
+        let down = if *t >= *e { LINE / 2.0 } else { -LINE / 2.0 };
+        (*t, *e) = (middle + down, middle - down);
+    }
+    for (y, name, class) in [(train_y, names.0, "soft"), (eval_y, names.1, "")] {
+        if let Some(y) = y {
+            svg.text((x, y + 4.5), Anchor::Start, class, name);
         }
-    }
-    let clear = |y: f64| (y + 4.5).min(BOTTOM - 2.0);
-    if let (Some(p), Some(y)) = (train, train_y) {
-        svg.text((p.0 + 9.0, clear(y)), Anchor::Start, "soft", names.0);
-    }
-    if let (Some(p), Some(y)) = (eval, eval_y) {
-        svg.text((p.0 + 9.0, clear(y)), Anchor::Start, "", names.1);
     }
 }
 
 fn x_scale(svg: &mut Svg, training: &Training, title: &str) -> Scale {
     let last = training.curve.iter().map(|p| p.step).chain(training.evaluations.iter().map(|e| e.step)).max();
     let last = last.unwrap_or(1).max(1) as f64;
-    let right = WIDTH - 44.0;
+    let right = WIDTH - RIGHT;
     let scale = Scale::new(0.0, last, LEFT, right);
     let (ticks, decimals) = ticks(0.0, last, 5);
     for tick in ticks.into_iter().filter(|t| *t <= last) {
@@ -119,14 +136,14 @@ fn y_scale(svg: &mut Svg, report: &Report) -> Scale {
     let ends = (ticks.first().copied().unwrap_or(low), ticks.last().copied().unwrap_or(high));
     let scale = Scale::new(ends.0, ends.1, BOTTOM, TOP);
     for tick in ticks {
-        svg.line((LEFT, scale.at(tick)), (WIDTH - 44.0, scale.at(tick)), "grid");
+        svg.line((LEFT, scale.at(tick)), (WIDTH - RIGHT, scale.at(tick)), "grid");
         svg.text((LEFT - 7.0, scale.at(tick) + 4.5), Anchor::End, "soft", &label(tick, decimals));
     }
     scale
 }
 
 /// Means of neighbouring points, so that no drawing has more than [`POINTS`].
-fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+pub(super) fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let size = points.len().div_ceil(POINTS).max(1);
     let mean = |c: &[(f64, f64)]| {
         let n = c.len() as f64;

@@ -19,7 +19,7 @@ const STYLE: &str = "\
 .karat-plot .ground{fill:var(--paper)}.karat-plot .halo{stroke:var(--paper);stroke-width:4;opacity:.7}\
 .karat-plot .whisker{stroke:var(--ink);stroke-width:1.5}\
 .karat-plot .line{fill:none;stroke-width:2.25;stroke-linejoin:round;stroke-linecap:round}\
-.karat-plot .thin{stroke-width:1.25;opacity:.55}.karat-plot .guide{stroke-width:1;stroke-dasharray:3 3}\
+.karat-plot .strip{stroke-width:1.25}.karat-plot .thin{stroke-width:1.25;opacity:.55}.karat-plot .guide{stroke-width:1;stroke-dasharray:3 3}\
 .karat-plot .hollow{fill:var(--paper);stroke-width:2.25}\
 .karat-plot .c-base{--c:var(--base)}.karat-plot .c-lora{--c:var(--lora)}.karat-plot .c-full{--c:var(--full)}\
 .karat-plot .c-other{--c:var(--other)}.karat-plot .c-other2{--c:var(--other2)}.karat-plot .c-other3{--c:var(--other3)}\
