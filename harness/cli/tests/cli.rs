@@ -406,7 +406,8 @@ fn differs(expected: &Value, found: &Value) -> bool {
 fn metrics_prints_the_values_of_the_python_packages_under_their_names() {
     // The committed vectors, which the packages made (harness/tests/metrics_vectors.py), errors and undefined values included.
     let vectors = std::fs::read_to_string(repository().join("harness/tests/metrics_vectors.jsonl")).unwrap();
-    let pairs: Vec<Value> = vectors.split('\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_str(l).unwrap()).collect();
+    let pairs: Vec<Value> =
+        vectors.split('\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_str(l).unwrap()).collect();
     let folder = tempfile::tempdir().unwrap();
     let input = folder.path().join("pairs.jsonl");
     let line = |p: &Value| {
