@@ -133,7 +133,7 @@ impl Place {
     /// Evaluates, and says how many rows were scored and generated for it.
     fn evaluate(&self) -> (usize, usize) {
         let text = "name = \"tiny\"\n[data]\ntrain = \"train.jsonl\"\nheldout = \"heldout.jsonl\"\noutput = \"recipe\"\n\
-                    [model]\nbase = \"base\"\nbackend = \"bigram\"\n[stats]\nresamples = 50\n\
+                    [model]\nbase = \"base\"\nbackend = \"bigram\"\n[stats]\nresamples = 100\n\
                     [eval]\nmax_new_tokens = 4\nmetrics = [\"nll\", \"exact_match\"]\n";
         let suite = Suite::parse(text, &self.path("suite.toml"), &self.overrides).unwrap();
         let before = self.counts();
@@ -247,7 +247,7 @@ fn decode_settings_decide_the_texts_and_find_the_scores_again() {
 
 #[test]
 fn what_decides_nothing_is_no_part_of_the_key() {
-    for setting in ["eval.batch_size=3", "model.threads=2", "eval.show=1", "stats.resamples=60", "title=x"] {
+    for setting in ["eval.batch_size=3", "model.threads=2", "eval.show=1", "stats.resamples=120", "title=x"] {
         assert_eq!(after(|p| p.set(&[setting])), NOTHING, "{setting}");
     }
 }
