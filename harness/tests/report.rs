@@ -280,6 +280,79 @@ fn one_model_alone_is_measured_not_compared() {
 }
 
 #[test]
+fn items_that_changed_sides_are_listed_with_the_token_where_texts_part() {
+    let items = fixture::items(6);
+    let mut models = fixture::three_models(&items);
+    let mut right = |model: usize, flags: [f64; 6]| {
+        for (i, (result, flag)) in models[model].items.iter_mut().zip(flags).enumerate() {
+            result.metrics.insert("exact_match".into(), Some(flag));
+            // Model 1 parts from model 0 at the token of the item's number.
+            result.prediction.ids = (0..8).map(|t| if model == 1 && t == i as u32 { 99 } else { t }).collect();
+        }
+    };
+    right(0, [1.0, 1.0, 0.0, 0.0, 1.0, 0.0]);
+    right(1, [1.0, 0.0, 1.0, 0.0, 0.0, 0.0]);
+    right(2, [1.0, 1.0, 0.0, 0.0, 1.0, 0.0]);
+    let mut inputs = fixture::inputs(&items, models);
+    let exact = MetricInfo { name: "exact_match".into(), ..inputs.metrics[5].clone() };
+    inputs.metrics = vec![exact];
+    inputs.tokens = [(99, "禁".to_string()), (1, "可".to_string())].into();
+    let report = build(&inputs).unwrap();
+    let table = |baseline: &str, candidate: &str| {
+        report.flips.iter().find(|t| t.baseline == baseline && t.candidate == candidate).map(|t| &t.flips)
+    };
+    let flips = table("base", "lora").unwrap();
+    assert_eq!(flips.right_to_wrong, ["med-001", "med-004"]);
+    assert_eq!(flips.wrong_to_right, ["med-002"]);
+    assert_eq!((flips.both_right, flips.both_wrong, flips.undecided), (1, 2, 0));
+    assert_eq!(table("base", "full"), None, "nothing flipped");
+    // Lora and full are a pair too: there item 2 became wrong.
+    let ids: Vec<&str> = report.flipped.iter().map(|f| f.item.id.as_str()).collect();
+    assert_eq!(ids, ["med-001", "med-002", "med-004"]);
+    let parts = &report.flipped[0].divergences[0];
+    assert_eq!((parts.baseline.as_str(), parts.candidate.as_str(), parts.at), ("base", "lora", 1));
+    assert_eq!(parts.baseline_token, Some(Token { id: 1, text: "可".into() }));
+    assert_eq!(parts.candidate_token, Some(Token { id: 99, text: "禁".into() }));
+    let page = markdown::render(&report);
+    assert!(page.contains("lora vs base, right → wrong: Exact match"), "{page}");
+    assert!(page.contains("first different token 2: “可”"), "{page}");
+    render_all(&report);
+}
+
+#[test]
+fn forgetting_is_named_only_where_it_is_significant() {
+    use karat::eval::PartScore;
+    let items = fixture::items(24);
+    let score = |nll: f64| PartScore { logprob: -nll, tokens: 10, bytes: 20, greedy: 0 };
+    let noise = |i: usize| (i * 7 % 5) as f64 * 0.3;
+    let base: Vec<PartScore> = (0..30).map(|i| score(20.0 + noise(i))).collect();
+    let lora: Vec<PartScore> = (0..30).map(|i| score(25.0 + noise(i + 1))).collect();
+    let full: Vec<PartScore> = (0..30).map(|i| score(20.0 + noise(i + 1))).collect();
+    let mut inputs = fixture::inputs(&items, fixture::three_models(&items));
+    inputs.general = Some(GeneralText {
+        file: DataFile { name: "general.jsonl".into(), sha256: "ee".repeat(32), rows: 30 },
+        scores: [("base".to_string(), base), ("lora".to_string(), lora), ("full".to_string(), full)].into(),
+    });
+    let report = build(&inputs).unwrap();
+    let general = report.general.as_ref().unwrap();
+    assert_eq!((general.tokens, general.bytes, general.comparisons.len()), (300, 600, 3));
+    let nll = general.metrics[0].models["base"].value.unwrap();
+    let bits = general.metrics[1].models["base"].value.unwrap();
+    assert!((bits - nll * 10.0 / 20.0 / std::f64::consts::LN_2).abs() < 1e-12);
+    let named: Vec<&str> = report
+        .warnings
+        .iter()
+        .filter_map(|w| match w {
+            Warning::Forgetting { model, .. } => Some(model.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(named, ["lora"]);
+    assert!(markdown::render(&report).contains("lora forgets"));
+    render_all(&report);
+}
+
+#[test]
 fn no_item_gives_a_report_that_says_so() {
     let items: Vec<Item> = vec![];
     let report = build(&fixture::inputs(&items, fixture::three_models(&items))).unwrap();

@@ -6,16 +6,18 @@
 mod tiny;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use karat::ErrorKind;
-use karat::backend::{Event, Method, OpenConfig, StopReason};
+use karat::backend::{Backend, BackendError, Descriptor, Event, Method, OpenConfig, Session, StopReason};
 use karat::data::format::LabelledRows;
 use karat::report::{Environment, Report};
 use karat::run::{
-    Backends, Brought, Cancel, Notice, Recorded, TrainJob, evaluate_brought, plan, prepare, remove, report_recorded,
-    run, start_from_adapter, train,
+    Backends, Brought, Cancel, LoadedBackend, Notice, Origin, Recorded, TrainJob, evaluate_brought, plan, prepare,
+    remove, report_recorded, run, start_from_adapter, train,
 };
 use karat::suite::{Hyperparameters, Suite};
+use karat_hostile::Bigram;
 use serde_json::json;
 use tiny::{Only, model};
 
@@ -324,4 +326,91 @@ fn another_adapter_to_start_from_is_another_training() {
     assert_ne!(fingerprint("one"), fingerprint("two"));
     let missing = trained(&base, &folder.path().join("out"), 1.0, Some(&folder.path().join("missing"))).unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::Data);
+}
+
+/// A backend that takes an adapter and quietly does not apply it.
+struct Deaf;
+
+impl Backend for Deaf {
+    fn describe(&self) -> Descriptor {
+        Bigram.describe()
+    }
+    fn open(&self, config: &OpenConfig) -> Result<Box<dyn Session>, BackendError> {
+        Bigram.open(&OpenConfig { adapter: None, ..config.clone() })
+    }
+}
+
+struct OnlyDeaf;
+
+impl Backends for OnlyDeaf {
+    fn backend(&self, _: &str) -> karat::Result<LoadedBackend> {
+        Ok(LoadedBackend { backend: Arc::new(Deaf), origin: Origin::default() })
+    }
+}
+
+/// An adapter with one `lora_B` of this value.
+fn adapter(folder: &Path, b: f32) {
+    let header = json!({"m.lora_B.weight": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}}).to_string();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(b.to_le_bytes());
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(folder.join("adapter_model.safetensors"), bytes).unwrap();
+}
+
+#[test]
+fn an_adapter_that_says_something_and_changes_nothing_fails_the_run() {
+    let (folder, suite) = place("");
+    let evaluate = |b: f32, out: &str| {
+        let adapter_folder = folder.path().join(format!("adapter {b}"));
+        adapter(&adapter_folder, b);
+        let brought = Brought { name: "lora".into(), model: suite.model.base.clone(), adapter: Some(adapter_folder) };
+        evaluate_brought(&suite, brought, &folder.path().join(out), &OnlyDeaf, &mut quiet, &Cancel::new())
+    };
+    let error = evaluate(0.5, "one").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Backend);
+    assert!(error.to_string().contains("was not applied"), "{error}");
+    // An adapter of zeros changes nothing rightly.
+    let report = evaluate(0.0, "two").unwrap();
+    let check = report.models[0].adapter.as_ref().unwrap();
+    assert_eq!((check.items, check.largest_change, &check.merged), (12, 0.0, &None));
+    assert!(check.tokens > 0);
+}
+
+#[test]
+fn general_text_is_scored_beside_the_items_every_token_once() {
+    let (folder, _) = place("");
+    let texts = ["plain text, a line", "x", &"long ".repeat(100)];
+    let lines: String = texts.iter().map(|t| json!({"text": t}).to_string() + "\n").collect();
+    std::fs::write(folder.path().join("general.jsonl"), lines).unwrap();
+    let eval = "[eval.general]\nfile = \"general.jsonl\"\n";
+    let suite = suite(folder.path(), eval, &["data.max_length=32"]);
+    let out = folder.path().join("out");
+    let report = whole(&suite, &out);
+    let general = report.general.as_ref().unwrap();
+    // A token of this tokenizer is a byte, and a start token stands before each text.
+    let bytes: usize = texts.iter().map(|t| t.len()).sum();
+    assert_eq!((general.file.rows, general.tokens, general.bytes), (3, bytes as u64, bytes as u64));
+    for model in ["base", "full"] {
+        let value = |i: usize| general.metrics[i].models[model].value.unwrap();
+        assert!((value(0) / std::f64::consts::LN_2 - value(1)).abs() < 1e-12, "{model}");
+    }
+    let pair = &general.comparisons[0].metrics["general_bits_per_byte"];
+    assert_eq!((pair.n, pair.missing), (3, 0));
+    assert_ne!(pair.difference, Some(0.0), "training moved the model");
+    // From stored results alone, and again from the stores.
+    let recorded = Recorded::read_all(&out.join("results")).unwrap();
+    let again = report_recorded(&suite, &prepare(&suite).unwrap(), recorded, Environment::default()).unwrap();
+    same(&report, &again);
+    same(&report, &whole(&suite, &out));
+    // Without the table nothing of it is said, and the items' numbers are the same.
+    let without = whole(&self::suite(folder.path(), "", &["data.max_length=32"]), &folder.path().join("without"));
+    assert!(without.general.is_none());
+    assert_eq!(without.metrics, report.metrics);
+    let error = Suite::parse(
+        "name = \"x\"\n[data]\nfile = \"all.jsonl\"\n[model]\nbase = \"base\"\n[eval.general]\nfile = \"none.txt\"\n",
+        &folder.path().join("suite.toml"),
+        &[],
+    );
+    assert!(error.unwrap_err().to_string().contains("none.txt"));
 }

@@ -13,6 +13,7 @@ use karat::train::LoraConfig;
 use karat::train::state::{RunState, TrainerState};
 use karat_candle::config::ModelConfig;
 use karat_candle::model::{Batch, Decoder};
+use karat_candle::session::CandleSession;
 use karat_candle::{adapter, nn};
 
 /// Six steps of two micro-batches of two rows.
@@ -392,6 +393,34 @@ fn an_adapter_merged_into_the_weights_gives_the_same_logits() {
             );
         }
     }
+}
+
+#[test]
+fn a_model_opened_to_be_merged_is_written_and_scores_as_its_adapter_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let random = small_model(dir.path(), "qwen3");
+    // Weights in files: what is merged is read.
+    let whole = plan(Method::Full, vec![vec![vec![0, 1]]], 1e-3, &dir.path().join("full"));
+    let base = train(&random, &whole, &rows(), &Rows::default(), |_| false).0.unwrap().last_checkpoint;
+    let base = OpenConfig { threads: 2, ..OpenConfig::new(base) };
+    let low = plan(lora(0.0), vec![vec![vec![0, 1, 2]], vec![vec![3, 4]]], 5e-2, &dir.path().join("lora"));
+    let adapter = train(&base, &low, &rows(), &Rows::default(), |_| false).0.unwrap().last_checkpoint;
+    let with = OpenConfig { adapter: Some(adapter), ..base.clone() };
+    let score = |config: &OpenConfig| {
+        let tokens = eval_rows().tokens;
+        open(config).evaluator().unwrap().score(tokens.view(), &mut ignore).unwrap().logprobs
+    };
+    let into = dir.path().join("merged");
+    let opened = score(&OpenConfig { merge_into: Some(into.clone()), ..with.clone() });
+    assert!(!into.join("optimizer.safetensors").exists());
+    let written = score(&OpenConfig { model: into, ..base.clone() });
+    assert_eq!(opened, written);
+    let most = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let (plain, adapted) = (score(&base), score(&with));
+    assert!(most(&plain, &adapted) > 0.1 && most(&adapted, &written) < 1e-4);
+    let nothing = OpenConfig { merge_into: Some(dir.path().join("nothing")), ..base };
+    assert!(CandleSession::open(&nothing).err().unwrap().message.contains("no adapter"));
+    assert!(!dir.path().join("nothing").exists());
 }
 
 #[test]
