@@ -78,6 +78,7 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod fsio;
+pub mod import;
 pub mod memory;
 pub mod plugin;
 pub mod report;

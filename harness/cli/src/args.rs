@@ -62,6 +62,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Compute metrics of (reference, candidate) pairs
     Metrics(MetricsArgs),
+    /// Make a model folder (Hugging Face layout) of a GGUF file
+    Import(ImportArgs),
     /// List the backends found, and where they were looked for
     Backends,
     /// Check this machine: backends, cores, memory
@@ -430,4 +432,45 @@ pub struct MetricsArgs {
     /// Metrics, separated by commas [default: all]
     #[arg(long, value_delimiter = ',')]
     pub metrics: Vec<String>,
+}
+
+/// Element type of weights.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    /// 32-bit float: every dequantized value as it is
+    F32,
+    /// bfloat16: half the size, 8 bits of precision
+    Bf16,
+    /// IEEE half: half the size, 11 bits of precision, up to 65504
+    F16,
+}
+
+#[derive(Args)]
+pub struct ImportArgs {
+    /// The GGUF file
+    #[arg(long, value_name = "FILE")]
+    pub gguf: PathBuf,
+    /// The folder to make
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Element type of the written weights
+    #[arg(long, value_enum, default_value = "f32")]
+    pub dtype: DtypeArg,
+    /// Cut weight files larger than this into shards: bytes, or a number with KB, MB or GB
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = bytes)]
+    pub max_shard: u64,
+}
+
+/// A size in bytes: `500000`, `500KB`, `2GB`.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        other => return Err(format!("unknown unit {other:?}; KB, MB and GB are known")),
+    };
+    let number: u64 = digits.trim().parse().map_err(|e| format!("{e}"))?;
+    number.checked_mul(unit).filter(|&n| n > 0).ok_or_else(|| "out of range".into())
 }
