@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use super::model::{Metric, Report};
 use super::number::{self, UNDEFINED};
-use super::{tables, words};
+use super::{tables, terms, words};
 
 /// A `table` with the rows and columns of the Markdown report, the verdict as its caption, labelled `tab:SUITE`.
 pub fn table(report: &Report) -> String {
@@ -48,7 +48,8 @@ fn row(tex: &mut String, cells: &[String]) {
 }
 
 fn title(metric: &Metric, report: &Report) -> String {
-    let unit = if metric.unit.is_empty() { String::new() } else { format!(" ({})", metric.unit) };
+    let unit = terms::unit(metric, report.language);
+    let unit = if unit.is_empty() { unit } else { format!(" ({unit})") };
     let text = format!("{}{unit} {}", metric.title(report.language), metric.arrow());
     escaped(text.trim_end())
 }

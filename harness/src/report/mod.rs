@@ -22,6 +22,7 @@ pub mod seed_compat;
 mod significance;
 pub mod splice;
 mod tables;
+mod terms;
 mod text;
 pub mod verdicts;
 mod warning;
