@@ -153,13 +153,14 @@ fn latin_words(page: &str) -> BTreeSet<String> {
     outside
         // Markdown's escapes.
         .replace('\\', "")
+        .replace("&#x2f;", "/")
         .replace("&lt;", "<")
         .replace("&gt;", ">")
         .split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/')))
         .filter(|w| w.chars().filter(|c| c.is_ascii_alphabetic()).count() > 1)
-        // Hashes, file names and item ids.
+        // Hashes, paths, file names and item ids.
         .filter(|w| !(w.len() == 12 && w.bytes().all(|b| b.is_ascii_hexdigit())))
-        .filter(|w| !w.contains(".jsonl") && !w.contains(".so") && !w.starts_with("med-"))
+        .filter(|w| !w.starts_with('/') && !w.contains(".jsonl") && !w.starts_with("med-"))
         .map(String::from)
         .collect()
 }
