@@ -2,8 +2,8 @@
 //!
 //! `golden/*.json` below the suite's folder are the results of one run (`results/` of its run folder): predictions, scores,
 //! curves. From them the report is made again on every test run, without a model. A change that moves a number shows here;
-//! if it is meant, `cargo run -p karat-cli -- run medical-r1 --reports reports/medical-r1` and a copy of
-//! `runs/medical-r1/results/*.json` renew them.
+//! if it is meant, `cargo karat run medical-r1` and a copy of `runs/medical-r1/results/*.json` renew the results, and
+//! `KARAT_RENEW=1 INSTA_UPDATE=always cargo test --workspace --test golden` what is made from them.
 
 #![allow(clippy::unwrap_used)]
 
@@ -109,9 +109,15 @@ fn the_markdown_report_of_the_committed_results_is_golden() {
 #[test]
 fn the_committed_reports_are_those_of_the_committed_results() {
     let folder = repository().join("reports/medical-r1");
+    if std::env::var_os("KARAT_RENEW").is_some() {
+        let report = golden_report();
+        report::write(&report, &folder).unwrap();
+        let block = markdown::results_block(&report);
+        splice::file(&repository().join("README.md"), "medical-r1", &block, Mode::Write, "").unwrap();
+    }
     let committed: Value = serde_json::from_str(&std::fs::read_to_string(folder.join(REPORT_JSON)).unwrap()).unwrap();
     let made: Value = serde_json::from_str(&golden_report().to_json().unwrap()).unwrap();
-    let renew = "renew it: cargo karat run medical-r1 --reports reports/medical-r1";
+    let renew = "renew it: KARAT_RENEW=1 cargo test --workspace --test golden";
     assert!(nearly_equal(&made, &committed), "reports/medical-r1/report.json is not current; {renew}");
     // Every page is a pure function of the JSON.
     let report = Report::load(&folder).unwrap();

@@ -14,10 +14,8 @@ type Terms = fn(&PartScore) -> (f64, f64);
 
 /// Name, titles, unit, and the terms that are pooled.
 const MEASURES: [(&str, &str, &str, &str, Terms); 2] = [
-    ("general_nll", "General text, NLL", "通用文本负对数似然", "nats/token", |s| {
-        (-s.logprob, s.tokens as f64)
-    }),
-    ("general_bits_per_byte", "General text, bits per byte", "通用文本每字节比特数", "bits/byte", |s| {
+    ("general_nll", "General NLL", "通用文本负对数似然", "nats/token", |s| (-s.logprob, s.tokens as f64)),
+    ("general_bits_per_byte", "General bits per byte", "通用文本每字节比特数", "bits/byte", |s| {
         (-s.logprob / LN_2, s.bytes as f64)
     }),
 ];

@@ -85,8 +85,14 @@ fn view(report: &Report) -> Value {
         against => against.iter().map(names).collect::<Vec<_>>(),
         level => number::fixed(100.0 * report.statistics.confidence, 0),
     };
+    let any_headline = report.metrics.iter().any(|m| m.headline);
+    let bars = |wanted: &dyn Fn(&Metric) -> bool| -> Vec<Value> {
+        let shown = report.metrics.iter().filter(|m| wanted(m));
+        shown.filter_map(|m| plot::metric_panel(report, m)).map(svg).collect()
+    };
     let sections = context! {
-        bars => report.metrics.iter().filter_map(|m| plot::metric_panel(report, m)).map(svg).collect::<Vec<_>>(),
+        bars => bars(&|m| m.headline || !any_headline),
+        more_bars => bars(&|m| any_headline && !m.headline),
         comparisons => if measured { comparisons(report, l) } else { Vec::new() },
         curves => report.models.iter().filter_map(|m| plot::curve_panel(report, m)).map(svg).collect::<Vec<_>>(),
         training => trained.iter().map(|(model, cells)| training_row(report, model, cells)).collect::<Vec<_>>(),

@@ -117,6 +117,7 @@ labels! {
     highest: "max", "最大";
     per_point: "train s per point of", "每提升一点的训练秒数：";
     leaks: "Leaks", "泄漏";
+    more_bars: "The other metrics", "其他指标";
     items_word: "items", "条";
     comma: ", ", "，";
     semicolon: "; ", "；";
