@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::nn::{self, Result, Tensor};
+use crate::nn::{self, Precision, Result, Tensor};
 use crate::ops::dropout::Key;
 use crate::weight::Weight;
 
@@ -87,15 +87,17 @@ pub struct Linear {
     pub bias: Option<Tensor>,
     /// The adapter, if this module has one.
     pub lora: Option<Lora>,
+    /// What its products and its adapter's are computed in.
+    pub precision: Precision,
     weight_name: String,
     bias_name: String,
 }
 
 impl Linear {
-    /// The layer at `name` without an adapter.
+    /// The layer at `name` without an adapter, computing in f32.
     pub fn new(name: String, weight: Weight, bias: Option<Tensor>) -> Self {
         let (weight_name, bias_name) = (format!("{name}.weight"), format!("{name}.bias"));
-        Linear { name, weight, bias, lora: None, weight_name, bias_name }
+        Linear { name, weight, bias, lora: None, precision: Precision::F32, weight_name, bias_name }
     }
 
     /// `(in, out)`.
@@ -108,10 +110,10 @@ impl Linear {
     /// # Errors
     /// If the device fails.
     pub fn forward(&self, x: &Tensor, dropout: Option<Dropout>) -> Result<(Tensor, Option<Tensor>)> {
-        let y = nn::linear(x, &self.weight, self.bias.as_ref())?;
-        let Some(lora) = &self.lora else { return Ok((y, None)) };
-        let low = nn::linear(&lora.dropped(x, dropout)?, &lora.a, None)?;
-        nn::linear_add(&y, lora.scale, &low, &lora.b)?;
+        let (weight, bias) = (&self.weight, self.bias.as_ref());
+        let Some(lora) = &self.lora else { return Ok((nn::linear(self.precision, x, weight, bias)?, None)) };
+        let low = nn::linear(self.precision, &lora.dropped(x, dropout)?, &lora.a, None)?;
+        let y = nn::linear_with(self.precision, x, weight, bias, Some((lora.scale, &low, &lora.b)))?;
         Ok((y, Some(low)))
     }
 
@@ -128,34 +130,45 @@ impl Linear {
         dropout: Option<Dropout>,
         gradients: &Gradients,
     ) -> Result<InputGradient> {
+        let precision = self.precision;
         if let Some(dw) = gradients.of(&self.weight_name) {
-            nn::linear_dw(dw, 1.0, dy, x)?;
+            nn::linear_dw(precision, dw, 1.0, dy, x)?;
         }
         if let Some(db) = self.bias.as_ref().and_then(|_| gradients.of(&self.bias_name)) {
             nn::bias_gradient(db, dy)?;
         }
-        let dx = match dx {
-            InputGradient::Skip => None,
-            InputGradient::New => Some(nn::linear_dx(None, 1.0, dy, &self.weight)?),
-            InputGradient::Sum(dx) => Some(nn::linear_dx(Some(dx), 1.0, dy, &self.weight)?),
+        let (wanted, sum) = match dx {
+            InputGradient::Skip => (false, None),
+            InputGradient::New => (true, None),
+            InputGradient::Sum(dx) => (true, Some(dx)),
         };
+        let mut low_gradient = None;
         if let (Some(lora), Some(low)) = (&self.lora, low) {
-            let dlow = nn::linear_dx(None, lora.scale, dy, &lora.b)?;
+            let dlow = nn::linear_dx(precision, None, lora.scale, dy, &lora.b)?;
             if let Some(db) = gradients.of(&lora.b_name) {
-                nn::linear_dw(db, lora.scale, dy, low)?;
+                nn::linear_dw(precision, db, lora.scale, dy, low)?;
             }
             if let Some(da) = gradients.of(&lora.a_name) {
-                nn::linear_dw(da, 1.0, &dlow, &lora.dropped(x, dropout)?)?;
+                nn::linear_dw(precision, da, 1.0, &dlow, &lora.dropped(x, dropout)?)?;
             }
-            match (&dx, lora.key(x, dropout)) {
-                (None, _) => {}
-                (Some(dx), None) => drop(nn::linear_dx(Some(dx.clone()), 1.0, &dlow, &lora.a)?),
-                (Some(dx), Some(key)) => {
-                    nn::dropout_add(dx, &nn::linear_dx(None, 1.0, &dlow, &lora.a)?, lora.dropout, key)?;
-                }
-            }
+            low_gradient = Some((dlow, lora));
         }
-        Ok(dx.map_or(InputGradient::Skip, InputGradient::Sum))
+        if !wanted {
+            return Ok(InputGradient::Skip);
+        }
+        let dx = match low_gradient {
+            None => nn::linear_dx(precision, sum, 1.0, dy, &self.weight)?,
+            Some((dlow, lora)) => match lora.key(x, dropout) {
+                None => nn::linear_dx_with(precision, sum, 1.0, dy, &self.weight, Some((&dlow, &lora.a)))?,
+                Some(key) => {
+                    let dx = nn::linear_dx(precision, sum, 1.0, dy, &self.weight)?;
+                    let dropped = nn::linear_dx(precision, None, 1.0, &dlow, &lora.a)?;
+                    nn::dropout_add(&dx, &dropped, lora.dropout, key)?;
+                    dx
+                }
+            },
+        };
+        Ok(InputGradient::Sum(dx))
     }
 }
 
