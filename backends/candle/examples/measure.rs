@@ -58,6 +58,7 @@ fn main() {
         output_dir: out.clone(),
         resume_from: None,
         init_adapter: None,
+        early_stopping: None,
         seed: 1,
         fingerprint: "measure".into(),
     };

@@ -1,6 +1,6 @@
 //! The decoder: embedding, layers, final norm and output projection; Qwen3, Qwen2 and Llama by configuration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use karat::backend::BackendError;
@@ -56,6 +56,8 @@ pub struct Decoder {
     pub head: Weight,
     /// What products with weights are computed in; all else is f32.
     pub precision: Precision,
+    /// Names of the tensors that the adapter holds whole.
+    whole: BTreeSet<String>,
     table: Mutex<Arc<Table>>,
 }
 
@@ -156,7 +158,8 @@ impl Decoder {
         }
         let norm = Norm { weight: get("model.norm.weight", &[hidden])?.own()?, name: "model.norm.weight".into(), eps };
         let head = if c.tied { embedding.clone() } else { get(HEAD, &[c.vocab_size, hidden])? };
-        Ok(Decoder { embedding, layers, norm, head, precision: Precision::F32, table: Mutex::default(), config })
+        let (whole, precision) = (BTreeSet::new(), Precision::F32);
+        Ok(Decoder { embedding, layers, norm, head, precision, whole, table: Mutex::default(), config })
     }
 
     /// Computes products with weights in `precision` from now on; a fresh decoder does so in f32.
@@ -203,10 +206,57 @@ impl Decoder {
         self.tensors().into_iter().map(|(name, mut weight)| Ok((name, weight.own()?))).collect()
     }
 
-    /// The adapter's tensors, by their PEFT names; empty without one.
+    /// What an adapter trains and holds: low-rank matrices and magnitudes by their PEFT names, modules trained whole by their
+    /// Hugging Face names; empty without an adapter.
     pub fn adapter_tensors(&self) -> BTreeMap<String, Tensor> {
         let loras = self.layers.iter().flat_map(|layer| layer.linears()).filter_map(|linear| linear.lora.as_ref());
-        loras.flat_map(|l| [(l.a_name.clone(), l.a.clone()), (l.b_name.clone(), l.b.clone())]).collect()
+        let mut all: BTreeMap<String, Tensor> =
+            loras.flat_map(|l| l.tensors().map(|(name, t)| (name.clone(), t.clone())).collect::<Vec<_>>()).collect();
+        if !self.whole.is_empty() {
+            all.extend(self.tensors().into_iter().filter_map(|(name, weight)| match weight {
+                Weight::Owned(t) if self.whole.contains(&name) => Some((name, t)),
+                _ => None,
+            }));
+        }
+        all
+    }
+
+    /// Names the tensors that the adapter holds whole and makes them trainable.
+    ///
+    /// # Errors
+    /// If there is no room.
+    pub fn train_whole(&mut self, names: BTreeSet<String>) -> Result<()> {
+        if names.contains(EMBEDDING) {
+            self.embedding.own()?;
+        }
+        if names.contains(HEAD) {
+            self.head.own()?;
+        }
+        for linear in self.layers.iter_mut().flat_map(|layer| layer.linears_mut()) {
+            if names.contains(&format!("{}.weight", linear.name)) {
+                linear.weight.own()?;
+            }
+        }
+        self.whole = names;
+        Ok(())
+    }
+
+    /// Makes DoRA's norms anew, after an adapter's tensors have changed.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn renorm(&self) -> Result<()> {
+        self.layers.iter().flat_map(|layer| layer.linears()).try_for_each(|linear| linear.renorm())
+    }
+
+    /// Puts the adapter into the weights, in f32, and takes it off. A head tied to the embedding is never touched: no
+    /// adapter can be on it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn merge(&mut self) -> Result<()> {
+        self.whole.clear();
+        self.layers.iter_mut().flat_map(|layer| layer.linears_mut()).try_for_each(|linear| linear.merge())
     }
 
     /// Angles for rows of up to `positions`.

@@ -10,7 +10,7 @@ use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
 use ort::value::Tensor;
 
 use crate::export::{Exported, MODEL, Manifest};
-use crate::kv::Kv;
+use crate::kv::{self, Kv};
 use crate::runtime::Loaded;
 
 /// Wraps an error of the runtime with what was being done.
@@ -85,11 +85,10 @@ impl Decoder {
             Vec::with_capacity(2 + 2 * self.model.layers);
         inputs.push(("input_ids".into(), Tensor::from_array(([rows.len(), seq], ids)).map_err(&running)?.into()));
         inputs.push(("attention_mask".into(), Tensor::from_array(([rows.len(), seq], mask)).map_err(&running)?.into()));
-        let empty = [rows.len(), self.model.kv_heads, 0, self.model.head_dim];
         for layer in 0..self.model.layers {
             for part in ["key", "value"] {
-                let cache = Tensor::from_array((empty, Vec::<f32>::new())).map_err(&running)?;
-                inputs.push((format!("past_key_values.{layer}.{part}").into(), cache.into()));
+                let past = kv::empty(&self.model, rows.len()).map_err(&running)?;
+                inputs.push((format!("past_key_values.{layer}.{part}").into(), past.into()));
             }
         }
         let wanted = OutputSelector::no_default().with("logits");

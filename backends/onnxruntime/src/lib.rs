@@ -50,7 +50,7 @@ impl Backend for OnnxRuntimeBackend {
             version: env!("CARGO_PKG_VERSION").into(),
             capabilities: vec![Capability::Score, Capability::Generate, Capability::Adapter],
             devices: vec!["cpu".into()],
-            dtypes: vec![Dtype::F32],
+            dtypes: vec![Dtype::F32, Dtype::F16],
             model_families: config::Family::NAMES.map(String::from).to_vec(),
             build: build.into_iter().map(|(k, v)| (k.to_string(), v)).collect::<BTreeMap<_, _>>(),
         }
@@ -62,13 +62,28 @@ impl Backend for OnnxRuntimeBackend {
         if !matches!(config.device.as_str(), "cpu" | "auto") {
             return refuse(format!("runs on cpu, not on {:?}", config.device));
         }
-        if config.dtype != Dtype::F32 {
-            return refuse(format!("computes in f32, not in {}", config.dtype));
+        let no_bf16 = || {
+            refuse("cannot compute in bf16 on the CPU (ONNX Runtime has no such kernels there); use f32 or f16".into())
+        };
+        if config.dtype == Dtype::Bf16 || options.weights == Some(export::Precision::Bf16) {
+            return no_bf16();
         }
         if config.weights == Weights::Random {
             return refuse("draws no weights; train a model with another backend first".into());
         }
         let exported = export::open_or_export(config, &options)?;
+        let weights = exported.manifest.weights;
+        if weights == export::Precision::Bf16 {
+            return no_bf16();
+        }
+        // f32 is also what is asked for when nobody asks.
+        if config.dtype != Dtype::F32 && config.dtype != weights.activations() {
+            return refuse(format!(
+                "computes in {} with weights in {weights}, not in {}",
+                weights.activations(),
+                config.dtype
+            ));
+        }
         Ok(Box::new(session::OnnxSession::open(config, &options, exported)?))
     }
 }

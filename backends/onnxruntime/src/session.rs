@@ -1,7 +1,7 @@
 //! The session the host holds: a decoder, its threads, and the evaluator on top.
 
 use karat::backend::{
-    BackendError, Completion, Dtype, Evaluator, EventSink, GenerateConfig, OpenConfig, Scores, Session, SessionInfo,
+    BackendError, Completion, Evaluator, EventSink, GenerateConfig, OpenConfig, Scores, Session, SessionInfo,
     TokensView,
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -54,10 +54,15 @@ impl Session for OnnxSession {
         let model = &self.decoder.model;
         SessionInfo {
             device: "cpu".into(),
-            dtype: Dtype::F32,
+            dtype: model.weights.activations(),
             threads: self.threads,
             // Only the CPU provider is ever asked for, so it is the one that runs.
-            kernels: vec![format!("{}: CPUExecutionProvider, GroupQueryAttention f32", self.library)],
+            kernels: vec![format!(
+                "{}: CPUExecutionProvider, GroupQueryAttention {}, weights {}",
+                self.library,
+                model.weights.activations(),
+                model.weights
+            )],
             parameters: model.parameters,
             adapter_parameters: model.adapter_parameters,
             vocab_size: model.vocab,
