@@ -53,7 +53,9 @@ def torch_side(a):
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
     state, vocab = 12345, model.config.vocab_size
     seconds, losses = [], []
-    for _ in range(a.steps + 1):
+    for step in range(a.steps + 1):
+        if step == 1:
+            warm = time.process_time()
         ids = []
         for _ in range(a.length):
             state = (state * 1664525 + 1013904223) % 2**32
@@ -68,9 +70,11 @@ def torch_side(a):
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         seconds.append(time.perf_counter() - started)
+    processor = time.process_time() - warm
     status = Path("/proc/self/status").read_text()
     peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-    print(json.dumps({"tokens_per_second": a.length / statistics.median(seconds[1:]), "peak": peak, "losses": losses}))
+    print(json.dumps({"tokens_per_second": a.length / statistics.median(seconds[1:]), "peak": peak, "losses": losses,
+                      "tokens_per_processor_second": a.length * a.steps / processor}))
 
 
 def run(command):
@@ -117,26 +121,33 @@ def main():
         for name, command in sides.items():
             results[name].append(run(command))
             got = results[name][-1]
-            print(f"{pair + 1}: {name}: {got['tokens_per_second']:.0f} tokens/s", file=sys.stderr, flush=True)
+            print(f"{pair + 1}: {name}: {got['tokens_per_second']:.0f} tokens/s, "
+                  f"{got['tokens_per_processor_second']:.0f} a processor second", file=sys.stderr, flush=True)
     summary = {}
     for name, got in results.items():
         speeds = [g["tokens_per_second"] for g in got]
         summary[name] = {
             "tokens_per_second": statistics.median(speeds), "low": min(speeds), "high": max(speeds),
+            "per_processor_second": statistics.median(g["tokens_per_processor_second"] for g in got),
             "peak_gb": statistics.median(g["peak"] for g in got) / 1e9, "losses": got[0]["losses"],
         }
     ours = [n for n in summary if n.startswith("karat")]
     theirs = [n for n in summary if n.startswith("torch")]
     print(f"{Path(a.model).name}, {a.method}, length {a.length}, {a.threads} threads, dropout {a.dropout}, {a.pairs} rounds")
-    print(f"{'':28} tokens/s   (low to high)   peak GB   last loss")
+    print(f"{'':28} tokens/s   (low to high)   a CPU second   peak GB   last loss")
     for name, s in summary.items():
         print(f"{name:28} {s['tokens_per_second']:8.0f}   ({s['low']:.0f} to {s['high']:.0f})"
-              f"{s['peak_gb']:14.2f}   {s['losses'][-1]:.4f}")
+              f"{s['per_processor_second']:12.0f}{s['peak_gb']:14.2f}   {s['losses'][-1]:.4f}")
     for mine in ours:
         for other in theirs:
             ratios = [m["tokens_per_second"] / t["tokens_per_second"] for m, t in zip(results[mine], results[other])]
+            processor = [
+                m["tokens_per_processor_second"] / t["tokens_per_processor_second"]
+                for m, t in zip(results[mine], results[other])
+            ]
             memory = summary[mine]["peak_gb"] / summary[other]["peak_gb"]
-            print(f"{mine} / {other}: {statistics.median(ratios):.2f} times the speed, {memory:.0%} of the memory")
+            print(f"{mine} / {other}: {statistics.median(ratios):.2f} times the speed "
+                  f"({statistics.median(processor):.2f} by processor time), {memory:.0%} of the memory")
     if a.json:
         Path(a.json).write_text(json.dumps(summary, indent=2) + "\n")
 

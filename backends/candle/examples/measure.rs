@@ -12,6 +12,13 @@ use karat::backend::*;
 use karat::train::LoraConfig;
 use karat_candle::CandleBackend;
 
+/// Seconds of processor time of this process: on a machine that others use too, the steadier measure.
+fn processor_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<f64> = stat.split_whitespace().skip(13).take(2).filter_map(|f| f.parse().ok()).collect();
+    fields.iter().sum::<f64>() / 100.0
+}
+
 fn main() {
     let args: BTreeMap<String, String> =
         std::env::args().skip(1).filter_map(|a| a.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()))).collect();
@@ -63,14 +70,18 @@ fn main() {
         fingerprint: "measure".into(),
     };
     let none = Tokens::new();
-    let (mut seconds, mut losses, mut peak) = (Vec::new(), Vec::new(), 0);
+    let (mut seconds, mut losses, mut warm) = (Vec::new(), Vec::new(), 0.0);
     let mut sink = |event: Event| {
         if let Event::Step(step) = event {
             seconds.push(step.seconds);
             losses.push(step.loss);
             // Stopped before the checkpoint is written: what is measured is training.
-            peak = karat::memory::peak().unwrap_or(0);
+            let peak = karat::memory::peak().unwrap_or(0);
+            if step.step == 1 {
+                warm = processor_seconds();
+            }
             if step.step == steps {
+                let processor = processor_seconds() - warm;
                 let best = seconds[1..].iter().copied().fold(f64::MAX, f64::min);
                 let mut sorted = seconds[1..].to_vec();
                 sorted.sort_by(f64::total_cmp);
@@ -79,6 +90,7 @@ fn main() {
                     "{}",
                     serde_json::json!({
                         "tokens_per_second": length as f64 / median, "best": length as f64 / best, "peak": peak,
+                        "tokens_per_processor_second": (length * (steps - 1)) as f64 / processor,
                         "losses": losses, "kernels": info.kernels, "parameters": info.parameters,
                     })
                 );

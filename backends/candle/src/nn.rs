@@ -89,7 +89,7 @@ pub fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
 
 /// Zeros of `shape`, for what lasts.
 pub fn zeros(shape: &[usize]) -> Result<Tensor> {
-    tensor(vec![0.0; shape.iter().product()], shape)
+    tensor(buffers::zeroed(shape.iter().product()), shape)
 }
 
 /// An activation of `shape`, `data` being from [`buffers::take`].

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::buffers;
 use super::mapped::Elements;
 use super::matmul::{Mat, MatMut, Precision, Threads, product};
 use super::simd::{exp, max, simd, sum_by};
@@ -40,9 +41,9 @@ fn judge(logits: &[f32], target: u32, lse: f32) -> Target {
 pub fn score(precision: Precision, hidden: &[f32], targets: &[u32], head: Elements<'_>, width: usize) -> Vec<Target> {
     let vocab = head.len() / width;
     let mut all = Vec::with_capacity(targets.len());
-    let mut logits = vec![0f32; chunk(vocab).min(targets.len()) * vocab];
+    let mut lent = buffers::take(chunk(vocab).min(targets.len()) * vocab);
     for (hidden, targets) in hidden.chunks(chunk(vocab) * width).zip(targets.chunks(chunk(vocab))) {
-        let logits = &mut logits[..targets.len() * vocab];
+        let logits = &mut lent[..targets.len() * vocab];
         project(precision, hidden, head, width, logits);
         all.par_extend(logits.par_chunks(vocab).zip(targets).map(|(logits, &target)| {
             let lse = simd(
@@ -55,6 +56,7 @@ pub fn score(precision: Precision, hidden: &[f32], targets: &[u32], head: Elemen
             )
         }));
     }
+    buffers::give(lent);
     all
 }
 
@@ -81,12 +83,12 @@ pub fn train(
     let vocab = head.len() / width;
     let mut all = Vec::with_capacity(targets.len());
     let size = chunk(vocab);
-    let mut logits = vec![0f32; size.min(targets.len()) * vocab];
+    let mut lent = buffers::take(size.min(targets.len()) * vocab);
     for ((hidden, targets), dhidden) in
         hidden.chunks(size * width).zip(targets.chunks(size)).zip(dhidden.chunks_mut(size * width))
     {
         let n = targets.len();
-        let logits = &mut logits[..n * vocab];
+        let logits = &mut lent[..n * vocab];
         project(precision, hidden, head, width, logits);
         all.par_extend(logits.par_chunks_mut(vocab).zip(targets).map(|(logits, &target)| {
             simd(
@@ -107,6 +109,7 @@ pub fn train(
             product(precision, c, 1.0, d.t(), Mat::new(hidden, n, width), true, Threads::Pool);
         }
     }
+    buffers::give(lent);
     all
 }
 

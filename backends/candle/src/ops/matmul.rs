@@ -25,7 +25,7 @@ use super::mapped::Elements;
 /// Units of the inner dimension that are summed before they are added to the output.
 pub const DEPTH: usize = 512;
 /// A product is cut in so many tasks at least, if it is large enough; more threads than that find nothing to do.
-const TASKS: usize = 32;
+const TASKS: usize = 16;
 /// Rows of a task at least: packing a panel is paid by so many.
 const ROWS: usize = 96;
 

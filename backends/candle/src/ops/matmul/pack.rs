@@ -328,36 +328,67 @@ mod x86 {
             let have = part.across.saturating_sub(i).min(LANES);
             let want = (layout.padded - i).min(LANES);
             for u in (0..units).step_by(LANES) {
-                let n = (units - u).min(LANES);
                 let from = origin.wrapping_add(i * line + u * per_unit * unit);
+                let to = out.wrapping_add(i * layout.line + u * layout.unit);
+                let there = part.along - u * per_unit;
                 // SAFETY: lines `i..i + have` and elements up to `part.along` are inside the operand; `i + want` lines
-                // and `u + n` units are inside the output.
+                // and the units up to `units` are inside the output.
                 unsafe {
-                    let mut block = [_mm512_setzero_si512(); LANES];
-                    // Whether `block` holds lines of units, or units of lines.
-                    let by_lines = unit == 1;
-                    if by_lines {
-                        let there = part.along - u * per_unit;
-                        for (l, block) in block.iter_mut().enumerate().take(have) {
-                            *block = along::<T, R>(precision, from.wrapping_add(l * line), there);
-                        }
+                    // Most blocks are whole: for them all bounds are constants.
+                    if have == LANES && want == LANES && there >= LANES * per_unit {
+                        block::<T, R>(precision, (line, unit), from, to, layout, (LANES, LANES, LANES * per_unit));
                     } else {
-                        for (l, block) in block.iter_mut().enumerate().take(n) {
-                            let second = (u + l) * per_unit + 1 < part.along;
-                            *block =
-                                across::<T, R>(precision, from.wrapping_add(l * per_unit * unit), unit, have, second);
-                        }
+                        block::<T, R>(precision, (line, unit), from, to, layout, (have, want, there));
                     }
-                    let units_side_by_side = layout.unit == 1;
-                    if by_lines != units_side_by_side {
-                        transpose(&mut block);
+                }
+            }
+        }
+    }
+
+    /// One block of at most 16 lines, of which `have` are there and `want` are written, and at most 16 units, of which
+    /// `there` elements are.
+    ///
+    /// # Safety
+    /// What is there must be readable from `from`, what is written must be inside the buffer at `to`.
+    #[inline(always)]
+    unsafe fn block<T: Number, R: Round>(
+        precision: Precision,
+        (line, unit): (usize, usize),
+        from: *const T,
+        to: *mut u32,
+        layout: Layout,
+        (have, want, there): (usize, usize, usize),
+    ) {
+        let per_unit = precision.per_unit();
+        let n = there.div_ceil(per_unit).min(LANES);
+        // SAFETY: the caller's promise; masks keep to it.
+        unsafe {
+            let mut block = [_mm512_setzero_si512(); LANES];
+            // Whether `block` holds lines of units, or units of lines.
+            let by_lines = unit == 1;
+            if by_lines {
+                for l in 0..LANES {
+                    if l < have {
+                        block[l] = along::<T, R>(precision, from.wrapping_add(l * line), there);
                     }
-                    let to = out.add(i * layout.line + u * layout.unit);
-                    let (step, count, width) =
-                        if units_side_by_side { (layout.line, want, n) } else { (layout.unit, n, want) };
-                    for (l, block) in block.iter().enumerate().take(count) {
-                        _mm512_mask_storeu_epi32(to.add(l * step).cast(), mask(width), *block);
+                }
+            } else {
+                for l in 0..LANES {
+                    if l < n {
+                        let second = l * per_unit + 1 < there;
+                        block[l] =
+                            across::<T, R>(precision, from.wrapping_add(l * per_unit * unit), unit, have, second);
                     }
+                }
+            }
+            let units_side_by_side = layout.unit == 1;
+            if by_lines != units_side_by_side {
+                transpose(&mut block);
+            }
+            let (step, count, width) = if units_side_by_side { (layout.line, want, n) } else { (layout.unit, n, want) };
+            for l in 0..LANES {
+                if l < count {
+                    _mm512_mask_storeu_epi32(to.wrapping_add(l * step).cast(), mask(width), block[l]);
                 }
             }
         }
