@@ -87,6 +87,9 @@ pub struct SuiteArgs {
     /// Device for training and evaluation: cpu, cuda:0, auto
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
+    /// Language of the report [default: the suite's]
+    #[arg(long, value_enum)]
+    pub language: Option<LanguageArg>,
     /// A bad line of data is an error
     #[arg(long)]
     pub strict: bool,
@@ -276,15 +279,69 @@ pub enum Format {
     Json,
     /// One line per item and model
     Csv,
+    /// One line per metric and model, with intervals and the difference to the base
+    CsvMetrics,
+    /// The result table for a paper (booktabs)
+    Latex,
+    /// A case per comparison and metric: significantly worse is a failure
+    Junit,
+    /// What github-action-benchmark reads, for its tools customSmallerIsBetter and customBiggerIsBetter (see --better)
+    GithubBenchmark,
+    /// The published base-against-fine-tuned table as its script computes and prints it, of a run folder or of a published
+    /// results file
+    SeedCompat,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Better {
+    /// Metrics of which less is better (customSmallerIsBetter)
+    Lower,
+    /// Metrics of which more is better (customBiggerIsBetter)
+    Higher,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LanguageArg {
+    /// English
+    En,
+    /// Simplified Chinese
+    Zh,
+}
+
+impl From<LanguageArg> for karat::report::Language {
+    fn from(language: LanguageArg) -> Self {
+        match language {
+            LanguageArg::En => karat::report::Language::English,
+            LanguageArg::Zh => karat::report::Language::Chinese,
+        }
+    }
 }
 
 #[derive(Args)]
 pub struct ReportArgs {
-    /// A run folder or report.json
+    /// A run folder or report.json; with --format seed-compat a run folder or a published results file
     pub report: PathBuf,
     /// What to print
     #[arg(long, value_enum, default_value = "md")]
     pub format: Format,
+    /// Language of the pages [default: the report's]
+    #[arg(long, value_enum)]
+    pub language: Option<LanguageArg>,
+    /// With --format github-benchmark: which metrics
+    #[arg(long, value_enum, default_value = "lower")]
+    pub better: Better,
+    /// With --format seed-compat: the base model, for its perplexity of its own texts
+    #[arg(long, value_name = "DIR")]
+    pub base_model: Option<PathBuf>,
+    /// With --format seed-compat: the fine-tuned model [default: the base model with the adapter]
+    #[arg(long, value_name = "DIR", requires = "base_model")]
+    pub finetuned_model: Option<PathBuf>,
+    /// With --format seed-compat: the fine-tuned model's adapter
+    #[arg(long, value_name = "DIR", requires = "base_model")]
+    pub finetuned_adapter: Option<PathBuf>,
+    /// With --format seed-compat: the backend that computes perplexities
+    #[arg(long, value_name = "NAME", default_value = "candle")]
+    pub backend: String,
     /// Splice the result table into this document instead, between <!-- karat:begin ID --> and <!-- karat:end ID -->
     #[arg(long, value_name = "FILE")]
     pub splice: Option<PathBuf>,
