@@ -50,7 +50,7 @@ pub enum Command {
     Train(TrainArgs),
     /// Log-probability of every token of given texts, as JSON lines
     Score(ScoreArgs),
-    /// Continue given prompts, as JSON lines
+    /// Continue given prompts, as JSON lines in the order in which they are complete
     Generate(GenerateArgs),
     /// Evaluate one model on a suite's held-out items
     Eval(EvalArgs),
@@ -66,8 +66,8 @@ pub enum Command {
     Import(ImportArgs),
     /// List the backends found, and where they were looked for
     Backends,
-    /// Check this machine: backends, cores, memory
-    Doctor,
+    /// Check this machine: backends, cores, memory; with --determinism, whether a backend repeats itself
+    Doctor(DoctorArgs),
     /// Print shell completions
     Completions {
         /// The shell
@@ -81,7 +81,7 @@ pub enum Command {
 pub struct SuiteArgs {
     /// A suite: its name, its folder or its file
     pub suite: String,
-    /// Override a setting of the suite, e.g. --set train.lora.r=16
+    /// Override a setting of the suite, e.g. --set train.lora.r=16; --set train.full=false leaves that run out
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Device for training and evaluation: cpu, cuda:0, auto
@@ -436,6 +436,35 @@ pub struct MetricsArgs {
     /// Metrics, separated by commas [default: all]
     #[arg(long, value_delimiter = ',')]
     pub metrics: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// Continue and score the same texts again, one by one and on one thread: exit code 0 if texts and, but for the batch,
+    /// every bit stay the same, else 5
+    #[arg(long)]
+    pub determinism: bool,
+    /// The model to try [default: the base of medical-r1]
+    #[arg(long, value_name = "DIR", requires = "determinism")]
+    pub model: Option<PathBuf>,
+    /// An adapter's folder (PEFT layout), applied on top
+    #[arg(long, value_name = "DIR", requires = "model")]
+    pub adapter: Option<PathBuf>,
+    /// The backend to try
+    #[arg(long, value_name = "NAME", default_value = "candle")]
+    pub backend: String,
+    /// Device: cpu, cuda:0, auto
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Threads of the first pass, compared with 1
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..))]
+    pub threads: u16,
+    /// Rows together in the first pass, compared with 1
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..))]
+    pub batch_size: u16,
+    /// Tokens each text is continued by
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub max_new_tokens: usize,
 }
 
 /// Element type of weights.

@@ -38,7 +38,7 @@ pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
         Command::Metrics(args) => metrics::run(&args, output),
         Command::Import(args) => import::run(&args, output),
         Command::Backends => backends::run(global, output),
-        Command::Doctor => doctor::run(global, output),
+        Command::Doctor(args) => doctor::run(&args, global, output),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "karat", &mut text);
