@@ -50,8 +50,10 @@ pub enum Command {
     Train(TrainArgs),
     /// Log-probability of every token of given texts, as JSON lines
     Score(ScoreArgs),
-    /// Continue given prompts, as JSON lines
+    /// Continue given prompts, as JSON lines in the order in which they are complete
     Generate(GenerateArgs),
+    /// Write a model in a backend's own format, e.g. ONNX
+    Export(ExportArgs),
     /// Evaluate one model on a suite's held-out items
     Eval(EvalArgs),
     /// Compare two reports, or two models of one, item by item
@@ -68,8 +70,8 @@ pub enum Command {
     Import(ImportArgs),
     /// List the backends found, and where they were looked for
     Backends,
-    /// Check this machine: backends, cores, memory
-    Doctor,
+    /// Check this machine: backends, cores, memory; with --determinism, whether a backend repeats itself
+    Doctor(DoctorArgs),
     /// Print shell completions
     Completions {
         /// The shell
@@ -83,7 +85,7 @@ pub enum Command {
 pub struct SuiteArgs {
     /// A suite: its name, its folder or its file
     pub suite: String,
-    /// Override a setting of the suite, e.g. --set train.lora.r=16
+    /// Override a setting of the suite, e.g. --set train.lora.r=16; --set train.full=false leaves that run out
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Device for training and evaluation: cpu, cuda:0, auto
@@ -258,6 +260,37 @@ pub struct GenerateArgs {
     pub ignore_eos: bool,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AdapterModeArg {
+    /// Add the adapter to the weights
+    Merge,
+    /// Let adapters be fed to the exported base, and write those given beside it
+    Runtime,
+}
+
+#[derive(Args)]
+pub struct ExportArgs {
+    /// The model's folder (Hugging Face layout)
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// An adapter's folder (PEFT layout); with --adapter-mode runtime any number of them, each under its folder's name
+    /// unless one is given
+    #[arg(long, value_name = "[NAME=]DIR")]
+    pub adapter: Vec<String>,
+    /// The folder to write; there whole or not at all
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// What the weights become: f32, f16, bf16, int8, int4
+    #[arg(long, default_value = "f32")]
+    pub dtype: String,
+    /// How adapters get in
+    #[arg(long, value_enum, default_value = "merge")]
+    pub adapter_mode: AdapterModeArg,
+    /// The backend [default: the one that exports]
+    #[arg(long, value_name = "NAME")]
+    pub backend: Option<String>,
+}
+
 #[derive(Args)]
 pub struct EvalArgs {
     #[command(flatten)]
@@ -399,6 +432,10 @@ pub struct CheckArgs {
     /// suite's [gate.margins], then those of the units]
     #[arg(long, value_name = "METRIC=X")]
     pub margin: Vec<String>,
+    /// The backend's certificate of determinism (karat --json doctor --determinism): what it changes by itself is
+    /// subtracted from what the gate may conclude
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["flip_rate", "logprob_drift"])]
+    pub determinism: Option<PathBuf>,
     /// Share of generated texts that a repeated run changes by itself: subtracted from what the gate may conclude
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
     pub flip_rate: f64,
@@ -450,6 +487,35 @@ pub struct MetricsArgs {
     /// Metrics, separated by commas [default: all]
     #[arg(long, value_delimiter = ',')]
     pub metrics: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// Continue and score the same texts again, one by one and on one thread: exit code 0 if texts and, but for the batch,
+    /// every bit stay the same, else 5
+    #[arg(long)]
+    pub determinism: bool,
+    /// The model to try [default: the base of medical-r1]
+    #[arg(long, value_name = "DIR", requires = "determinism")]
+    pub model: Option<PathBuf>,
+    /// An adapter's folder (PEFT layout), applied on top
+    #[arg(long, value_name = "DIR", requires = "model")]
+    pub adapter: Option<PathBuf>,
+    /// The backend to try
+    #[arg(long, value_name = "NAME", default_value = "candle")]
+    pub backend: String,
+    /// Device: cpu, cuda:0, auto
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Threads of the first pass, compared with 1
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..))]
+    pub threads: u16,
+    /// Rows together in the first pass, compared with 1
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..))]
+    pub batch_size: u16,
+    /// Tokens each text is continued by
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub max_new_tokens: usize,
 }
 
 /// Element type of weights.

@@ -6,6 +6,7 @@ mod compare;
 mod data;
 mod doctor;
 mod eval;
+mod export;
 mod generate;
 mod import;
 mod merge;
@@ -32,6 +33,7 @@ pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
         Command::Train(args) => train::run(&args, global, output),
         Command::Score(args) => score::run(&args, global, output),
         Command::Generate(args) => generate::run(&args, global, output),
+        Command::Export(args) => export::run(&args, global, output),
         Command::Eval(args) => eval::run(&args, global, output),
         Command::Compare(args) => compare::run(&args, output),
         Command::Report(args) => report::run(&args, global, output),
@@ -40,7 +42,7 @@ pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
         Command::Metrics(args) => metrics::run(&args, output),
         Command::Import(args) => import::run(&args, output),
         Command::Backends => backends::run(global, output),
-        Command::Doctor => doctor::run(global, output),
+        Command::Doctor(args) => doctor::run(&args, global, output),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "karat", &mut text);
