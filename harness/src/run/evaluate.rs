@@ -152,15 +152,15 @@ pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) 
             scoring.and(generating)
         }
         earlier => {
-            let stored = |kind: &str, missing: &[usize]| match job.queries.len().saturating_sub(missing.len()) {
+            let stored = |kind: &str, all: usize, missing: &[usize]| match all - missing.len() {
                 0 => String::new(),
                 n => format!(", {n} already {kind}"),
             };
             let detail = format!(
                 "{} items{}{}",
                 job.queries.len(),
-                stored("scored", &to_score),
-                stored("generated", &to_generate)
+                stored("scored", scored_queries.len(), &to_score),
+                stored("generated", job.queries.len(), &to_generate)
             );
             observer.notice(Notice::Stage { name: &stage, detail });
             let mut session = job.backend.open(&job.open)?;
