@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::backend::{AdamW, Dtype, EarlyStopping};
-use crate::data::format::{End, Output};
+use crate::data::format::{Choices, End, Output};
 use crate::data::record::Fields;
 use crate::data::split::Parts;
 use crate::error::{Error, Result};
@@ -125,6 +125,10 @@ pub struct DataConfig {
     /// What ends a training example; by default what goes with `output`.
     #[serde(default)]
     pub end: Option<End>,
+    /// How the options of multiple-choice items are asked: `letter` lists them in the prompt and scores the labels, `text`
+    /// scores their texts as answers to the question alone.
+    #[serde(default, skip_serializing_if = "Choices::is_usual")]
+    pub choices: Choices,
     /// Examples are cut to so many tokens (the end is lost).
     #[serde(default = "default_max_length")]
     pub max_length: usize,
