@@ -381,6 +381,10 @@ pub struct CheckArgs {
     /// suite's [gate.margins], then those of the units]
     #[arg(long, value_name = "METRIC=X")]
     pub margin: Vec<String>,
+    /// The backend's certificate of determinism (karat --json doctor --determinism): what it changes by itself is
+    /// subtracted from what the gate may conclude
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["flip_rate", "logprob_drift"])]
+    pub determinism: Option<PathBuf>,
     /// Share of generated texts that a repeated run changes by itself: subtracted from what the gate may conclude
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
     pub flip_rate: f64,
