@@ -52,6 +52,8 @@ pub enum Command {
     Score(ScoreArgs),
     /// Continue given prompts, as JSON lines in the order in which they are complete
     Generate(GenerateArgs),
+    /// Write a model in a backend's own format, e.g. ONNX
+    Export(ExportArgs),
     /// Evaluate one model on a suite's held-out items
     Eval(EvalArgs),
     /// Compare two reports, or two models of one, item by item
@@ -238,6 +240,37 @@ pub struct GenerateArgs {
     /// Do not stop at the model's end tokens
     #[arg(long)]
     pub ignore_eos: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AdapterModeArg {
+    /// Add the adapter to the weights
+    Merge,
+    /// Let adapters be fed to the exported base, and write those given beside it
+    Runtime,
+}
+
+#[derive(Args)]
+pub struct ExportArgs {
+    /// The model's folder (Hugging Face layout)
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// An adapter's folder (PEFT layout); with --adapter-mode runtime any number of them, each under its folder's name
+    /// unless one is given
+    #[arg(long, value_name = "[NAME=]DIR")]
+    pub adapter: Vec<String>,
+    /// The folder to write; there whole or not at all
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// What the weights become: f32, f16, bf16, int8, int4
+    #[arg(long, default_value = "f32")]
+    pub dtype: String,
+    /// How adapters get in
+    #[arg(long, value_enum, default_value = "merge")]
+    pub adapter_mode: AdapterModeArg,
+    /// The backend [default: the one that exports]
+    #[arg(long, value_name = "NAME")]
+    pub backend: Option<String>,
 }
 
 #[derive(Args)]
