@@ -11,6 +11,7 @@ use ort::value::Tensor;
 
 use crate::export::{Exported, MODEL, Manifest};
 use crate::kv::Kv;
+use crate::provider::Provider;
 use crate::runtime::Loaded;
 
 /// Wraps an error of the runtime with what was being done.
@@ -22,11 +23,20 @@ pub(crate) fn failed<E: std::fmt::Display>(doing: &str) -> impl Fn(E) -> Backend
     }
 }
 
+/// How long an idle thread of the runtime waits awake.
+const SPIN_MICROSECONDS: &str = "50";
+
 /// Session options: one operator at a time, all its threads inside it.
-fn configure(environment: &Environment, threads: usize, spin: bool) -> ort::Result<SessionBuilder> {
+fn configure(environment: &Environment, provider: Provider, threads: usize, spin: bool) -> ort::Result<SessionBuilder> {
     let builder = Session::builder(environment)?.with_intra_threads(threads)?.with_inter_threads(1)?;
-    let builder = builder.with_parallel_execution(false)?.with_intra_op_spinning(spin)?;
-    Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?)
+    let mut builder = builder.with_parallel_execution(false)?.with_intra_op_spinning(true)?;
+    if !spin {
+        // Long enough to bridge the gap between two operators, too short to keep others from a shared core.
+        builder = builder.with_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)?;
+    }
+    // Between two runs our own threads choose tokens.
+    let builder = builder.with_config_entry("session.force_spinning_stop", "1")?;
+    provider.register(builder.with_optimization_level(GraphOptimizationLevel::All)?)
 }
 
 /// The open model.
@@ -50,11 +60,17 @@ impl Decoder {
     ///
     /// # Errors
     /// If the runtime refuses the model.
-    pub fn open(loaded: &Loaded, exported: &Exported, threads: usize, spin: bool) -> Result<Self, BackendError> {
+    pub fn open(
+        loaded: &Loaded,
+        exported: &Exported,
+        provider: Provider,
+        threads: usize,
+        spin: bool,
+    ) -> Result<Self, BackendError> {
         let path = exported.folder.join(MODEL);
         let doing = format!("ONNX Runtime refuses {}", path.display());
         let refused = failed::<ort::Error>(&doing);
-        let builder = configure(&loaded.environment, threads, spin);
+        let builder = configure(&loaded.environment, provider, threads, spin);
         let session = builder.and_then(|mut builder| builder.commit_from_file(&path)).map_err(refused)?;
         Ok(Decoder { session, model: exported.manifest.clone() })
     }

@@ -22,14 +22,16 @@ mod decoder;
 mod generate;
 mod kv;
 mod logits;
+mod provider;
 mod sampling;
 mod score;
 mod session;
 
 use std::collections::BTreeMap;
 
-use karat::backend::{Backend, BackendError, Capability, Descriptor, Dtype, OpenConfig, Session, Weights};
+use karat::backend::{Backend, BackendError, Capability, Descriptor, Dtype, OpenConfig, Provisions, Session, Weights};
 
+use provider::Provider;
 pub use runtime::fetch_runtime;
 
 /// The backend `onnxruntime`.
@@ -49,7 +51,7 @@ impl Backend for OnnxRuntimeBackend {
             name: "onnxruntime".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             capabilities: vec![Capability::Score, Capability::Generate, Capability::Adapter],
-            devices: vec!["cpu".into()],
+            devices: vec!["cpu".into(), "cuda".into()],
             dtypes: vec![Dtype::F32],
             model_families: config::Family::NAMES.map(String::from).to_vec(),
             build: build.into_iter().map(|(k, v)| (k.to_string(), v)).collect::<BTreeMap<_, _>>(),
@@ -59,16 +61,33 @@ impl Backend for OnnxRuntimeBackend {
     fn open(&self, config: &OpenConfig) -> Result<Box<dyn Session>, BackendError> {
         let options = options::Options::parse(&config.options)?;
         let refuse = |what: String| Err(BackendError::unsupported(format!("the onnxruntime backend {what}")));
-        if !matches!(config.device.as_str(), "cpu" | "auto") {
-            return refuse(format!("runs on cpu, not on {:?}", config.device));
-        }
+        let asked = Provider::asked(&config.device, options.provider.as_deref())?;
         if config.dtype != Dtype::F32 {
             return refuse(format!("computes in f32, not in {}", config.dtype));
         }
         if config.weights == Weights::Random {
             return refuse("draws no weights; train a model with another backend first".into());
         }
+        // Before the export, which may take long, and be for nothing.
+        let loaded = runtime::load(options.library.as_deref(), options.fetch_runtime)?;
+        let provider = Provider::settle(asked, &loaded, config.dtype)?;
         let exported = export::open_or_export(config, &options)?;
-        Ok(Box::new(session::OnnxSession::open(config, &options, exported)?))
+        Ok(Box::new(session::OnnxSession::open(config, &options, exported, &loaded, provider)?))
+    }
+
+    fn provide(&self, fix: bool) -> Result<Provisions, BackendError> {
+        let loaded = match runtime::load(None, fix) {
+            Err(mut error) if !fix => {
+                error.message = "no usable ONNX Runtime library; run `cargo karat doctor --fix`".into();
+                return Err(error);
+            }
+            loaded => loaded?,
+        };
+        let facts = [
+            ("library", loaded.path.display().to_string()),
+            ("version", runtime::version()),
+            ("providers", provider::offered().join(", ")),
+        ];
+        Ok(Provisions { facts: facts.map(|(k, v)| (k.to_string(), v)).into() })
     }
 }

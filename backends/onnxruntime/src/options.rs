@@ -19,18 +19,20 @@ pub struct Options {
     pub cache_dir: Option<PathBuf>,
     /// `context`: longest sequence (prompt and continuation) held in generation, at most the model's own limit.
     pub context: Option<usize>,
+    /// `provider`: `cpu`, `cuda` or `cuda-graph`; by the device if absent.
+    pub provider: Option<String>,
     /// `score_positions`: positions a scoring batch may have (default 4096; fewer where their logits would take more than
     /// 256 MiB). A row longer than that is scored in stretches over a cache.
     pub score_positions: usize,
-    /// `spin`: let idle worker threads of the runtime spin instead of sleep (default false): faster alone on a machine,
-    /// much slower on a shared one.
+    /// `spin`: let idle worker threads of the runtime spin as long as a call lasts, not just for the moment between two
+    /// operators (default false): somewhat faster alone on a machine, much slower on a shared one.
     pub spin: bool,
 }
 
 impl Options {
     /// The known keys.
-    pub const KEYS: [&'static str; 7] =
-        ["cache_dir", "context", "export_dir", "fetch_runtime", "library", "score_positions", "spin"];
+    pub const KEYS: [&'static str; 8] =
+        ["cache_dir", "context", "export_dir", "fetch_runtime", "library", "provider", "score_positions", "spin"];
 
     /// Reads and checks all options.
     ///
@@ -64,7 +66,9 @@ impl Options {
             };
             options.get(key).map(size).transpose()
         };
+        let name = |v: &Value| v.as_str().map(String::from).ok_or_else(|| wrong("provider", "a name", v));
         Ok(Options {
+            provider: options.get("provider").map(name).transpose()?,
             library: path("library")?,
             fetch_runtime: flag("fetch_runtime", true)?,
             export_dir: path("export_dir")?,

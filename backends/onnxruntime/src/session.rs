@@ -9,7 +9,8 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use crate::decoder::{Decoder, failed};
 use crate::export::Exported;
 use crate::options::Options;
-use crate::runtime;
+use crate::provider::Provider;
+use crate::runtime::{self, Loaded};
 use crate::{generate, score};
 
 /// An open model.
@@ -20,18 +21,24 @@ pub struct OnnxSession {
     score_positions: usize,
     threads: usize,
     library: String,
+    provider: Provider,
 }
 
 impl OnnxSession {
-    /// Loads the runtime library and the export.
+    /// Loads the export.
     ///
     /// # Errors
-    /// No usable library, or a model that it refuses.
-    pub fn open(config: &OpenConfig, options: &Options, exported: Exported) -> Result<Self, BackendError> {
-        let loaded = runtime::load(options.library.as_deref(), options.fetch_runtime)?;
+    /// A model that the library refuses, or a provider that cannot be had.
+    pub fn open(
+        config: &OpenConfig,
+        options: &Options,
+        exported: Exported,
+        loaded: &Loaded,
+        provider: Provider,
+    ) -> Result<Self, BackendError> {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if config.threads == 0 { cores } else { config.threads };
-        let decoder = Decoder::open(&loaded, &exported, threads, options.spin)?;
+        let decoder = Decoder::open(loaded, &exported, provider, threads, options.spin)?;
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();
         let longest = decoder.model.max_positions;
         Ok(OnnxSession {
@@ -39,7 +46,8 @@ impl OnnxSession {
             context: options.context.map_or(longest, |context| context.min(longest)),
             score_positions: options.score_positions,
             threads,
-            library: loaded.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+            library: format!("ONNX Runtime {}", runtime::version()),
+            provider,
             decoder,
         })
     }
@@ -53,11 +61,11 @@ impl Session for OnnxSession {
     fn info(&self) -> SessionInfo {
         let model = &self.decoder.model;
         SessionInfo {
-            device: "cpu".into(),
+            device: self.provider.device(),
             dtype: Dtype::F32,
             threads: self.threads,
-            // Only the CPU provider is ever asked for, so it is the one that runs.
-            kernels: vec![format!("{}: CPUExecutionProvider, GroupQueryAttention f32", self.library)],
+            // A provider that cannot be had is an error, so the one that was asked for is the one that runs.
+            kernels: vec![format!("{}: {}, GroupQueryAttention f32", self.library, self.provider.name())],
             parameters: model.parameters,
             adapter_parameters: model.adapter_parameters,
             vocab_size: model.vocab,

@@ -9,7 +9,7 @@ const EXIT_CODES: &str = "Exit codes:
     0  good
     1  unexpected failure
     2  the command line or the suite file makes no sense
-    3  regression (karat check)
+    3  regression (karat check); backends that disagree (karat compare --backends)
     4  inconclusive (karat check)
     5  a backend cannot be loaded, or it failed
     6  bad input data
@@ -54,7 +54,7 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Evaluate one model on a suite's held-out items
     Eval(EvalArgs),
-    /// Compare two reports, or two models of one, item by item
+    /// Compare two reports, or two models of one, item by item; or two backends on one model
     Compare(CompareArgs),
     /// Render a stored report, or splice its table into a document
     Report(ReportArgs),
@@ -64,8 +64,8 @@ pub enum Command {
     Metrics(MetricsArgs),
     /// List the backends found, and where they were looked for
     Backends,
-    /// Check this machine: backends, cores, memory
-    Doctor,
+    /// Check this machine: backends and what they need, cores, memory
+    Doctor(DoctorArgs),
     /// Print shell completions
     Completions {
         /// The shell
@@ -256,12 +256,54 @@ pub struct EvalArgs {
 #[derive(Args)]
 pub struct CompareArgs {
     /// A run folder or report.json; `PATH:MODEL` picks a model
-    pub a: String,
+    #[arg(required_unless_present = "backends")]
+    pub a: Option<String>,
     /// Another, or another model of the same
-    pub b: String,
+    #[arg(required_unless_present = "backends")]
+    pub b: Option<String>,
     /// Compare although prompts, template, decoding or data differ; the result says so
     #[arg(long)]
     pub allow: bool,
+    /// Compare two backends on one model instead, e.g. candle,onnxruntime: drift of log-probabilities, greedy texts
+    #[arg(long, value_name = "A,B", value_delimiter = ',', conflicts_with_all = ["a", "b", "allow"])]
+    pub backends: Vec<String>,
+    #[command(flatten)]
+    pub parity: ParityArgs,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "With --backends")]
+pub struct ParityArgs {
+    /// The model's folder [default: the suite's base]
+    #[arg(long, value_name = "DIR", requires = "backends")]
+    pub model: Option<PathBuf>,
+    /// An adapter's folder, applied on top
+    #[arg(long, value_name = "DIR", requires = "backends")]
+    pub adapter: Option<PathBuf>,
+    /// Ask what this suite asks: its references are scored, its prompts continued
+    #[arg(long, value_name = "SUITE", requires = "backends", conflicts_with = "input")]
+    pub suite: Option<String>,
+    /// Override a setting of the suite, e.g. --set eval.items=12
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "suite")]
+    pub set: Vec<String>,
+    /// Score and continue these: JSON lines {"id", "ids": [..]}, {"id", "text"} or {"id", "messages": [..]}
+    #[arg(long, value_name = "FILE", requires = "backends")]
+    pub input: Option<PathBuf>,
+    /// Longest continuation [default: the suite's, else 64]
+    #[arg(long, value_name = "N", requires = "backends")]
+    pub max_new_tokens: Option<usize>,
+    /// How far two log-probabilities of a token may be apart, in nats; beyond it the exit code is 3
+    #[arg(long, value_name = "X", default_value_t = 1e-3, requires = "backends")]
+    pub tolerance: f64,
+    /// Device: cpu, cuda:0, auto
+    #[arg(long, default_value = "cpu", requires = "backends")]
+    pub device: String,
+    /// Worker threads; 0 is all cores
+    #[arg(long, default_value_t = 0, requires = "backends")]
+    pub threads: usize,
+    /// An option of one of the two, e.g. --option onnxruntime.spin=true (may be repeated)
+    #[arg(long, value_name = "BACKEND.KEY=VALUE", requires = "backends")]
+    pub option: Vec<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -308,6 +350,13 @@ pub struct CheckArgs {
     /// run's suite, then those of the units]
     #[arg(long, value_name = "METRIC=X")]
     pub margin: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// Fetch what a backend lacks (the ONNX Runtime library, with pip, into Karat's cache)
+    #[arg(long)]
+    pub fix: bool,
 }
 
 #[derive(Args)]

@@ -7,14 +7,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use serde_json::Value;
 
-use super::wire::{self, Opened};
+use super::wire::{self, Opened, Provide};
 use super::{
-    BackendV1, CloseFn, DescribeFn, GenerateFn, Labelled, MAJOR, MINOR, OpenFn, Owned, ScoreFn, ScoresOut, Sink, Slice,
-    Status, Tokens, TrainFn,
+    BackendV1, CloseFn, DescribeFn, GenerateFn, Labelled, MAJOR, MINOR, OpenFn, Owned, ProvideFn, ScoreFn, ScoresOut,
+    Sink, Slice, Status, Tokens, TrainFn,
 };
 use crate::backend::{
     Backend, BackendError, BackendErrorKind, Completion, Descriptor, Evaluator, Event, EventSink, Flow, GenerateConfig,
-    LabelledView, OpenConfig, Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer,
+    LabelledView, OpenConfig, Provisions, Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer,
 };
 
 /// A backend on the other side of the boundary.
@@ -34,6 +34,7 @@ struct Calls {
     score: Option<ScoreFn>,
     generate: Option<GenerateFn>,
     train: Option<TrainFn>,
+    provide: Option<ProvideFn>,
 }
 
 impl Foreign {
@@ -89,6 +90,7 @@ const BLANK: BackendV1 = BackendV1 {
     score: None,
     generate: None,
     train: None,
+    provide: None,
 };
 
 impl Calls {
@@ -125,6 +127,7 @@ impl Calls {
             score: field!(table, size, score),
             generate: field!(table, size, generate),
             train: field!(table, size, train),
+            provide: field!(table, size, provide),
         })
     }
 }
@@ -148,6 +151,16 @@ impl Backend for Foreign {
         let held = Raw { calls: self.calls, session: raw };
         let Opened { info, evaluator, trainer } = wire::decode("what the plugin says of the session", &answer)?;
         Ok(Box::new(ForeignSession { held, info, evaluator, trainer }))
+    }
+
+    fn provide(&self, fix: bool) -> Result<Provisions, BackendError> {
+        let Some(provide) = self.calls.provide else { return Ok(Provisions::default()) };
+        let request = wire::encode("the request to provide", &Provide { fix })?;
+        let answer = call(self.calls.minor, None, |_, out| {
+            // SAFETY: the request outlives the call; `out` may be written.
+            unsafe { provide(lend(&request), out) }
+        })?;
+        wire::decode("what the plugin says of its provisions", &answer)
     }
 }
 

@@ -16,6 +16,12 @@ pub(super) struct Opened {
     pub(super) trainer: bool,
 }
 
+/// What `provide` is asked.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Provide {
+    pub(super) fix: bool,
+}
+
 /// An error; its kind is the status.
 #[derive(Serialize, Deserialize)]
 struct WireError {

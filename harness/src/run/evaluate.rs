@@ -90,6 +90,10 @@ pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) 
     key.insert("backend".into(), format!("{} {}", descriptor.name, descriptor.version));
     key.insert("dtype".into(), job.open.dtype.to_string());
     key.insert("device".into(), job.open.device.clone());
+    if !job.open.options.is_empty() {
+        // Which of them decide a number only the backend knows.
+        key.insert("options".into(), format!("{:?}", job.open.options));
+    }
     let mut decode_key = key.clone();
     decode_key.insert("decode".into(), job.generate.deciding());
     if job.generate.temperature != 0.0 {

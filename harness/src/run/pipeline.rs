@@ -245,6 +245,10 @@ impl Stages<'_> {
     ) -> Result<(Evaluated, String)> {
         let mut open = self.open(&subject.model);
         open.adapter.clone_from(&subject.adapter);
+        open.options.clone_from(&self.suite.eval.options);
+        if let Some(device) = &self.suite.eval.device {
+            open.device.clone_from(device);
+        }
         let mut key = BTreeMap::from([
             ("weights".to_string(), sha256_model(&subject.model)?),
             ("tokenizer".to_string(), prepared.formatter.tokenizer().sha256().to_string()),

@@ -31,6 +31,13 @@ pub struct Loaded {
     pub path: PathBuf,
 }
 
+/// The version of the loaded library, as it says itself. Only to be asked once a library is loaded.
+pub fn version() -> String {
+    let info = ort::info();
+    let branch = info.split(['=', ',', ' ']).find_map(|word| word.strip_prefix("rel-"));
+    branch.unwrap_or(info).to_string()
+}
+
 static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
 
 /// The folder Karat caches in: `$KARAT_CACHE`, `$XDG_CACHE_HOME/karat` or `~/.cache/karat`.

@@ -1,4 +1,4 @@
-//! `karat compare`: two models, item by item.
+//! `karat compare`: two models, item by item; with `--backends`, two backends on one model.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -7,12 +7,18 @@ use karat::report::{Report, compare::compare};
 use karat::{Error, Result};
 use serde_json::json;
 
-use crate::args::CompareArgs;
+use crate::args::{CompareArgs, Global};
 use crate::output::Output;
 
-pub fn run(args: &CompareArgs, output: &Output) -> Result<u8> {
-    let (first, a) = pick(&args.a)?;
-    let (second, b) = pick(&args.b)?;
+pub fn run(args: &CompareArgs, global: &Global, output: &Output) -> Result<u8> {
+    if !args.backends.is_empty() {
+        return super::parity::run(&args.backends, &args.parity, global, output);
+    }
+    let (Some(a), Some(b)) = (&args.a, &args.b) else {
+        return Err(Error::usage("compare needs two reports").help("give two, or --backends A,B and --model DIR"));
+    };
+    let (first, a) = pick(a)?;
+    let (second, b) = pick(b)?;
     let comparison = compare((&first, &a), (&second, &b), args.allow)?;
     let mut text = format!("{b} against {a}, on the same items\n\n");
     let interval = format!("{} % interval", (first.statistics.confidence * 1e6).round() / 1e4);

@@ -8,6 +8,7 @@ mod doctor;
 mod eval;
 mod generate;
 mod metrics;
+mod parity;
 mod report;
 mod rows;
 mod run;
@@ -30,12 +31,12 @@ pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
         Command::Score(args) => score::run(&args, global, output),
         Command::Generate(args) => generate::run(&args, global, output),
         Command::Eval(args) => eval::run(&args, global, output),
-        Command::Compare(args) => compare::run(&args, output),
+        Command::Compare(args) => compare::run(&args, global, output),
         Command::Report(args) => report::run(&args, output),
         Command::Check(args) => check::run(&args, output),
         Command::Metrics(args) => metrics::run(&args, output),
         Command::Backends => backends::run(global, output),
-        Command::Doctor => doctor::run(global, output),
+        Command::Doctor(args) => doctor::run(&args, global, output),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "karat", &mut text);
