@@ -483,6 +483,9 @@ pub struct TrainPlan {
     pub save_every: usize,
     /// Keep only so many checkpoints (the best by evaluation loss and the last are always kept); 0 keeps all.
     pub save_total_limit: usize,
+    /// End before the last step when the evaluation loss no longer falls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<EarlyStopping>,
     /// Recompute activations layer by layer in the backward pass.
     pub recompute: bool,
     /// Where `checkpoint-{step}` folders go.
@@ -497,6 +500,31 @@ pub struct TrainPlan {
     pub fingerprint: String,
 }
 
+/// When training ends early, as transformers' `EarlyStoppingCallback` has it. The backend stops, since what it writes as the
+/// last checkpoint depends on it; the losses of all evaluations decide, so that a resumed run stops where a whole one does.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EarlyStopping {
+    /// After so many evaluations in a row that were no improvement; at least 1.
+    pub patience: usize,
+    /// What counts as one: a loss more than this below the lowest before it.
+    pub threshold: f64,
+}
+
+impl EarlyStopping {
+    /// Whether to stop after evaluations with these losses, in order.
+    pub fn stops(&self, losses: impl IntoIterator<Item = f64>) -> bool {
+        let (mut best, mut waited) = (None::<f64>, 0);
+        for loss in losses {
+            let improved = best.is_none_or(|best| loss < best && best - loss > self.threshold);
+            waited = if improved { 0 } else { waited + 1 };
+            // The lowest loss is the lowest, by however little.
+            best = Some(best.map_or(loss, |best| best.min(loss)));
+        }
+        waited >= self.patience
+    }
+}
+
 /// What a training run left behind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainSummary {
@@ -504,7 +532,7 @@ pub struct TrainSummary {
     pub last_checkpoint: PathBuf,
     /// The checkpoint with the lowest evaluation loss, if evaluated.
     pub best_checkpoint: Option<PathBuf>,
-    /// Optimizer steps done in total (those before a resume included).
+    /// Optimizer steps done in total (those before a resume included); fewer than planned if it stopped early.
     pub steps: usize,
     /// Parameters that were trained.
     pub trainable_parameters: u64,

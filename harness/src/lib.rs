@@ -61,7 +61,8 @@
 //!           data.json                      the audit: duplicates, leaks, lengths, bad lines
 //!           train/lora-<key>/              events.jsonl, checkpoint-N/, done.json
 //!           train/full-<key>/
-//!           eval/base-<key>/               predictions.jsonl, scores.jsonl, effort.json
+//!           eval/base-<key>/               scores.jsonl, effort.json; the key is over all that decides a number
+//!           eval/base-<key>/decode-<key>/  predictions.jsonl, effort.json; the key is over the decode settings too
 //!           results/base.json ...          one model's part of the report, enough to make it again without the model
 //!           report/                        report.json, report.md, report.html, items.csv, metrics.svg, curves.svg
 //! ```
@@ -78,6 +79,7 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod fsio;
+pub mod import;
 pub mod memory;
 pub mod plugin;
 pub mod report;
@@ -86,3 +88,4 @@ pub mod suite;
 pub mod train;
 
 pub use error::{Error, ErrorKind, Result};
+pub use report::gate;

@@ -38,8 +38,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::backend::{AdamW, Dtype};
-use crate::data::format::{End, Output};
+use crate::backend::{AdamW, Dtype, EarlyStopping};
+use crate::data::format::{Choices, End, Output};
 use crate::data::record::Fields;
 use crate::data::split::Parts;
 use crate::error::{Error, Result};
@@ -126,6 +126,10 @@ pub struct DataConfig {
     /// What ends a training example; by default what goes with `output`.
     #[serde(default)]
     pub end: Option<End>,
+    /// How the options of multiple-choice items are asked: `letter` lists them in the prompt and scores the labels, `text`
+    /// scores their texts as answers to the question alone.
+    #[serde(default, skip_serializing_if = "Choices::is_usual")]
+    pub choices: Choices,
     /// Examples are cut to so many tokens (the end is lost).
     #[serde(default = "default_max_length")]
     pub max_length: usize,
@@ -218,6 +222,12 @@ pub struct Hyperparameters {
     pub schedule: Schedule,
     /// Warmup: below 1 a share of all steps, else steps.
     pub warmup: f64,
+    /// Where the schedule `cosine_with_min_lr` ends, as a learning rate ...
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_lr: Option<f64>,
+    /// ... or as a share of the peak.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_lr_rate: Option<f64>,
     /// The optimizer.
     pub optimizer: AdamW,
     /// Global gradient norm that is clipped to; 0 is off.
@@ -228,12 +238,26 @@ pub struct Hyperparameters {
     pub save_every: usize,
     /// Keep at most so many checkpoints; 0 keeps all.
     pub save_total_limit: usize,
+    /// End after so many evaluations in a row without a lower loss; 0 is off.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub early_stopping_patience: usize,
+    /// By how much a loss must be lower to count as such.
+    #[serde(skip_serializing_if = "is_nought")]
+    pub early_stopping_threshold: f64,
     /// Recompute activations in the backward pass.
     pub recompute: bool,
     /// Draw a new order every epoch.
     pub shuffle: bool,
     /// Measure the checkpoint with the lowest evaluation loss (`best`) or the last one (`last`).
     pub checkpoint: CheckpointChoice,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+fn is_nought(value: &f64) -> bool {
+    *value == 0.0
 }
 
 impl Default for Hyperparameters {
@@ -247,11 +271,15 @@ impl Default for Hyperparameters {
             learning_rate: 1e-4,
             schedule: Schedule::Linear,
             warmup: 0.0,
+            min_lr: None,
+            min_lr_rate: None,
             optimizer: AdamW::default(),
             max_grad_norm: 1.0,
             eval_every: 100,
             save_every: 400,
             save_total_limit: 3,
+            early_stopping_patience: 0,
+            early_stopping_threshold: 0.0,
             recompute: true,
             shuffle: true,
             checkpoint: CheckpointChoice::Best,
@@ -416,7 +444,55 @@ impl Hyperparameters {
         if !self.max_grad_norm.is_finite() || self.max_grad_norm < 0.0 {
             return Err(Error::usage(format!("{place}: max_grad_norm must be at least 0 (0 is off)")));
         }
+        self.floor(place)?;
+        self.early_stopping(place)?;
         Ok(())
+    }
+
+    /// Where the schedule ends, as a share of the peak.
+    fn floor(&self, place: &str) -> Result<f64> {
+        let fails = |what: &str| Err(Error::usage(format!("{place}: {what}")));
+        if self.schedule != Schedule::CosineWithMinLr {
+            return match (self.min_lr, self.min_lr_rate) {
+                (None, None) => Ok(0.0),
+                _ => fails("min_lr and min_lr_rate are for schedule = \"cosine_with_min_lr\""),
+            };
+        }
+        let floor = match (self.min_lr, self.min_lr_rate) {
+            (Some(rate), None) => rate / self.learning_rate,
+            (None, Some(share)) => share,
+            _ => return fails("schedule = \"cosine_with_min_lr\" needs one of min_lr and min_lr_rate"),
+        };
+        match (0.0..=1.0).contains(&floor) {
+            true => Ok(floor),
+            false => fails("the schedule must end between 0 and its peak; correct min_lr or min_lr_rate"),
+        }
+    }
+
+    /// The learning rate of each of `steps` optimizer steps.
+    ///
+    /// # Errors
+    /// Usage, for settings that contradict each other.
+    pub fn learning_rates(&self, steps: usize) -> Result<Vec<f64>> {
+        self.schedule.learning_rates(self.learning_rate, steps, self.warmup, self.floor("train")?)
+    }
+
+    /// When to end early, if at all; `place` names the table.
+    ///
+    /// # Errors
+    /// Usage, for a threshold that is no number of at least 0, or one that nothing waits for, or without evaluations.
+    pub fn early_stopping(&self, place: &str) -> Result<Option<EarlyStopping>> {
+        let (patience, threshold) = (self.early_stopping_patience, self.early_stopping_threshold);
+        let fails = |what: &str| Err(Error::usage(format!("{place}: {what}")));
+        if !threshold.is_finite() || threshold < 0.0 {
+            return fails("early_stopping_threshold must be a number of at least 0");
+        }
+        match (patience, threshold) {
+            (0, 0.0) => Ok(None),
+            (0, _) => fails("early_stopping_threshold has no effect without early_stopping_patience"),
+            _ if self.eval_every == 0 => fails("early_stopping_patience needs evaluations: set eval_every above 0"),
+            _ => Ok(Some(EarlyStopping { patience, threshold })),
+        }
     }
 }
 
@@ -426,13 +502,7 @@ impl LoraTrain {
     /// # Errors
     /// Usage, naming the key.
     pub fn check(&self, place: &str) -> Result<()> {
-        let LoraConfig { r, lora_alpha, lora_dropout, target_modules, .. } = &self.adapter;
-        if *r == 0 || !(0.0..1.0).contains(lora_dropout) || !lora_alpha.is_finite() || target_modules.is_empty() {
-            return Err(Error::usage(format!(
-                "{place}: r = {r} must be at least 1, lora_dropout = {lora_dropout} in [0, 1), lora_alpha finite, and \
-                 target_modules not empty"
-            )));
-        }
+        self.adapter.check().map_err(|e| e.at(place))?;
         self.hyperparameters.check(place)
     }
 }
@@ -448,6 +518,14 @@ impl Suite {
         let path = find(spec)?;
         let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read the suite file", &path, e))?;
         Suite::parse(&text, &path, overrides)
+    }
+
+    /// Where [`Suite::load`] finds a suite.
+    ///
+    /// # Errors
+    /// Usage, if there is none, with every place tried.
+    pub fn find(spec: &str) -> Result<PathBuf> {
+        find(spec)
     }
 
     /// Parses the text of a suite file that lies at `path`.
@@ -556,7 +634,7 @@ impl Suite {
             hyperparameters.check(&format!("train.{name}")).map_err(|e| e.at(path.display()))?;
         }
         if let Some(lora) = &self.train.lora {
-            lora.check("train.lora").map_err(|e| e.at(path.display()))?;
+            lora.check("train.lora").map_err(|e| e.at(format!("{}: train.lora", path.display())))?;
         }
         // Found out here, not after an hour of training.
         crate::eval::metric::check_names(&self.eval.metrics).map_err(|e| e.at(path.display()))?;

@@ -17,6 +17,7 @@ fn records(questions: &[&str]) -> Vec<Record> {
         think: String::new(),
         answer: "a".into(),
         cluster: format!("{i}"),
+        choice: None,
         line: i + 1,
     };
     questions.iter().enumerate().map(row).collect()

@@ -75,6 +75,7 @@ fn record(think: &str, answer: &str) -> Record {
         think: think.into(),
         answer: answer.into(),
         cluster: "r1".into(),
+        choice: None,
         line: 1,
     }
 }

@@ -21,8 +21,9 @@ fn learning_rates_are_those_of_transformers() {
     for case in cases {
         let schedule: Schedule = serde_json::from_value(case["schedule"].clone()).unwrap();
         let steps = case["steps"].as_u64().unwrap() as usize;
-        let rates =
-            schedule.learning_rates(case["peak"].as_f64().unwrap(), steps, case["warmup"].as_f64().unwrap()).unwrap();
+        let rates = schedule
+            .learning_rates(case["peak"].as_f64().unwrap(), steps, case["warmup"].as_f64().unwrap(), 0.0)
+            .unwrap();
         assert_eq!(rates.len(), steps);
         let every = if steps <= 20 { 1 } else { vectors["every"].as_u64().unwrap() as usize };
         let expected: Vec<f64> = serde_json::from_value(case["rates"].clone()).unwrap();
@@ -36,8 +37,8 @@ fn learning_rates_are_those_of_transformers() {
 
 #[test]
 fn a_negative_rate_is_refused() {
-    assert!(Schedule::Linear.learning_rates(-1e-4, 10, 0.0).is_err());
-    assert!(Schedule::Linear.learning_rates(1e-4, 10, f64::NAN).is_err());
+    assert!(Schedule::Linear.learning_rates(-1e-4, 10, 0.0, 0.0).is_err());
+    assert!(Schedule::Linear.learning_rates(1e-4, 10, f64::NAN, 0.0).is_err());
 }
 
 #[test]
@@ -134,6 +135,7 @@ fn the_fingerprint_covers_data_and_plan_but_no_paths() {
         eval_batch_size: 1,
         save_every: 0,
         save_total_limit: 0,
+        early_stopping: None,
         recompute: false,
         output_dir: PathBuf::from("a"),
         resume_from: None,

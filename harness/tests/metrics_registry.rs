@@ -14,6 +14,7 @@ fn item() -> Item {
         think: "eGFR低于30时禁用二甲双胍。".into(),
         answer: "重度肾功能不全患者禁用二甲双胍，eGFR应不低于30。".into(),
         cluster: "1".into(),
+        choice: None,
     }
 }
 
@@ -26,6 +27,7 @@ fn reference(think: f64, answer: f64) -> ReferenceScore {
         id: "1".into(),
         think: PartScore { logprob: think, tokens: 10, bytes: 40, greedy: 5 },
         answer: PartScore { logprob: answer, tokens: 30, bytes: 60, greedy: 25 },
+        options: Vec::new(),
     }
 }
 

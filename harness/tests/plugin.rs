@@ -62,6 +62,7 @@ impl Fixture {
             eval_batch_size: 1,
             save_every: 0,
             save_total_limit: 0,
+            early_stopping: None,
             recompute: false,
             output_dir: self.folder.path().to_owned(),
             resume_from: None,

@@ -62,6 +62,7 @@ fn main() {
                 eval_batch_size: 8,
                 save_every: 0,
                 save_total_limit: 1,
+                early_stopping: None,
                 recompute: false,
                 output_dir: dir.join("out"),
                 resume_from: None,

@@ -1,157 +1,203 @@
-//! LoRA adapters in the PEFT layout: read strictly, attached to a model, drawn anew, written back.
+//! LoRA adapters in the PEFT layout: read strictly, attached to a model, drawn anew, written back, merged.
 
-use std::collections::BTreeMap;
+mod config;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use karat::backend::BackendError;
 use karat::train::LoraConfig;
-use serde_json::{Map, Value, json};
+use karat::train::config::{InitLora, Matcher, Shape};
 
-use crate::files::{TensorFile, at, write_tensors, write_text};
-use crate::linear::{Linear, Lora};
+use crate::files::{TensorFile, at, write_tensors};
+use crate::linear::{Dora, Linear, Lora};
 use crate::model::Decoder;
-use crate::nn::{self, Result};
+use crate::nn::{self, Result, Tensor};
 use crate::rng::{Philox, name_key};
 
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+pub use config::read_config;
 
-/// Keys of `adapter_config.json` that say something for people and change no number.
-const INFORMATION: [&str; 9] = [
-    "auto_mapping",
-    "base_model_name_or_path",
-    "inference_mode",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "runtime_config",
-    "task_type",
-];
+/// The file of an adapter's tensors.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
+/// Before the names of a model's modules in an adapter's file.
+const PREFIX: &str = "base_model.model.";
 
-/// Reads `adapter_config.json` in `folder`.
-///
-/// # Errors
-/// Unsupported, by name, for every variant that is set and not implemented.
-pub fn read_config(folder: &Path) -> Result<LoraConfig> {
-    let path = folder.join(CONFIG);
-    let text = std::fs::read_to_string(&path).map_err(|e| at(&path, "could not read it").because(&e))?;
-    let raw: Map<String, Value> =
-        serde_json::from_str(&text).map_err(|e| at(&path, "not a JSON object").because(&e))?;
-    parse(&raw).map_err(|e| BackendError { message: format!("{}: {}", path.display(), e.message), ..e })
+/// A configuration that cannot be carried out.
+fn refused(error: &karat::Error) -> BackendError {
+    let help = error.help_text().map_or(String::new(), |help| format!("; {help}"));
+    let refused = BackendError::unsupported(format!("{error}{help}"));
+    match std::error::Error::source(error) {
+        Some(source) => refused.because(source),
+        None => refused,
+    }
 }
 
-fn parse(raw: &Map<String, Value>) -> Result<LoraConfig> {
-    let unsupported = |key: &str, value: &Value| {
-        BackendError::unsupported(format!("adapter variant {key} = {value} is not implemented"))
-    };
-    let wrong = |key: &str, want: &str| BackendError::failed(format!("\"{key}\" must be {want}"));
-    let mut config = LoraConfig { target_modules: Vec::new(), ..LoraConfig::default() };
-    let mut has_rank = false;
-    for (key, value) in raw {
-        match key.as_str() {
-            "peft_type" if value == "LORA" => {}
-            "r" => {
-                has_rank = true;
-                config.r =
-                    value.as_u64().filter(|r| *r > 0).ok_or_else(|| wrong(key, "a whole number above 0"))? as usize;
+/// The name in an adapter's file of a tensor of [`Decoder::adapter_tensors`].
+pub fn stored_name(name: &str) -> String {
+    if name.starts_with(PREFIX) { name.to_owned() } else { format!("{PREFIX}{name}") }
+}
+
+/// What a configuration means for one model.
+#[derive(Debug, PartialEq)]
+pub struct Layout {
+    /// The adapted modules by their paths.
+    modules: BTreeMap<String, Shape>,
+    /// Whether they have magnitudes.
+    dora: bool,
+    /// Names of the tensors that are trained whole.
+    whole: BTreeSet<String>,
+}
+
+impl Layout {
+    /// Checks a configuration against the model.
+    ///
+    /// # Errors
+    /// Names the module or the key that does not fit.
+    pub fn new(model: &Decoder, config: &LoraConfig) -> Result<Self> {
+        config.check().map_err(|e| refused(&e))?;
+        let matcher = config.matcher().map_err(|e| refused(&e))?;
+        let paths = || model.layers.iter().flat_map(|layer| layer.linears()).map(|linear| linear.name.as_str());
+        for path in ["lm_head", "model.embed_tokens"] {
+            if let karat::train::config::Modules::Names(names) = &config.target_modules
+                && names.iter().any(|name| path == name || path.ends_with(&format!(".{name}")))
+            {
+                return Err(BackendError::unsupported(match (path, model.config.tied) {
+                    ("lm_head", true) => {
+                        "target module lm_head: the head is tied to the embedding, an adapter on it would change both; \
+                         leave it out"
+                            .to_owned()
+                    }
+                    _ => format!(
+                        "an adapter on target module {path} is not implemented; modules_to_save trains it whole"
+                    ),
+                }));
             }
-            "lora_alpha" => config.lora_alpha = value.as_f64().ok_or_else(|| wrong(key, "a number"))?,
-            "lora_dropout" => config.lora_dropout = value.as_f64().ok_or_else(|| wrong(key, "a number"))?,
-            "use_rslora" => {
-                config.use_rslora =
-                    value.is_null().then_some(false).or(value.as_bool()).ok_or_else(|| wrong(key, "true or false"))?;
-            }
-            "target_modules" => config.target_modules = targets(value).ok_or_else(|| unsupported(key, value))?,
-            "bias" if value == "none" => {}
-            // Others (PiSSA, OLoRA, LoftQ, ...) also change the base weights, so their adapters mean another base.
-            "init_lora_weights" if value.is_boolean() || value == "gaussian" || value == "orthogonal" => {}
-            key if INFORMATION.contains(&key) => {}
-            _ if unset(value) => {}
-            _ => return Err(unsupported(key, value)),
         }
-    }
-    if raw.get("peft_type").is_none_or(|kind| kind != "LORA") {
-        return Err(unsupported("peft_type", raw.get("peft_type").unwrap_or(&Value::Null)));
-    }
-    if !has_rank || config.target_modules.is_empty() {
-        return Err(BackendError::failed("\"r\" and \"target_modules\" must be given"));
-    }
-    Ok(config)
-}
-
-fn unset(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Bool(b) => !b,
-        Value::Array(a) => a.is_empty(),
-        Value::Object(o) => o.is_empty(),
-        _ => false,
-    }
-}
-
-/// A list of names, or PEFT's word for all linear layers but the head. A pattern (any other string) is not read.
-fn targets(value: &Value) -> Option<Vec<String>> {
-    if value == "all-linear" {
-        return Some(LoraConfig::default().target_modules);
-    }
-    value.as_array()?.iter().map(|v| v.as_str().map(String::from)).collect()
-}
-
-/// Checks a configuration against the model and lists, for each layer, which of its linears are targeted.
-fn check(model: &Decoder, config: &LoraConfig) -> Result<()> {
-    for target in &config.target_modules {
-        let last = target.rsplit('.').next().unwrap_or_default();
-        if last == "lm_head" && model.config.tied {
-            return Err(BackendError::unsupported(
-                "target module lm_head: the head is tied to the embedding, an adapter on it would change both; \
-                 leave it out",
-            ));
-        }
-        if ["lm_head", "embed_tokens"].contains(&last) {
-            return Err(BackendError::unsupported(format!("an adapter on target module {target} is not implemented")));
-        }
-        let modules = model.layers.iter().flat_map(|layer| layer.linears());
-        if !modules.into_iter().any(|linear| matches(&linear.name, target)) {
+        if let Some(target) = matcher.without_module(paths()) {
             return Err(BackendError::failed(format!("target module {target} is not a linear layer of this model")));
         }
+        let whole = whole(model, config, &matcher)?;
+        let mut modules = BTreeMap::new();
+        for path in paths() {
+            if let Some(shape) = matcher.adapter(path).map_err(|e| refused(&e))? {
+                if matcher.trained_whole(path) {
+                    return Err(BackendError::unsupported(format!(
+                        "modules_to_save: {path} would be trained whole and have an adapter; name it more exactly"
+                    )));
+                }
+                modules.insert(path.to_owned(), shape);
+            }
+        }
+        if modules.is_empty() {
+            return Err(BackendError::failed(
+                "no module gets an adapter: exclude_modules, modules_to_save and layers_to_transform leave none of the \
+                 target_modules",
+            ));
+        }
+        Ok(Layout { modules, dora: config.use_dora, whole })
     }
-    if config.r == 0 || config.target_modules.is_empty() || !(0.0..1.0).contains(&config.lora_dropout) {
-        return Err(BackendError::failed(format!(
-            "an adapter needs r > 0 (is {}), target modules (are {}) and 0 <= lora_dropout < 1 (is {})",
-            config.r,
-            config.target_modules.len(),
-            config.lora_dropout
+}
+
+/// The tensors of the modules that are trained whole.
+fn whole(model: &Decoder, config: &LoraConfig, matcher: &Matcher<'_>) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    let tensors = model.tensors();
+    for name in tensors.keys() {
+        let path = name.rsplit_once('.').map_or(name.as_str(), |(path, _)| path);
+        if matcher.trained_whole(path) {
+            found.insert(name.clone());
+        }
+    }
+    if model.config.tied
+        && let Some(path) = ["lm_head", "model.embed_tokens"].into_iter().find(|path| matcher.trained_whole(path))
+    {
+        return Err(BackendError::unsupported(format!(
+            "modules_to_save: {path} is tied (head and embedding are one tensor); PEFT would train a copy of one and so \
+             untie them, which is not implemented"
         )));
     }
-    Ok(())
+    for wanted in &config.modules_to_save {
+        let path = |name: &String| name.rsplit_once('.').is_some_and(|(path, _)| path.ends_with(wanted.as_str()));
+        if !found.iter().any(path) {
+            return Err(BackendError::failed(format!(
+                "modules_to_save: {wanted} names no module of this model that has weights of its own"
+            )));
+        }
+    }
+    Ok(found)
 }
 
-fn matches(module: &str, target: &str) -> bool {
-    module == target || module.strip_suffix(target).is_some_and(|rest| rest.ends_with('.'))
+/// Where an adapter's tensors come from.
+enum Source {
+    /// Drawn.
+    Seed(Philox, InitLora),
+    /// Read.
+    File(Box<TensorFile>),
 }
 
-/// Puts an adapter on every targeted module, its tensors from `get(name, shape)`.
-fn attach(
-    model: &mut Decoder,
-    config: &LoraConfig,
-    mut get: impl FnMut(&str, &[usize]) -> Result<crate::nn::Tensor>,
-) -> Result<()> {
-    check(model, config)?;
-    let mut build = |linear: &Linear, module: u32| -> Result<Lora> {
+impl Source {
+    fn low_rank(&mut self, name: &str, shape: [usize; 2]) -> Result<Tensor> {
+        let (generator, init) = match self {
+            Source::File(file) => return file.read(name, &shape),
+            Source::Seed(generator, init) => (generator, *init),
+        };
+        if name.ends_with("lora_B.weight") {
+            return nn::zeros(&shape);
+        }
+        let (key, [r, n_in]) = (name_key(name), shape);
+        let bound = 1.0 / (n_in as f64).sqrt();
+        let draw = |i: usize| {
+            let (i, a, b) = (i as u64, key as u32, (key >> 32) as u32);
+            match init {
+                InitLora::Kaiming => (generator.uniform(i, a, b) * 2.0 - 1.0) * bound,
+                InitLora::Gaussian => generator.normal(i, a, b) / r as f64,
+            }
+        };
+        nn::tensor((0..r * n_in).map(|i| draw(i) as f32).collect(), &shape)
+    }
+
+    /// The adapter of one module. Norms of DoRA are those of the weight with this adapter.
+    fn adapter(&mut self, linear: &Linear, shape: Shape, dora: bool, dropout: f64, module: u32) -> Result<Lora> {
         let (n_in, n_out) = linear.widths();
-        let name = |part: &str| format!("base_model.model.{}.{part}.weight", linear.name);
-        let (a_name, b_name) = (name("lora_A"), name("lora_B"));
-        let (a, b) = (get(&a_name, &[config.r, n_in])?, get(&b_name, &[n_out, config.r])?);
-        let (scale, dropout) = (config.scale() as f32, config.lora_dropout);
-        Ok(Lora { a, b, scale, dropout, module, a_name, b_name })
-    };
+        let name = |part: &str| format!("{PREFIX}{}.{part}", linear.name);
+        let (a_name, b_name) = (name("lora_A.weight"), name("lora_B.weight"));
+        let (a, b) = (self.low_rank(&a_name, [shape.r, n_in])?, self.low_rank(&b_name, [n_out, shape.r])?);
+        let scale = shape.scale as f32;
+        let dora = match dora {
+            true => {
+                let norms = nn::zeros(&[n_out])?;
+                nn::merged_norms(&norms, &linear.weight, [&a, &b], scale)?;
+                let name = name("lora_magnitude_vector");
+                let magnitude = match self {
+                    Source::File(file) => file.read(&name, &[n_out])?,
+                    Source::Seed(..) => nn::copy(&norms)?,
+                };
+                Some(Dora { magnitude, norms, name })
+            }
+            false => None,
+        };
+        Ok(Lora { a, b, scale, dropout, module, a_name, b_name, dora })
+    }
+}
+
+/// Puts an adapter on every targeted module.
+fn attach(model: &mut Decoder, config: &LoraConfig, mut source: Source) -> Result<()> {
+    let Layout { modules, dora, whole } = Layout::new(model, config)?;
     for (i, layer) in model.layers.iter_mut().enumerate() {
         for (j, linear) in layer.linears_mut().into_iter().enumerate() {
-            linear.lora = match config.target_modules.iter().any(|t| matches(&linear.name, t)) {
-                true => Some(build(linear, (i * 7 + j) as u32)?),
-                false => None,
+            linear.lora = match modules.get(&linear.name) {
+                Some(shape) => Some(source.adapter(linear, *shape, dora, config.lora_dropout, (i * 7 + j) as u32)?),
+                None => None,
             };
+        }
+    }
+    let names = whole.clone();
+    model.train_whole(whole)?;
+    if let Source::File(file) = &source {
+        for (name, tensor) in model.adapter_tensors().iter().filter(|(name, _)| names.contains(*name)) {
+            let stored = file.read(&stored_name(name), tensor.dims())?;
+            let stored = nn::view(&stored)?;
+            nn::edit(tensor, |tensor| tensor.copy_from_slice(&stored))?;
         }
     }
     Ok(())
@@ -163,29 +209,22 @@ fn attach(
 /// For missing, misshapen or stray tensors, by name.
 pub fn load(model: &mut Decoder, config: &LoraConfig, folder: &Path) -> Result<()> {
     let file = TensorFile::open(&folder.join(WEIGHTS))?;
-    attach(model, config, |name, shape| file.read(name, shape))?;
-    let known = model.adapter_tensors();
-    match file.names().into_iter().find(|name| !known.contains_key(name)) {
-        Some(name) => Err(at(file.path(), format!("tensor {name} belongs to no target module of {CONFIG}"))),
+    let names = file.names();
+    let path = file.path().to_owned();
+    attach(model, config, Source::File(Box::new(file)))?;
+    let known: BTreeSet<String> = model.adapter_tensors().keys().map(|name| stored_name(name)).collect();
+    match names.into_iter().find(|name| !known.contains(name)) {
+        Some(name) => Err(at(&path, format!("tensor {name} belongs to no target module of {}", config::CONFIG))),
         None => Ok(()),
     }
 }
 
-/// Draws a new adapter: `A` from `U(-1/sqrt(in), 1/sqrt(in))` (Kaiming with `a = sqrt(5)`, PEFT's default), `B` zero.
-/// Each tensor is a function of the seed and its name.
+/// Draws a new adapter, `A` as [`InitLora`] says and `B` zero. Each tensor is a function of the seed and its name.
 ///
 /// # Errors
 /// If the configuration does not fit the model.
 pub fn draw(model: &mut Decoder, config: &LoraConfig, seed: u64) -> Result<()> {
-    let generator = Philox::new(seed);
-    attach(model, config, |name, shape| {
-        if name.ends_with("lora_B.weight") {
-            return nn::zeros(shape);
-        }
-        let (key, bound) = (name_key(name), 1.0 / (shape[1] as f64).sqrt());
-        let draw = |i: usize| (generator.uniform(i as u64, key as u32, (key >> 32) as u32) * 2.0 - 1.0) * bound;
-        nn::tensor((0..shape[0] * shape[1]).map(|i| draw(i) as f32).collect(), shape)
-    })
+    attach(model, config, Source::Seed(Philox::new(seed), config.init_lora_weights))
 }
 
 /// Writes the adapter in the PEFT layout: all fields of its configuration with sorted keys, and the tensors.
@@ -193,104 +232,7 @@ pub fn draw(model: &mut Decoder, config: &LoraConfig, seed: u64) -> Result<()> {
 /// # Errors
 /// If a file cannot be written.
 pub fn save(model: &Decoder, config: &LoraConfig, base: &str, folder: &Path) -> Result<()> {
-    write_tensors(&folder.join(WEIGHTS), &model.adapter_tensors())?;
-    // Whole numbers are written as PEFT writes them: its `lora_alpha` is an integer.
-    let alpha = match config.lora_alpha {
-        whole if whole.fract() == 0.0 && whole.abs() < 1e15 => json!(whole as i64),
-        other => json!(other),
-    };
-    let unset = [
-        "alora_invocation_tokens",
-        "arrow_config",
-        "auto_mapping",
-        "corda_config",
-        "eva_config",
-        "exclude_modules",
-        "kasa_config",
-        "layer_replication",
-        "layers_pattern",
-        "layers_to_transform",
-        "lora_ga_config",
-        "megatron_config",
-        "modules_to_save",
-        "monteclora_config",
-        "revision",
-        "target_parameters",
-        "trainable_token_indices",
-        "use_bdlora",
-        "velora_config",
-    ];
-    let off = ["ensure_weight_tying", "fan_in_fan_out", "lora_bias", "use_dora", "use_qalora"];
-    let mut fields: BTreeMap<&str, Value> = unset.map(|key| (key, Value::Null)).into();
-    fields.extend(off.map(|key| (key, json!(false))));
-    fields.extend([
-        ("alpha_pattern", json!({})),
-        ("base_model_name_or_path", json!(base)),
-        ("bias", json!("none")),
-        ("inference_mode", json!(true)),
-        ("init_lora_weights", json!(true)),
-        ("loftq_config", json!({})),
-        ("lora_alpha", alpha),
-        ("lora_dropout", json!(config.lora_dropout)),
-        ("megatron_core", json!("megatron.core")),
-        ("peft_type", json!("LORA")),
-        ("peft_version", json!("0.21.2")),
-        ("qalora_group_size", json!(16)),
-        ("r", json!(config.r)),
-        ("rank_pattern", json!({})),
-        ("target_modules", json!(config.target_modules)),
-        ("task_type", json!("CAUSAL_LM")),
-        ("use_rslora", json!(config.use_rslora)),
-    ]);
-    let text = serde_json::to_string_pretty(&fields)
-        .map_err(|e| at(folder, "could not write the adapter's configuration").because(&e))?;
-    write_text(&folder.join(CONFIG), &text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use karat::backend::BackendErrorKind;
-
-    fn raw(extra: Value) -> Map<String, Value> {
-        let mut raw = json!({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"],
-            "use_dora": false, "rank_pattern": {}, "modules_to_save": null, "lora_dropout": 0.0});
-        for (k, v) in extra.as_object().unwrap() {
-            raw[k] = v.clone();
-        }
-        raw.as_object().unwrap().clone()
-    }
-
-    #[test]
-    fn variants_that_are_not_implemented_are_refused_by_name() {
-        assert_eq!(parse(&raw(json!({}))).unwrap().r, 4);
-        for (key, value) in [
-            ("use_dora", json!(true)),
-            ("rank_pattern", json!({"q_proj": 2})),
-            ("alpha_pattern", json!({"q_proj": 2})),
-            ("modules_to_save", json!(["lm_head"])),
-            ("lora_bias", json!(true)),
-            ("bias", json!("all")),
-            ("layers_to_transform", json!([1])),
-            ("fan_in_fan_out", json!(true)),
-            ("init_lora_weights", json!("pissa")),
-            ("peft_type", json!("LOHA")),
-            ("target_modules", json!(".*_proj")),
-            ("a_variant_of_the_future", json!(3)),
-        ] {
-            let mut extra = json!({});
-            extra[key] = value;
-            let error = parse(&raw(extra)).unwrap_err();
-            assert_eq!(error.kind, BackendErrorKind::Unsupported, "{key}");
-            assert!(error.message.contains(key), "{error}");
-        }
-    }
-
-    #[test]
-    fn targets_match_whole_names_or_the_end_of_a_path() {
-        assert!(matches("model.layers.0.self_attn.q_proj", "q_proj"));
-        assert!(matches("model.layers.0.self_attn.q_proj", "self_attn.q_proj"));
-        assert!(matches("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj"));
-        assert!(!matches("model.layers.0.self_attn.q_proj", "proj"));
-    }
+    let tensors = model.adapter_tensors().into_iter().map(|(name, t)| (stored_name(&name), t)).collect();
+    write_tensors(&folder.join(WEIGHTS), &tensors)?;
+    config::write(config, base, folder)
 }

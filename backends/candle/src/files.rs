@@ -243,27 +243,80 @@ fn sync(path: &Path) -> Result<()> {
     io(path, "could not flush it to disk", File::open(path).and_then(|f| f.sync_all()))
 }
 
-/// Fills a folder under a temporary name with `fill`, then gives it its name; a folder of that name is replaced. A
-/// reader sees the whole folder or none.
-///
-/// # Errors
-/// If `fill` fails or the folder cannot be written; nothing is left behind then.
-pub fn publish_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+/// What stands before the number of the process in the name of a folder that is being filled, or removed.
+const PASSING: [&str; 2] = [".tmp-", ".old-"];
+
+fn passing(folder: &Path, kind: &str) -> Result<PathBuf> {
     let (Some(parent), Some(name)) = (folder.parent(), folder.file_name()) else {
         return Err(at(folder, "not a folder that can be written"));
     };
+    Ok(parent.join(format!(".{}{kind}{}", name.to_string_lossy(), std::process::id())))
+}
+
+/// Fills a folder under a temporary name with `fill`, then gives it its name; a folder of that name is replaced. A
+/// reader sees the whole folder or none, also after a kill at any moment.
+///
+/// # Errors
+/// If `fill` fails or the folder cannot be written; nothing is left behind then, and what was there before stays.
+pub fn publish_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let temporary = passing(folder, PASSING[0])?;
+    let parent = folder.parent().unwrap_or(Path::new("."));
     io(parent, "could not create the folder", std::fs::create_dir_all(parent))?;
-    let temporary = parent.join(format!(".{}.tmp-{}", name.to_string_lossy(), std::process::id()));
     let _ = std::fs::remove_dir_all(&temporary);
     io(&temporary, "could not create the folder", std::fs::create_dir(&temporary))?;
     let done = fill(&temporary).and_then(|()| sync(&temporary)).and_then(|()| {
-        if folder.exists() {
-            io(folder, "could not replace the folder", std::fs::remove_dir_all(folder))?;
+        // A folder is not removed under its name: a kill half way through would leave half of it there.
+        let old = passing(folder, PASSING[1])?;
+        let replaces = folder.exists();
+        if replaces {
+            let _ = std::fs::remove_dir_all(&old);
+            io(folder, "could not replace the folder", std::fs::rename(folder, &old))?;
         }
-        io(folder, "could not give the folder its name", std::fs::rename(&temporary, folder))
+        if let Err(error) = std::fs::rename(&temporary, folder) {
+            if replaces {
+                let _ = std::fs::rename(&old, folder);
+            }
+            return Err(at(folder, "could not give the folder its name").because(&error));
+        }
+        let _ = std::fs::remove_dir_all(&old);
+        Ok(())
     });
     if done.is_err() {
         let _ = std::fs::remove_dir_all(&temporary);
     }
     done.and_then(|()| sync(parent))
+}
+
+/// Removes a folder that [`publish_folder`] made; a reader sees the whole folder or none.
+///
+/// # Errors
+/// If it cannot be removed.
+pub fn remove_folder(folder: &Path) -> Result<()> {
+    let old = passing(folder, PASSING[1])?;
+    io(folder, "could not delete it", std::fs::rename(folder, &old))?;
+    io(folder, "could not delete it", std::fs::remove_dir_all(&old))
+}
+
+/// Removes what processes that were killed left of folders in `parent`. The caller has `parent` to itself.
+///
+/// # Errors
+/// If the folder cannot be read or a rest not be removed.
+pub fn remove_rests(parent: &Path) -> Result<()> {
+    let entries = match std::fs::read_dir(parent) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(at(parent, "could not list it").because(&e)),
+    };
+    for entry in entries {
+        let path = io(parent, "could not list it", entry)?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let rest = |kind: &str| {
+            name.rsplit_once(kind)
+                .is_some_and(|(front, pid)| front.starts_with(".checkpoint-") && pid.parse::<u32>().is_ok())
+        };
+        if PASSING.into_iter().any(rest) {
+            io(&path, "could not delete it", std::fs::remove_dir_all(&path))?;
+        }
+    }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use karat::backend::BackendError;
 
 use crate::linear::InputGradient::{self, New, Skip};
-use crate::linear::{Dropout, Gradients, Linear};
+use crate::linear::{Adapted, Dropout, Gradients, Linear};
 use crate::nn::{self, Result, Tensor};
 use crate::ops::attention::Heads;
 use crate::ops::rope::Table;
@@ -95,19 +95,19 @@ pub struct Projected {
     scale: Vec<f32>,
     /// Queries and keys before their norm, with the norm's scales.
     raw: Option<[(Tensor, Vec<f32>); 2]>,
-    low: [Option<Tensor>; 3],
+    low: [Option<Adapted>; 3],
 }
 
 /// What the second half of a layer leaves for its backward pass.
 pub struct Finished {
-    low_o: Option<Tensor>,
+    low_o: Option<Adapted>,
     middle: Tensor,
     scale: Vec<f32>,
     normed: Tensor,
     gate: Tensor,
     up: Tensor,
     act: Tensor,
-    low: [Option<Tensor>; 3],
+    low: [Option<Adapted>; 3],
 }
 
 /// Activations of one layer, kept for (or made again in) its backward pass.
@@ -193,7 +193,7 @@ impl Layer {
         gradients: &Gradients,
     ) -> Result<Option<Tensor>> {
         let Saved { projected: p, attended: (out, lse), finished: f } = saved;
-        let back = |linear: &Linear, x: &Tensor, low: &Option<Tensor>, dy: &Tensor, dx: InputGradient| {
+        let back = |linear: &Linear, x: &Tensor, low: &Option<Adapted>, dy: &Tensor, dx: InputGradient| {
             linear.backward((x, low.as_ref()), dy, dx, pass.dropout, gradients)
         };
         let gave = |dx: InputGradient| dx.taken().ok_or_else(|| BackendError::failed("a gradient is missing"));

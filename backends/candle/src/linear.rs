@@ -42,7 +42,7 @@ pub struct Dropout {
     pub first_token: u64,
 }
 
-/// `y += scale * B(A(dropout(x)))` (Hu et al., arXiv 2106.09685).
+/// `y += scale * B(A(dropout(x)))` (Hu et al., arXiv 2106.09685); with [`Dora`], rows scaled to their magnitudes.
 #[derive(Clone, Debug)]
 pub struct Lora {
     /// `[r, in]`.
@@ -59,9 +59,46 @@ pub struct Lora {
     pub a_name: String,
     /// PEFT's name of `b`.
     pub b_name: String,
+    /// Set where magnitudes are trained too.
+    pub dora: Option<Dora>,
+}
+
+/// Weight-decomposed low-rank adaptation (Liu et al., arXiv 2402.09353): `y = g (W + s B A) x` with `g = m / n`, row by row,
+/// `n` the norms of the rows of `W + s B A`. They count as constants in the backward pass (its section 4.3). As PEFT has it,
+/// dropout concerns what the adapter adds: `y = W x + (g - 1) W x' + g s B A x'` with `x' = dropout(x)`.
+#[derive(Clone, Debug)]
+pub struct Dora {
+    /// `m`, `[out]`.
+    pub magnitude: Tensor,
+    /// `n`, `[out]`; a function of the weight and the adapter, made anew by [`Linear::renorm`] when these change.
+    pub norms: Tensor,
+    /// PEFT's name of `m`.
+    pub name: String,
+}
+
+impl Dora {
+    /// `g = m / n`.
+    fn gain(&self) -> Result<Vec<f32>> {
+        Ok(nn::view(&self.magnitude)?.iter().zip(nn::view(&self.norms)?.iter()).map(|(m, n)| m / n).collect())
+    }
+}
+
+/// What the backward pass needs of an adapter's forward pass.
+#[derive(Debug)]
+pub struct Adapted {
+    /// `A(dropout(x))`, `[tokens, r]`.
+    low: Tensor,
+    /// With DoRA: `(W + s B A) dropout(x)`, `[tokens, out]`.
+    product: Option<Tensor>,
 }
 
 impl Lora {
+    /// Its trained tensors by their PEFT names.
+    pub fn tensors(&self) -> impl Iterator<Item = (&String, &Tensor)> {
+        let magnitude = self.dora.as_ref().map(|d| (&d.name, &d.magnitude));
+        [(&self.a_name, &self.a), (&self.b_name, &self.b)].into_iter().chain(magnitude)
+    }
+
     /// `x` as it enters `A`.
     fn dropped(&self, x: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
         match self.key(x, dropout) {
@@ -103,16 +140,66 @@ impl Linear {
         (self.weight.dims()[1], self.weight.dims()[0])
     }
 
-    /// `y` for `x` `[tokens, in]`, and what the backward pass needs of the adapter: `A(dropout(x))` `[tokens, r]`.
+    /// Makes the norms of DoRA anew, after its weights have changed.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn forward(&self, x: &Tensor, dropout: Option<Dropout>) -> Result<(Tensor, Option<Tensor>)> {
-        let y = nn::linear(x, &self.weight, self.bias.as_ref())?;
-        let Some(lora) = &self.lora else { return Ok((y, None)) };
-        let low = nn::linear(&lora.dropped(x, dropout)?, &lora.a, None)?;
-        nn::linear_add(&y, lora.scale, &low, &lora.b)?;
-        Ok((y, Some(low)))
+    pub fn renorm(&self) -> Result<()> {
+        match &self.lora {
+            Some(Lora { a, b, scale, dora: Some(dora), .. }) => {
+                nn::merged_norms(&dora.norms, &self.weight, [a, b], *scale)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the adapter off and puts what it does into the weight: `g (W + s B A)`, computed in f32 from the tensors as they
+    /// are, so that the weight is rounded once if it is then written in fewer bits.
+    ///
+    /// # Errors
+    /// If the device fails; the adapter stays on then.
+    pub fn merge(&mut self) -> Result<()> {
+        if let Some(Lora { a, b, scale, dora, .. }) = &self.lora {
+            let gain = dora.as_ref().map(Dora::gain).transpose()?;
+            self.weight = nn::merged(&self.weight, [a, b], *scale, gain.as_deref())?.into();
+            self.lora = None;
+        }
+        Ok(())
+    }
+
+    /// `y` for `x` `[tokens, in]`, and what the backward pass needs of the adapter.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn forward(&self, x: &Tensor, dropout: Option<Dropout>) -> Result<(Tensor, Option<Adapted>)> {
+        let Some(lora) = &self.lora else { return Ok((nn::linear(x, &self.weight, self.bias.as_ref())?, None)) };
+        let dropped = lora.dropped(x, dropout)?;
+        let low = nn::linear(&dropped, &lora.a, None)?;
+        let Some(dora) = &lora.dora else {
+            let y = nn::linear(x, &self.weight, self.bias.as_ref())?;
+            nn::linear_add(&y, lora.scale, &low, &lora.b)?;
+            return Ok((y, Some(Adapted { low, product: None })));
+        };
+        let product = nn::linear(&dropped, &self.weight, None)?;
+        let y = match (lora.key(x, dropout), &self.bias) {
+            (Some(_), bias) => {
+                // What dropout leaves of the base's share is replaced, not scaled twice.
+                let y = nn::linear(x, &self.weight, bias.as_ref())?;
+                nn::add_scaled(&y, &product, &vec![-1.0; self.widths().1])?;
+                y
+            }
+            (None, bias) => {
+                let y = nn::zero_activation(product.dims())?;
+                if let Some(bias) = bias {
+                    let bias = nn::view(bias)?;
+                    nn::edit(&y, |y| y.chunks_exact_mut(bias.len()).for_each(|y| y.copy_from_slice(&bias)))?;
+                }
+                y
+            }
+        };
+        nn::linear_add(&product, lora.scale, &low, &lora.b)?;
+        nn::add_scaled(&y, &product, &dora.gain()?)?;
+        Ok((y, Some(Adapted { low, product: Some(product) })))
     }
 
     /// Adds the gradients of what is trained to `gradients` and returns that of the input as `dx` asks. The input is
@@ -122,7 +209,7 @@ impl Linear {
     /// If the device fails.
     pub fn backward(
         &self,
-        (x, low): (&Tensor, Option<&Tensor>),
+        (x, adapted): (&Tensor, Option<&Adapted>),
         dy: &Tensor,
         dx: InputGradient,
         dropout: Option<Dropout>,
@@ -134,25 +221,52 @@ impl Linear {
         if let Some(db) = self.bias.as_ref().and_then(|_| gradients.of(&self.bias_name)) {
             nn::bias_gradient(db, dy)?;
         }
-        let dx = match dx {
+        let sum = match dx {
             InputGradient::Skip => None,
-            InputGradient::New => Some(nn::linear_dx(None, 1.0, dy, &self.weight)?),
-            InputGradient::Sum(dx) => Some(nn::linear_dx(Some(dx), 1.0, dy, &self.weight)?),
+            InputGradient::New => Some(None),
+            InputGradient::Sum(dx) => Some(Some(dx)),
         };
-        if let (Some(lora), Some(low)) = (&self.lora, low) {
-            let dlow = nn::linear_dx(None, lora.scale, dy, &lora.b)?;
-            if let Some(db) = gradients.of(&lora.b_name) {
-                nn::linear_dw(db, lora.scale, dy, low)?;
-            }
-            if let Some(da) = gradients.of(&lora.a_name) {
-                nn::linear_dw(da, 1.0, &dlow, &lora.dropped(x, dropout)?)?;
-            }
-            match (&dx, lora.key(x, dropout)) {
-                (None, _) => {}
-                (Some(dx), None) => drop(nn::linear_dx(Some(dx.clone()), 1.0, &dlow, &lora.a)?),
-                (Some(dx), Some(key)) => {
-                    nn::dropout_add(dx, &nn::linear_dx(None, 1.0, &dlow, &lora.a)?, lora.dropout, key)?;
+        let (Some(lora), Some(Adapted { low, product })) = (&self.lora, adapted) else {
+            let dx = sum.map(|sum| nn::linear_dx(sum, 1.0, dy, &self.weight)).transpose()?;
+            return Ok(dx.map_or(InputGradient::Skip, InputGradient::Sum));
+        };
+        let key = lora.key(x, dropout);
+        // The gradient of the adapted product, and of what stands beside it under dropout.
+        let scaled = match (&lora.dora, product) {
+            (Some(dora), Some(product)) => {
+                let gain = dora.gain()?;
+                if let Some(dm) = gradients.of(&dora.name) {
+                    let mut dgain = vec![0.0; gain.len()];
+                    nn::gain_gradient(&mut dgain, dy, product)?;
+                    let norms = nn::view(&dora.norms)?;
+                    nn::edit(dm, |dm| dm.iter_mut().zip(dgain).zip(norms.iter()).for_each(|((m, g), n)| *m += g / n))?;
                 }
+                let scaled = nn::zero_activation(dy.dims())?;
+                nn::add_scaled(&scaled, dy, &gain)?;
+                Some(scaled)
+            }
+            _ => None,
+        };
+        let inner = scaled.as_ref().unwrap_or(dy);
+        let outer = if key.is_some() { dy } else { inner };
+        let dx = sum.map(|sum| nn::linear_dx(sum, 1.0, outer, &self.weight)).transpose()?;
+        let dlow = nn::linear_dx(None, lora.scale, inner, &lora.b)?;
+        if let Some(db) = gradients.of(&lora.b_name) {
+            nn::linear_dw(db, lora.scale, inner, low)?;
+        }
+        if let Some(da) = gradients.of(&lora.a_name) {
+            nn::linear_dw(da, 1.0, &dlow, &lora.dropped(x, dropout)?)?;
+        }
+        match (&dx, key) {
+            (None, _) => {}
+            (Some(dx), None) => drop(nn::linear_dx(Some(dx.clone()), 1.0, &dlow, &lora.a)?),
+            (Some(dx), Some(key)) => {
+                let mut dropped = nn::linear_dx(None, 1.0, &dlow, &lora.a)?;
+                if let Some(scaled) = &scaled {
+                    nn::add_scaled(scaled, dy, &vec![-1.0; self.widths().1])?;
+                    dropped = nn::linear_dx(Some(dropped), 1.0, scaled, &self.weight)?;
+                }
+                nn::dropout_add(dx, &dropped, lora.dropout, key)?;
             }
         }
         Ok(dx.map_or(InputGradient::Skip, InputGradient::Sum))

@@ -1,6 +1,6 @@
 //! The decoder: embedding, layers, final norm and output projection; Qwen3, Qwen2 and Llama by configuration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use karat::backend::BackendError;
@@ -55,6 +55,8 @@ pub struct Decoder {
     pub norm: Norm,
     /// `[vocab, hidden]`; the embedding itself where it is tied.
     pub head: Weight,
+    /// Names of the tensors that the adapter holds whole.
+    whole: BTreeSet<String>,
     table: Mutex<Arc<Table>>,
 }
 
@@ -161,7 +163,7 @@ impl Decoder {
         }
         let norm = Norm { weight: get("model.norm.weight", &[hidden])?.own()?, name: "model.norm.weight".into(), eps };
         let head = if c.tied { embedding.clone() } else { get(HEAD, &[c.vocab_size, hidden])? };
-        Ok(Decoder { embedding, layers, norm, head, table: Mutex::default(), config })
+        Ok(Decoder { embedding, layers, norm, head, whole: BTreeSet::new(), table: Mutex::default(), config })
     }
 
     /// All tensors of the model without its adapter, by their Hugging Face names.
@@ -202,10 +204,57 @@ impl Decoder {
         self.tensors().into_iter().map(|(name, mut weight)| Ok((name, weight.own()?))).collect()
     }
 
-    /// The adapter's tensors, by their PEFT names; empty without one.
+    /// What an adapter trains and holds: low-rank matrices and magnitudes by their PEFT names, modules trained whole by their
+    /// Hugging Face names; empty without an adapter.
     pub fn adapter_tensors(&self) -> BTreeMap<String, Tensor> {
         let loras = self.layers.iter().flat_map(|layer| layer.linears()).filter_map(|linear| linear.lora.as_ref());
-        loras.flat_map(|l| [(l.a_name.clone(), l.a.clone()), (l.b_name.clone(), l.b.clone())]).collect()
+        let mut all: BTreeMap<String, Tensor> =
+            loras.flat_map(|l| l.tensors().map(|(name, t)| (name.clone(), t.clone())).collect::<Vec<_>>()).collect();
+        if !self.whole.is_empty() {
+            all.extend(self.tensors().into_iter().filter_map(|(name, weight)| match weight {
+                Weight::Owned(t) if self.whole.contains(&name) => Some((name, t)),
+                _ => None,
+            }));
+        }
+        all
+    }
+
+    /// Names the tensors that the adapter holds whole and makes them trainable.
+    ///
+    /// # Errors
+    /// If there is no room.
+    pub fn train_whole(&mut self, names: BTreeSet<String>) -> Result<()> {
+        if names.contains(EMBEDDING) {
+            self.embedding.own()?;
+        }
+        if names.contains(HEAD) {
+            self.head.own()?;
+        }
+        for linear in self.layers.iter_mut().flat_map(|layer| layer.linears_mut()) {
+            if names.contains(&format!("{}.weight", linear.name)) {
+                linear.weight.own()?;
+            }
+        }
+        self.whole = names;
+        Ok(())
+    }
+
+    /// Makes DoRA's norms anew, after an adapter's tensors have changed.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn renorm(&self) -> Result<()> {
+        self.layers.iter().flat_map(|layer| layer.linears()).try_for_each(|linear| linear.renorm())
+    }
+
+    /// Puts the adapter into the weights, in f32, and takes it off. A head tied to the embedding is never touched: no
+    /// adapter can be on it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn merge(&mut self) -> Result<()> {
+        self.whole.clear();
+        self.layers.iter_mut().flat_map(|layer| layer.linears_mut()).try_for_each(|linear| linear.merge())
     }
 
     /// Angles for rows of up to `positions`.

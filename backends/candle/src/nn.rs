@@ -17,6 +17,7 @@ use crate::ops::adamw::Update;
 use crate::ops::attention::Heads;
 use crate::ops::cross_entropy::Target;
 use crate::ops::dropout::Key;
+use crate::ops::low_rank::{self, LowRank};
 use crate::ops::mapped::Elements;
 use crate::ops::matmul::{Mat, MatMut, Threads, product};
 use crate::ops::rope::Table;
@@ -401,6 +402,32 @@ pub fn dropout(x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
 pub fn dropout_add(dx: &Tensor, dy: &Tensor, p: f64, key: Key) -> Result<()> {
     let dy = view(dy)?;
     edit(dx, |dx| dropout::apply(&dy, dx, p, key, true))
+}
+
+/// `W + scale B A`, each row times its `gain` if one is given: a new tensor `[out, in]`.
+pub fn merged(w: &Weight, [a, b]: [&Tensor; 2], scale: f32, gain: Option<&[f32]>) -> Result<Tensor> {
+    let (merged, n_in) = (w.widened()?, w.matrix()?.1);
+    let (a, b) = (view(a)?, view(b)?);
+    edit(&merged, |w| low_rank::merge(w, LowRank { a: &a, b: &b, scale, n_in }, gain))?;
+    Ok(merged)
+}
+
+/// The L2 norm of every row of `W + scale B A`, into `norms` `[out]`.
+pub fn merged_norms(norms: &Tensor, w: &Weight, [a, b]: [&Tensor; 2], scale: f32) -> Result<()> {
+    let (ws, a, b, n_in) = (w.view()?, view(a)?, view(b)?, w.matrix()?.1);
+    edit(norms, |norms| low_rank::norms(ws.elements(), LowRank { a: &a, b: &b, scale, n_in }, norms))
+}
+
+/// `y += gain * x`, column by column.
+pub fn add_scaled(y: &Tensor, x: &Tensor, gain: &[f32]) -> Result<()> {
+    let x = view(x)?;
+    edit(y, |y| low_rank::add_scaled(y, &x, gain))
+}
+
+/// `dgain += sum over the rows of dy * x`, column by column.
+pub fn gain_gradient(dgain: &mut [f32], dy: &Tensor, x: &Tensor) -> Result<()> {
+    low_rank::gain_gradient(dgain, &view(dy)?, &view(x)?);
+    Ok(())
 }
 
 /// Log-probabilities of `targets` given `hidden` and the output projection.

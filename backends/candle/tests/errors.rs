@@ -113,7 +113,7 @@ fn an_adapter_on_a_tied_head_or_on_nothing_is_refused() {
         ("embed_tokens", BackendErrorKind::Unsupported, "embed_tokens"),
         ("query", BackendErrorKind::Failed, "query"),
     ] {
-        let config = LoraConfig { target_modules: vec!["q_proj".into(), target.into()], ..LoraConfig::default() };
+        let config = LoraConfig { target_modules: ["q_proj", target].into(), ..LoraConfig::default() };
         let plan = plan(Method::Lora(config), vec![vec![vec![0]]], 1e-3, &dir.path().join("out"));
         let error = train(&base, &plan, &small_rows(&[9]), &Rows::default(), |_| false).0.unwrap_err();
         assert_eq!(error.kind, kind, "{error}");
@@ -131,7 +131,8 @@ fn broken_adapters_are_named() {
     let config = folder.join("adapter_config.json");
     let original = read_json(&config);
     for (key, value, word) in [
-        ("use_dora", json!(true), "use_dora"),
+        ("use_dora", json!(true), "lora_magnitude_vector is missing"),
+        ("lora_bias", json!(true), "lora_bias"),
         ("r", json!(5), "lora_A.weight is [4, 32], the configuration says [5, 32]"),
         ("target_modules", json!(["q_proj"]), "belongs to no target module"),
         ("r", json!("four"), "\"r\" must be"),
@@ -146,7 +147,7 @@ fn broken_adapters_are_named() {
     plan.method = Method::Lora(LoraConfig { r: 2, ..LoraConfig::default() });
     plan.init_adapter = Some(folder);
     let error = train(&base, &plan, &small_rows(&[9]), &Rows::default(), |_| false).0.unwrap_err();
-    assert!(error.message.contains("the plan says r 2"), "{error}");
+    assert!(error.message.contains("the plan says {\"r\":2"), "{error}");
 }
 
 #[test]

@@ -74,15 +74,48 @@ fn every_parameter_of_every_family_has_the_gradient_of_the_loss() {
 
 #[test]
 fn every_adapter_tensor_has_the_gradient_of_the_loss_under_its_dropout_mask() {
+    let plain = LoraConfig { r: 4, lora_alpha: 8.0, lora_dropout: 0.3, ..LoraConfig::default() };
+    // The differences hold DoRA's norms still, as its gradient does.
+    let dora = LoraConfig { use_dora: true, use_rslora: true, ..plain.clone() };
     for family in ["qwen3", "qwen2", "llama"] {
-        let mut model = model(family);
-        let config = LoraConfig { r: 4, lora_alpha: 8.0, lora_dropout: 0.3, ..LoraConfig::default() };
-        adapter::draw(&mut model, &config, 1).unwrap();
-        let tensors = model.adapter_tensors();
-        for (_, b) in tensors.iter().filter(|(name, _)| name.contains("lora_B")) {
-            nn::edit(b, |x| x.iter_mut().enumerate().for_each(|(i, x)| *x = ((i * 11) % 7) as f32 * 0.05 - 0.15))
-                .unwrap();
+        for config in [
+            plain.clone(),
+            dora.clone(),
+            LoraConfig { lora_dropout: 0.0, ..dora.clone() },
+            LoraConfig {
+                target_modules: ["q_proj", "down_proj"].into(),
+                rank_pattern: [("down_proj".to_owned(), 2)].into(),
+                // Llama's head is its own here; elsewhere it is the embedding and cannot be trained apart.
+                modules_to_save: [
+                    &["norm", "v_proj"][..],
+                    if family == "llama" { &["lm_head", "embed_tokens"] } else { &[] },
+                ]
+                .concat()
+                .into_iter()
+                .map(String::from)
+                .collect(),
+                ..dora.clone()
+            },
+        ] {
+            let mut model = model(family);
+            adapter::draw(&mut model, &config, 1).unwrap();
+            let tensors = model.adapter_tensors();
+            for (name, t) in &tensors {
+                if name.contains("lora_B") {
+                    nn::edit(t, |x| {
+                        x.iter_mut().enumerate().for_each(|(i, x)| *x = ((i * 11) % 7) as f32 * 0.05 - 0.15)
+                    })
+                    .unwrap();
+                }
+                if name.contains("magnitude") {
+                    nn::edit(t, |x| {
+                        x.iter_mut().enumerate().for_each(|(i, x)| *x *= 0.8 + ((i * 5) % 4) as f32 * 0.15)
+                    })
+                    .unwrap();
+                }
+            }
+            model.renorm().unwrap();
+            check(&format!("{family} {config:?}"), &model, &tensors);
         }
-        check(family, &model, &tensors);
     }
 }

@@ -9,7 +9,11 @@ use std::path::Path;
 
 use common::*;
 use karat::backend::*;
+use karat::train::LoraConfig;
 use karat::train::state::{RunState, TrainerState};
+use karat_candle::config::ModelConfig;
+use karat_candle::model::{Batch, Decoder};
+use karat_candle::{adapter, nn};
 
 /// Six steps of two micro-batches of two rows.
 fn six_steps(method: Method, out: &Path) -> TrainPlan {
@@ -37,8 +41,17 @@ fn same_folder(a: &Path, b: &Path) {
     a.iter().for_each(|(name, bytes)| assert!(*bytes == b[name], "{name} differs"));
 }
 
-fn methods() -> [Method; 2] {
-    [Method::Full, lora(0.2)]
+/// Everything; an adapter with dropout; magnitudes and whole modules beside one.
+fn methods() -> [Method; 3] {
+    let Method::Lora(plain) = lora(0.2) else { unreachable!() };
+    let dora = LoraConfig {
+        use_dora: true,
+        use_rslora: true,
+        modules_to_save: vec!["model.norm".into(), "v_proj".into()],
+        rank_pattern: [("down_proj".to_owned(), 2)].into(),
+        ..plain
+    };
+    [Method::Full, lora(0.2), Method::Lora(dora)]
 }
 
 #[test]
@@ -90,9 +103,9 @@ fn accumulating_micro_batches_equals_one_batch() {
 
 #[test]
 fn resume_is_bitwise_equal_to_never_stopping() {
-    for method in methods() {
+    for (family, method) in ["qwen3", "llama"].into_iter().flat_map(|family| methods().map(|method| (family, method))) {
         let dir = tempfile::tempdir().unwrap();
-        let base = small_model(dir.path(), "qwen3");
+        let base = small_model(dir.path(), family);
         let whole_plan = six_steps(method.clone(), &dir.path().join("whole"));
         let (whole, whole_events) = train(&base, &whole_plan, &rows(), &eval_rows(), |_| false);
         let whole = whole.unwrap();
@@ -137,7 +150,7 @@ fn a_checkpoint_of_another_plan_is_refused() {
 #[test]
 fn a_trained_model_loads_again_with_the_same_numbers() {
     for (family, method) in
-        [("qwen3", Method::Full), ("qwen2", Method::Full), ("llama", Method::Full), ("qwen3", lora(0.1))]
+        ["qwen3", "qwen2", "llama"].into_iter().flat_map(|family| methods().map(|method| (family, method)))
     {
         let dir = tempfile::tempdir().unwrap();
         let base = small_model(dir.path(), family);
@@ -345,4 +358,83 @@ fn a_seed_decides_fresh_weights_and_adapters() {
             assert_ne!(values, &other[name].2);
         }
     }
+}
+
+#[test]
+fn an_adapter_merged_into_the_weights_gives_the_same_logits() {
+    for family in ["qwen3", "qwen2", "llama"] {
+        for method in &methods()[1..] {
+            let dir = tempfile::tempdir().unwrap();
+            let base = small_model(dir.path(), family);
+            let plan = plan(method.clone(), vec![vec![vec![0, 1, 2]], vec![vec![3, 4]]], 5e-2, &dir.path().join("out"));
+            let folder = train(&base, &plan, &rows(), &Rows::default(), |_| false).0.unwrap().last_checkpoint;
+            let mut model = Decoder::random(ModelConfig::read(dir.path()).unwrap(), base.seed).unwrap();
+            let logits = |model: &Decoder| -> Vec<f32> {
+                let data = eval_rows().tokens;
+                let hidden = model.hidden(&Batch::new(data.view().iter())).unwrap();
+                let logits = nn::logits(&model.norm.forward(&hidden).unwrap().0, &model.head).unwrap();
+                nn::view(&logits).unwrap().to_vec()
+            };
+            let plain = logits(&model);
+            adapter::load(&mut model, &adapter::read_config(&folder).unwrap(), &folder).unwrap();
+            let adapted = logits(&model);
+            let head = nn::view(&model.head.widened().unwrap()).unwrap().to_vec();
+            model.merge().unwrap();
+            assert!(model.adapter_tensors().is_empty());
+            let merged = logits(&model);
+            let most = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let (change, difference) = (most(&plain, &adapted), most(&adapted, &merged));
+            println!("{family}: the adapter changes logits by {change:.2}, merging by {difference:.1e}");
+            assert!(change > 0.1 && difference < 1e-4 && difference > 0.0, "{family}: {change} {difference}");
+            assert!(
+                !model.config.tied || head == *nn::view(&model.embedding.widened().unwrap()).unwrap(),
+                "a tied head was merged"
+            );
+        }
+    }
+}
+
+#[test]
+fn training_stops_early_after_evaluations_without_improvement_and_so_does_a_resumed_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = small_model(dir.path(), "qwen3");
+    let mut plan = six_steps(Method::Full, &dir.path().join("out"));
+    // The third step ruins the model: of the evaluations after 2, 3, 4 and 5 only the first is an improvement.
+    plan.learning_rates = vec![1e-3, 1e-3, 0.5, 0.1, 0.1, 0.1];
+    (plan.eval_every, plan.save_every, plan.save_total_limit) = (1, 2, 2);
+    plan.early_stopping = Some(EarlyStopping { patience: 2, threshold: 0.0 });
+    let (done, events) = train(&base, &plan, &rows(), &eval_rows(), |_| false);
+    let done = done.unwrap();
+    assert_eq!(done.steps, 4);
+    assert_eq!(done.last_checkpoint, plan.output_dir.join("checkpoint-4"));
+    assert_eq!(done.best_checkpoint, Some(plan.output_dir.join("checkpoint-2")));
+    let told = events.iter().any(|e| matches!(e, Event::Log { message, .. } if message.contains("after step 4 of 6")));
+    assert!(told);
+    for at in 1..=4 {
+        let cut = TrainPlan { output_dir: dir.path().join(format!("cut-{at}")), ..plan.clone() };
+        let stops = |event: &Event| matches!(event, Event::Evaluation { step, .. } if *step == at);
+        let (result, _) = train(&base, &cut, &rows(), &eval_rows(), stops);
+        assert_eq!(result.unwrap_err().kind, BackendErrorKind::Cancelled);
+        let from = Some(cut.output_dir.join(format!("checkpoint-{at}")));
+        let resumed =
+            train(&base, &TrainPlan { resume_from: from, ..cut }, &rows(), &eval_rows(), |_| false).0.unwrap();
+        assert_eq!(resumed.steps, 4, "cut at {at}");
+        same_folder(&done.last_checkpoint, &resumed.last_checkpoint);
+    }
+    // One more evaluation to wait for, and the end of the plan comes first.
+    plan.early_stopping = Some(EarlyStopping { patience: 5, threshold: 0.0 });
+    plan.output_dir = dir.path().join("patient");
+    assert_eq!(train(&base, &plan, &rows(), &eval_rows(), |_| false).0.unwrap().steps, 6);
+}
+
+#[test]
+fn early_stopping_counts_as_transformers_does() {
+    let stops = |patience: usize, threshold: f64, losses: &[f64]| {
+        EarlyStopping { patience, threshold }.stops(losses.iter().copied())
+    };
+    assert!(!stops(1, 0.0, &[]) && !stops(1, 0.0, &[2.0]) && stops(1, 0.0, &[2.0, 2.0]));
+    assert!(!stops(2, 0.0, &[3.0, 3.1]) && stops(2, 0.0, &[3.0, 3.1, 3.2]));
+    assert!(!stops(2, 0.0, &[3.0, 3.1, 2.9, 3.0]), "an improvement starts the count anew");
+    // Too small a gain is none, but lowers what the next loss is held against.
+    assert!(stops(2, 0.1, &[3.0, 2.95, 2.88]) && !stops(2, 0.1, &[3.0, 2.95, 2.84]));
 }

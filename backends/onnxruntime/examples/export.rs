@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use karat_onnxruntime::export::{Request, export_to};
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (model, out, adapter) = match arguments.as_slice() {
@@ -13,7 +15,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match karat_onnxruntime::export::export_to(Path::new(model), adapter, Path::new(out)) {
+    match export_to(&Request::new(Path::new(model)).merging(adapter), Path::new(out)) {
         Ok(exported) => {
             println!("{}: {} parameters", exported.folder.display(), exported.manifest.parameters);
             ExitCode::SUCCESS

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -107,8 +108,16 @@ impl Checkpoint {
     /// Reads a tensor that must have `shape`, widened to f32.
     ///
     /// # Errors
-    /// Missing, of another shape, of an element type that is no float of 16 or 32 bits, not finite, or unreadable.
+    /// As [`Checkpoint::read_rows`].
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, BackendError> {
+        self.read_rows(name, shape, 0..shape.first().copied().unwrap_or(1))
+    }
+
+    /// Reads `rows` (of the first dimension) of a tensor that must have `shape`, widened to f32.
+    ///
+    /// # Errors
+    /// Missing, of another shape, of an element type that is no float of 16 or 32 bits, not finite, or unreadable.
+    pub fn read_rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>, BackendError> {
         let place = self.files.first().and_then(|f| f.parent()).unwrap_or(Path::new(".")).display();
         let Some(stored) = self.tensors.get(name) else {
             return Err(BackendError::failed(format!("{place}: the tensor {name} is missing")));
@@ -118,22 +127,27 @@ impl Checkpoint {
         if stored.shape != shape {
             return Err(fail(format!("has shape {:?}, the configuration asks for {shape:?}", stored.shape)));
         }
-        let mut raw = vec![0u8; stored.bytes];
+        let size = match stored.dtype {
+            Dtype::F32 => 4,
+            Dtype::BF16 | Dtype::F16 => 2,
+            other => return Err(fail(format!("has element type {other:?}; F32, BF16 and F16 are read"))),
+        };
+        let row = shape.iter().skip(1).product::<usize>() * size;
+        if stored.bytes != shape.iter().product::<usize>() * size || rows.end * row > stored.bytes {
+            return Err(fail(format!("holds {} bytes, its shape {shape:?} needs another number", stored.bytes)));
+        }
+        let mut raw = vec![0u8; rows.len() * row];
         File::open(path)
             .and_then(|mut file| {
-                file.seek(SeekFrom::Start(stored.offset))?;
+                file.seek(SeekFrom::Start(stored.offset + (rows.start * row) as u64))?;
                 file.read_exact(&mut raw)
             })
             .map_err(|e| fail(format!("could not be read: {e}")))?;
         let values: Vec<f32> = match stored.dtype {
-            Dtype::F32 => raw.par_chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Dtype::BF16 => raw.par_chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
             Dtype::F16 => raw.par_chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            other => return Err(fail(format!("has element type {other:?}; F32, BF16 and F16 are read"))),
+            _ => raw.par_chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
         };
-        if values.len() != shape.iter().product::<usize>() {
-            return Err(fail(format!("holds {} values, its shape {shape:?} needs another number", values.len())));
-        }
         match values.par_iter().all(|v| v.is_finite()) {
             true => Ok(values),
             false => Err(fail("has values that are not finite; the checkpoint is broken".into())),

@@ -10,7 +10,7 @@ use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
 use ort::value::Tensor;
 
 use crate::export::{Exported, MODEL, Manifest};
-use crate::kv::Kv;
+use crate::kv::{self, Kv};
 use crate::provider::Provider;
 use crate::runtime::Loaded;
 
@@ -42,6 +42,8 @@ fn configure(environment: &Environment, provider: Provider, threads: usize, spin
 /// The open model.
 pub struct Decoder {
     session: Session,
+    /// Where it runs.
+    pub provider: Provider,
     /// Sizes of the model.
     pub model: Manifest,
 }
@@ -72,7 +74,7 @@ impl Decoder {
         let refused = failed::<ort::Error>(&doing);
         let builder = configure(&loaded.environment, provider, threads, spin);
         let session = builder.and_then(|mut builder| builder.commit_from_file(&path)).map_err(refused)?;
-        Ok(Decoder { session, model: exported.manifest.clone() })
+        Ok(Decoder { session, provider, model: exported.manifest.clone() })
     }
 
     /// A cache for `slots` rows of at most `capacity` tokens.
@@ -80,7 +82,7 @@ impl Decoder {
     /// # Errors
     /// If the memory is not there.
     pub fn cache(&self, slots: usize, capacity: usize) -> Result<Kv, BackendError> {
-        Kv::new(&self.session, &self.model, slots, capacity)
+        Kv::new(&self.session, self.provider, &self.model, slots, capacity)
     }
 
     /// Runs rows from their beginning, padded on the right to the longest; `read` gets the logits `[rows, longest, vocab]`.
@@ -101,11 +103,10 @@ impl Decoder {
             Vec::with_capacity(2 + 2 * self.model.layers);
         inputs.push(("input_ids".into(), Tensor::from_array(([rows.len(), seq], ids)).map_err(&running)?.into()));
         inputs.push(("attention_mask".into(), Tensor::from_array(([rows.len(), seq], mask)).map_err(&running)?.into()));
-        let empty = [rows.len(), self.model.kv_heads, 0, self.model.head_dim];
         for layer in 0..self.model.layers {
             for part in ["key", "value"] {
-                let cache = Tensor::from_array((empty, Vec::<f32>::new())).map_err(&running)?;
-                inputs.push((format!("past_key_values.{layer}.{part}").into(), cache.into()));
+                let past = kv::empty(&self.model, rows.len()).map_err(&running)?;
+                inputs.push((format!("past_key_values.{layer}.{part}").into(), past.into()));
             }
         }
         let wanted = OutputSelector::no_default().with("logits");

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 use crate::decoder::{Decoder, Logits};
 use crate::kv::Kv;
+use crate::provider::Provider;
 use crate::sampling::choose;
 use crate::score::check_ids;
 
@@ -117,6 +118,8 @@ impl Batch<'_> {
             return None;
         }
         let wanted = if self.config.batch_size == 0 { DEFAULT_SLOTS } else { self.config.batch_size };
+        // A cache on a device cannot be copied from slot to slot: one row after the other fills the only slot itself.
+        let wanted = if self.decoder.provider == Provider::Cpu { wanted } else { 1 };
         let fit = CACHE_BYTES / Kv::bytes_per_slot(&self.decoder.model, capacity);
         Some((wanted.min(count).min(fit.max(1)), capacity))
     }

@@ -52,7 +52,7 @@ impl Backend for OnnxRuntimeBackend {
             version: env!("CARGO_PKG_VERSION").into(),
             capabilities: vec![Capability::Score, Capability::Generate, Capability::Adapter],
             devices: vec!["cpu".into(), "cuda".into()],
-            dtypes: vec![Dtype::F32],
+            dtypes: vec![Dtype::F32, Dtype::F16],
             model_families: config::Family::NAMES.map(String::from).to_vec(),
             build: build.into_iter().map(|(k, v)| (k.to_string(), v)).collect::<BTreeMap<_, _>>(),
         }
@@ -62,16 +62,32 @@ impl Backend for OnnxRuntimeBackend {
         let options = options::Options::parse(&config.options)?;
         let refuse = |what: String| Err(BackendError::unsupported(format!("the onnxruntime backend {what}")));
         let asked = Provider::asked(&config.device, options.provider.as_deref())?;
-        if config.dtype != Dtype::F32 {
-            return refuse(format!("computes in f32, not in {}", config.dtype));
+        let no_bf16 = || {
+            refuse("cannot compute in bf16 on the CPU (ONNX Runtime has no such kernels there); use f32 or f16".into())
+        };
+        if config.dtype == Dtype::Bf16 || options.weights == Some(export::Precision::Bf16) {
+            return no_bf16();
         }
         if config.weights == Weights::Random {
             return refuse("draws no weights; train a model with another backend first".into());
         }
         // Before the export, which may take long, and be for nothing.
         let loaded = runtime::load(options.library.as_deref(), options.fetch_runtime)?;
-        let provider = Provider::settle(asked, &loaded, config.dtype)?;
+        Provider::offers(asked, &loaded)?;
         let exported = export::open_or_export(config, &options)?;
+        let weights = exported.manifest.weights;
+        if weights == export::Precision::Bf16 {
+            return no_bf16();
+        }
+        // f32 is also what is asked for when nobody asks.
+        if config.dtype != Dtype::F32 && config.dtype != weights.activations() {
+            return refuse(format!(
+                "computes in {} with weights in {weights}, not in {}",
+                weights.activations(),
+                config.dtype
+            ));
+        }
+        let provider = Provider::settle(asked, &loaded, weights.activations())?;
         Ok(Box::new(session::OnnxSession::open(config, &options, exported, &loaded, provider)?))
     }
 

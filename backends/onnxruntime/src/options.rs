@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use karat::backend::BackendError;
 use serde_json::Value;
 
+use crate::export::{AdapterMode, Precision};
+
 /// Parsed options with their defaults.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
@@ -27,12 +29,28 @@ pub struct Options {
     /// `spin`: let idle worker threads of the runtime spin as long as a call lasts, not just for the moment between two
     /// operators (default false): somewhat faster alone on a machine, much slower on a shared one.
     pub spin: bool,
+    /// `weights`: what the weights of an exported checkpoint become: `f32`, `f16`, `bf16`, `int8` or `int4`; the element
+    /// type of the session if absent.
+    pub weights: Option<Precision>,
+    /// `adapter_mode`: `merge` (default) adds an adapter to the weights at export; `runtime` feeds it to a resident base,
+    /// so that adapters can be exchanged.
+    pub adapter_mode: AdapterMode,
 }
 
 impl Options {
     /// The known keys.
-    pub const KEYS: [&'static str; 8] =
-        ["cache_dir", "context", "export_dir", "fetch_runtime", "library", "provider", "score_positions", "spin"];
+    pub const KEYS: [&'static str; 10] = [
+        "adapter_mode",
+        "cache_dir",
+        "context",
+        "export_dir",
+        "fetch_runtime",
+        "library",
+        "provider",
+        "score_positions",
+        "spin",
+        "weights",
+    ];
 
     /// Reads and checks all options.
     ///
@@ -67,8 +85,15 @@ impl Options {
             options.get(key).map(size).transpose()
         };
         let name = |v: &Value| v.as_str().map(String::from).ok_or_else(|| wrong("provider", "a name", v));
+        let weights = |v: &Value| v.as_str().ok_or_else(|| wrong("weights", "the name of an element type", v))?.parse();
+        let mode = |v: &Value| {
+            let mode = v.as_str().and_then(AdapterMode::parse);
+            mode.ok_or_else(|| wrong("adapter_mode", "\"merge\" or \"runtime\"", v))
+        };
         Ok(Options {
             provider: options.get("provider").map(name).transpose()?,
+            weights: options.get("weights").map(weights).transpose()?,
+            adapter_mode: options.get("adapter_mode").map(mode).transpose()?.unwrap_or_default(),
             library: path("library")?,
             fetch_runtime: flag("fetch_runtime", true)?,
             export_dir: path("export_dir")?,

@@ -6,6 +6,8 @@
 
 use karat::backend::{BackendError, Dtype};
 use ort::ep::{self, ExecutionProvider};
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::Session;
 use ort::session::builder::SessionBuilder;
 
 use crate::runtime::{Loaded, PINNED_VERSION};
@@ -55,34 +57,37 @@ impl Provider {
         }
     }
 
-    /// The provider that will run: the one asked for, if the library has it and it can compute in `dtype`.
+    /// Whether the library has the provider asked for.
     ///
     /// # Errors
-    /// It cannot.
-    pub fn settle(asked: Option<Provider>, loaded: &Loaded, dtype: Dtype) -> Result<Provider, BackendError> {
-        let has_cuda = ep::CUDA::is_available().unwrap_or(false);
-        let provider = match asked {
-            Some(provider) => provider,
-            // Attention in f32 has no CUDA kernel: the CPU is where this model runs.
-            None if has_cuda && dtype != Dtype::F32 => Provider::Cuda(0),
-            None => Provider::Cpu,
-        };
-        if let Provider::Cuda(_) = provider {
-            if !has_cuda {
-                return Err(BackendError::unsupported(format!(
-                    "{} has no CUDA: it offers {}; run `python3 -m pip install onnxruntime-gpu=={PINNED_VERSION}` and set \
-                     KARAT_ONNXRUNTIME to the libonnxruntime.so.{PINNED_VERSION} in it",
-                    loaded.path.display(),
-                    offered().join(", ")
-                )));
-            }
-            if dtype == Dtype::F32 {
-                return Err(BackendError::unsupported(
-                    "ONNX Runtime has no f32 kernel of GroupQueryAttention on CUDA; use the element type f16",
-                ));
-            }
+    /// It has not.
+    pub fn offers(asked: Option<Provider>, loaded: &Loaded) -> Result<(), BackendError> {
+        match asked {
+            Some(Provider::Cuda(_)) if !has_cuda() => Err(BackendError::unsupported(format!(
+                "{} has no CUDA: it offers {}; run `python3 -m pip install onnxruntime-gpu=={PINNED_VERSION}` and set \
+                 KARAT_ONNXRUNTIME to the libonnxruntime.so.{PINNED_VERSION} in it",
+                loaded.path.display(),
+                offered().join(", ")
+            ))),
+            _ => Ok(()),
         }
-        Ok(provider)
+    }
+
+    /// The provider that will run a model with activations in `dtype`.
+    ///
+    /// # Errors
+    /// The one asked for is not there, or cannot compute in `dtype`.
+    pub fn settle(asked: Option<Provider>, loaded: &Loaded, dtype: Dtype) -> Result<Provider, BackendError> {
+        Self::offers(asked, loaded)?;
+        match asked {
+            Some(Provider::Cuda(_)) if dtype == Dtype::F32 => Err(BackendError::unsupported(
+                "ONNX Runtime has no f32 kernel of GroupQueryAttention on CUDA; use the element type f16",
+            )),
+            Some(provider) => Ok(provider),
+            // What has no CUDA kernel runs where it can.
+            None if has_cuda() && dtype != Dtype::F32 => Ok(Provider::Cuda(0)),
+            None => Ok(Provider::Cpu),
+        }
     }
 
     /// Asks a session for this provider.
@@ -96,6 +101,20 @@ impl Provider {
                 let cuda = ep::CUDA::default().with_device_id(number).build().error_on_failure();
                 Ok(builder.with_execution_providers([cuda])?)
             }
+        }
+    }
+
+    /// Where this provider's sessions keep tensors that stay between steps.
+    ///
+    /// # Errors
+    /// If the runtime has no allocator for it.
+    pub fn allocator(self, session: &Session) -> ort::Result<Allocator> {
+        match self {
+            Provider::Cpu => Ok(Allocator::default()),
+            Provider::Cuda(number) => Allocator::new(
+                session,
+                MemoryInfo::new(AllocationDevice::CUDA, number, AllocatorType::Device, MemoryType::Default)?,
+            ),
         }
     }
 
@@ -114,6 +133,10 @@ impl Provider {
             Provider::Cuda(number) => format!("cuda:{number}"),
         }
     }
+}
+
+fn has_cuda() -> bool {
+    ep::CUDA::is_available().unwrap_or(false)
 }
 
 /// The providers of the loaded library that this backend knows of.

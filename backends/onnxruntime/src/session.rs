@@ -1,7 +1,7 @@
 //! The session the host holds: a decoder, its threads, and the evaluator on top.
 
 use karat::backend::{
-    BackendError, Completion, Dtype, Evaluator, EventSink, GenerateConfig, OpenConfig, Scores, Session, SessionInfo,
+    BackendError, Completion, Evaluator, EventSink, GenerateConfig, OpenConfig, Scores, Session, SessionInfo,
     TokensView,
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -21,7 +21,6 @@ pub struct OnnxSession {
     score_positions: usize,
     threads: usize,
     library: String,
-    provider: Provider,
 }
 
 impl OnnxSession {
@@ -47,7 +46,6 @@ impl OnnxSession {
             score_positions: options.score_positions,
             threads,
             library: format!("ONNX Runtime {}", runtime::version()),
-            provider,
             decoder,
         })
     }
@@ -61,11 +59,17 @@ impl Session for OnnxSession {
     fn info(&self) -> SessionInfo {
         let model = &self.decoder.model;
         SessionInfo {
-            device: self.provider.device(),
-            dtype: Dtype::F32,
+            device: self.decoder.provider.device(),
+            dtype: model.weights.activations(),
             threads: self.threads,
             // A provider that cannot be had is an error, so the one that was asked for is the one that runs.
-            kernels: vec![format!("{}: {}, GroupQueryAttention f32", self.library, self.provider.name())],
+            kernels: vec![format!(
+                "{}: {}, GroupQueryAttention {}, weights {}",
+                self.library,
+                self.decoder.provider.name(),
+                model.weights.activations(),
+                model.weights
+            )],
             parameters: model.parameters,
             adapter_parameters: model.adapter_parameters,
             vocab_size: model.vocab,

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use karat::backend::{BackendError, BackendErrorKind, Dtype as Precision, OpenConfig, Weights};
-use karat_onnxruntime::export::{DATA, Exported, MANIFEST, MODEL, export_cached, export_to};
+use karat_onnxruntime::export::{DATA, Exported, MANIFEST, MODEL, Request, export_cached, export_to};
 use safetensors::tensor::Dtype;
 use serde_json::json;
 use support::*;
@@ -40,27 +40,27 @@ const Q_PROJ: &str = "model.layers.1.self_attn.q_proj";
 fn an_export_is_made_once_and_its_key_is_its_content() {
     let cache = tempfile::tempdir().unwrap();
     let model = tiny_model("qwen3", true);
-    let first = export_cached(model.path(), None, cache.path()).unwrap();
+    let first = export_cached(&Request::new(model.path()), cache.path()).unwrap();
     let written = std::fs::metadata(first.folder.join(DATA)).unwrap().modified().unwrap();
-    let second = export_cached(model.path(), None, cache.path()).unwrap();
+    let second = export_cached(&Request::new(model.path()), cache.path()).unwrap();
     assert_eq!(second.folder, first.folder);
     assert_eq!(std::fs::metadata(second.folder.join(DATA)).unwrap().modified().unwrap(), written);
 
     // The same content elsewhere is the same export; an adapter or other weights are another.
     let copy = tiny_model("qwen3", true);
-    assert_eq!(export_cached(copy.path(), None, cache.path()).unwrap().folder, first.folder);
+    assert_eq!(export_cached(&Request::new(copy.path()), cache.path()).unwrap().folder, first.folder);
     let lora = adapter(Q_PROJ, 64, 32);
-    let adapted = export_cached(model.path(), Some(lora.path()), cache.path()).unwrap();
+    let adapted = export_cached(&Request::new(model.path()).merging(Some(lora.path())), cache.path()).unwrap();
     assert_ne!(adapted.folder, first.folder);
     assert_eq!((adapted.manifest.adapter_parameters, first.manifest.adapter_parameters), (96, 0));
     let shapes = tiny_shapes("qwen3", true);
     write_tensors(&copy.path().join("model.safetensors"), &tiny_weights(&shapes, 12), Dtype::F32);
-    assert_ne!(export_cached(copy.path(), None, cache.path()).unwrap().folder, first.folder);
+    assert_ne!(export_cached(&Request::new(copy.path()), cache.path()).unwrap().folder, first.folder);
     assert_eq!(entries(cache.path()).len(), 3);
 
     // Two exports of one model are the same bytes.
     let elsewhere = tempfile::tempdir().unwrap();
-    let again = export_to(model.path(), None, &elsewhere.path().join("out")).unwrap();
+    let again = export_to(&Request::new(model.path()), &elsewhere.path().join("out")).unwrap();
     for name in [MODEL, DATA, MANIFEST] {
         assert_eq!(std::fs::read(again.folder.join(name)).unwrap(), std::fs::read(first.folder.join(name)).unwrap());
     }
@@ -69,8 +69,8 @@ fn an_export_is_made_once_and_its_key_is_its_content() {
 #[test]
 fn a_tied_head_is_stored_once_and_counted_once() {
     let cache = tempfile::tempdir().unwrap();
-    let [tied, own] =
-        [true, false].map(|tied| export_cached(tiny_model("qwen3", tied).path(), None, cache.path()).unwrap().manifest);
+    let [tied, own] = [true, false]
+        .map(|tied| export_cached(&Request::new(tiny_model("qwen3", tied).path()), cache.path()).unwrap().manifest);
     let table = (VOCAB * 32) as u64;
     assert_eq!(own.parameters - tied.parameters, table);
     assert!((4 * table..4 * table + 4096).contains(&(own.data_bytes - tied.data_bytes)));
@@ -79,7 +79,7 @@ fn a_tied_head_is_stored_once_and_counted_once() {
 #[test]
 fn shards_are_read_like_one_file() {
     let model = tiny_model("qwen3", false);
-    let single = export_to(model.path(), None, &model.path().join("single")).unwrap();
+    let single = export_to(&Request::new(model.path()), &model.path().join("single")).unwrap();
     let mut weights = tiny_weights(&tiny_shapes("qwen3", false), 11);
     let rest = weights.split_off("model.layers.1.input_layernorm.weight");
     let mut map = serde_json::Map::new();
@@ -90,11 +90,11 @@ fn shards_are_read_like_one_file() {
     std::fs::remove_file(model.path().join("model.safetensors")).unwrap();
     let index = model.path().join("model.safetensors.index.json");
     std::fs::write(&index, json!({"metadata": {}, "weight_map": map}).to_string()).unwrap();
-    let sharded = export_to(model.path(), None, &model.path().join("sharded")).unwrap();
+    let sharded = export_to(&Request::new(model.path()), &model.path().join("sharded")).unwrap();
     assert_eq!(std::fs::read(sharded.folder.join(DATA)).unwrap(), std::fs::read(single.folder.join(DATA)).unwrap());
 
     std::fs::remove_file(model.path().join("model-2.safetensors")).unwrap();
-    let error = export_to(model.path(), None, &model.path().join("broken")).unwrap_err();
+    let error = export_to(&Request::new(model.path()), &model.path().join("broken")).unwrap_err();
     assert!(error.to_string().contains("model-2.safetensors"), "{error}");
 }
 
@@ -102,7 +102,7 @@ fn shards_are_read_like_one_file() {
 fn broken(change: impl FnOnce(&Path)) -> BackendError {
     let (model, cache) = (tiny_model("qwen3", false), tempfile::tempdir().unwrap());
     change(model.path());
-    let error = export_cached(model.path(), None, cache.path()).unwrap_err();
+    let error = export_cached(&Request::new(model.path()), cache.path()).unwrap_err();
     assert_eq!(entries(cache.path()), Vec::<String>::new(), "{error}");
     error
 }
@@ -152,7 +152,7 @@ fn an_adapter_of_another_base_is_refused() {
         (adapter("model.layers.7.self_attn.q_proj", 64, 32), "model.layers.7.self_attn.q_proj"),
         (adapter("model.q_proj", 64, 32), "model.q_proj"),
     ] {
-        let error = export_cached(model.path(), Some(lora.path()), cache.path()).unwrap_err();
+        let error = export_cached(&Request::new(model.path()).merging(Some(lora.path())), cache.path()).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
     assert_eq!(entries(cache.path()), Vec::<String>::new());
@@ -182,16 +182,16 @@ fn a_damaged_export_is_named_and_a_damaged_cache_is_replaced() {
         ),
     ];
     for (damage, expected) in damages {
-        export_to(model.path(), None, &folder).unwrap();
+        export_to(&Request::new(model.path()), &folder).unwrap();
         damage();
-        let error = export_to(model.path(), None, &folder).unwrap_err();
+        let error = export_to(&Request::new(model.path()), &folder).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
         std::fs::remove_dir_all(&folder).unwrap();
     }
 
-    let cached = export_cached(model.path(), None, out.path()).unwrap();
+    let cached = export_cached(&Request::new(model.path()), out.path()).unwrap();
     std::fs::write(cached.folder.join(DATA), b"short").unwrap();
-    let again = export_cached(model.path(), None, out.path()).unwrap();
+    let again = export_cached(&Request::new(model.path()), out.path()).unwrap();
     assert_eq!(again.folder, cached.folder);
     Exported::open(&again.folder).unwrap();
 }
@@ -200,12 +200,12 @@ fn a_damaged_export_is_named_and_a_damaged_cache_is_replaced() {
 fn a_folder_with_something_else_in_it_is_not_overwritten() {
     let out = tempfile::tempdir().unwrap();
     let (one, other) = (tiny_model("qwen3", true), tiny_model("llama", true));
-    export_to(one.path(), None, &out.path().join("onnx")).unwrap();
-    let error = export_to(other.path(), None, &out.path().join("onnx")).unwrap_err();
+    export_to(&Request::new(one.path()), &out.path().join("onnx")).unwrap();
+    let error = export_to(&Request::new(other.path()), &out.path().join("onnx")).unwrap_err();
     assert!(error.to_string().contains("another model"), "{error}");
     std::fs::create_dir(out.path().join("notes")).unwrap();
     std::fs::write(out.path().join("notes/diary.txt"), "mine").unwrap();
-    export_to(one.path(), None, &out.path().join("notes")).unwrap_err();
+    export_to(&Request::new(one.path()), &out.path().join("notes")).unwrap_err();
     assert_eq!(entries(&out.path().join("notes")), ["diary.txt"]);
 }
 
@@ -243,12 +243,15 @@ fn options_and_requests_that_are_not_served_are_named() {
     };
     type Change = Box<dyn FnOnce(&mut OpenConfig)>;
     let cases: Vec<(Change, &str)> = vec![
-        (Box::new(with_option("spinn", json!(true))), "\"spinn\" (known: cache_dir, context"),
+        (Box::new(with_option("spinn", json!(true))), "\"spinn\" (known: adapter_mode, cache_dir"),
         (Box::new(with_option("spin", json!("yes"))), "spin"),
         (Box::new(with_option("context", json!(0))), "context"),
         (Box::new(with_option("library", json!(7))), "library"),
         (Box::new(|c| c.device = "cuda:0".into()), "cuda:0"),
         (Box::new(|c| c.dtype = Precision::Bf16), "bf16"),
+        (Box::new(with_option("weights", json!("bf16"))), "bf16 on the CPU"),
+        (Box::new(with_option("weights", json!("int3"))), "\"int3\" (known: f32, f16, bf16, int8, int4)"),
+        (Box::new(with_option("adapter_mode", json!("both"))), "\"merge\" or \"runtime\""),
         (Box::new(|c| c.weights = Weights::Random), "weights"),
     ];
     for (change, expected) in cases {

@@ -62,6 +62,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Compute metrics of (reference, candidate) pairs
     Metrics(MetricsArgs),
+    /// Make a model folder (Hugging Face layout) of a GGUF file
+    Import(ImportArgs),
     /// List the backends found, and where they were looked for
     Backends,
     /// Check this machine: backends and what they need, cores, memory
@@ -339,17 +341,72 @@ pub struct ReportArgs {
     pub out: Option<PathBuf>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CheckFormat {
+    /// A table
+    Text,
+    /// GitHub's workflow commands (with GITHUB_ACTIONS=true they also go to standard error)
+    Github,
+    /// A Markdown table (with GITHUB_STEP_SUMMARY it is also appended to that file)
+    Markdown,
+}
+
 #[derive(Args)]
 pub struct CheckArgs {
-    /// A run folder or report.json
-    pub report: PathBuf,
-    /// The baseline report
-    #[arg(long, value_name = "FILE")]
-    pub baseline: PathBuf,
+    /// A suite's name, a run folder or a report.json [default: the only run below runs/]
+    #[arg(value_name = "SUITE|REPORT")]
+    pub what: Option<String>,
+    /// What to compare with: the name of a baseline, or the path of a baseline or a report
+    #[arg(long, value_name = "NAME|FILE", default_value = "main")]
+    pub baseline: String,
+    /// Where named baselines lie, as SUITE/NAME.json [default: the nearest reports/baselines]
+    #[arg(long, value_name = "DIR")]
+    pub baselines: Option<PathBuf>,
     /// Non-inferiority margin of a metric in its unit, e.g. --margin nll=0.05 (may be repeated) [default: those of the
-    /// run's suite, then those of the units]
+    /// suite's [gate.margins], then those of the units]
     #[arg(long, value_name = "METRIC=X")]
     pub margin: Vec<String>,
+    /// Share of generated texts that a repeated run changes by itself: subtracted from what the gate may conclude
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
+    pub flip_rate: f64,
+    /// Largest change of a token's log-probability in a repeated run, in nats: subtracted likewise
+    #[arg(long, value_name = "NATS", default_value_t = 0.0, value_parser = not_negative)]
+    pub logprob_drift: f64,
+    /// Keep the report as a new baseline of this name instead of checking
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["bless", "baseline"])]
+    pub save_baseline: Option<String>,
+    /// Accept the report as the baseline instead of checking: written with its provenance, appended to the history
+    #[arg(long, requires = "reason")]
+    pub bless: bool,
+    /// Why it is accepted
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Who accepts it
+    #[arg(long, value_name = "NAME")]
+    pub by: Option<String>,
+    /// When, in any notation; nothing is taken from the clock
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<String>,
+    /// What to print
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: CheckFormat,
+    /// Write JUnit XML into this file as well
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match not_negative(text)? {
+        x if x <= 1.0 => Ok(x),
+        _ => Err("a share is between 0 and 1".to_string()),
+    }
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x.is_finite() && x >= 0.0 => Ok(x),
+        _ => Err("give a number of at least 0".to_string()),
+    }
 }
 
 #[derive(Args)]
@@ -367,4 +424,45 @@ pub struct MetricsArgs {
     /// Metrics, separated by commas [default: all]
     #[arg(long, value_delimiter = ',')]
     pub metrics: Vec<String>,
+}
+
+/// Element type of weights.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    /// 32-bit float: every dequantized value as it is
+    F32,
+    /// bfloat16: half the size, 8 bits of precision
+    Bf16,
+    /// IEEE half: half the size, 11 bits of precision, up to 65504
+    F16,
+}
+
+#[derive(Args)]
+pub struct ImportArgs {
+    /// The GGUF file
+    #[arg(long, value_name = "FILE")]
+    pub gguf: PathBuf,
+    /// The folder to make
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Element type of the written weights
+    #[arg(long, value_enum, default_value = "f32")]
+    pub dtype: DtypeArg,
+    /// Cut weight files larger than this into shards: bytes, or a number with KB, MB or GB
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = bytes)]
+    pub max_shard: u64,
+}
+
+/// A size in bytes: `500000`, `500KB`, `2GB`.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        other => return Err(format!("unknown unit {other:?}; KB, MB and GB are known")),
+    };
+    let number: u64 = digits.trim().parse().map_err(|e| format!("{e}"))?;
+    number.checked_mul(unit).filter(|&n| n > 0).ok_or_else(|| "out of range".into())
 }

@@ -43,7 +43,7 @@ impl<'a> Progress<'a> {
     }
 
     /// Moves the bar, or prints a line if it is time for one.
-    fn show(&mut self, stage: &str, done: u64, total: u64, message: String) {
+    pub fn show(&mut self, stage: &str, done: u64, total: u64, message: String) {
         if self.output.interactive() {
             let bar = self.bar.get_or_insert_with(|| {
                 let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());

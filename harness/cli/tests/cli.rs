@@ -388,6 +388,68 @@ fn a_plugin_given_as_a_file_is_listed() {
     assert_eq!(listed["backends"][0]["path"].as_str().unwrap(), copy.canonicalize().unwrap().to_str().unwrap());
 }
 
+/// What `found` lacks of `expected`, an exception compared by its name alone; numbers to 1e-9.
+fn differs(expected: &Value, found: &Value) -> bool {
+    match (expected, found) {
+        (Value::Object(e), _) if e.contains_key("error") => e["error"] != found["error"],
+        (Value::Object(e), Value::Object(_)) => e.iter().any(|(key, value)| differs(value, &found[key])),
+        (Value::Array(e), Value::Array(f)) => e.len() != f.len() || e.iter().zip(f).any(|(e, f)| differs(e, f)),
+        (Value::Number(e), Value::Number(f)) => {
+            let (e, f) = (e.as_f64().unwrap(), f.as_f64().unwrap());
+            (e - f).abs() > 1e-9 * e.abs().max(1.0)
+        }
+        _ => expected != found,
+    }
+}
+
+#[test]
+fn metrics_prints_the_values_of_the_python_packages_under_their_names() {
+    // The committed vectors, which the packages made (harness/tests/metrics_vectors.py), errors and undefined values included.
+    let vectors = std::fs::read_to_string(repository().join("harness/tests/metrics_vectors.jsonl")).unwrap();
+    let pairs: Vec<Value> =
+        vectors.split('\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_str(l).unwrap()).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("pairs.jsonl");
+    let line = |p: &Value| {
+        serde_json::json!({"id": p["id"], "reference": p["reference"], "candidate": p["candidate"]}).to_string() + "\n"
+    };
+    std::fs::write(&input, pairs.iter().map(line).collect::<String>()).unwrap();
+    let rows = lines(&ok(&["metrics", "--input", input.to_str().unwrap()]));
+    assert_eq!(rows.len(), pairs.len());
+    let (mut compared, mut errors) = (0, 0);
+    for (row, pair) in rows.iter().zip(&pairs) {
+        assert_eq!(row["id"], pair["id"]);
+        for (group, expected) in pair["metrics"].as_object().unwrap() {
+            // Long texts are given by hash there; how the vectors were made is no metric.
+            if group == "rouge_lcs_impl" || group == "extract" {
+                continue;
+            }
+            let found = &row["metrics"][group];
+            assert!(!differs(expected, found), "{} {group}: expected {expected}, found {found}", pair["id"]);
+            compared += 1;
+            errors += usize::from(expected.get("error").is_some());
+        }
+    }
+    assert!(compared > 300 && errors > 0, "{compared} groups, {errors} errors");
+
+    // A list of names gives just these, nested alike.
+    let picked = ["--metrics", "nltk_bleu_jieba.m4,rouge_jieba.rouge-l.f,sacrebleu.zh.score,chrf,ter"];
+    let rows = lines(&ok(&[&["metrics", "--input", input.to_str().unwrap()][..], &picked].concat()));
+    for (row, pair) in rows.iter().zip(&pairs) {
+        let (found, expected) = (&row["metrics"], &pair["metrics"]);
+        assert_eq!(found.as_object().unwrap().len(), 5, "{found}");
+        assert!(!differs(&expected["nltk_bleu_jieba"]["m4"], &found["nltk_bleu_jieba"]["m4"]));
+        assert!(!differs(&expected["chrf"], &found["chrf"]) && !differs(&expected["ter"], &found["ter"]));
+        match expected["rouge_jieba"].get("error") {
+            Some(error) => assert_eq!(error, &found["rouge_jieba"]["error"]),
+            None => assert!(!differs(&expected["rouge_jieba"]["rouge-l"]["f"], &found["rouge_jieba"]["rouge-l"]["f"])),
+        }
+    }
+    let output = karat(&["metrics", "--input", input.to_str().unwrap(), "--metrics", "rouge_jeiba"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("rouge_jieba"));
+}
+
 #[test]
 fn compare_of_backends_says_how_far_they_drift_and_fails_beyond_the_tolerance() {
     let doctor: Value = serde_json::from_str(&ok(&["--json", "doctor"])).unwrap();

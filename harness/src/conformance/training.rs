@@ -158,6 +158,7 @@ fn plan(case: &Case<'_>, method: Method, output_dir: &Path) -> TrainPlan {
         eval_batch_size: 2,
         save_every: 2,
         save_total_limit: 0,
+        early_stopping: None,
         recompute: false,
         output_dir: output_dir.to_owned(),
         resume_from: None,

@@ -9,6 +9,7 @@ use super::record::Record;
 use super::template::{ChatTemplate, Message, RenderOptions};
 use super::tokens::Tokenizer;
 use crate::backend::{IGNORE, LabelledView, Tokens, TokensView};
+use crate::eval::choice;
 use crate::{Error, ErrorKind, Result};
 
 /// How the assistant's turn is written.
@@ -52,6 +53,27 @@ pub struct FormatOptions {
     pub enable_thinking: Option<bool>,
     /// The time that templates are told, for those that print the date.
     pub now: Option<i64>,
+    /// How the options of a multiple-choice row are asked.
+    #[serde(skip_serializing_if = "Choices::is_usual")]
+    pub choices: Choices,
+}
+
+/// How the options of a multiple-choice row are asked, and what of them is scored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Choices {
+    /// They stand below the question as `A. ...`, `B. ...`; the labels are scored.
+    #[default]
+    Letter,
+    /// They are not shown; their texts are scored, each as the answer to the question alone.
+    Text,
+}
+
+impl Choices {
+    /// Whether it is the default, which is not written: what has no choices is written as before there were any.
+    pub(crate) fn is_usual(&self) -> bool {
+        *self == Choices::default()
+    }
 }
 
 impl Default for FormatOptions {
@@ -64,6 +86,7 @@ impl Default for FormatOptions {
             max_length: 2048,
             enable_thinking: None,
             now: None,
+            choices: Choices::default(),
         }
     }
 }
@@ -180,10 +203,22 @@ pub struct Formatter {
     options: FormatOptions,
 }
 
-/// The response as text, and how many of its bytes are the reasoning with its tags.
+/// The response as text, how many of its bytes are the reasoning with its tags, and where its answer stands.
 struct Response {
     text: String,
     think_bytes: usize,
+    answer: Range<usize>,
+}
+
+/// An option as the whole answer to a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OptionExample {
+    /// Prompt and response, up to the last token of the option.
+    pub ids: Vec<u32>,
+    /// Position of the option's first token.
+    pub start: usize,
+    /// The text that is scored: the option's, or its label.
+    pub text: String,
 }
 
 impl Formatter {
@@ -261,11 +296,7 @@ impl Formatter {
     /// the turn.
     pub fn example(&self, record: &Record) -> Result<Example> {
         let prompt = self.prompt(record)?;
-        let (response, tokens) = match self.options.output {
-            Output::Template => self.templated(record, &prompt)?,
-            Output::Recipe => self.literal(record, " \n ")?,
-            Output::RecipeNewline => self.literal(record, "\n")?,
-        };
+        let (response, tokens) = self.response(record, &prompt)?;
         let prompt_len = prompt.ids.len();
         let mut ids = prompt.ids;
         let (tail, mut spans): (Vec<u32>, Vec<Range<usize>>) = tokens.into_iter().unzip();
@@ -307,6 +338,40 @@ impl Formatter {
         })
     }
 
+    /// The options of a record, each as the whole answer, rendered as a training example without reasoning is: what a model is
+    /// scored on for a multiple choice. Only the tokens of the option's text count, so neither separators nor the end token
+    /// favour an option. Empty if the record has no options, or one does not fit into `max_length`.
+    ///
+    /// # Errors
+    /// As [`example`](Self::example).
+    pub fn option_examples(&self, record: &Record) -> Result<Vec<OptionExample>> {
+        let Some(choice) = &record.choice else { return Ok(Vec::new()) };
+        let prompt = self.prompt(record)?;
+        let mut examples = Vec::with_capacity(choice.options.len());
+        for (at, option) in choice.options.iter().enumerate() {
+            let text = match self.options.choices {
+                Choices::Letter => choice::label(at).to_string(),
+                Choices::Text => option.trim().to_string(),
+            };
+            let answered = Record { think: String::new(), answer: text.clone(), ..record.clone() };
+            let (response, tokens) = self.response(&answered, &prompt)?;
+            let of_option = |token: &Token| token.1.start < response.answer.end && token.1.end > response.answer.start;
+            let (Some(first), Some(last)) = (tokens.iter().position(of_option), tokens.iter().rposition(of_option))
+            else {
+                return Err(about(record, Error::data(format!("the option {text:?} has no token of its own"))));
+            };
+            let mut ids = prompt.ids.clone();
+            ids.extend(tokens[..=last].iter().map(|t| t.0));
+            let start = prompt.ids.len() + first;
+            // The first token of a text has no prefix that it could be predicted from.
+            if ids.len() > self.options.max_length || start == 0 {
+                return Ok(Vec::new());
+            }
+            examples.push(OptionExample { ids, start, text });
+        }
+        Ok(examples)
+    }
+
     /// The examples of many records, on all cores, in their order.
     ///
     /// # Errors
@@ -344,8 +409,22 @@ impl Formatter {
         }
         let kept = record.history.iter().filter(|turn| turn.role != "system" || self.options.system.is_none());
         messages.extend(kept.map(|turn| Message::new(&turn.role, &turn.content)));
-        messages.push(Message::new("user", &record.question));
+        let mut question = record.question.clone();
+        if let Some(choice) = record.choice.as_ref().filter(|_| self.options.choices == Choices::Letter) {
+            for (at, option) in choice.options.iter().enumerate() {
+                question.push_str(&format!("\n{}. {}", choice::label(at), option.trim()));
+            }
+        }
+        messages.push(Message::new("user", &question));
         messages
+    }
+
+    fn response(&self, record: &Record, prompt: &RenderedPrompt) -> Result<(Response, Vec<Token>)> {
+        match self.options.output {
+            Output::Template => self.templated(record, prompt),
+            Output::Recipe => self.literal(record, " \n "),
+            Output::RecipeNewline => self.literal(record, "\n"),
+        }
     }
 
     fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
@@ -362,7 +441,9 @@ impl Formatter {
     fn literal(&self, record: &Record, separator: &str) -> Result<(Response, Vec<Token>)> {
         let think = format!("<think>{}</think>", record.think);
         let think_bytes = think.len();
-        let response = Response { text: format!("{think}{separator}{}", record.answer), think_bytes };
+        let text = format!("{think}{separator}{}", record.answer);
+        let answer = text.len() - record.answer.len()..text.len();
+        let response = Response { text, think_bytes, answer };
         let encoded = self.tokenizer.encode_with_spans(&response.text).map_err(|e| about(record, e))?;
         Ok((response, encoded.ids.into_iter().zip(encoded.spans).collect()))
     }
@@ -404,7 +485,7 @@ impl Formatter {
         // The end token is no text of the answer's.
         let end = tokens[last].1.start;
         tokens[last].1 = end..end;
-        Ok((Response { text: text[..end].into(), think_bytes }, tokens))
+        Ok((Response { text: text[..end].into(), think_bytes, answer: answer_at..answer_end }, tokens))
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::eval::Item;
+use crate::eval::{Choice, Item, choice};
 use crate::fsio::{self, write_atomic};
 use crate::{Error, Result};
 
@@ -33,6 +33,9 @@ pub struct Record {
     pub answer: String,
     /// Rows that share a source (for clustered standard errors); the id where the data names none.
     pub cluster: String,
+    /// What there is to choose from, if it is a multiple-choice row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub choice: Option<Choice>,
     /// Where it stood in the file; counts from 1.
     pub line: usize,
 }
@@ -55,6 +58,7 @@ impl Record {
             think: self.think.clone(),
             answer: self.answer.clone(),
             cluster: self.cluster.clone(),
+            choice: self.choice.clone(),
         }
     }
 }
@@ -79,6 +83,15 @@ pub struct Fields {
     pub cluster: String,
     /// Key of the list of chat turns in [`Layout::Messages`].
     pub messages: String,
+    /// Key of the options of a multiple-choice row, optional in the data: a list of texts, or an object of texts under `A`, `B`, ...
+    /// The answer is then a label, an option's text, or a text that names one option.
+    #[serde(skip_serializing_if = "is_usual_options")]
+    pub options: String,
+}
+
+/// Left out where nothing was asked for, so that a suite without choices is written as before there were any.
+fn is_usual_options(key: &str) -> bool {
+    key == "options"
 }
 
 /// The shapes of rows that are read.
@@ -108,6 +121,7 @@ impl Default for Fields {
             answer: "answer".into(),
             cluster: "cluster".into(),
             messages: "messages".into(),
+            options: "options".into(),
         }
     }
 }
@@ -276,10 +290,14 @@ impl Rows {
             }
             None => self.content_id(&body),
         };
+        let choice = match options(&row, &fields.options)? {
+            Some(options) => Some(Choice::new(options, &body.answer)?),
+            None => None,
+        };
         self.taken.insert(id.clone());
         let cluster = label(&row, &fields.cluster)?.unwrap_or_else(|| id.clone());
         let Body { instruction, history, question, think, answer } = body;
-        self.records.push(Record { id, instruction, history, question, think, answer, cluster, line });
+        self.records.push(Record { id, instruction, history, question, think, answer, cluster, choice, line });
         Ok(())
     }
 
@@ -386,6 +404,32 @@ fn optional(row: &Map<String, Value>, key: &str) -> Result<Option<String>, Strin
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(other) => Err(format!("{key:?} must be a string, found {}", kind(other))),
+    }
+}
+
+/// The options, if the row has any.
+fn options(row: &Map<String, Value>, key: &str) -> Result<Option<Vec<String>>, String> {
+    let text = |name: String, value: &Value| match value {
+        Value::String(text) => Ok(text.clone()),
+        other => Err(format!("option {name} of {key:?} must be a string, found {}", kind(other))),
+    };
+    match row.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Array(list)) => {
+            list.iter().enumerate().map(|(i, v)| text((i + 1).to_string(), v)).collect::<Result<_, _>>().map(Some)
+        }
+        Some(Value::Object(by_label)) => {
+            let mut sorted: Vec<(&String, &Value)> = by_label.iter().collect();
+            sorted.sort_by_key(|(label, _)| label.as_str());
+            for (i, (found, _)) in sorted.iter().enumerate() {
+                let expected = choice::label(i);
+                if i >= choice::MOST || **found != expected.to_string() {
+                    return Err(format!("{key:?} must have the labels A, B, ... without a gap, found {found:?}"));
+                }
+            }
+            sorted.into_iter().map(|(label, v)| text(label.clone(), v)).collect::<Result<_, _>>().map(Some)
+        }
+        Some(other) => Err(format!("{key:?} must be a list or an object of strings, found {}", kind(other))),
     }
 }
 

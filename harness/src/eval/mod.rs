@@ -1,5 +1,7 @@
 //! Measuring a model: items, predictions, metrics, statistics.
 
+pub mod choice;
+pub mod flips;
 pub mod metric;
 pub mod stats;
 pub mod think;
@@ -9,6 +11,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::StopReason;
+
+pub use choice::Choice;
 
 /// One held-out item: what is asked and what a right answer looks like.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +27,9 @@ pub struct Item {
     pub answer: String,
     /// Items that share a source (clustered standard errors); the id where there is none.
     pub cluster: String,
+    /// What there is to choose from, if it is a multiple-choice item.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub choice: Option<Choice>,
 }
 
 /// What one model generated for one item.
@@ -50,6 +57,22 @@ pub struct ReferenceScore {
     pub think: PartScore,
     /// The answer, with the end-of-turn token.
     pub answer: PartScore,
+    /// The options of a multiple-choice item, in order; empty if it is none, or an option did not fit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<OptionScore>,
+}
+
+/// The log-likelihood of one option as the whole answer; the tokens of the option's text alone count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OptionScore {
+    /// Sum of natural-log probabilities (at most 0).
+    pub logprob: f64,
+    /// Tokens in it.
+    pub tokens: u64,
+    /// Characters (Unicode scalar values) of its text.
+    pub characters: u64,
+    /// UTF-8 bytes of its text.
+    pub bytes: u64,
 }
 
 /// A sum of log-probabilities over one part of a text.

@@ -1,4 +1,29 @@
 //! The gate: is a new report at least as good as a baseline, within a stated margin?
+//!
+//! A gate is *non-inferiority*, not "p > 0.05": a metric passes if the whole bootstrap interval of its paired difference
+//! lies above minus the margin, regresses if the whole interval lies below, and is inconclusive otherwise: so many items
+//! cannot tell. What they could have told stands beside it (the minimum detectable difference). A model, metric or item that
+//! the baseline has and the report has not is a regression; reports of other data, prompts, template or decoding are refused.
+//!
+//! The difference is the mean over the items, every item counting alike, also where the table's value is pooled over tokens.
+//!
+//! [`check`] decides; [`text`] writes for people, [`annotations`] for GitHub, [`junit`] for a CI server; [`baseline`] keeps what is
+//! compared with; [`test`](fn@test) makes named tests of it for `cargo test`:
+//!
+//! ```no_run
+//! // tests/gate.rs, in a crate with `[[test]] name = "gate"`, `harness = false`
+//! fn main() -> std::process::ExitCode {
+//!     karat::gate::test(&[karat::gate::Gated::new("medical-r1")])
+//! }
+//! ```
+
+pub mod annotations;
+pub mod baseline;
+pub mod junit;
+mod noise;
+pub mod subject;
+mod test;
+pub mod text;
 
 use std::collections::BTreeMap;
 
@@ -7,7 +32,12 @@ use serde::{Deserialize, Serialize};
 use super::compare::mismatches;
 use super::model::{Direction, Metric, Report};
 use crate::error::{Error, Result};
-use crate::eval::stats::{Gate, Verdict, non_inferiority};
+use crate::eval::stats::{Gate, Verdict, mean, non_inferiority};
+
+pub use baseline::Baseline;
+pub use noise::Noise;
+pub use subject::Subject;
+pub use test::{Gated, test};
 
 /// The verdict on one metric of one model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -16,10 +46,18 @@ pub struct Check {
     pub model: String,
     /// The metric.
     pub metric: String,
+    /// The metric's unit, empty for a plain number.
+    pub unit: String,
     /// The verdict; a model, metric or item that the baseline has and the report has not is a regression.
     pub verdict: Verdict,
+    /// Mean of the baseline over its items.
+    pub baseline: Option<f64>,
+    /// Mean of the report over the same items.
+    pub value: Option<f64>,
     /// What it rests on; none where something is missing.
     pub gate: Option<Gate>,
+    /// By how much each end of the interval was moved out for what is not deterministic; 0 where nothing is known.
+    pub allowance: f64,
     /// What is missing.
     pub missing: Option<String>,
 }
@@ -31,6 +69,19 @@ pub struct Checks {
     pub verdict: Verdict,
     /// One a model and metric.
     pub checks: Vec<Check>,
+    /// Metrics with a direction that no margin is stated for.
+    pub ungated: Vec<String>,
+    /// Coverage of the intervals.
+    pub confidence: f64,
+}
+
+/// How a gate judges.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rules {
+    /// Non-inferiority margins by metric, in its unit, over [`default_margin`].
+    pub margins: BTreeMap<String, f64>,
+    /// What a second run of the same models would change by itself.
+    pub noise: Noise,
 }
 
 /// The margin of a metric that nobody set one for, by its unit: 0.02 nats a token or bits a byte, 2 points of a share
@@ -43,75 +94,170 @@ pub fn default_margin(unit: &str) -> Option<f64> {
     }
 }
 
-/// Checks every model and headline metric of `baseline` in `report`, and every metric that `margins` names: not worse by
-/// more than the margin, by the whole bootstrap interval of the paired difference.
+/// What is checked: every model of `baseline` with every headline metric, and every metric that `rules` name, with its margin.
 ///
 /// # Errors
-/// Reports of other data, prompts, template or decoding; a margin for a metric that the baseline does not have, or below 0.
-pub fn check(report: &Report, baseline: &Report, margins: &BTreeMap<String, f64>) -> Result<Checks> {
-    for (name, &margin) in margins {
-        if baseline.metric(name).is_none() {
-            return Err(Error::usage(format!("the baseline has no metric `{name}`")));
+/// A margin for a metric that the baseline does not have or that has no direction, or below 0; a baseline with nothing to check.
+pub fn plan<'a>(baseline: &'a Report, rules: &Rules) -> Result<Vec<(&'a str, &'a Metric, f64)>> {
+    for (name, &margin) in &rules.margins {
+        let Some(metric) = baseline.metric(name) else {
+            return Err(Error::usage(format!("the baseline has no metric `{name}`")).help(format!(
+                "its metrics are: {}",
+                baseline.metrics.iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ")
+            )));
+        };
+        if metric.direction == Direction::Neutral {
+            return Err(Error::usage(format!("`{name}` is neither better high nor low: it cannot regress")));
         }
-        if margin.is_nan() || margin < 0.0 {
+        if !(margin.is_finite() && margin >= 0.0) {
             return Err(Error::usage(format!("the margin of `{name}` is {margin}; it must be at least 0")));
         }
     }
-    let differing: Vec<&str> = mismatches(baseline, report).iter().map(|m| m.what).filter(|w| *w != "items").collect();
-    if !differing.is_empty() {
-        return Err(Error::usage(format!("the report and its baseline differ in {}", differing.join(", ")))
-            .help("evaluate on the data, prompts and settings of the baseline, or make a new baseline"));
-    }
-    let mut checks = Vec::new();
+    let mut planned = Vec::new();
     for model in &baseline.models {
         for metric in &baseline.metrics {
-            let margin = match margins.get(&metric.name) {
-                Some(&margin) => Some(margin),
-                None if metric.headline => default_margin(&metric.unit),
-                None => None,
-            };
-            if let Some(margin) = margin.filter(|_| metric.direction != Direction::Neutral) {
-                checks.push(one(report, baseline, &model.name, metric, margin));
+            if let Some(margin) = margin(metric, rules) {
+                planned.push((model.name.as_str(), metric, margin));
             }
         }
     }
-    let verdict = checks.iter().map(|c| c.verdict).max().unwrap_or(Verdict::Inconclusive);
-    Ok(Checks { verdict, checks })
+    if planned.is_empty() {
+        return Err(Error::data("the baseline has nothing to check: no model, or no metric with a margin")
+            .help("state a margin, for example --margin nll=0.02, or save a baseline with headline metrics"));
+    }
+    Ok(planned)
 }
 
-fn one(report: &Report, baseline: &Report, model: &str, metric: &Metric, margin: f64) -> Check {
-    let failed = |missing: String| Check {
+fn margin(metric: &Metric, rules: &Rules) -> Option<f64> {
+    match rules.margins.get(&metric.name) {
+        _ if metric.direction == Direction::Neutral => None,
+        Some(&margin) => Some(margin),
+        None if metric.headline => default_margin(&metric.unit),
+        None => None,
+    }
+}
+
+/// Checks what [`plan`] names: not worse by more than the margin, by the whole bootstrap interval of the paired difference.
+///
+/// # Errors
+/// Those of [`plan`]; reports of other data, prompts, template or decoding, naming each.
+pub fn check(report: &Report, baseline: &Report, rules: &Rules) -> Result<Checks> {
+    let planned = plan(baseline, rules)?;
+    comparable(report, baseline)?;
+    let values = Values { report: by_item(report), baseline: by_item(baseline) };
+    let checks: Vec<Check> = planned
+        .into_iter()
+        .map(|(model, metric, margin)| one((report, baseline), &values, model, metric, margin, &rules.noise))
+        .collect();
+    let ungated = baseline.metrics.iter().filter(|m| m.direction != Direction::Neutral && margin(m, rules).is_none());
+    Ok(Checks {
+        verdict: checks.iter().map(|c| c.verdict).max().unwrap_or(Verdict::Inconclusive),
+        ungated: ungated.map(|m| m.name.clone()).collect(),
+        checks,
+        confidence: baseline.statistics.confidence,
+    })
+}
+
+/// Whether a report answers what its baseline answered. Items are no part of this: a missing one fails its checks by name.
+fn comparable(report: &Report, baseline: &Report) -> Result<()> {
+    let differing: Vec<String> = mismatches(baseline, report)
+        .iter()
+        .filter(|m| m.what != "items")
+        .map(|m| format!("{} ({} against {})", m.what, short(&m.first), short(&m.second)))
+        .collect();
+    if differing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "the baseline and the report cannot be compared: they differ in {}",
+        differing.join("; ")
+    ))
+    .help("evaluate on the data, prompts and settings of the baseline, or make a new one with --bless --reason TEXT"))
+}
+
+fn short(hash: &str) -> &str {
+    hash.get(..12).unwrap_or(hash)
+}
+
+/// The values of every item by its id.
+struct Values<'a> {
+    report: BTreeMap<&'a str, &'a super::model::ItemRow>,
+    baseline: BTreeMap<&'a str, &'a super::model::ItemRow>,
+}
+
+fn by_item(report: &Report) -> BTreeMap<&str, &super::model::ItemRow> {
+    report.items.iter().map(|i| (i.id.as_str(), i)).collect()
+}
+
+fn one(
+    (report, baseline): (&Report, &Report),
+    values: &Values<'_>,
+    model: &str,
+    metric: &Metric,
+    margin: f64,
+    noise: &Noise,
+) -> Check {
+    let mut check = Check {
         model: model.to_string(),
         metric: metric.name.clone(),
+        unit: metric.unit.clone(),
         verdict: Verdict::Regress,
+        baseline: None,
+        value: None,
         gate: None,
-        missing: Some(missing),
+        allowance: 0.0,
+        missing: None,
     };
     if report.model(model).is_none() {
-        return failed(format!("the report has no model `{model}`"));
+        check.missing = Some(format!("the report has no model `{model}`"));
+        return check;
     }
-    if report.metric(&metric.name).is_none() {
-        return failed(format!("the report has no metric `{}`", metric.name));
+    match report.metric(&metric.name) {
+        None => {
+            check.missing = Some(format!("the report has no metric `{}`", metric.name));
+            return check;
+        }
+        Some(now) if now.direction != metric.direction || now.unit != metric.unit => {
+            check.missing =
+                Some(format!("`{}` is another metric in the report: its unit or direction changed", metric.name));
+            return check;
+        }
+        Some(_) => {}
     }
-    let value = |r: &Report, id: &str| {
-        let item = r.items.iter().find(|i| i.id == id)?;
-        item.models.get(model)?.metrics.get(&metric.name).copied().flatten()
+    let value = |items: &BTreeMap<&str, &super::model::ItemRow>, id: &str| {
+        items.get(id)?.models.get(model)?.metrics.get(&metric.name).copied().flatten()
     };
-    let (mut before, mut after) = (Vec::new(), Vec::new());
+    let (mut before, mut after, mut absent) = (Vec::new(), Vec::new(), Vec::new());
     for item in &baseline.items {
-        let Some(old) = value(baseline, &item.id) else { continue };
-        let Some(new) = value(report, &item.id) else {
-            return failed(format!("the report has no value for item `{}`", item.id));
-        };
-        before.push(old);
-        after.push(new);
+        let Some(old) = value(&values.baseline, &item.id) else { continue };
+        match value(&values.report, &item.id) {
+            Some(new) => {
+                before.push(old);
+                after.push(new);
+            }
+            None => absent.push(item.id.as_str()),
+        }
     }
-    let gate = non_inferiority(&before, &after, metric.direction == Direction::Higher, margin, &baseline.statistics);
-    Check {
-        model: model.to_string(),
-        metric: metric.name.clone(),
-        verdict: gate.verdict,
-        gate: Some(gate),
-        missing: None,
+    if !absent.is_empty() {
+        check.missing = Some(missing_items(&absent, before.len() + absent.len()));
+        return check;
     }
+    let options = &baseline.statistics;
+    let gate = non_inferiority(&before, &after, metric.direction == Direction::Higher, margin, options);
+    check.baseline = Some(mean(&before)).filter(|x| x.is_finite());
+    check.value = Some(mean(&after)).filter(|x| x.is_finite());
+    check.allowance = noise.allowance(metric, check.value.unwrap_or(0.0));
+    let gate = gate.widened(check.allowance);
+    // One item has no spread to resample: whatever it shows, it shows nothing of the next.
+    check.verdict = if gate.n < 2 { Verdict::Inconclusive } else { gate.verdict };
+    check.gate = Some(Gate { verdict: check.verdict, ..gate });
+    check
+}
+
+/// `the report has no value for 3 of 130 items: a, b, c`.
+fn missing_items(ids: &[&str], of: usize) -> String {
+    const NAMED: usize = 5;
+    let names: Vec<String> = ids.iter().take(NAMED).map(|id| format!("`{id}`")).collect();
+    let more = if ids.len() > NAMED { format!(" and {} more", ids.len() - NAMED) } else { String::new() };
+    format!("the report has no value for {} of {of} items: {}{more}", ids.len(), names.join(", "))
 }

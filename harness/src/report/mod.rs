@@ -11,6 +11,7 @@ mod diff;
 mod facts;
 pub mod gate;
 pub mod html;
+pub mod junit;
 pub mod markdown;
 mod model;
 mod number;

@@ -7,10 +7,13 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Evaluator, Event, GenerateConfig, OpenConfig, Session, SessionInfo, StopReason, Tokens};
+use crate::backend::{
+    Descriptor, Evaluator, Event, GenerateConfig, OpenConfig, Scores, Session, SessionInfo, StopReason, Tokens,
+};
+use crate::data::format::OptionExample;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
-use crate::eval::{PartScore, Prediction, ReferenceScore};
+use crate::eval::{OptionScore, PartScore, Prediction, ReferenceScore};
 use crate::fsio::{self, sha256};
 use crate::memory;
 use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, Store, backend_error};
@@ -32,6 +35,23 @@ pub struct Query {
     pub think_bytes: u64,
     /// UTF-8 bytes of the answer.
     pub answer_bytes: u64,
+    /// The options of a multiple-choice item, each as the whole answer.
+    pub options: Vec<OptionExample>,
+}
+
+impl Query {
+    /// The rows that are scored: the reference, then the options.
+    fn scored(&self) -> impl Iterator<Item = &Vec<u32>> {
+        std::iter::once(&self.reference).chain(self.options.iter().map(|o| &o.ids))
+    }
+
+    /// What a stored score of this query stands for.
+    fn score_id(&self) -> String {
+        let spans = [self.think.start, self.think.end, self.answer.start, self.answer.end];
+        let options =
+            self.options.iter().flat_map(|o| o.ids.iter().map(|&id| id as usize).chain([o.start, o.ids.len()]));
+        row_id(&self.id, &self.reference, &spans.into_iter().chain(options).collect::<Vec<_>>())
+    }
 }
 
 /// One model to be evaluated.
@@ -79,6 +99,25 @@ pub struct Effort {
     pub peak_memory: Option<u64>,
 }
 
+impl Effort {
+    /// Nothing done yet.
+    pub fn nothing(session: SessionInfo) -> Self {
+        Effort { session, score_seconds: 0.0, generate_seconds: 0.0, generated_tokens: 0, peak_memory: None }
+    }
+
+    /// This work and other work.
+    #[must_use]
+    fn and(self, other: Effort) -> Effort {
+        Effort {
+            session: self.session,
+            score_seconds: self.score_seconds + other.score_seconds,
+            generate_seconds: self.generate_seconds + other.generate_seconds,
+            generated_tokens: self.generated_tokens + other.generated_tokens,
+            peak_memory: self.peak_memory.max(other.peak_memory),
+        }
+    }
+}
+
 /// Scores the references and generates an answer for every query that is not stored yet.
 ///
 /// # Errors
@@ -86,79 +125,65 @@ pub struct Effort {
 pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) -> Result<Evaluated> {
     let stage = format!("eval {}", job.name);
     let descriptor = job.backend.backend.describe();
-    let mut key = job.key.clone();
-    key.insert("backend".into(), format!("{} {}", descriptor.name, descriptor.version));
-    key.insert("dtype".into(), job.open.dtype.to_string());
-    key.insert("device".into(), job.open.device.clone());
-    if !job.open.options.is_empty() {
-        // Which of them decide a number only the backend knows.
-        key.insert("options".into(), format!("{:?}", job.open.options));
-    }
-    let mut decode_key = key.clone();
-    decode_key.insert("decode".into(), job.generate.deciding());
-    if job.generate.temperature != 0.0 {
-        // A sampled text also depends on which prompts stand before it.
-        let ids: Vec<u8> = job.queries.iter().flat_map(|q| &q.prompt).flat_map(|id| id.to_le_bytes()).collect();
-        decode_key.insert("prompts".into(), sha256(&ids));
-    }
-    let digest = sha256(format!("{decode_key:?}").as_bytes());
-    let folder = job.folder.join(format!("{}-{}", job.name, &digest[..12]));
-    let mut predictions = Store::<Prediction>::open(&folder.join("predictions.jsonl"), &decode_key)?;
+    let (key, decode_key) = keys(&job, &descriptor);
+    let digest = |key: &BTreeMap<String, String>| sha256(format!("{key:?}").as_bytes())[..12].to_string();
+    // Scores do not depend on how texts are decoded: other settings find them again.
+    let folder = job.folder.join(format!("{}-{}", job.name, digest(&key)));
+    let decode_folder = folder.join(format!("decode-{}", digest(&decode_key)));
     let mut scores = Store::<ReferenceScore>::open(&folder.join("scores.jsonl"), &key)?;
+    let mut predictions = Store::<Prediction>::open(&decode_folder.join("predictions.jsonl"), &decode_key)?;
 
     let prompt_ids: Vec<String> = job.queries.iter().map(|q| row_id(&q.id, &q.prompt, &[])).collect();
-    let score_ids: Vec<String> = job
-        .queries
-        .iter()
-        .map(|q| row_id(&q.id, &q.reference, &[q.think.start, q.think.end, q.answer.start, q.answer.end]))
-        .collect();
+    let score_ids: Vec<String> = job.queries.iter().map(Query::score_id).collect();
     let to_generate = missing(&prompt_ids, |id| predictions.get(id).is_some(), |i| job.queries[i].prompt.len());
     let to_score = missing(&score_ids, |id| scores.get(id).is_some(), |i| job.queries[i].reference.len());
 
-    let effort_file = folder.join("effort.json");
-    let earlier: Option<Effort> = if effort_file.is_file() { Some(fsio::read_json(&effort_file)?) } else { None };
+    let files = [folder.join("effort.json"), decode_folder.join("effort.json")];
+    let read = |file: &PathBuf| if file.is_file() { fsio::read_json(file).map(Some) } else { Ok(None) };
+    let earlier: [Option<Effort>; 2] = [read(&files[0])?, read(&files[1])?];
     let effort = match earlier {
-        Some(effort) if to_generate.is_empty() && to_score.is_empty() => {
+        [Some(scoring), Some(generating)] if to_generate.is_empty() && to_score.is_empty() => {
             observer.notice(Notice::Reused { name: &stage, detail: format!("{} predictions", job.queries.len()) });
-            effort
+            scoring.and(generating)
         }
         earlier => {
-            let stored = match job.queries.len() - to_generate.len() {
+            let stored = |kind: &str, missing: &[usize]| match job.queries.len() - missing.len() {
                 0 => String::new(),
-                n => format!(", {n} already stored"),
+                n => format!(", {n} already {kind}"),
             };
-            observer.notice(Notice::Stage { name: &stage, detail: format!("{} items{stored}", job.queries.len()) });
+            let detail = format!(
+                "{} items{}{}",
+                job.queries.len(),
+                stored("scored", &to_score),
+                stored("generated", &to_generate)
+            );
+            observer.notice(Notice::Stage { name: &stage, detail });
             let mut session = job.backend.open(&job.open)?;
-            let mut effort = earlier.unwrap_or_else(|| Effort {
-                session: session.info(),
-                score_seconds: 0.0,
-                generate_seconds: 0.0,
-                generated_tokens: 0,
-                peak_memory: None,
-            });
-            let longest = session.info().max_positions;
+            let info = session.info();
+            let [mut scoring, mut generating] = earlier.map(|e| e.unwrap_or_else(|| Effort::nothing(info.clone())));
             let evaluator = evaluator(&mut session, &descriptor.name)?;
             let began = Instant::now();
             let scored = score(&job, evaluator, &to_score, &score_ids, &mut scores, &stage, observer, cancel);
-            effort.score_seconds += began.elapsed().as_secs_f64();
-            let began = Instant::now();
-            let generated = scored.and_then(|()| {
-                let rows = (to_generate.as_slice(), longest);
-                generate(&job, evaluator, rows, &prompt_ids, &mut predictions, &stage, observer, cancel)
-            });
-            effort.generate_seconds += began.elapsed().as_secs_f64();
-            let tokens: u64 = predictions.rows().map(|p| p.ids.len() as u64).sum();
-            let done_here = tokens - effort.generated_tokens.min(tokens);
-            effort.generated_tokens = tokens;
-            effort.peak_memory = effort.peak_memory.max(memory::peak());
+            scoring.score_seconds += began.elapsed().as_secs_f64();
+            scoring.peak_memory = scoring.peak_memory.max(memory::peak());
             // Also of an interrupted call: what it stored, it worked for.
-            fsio::write_json(&effort_file, &effort)?;
+            fsio::write_json(&files[0], &scoring)?;
+            scored?;
+            let began = Instant::now();
+            let rows = (to_generate.as_slice(), info.max_positions);
+            let generated = generate(&job, evaluator, rows, &prompt_ids, &mut predictions, &stage, observer, cancel);
+            generating.generate_seconds += began.elapsed().as_secs_f64();
+            let tokens: u64 = predictions.rows().map(|p| p.ids.len() as u64).sum();
+            let done_here = tokens - generating.generated_tokens.min(tokens);
+            generating.generated_tokens = tokens;
+            generating.peak_memory = generating.peak_memory.max(memory::peak());
+            fsio::write_json(&files[1], &generating)?;
             generated?;
             observer.notice(Notice::Done {
                 name: &stage,
                 detail: format!("{} scored, {} generated ({done_here} tokens)", to_score.len(), to_generate.len()),
             });
-            effort
+            scoring.and(generating)
         }
     };
     let lost = || Error::failed("a stored prediction is gone").at(folder.display());
@@ -170,6 +195,26 @@ pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) 
         references: score_ids.iter().map(|id| scores.get(id).cloned().ok_or_else(lost)).collect::<Result<_>>()?,
         effort,
     })
+}
+
+/// What decides the scores of a job, and what decides its texts: the names of their stores. The rendered ids are no part of
+/// them; they are in the name of each row, so that a changed prompt costs its own row alone.
+fn keys(job: &EvalJob<'_>, descriptor: &Descriptor) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+    let mut key = job.key.clone();
+    key.insert("backend".into(), format!("{} {}", descriptor.name, descriptor.version));
+    key.insert("build".into(), format!("{:?}", descriptor.build));
+    key.insert("dtype".into(), job.open.dtype.to_string());
+    key.insert("device".into(), job.open.device.clone());
+    let options: BTreeMap<_, _> = job.open.options.iter().map(|(k, v)| (k, v.to_string())).collect();
+    key.insert("options".into(), format!("{options:?}"));
+    let mut decode_key = key.clone();
+    decode_key.insert("decode".into(), job.generate.deciding());
+    if job.generate.temperature != 0.0 {
+        // A sampled text also depends on which prompts stand before it.
+        let ids: Vec<u8> = job.queries.iter().flat_map(|q| &q.prompt).flat_map(|id| id.to_le_bytes()).collect();
+        decode_key.insert("prompts".into(), sha256(&ids));
+    }
+    (key, decode_key)
 }
 
 /// The session's evaluator.
@@ -210,17 +255,18 @@ fn score(
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<()> {
+    let all: usize = rows.iter().map(|&i| job.queries[i].scored().count()).sum();
     let (mut rows_before, mut tokens_before) = (0, 0);
     for chunk in rows.chunks(SCORE_CHUNK) {
         if cancel.requested() {
             return Err(Error::interrupted());
         }
-        let tokens: Tokens = chunk.iter().map(|&i| &job.queries[i].reference).collect();
+        let tokens: Tokens = chunk.iter().flat_map(|&i| job.queries[i].scored()).collect();
         // The backend counts within its call, people count all rows.
         let mut in_all = |notice: Notice<'_>| match notice {
             Notice::Backend { stage, total, event: Event::Progress { stage: what, done, tokens, .. } } => {
                 let (done, tokens) = (rows_before + done, tokens_before + tokens);
-                let event = Event::Progress { stage: what.clone(), done, total: rows.len() as u64, tokens };
+                let event = Event::Progress { stage: what.clone(), done, total: all as u64, tokens };
                 observer.notice(Notice::Backend { stage, total, event: &event });
             }
             other => observer.notice(other),
@@ -232,35 +278,44 @@ fn score(
         let mut start = 0;
         for &i in chunk {
             let query = &job.queries[i];
-            let n = query.reference.len().saturating_sub(1);
-            let part = |range: &Range<usize>, bytes: u64| {
-                // The token at position t is predicted at t - 1; the first token of a text has no prediction.
-                let of = |t: usize| start + t - 1;
-                let tokens = range.clone().filter(|&t| t > 0);
-                PartScore {
-                    logprob: tokens.clone().map(|t| f64::from(scores.logprobs[of(t)])).sum(),
-                    tokens: tokens.clone().count() as u64,
-                    bytes,
-                    greedy: tokens.filter(|&t| scores.greedy[of(t)]).count() as u64,
-                }
-            };
-            let row = ReferenceScore {
-                id: query.id.clone(),
-                think: part(&query.think, query.think_bytes),
-                answer: part(&query.answer, query.answer_bytes),
-            };
-            if !(row.think.logprob + row.answer.logprob).is_finite() {
-                return Err(Error::backend("a log-probability of the reference is not a number")
-                    .at(format!("item {}", query.id))
-                    .help("the weights hold numbers that are not finite, or are too large: look at the checkpoint"));
-            }
+            let row = score_row(query, &scores, &mut start)?;
             store.put(&ids[i], row)?;
-            start += n;
         }
-        rows_before += chunk.len() as u64;
+        rows_before += tokens.view().rows() as u64;
         tokens_before += tokens.view().ids().len() as u64;
     }
     Ok(())
+}
+
+/// The scores of one query, whose rows begin at `start` of a call's scores; moves `start` behind them.
+fn score_row(query: &Query, scores: &Scores, start: &mut usize) -> Result<ReferenceScore> {
+    // The token at position t is predicted at t - 1; the first token of a text has no prediction.
+    let sum = |start: usize, range: Range<usize>| -> (f64, u64, u64) {
+        range.filter(|&t| t > 0).map(|t| start + t - 1).fold((0.0, 0, 0), |(sum, tokens, greedy), at| {
+            (sum + f64::from(scores.logprobs[at]), tokens + 1, greedy + u64::from(scores.greedy[at]))
+        })
+    };
+    let part = |range: &Range<usize>, bytes: u64| {
+        let (logprob, tokens, greedy) = sum(*start, range.clone());
+        PartScore { logprob, tokens, bytes, greedy }
+    };
+    let think = part(&query.think, query.think_bytes);
+    let answer = part(&query.answer, query.answer_bytes);
+    *start += query.reference.len().saturating_sub(1);
+    let mut options = Vec::with_capacity(query.options.len());
+    for OptionExample { ids, start: first, text } in &query.options {
+        let (logprob, tokens, _) = sum(*start, *first..ids.len());
+        let (characters, bytes) = (text.chars().count() as u64, text.len() as u64);
+        options.push(OptionScore { logprob, tokens, characters, bytes });
+        *start += ids.len().saturating_sub(1);
+    }
+    let all = think.logprob + answer.logprob + options.iter().map(|o| o.logprob).sum::<f64>();
+    if !all.is_finite() {
+        return Err(Error::backend("a log-probability of the reference is not a number")
+            .at(format!("item {}", query.id))
+            .help("the weights hold numbers that are not finite, or are too large: look at the checkpoint"));
+    }
+    Ok(ReferenceScore { id: query.id.clone(), think, answer, options })
 }
 
 /// Rows that are sampled in one call.

@@ -77,6 +77,7 @@ pub fn prepare(suite: &Suite) -> Result<Prepared> {
         None => formatter.examples(&parts["heldout"])?,
     };
     let items: Vec<Item> = heldout_records.iter().map(Record::to_item).collect();
+    check_choices(suite, &items)?;
     let queries = heldout_records.iter().map(|r| query(&formatter, r, &heldout)).collect::<Result<Vec<_>>>()?;
     Ok(Prepared {
         train: train.rows(),
@@ -107,6 +108,7 @@ fn formatter(suite: &Suite) -> Result<Formatter> {
         max_length: data.max_length,
         enable_thinking: suite.eval.enable_thinking,
         now: None,
+        choices: data.choices,
     };
     Formatter::new(template, tokenizer, options)
 }
@@ -177,9 +179,24 @@ fn chosen(suite: &Suite, heldout: &[Record]) -> Result<Vec<Record>> {
     Ok(rows.into_iter().map(|i| heldout[i].clone()).collect())
 }
 
+/// Metrics of multiple choice need items with options.
+fn check_choices(suite: &Suite, items: &[Item]) -> Result<()> {
+    const OF_OPTIONS: [&str; 5] = ["acc", "acc_norm", "acc_bytes", "acc_extracted", "unparsed"];
+    let asked = suite.eval.metrics.iter().find(|m| OF_OPTIONS.contains(&m.as_str()));
+    match asked {
+        Some(metric) if items.iter().all(|item| item.choice.is_none()) => {
+            let key = &suite.data.fields.options;
+            Err(Error::usage(format!("the metric `{metric}` needs items with options, and no held-out item has any"))
+                .help(format!("give each item a list of texts as {key:?}, or name their key as data.fields.options")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What is asked for a record. An item whose reference was cut away entirely is still asked, with nothing to score.
 fn query(formatter: &Formatter, record: &Record, examples: &Examples) -> Result<Query> {
     let prompt = formatter.prompt(record)?.ids;
+    let options = formatter.option_examples(record)?;
     let found = examples.examples.iter().find(|e| e.id == record.id);
     Ok(match found {
         Some(Example { id, ids, think, answer, think_bytes, answer_bytes, .. }) => Query {
@@ -190,6 +207,7 @@ fn query(formatter: &Formatter, record: &Record, examples: &Examples) -> Result<
             answer: answer.clone(),
             think_bytes: *think_bytes as u64,
             answer_bytes: *answer_bytes as u64,
+            options,
         },
         None => {
             // One token has nothing to score; the whole prompt may be longer than the model holds.
@@ -203,18 +221,22 @@ fn query(formatter: &Formatter, record: &Record, examples: &Examples) -> Result<
                 answer: end..end,
                 think_bytes: 0,
                 answer_bytes: 0,
+                options,
             }
         }
     })
 }
 
 impl Prepared {
-    /// SHA-256 over ids, questions and references of the evaluated items, in order.
+    /// SHA-256 over ids, questions, references and options of the evaluated items, in order.
     pub fn data_fingerprint(&self) -> String {
         let mut text = String::new();
         for item in &self.items {
             for part in [&item.id, &item.question, &item.think, &item.answer] {
                 text.push_str(&format!("{}:{part}\n", part.len()));
+            }
+            for option in item.choice.iter().flat_map(|c| &c.options) {
+                text.push_str(&format!("option {}:{option}\n", option.len()));
             }
         }
         sha256(text.as_bytes())

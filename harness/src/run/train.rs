@@ -56,7 +56,12 @@ pub fn plan(
         shuffle: h.shuffle,
     };
     let Order { steps, epochs } = order(train.len(), &options)?;
-    let learning_rates = h.schedule.learning_rates(h.learning_rate, steps.len(), h.warmup)?;
+    let learning_rates = h.learning_rates(steps.len())?;
+    let early_stopping = h.early_stopping("train")?;
+    if early_stopping.is_some() && eval.is_empty() {
+        return Err(Error::usage("early_stopping_patience needs rows for the evaluation loss")
+            .help("give --eval-data, or a share for validation in data.split"));
+    }
     let mut plan = TrainPlan {
         method,
         learning_rates,
@@ -68,6 +73,7 @@ pub fn plan(
         eval_batch_size: EVAL_BATCH,
         save_every: h.save_every,
         save_total_limit: h.save_total_limit,
+        early_stopping,
         recompute: h.recompute,
         output_dir: PathBuf::new(),
         resume_from: None,

@@ -9,6 +9,7 @@ use toml::{Table, Value};
 use super::{DataConfig, EvalConfig, GateConfig, ModelConfig, StatsConfig};
 use crate::error::{Error, Result};
 use crate::report::Language;
+use crate::train::LoraConfig;
 
 /// Where a suite of this name lies.
 pub(super) fn find(spec: &str) -> Result<PathBuf> {
@@ -33,7 +34,7 @@ pub(super) fn find(spec: &str) -> Result<PathBuf> {
 }
 
 /// Keys of the adapter, which stand beside the hyperparameters in `[train.lora]`.
-const ADAPTER_KEYS: [&str; 5] = ["r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"];
+const ADAPTER_KEYS: [&str; 12] = LoraConfig::KEYS;
 
 /// Turns the flat tables that people write (`[train]`, `[train.lora]`, `[train.full]`) into the nested ones of
 /// [`TrainSection`]: each run gets the shared hyperparameters, then its own. Done by hand because serde's `flatten`
@@ -173,6 +174,10 @@ pub(super) fn set(table: &mut Table, shared: &mut Table, assignment: &str) -> Re
         ["train", run @ ("lora" | "full"), rest @ ..] if rest.first() == Some(&"optimizer") => {
             insert(table, &[&["train", run, "hyperparameters"], rest].concat(), value)
         }
+        // The rest is one key of a pattern, in which a dot is a dot.
+        ["train", "lora", map @ ("rank_pattern" | "alpha_pattern"), rest @ ..] => {
+            insert(table, &["train", "lora", "adapter", map, &rest.join(".")], value)
+        }
         ["train", rest @ ..] if !matches!(rest.first(), Some(&("lora" | "full")) | None) => {
             let present = |run: &&str| table.get("train").and_then(|t| t.get(run)).is_some();
             let runs: Vec<&str> = ["lora", "full"].into_iter().filter(present).collect();
@@ -204,6 +209,10 @@ pub fn parse_setting(table: &mut Table, assignment: &str) -> Result<()> {
     let key = key.trim();
     let path: Vec<&str> = match key.split('.').next() {
         Some("data" | "fields") => key.split('.').collect(),
+        Some("rank_pattern" | "alpha_pattern") if key.contains('.') => {
+            let (map, pattern) = key.split_once('.').unwrap_or((key, ""));
+            vec!["lora", "adapter", map, pattern]
+        }
         Some(first) if ADAPTER_KEYS.contains(&first) => ["lora", "adapter"].into_iter().chain(key.split('.')).collect(),
         _ => ["lora", "hyperparameters"].into_iter().chain(key.split('.')).collect(),
     };

@@ -1,6 +1,6 @@
 //! What training is told and what it leaves: configuration, schedule, plan, checkpoint state, log.
 
-mod config;
+pub mod config;
 pub mod log;
 pub mod plan;
 pub mod schedule;

@@ -13,6 +13,7 @@ pub mod buffers;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod low_rank;
 pub mod mapped;
 pub mod matmul;
 pub mod norm;

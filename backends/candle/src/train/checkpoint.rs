@@ -9,7 +9,7 @@ use karat::train::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
 use serde_json::{Value, json};
 
 use crate::adapter;
-use crate::files::{TensorFile, at, publish_folder, write_tensors, write_text};
+use crate::files::{TensorFile, at, publish_folder, remove_folder, write_tensors, write_text};
 use crate::model::Decoder;
 use crate::nn::{self, Result, Tensor};
 
@@ -106,6 +106,11 @@ fn as_backend_error(error: karat::Error) -> BackendError {
     result
 }
 
+/// Whether the folder holds the checkpoint of just this state.
+pub fn says(folder: &Path, trainer: &TrainerState, run: &RunState) -> bool {
+    RunState::read(folder).is_ok_and(|there| there == *run) && TrainerState::read(folder).is_ok_and(|t| t == *trainer)
+}
+
 /// Puts the weights and moments of `folder` into `trained` and `moments` and returns what it says of its run.
 ///
 /// # Errors
@@ -134,9 +139,11 @@ pub fn restore(
         let from = nn::view(&from)?;
         nn::edit(to, |to| to.copy_from_slice(&from))
     };
-    let weights = if lora { "adapter_model.safetensors" } else { "model.safetensors" };
-    let file = TensorFile::open(&folder.join(weights))?;
-    trained.iter().try_for_each(|(name, t)| fill(&file, name, t))?;
+    let file = TensorFile::open(&folder.join(if lora { adapter::WEIGHTS } else { "model.safetensors" }))?;
+    for (name, t) in trained {
+        let stored = if lora { adapter::stored_name(name) } else { name.clone() };
+        fill(&file, &stored, t)?;
+    }
     let file = TensorFile::open(&folder.join(OPTIMIZER))?;
     for (name, [m, v]) in moments {
         fill(&file, &format!("exp_avg.{name}"), m)?;
@@ -161,9 +168,5 @@ pub fn rotate(output: &Path, fingerprint: &str, limit: usize, last: usize, keep:
     steps.sort_unstable();
     let spare = steps.len().saturating_sub(limit);
     let old = steps.into_iter().filter(|&step| step != last && Some(step) != keep);
-    for step in old.take(spare) {
-        let folder = folder(output, step);
-        std::fs::remove_dir_all(&folder).map_err(|e| at(&folder, "could not delete it").because(&e))?;
-    }
-    Ok(())
+    old.take(spare).try_for_each(|step| remove_folder(&folder(output, step)))
 }

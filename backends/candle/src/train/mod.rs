@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use karat::backend::{BackendError, Event, EventSink, Flow, LabelledView, Method, StepEvent, TrainPlan, TrainSummary};
+use karat::backend::{
+    BackendError, Event, EventSink, Flow, LabelledView, Level, Method, StepEvent, TrainPlan, TrainSummary,
+};
 use karat::memory;
 use karat::train::LoraConfig;
 use karat::train::state::{LogEntry, RunState, TrainerState};
@@ -107,13 +109,14 @@ impl Job<'_> {
             log,
             best_saved,
         };
+        crate::files::remove_rests(&plan.output_dir)?;
         if let Some(folder) = &plan.resume_from {
             run.restore(folder)?;
             if run.after_step(sink)? {
                 return run.cancel(sink);
             }
         }
-        while run.step < plan.steps.len() {
+        while !run.done() {
             if run.take_step(sink)? || run.after_step(sink)? {
                 return run.cancel(sink);
             }
@@ -134,23 +137,11 @@ impl Job<'_> {
 fn attach(model: &mut Decoder, config: &LoraConfig, plan: &TrainPlan) -> Result<()> {
     let Some(folder) = &plan.init_adapter else { return adapter::draw(model, config, plan.seed) };
     let theirs = adapter::read_config(folder)?;
-    let sorted = |config: &LoraConfig| {
-        let mut names = config.target_modules.clone();
-        names.sort_unstable();
-        names
-    };
-    if theirs.r != config.r || theirs.scale() != config.scale() || sorted(&theirs) != sorted(config) {
+    if adapter::Layout::new(model, &theirs)? != adapter::Layout::new(model, config)? {
+        let says = |config: &LoraConfig| serde_json::to_string(config).unwrap_or_default();
         return Err(crate::files::at(
             folder,
-            format!(
-                "the adapter to start from has r {}, scale {}, targets {:?}; the plan says r {}, scale {}, targets {:?}",
-                theirs.r,
-                theirs.scale(),
-                sorted(&theirs),
-                config.r,
-                config.scale(),
-                sorted(config)
-            ),
+            format!("the adapter to start from is another one, {}; the plan says {}", says(&theirs), says(config)),
         ));
     }
     adapter::load(model, config, folder)
@@ -164,6 +155,9 @@ fn check_plan(plan: &TrainPlan, train: LabelledView<'_>) -> Result<()> {
             plan.learning_rates.len(),
             plan.epochs.len()
         )));
+    }
+    if plan.early_stopping.is_some_and(|early| early.patience == 0) {
+        return Err(BackendError::failed("early stopping needs a patience of at least 1"));
     }
     if plan.init_adapter.is_some() && plan.method == Method::Full {
         return Err(BackendError::failed("the plan trains all parameters but names an adapter to start from"));
@@ -193,6 +187,7 @@ impl Run<'_> {
             let what = format!("step {} of a plan with {} steps", run.step, self.plan.steps.len());
             return Err(crate::files::at(folder, what));
         }
+        self.pool.install(|| self.model.renorm())?;
         (self.step, self.tokens, self.log) = (run.step, run.tokens, trainer.log_history);
         let best = trainer.best_model_checkpoint.as_deref().and_then(|name| name.strip_prefix("checkpoint-"));
         self.best_saved = best.and_then(|step| step.parse().ok()).and_then(|step| Some((self.evaluated(step)?, step)));
@@ -299,6 +294,7 @@ impl Run<'_> {
                 };
                 nn::adamw(parameter, m, v, gradient, &update)?;
             }
+            self.model.renorm()?;
             Ok(norm)
         })
     }
@@ -311,6 +307,12 @@ impl Run<'_> {
         }
     }
 
+    /// Whether the plan is carried out, or the evaluation losses say that it is enough.
+    fn done(&self) -> bool {
+        let losses = self.log.iter().filter_map(|entry| entry.eval_loss);
+        self.step == self.plan.steps.len() || self.plan.early_stopping.is_some_and(|early| early.stops(losses))
+    }
+
     /// Evaluates and saves where the plan says so; a step done before a resume is not done again.
     fn after_step(&mut self, sink: &mut dyn EventSink) -> Result<Stop> {
         let last = self.step == self.plan.steps.len();
@@ -319,7 +321,18 @@ impl Run<'_> {
         if evaluate && self.eval.tokens().rows() > 0 && self.evaluated(self.step).is_none() && self.evaluate(sink)? {
             return Ok(true);
         }
-        if save {
+        let early = !last && self.done();
+        if early {
+            let message = format!(
+                "stopped early after step {} of {}: the evaluation loss no longer falls",
+                self.step,
+                self.plan.steps.len()
+            );
+            if sink.event(Event::Log { level: Level::Info, message }) == Flow::Stop {
+                return Ok(true);
+            }
+        }
+        if save || early {
             let path = self.publish(true)?;
             return Ok(sink.event(Event::Checkpoint { step: self.step, path }) == Flow::Stop);
         }
@@ -383,18 +396,26 @@ impl Run<'_> {
             backend: crate::NAME.into(),
         };
         let folder = checkpoint::folder(&self.plan.output_dir, self.step);
+        let trainer = self.trainer_state();
+        // What a resumed run would write again is there already, to the byte.
+        if !checkpoint::says(&folder, &trainer, &run) {
+            self.write(&folder, &trainer, &run)?;
+        }
+        let best = self.best_saved.map(|(_, step)| step);
+        checkpoint::rotate(&self.plan.output_dir, &run.fingerprint, self.plan.save_total_limit, self.step, best)?;
+        Ok(folder)
+    }
+
+    fn write(&self, folder: &Path, trainer: &TrainerState, run: &RunState) -> Result<()> {
         Checkpoint {
             model: self.model,
             source: self.source,
             lora: self.lora.as_ref(),
             moments: &self.moments,
-            trainer: &self.trainer_state(),
-            run: &run,
+            trainer,
+            run,
         }
-        .publish(&folder)?;
-        let best = self.best_saved.map(|(_, step)| step);
-        checkpoint::rotate(&self.plan.output_dir, &run.fingerprint, self.plan.save_total_limit, self.step, best)?;
-        Ok(folder)
+        .publish(folder)
     }
 
     fn trainer_state(&self) -> TrainerState {

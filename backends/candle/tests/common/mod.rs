@@ -81,6 +81,7 @@ pub fn plan(method: Method, steps: Vec<Vec<Vec<u32>>>, lr: f64, output_dir: &Pat
         eval_batch_size: 8,
         save_every: 0,
         save_total_limit: 0,
+        early_stopping: None,
         recompute: false,
         output_dir: output_dir.to_owned(),
         resume_from: None,

@@ -4,26 +4,34 @@
 //! the tokenizer's files, and `karat-onnx.json`, which says what the model was made from and how large its files must
 //! be. It is written under a temporary name beside its final place and renamed, so a folder that is there is whole.
 
+mod build;
+mod data;
 mod genai;
 mod graph;
+mod manifest;
+mod precision;
 mod proto;
+mod quantize;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use karat::backend::{BackendError, OpenConfig};
 use karat::fsio;
-use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::config::DecoderConfig;
 use crate::options::Options;
 use crate::runtime::cache_root;
-use graph::{Source, write_decoder};
+use build::Source;
+use graph::write_decoder;
+use manifest::FORMAT;
 
-/// Raised when the graph or the manifest changes: older exports in a cache are then left alone and made anew.
-const FORMAT: u32 = 1;
+pub(crate) use build::transpose;
+pub use manifest::{AdapterMode, Exported, Manifest};
+pub use precision::Precision;
+
 /// The model file in an export folder.
 pub const MODEL: &str = "model.onnx";
 /// Its weights.
@@ -42,116 +50,78 @@ const COMPANIONS: [&str; 8] = [
     "chat_template.jinja",
 ];
 
-/// What an export folder says of itself.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Manifest {
-    /// See the constant of this name.
-    pub format: u32,
-    /// SHA-256 over the content of model and adapter, the element type and the format.
-    pub key: String,
-    /// Layers.
-    pub layers: usize,
-    /// Key and value heads.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Number of logits.
-    pub vocab: usize,
-    /// Longest sequence.
-    pub max_positions: usize,
-    /// Parameters of the base model.
-    pub parameters: u64,
-    /// Parameters of the adapter that was merged, or 0.
-    pub adapter_parameters: u64,
-    /// Bytes of `model.onnx`.
-    pub model_bytes: u64,
-    /// SHA-256 of `model.onnx`.
-    pub model_sha256: String,
-    /// Bytes of `model.onnx.data`.
-    pub data_bytes: u64,
+/// What is to be exported.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The checkpoint's folder (Hugging Face layout).
+    pub model: &'a Path,
+    /// An adapter's folder (PEFT layout), merged into the weights.
+    pub adapter: Option<&'a Path>,
+    /// What the weights become.
+    pub weights: Precision,
+    /// Whether adapters may be fed to the exported model.
+    pub adapter_mode: AdapterMode,
 }
 
-/// An export on disk whose files are as long as its manifest says.
-#[derive(Clone, Debug)]
-pub struct Exported {
-    /// The folder.
-    pub folder: PathBuf,
-    /// Its manifest.
-    pub manifest: Manifest,
-}
+impl<'a> Request<'a> {
+    /// The base model alone, in f32.
+    pub fn new(model: &'a Path) -> Self {
+        Request { model, adapter: None, weights: Precision::F32, adapter_mode: AdapterMode::Merge }
+    }
 
-impl Exported {
-    /// Opens an export folder and checks that it is whole.
-    ///
-    /// # Errors
-    /// Missing or broken manifest, another format, missing, truncated or changed files.
-    pub fn open(folder: &Path) -> Result<Self, BackendError> {
-        let manifest: Manifest = fsio::read_json(&folder.join(MANIFEST)).map_err(|e| {
-            BackendError::failed(format!("{} is no whole export of karat", folder.display())).because(&e)
-        })?;
-        let broken = |what: String| {
-            BackendError::failed(format!(
-                "the export {} is broken: {what}; remove it and export again",
-                folder.display()
-            ))
+    /// With an adapter merged, if there is one.
+    #[must_use]
+    pub fn merging(self, adapter: Option<&'a Path>) -> Self {
+        Request { adapter, ..self }
+    }
+
+    /// The hash of the base and the name of the export: a hash over everything that decides its bytes.
+    fn keys(&self) -> Result<(String, String), BackendError> {
+        let hash = |folder: &Path| {
+            let failed = |e| BackendError::failed(format!("could not hash {}", folder.display())).because(&e);
+            fsio::sha256_model(folder).map_err(failed)
         };
-        if manifest.format != FORMAT {
-            return Err(broken(format!("its format is {}, this version reads {FORMAT}", manifest.format)));
-        }
-        for (name, expected) in [(MODEL, manifest.model_bytes), (DATA, manifest.data_bytes)] {
-            let length = fs::metadata(folder.join(name)).map_err(|e| broken(format!("{name}: {e}")))?.len();
-            if length != expected {
-                return Err(broken(format!("{name} has {length} bytes, it was written with {expected}")));
-            }
-        }
-        // The graph is small and decides everything; the weights are only measured, hashing them would cost seconds.
-        let found = fsio::sha256_file(&folder.join(MODEL)).map_err(|e| broken(e.to_string()).because(&e))?;
-        match found == manifest.model_sha256 {
-            true => Ok(Exported { folder: folder.to_path_buf(), manifest }),
-            false => Err(broken(format!("{MODEL} is not what was written"))),
-        }
-    }
-
-    /// Whether a folder is meant as an export: it has a manifest or an ONNX model, and no safetensors to export from.
-    pub fn is_meant_by(folder: &Path) -> bool {
-        (folder.join(MANIFEST).is_file() || folder.join(MODEL).is_file())
-            && !folder.join("model.safetensors").is_file()
-            && !folder.join("model.safetensors.index.json").is_file()
+        let base = hash(self.model)?;
+        let adapter = self.adapter.map(hash).transpose()?.unwrap_or_default();
+        let (weights, mode) = (self.weights, self.adapter_mode.name());
+        let key = fsio::sha256(format!("karat-onnx {FORMAT} {weights} {mode}\n{base}\n{adapter}\n").as_bytes());
+        Ok((base, key))
     }
 }
 
-/// Exports `model` (with `adapter` merged) into `folder`, or reuses what is there if it was made from the same content.
+/// Exports into `folder`, or reuses what is there if it was made from the same content.
 ///
 /// # Errors
 /// A broken or unsupported checkpoint or adapter, a folder that holds something else, a disk error. Nothing half-written
 /// stays under the final name.
-pub fn export_to(model: &Path, adapter: Option<&Path>, folder: &Path) -> Result<Exported, BackendError> {
-    let config = DecoderConfig::read(model)?;
-    let key = content_key(model, adapter)?;
+pub fn export_to(request: &Request<'_>, folder: &Path) -> Result<Exported, BackendError> {
+    let config = DecoderConfig::read(request.model)?;
+    let (base, key) = request.keys()?;
     let occupied = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
     if occupied {
         let there = Exported::open(folder)?;
         return match there.manifest.key == key {
             true => Ok(there),
             false => Err(BackendError::failed(format!(
-                "{} already holds the export of another model or adapter; remove it or choose another folder",
+                "{} already holds the export of another model, adapter or element type; remove it or choose another \
+                 folder",
                 folder.display()
             ))),
         };
     }
-    write(&config, model, adapter, &key, folder)
+    write(&config, request, base, key, folder)
 }
 
 /// Exports into `cache`, under a name made of the content; an earlier export of the same content is reused, and one that
-/// was damaged since is replaced.
+/// was damaged since is replaced. Of several processes that want the same export one makes it, the others wait.
 ///
 /// # Errors
 /// As [`export_to`].
-pub fn export_cached(model: &Path, adapter: Option<&Path>, cache: &Path) -> Result<Exported, BackendError> {
-    let config = DecoderConfig::read(model)?;
-    let key = content_key(model, adapter)?;
+pub fn export_cached(request: &Request<'_>, cache: &Path) -> Result<Exported, BackendError> {
+    let config = DecoderConfig::read(request.model)?;
+    let (base, key) = request.keys()?;
     let folder = cache.join(&key);
+    let _lock = Lock::take(cache, &key)?;
     if folder.join(MANIFEST).is_file() {
         match Exported::open(&folder) {
             Ok(exported) if exported.manifest.key == key => return Ok(exported),
@@ -160,27 +130,46 @@ pub fn export_cached(model: &Path, adapter: Option<&Path>, cache: &Path) -> Resu
             })?,
         }
     }
-    write(&config, model, adapter, &key, &folder)
+    write(&config, request, base, key, &folder)
 }
 
-fn content_key(model: &Path, adapter: Option<&Path>) -> Result<String, BackendError> {
-    let hash = |folder: &Path| {
-        let failed = |e| BackendError::failed(format!("could not hash {}", folder.display())).because(&e);
-        fsio::sha256_model(folder).map_err(failed)
-    };
-    let adapter = adapter.map(hash).transpose()?.unwrap_or_default();
-    Ok(fsio::sha256(format!("karat-onnx {FORMAT} f32\n{}\n{adapter}\n", hash(model)?).as_bytes()))
+/// Hold of one export in a cache, waited for. The file goes when the hold ends: whoever waited for it then finds the
+/// finished export, and should that have failed, two at once lose no more than time.
+struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    fn take(cache: &Path, key: &str) -> Result<Lock, BackendError> {
+        let path = cache.join(format!(".{key}.lock"));
+        let taken = fs::create_dir_all(cache).and_then(|()| File::create(&path)).and_then(|file| {
+            file.lock()?;
+            Ok(file)
+        });
+        match taken {
+            Ok(file) => Ok(Lock { path, _file: file }),
+            Err(e) => Err(BackendError::failed(format!("could not lock {}: {e}", path.display()))),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // What stays behind if this fails is an empty file.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 fn write(
     config: &DecoderConfig,
-    model: &Path,
-    adapter: Option<&Path>,
-    key: &str,
+    request: &Request<'_>,
+    base: String,
+    key: String,
     folder: &Path,
 ) -> Result<Exported, BackendError> {
-    let checkpoint = Checkpoint::open(model)?;
-    let adapter = adapter.map(Adapter::open).transpose()?;
+    let checkpoint = Checkpoint::open(request.model)?;
+    let adapter = request.adapter.map(Adapter::open).transpose()?;
 
     let parent = match folder.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -194,13 +183,18 @@ fn write(
     let temporary = tempfile::Builder::new().prefix(".karat-onnx-").tempdir_in(parent).map_err(|e| disk(&e))?;
     let inside = temporary.path();
 
-    let source = Source { checkpoint: &checkpoint, adapter: adapter.as_ref() };
+    let source = Source {
+        checkpoint: &checkpoint,
+        adapter: adapter.as_ref(),
+        adapter_inputs: request.adapter_mode == AdapterMode::Runtime,
+        precision: request.weights,
+    };
     let written = write_decoder(config, &source, &inside.join(DATA))?;
     let bytes = written.model.into_bytes();
     fsio::write_atomic(&inside.join(MODEL), &bytes).map_err(|e| disk(&e))?;
     fsio::write_json(&inside.join("genai_config.json"), &genai::config(config)).map_err(|e| disk(&e))?;
     for name in COMPANIONS {
-        let from = model.join(name);
+        let from = request.model.join(name);
         if from.is_file() {
             let text = fs::read(&from).map_err(|e| disk(&e))?;
             fsio::write_atomic(&inside.join(name), &text).map_err(|e| disk(&e))?;
@@ -208,7 +202,11 @@ fn write(
     }
     let manifest = Manifest {
         format: FORMAT,
-        key: key.to_string(),
+        key,
+        base,
+        weights: request.weights,
+        adapter_mode: request.adapter_mode,
+        adapter_inputs: written.adapter_inputs,
         layers: config.layers,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
@@ -244,24 +242,36 @@ fn publish(temporary: tempfile::TempDir, folder: &Path) -> std::io::Result<()> {
     }
 }
 
-/// What a session runs on: an export that is already there, or one made now where the options say.
+/// What a session runs on: an export that is already there, or one made now where the options say. In the adapter mode
+/// `runtime` the adapter is not part of it.
 ///
 /// # Errors
-/// As [`export_to`]; an adapter for a model that is already exported.
+/// As [`export_to`]; an adapter for an export that takes none; an element type that is not the export's.
 pub fn open_or_export(config: &OpenConfig, options: &Options) -> Result<Exported, BackendError> {
-    let adapter = config.adapter.as_deref();
     if Exported::is_meant_by(&config.model) {
-        return match adapter {
-            None => Exported::open(&config.model),
-            Some(_) => Err(BackendError::unsupported(format!(
-                "{} is already exported, and an adapter is merged when a model is exported; give the checkpoint instead",
-                config.model.display()
-            ))),
-        };
+        let exported = Exported::open(&config.model)?;
+        let place = config.model.display();
+        let (written, mode) = (exported.manifest.weights, exported.manifest.adapter_mode);
+        if options.weights.is_some_and(|wanted| wanted != written) {
+            return Err(BackendError::unsupported(format!("{place} is already exported as {written}")));
+        }
+        if config.adapter.is_some() && mode == AdapterMode::Merge {
+            return Err(BackendError::unsupported(format!(
+                "{place} is already exported, and an adapter is merged when a model is exported; give the checkpoint \
+                 instead, or export it with the adapter mode runtime"
+            )));
+        }
+        return Ok(exported);
     }
+    let request = Request {
+        model: &config.model,
+        adapter: config.adapter.as_deref().filter(|_| options.adapter_mode == AdapterMode::Merge),
+        weights: options.weights.unwrap_or(config.dtype.into()),
+        adapter_mode: options.adapter_mode,
+    };
     match (&options.export_dir, &options.cache_dir) {
-        (Some(folder), _) => export_to(&config.model, adapter, folder),
-        (None, Some(cache)) => export_cached(&config.model, adapter, cache),
-        (None, None) => export_cached(&config.model, adapter, &cache_root()?.join("onnx")),
+        (Some(folder), _) => export_to(&request, folder),
+        (None, Some(cache)) => export_cached(&request, cache),
+        (None, None) => export_cached(&request, &cache_root()?.join("onnx")),
     }
 }

@@ -8,10 +8,39 @@
 pub enum Element {
     /// `FLOAT`.
     F32 = 1,
+    /// `UINT8`.
+    U8 = 2,
     /// `INT32`.
     I32 = 6,
     /// `INT64`.
     I64 = 7,
+    /// `FLOAT16`.
+    F16 = 10,
+    /// `BFLOAT16`.
+    Bf16 = 16,
+}
+
+impl Element {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Element::U8 => 1,
+            Element::F16 | Element::Bf16 => 2,
+            Element::F32 | Element::I32 => 4,
+            Element::I64 => 8,
+        }
+    }
+    /// Its short name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Element::F32 => "f32",
+            Element::U8 => "u8",
+            Element::I32 => "i32",
+            Element::I64 => "i64",
+            Element::F16 => "f16",
+            Element::Bf16 => "bf16",
+        }
+    }
 }
 
 /// A message under construction: its encoded fields.
@@ -168,18 +197,133 @@ pub fn model(name: &str, graph: &Graph, metadata: &[(&str, String)]) -> Message 
         .messages(12, &graph.outputs);
     let opset = |domain: &str, version: i64| Message::new().bytes(1, domain).int(2, version);
     let model = Message::new()
-        .int(1, 10)
+        .int(1, IR_VERSION as i64)
         .bytes(2, "karat")
         .bytes(3, env!("CARGO_PKG_VERSION"))
         .message(7, &body)
-        .message(8, &opset("", 21))
-        .message(8, &opset("com.microsoft", 1));
+        .messages(8, &OPSETS.map(|(domain, version)| opset(domain, version as i64)));
     metadata.iter().fold(model, |model, (key, value)| model.message(14, &Message::new().bytes(1, key).bytes(2, value)))
+}
+
+/// The IR version and the versions of operator sets that are written.
+const IR_VERSION: u64 = 10;
+const OPSETS: [(&str, u64); 2] = [("", 21), ("com.microsoft", 1)];
+
+/// Reads the IR version and the operator sets of an encoded model and compares them with what is written here.
+///
+/// # Errors
+/// What is found instead, or that the bytes are no whole `ModelProto`.
+pub fn check_opsets(model: &[u8]) -> Result<(), String> {
+    let no_model = || "it is no whole ONNX model".to_string();
+    let (mut ir, mut opsets) = (None, Vec::new());
+    for field in Fields(model) {
+        match field.ok_or_else(no_model)? {
+            (1, Field::Int(version)) => ir = Some(version),
+            (8, Field::Bytes(bytes)) => {
+                let (mut domain, mut version) = (String::new(), 0);
+                for field in Fields(bytes) {
+                    match field.ok_or_else(no_model)? {
+                        (1, Field::Bytes(name)) => domain = String::from_utf8_lossy(name).into_owned(),
+                        (2, Field::Int(n)) => version = n,
+                        _ => {}
+                    }
+                }
+                opsets.push((domain, version));
+            }
+            _ => {}
+        }
+    }
+    if ir != Some(IR_VERSION) {
+        return Err(format!("its IR version is {}, {IR_VERSION} is needed", ir.unwrap_or_default()));
+    }
+    for (domain, needed) in OPSETS {
+        let name = if domain.is_empty() { "ai.onnx" } else { domain };
+        match opsets.iter().find(|(found, _)| found == domain) {
+            Some((_, version)) if *version == needed => {}
+            Some((_, version)) => return Err(format!("its opset of {name} is {version}, {needed} is needed")),
+            None => return Err(format!("it has no opset of {name}, {needed} is needed")),
+        }
+    }
+    Ok(())
+}
+
+/// The value of an encoded field.
+enum Field<'a> {
+    Int(u64),
+    Bytes(&'a [u8]),
+    Fixed,
+}
+
+/// The fields of an encoded message in order; `None` once the bytes make no sense.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn varint(&mut self) -> Option<u64> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let (&byte, rest) = self.0.split_first()?;
+            self.0 = rest;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Some(value);
+            }
+        }
+        None
+    }
+    fn take(&mut self, length: u64) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(usize::try_from(length).ok()?)?;
+        self.0 = rest;
+        Some(taken)
+    }
+    fn field(&mut self) -> Option<(u64, Field<'a>)> {
+        let tag = self.varint()?;
+        let value = match tag & 7 {
+            0 => Field::Int(self.varint()?),
+            1 => self.take(8).map(|_| Field::Fixed)?,
+            2 => {
+                let length = self.varint()?;
+                Field::Bytes(self.take(length)?)
+            }
+            5 => self.take(4).map(|_| Field::Fixed)?,
+            _ => return None,
+        };
+        Some((tag >> 3, value))
+    }
+}
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = Option<(u64, Field<'a>)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let field = self.field();
+        if field.is_none() {
+            // Nothing after a broken field can be trusted.
+            self.0 = &[];
+        }
+        Some(field)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_opset_is_named_and_a_part_of_a_model_is_none() {
+        let good = model("g", &Graph::default(), &[("key", "value".into())]).into_bytes();
+        assert_eq!(check_opsets(&good), Ok(()));
+        assert!((1..good.len()).all(|length| check_opsets(&good[..length]).is_err() || length > good.len() - 20));
+        let opset = |domain: &str, version| Message::new().bytes(1, domain).int(2, version);
+        let other = Message::new().int(1, 10).message(8, &opset("", 23)).message(8, &opset("com.microsoft", 1));
+        assert_eq!(check_opsets(&other.into_bytes()), Err("its opset of ai.onnx is 23, 21 is needed".into()));
+        let missing = Message::new().int(1, 10).message(8, &opset("", 21));
+        assert!(check_opsets(&missing.into_bytes()).unwrap_err().contains("com.microsoft"));
+        let old = Message::new().int(1, 8);
+        assert!(check_opsets(&old.into_bytes()).unwrap_err().contains("IR version is 8"));
+    }
 
     #[test]
     fn wire_forms_are_protobufs() {

@@ -1,48 +1,49 @@
 //! `karat check`: the gate.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use karat::eval::stats::Verdict;
-use karat::report::gate::check;
-use karat::suite::GateConfig;
-use karat::{Error, Result};
+use karat::gate::subject::from_repository;
+use karat::gate::{Checks, Noise, Rules, Subject, annotations, baseline, check, junit, text};
+use karat::report::Report;
+use karat::{Error, Result, fsio};
 use serde_json::json;
 
-use super::compare::load;
-use crate::args::CheckArgs;
+use crate::args::{CheckArgs, CheckFormat};
 use crate::output::Output;
 
 pub fn run(args: &CheckArgs, output: &Output) -> Result<u8> {
-    let mut margins = suite_margins(&args.report)?;
-    for margin in &args.margin {
-        let (name, value) =
-            margin
-                .split_once('=')
-                .and_then(|(name, value)| Some((name, value.parse::<f64>().ok()?)))
-                .ok_or_else(|| Error::usage(format!("--margin {margin:?} is not of the form METRIC=NUMBER")))?;
-        margins.insert(name.to_string(), value);
+    let subject = match &args.what {
+        Some(what) => Subject::find(what)?,
+        None => Subject::only()?,
+    };
+    let report = subject.load()?;
+    let folder = match &args.baselines {
+        Some(folder) => folder.clone(),
+        None => baseline::folder()?,
+    };
+    if let Some(name) = &args.save_baseline {
+        let path = baseline::file(&folder, &subject.suite, name)?;
+        if path.exists() {
+            return Err(Error::usage("there is a baseline of that name")
+                .at(path.display())
+                .help(format!("replace it with --baseline {name} --bless --reason TEXT, or give another name")));
+        }
+        return accept(args, &report, &path, args.reason.as_deref().unwrap_or("first baseline"), output);
     }
-    let report = load(&args.report)?;
-    let baseline = load(&args.baseline)?;
-    let checks = check(&report, &baseline, &margins)?;
-    let mut text = String::new();
-    for c in &checks.checks {
-        let word = word(c.verdict);
-        let _ = match (&c.gate, &c.missing) {
-            (Some(g), _) => writeln!(
-                text,
-                "{word:<12} {:<6} {:<20} gain {:+.4} [{:+.4}, {:+.4}], margin {}, detectable {:.4}, n = {}",
-                c.model, c.metric, g.gain, g.interval.low, g.interval.high, g.margin, g.minimum_detectable, g.n
-            ),
-            (None, missing) => {
-                writeln!(text, "{word:<12} {:<6} {:<20} {}", c.model, c.metric, missing.as_deref().unwrap_or("missing"))
-            }
-        };
+    let path = baseline::file(&folder, &subject.suite, &args.baseline)?;
+    if args.bless {
+        return accept(args, &report, &path, args.reason.as_deref().unwrap_or_default(), output);
     }
-    let _ = writeln!(text, "{}", word(checks.verdict));
-    output.result(&json!(checks), &text)?;
+    let mut margins = subject.margins.clone();
+    margins.extend(given_margins(&args.margin)?);
+    let noise = Noise { flip_rate: args.flip_rate, logprob_drift: args.logprob_drift };
+    let checks = check(&report, &baseline::load(&path)?, &Rules { margins, noise })?;
+    let help = bless_command(args);
+    tell(&Verdicts { checks: &checks, report: &report, subject: &subject, path: &path, help: &help }, args, output)?;
     Ok(match checks.verdict {
         Verdict::Pass => 0,
         Verdict::Regress => 3,
@@ -50,27 +51,93 @@ pub fn run(args: &CheckArgs, output: &Output) -> Result<u8> {
     })
 }
 
-/// The margins of the suite that a run folder was made by (`[gate.margins]`); `--margin` goes over them.
-fn suite_margins(report: &Path) -> Result<BTreeMap<String, f64>> {
-    let path = report.join("suite.toml");
-    if !path.is_file() {
-        return Ok(BTreeMap::new());
-    }
-    #[derive(serde::Deserialize)]
-    struct Stored {
-        #[serde(default)]
-        gate: GateConfig,
-    }
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
-    let stored: Stored =
-        toml::from_str(&text).map_err(|e| Error::data("broken suite file").at(path.display()).because(e))?;
-    Ok(stored.gate.margins)
+fn given_margins(given: &[String]) -> Result<BTreeMap<String, f64>> {
+    let one = |margin: &String| {
+        margin
+            .split_once('=')
+            .and_then(|(name, value)| Some((name.trim().to_string(), value.trim().parse::<f64>().ok()?)))
+            .ok_or_else(|| Error::usage(format!("--margin {margin:?} is not of the form METRIC=NUMBER")))
+    };
+    given.iter().map(one).collect()
 }
 
-fn word(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Pass => "pass",
-        Verdict::Regress => "regress",
-        Verdict::Inconclusive => "inconclusive",
+/// Writes a baseline and says what it changed.
+fn accept(args: &CheckArgs, report: &Report, path: &Path, reason: &str, output: &Output) -> Result<u8> {
+    let statement =
+        baseline::Statement { reason: reason.to_string(), by: args.by.clone(), at: args.at.clone(), commit: commit() };
+    let acceptance = baseline::accept(report, path, &statement)?;
+    let mut lines = String::new();
+    for (model, values) in &acceptance.values {
+        for (metric, change) in values.iter().filter(|(_, c)| c.old != c.new && acceptance.previous_sha256.is_some()) {
+            let number = |x: Option<f64>| x.map_or("-".to_string(), |x| format!("{x:.4}"));
+            lines.push_str(&format!("{model} {metric}: {} -> {}\n", number(change.old), number(change.new)));
+        }
     }
+    if !acceptance.changed.is_empty() {
+        lines.push_str(&format!("changed with it: {}\n", acceptance.changed.join(", ")));
+    }
+    let history = baseline::history(path);
+    lines.push_str(&format!("baseline: {}\nhistory: {}\n", path.display(), history.display()));
+    output.result(&json!({ "baseline": path, "history": history, "acceptance": acceptance }), &lines)?;
+    Ok(0)
+}
+
+/// The commit of the current folder's working tree; none where there is no git or no repository.
+fn commit() -> Option<String> {
+    let git = |args: &[&str]| {
+        let output = Command::new("git").args(args).output().ok().filter(|o| o.status.success())?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_string())
+    };
+    let commit = git(&["rev-parse", "HEAD"])?;
+    let clean = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|s| s.is_empty());
+    Some(if clean { commit } else { format!("{commit}-dirty") })
+}
+
+/// What to run if the change is meant.
+fn bless_command(args: &CheckArgs) -> String {
+    let what = args.what.as_ref().map_or(String::new(), |w| format!(" {w}"));
+    format!("if this is meant: karat check{what} --baseline {} --bless --reason TEXT", args.baseline)
+}
+
+/// What a gate has to say, and of what.
+struct Verdicts<'a> {
+    checks: &'a Checks,
+    report: &'a Report,
+    subject: &'a Subject,
+    path: &'a Path,
+    help: &'a str,
+}
+
+/// Everywhere it is asked for: standard output, GitHub's log and step summary, a JUnit file.
+fn tell(verdicts: &Verdicts<'_>, args: &CheckArgs, output: &Output) -> Result<()> {
+    let Verdicts { checks, report, subject, path, help } = verdicts;
+    let on_github = std::env::var_os("GITHUB_ACTIONS").is_some_and(|v| v == "true");
+    let markdown = || text::markdown(checks, &subject.suite, &args.baseline);
+    let pointed_at = from_repository(subject.suite_file.as_deref().unwrap_or(path));
+    let commands = || annotations::annotations(checks, &subject.suite, &pointed_at);
+    if let Some(file) = &args.junit {
+        fsio::write_atomic(file, junit::junit(checks, report, &args.baseline, help).as_bytes())?;
+    }
+    if let Some(file) = std::env::var_os("GITHUB_STEP_SUMMARY").filter(|f| !f.is_empty()).map(PathBuf::from) {
+        let append = std::fs::OpenOptions::new().create(true).append(true).open(&file);
+        append
+            .and_then(|mut f| f.write_all(format!("{}\n", markdown()).as_bytes()))
+            .map_err(|e| Error::io("append to the step summary", &file, e))?;
+    }
+    // On GitHub the commands go to standard error, which is read as well: standard output stays what was asked for.
+    if on_github && args.format != CheckFormat::Github {
+        crate::output::to_stderr(commands().trim_end());
+    }
+    let page = match args.format {
+        CheckFormat::Text => {
+            format!("{} against {}\n\n{}", subject.suite, from_repository(path).display(), text::table(checks))
+        }
+        CheckFormat::Markdown => markdown(),
+        CheckFormat::Github => commands(),
+    };
+    output.result(&json!(checks), &page)?;
+    if checks.verdict != Verdict::Pass {
+        output.say(help);
+    }
+    Ok(())
 }

@@ -7,6 +7,7 @@ mod data;
 mod doctor;
 mod eval;
 mod generate;
+mod import;
 mod metrics;
 mod parity;
 mod report;
@@ -35,6 +36,7 @@ pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
         Command::Report(args) => report::run(&args, output),
         Command::Check(args) => check::run(&args, output),
         Command::Metrics(args) => metrics::run(&args, output),
+        Command::Import(args) => import::run(&args, output),
         Command::Backends => backends::run(global, output),
         Command::Doctor(args) => doctor::run(&args, global, output),
         Command::Completions { shell } => {

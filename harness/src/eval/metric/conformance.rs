@@ -77,6 +77,16 @@ impl<'a> Texts<'a> {
         }
     }
 
+    /// The reference, as given.
+    pub fn reference(&self) -> &'a str {
+        self.reference
+    }
+
+    /// The candidate, as given.
+    pub fn candidate(&self) -> &'a str {
+        self.candidate
+    }
+
     /// jieba's tokens of reference and candidate.
     pub fn words(&self, hmm: bool) -> &(Vec<&'a str>, Vec<&'a str>) {
         self.jieba[usize::from(hmm)]

@@ -11,6 +11,7 @@ use super::tokens::{TokenPair, distinct};
 use super::{Corpus, MetricInfo, exact, info, jieba, likelihood, python, registry, repetition, rouge, vocabulary};
 use crate::Result;
 use crate::backend::StopReason;
+use crate::eval::choice::{self, Choice, Normalisation};
 use crate::eval::stats::{Interval, StatsOptions, bootstrap_ratio_ci};
 use crate::eval::think::{self, Parts, ThinkState};
 use crate::eval::{Item, ItemResult, PartScore, Prediction, ReferenceScore};
@@ -131,6 +132,11 @@ impl<'a> Context<'a> {
             "exact_match" => {
                 answered(&|| f64::from(u8::from(exact::exact_match(self.reference_answer(), self.parts.answer))))
             }
+            "acc" => self.accuracy(Normalisation::Raw),
+            "acc_norm" => self.accuracy(Normalisation::Characters),
+            "acc_bytes" => self.accuracy(Normalisation::Bytes),
+            "acc_extracted" => self.item.choice.as_ref().and_then(|c| flag(self.extracted(c) == Some(c.gold))),
+            "unparsed" => self.item.choice.as_ref().and_then(|c| flag(self.extracted(c).is_none())),
             "key_points" => self.answer_points()[0].share_made(),
             "key_points_precision" => self.answer_points()[1].share_made(),
             "think_key_points" => self.think_points()[0].share_made(),
@@ -152,6 +158,19 @@ impl<'a> Context<'a> {
             _ => return None,
         };
         Some(value)
+    }
+
+    /// Whether the most probable option is the right one; `None` if the options were not scored.
+    fn accuracy(&self, by: Normalisation) -> Option<f64> {
+        let choice = self.item.choice.as_ref()?;
+        let scores = &self.reference?.options;
+        let best = choice::most_probable(scores, by).filter(|_| scores.len() == choice.options.len())?;
+        Some(f64::from(u8::from(best == choice.gold)))
+    }
+
+    /// The option that the answer names. A reasoning that was never closed has no answer.
+    fn extracted(&self, choice: &Choice) -> Option<usize> {
+        choice::extract(&choice.options, self.parts.answer)
     }
 
     fn well_formed(&self) -> bool {

@@ -31,6 +31,8 @@ pub enum Reads {
     Stop,
     /// The reference's log-probabilities under the model.
     Reference,
+    /// The log-probabilities of a multiple-choice item's options under the model.
+    Options,
 }
 
 /// How the value of a corpus comes from its items.
@@ -65,6 +67,38 @@ pub struct MetricInfo {
     pub corpus: Corpus,
     /// What it says, in one sentence.
     pub description: &'static str,
+    /// Every item's value is 0 or 1.
+    pub binary: bool,
+    /// The value from which on (in the metric's direction) an item counts as right; `None` where the metric grades and has
+    /// no such point.
+    pub right_from: Option<f64>,
+}
+
+impl MetricInfo {
+    /// Whether an item with this value is right; `None` if the metric has no notion of right.
+    pub fn is_right(&self, value: f64) -> Option<bool> {
+        let from = self.right_from?;
+        Some(match self.direction {
+            Direction::Lower => value <= from,
+            Direction::Higher | Direction::Neutral => value >= from,
+        })
+    }
+
+    /// The same metric as a yes-or-no: right with a value of 1, or of 0 where less is better.
+    const fn yes_or_no(mut self) -> Self {
+        self.binary = true;
+        self.right_from = Some(match self.direction {
+            Direction::Lower => 0.0,
+            Direction::Higher | Direction::Neutral => 1.0,
+        });
+        self
+    }
+
+    /// The same metric, an item being right from `value` on.
+    const fn right_from(mut self, value: f64) -> Self {
+        self.right_from = Some(value);
+        self
+    }
 }
 
 use Corpus::{ExpOfPooled, Mean, PooledByByte, PooledByToken};
@@ -83,7 +117,7 @@ const fn metric(
     corpus: Corpus,
     description: &'static str,
 ) -> MetricInfo {
-    MetricInfo { name, unit, direction, range, reads, corpus, description }
+    MetricInfo { name, unit, direction, range, reads, corpus, description, binary: false, right_from: None }
 }
 
 #[rustfmt::skip]
@@ -105,15 +139,20 @@ const OWN: &[MetricInfo] = &[
     metric("vocab_precision", "share", Higher, SHARE, Reads::Answer, Mean, "distinct jieba words of the answer that the reference has"),
     metric("vocab_recall", "share", Higher, SHARE, Reads::Answer, Mean, "distinct jieba words of the reference that the answer has"),
     metric("vocab_f1", "share", Higher, SHARE, Reads::Answer, Mean, "harmonic mean of vocab_precision and vocab_recall"),
-    metric("exact_match", "share", Higher, SHARE, Reads::Answer, Mean, "answers equal after normalising width, case, white space and sentence punctuation"),
-    metric("key_points", "share", Higher, SHARE, Reads::Answer, Mean, "key points of the reference answer that the answer makes (numbers with units, negation aware)"),
+    metric("exact_match", "share", Higher, SHARE, Reads::Answer, Mean, "answers equal after normalising width, case, white space and sentence punctuation").yes_or_no(),
+    metric("acc", "share", Higher, SHARE, Reads::Options, Mean, "the right option is the most probable one").yes_or_no(),
+    metric("acc_norm", "share", Higher, SHARE, Reads::Options, Mean, "the right option is the most probable one per character").yes_or_no(),
+    metric("acc_bytes", "share", Higher, SHARE, Reads::Options, Mean, "the right option is the most probable one per UTF-8 byte").yes_or_no(),
+    metric("acc_extracted", "share", Higher, SHARE, Reads::Answer, Mean, "the option that the answer names is the right one; an answer that names none is wrong").yes_or_no(),
+    metric("unparsed", "share", Lower, SHARE, Reads::FullText, Mean, "answers to multiple-choice items that name no option, or not one alone").yes_or_no(),
+    metric("key_points", "share", Higher, SHARE, Reads::Answer, Mean, "key points of the reference answer that the answer makes (numbers with units, negation aware)").right_from(1.0),
     metric("key_points_precision", "share", Higher, SHARE, Reads::Answer, Mean, "key points of the answer that the reference makes"),
-    metric("think_key_points", "share", Higher, SHARE, Reads::Think, Mean, "key points of the reference reasoning that the reasoning makes"),
+    metric("think_key_points", "share", Higher, SHARE, Reads::Think, Mean, "key points of the reference reasoning that the reasoning makes").right_from(1.0),
     metric("think_key_points_precision", "share", Higher, SHARE, Reads::Think, Mean, "key points of the reasoning that the reference reasoning makes"),
-    metric("contradictions", "share", Lower, SHARE, Reads::Answer, Mean, "key points of the reference answer that the answer states with another polarity, number or unit"),
-    metric("format", "share", Higher, SHARE, Reads::FullText, Mean, "reasoning closed (or absent where the reference has none), then an answer, nothing before"),
-    metric("truncated", "share", Lower, SHARE, Reads::Stop, Mean, "generations cut off by the token limit or the context"),
-    metric("repetition", "share", Lower, SHARE, Reads::FullText, Mean, "texts that run in a loop"),
+    metric("contradictions", "share", Lower, SHARE, Reads::Answer, Mean, "key points of the reference answer that the answer states with another polarity, number or unit").right_from(0.0),
+    metric("format", "share", Higher, SHARE, Reads::FullText, Mean, "reasoning closed (or absent where the reference has none), then an answer, nothing before").yes_or_no(),
+    metric("truncated", "share", Lower, SHARE, Reads::Stop, Mean, "generations cut off by the token limit or the context").yes_or_no(),
+    metric("repetition", "share", Lower, SHARE, Reads::FullText, Mean, "texts that run in a loop").yes_or_no(),
     metric("repeated_4grams", "share", Lower, SHARE, Reads::FullText, Mean, "4-grams of characters that occurred before in the text"),
     metric("distinct1", "share", Neutral, SHARE, Reads::Answer, Mean, "distinct jieba words among the words of the answer"),
     metric("distinct2", "share", Neutral, SHARE, Reads::Answer, Mean, "distinct pairs of jieba words among the pairs of the answer"),
@@ -169,5 +208,6 @@ fn package_metric(name: &'static str) -> MetricInfo {
         "length_ratio" => ("ratio", Neutral, UNBOUNDED, "tokens of the text over those of the reference"),
         _ => ("calls", Neutral, UNBOUNDED, "depth of recursion of package rouge"),
     };
-    metric(name, unit, direction, range, Reads::FullText, Mean, description)
+    let metric = metric(name, unit, direction, range, Reads::FullText, Mean, description);
+    if group == "exact_match" { metric.yes_or_no() } else { metric }
 }

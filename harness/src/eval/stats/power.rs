@@ -58,13 +58,30 @@ pub fn non_inferiority(
     let interval = bootstrap_mean_ci(&gains, options);
     let margin = margin.abs();
     let comparable = baseline.len() == candidate.len() && gains.iter().all(|g| g.is_finite());
-    let verdict = if comparable && interval.low >= -margin {
+    let verdict = if comparable { decide(interval, margin) } else { Verdict::Inconclusive };
+    let minimum_detectable = minimum_detectable_difference(&gains, options.confidence, 0.8);
+    Gate { verdict, n: gains.len(), gain: mean(&gains), interval, margin, minimum_detectable }
+}
+
+/// Ends that are not numbers decide nothing.
+fn decide(interval: Interval, margin: f64) -> Verdict {
+    if interval.low >= -margin {
         Verdict::Pass
-    } else if comparable && interval.high < -margin {
+    } else if interval.high < -margin {
         Verdict::Regress
     } else {
         Verdict::Inconclusive
-    };
-    let minimum_detectable = minimum_detectable_difference(&gains, options.confidence, 0.8);
-    Gate { verdict, n: gains.len(), gain: mean(&gains), interval, margin, minimum_detectable }
+    }
+}
+
+impl Gate {
+    /// The same with each end of the interval moved out by `by`, at least 0: what a backend that does not repeat itself would
+    /// change on its own. A verdict can only become inconclusive by it.
+    #[must_use]
+    pub fn widened(self, by: f64) -> Gate {
+        let interval = Interval { low: self.interval.low - by, high: self.interval.high + by };
+        let decided = decide(interval, self.margin);
+        let verdict = if decided == self.verdict { decided } else { Verdict::Inconclusive };
+        Gate { interval, verdict, ..self }
+    }
 }

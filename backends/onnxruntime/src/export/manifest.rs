@@ -1,0 +1,142 @@
+//! What an export folder says of itself, and the check that it is whole.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use karat::backend::BackendError;
+use karat::fsio;
+use serde::{Deserialize, Serialize};
+
+use super::precision::Precision;
+use super::{DATA, MANIFEST, MODEL, proto};
+
+/// Raised when the graph or the manifest changes: older exports in a cache are then left alone and made anew.
+pub const FORMAT: u32 = 2;
+
+/// What an export folder says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of graph and manifest.
+    pub format: u32,
+    /// SHA-256 over the content of model and adapter, the element type, the adapter mode and the format.
+    pub key: String,
+    /// SHA-256 over the files of the base model's folder.
+    pub base: String,
+    /// What the weights are stored as.
+    pub weights: Precision,
+    /// How an adapter gets in.
+    pub adapter_mode: AdapterMode,
+    /// Linear layers whose LoRA may be fed (`{module}.lora_A.weight` `[input, rank]`, `{module}.lora_B.weight`
+    /// `[rank, output]`, the scale in B), with `[input, output]`. None in the mode `merge`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub adapter_inputs: BTreeMap<String, [usize; 2]>,
+    /// Layers.
+    pub layers: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Number of logits.
+    pub vocab: usize,
+    /// Longest sequence.
+    pub max_positions: usize,
+    /// Parameters of the base model.
+    pub parameters: u64,
+    /// Parameters of the adapter that was merged, or 0.
+    pub adapter_parameters: u64,
+    /// Bytes of `model.onnx`.
+    pub model_bytes: u64,
+    /// SHA-256 of `model.onnx`.
+    pub model_sha256: String,
+    /// Bytes of `model.onnx.data`.
+    pub data_bytes: u64,
+}
+
+/// How an adapter gets into an exported model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterMode {
+    /// Added to the weights when they are written. The fastest, and every variant of LoRA can be had so.
+    #[default]
+    Merge,
+    /// Fed beside the input ids: one resident base serves any number of adapters, one at a time.
+    Runtime,
+}
+
+impl AdapterMode {
+    /// Reads `merge` or `runtime`.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "merge" => Some(AdapterMode::Merge),
+            "runtime" => Some(AdapterMode::Runtime),
+            _ => None,
+        }
+    }
+
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            AdapterMode::Merge => "merge",
+            AdapterMode::Runtime => "runtime",
+        }
+    }
+}
+
+/// An export on disk whose files are as long as its manifest says.
+#[derive(Clone, Debug)]
+pub struct Exported {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Its manifest.
+    pub manifest: Manifest,
+}
+
+impl Exported {
+    /// Opens an export folder and checks that it is whole.
+    ///
+    /// # Errors
+    /// Missing or broken manifest, another format or opset, missing, truncated or changed files.
+    pub fn open(folder: &Path) -> Result<Self, BackendError> {
+        let path = folder.join(MANIFEST);
+        if !path.is_file() {
+            return Err(BackendError::failed(format!(
+                "{} is no whole export of karat: {MANIFEST} is missing; write one with `karat export`",
+                folder.display()
+            )));
+        }
+        let broken = |what: String| {
+            BackendError::failed(format!(
+                "the export {} is broken: {what}; remove it and export again",
+                folder.display()
+            ))
+        };
+        let json: serde_json::Value = fsio::read_json(&path).map_err(|e| broken(e.to_string()).because(&e))?;
+        let format = &json["format"];
+        if format != FORMAT {
+            return Err(broken(format!("its format is {format}, this version reads {FORMAT}")));
+        }
+        let manifest: Manifest = serde_json::from_value(json).map_err(|e| broken(format!("{MANIFEST}: {e}")))?;
+        for (name, expected) in [(MODEL, manifest.model_bytes), (DATA, manifest.data_bytes)] {
+            let length = fs::metadata(folder.join(name)).map_err(|e| broken(format!("{name}: {e}")))?.len();
+            if length != expected {
+                return Err(broken(format!("{name} has {length} bytes, it was written with {expected}")));
+            }
+        }
+        // The graph is small and decides everything; the weights are only measured, hashing them would cost seconds.
+        let model = fs::read(folder.join(MODEL)).map_err(|e| broken(format!("{MODEL}: {e}")))?;
+        if fsio::sha256(&model) != manifest.model_sha256 {
+            return Err(broken(format!("{MODEL} is not what was written")));
+        }
+        proto::check_opsets(&model).map_err(|what| broken(format!("{MODEL}: {what}")))?;
+        Ok(Exported { folder: folder.to_path_buf(), manifest })
+    }
+
+    /// Whether a folder is meant as an export: it has a manifest or an ONNX model, and no safetensors to export from.
+    pub fn is_meant_by(folder: &Path) -> bool {
+        (folder.join(MANIFEST).is_file() || folder.join(MODEL).is_file())
+            && !folder.join("model.safetensors").is_file()
+            && !folder.join("model.safetensors.index.json").is_file()
+    }
+}

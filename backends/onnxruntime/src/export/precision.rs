@@ -1,0 +1,106 @@
+//! The element types a model can be exported in.
+
+use std::fmt;
+use std::str::FromStr;
+
+use karat::backend::{BackendError, Dtype};
+use serde::{Deserialize, Serialize};
+
+use super::proto::Element;
+
+/// What weights are stored as.
+///
+/// `f32`, `f16` and `bf16` are casts (to nearest, ties to even) of everything: weights, activations, key-value cache.
+/// `int8` and `int4` store the matrices of all linear layers in blocks of 32 with a scale and a zero point each
+/// (`MatMulNBits`); embedding and head are 8-bit in both, since a small model suffers most from these, and norms, biases,
+/// rotation tables, scales and activations stay f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit float.
+    #[default]
+    F32,
+    /// IEEE half. A weight beyond 65504 is an error.
+    F16,
+    /// bfloat16. ONNX Runtime's CPU provider has no kernels for it.
+    Bf16,
+    /// 8-bit blocks.
+    Int8,
+    /// 4-bit blocks.
+    Int4,
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Precision; 5] = [Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8, Precision::Int4];
+
+    /// The name, as written on the command line and in the manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::F16 => "f16",
+            Precision::Bf16 => "bf16",
+            Precision::Int8 => "int8",
+            Precision::Int4 => "int4",
+        }
+    }
+
+    /// The element type of activations, norms, biases and the key-value cache.
+    pub fn activations(self) -> Dtype {
+        match self {
+            Precision::F16 => Dtype::F16,
+            Precision::Bf16 => Dtype::Bf16,
+            Precision::F32 | Precision::Int8 | Precision::Int4 => Dtype::F32,
+        }
+    }
+
+    /// ONNX's number for [`Precision::activations`].
+    pub(super) fn element(self) -> Element {
+        match self.activations() {
+            Dtype::F32 => Element::F32,
+            Dtype::F16 => Element::F16,
+            Dtype::Bf16 => Element::Bf16,
+        }
+    }
+
+    /// Bits of a weight of a linear layer, if they are quantized.
+    pub(super) fn linear_bits(self) -> Option<usize> {
+        match self {
+            Precision::Int8 => Some(8),
+            Precision::Int4 => Some(4),
+            _ => None,
+        }
+    }
+
+    /// Bits of a weight of the embedding and the head, if they are quantized.
+    pub(super) fn head_bits(self) -> Option<usize> {
+        self.linear_bits().map(|_| 8)
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl From<Dtype> for Precision {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Precision::F32,
+            Dtype::F16 => Precision::F16,
+            Dtype::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
+impl FromStr for Precision {
+    type Err = BackendError;
+
+    fn from_str(text: &str) -> Result<Self, BackendError> {
+        Self::ALL.into_iter().find(|precision| precision.name() == text).ok_or_else(|| {
+            let known = Self::ALL.map(Precision::name).join(", ");
+            BackendError::unsupported(format!("the onnxruntime backend exports no {text:?} (known: {known})"))
+        })
+    }
+}

@@ -1,0 +1,111 @@
+//! `karat check` as a CI job has it: exit codes, files, GitHub's log, baselines.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_path_buf()
+}
+
+/// Runs in `folder`, as if outside of GitHub unless `env` says otherwise.
+fn karat(folder: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_karat"));
+    command.args(args).current_dir(folder).env_remove("GITHUB_ACTIONS").env_remove("GITHUB_STEP_SUMMARY");
+    command.envs(env.iter().copied()).output().unwrap()
+}
+
+fn said(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+/// A project with a run of the shipped suite in `runs/medical-r1`, and a worse report beside it.
+fn project() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("runs/medical-r1/report");
+    std::fs::create_dir_all(&run).unwrap();
+    let text = std::fs::read_to_string(repository().join("reports/medical-r1/report.json")).unwrap();
+    let mut report: Value = serde_json::from_str(&text).unwrap();
+    // Fewer resamples than the shipped suite draws: the verdicts here are clear, the time is the test's.
+    report["statistics"]["resamples"] = 1000.into();
+    std::fs::write(run.join("report.json"), report.to_string()).unwrap();
+    for item in report["items"].as_array_mut().unwrap() {
+        let nll = &mut item["models"]["full"]["metrics"]["nll"];
+        *nll = (nll.as_f64().unwrap() + 0.5).into();
+    }
+    std::fs::write(folder.path().join("worse.json"), report.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn save_check_regress_bless_and_check_again() {
+    let project = project();
+    let folder = project.path();
+    let output = karat(folder, &["check", "medical-r1"], &[]);
+    assert_eq!(output.status.code(), Some(6), "no baseline yet");
+    assert!(said(&output).1.contains("--save-baseline"));
+
+    // Nothing is named: the only run here.
+    let output = karat(folder, &["check", "--save-baseline", "main"], &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output).1);
+    assert!(folder.join("reports/baselines/medical-r1/main.json").is_file());
+    let output = karat(folder, &["check", "--save-baseline", "main"], &[]);
+    assert_eq!(output.status.code(), Some(2), "a baseline is not overwritten by the way");
+    assert!(said(&output).1.contains("--bless"));
+
+    let output = karat(folder, &["check"], &[]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(said(&output).0.ends_with("pass: all of 21 checks\n"), "{}", said(&output).0);
+    let output = karat(folder, &["check", "worse.json"], &[]);
+    assert_eq!(output.status.code(), Some(3));
+    let (out, err) = said(&output);
+    assert!(out.contains("-0.5000 [-0.5000, -0.5000]"), "{out}");
+    assert!(err.contains("karat check worse.json --baseline main --bless --reason TEXT"), "{err}");
+    // Half a nat is what was lost: a margin just around it cannot be told apart from it.
+    for (margin, code) in [("nll=0.6", 0), ("nll=0.4", 3)] {
+        assert_eq!(karat(folder, &["check", "worse.json", "--margin", margin], &[]).status.code(), Some(code));
+    }
+    let output = karat(folder, &["check", "worse.json", "--margin", "nll=0.49", "--logprob-drift", "0.05"], &[]);
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output).0);
+
+    let output = karat(folder, &["check", "worse.json", "--bless"], &[]);
+    assert_eq!(output.status.code(), Some(2), "a reason is needed");
+    let bless = ["check", "worse.json", "--bless", "--reason", "a smaller model", "--by", "me", "--at", "today"];
+    let output = karat(folder, &bless, &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output).1);
+    let history = std::fs::read_to_string(folder.join("reports/baselines/medical-r1/main.history.jsonl")).unwrap();
+    assert_eq!(history.lines().count(), 2);
+    let line: Value = serde_json::from_str(history.lines().nth(1).unwrap()).unwrap();
+    assert_eq!(line["environment"]["by"], "me");
+    assert_eq!(line["commit"], Value::Null, "there is no repository here");
+    assert_eq!(karat(folder, &["check", "worse.json"], &[]).status.code(), Some(0));
+}
+
+#[test]
+fn a_ci_job_gets_junit_annotations_and_a_summary_and_standard_output_stays_one_thing() {
+    let project = project();
+    let folder = project.path();
+    let baseline = folder.join("runs/medical-r1").to_str().unwrap().to_string();
+    let summary = folder.join("summary.md");
+    std::fs::write(&summary, "before\n").unwrap();
+    let env = [("GITHUB_ACTIONS", "true"), ("GITHUB_STEP_SUMMARY", summary.to_str().unwrap())];
+    let args = ["--json", "check", "worse.json", "--baseline", &baseline, "--junit", "out/junit.xml"];
+    let output = karat(folder, &args, &env);
+    assert_eq!(output.status.code(), Some(3));
+    let (out, err) = said(&output);
+    let object: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(object["verdict"], "regress");
+    assert_eq!(err.lines().filter(|l| l.starts_with("::error file=")).count(), 1, "{err}");
+    let page = std::fs::read_to_string(&summary).unwrap();
+    assert!(page.starts_with("before\n### ❌ medical-r1") && page.contains("| **regress** | full | nll |"), "{page}");
+    let xml = std::fs::read_to_string(folder.join("out/junit.xml")).unwrap();
+    assert!(xml.contains("tests=\"21\" failures=\"1\" errors=\"0\""), "{xml}");
+
+    let output = karat(folder, &["check", "worse.json", "--baseline", &baseline, "--format", "github"], &env[..1]);
+    let (out, err) = said(&output);
+    assert!(out.starts_with("::error file=") && !err.contains("::error"), "{out}{err}");
+}

@@ -1,0 +1,41 @@
+//! A gate's verdicts as JUnit XML: a regression is a `failure`, what the items cannot tell an `error`.
+
+use super::{Checks, text};
+use crate::eval::stats::Verdict;
+use crate::report::junit::{Case, Outcome, Suite, render};
+use crate::report::model::Report;
+
+/// The document: one case a model and metric, class `SUITE.MODEL`, named by the metric. `help` stands under every text: the
+/// command to bless what is meant.
+pub fn junit(checks: &Checks, report: &Report, baseline: &str, help: &str) -> String {
+    let suite = &report.suite.name;
+    let cases = checks
+        .checks
+        .iter()
+        .map(|check| {
+            let words = || format!("{}\n{help}", text::sentence(check, checks.confidence));
+            let kind = || text::word(check.verdict).to_string();
+            Case {
+                class: format!("{suite}.{}", check.model),
+                name: check.metric.clone(),
+                outcome: match check.verdict {
+                    Verdict::Pass => Outcome::Pass,
+                    Verdict::Regress if check.missing.is_some() => Outcome::Failure("missing".into(), words()),
+                    Verdict::Regress => Outcome::Failure(kind(), words()),
+                    Verdict::Inconclusive => Outcome::Error(kind(), words()),
+                },
+            }
+        })
+        .collect();
+    let properties = [
+        ("baseline", baseline.to_string()),
+        ("verdict", text::word(checks.verdict).to_string()),
+        ("data", report.fingerprints.data.clone()),
+        ("confidence", checks.confidence.to_string()),
+    ];
+    render(&Suite {
+        name: format!("karat check {suite}"),
+        properties: properties.map(|(name, value)| (name.to_string(), value)).to_vec(),
+        cases,
+    })
+}

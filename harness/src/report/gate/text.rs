@@ -1,0 +1,190 @@
+//! A gate's verdicts in words: a table for a terminal, Markdown for a step summary, one sentence a check.
+
+use std::fmt::Write;
+
+use super::{Check, Checks};
+use crate::eval::stats::{Gate, Verdict};
+
+/// `pass`, `inconclusive`, `regress`.
+pub fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Pass => "pass",
+        Verdict::Regress => "regress",
+        Verdict::Inconclusive => "inconclusive",
+    }
+}
+
+/// What one check found, in one sentence with its numbers.
+pub fn sentence(check: &Check, confidence: f64) -> String {
+    let what = format!("{} of {}", check.metric, check.model);
+    let (Some(gate), None) = (&check.gate, &check.missing) else {
+        return format!("{what}: {}", check.missing.as_deref().unwrap_or("nothing to compare"));
+    };
+    let unit = if check.unit.is_empty() { String::new() } else { format!(" {}", check.unit) };
+    let how = match gate.verdict {
+        Verdict::Regress => format!("worse than the baseline by more than the margin of {}{unit}", gate.margin),
+        Verdict::Pass => format!("not worse than the baseline by more than the margin of {}{unit}", gate.margin),
+        Verdict::Inconclusive => format!(
+            "{} items cannot tell whether it is worse than the baseline by more than the margin of {}{unit}",
+            gate.n, gate.margin
+        ),
+    };
+    let level = percent(confidence);
+    let values = format!("{} -> {}", number(check.baseline), number(check.value));
+    let noise = match check.allowance {
+        0.0 => String::new(),
+        a => format!(", of which {} each way is what the backend changes by itself", plain(a)),
+    };
+    let seen = match detectable(gate).as_str() {
+        "-" => String::new(),
+        seen => format!(", n = {} detects {seen}", gate.n),
+    };
+    format!(
+        "{what}: {how}: {values}, gain {} ({level} % interval [{}, {}]{noise}){seen}",
+        signed(gate.gain),
+        signed(gate.interval.low),
+        signed(gate.interval.high),
+    )
+}
+
+/// `regress: 1 of 18 checks regress, 2 inconclusive, 15 pass`.
+pub fn summary(checks: &Checks) -> String {
+    let count = |v: Verdict| checks.checks.iter().filter(|c| c.verdict == v).count();
+    let all = checks.checks.len();
+    match checks.verdict {
+        Verdict::Pass => format!("pass: all of {all} checks"),
+        _ => format!(
+            "{}: {} of {all} checks regress, {} inconclusive, {} pass",
+            word(checks.verdict),
+            count(Verdict::Regress),
+            count(Verdict::Inconclusive),
+            count(Verdict::Pass)
+        ),
+    }
+}
+
+/// The table of all checks, for a terminal.
+pub fn table(checks: &Checks) -> String {
+    let rows = rows(checks);
+    let header = header(checks);
+    let width = |column: usize| rows.iter().chain([&header]).map(|r| r[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let mut text = String::new();
+    for row in [&header].into_iter().chain(&rows) {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let pad = " ".repeat(widths[column] - cell.chars().count());
+            // Words left, numbers right.
+            let cell = if column < 3 { format!("{cell}{pad}") } else { format!("{pad}{cell}") };
+            let _ = write!(line, "{}{cell}", if column == 0 { "" } else { "  " });
+        }
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    for check in checks.checks.iter().filter(|c| c.missing.is_some()) {
+        let _ = writeln!(text, "{}", sentence(check, checks.confidence));
+    }
+    if !checks.ungated.is_empty() {
+        let _ = writeln!(text, "not checked, having no margin: {}", checks.ungated.join(", "));
+    }
+    let _ = writeln!(text, "{}", summary(checks));
+    text
+}
+
+/// The same as Markdown: the verdict, the table with what is no pass in bold, what was not checked.
+pub fn markdown(checks: &Checks, suite: &str, baseline: &str) -> String {
+    let sign = match checks.verdict {
+        Verdict::Pass => "✅",
+        Verdict::Inconclusive => "⚠️",
+        Verdict::Regress => "❌",
+    };
+    let mut text = format!("### {sign} {} against {}\n\n{}\n\n", cell(suite), cell(baseline), summary(checks));
+    let header = header(checks);
+    let _ = writeln!(text, "| {} |", header.join(" | "));
+    let _ = writeln!(text, "| :-- | :-- | :-- |{}", " --: |".repeat(header.len() - 3));
+    for (row, check) in rows(checks).into_iter().zip(&checks.checks) {
+        let mut row: Vec<String> = row.iter().map(|c| cell(c)).collect();
+        if check.verdict != Verdict::Pass {
+            row[0] = format!("**{}**", row[0]);
+        }
+        let _ = writeln!(text, "| {} |", row.join(" | "));
+    }
+    let missing: Vec<&Check> = checks.checks.iter().filter(|c| c.missing.is_some()).collect();
+    if !missing.is_empty() {
+        text.push('\n');
+    }
+    for check in missing {
+        let _ = writeln!(text, "- {}", cell(&sentence(check, checks.confidence)));
+    }
+    if !checks.ungated.is_empty() {
+        let _ = writeln!(text, "\nNot checked, having no margin: {}.", cell(&checks.ungated.join(", ")));
+    }
+    text
+}
+
+const COLUMNS: usize = 9;
+
+fn header(checks: &Checks) -> [String; COLUMNS] {
+    let level = percent(checks.confidence);
+    [
+        "verdict".into(),
+        "model".into(),
+        "metric".into(),
+        "baseline".into(),
+        "now".into(),
+        format!("gain [{level} %]"),
+        "margin".into(),
+        "detectable".into(),
+        "n".into(),
+    ]
+}
+
+fn rows(checks: &Checks) -> Vec<[String; COLUMNS]> {
+    let none = || "-".to_string();
+    let row = |c: &Check| {
+        let gate = c.gate.as_ref();
+        [
+            word(c.verdict).to_string(),
+            c.model.clone(),
+            c.metric.clone(),
+            number(c.baseline),
+            number(c.value),
+            gate.map_or_else(none, |g| {
+                format!("{} [{}, {}]", signed(g.gain), signed(g.interval.low), signed(g.interval.high))
+            }),
+            gate.map_or_else(none, |g| g.margin.to_string()),
+            gate.map_or_else(none, detectable),
+            gate.map_or_else(none, |g| g.n.to_string()),
+        ]
+    };
+    checks.checks.iter().map(row).collect()
+}
+
+/// Without the last bits of a product: 0.95 is 95 %.
+fn percent(confidence: f64) -> f64 {
+    (confidence * 1e6).round() / 1e4
+}
+
+fn number(x: Option<f64>) -> String {
+    x.map_or("-".to_string(), plain)
+}
+
+fn plain(x: f64) -> String {
+    format!("{x:.4}")
+}
+
+fn signed(x: f64) -> String {
+    let text = format!("{x:+.4}");
+    // A difference of nothing has no sign.
+    if text.trim_start_matches(['+', '-']).chars().all(|c| matches!(c, '0' | '.')) { plain(0.0) } else { text }
+}
+
+fn detectable(gate: &Gate) -> String {
+    // Without spread the approximation says 0, which no test can see.
+    let seen = Some(gate.minimum_detectable).filter(|d| d.is_finite() && *d > 0.0);
+    number(seen)
+}
+
+/// Text of strangers in a Markdown table.
+fn cell(text: &str) -> String {
+    crate::report::text::escaped(text).replace('|', "\\|").replace(['\n', '\r'], " ")
+}
