@@ -22,6 +22,7 @@ mod decoder;
 mod generate;
 mod kv;
 mod logits;
+mod lora;
 mod provider;
 mod sampling;
 mod score;
@@ -29,7 +30,10 @@ mod session;
 
 use std::collections::BTreeMap;
 
-use karat::backend::{Backend, BackendError, Capability, Descriptor, Dtype, OpenConfig, Provisions, Session, Weights};
+use karat::backend::{
+    Backend, BackendError, Capability, Descriptor, Dtype, EventSink, ExportConfig, ExportSummary, OpenConfig,
+    Provisions, Session, Weights,
+};
 
 use provider::Provider;
 pub use runtime::fetch_runtime;
@@ -50,7 +54,13 @@ impl Backend for OnnxRuntimeBackend {
         Descriptor {
             name: "onnxruntime".into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            capabilities: vec![Capability::Score, Capability::Generate, Capability::Adapter],
+            capabilities: vec![
+                Capability::Score,
+                Capability::Generate,
+                Capability::Adapter,
+                Capability::Export,
+                Capability::ExchangeAdapter,
+            ],
             devices: vec!["cpu".into(), "cuda".into()],
             dtypes: vec![Dtype::F32, Dtype::F16],
             model_families: config::Family::NAMES.map(String::from).to_vec(),
@@ -101,9 +111,13 @@ impl Backend for OnnxRuntimeBackend {
         };
         let facts = [
             ("library", loaded.path.display().to_string()),
-            ("version", runtime::version()),
+            ("version", runtime::version(&loaded)),
             ("providers", provider::offered().join(", ")),
         ];
         Ok(Provisions { facts: facts.map(|(k, v)| (k.to_string(), v)).into() })
+    }
+
+    fn export(&self, config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportSummary, BackendError> {
+        export::export(config, sink)
     }
 }

@@ -1,13 +1,16 @@
 //! The session the host holds: a decoder, its threads, and the evaluator on top.
 
+use std::path::Path;
+
 use karat::backend::{
-    BackendError, Completion, Evaluator, EventSink, GenerateConfig, OpenConfig, Scores, Session, SessionInfo,
-    TokensView,
+    AdapterMode, BackendError, Completion, Evaluator, EventSink, GenerateConfig, OpenConfig, Scores, Session,
+    SessionInfo, TokensView,
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::decoder::{Decoder, failed};
 use crate::export::Exported;
+use crate::lora::Fed;
 use crate::options::Options;
 use crate::provider::Provider;
 use crate::runtime::{self, Loaded};
@@ -37,7 +40,10 @@ impl OnnxSession {
     ) -> Result<Self, BackendError> {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if config.threads == 0 { cores } else { config.threads };
-        let decoder = Decoder::open(loaded, &exported, provider, threads, options.spin)?;
+        let mut decoder = Decoder::open(loaded, &exported, provider, threads, options.spin)?;
+        if let Some(folder) = config.adapter.as_deref().filter(|_| decoder.model.adapter_mode == AdapterMode::Runtime) {
+            decoder.adapter = Fed::read(folder, &decoder.model)?;
+        }
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();
         let longest = decoder.model.max_positions;
         Ok(OnnxSession {
@@ -45,7 +51,7 @@ impl OnnxSession {
             context: options.context.map_or(longest, |context| context.min(longest)),
             score_positions: options.score_positions,
             threads,
-            library: format!("ONNX Runtime {}", runtime::version()),
+            library: format!("ONNX Runtime {}", runtime::version(loaded)),
             decoder,
         })
     }
@@ -54,6 +60,20 @@ impl OnnxSession {
 impl Session for OnnxSession {
     fn evaluator(&mut self) -> Option<&mut dyn Evaluator> {
         Some(self)
+    }
+
+    fn set_adapter(&mut self, adapter: Option<&Path>) -> Result<(), BackendError> {
+        if self.decoder.model.adapter_mode == AdapterMode::Merge {
+            return Err(BackendError::unsupported(
+                "this session's model has its adapter merged: open it with the option adapter_mode = \"runtime\"",
+            ));
+        }
+        // What is there stays until the new one has been read whole.
+        self.decoder.adapter = match adapter {
+            Some(folder) => Fed::read(folder, &self.decoder.model)?,
+            None => Fed::default(),
+        };
+        Ok(())
     }
 
     fn info(&self) -> SessionInfo {
@@ -71,7 +91,7 @@ impl Session for OnnxSession {
                 model.weights
             )],
             parameters: model.parameters,
-            adapter_parameters: model.adapter_parameters,
+            adapter_parameters: model.adapter_parameters + self.decoder.adapter.parameters,
             vocab_size: model.vocab,
             max_positions: self.context,
         }

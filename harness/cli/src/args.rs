@@ -50,8 +50,10 @@ pub enum Command {
     Train(TrainArgs),
     /// Log-probability of every token of given texts, as JSON lines
     Score(ScoreArgs),
-    /// Continue given prompts, as JSON lines
+    /// Continue given prompts, as JSON lines in the order in which they are complete
     Generate(GenerateArgs),
+    /// Write a model in a backend's own format, e.g. ONNX
+    Export(ExportArgs),
     /// Evaluate one model on a suite's held-out items
     Eval(EvalArgs),
     /// Compare two reports, or two models of one, item by item; or two backends on one model
@@ -66,7 +68,7 @@ pub enum Command {
     Import(ImportArgs),
     /// List the backends found, and where they were looked for
     Backends,
-    /// Check this machine: backends and what they need, cores, memory
+    /// Check this machine: backends and what they need, cores, memory; with --determinism, whether a backend repeats itself
     Doctor(DoctorArgs),
     /// Print shell completions
     Completions {
@@ -81,12 +83,15 @@ pub enum Command {
 pub struct SuiteArgs {
     /// A suite: its name, its folder or its file
     pub suite: String,
-    /// Override a setting of the suite, e.g. --set train.lora.r=16
+    /// Override a setting of the suite, e.g. --set train.lora.r=16; --set train.full=false leaves that run out
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Device for training and evaluation: cpu, cuda:0, auto
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
+    /// Language of the report [default: the suite's]
+    #[arg(long, value_enum)]
+    pub language: Option<LanguageArg>,
     /// A bad line of data is an error
     #[arg(long)]
     pub strict: bool,
@@ -237,6 +242,37 @@ pub struct GenerateArgs {
     pub ignore_eos: bool,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AdapterModeArg {
+    /// Add the adapter to the weights
+    Merge,
+    /// Let adapters be fed to the exported base, and write those given beside it
+    Runtime,
+}
+
+#[derive(Args)]
+pub struct ExportArgs {
+    /// The model's folder (Hugging Face layout)
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// An adapter's folder (PEFT layout); with --adapter-mode runtime any number of them, each under its folder's name
+    /// unless one is given
+    #[arg(long, value_name = "[NAME=]DIR")]
+    pub adapter: Vec<String>,
+    /// The folder to write; there whole or not at all
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// What the weights become: f32, f16, bf16, int8, int4
+    #[arg(long, default_value = "f32")]
+    pub dtype: String,
+    /// How adapters get in
+    #[arg(long, value_enum, default_value = "merge")]
+    pub adapter_mode: AdapterModeArg,
+    /// The backend [default: the one that exports]
+    #[arg(long, value_name = "NAME")]
+    pub backend: Option<String>,
+}
+
 #[derive(Args)]
 pub struct EvalArgs {
     #[command(flatten)]
@@ -318,15 +354,69 @@ pub enum Format {
     Json,
     /// One line per item and model
     Csv,
+    /// One line per metric and model, with intervals and the difference to the base
+    CsvMetrics,
+    /// The result table for a paper (booktabs)
+    Latex,
+    /// A case per comparison and metric: significantly worse is a failure
+    Junit,
+    /// What github-action-benchmark reads, for its tools customSmallerIsBetter and customBiggerIsBetter (see --better)
+    GithubBenchmark,
+    /// The published base-against-fine-tuned table as its script computes and prints it, of a run folder or of a published
+    /// results file
+    SeedCompat,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Better {
+    /// Metrics of which less is better (customSmallerIsBetter)
+    Lower,
+    /// Metrics of which more is better (customBiggerIsBetter)
+    Higher,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LanguageArg {
+    /// English
+    En,
+    /// Simplified Chinese
+    Zh,
+}
+
+impl From<LanguageArg> for karat::report::Language {
+    fn from(language: LanguageArg) -> Self {
+        match language {
+            LanguageArg::En => karat::report::Language::English,
+            LanguageArg::Zh => karat::report::Language::Chinese,
+        }
+    }
 }
 
 #[derive(Args)]
 pub struct ReportArgs {
-    /// A run folder or report.json
+    /// A run folder or report.json; with --format seed-compat a run folder or a published results file
     pub report: PathBuf,
     /// What to print
     #[arg(long, value_enum, default_value = "md")]
     pub format: Format,
+    /// Language of the pages [default: the report's]
+    #[arg(long, value_enum)]
+    pub language: Option<LanguageArg>,
+    /// With --format github-benchmark: which metrics
+    #[arg(long, value_enum, default_value = "lower")]
+    pub better: Better,
+    /// With --format seed-compat: the base model, for its perplexity of its own texts
+    #[arg(long, value_name = "DIR")]
+    pub base_model: Option<PathBuf>,
+    /// With --format seed-compat: the fine-tuned model [default: the base model with the adapter]
+    #[arg(long, value_name = "DIR", requires = "base_model")]
+    pub finetuned_model: Option<PathBuf>,
+    /// With --format seed-compat: the fine-tuned model's adapter
+    #[arg(long, value_name = "DIR", requires = "base_model")]
+    pub finetuned_adapter: Option<PathBuf>,
+    /// With --format seed-compat: the backend that computes perplexities
+    #[arg(long, value_name = "NAME", default_value = "candle")]
+    pub backend: String,
     /// Splice the result table into this document instead, between <!-- karat:begin ID --> and <!-- karat:end ID -->
     #[arg(long, value_name = "FILE")]
     pub splice: Option<PathBuf>,
@@ -366,6 +456,10 @@ pub struct CheckArgs {
     /// suite's [gate.margins], then those of the units]
     #[arg(long, value_name = "METRIC=X")]
     pub margin: Vec<String>,
+    /// The backend's certificate of determinism (karat --json doctor --determinism): what it changes by itself is
+    /// subtracted from what the gate may conclude
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["flip_rate", "logprob_drift"])]
+    pub determinism: Option<PathBuf>,
     /// Share of generated texts that a repeated run changes by itself: subtracted from what the gate may conclude
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
     pub flip_rate: f64,
@@ -410,13 +504,6 @@ fn not_negative(text: &str) -> Result<f64, String> {
 }
 
 #[derive(Args)]
-pub struct DoctorArgs {
-    /// Fetch what a backend lacks (the ONNX Runtime library, with pip, into Karat's cache)
-    #[arg(long)]
-    pub fix: bool,
-}
-
-#[derive(Args)]
 pub struct MetricsArgs {
     /// JSON lines {"id", "reference", "candidate"}; `-` is standard input
     #[arg(long, value_name = "FILE")]
@@ -424,6 +511,38 @@ pub struct MetricsArgs {
     /// Metrics, separated by commas [default: all]
     #[arg(long, value_delimiter = ',')]
     pub metrics: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// Fetch what a backend lacks (the ONNX Runtime library, with pip, into Karat's cache)
+    #[arg(long, conflicts_with = "determinism")]
+    pub fix: bool,
+    /// Continue and score the same texts again, one by one and on one thread: exit code 0 if texts and, but for the batch,
+    /// every bit stay the same, else 5
+    #[arg(long)]
+    pub determinism: bool,
+    /// The model to try [default: the base of medical-r1]
+    #[arg(long, value_name = "DIR", requires = "determinism")]
+    pub model: Option<PathBuf>,
+    /// An adapter's folder (PEFT layout), applied on top
+    #[arg(long, value_name = "DIR", requires = "model")]
+    pub adapter: Option<PathBuf>,
+    /// The backend to try
+    #[arg(long, value_name = "NAME", default_value = "candle")]
+    pub backend: String,
+    /// Device: cpu, cuda:0, auto
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Threads of the first pass, compared with 1
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..))]
+    pub threads: u16,
+    /// Rows together in the first pass, compared with 1
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..))]
+    pub batch_size: u16,
+    /// Tokens each text is continued by
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub max_new_tokens: usize,
 }
 
 /// Element type of weights.

@@ -6,6 +6,7 @@ mod compare;
 mod data;
 mod doctor;
 mod eval;
+mod export;
 mod generate;
 mod import;
 mod metrics;
@@ -14,6 +15,7 @@ mod report;
 mod rows;
 mod run;
 mod score;
+mod seed_compat;
 mod train;
 
 use clap::CommandFactory;
@@ -31,9 +33,10 @@ pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
         Command::Train(args) => train::run(&args, global, output),
         Command::Score(args) => score::run(&args, global, output),
         Command::Generate(args) => generate::run(&args, global, output),
+        Command::Export(args) => export::run(&args, global, output),
         Command::Eval(args) => eval::run(&args, global, output),
         Command::Compare(args) => compare::run(&args, global, output),
-        Command::Report(args) => report::run(&args, output),
+        Command::Report(args) => report::run(&args, global, output),
         Command::Check(args) => check::run(&args, output),
         Command::Metrics(args) => metrics::run(&args, output),
         Command::Import(args) => import::run(&args, output),
