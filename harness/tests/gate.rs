@@ -236,6 +236,24 @@ fn a_baseline_is_a_name_a_file_or_a_report_and_says_what_is_wrong() {
     assert!(baseline::load(&path).unwrap_err().to_string().contains("no report"));
 }
 
+#[test]
+fn a_baseline_of_an_older_schema_is_refused_with_what_to_do_and_can_be_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("main.json");
+    baseline::accept(&fixture::report(), &path, &statement("the first")).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let current = format!("\"schema_version\": {}", karat::report::SCHEMA_VERSION);
+    assert!(text.contains(&current));
+    std::fs::write(&path, text.replace(&current, "\"schema_version\": 0")).unwrap();
+    let error = baseline::load(&path).unwrap_err();
+    assert!(error.to_string().contains("schema version 0"), "{error}");
+    assert!(error.help_text().unwrap().contains("--bless"));
+    let acceptance = baseline::accept(&fixture::report(), &path, &statement("another karat")).unwrap();
+    let change = acceptance.values["lora"]["nll_answer"];
+    assert!(change.old.is_some() && change.old == change.new, "{change:?}");
+    assert!(baseline::load(&path).is_ok());
+}
+
 /// Two regressions, one inconclusive check and a hostile name.
 fn mixed() -> (Checks, Report) {
     let baseline = fixture::report();

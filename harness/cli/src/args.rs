@@ -50,7 +50,7 @@ pub enum Command {
     Train(TrainArgs),
     /// Log-probability of every token of given texts, as JSON lines
     Score(ScoreArgs),
-    /// Continue given prompts, as JSON lines
+    /// Continue given prompts, as JSON lines in the order in which they are complete
     Generate(GenerateArgs),
     /// Evaluate one model on a suite's held-out items
     Eval(EvalArgs),
@@ -66,8 +66,8 @@ pub enum Command {
     Import(ImportArgs),
     /// List the backends found, and where they were looked for
     Backends,
-    /// Check this machine: backends, cores, memory
-    Doctor,
+    /// Check this machine: backends, cores, memory; with --determinism, whether a backend repeats itself
+    Doctor(DoctorArgs),
     /// Print shell completions
     Completions {
         /// The shell
@@ -81,12 +81,15 @@ pub enum Command {
 pub struct SuiteArgs {
     /// A suite: its name, its folder or its file
     pub suite: String,
-    /// Override a setting of the suite, e.g. --set train.lora.r=16
+    /// Override a setting of the suite, e.g. --set train.lora.r=16; --set train.full=false leaves that run out
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Device for training and evaluation: cpu, cuda:0, auto
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
+    /// Language of the report [default: the suite's]
+    #[arg(long, value_enum)]
+    pub language: Option<LanguageArg>,
     /// A bad line of data is an error
     #[arg(long)]
     pub strict: bool,
@@ -286,15 +289,69 @@ pub enum Format {
     Json,
     /// One line per item and model
     Csv,
+    /// One line per metric and model, with intervals and the difference to the base
+    CsvMetrics,
+    /// The result table for a paper (booktabs)
+    Latex,
+    /// A case per comparison and metric: significantly worse is a failure
+    Junit,
+    /// What github-action-benchmark reads, for its tools customSmallerIsBetter and customBiggerIsBetter (see --better)
+    GithubBenchmark,
+    /// The published base-against-fine-tuned table as its script computes and prints it, of a run folder or of a published
+    /// results file
+    SeedCompat,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Better {
+    /// Metrics of which less is better (customSmallerIsBetter)
+    Lower,
+    /// Metrics of which more is better (customBiggerIsBetter)
+    Higher,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LanguageArg {
+    /// English
+    En,
+    /// Simplified Chinese
+    Zh,
+}
+
+impl From<LanguageArg> for karat::report::Language {
+    fn from(language: LanguageArg) -> Self {
+        match language {
+            LanguageArg::En => karat::report::Language::English,
+            LanguageArg::Zh => karat::report::Language::Chinese,
+        }
+    }
 }
 
 #[derive(Args)]
 pub struct ReportArgs {
-    /// A run folder or report.json
+    /// A run folder or report.json; with --format seed-compat a run folder or a published results file
     pub report: PathBuf,
     /// What to print
     #[arg(long, value_enum, default_value = "md")]
     pub format: Format,
+    /// Language of the pages [default: the report's]
+    #[arg(long, value_enum)]
+    pub language: Option<LanguageArg>,
+    /// With --format github-benchmark: which metrics
+    #[arg(long, value_enum, default_value = "lower")]
+    pub better: Better,
+    /// With --format seed-compat: the base model, for its perplexity of its own texts
+    #[arg(long, value_name = "DIR")]
+    pub base_model: Option<PathBuf>,
+    /// With --format seed-compat: the fine-tuned model [default: the base model with the adapter]
+    #[arg(long, value_name = "DIR", requires = "base_model")]
+    pub finetuned_model: Option<PathBuf>,
+    /// With --format seed-compat: the fine-tuned model's adapter
+    #[arg(long, value_name = "DIR", requires = "base_model")]
+    pub finetuned_adapter: Option<PathBuf>,
+    /// With --format seed-compat: the backend that computes perplexities
+    #[arg(long, value_name = "NAME", default_value = "candle")]
+    pub backend: String,
     /// Splice the result table into this document instead, between <!-- karat:begin ID --> and <!-- karat:end ID -->
     #[arg(long, value_name = "FILE")]
     pub splice: Option<PathBuf>,
@@ -385,6 +442,35 @@ pub struct MetricsArgs {
     /// Metrics, separated by commas [default: all]
     #[arg(long, value_delimiter = ',')]
     pub metrics: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// Continue and score the same texts again, one by one and on one thread: exit code 0 if texts and, but for the batch,
+    /// every bit stay the same, else 5
+    #[arg(long)]
+    pub determinism: bool,
+    /// The model to try [default: the base of medical-r1]
+    #[arg(long, value_name = "DIR", requires = "determinism")]
+    pub model: Option<PathBuf>,
+    /// An adapter's folder (PEFT layout), applied on top
+    #[arg(long, value_name = "DIR", requires = "model")]
+    pub adapter: Option<PathBuf>,
+    /// The backend to try
+    #[arg(long, value_name = "NAME", default_value = "candle")]
+    pub backend: String,
+    /// Device: cpu, cuda:0, auto
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Threads of the first pass, compared with 1
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..))]
+    pub threads: u16,
+    /// Rows together in the first pass, compared with 1
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..))]
+    pub batch_size: u16,
+    /// Tokens each text is continued by
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub max_new_tokens: usize,
 }
 
 /// Element type of weights.

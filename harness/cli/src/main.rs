@@ -11,7 +11,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    let cli = args::Cli::parse();
+    let cli = match args::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return output::usage_error(&error),
+    };
     let output = output::Output::new(cli.global.json, cli.global.quiet);
     match commands::dispatch(cli, &output) {
         Ok(code) => ExitCode::from(code),

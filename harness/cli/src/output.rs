@@ -1,20 +1,23 @@
 //! Where text goes: data to standard output, words for people to standard error.
 
 use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
 
-use karat::Error;
+use karat::{Error, ErrorKind};
 use serde_json::{Value, json};
 
 /// The two streams and how much to say.
 pub struct Output {
     json: bool,
     quiet: bool,
+    /// Rows appear on the same terminal.
+    rows: bool,
 }
 
 impl Output {
     /// `json`: one object on standard output. `quiet`: only errors on standard error.
     pub fn new(json: bool, quiet: bool) -> Self {
-        Output { json, quiet }
+        Output { json, quiet, rows: false }
     }
 
     /// Whether one JSON object is wanted.
@@ -24,7 +27,12 @@ impl Output {
 
     /// Whether standard error is a terminal that may show progress bars.
     pub fn interactive(&self) -> bool {
-        !self.quiet && std::io::stderr().is_terminal()
+        !self.quiet && !self.rows && std::io::stderr().is_terminal()
+    }
+
+    /// The same, where rows are printed as they come: no bars between them on one terminal.
+    pub fn among_rows(&self) -> Output {
+        Output { rows: !self.json && std::io::stdout().is_terminal(), ..*self }
     }
 
     /// A line for people.
@@ -43,6 +51,16 @@ impl Output {
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             Err(e) => Err(Error::io("write", "standard output", e)),
             Ok(()) => Ok(()),
+        }
+    }
+
+    /// One line of several, written whole. False once nobody reads any more (`| head`): the rest need not be made.
+    pub fn row(&self, line: &Value) -> karat::Result<bool> {
+        let mut out = std::io::stdout().lock();
+        match out.write_all(format!("{line}\n").as_bytes()).and_then(|()| out.flush()) {
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+            Err(e) => Err(Error::io("write", "standard output", e)),
+            Ok(()) => Ok(true),
         }
     }
 
@@ -79,6 +97,26 @@ impl Output {
             to_stderr(&format!("  {} {help}", style("1;36", "help:")));
         }
     }
+}
+
+/// What clap says of a command line that makes no sense, or asks for help; with `--json` anywhere in it, the error is an
+/// object on standard output as well, as every other error.
+pub fn usage_error(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
+        let text = error.to_string();
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let what = lines.next().unwrap_or_default().trim_start_matches("error: ").to_string();
+        let help: Vec<&str> = lines.collect();
+        let object = json!({"error": {
+            "exit_code": ErrorKind::Usage.exit_code(), "what": what, "where": "the command line", "causes": [],
+            "help": help.join("\n"),
+        }});
+        // The error goes on to standard error, whether or not anyone reads this.
+        let _ = Output::new(true, false).data(&format!("{object:#}"));
+    }
+    // A closed pipe is no reason to panic.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))
 }
 
 /// A line on standard error. Unlike `eprintln!` it does not panic where nobody reads any more (`2>&1 | head`): a run of an

@@ -1,6 +1,7 @@
 //! Measuring a model: items, predictions, metrics, statistics.
 
 pub mod choice;
+pub mod determinism;
 pub mod flips;
 pub mod metric;
 pub mod stats;

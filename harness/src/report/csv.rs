@@ -1,6 +1,6 @@
-//! Per-item results as CSV (RFC 4180, line feeds): one row an item and model, one column a metric, full precision.
+//! Results as CSV (RFC 4180, line feeds), in full precision: a row an item and model, or a row a metric and model.
 
-use super::model::{ItemValues, Report};
+use super::model::{Direction, ItemValues, Report};
 
 /// All items of all models, in the report's order. An undefined value is an empty field.
 pub fn items(report: &Report) -> String {
@@ -21,13 +21,87 @@ pub fn items(report: &Report) -> String {
     csv
 }
 
+/// The table of results: every metric of every model with its interval, and beside it the paired difference to the model that the
+/// others are compared with. What is undefined, or has no comparison, is an empty field.
+pub fn metrics(report: &Report) -> String {
+    let mut csv = String::new();
+    let header = [
+        "metric",
+        "unit",
+        "better",
+        "model",
+        "value",
+        "ci_low",
+        "ci_high",
+        "n",
+        "missing",
+        "pooled",
+        "best",
+        "against",
+        "paired_n",
+        "difference",
+        "difference_ci_low",
+        "difference_ci_high",
+        "p_value",
+        "p_adjusted",
+        "improvement_percent",
+        "detectable",
+        "verdict",
+    ];
+    row(&mut csv, header.into_iter().map(String::from));
+    let number = |x: Option<f64>| x.map_or(String::new(), |x| x.to_string());
+    for metric in &report.metrics {
+        let better = match metric.direction {
+            Direction::Higher => "higher",
+            Direction::Lower => "lower",
+            Direction::Neutral => "",
+        };
+        for (model, value) in report.models.iter().filter_map(|m| Some((&m.name, metric.models.get(&m.name)?))) {
+            let mut fields = vec![
+                metric.name.clone(),
+                metric.unit.clone(),
+                better.to_string(),
+                model.clone(),
+                number(value.value),
+                number(value.ci_low),
+                number(value.ci_high),
+                value.n.to_string(),
+                value.missing.to_string(),
+                value.pooled.to_string(),
+                metric.best.contains(model).to_string(),
+            ];
+            let comparison = report.against_base().into_iter().find(|c| &c.candidate == model);
+            match comparison.and_then(|c| Some((c, c.metrics.get(&metric.name)?))) {
+                Some((comparison, c)) => fields.extend([
+                    comparison.baseline.clone(),
+                    c.n.to_string(),
+                    number(c.difference),
+                    number(c.ci_low),
+                    number(c.ci_high),
+                    number(c.p_value),
+                    number(c.p_adjusted),
+                    number(c.improvement_percent),
+                    number(c.detectable),
+                    name(serde_json::to_value(c.verdict)),
+                ]),
+                None => fields.resize(header.len(), String::new()),
+            }
+            row(&mut csv, fields.into_iter());
+        }
+    }
+    csv
+}
+
 /// The names that JSON uses.
 fn states(values: &ItemValues) -> (String, String) {
-    let name = |v: serde_json::Result<serde_json::Value>| match v {
-        Ok(serde_json::Value::String(s)) => s,
-        _ => String::new(),
-    };
     (name(serde_json::to_value(values.thinking)), name(serde_json::to_value(values.stop)))
+}
+
+fn name(value: serde_json::Result<serde_json::Value>) -> String {
+    match value {
+        Ok(serde_json::Value::String(name)) => name,
+        _ => String::new(),
+    }
 }
 
 fn row(csv: &mut String, fields: impl Iterator<Item = String>) {

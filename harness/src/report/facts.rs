@@ -3,43 +3,53 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use super::model::Report;
+use super::model::{Language, Report};
 use super::number::{self, short_hash};
+use super::terms::{split_rule, term};
 
 /// What was read, how it was cut, drawn, rendered and decoded, and the hashes of all of it.
 pub(super) fn facts(report: &Report) -> Vec<(&'static str, String)> {
-    let l = report.language.labels();
+    let (language, l) = (report.language, report.language.labels());
     let mut facts = vec![(l.suite, format!("{} (sha256 {})", report.suite.name, short_hash(&report.suite.sha256)))];
     for file in &report.data.files {
         let rows = number::grouped(file.rows);
         facts.push((l.data, format!("{}, {rows} {}, sha256 {}", file.name, l.rows, short_hash(&file.sha256))));
     }
     if !report.data.splits.is_empty() {
-        let rule =
-            if report.data.split_rule.is_empty() { String::new() } else { format!("; {}", report.data.split_rule) };
-        facts.push((l.splits, format!("{}{rule}", pairs(&report.data.splits))));
+        let rule = if report.data.split_rule.is_empty() {
+            String::new()
+        } else {
+            format!("{}{}", l.semicolon, split_rule(&report.data.split_rule, language))
+        };
+        facts.push((l.splits, format!("{}{rule}", pairs(&report.data.splits, language))));
     }
     facts.push((l.bad_rows, number::grouped(report.data.bad_row_count)));
     if !report.data.audit.is_empty() {
-        facts.push((l.audit, pairs(&report.data.audit)));
+        facts.push((l.audit, pairs(&report.data.audit, language)));
     }
     facts.push((l.decoding, decoding(report)));
     if !report.seeds.is_empty() {
-        facts.push((l.seeds, pairs(&report.seeds)));
+        facts.push((l.seeds, pairs(&report.seeds, language)));
     }
+    let comma = l.comma;
     let s = &report.statistics;
     facts.push((
         l.statistics,
         format!(
-            "{} resamples, seed {}, {} %",
+            "{} {}{comma}{} {}{comma}{} %",
             number::grouped(s.resamples as u64),
+            l.resamples,
+            l.seed,
             s.seed,
             number::fixed(100.0 * s.confidence, 0)
         ),
     ));
     let f = &report.fingerprints;
     let prints = [("data", &f.data), ("prompts", &f.prompts), ("template", &f.template), ("decoding", &f.decoding)];
-    facts.push((l.fingerprints, prints.map(|(name, hash)| format!("{name} {}", short_hash(hash))).join(", ")));
+    facts.push((
+        l.fingerprints,
+        prints.map(|(name, hash)| format!("{} {}", term(name, language), short_hash(hash))).join(comma),
+    ));
     for model in &report.models {
         facts.push((
             l.checkpoint,
@@ -50,33 +60,34 @@ pub(super) fn facts(report: &Report) -> Vec<(&'static str, String)> {
 }
 
 fn decoding(report: &Report) -> String {
-    let (d, g) = (&report.decoding, &report.decoding.generate);
+    let (d, g, l) = (&report.decoding, &report.decoding.generate, report.language.labels());
     let how = if g.temperature == 0.0 {
-        "greedy".to_string()
+        l.greedy.to_string()
     } else {
-        format!("temperature {}, top_p {}, top_k {}, seed {}", g.temperature, g.top_p, g.top_k, g.seed)
+        format!("{} {}, top_p {}, top_k {}, {} {}", l.temperature, g.temperature, g.top_p, g.top_k, l.seed, g.seed)
     };
     let thinking = d.enable_thinking.map_or(String::new(), |on| format!(", enable_thinking={on}"));
     format!(
-        "{how}, max_new_tokens {}, template {}{thinking}, max_length {}",
-        g.max_new_tokens, d.template, d.max_length
+        "{how}, max_new_tokens {}, {} {}{thinking}, max_length {}",
+        g.max_new_tokens, l.template, d.template, d.max_length
     )
 }
 
-fn pairs<V: Display>(map: &BTreeMap<String, V>) -> String {
-    map.iter().map(|(k, v)| format!("{k} {v}")).collect::<Vec<_>>().join(", ")
+fn pairs<V: Display>(map: &BTreeMap<String, V>, language: Language) -> String {
+    let pair = |(k, v): (&String, &V)| format!("{} {v}", term(k, language));
+    map.iter().map(pair).collect::<Vec<_>>().join(language.labels().comma)
 }
 
 /// What was volatile: version, machine, backends, stages, paths.
 pub(super) fn environment(report: &Report) -> Vec<(String, String)> {
-    let l = report.language.labels();
+    let (language, l) = (report.language, report.language.labels());
     let e = &report.environment;
     let mut facts = Vec::new();
     if !e.karat.is_empty() {
         facts.push(("karat".to_string(), e.karat.clone()));
     }
     if !e.machine.is_empty() {
-        facts.push((l.machine.to_string(), pairs(&e.machine)));
+        facts.push((l.machine.to_string(), pairs(&e.machine, language)));
     }
     for p in &e.plugins {
         let text = format!("{} {}, sha256 {}, {}", p.name, p.version, short_hash(&p.sha256), p.path);
@@ -85,9 +96,9 @@ pub(super) fn environment(report: &Report) -> Vec<(String, String)> {
     for model in report.models.iter().filter_map(|m| Some((&m.name, e.costs.get(&m.name)?))) {
         let (name, cost) = model;
         let kernels = if cost.kernels.is_empty() { String::new() } else { format!(", {}", cost.kernels.join(", ")) };
-        facts.push((name.clone(), format!("{}, {} threads{kernels}", cost.device, cost.threads)));
+        facts.push((name.clone(), format!("{}, {} {}{kernels}", cost.device, cost.threads, l.threads)));
     }
-    facts.extend(e.seconds.iter().map(|(stage, s)| (stage.clone(), number::duration(*s))));
-    facts.extend(e.paths.iter().chain(&e.notes).map(|(k, v)| (k.clone(), v.clone())));
+    facts.extend(e.seconds.iter().map(|(stage, s)| (term(stage, language), number::duration(*s))));
+    facts.extend(e.paths.iter().chain(&e.notes).map(|(k, v)| (term(k, language), v.clone())));
     facts
 }

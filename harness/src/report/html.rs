@@ -14,7 +14,7 @@ use super::model::{Comparison, Direction, Example, ItemRow, Metric, Report, Verd
 use super::number::{self, UNDEFINED};
 use super::text::visible;
 use super::words::{self, Labels};
-use super::{diff, facts, plot, tables};
+use super::{diff, facts, plot, tables, terms};
 use crate::backend::StopReason;
 use crate::error::{Error, Result};
 
@@ -138,7 +138,7 @@ fn metric_row(metric: &Metric, report: &Report) -> Value {
     context! {
         title => metric.title(report.language),
         arrow => metric.arrow(),
-        unit => metric.unit.as_str(),
+        unit => terms::unit(metric, report.language),
         values,
         changes,
         n => tables::sample_size(metric, report),

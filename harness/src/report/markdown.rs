@@ -7,9 +7,9 @@ use std::fmt::Write;
 
 use super::model::{Example, Language, Metric, Model, Report};
 use super::number::{self, UNDEFINED};
-use super::tables;
 use super::text::escaped;
 use super::words::{self, Labels};
+use super::{tables, terms};
 
 /// The whole report, in its own language.
 pub fn render(report: &Report) -> String {
@@ -83,7 +83,8 @@ pub fn results_table(report: &Report) -> String {
 }
 
 fn metric_title(metric: &Metric, language: Language) -> String {
-    let unit = if metric.unit.is_empty() { String::new() } else { format!(" ({})", cell(&metric.unit)) };
+    let unit = terms::unit(metric, language);
+    let unit = if unit.is_empty() { unit } else { format!(" ({})", cell(&unit)) };
     format!("{}{unit} {}", cell(metric.title(language)), metric.arrow()).trim_end().to_string()
 }
 

@@ -4,6 +4,7 @@
 //! the Markdown ([`markdown`]), the page ([`html`]), the plots ([`plot`]), the table of items ([`csv`]) and the blocks of a
 //! README ([`splice`]); [`write()`] puts them in a folder. The same report gives the same bytes.
 
+pub mod benchmark;
 mod build;
 pub mod compare;
 pub mod csv;
@@ -12,14 +13,18 @@ mod facts;
 pub mod gate;
 pub mod html;
 pub mod junit;
+pub mod latex;
 pub mod markdown;
 mod model;
 mod number;
 pub mod plot;
+pub mod seed_compat;
 mod significance;
 pub mod splice;
 mod tables;
+mod terms;
 mod text;
+pub mod verdicts;
 mod warning;
 mod words;
 mod write;

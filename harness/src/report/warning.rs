@@ -81,6 +81,11 @@ pub enum Warning {
     },
     /// Overlap metrics do not measure correctness.
     OverlapIsNotCorrectness,
+    /// Items whose whole answer fell to the maximum length.
+    Dropped {
+        /// How many.
+        count: u64,
+    },
     /// Something the caller found.
     Other {
         /// In the report's language.

@@ -90,6 +90,14 @@ labels! {
     truncated: "truncated", "被截断";
     none_found: "No item matches.", "没有符合条件的条目。";
     items_word: "items", "条";
+    comma: ", ", "，";
+    semicolon: "; ", "；";
+    resamples: "resamples", "次重采样";
+    seed: "seed", "随机种子";
+    greedy: "greedy", "贪心";
+    temperature: "temperature", "温度";
+    template: "template", "模板";
+    threads: "threads", "线程";
 }
 
 impl Language {
@@ -357,6 +365,10 @@ pub(super) fn warning(warning: &Warning, report: &Report, language: Language) ->
                 "与参考文本的重合不等于正确：被否定的句子可能比正确的改写得分更高。请阅读原文。",
             )
             .into(),
+        Warning::Dropped { count } => language.pick(
+            format!("{count} items lost their whole answer to the maximum length and were left out."),
+            format!("有 {count} 条因超过最大长度失去了全部回答，已被剔除。"),
+        ),
         Warning::Other { text } => text.clone(),
     }
 }

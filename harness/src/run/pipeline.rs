@@ -354,8 +354,7 @@ fn inputs<'a>(
     let mut warnings = Vec::new();
     let dropped = sum(|s| s.dropped.len());
     if dropped > 0 {
-        let text = format!("{dropped} items lost their whole answer to the maximum length and were left out");
-        warnings.push(Warning::Other { text });
+        warnings.push(Warning::Dropped { count: dropped });
     }
     Ok(Inputs {
         language: suite.language,

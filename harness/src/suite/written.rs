@@ -145,7 +145,7 @@ pub(super) fn toml_error(error: &toml::de::Error, text: &str, path: &Path) -> Er
 }
 
 /// Applies one `key.path=value`. The value is TOML; what is not TOML is a string. In `train.lora` and `train.full` the
-/// flat keys of the file are understood, and a shared `train.KEY` reaches both. A run that the file does not have begins
+/// flat keys of the file are understood, `false` leaves the run out, and a shared `train.KEY` reaches both. A run that the file does not have begins
 /// with the `shared` hyperparameters.
 pub(super) fn set(table: &mut Table, shared: &mut Table, assignment: &str) -> Result<()> {
     let Some((key, value)) = assignment.split_once('=') else {
@@ -154,6 +154,12 @@ pub(super) fn set(table: &mut Table, shared: &mut Table, assignment: &str) -> Re
     };
     let value = parse_value(value.trim());
     let parts: Vec<&str> = key.trim().split('.').collect();
+    if let (["train", run @ ("lora" | "full")], Value::Boolean(false)) = (parts.as_slice(), &value) {
+        if let Some(Value::Table(train)) = table.get_mut("train") {
+            train.remove(*run);
+        }
+        return Ok(());
+    }
     if let ["train", run @ ("lora" | "full"), ..] = parts.as_slice()
         && table.get("train").and_then(|t| t.get(run)).is_none()
     {
@@ -165,6 +171,8 @@ pub(super) fn set(table: &mut Table, shared: &mut Table, assignment: &str) -> Re
                 let own = nest(run, own, shared);
                 insert(table, &["train", run], Value::Table(own))
             }
+            // Begun above, if it was not there.
+            Value::Boolean(true) => Ok(()),
             value => insert(table, &["train", run], value),
         },
         ["train", run @ ("lora" | "full"), leaf] => {

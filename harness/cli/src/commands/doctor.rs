@@ -1,14 +1,21 @@
-//! `karat doctor`: is this machine ready?
+//! `karat doctor`: is this machine ready, and do its numbers repeat?
 
-use karat::Result;
-use karat::run::machine;
+use karat::backend::OpenConfig;
+use karat::data::tokens::Tokenizer;
+use karat::eval::determinism::{Certificate, Trial, certify};
+use karat::run::{Backends, machine};
+use karat::suite::Suite;
+use karat::{Error, ErrorKind, Result};
 use serde_json::json;
 
-use crate::args::Global;
-use crate::host::Plugins;
+use crate::args::{DoctorArgs, Global};
+use crate::host::{Plugins, cancel_on_interrupt};
 use crate::output::Output;
 
-pub fn run(global: &Global, output: &Output) -> Result<u8> {
+pub fn run(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8> {
+    if args.determinism {
+        return determinism(args, global, output);
+    }
     let machine = machine();
     let mut text: String = machine.iter().map(|(k, v)| format!("{k:<10} {v}\n")).collect();
     let plugins = Plugins::new(global)?;
@@ -28,5 +35,86 @@ pub fn run(global: &Global, output: &Output) -> Result<u8> {
     let ready = found.iter().any(|f| f.name == "candle" && f.plugin.is_ok());
     text.push_str(if ready { "ready: cargo karat run medical-r1\n" } else { "not ready: no backend that trains\n" });
     output.result(&json!({"machine": machine, "backends": states, "ready": ready}), &text)?;
-    Ok(if ready { 0 } else { karat::ErrorKind::Backend.exit_code() })
+    Ok(if ready { 0 } else { ErrorKind::Backend.exit_code() })
+}
+
+/// Texts of different lengths, scripts and digits; more follow from joining them.
+const TEXTS: [&str; 8] = [
+    "The capital of France is",
+    "二甲双胍是一种",
+    "In 1969, 12 people",
+    "Question: What is 17 + 25?\nAnswer:",
+    "The heart pumps blood through the arteries, and the veins return it. The lungs",
+    "患者，男，58岁，因胸痛3小时入院。既往有高血压病史10年。初步诊断考虑",
+    "fn main() {\n    let total: u32 = (1..=10).sum();\n    println!(",
+    "once",
+];
+
+fn determinism(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8> {
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None => {
+            let suite = Suite::load("medical-r1", &[])
+                .map_err(|_| Error::usage("which model is to be tried?").help("add --model DIR"))?;
+            suite.model.base
+        }
+    };
+    let backend = Plugins::new(global)?.backend(&args.backend)?;
+    let cancel = cancel_on_interrupt()?;
+    let prompts = match model.join("tokenizer.json").is_file() {
+        true => {
+            let tokenizer = Tokenizer::from_model_dir(&model)?;
+            let long = TEXTS.concat();
+            let texts = TEXTS.into_iter().chain([long.as_str()]);
+            texts.map(|text| tokenizer.encode(text)).collect::<Result<Vec<_>>>()?
+        }
+        // Ids that every vocabulary has.
+        false => (0..9u32).map(|row| (0..5 + 7 * row).map(|i| (i * 7 + row * 3) % 40).collect()).collect(),
+    };
+    let trial = Trial {
+        prompts: prompts.into_iter().filter(|p| !p.is_empty()).collect(),
+        max_new_tokens: args.max_new_tokens,
+        batch_size: args.batch_size.into(),
+        threads: args.threads.into(),
+    };
+    let open = OpenConfig { adapter: args.adapter.clone(), device: args.device.clone(), ..OpenConfig::new(&model) };
+    let mut watch = |pass: &str| output.say(format!("  {pass}"));
+    let certificate = certify(&backend, &open, &trial, &mut watch, &cancel)?;
+    output.result(&json!(certificate), &text(&certificate))?;
+    Ok(if certificate.deterministic { 0 } else { ErrorKind::Backend.exit_code() })
+}
+
+fn text(c: &Certificate) -> String {
+    let info = &c.session;
+    let mut text = format!(
+        "{} on {} ({}), {} threads, {} texts in batches of {}, {} tokens scored\n",
+        c.backend, info.device, info.dtype, info.threads, c.texts, c.batch_size, c.tokens
+    );
+    for kernel in &info.kernels {
+        text.push_str(&format!("  {kernel}\n"));
+    }
+    text.push_str("against       texts changed   argmax changed   log-probabilities changed   largest drift (nats)\n");
+    for row in &c.comparisons {
+        text.push_str(&format!(
+            "{:<12}  {:>13}   {:>14}   {:>25}   {:>20.1e}  {}\n",
+            row.pass,
+            format!("{}/{}", row.flipped_texts, c.texts),
+            format!("{}/{}", row.flipped_tokens, c.tokens),
+            format!("{}/{}", row.differing_logprobs, c.tokens),
+            row.logprob_drift,
+            if row.holds() { "holds" } else { "BROKEN" },
+        ));
+    }
+    text.push_str(match (c.deterministic, c.logprob_drift == 0.0) {
+        (true, true) => "deterministic: the same bits, whatever the batch and the threads\n",
+        (true, false) => "deterministic: the same texts; log-probabilities depend on the batch by the drift above\n",
+        (false, _) => "NOT deterministic: this backend does not keep what backends promise\n",
+    });
+    if c.flip_rate > 0.0 || c.logprob_drift > 0.0 {
+        text.push_str(&format!(
+            "gate with it: karat check --flip-rate {} --logprob-drift {:e}\n",
+            c.flip_rate, c.logprob_drift
+        ));
+    }
+    text
 }

@@ -1,11 +1,14 @@
 //! `karat generate`: continues given prompts.
 
-use karat::Result;
-use karat::backend::{Event, Tokens};
+use std::cell::Cell;
+
+use karat::backend::{Completion, Event, Tokens};
 use karat::data::tokens::Tokenizer;
 use karat::run::{Backends, StageSink, backend_error, evaluator};
+use karat::{Error, Result};
 use serde_json::{Value, json};
 
+use super::rows::Printer;
 use crate::args::{GenerateArgs, Global};
 use crate::host::{Plugins, cancel_on_interrupt, generate_config, open_config};
 use crate::output::Output;
@@ -26,27 +29,50 @@ pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> 
     let mut session = backend.open(&open_config(&args.model))?;
     let evaluator = evaluator(&mut session, &args.model.backend)?;
     let prompts: Tokens = rows.iter().map(|r| &r.ids).collect();
-    let mut progress = Progress::new(output);
-    let mut sink = StageSink {
-        stage: "generate",
-        total: None,
-        observer: &mut progress,
-        cancel: &cancel,
-        keep: |_: &Event| Ok(()),
-        error: None,
-    };
-    let completions =
-        evaluator.generate(prompts.view(), &config, &mut sink).map_err(|e| backend_error("generation failed", e))?;
-    drop(progress);
-    let mut lines = Vec::with_capacity(rows.len());
-    for (row, completion) in rows.into_iter().zip(completions) {
+    let quiet = output.among_rows();
+    let mut progress = Progress::new(&quiet);
+    let mut printer = Printer::new(output, rows.len());
+    let unread = Cell::new(false);
+    let line = |row: usize, completion: &Completion| -> Result<Value> {
+        let id = rows.get(row).map(|r| &r.id);
+        let id = id.ok_or_else(|| Error::backend(format!("the backend completed row {row} of {}", rows.len())))?;
         let ended = completion.ids.last().is_some_and(|id| config.stop_ids.contains(id));
         let text = match &tokenizer {
             Some(t) => Value::from(t.decode(&completion.ids[..completion.ids.len() - usize::from(ended)], true)?),
             None => Value::Null,
         };
-        lines.push(json!({"id": row.id, "ids": completion.ids, "text": text, "stop": completion.stop}));
+        Ok(json!({"id": id, "ids": completion.ids, "text": text, "stop": completion.stop}))
+    };
+    let mut sink = StageSink {
+        stage: "generate",
+        total: None,
+        observer: &mut progress,
+        cancel: &cancel,
+        keep: |event: &Event| {
+            let Event::Completion { row, completion } = event else { return Ok(()) };
+            if !printer.put(*row, line(*row, completion)?)? {
+                unread.set(true);
+                return Err(Error::interrupted());
+            }
+            Ok(())
+        },
+        error: None,
+    };
+    let result = evaluator.generate(prompts.view(), &config, &mut sink);
+    let error = sink.error.take();
+    drop(progress);
+    if unread.get() {
+        return Ok(0);
     }
-    super::score::print(&lines, output)?;
+    let completions = match (error, result) {
+        (None, Ok(completions)) => completions,
+        (Some(error), _) => return Err(error),
+        (None, Err(error)) => return Err(backend_error("generation failed", error)),
+    };
+    // Completions are told as they come and returned all together; a row that was only returned is printed now.
+    for (row, completion) in completions.iter().enumerate() {
+        printer.put(row, line(row, completion)?)?;
+    }
+    printer.finish()?;
     Ok(0)
 }

@@ -13,6 +13,7 @@ mod report;
 mod rows;
 mod run;
 mod score;
+mod seed_compat;
 mod train;
 
 use clap::CommandFactory;
@@ -32,12 +33,12 @@ pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
         Command::Generate(args) => generate::run(&args, global, output),
         Command::Eval(args) => eval::run(&args, global, output),
         Command::Compare(args) => compare::run(&args, output),
-        Command::Report(args) => report::run(&args, output),
+        Command::Report(args) => report::run(&args, global, output),
         Command::Check(args) => check::run(&args, output),
         Command::Metrics(args) => metrics::run(&args, output),
         Command::Import(args) => import::run(&args, output),
         Command::Backends => backends::run(global, output),
-        Command::Doctor => doctor::run(global, output),
+        Command::Doctor(args) => doctor::run(&args, global, output),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "karat", &mut text);

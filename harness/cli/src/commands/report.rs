@@ -1,15 +1,22 @@
 //! `karat report`: pages of a stored report.
 
+use clap::ValueEnum;
 use karat::Result;
 use karat::report::splice::{self, Mode};
-use karat::report::{self, csv, html, markdown};
+use karat::report::{self, Direction, benchmark, csv, html, latex, markdown, verdicts};
 use serde_json::json;
 
-use crate::args::{Format, ReportArgs};
+use crate::args::{Better, Format, Global, ReportArgs};
 use crate::output::Output;
 
-pub fn run(args: &ReportArgs, output: &Output) -> Result<u8> {
-    let report = super::compare::load(&args.report)?;
+pub fn run(args: &ReportArgs, global: &Global, output: &Output) -> Result<u8> {
+    if args.format == Format::SeedCompat {
+        return super::seed_compat::run(args, global, output);
+    }
+    let mut report = super::compare::load(&args.report)?;
+    if let Some(language) = args.language {
+        report.language = language.into();
+    }
     if let Some(document) = &args.splice {
         let id = args.id.clone().unwrap_or_else(|| report.suite.name.clone());
         let mode = if args.check { Mode::Check } else { Mode::Write };
@@ -33,13 +40,26 @@ pub fn run(args: &ReportArgs, output: &Output) -> Result<u8> {
         Format::Html => html::render(&report)?,
         Format::Json => report.to_json()?,
         Format::Csv => csv::items(&report),
+        Format::CsvMetrics => csv::metrics(&report),
+        Format::Latex => latex::table(&report),
+        Format::Junit => verdicts::junit(&report),
+        Format::GithubBenchmark => {
+            let direction = match args.better {
+                Better::Lower => Direction::Lower,
+                Better::Higher => Direction::Higher,
+            };
+            benchmark::github(&report, direction)?
+        }
+        Format::SeedCompat => String::new(),
     };
-    // With --json the page is a string of the one object; the report itself is one already.
     match args.format {
-        Format::Json => output.data(&text)?,
-        Format::Md => output.result(&json!({"format": "md", "text": text}), &text)?,
-        Format::Html => output.result(&json!({"format": "html", "text": text}), &text)?,
-        Format::Csv => output.result(&json!({"format": "csv", "text": text}), &text)?,
+        // These are JSON already.
+        Format::Json | Format::GithubBenchmark => output.data(&text)?,
+        // With --json the page is a string of the one object.
+        format => {
+            let name = format.to_possible_value().map(|v| v.get_name().to_string());
+            output.result(&json!({"format": name, "text": text}), &text)?;
+        }
     }
     Ok(0)
 }

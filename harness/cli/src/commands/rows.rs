@@ -7,7 +7,9 @@ use karat::data::template::{ChatTemplate, Message, RenderOptions};
 use karat::data::tokens::Tokenizer;
 use karat::{Error, Result};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::output::Output;
 
 /// One row to work on.
 pub struct Row {
@@ -94,4 +96,38 @@ pub fn read(path: &Path, model: &Path) -> Result<Vec<Row>> {
         return Err(Error::data("the input has no lines").at(path.display()));
     }
     Ok(rows)
+}
+
+/// Prints every row as soon as it is complete. With `--json` all wait for the end and make one object, in the order of the
+/// input.
+pub struct Printer<'a> {
+    output: &'a Output,
+    /// By the input's order: whether a row was put, and with `--json` the row.
+    rows: Vec<Option<Value>>,
+}
+
+impl<'a> Printer<'a> {
+    /// For so many rows.
+    pub fn new(output: &'a Output, rows: usize) -> Self {
+        Printer { output, rows: vec![None; rows] }
+    }
+
+    /// Row `row` is complete; one that was put before stays as it was. False once nobody reads any more.
+    pub fn put(&mut self, row: usize, line: Value) -> Result<bool> {
+        if self.rows[row].is_some() {
+            return Ok(true);
+        }
+        let json = self.output.json();
+        let read = json || self.output.row(&line)?;
+        self.rows[row] = Some(if json { line } else { Value::Null });
+        Ok(read)
+    }
+
+    /// All rows are there: the object with `--json`.
+    pub fn finish(self) -> Result<()> {
+        match self.output.json() {
+            true => self.output.data(&json!({ "rows": self.rows }).to_string()),
+            false => Ok(()),
+        }
+    }
 }

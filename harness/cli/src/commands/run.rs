@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use karat::report::{self, Report};
 use karat::run::{remove, run as carry_out};
 use karat::suite::Suite;
@@ -35,6 +36,9 @@ pub fn run(args: &RunArgs, global: &Global, output: &Output) -> Result<u8> {
 pub fn load_suite(args: &SuiteArgs) -> Result<Suite> {
     let mut overrides = args.set.clone();
     overrides.extend(args.device.iter().map(|d| format!("model.device={d}")));
+    if let Some(language) = args.language.and_then(|l| l.to_possible_value()) {
+        overrides.push(format!("language=\"{}\"", language.get_name()));
+    }
     if args.strict {
         overrides.push("data.strict=true".into());
     }

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::fsio;
-use crate::report::{Environment, Report};
+use crate::report::{Environment, Fingerprints, Report};
 
 /// The version of the file this build writes and reads.
 pub const BASELINE_VERSION: u32 = 1;
@@ -49,6 +49,8 @@ pub struct Acceptance {
     pub environment: BTreeMap<String, String>,
     /// SHA-256 of the baseline file that this one took the place of; none for the first.
     pub previous_sha256: Option<String>,
+    /// What its report answers.
+    pub fingerprints: Fingerprints,
     /// Fingerprints that changed with it: `data`, `prompts`, `template`, `decoding`. The values before and after are then
     /// no comparison.
     pub changed: Vec<String>,
@@ -119,35 +121,43 @@ pub fn file(folder: &Path, suite: &str, spec: &str) -> Result<PathBuf> {
 /// # Errors
 /// A file that is not there, with the command that makes one; one that is neither.
 pub fn load(path: &Path) -> Result<Report> {
-    Ok(read(path)?.0)
+    let place = path.display().to_string();
+    let text = read(path)?;
+    let Some((_, report)) = parts(&text, &place)? else { return Report::from_json(&text, &place) };
+    Report::from_json(&report.to_string(), &place).map_err(|e| e.help(BLESS_ANOTHER))
 }
 
-/// The report of a baseline (`true`), or a plain one (`false`).
-fn read(path: &Path) -> Result<(Report, bool)> {
-    let text = std::fs::read_to_string(path).map_err(|e| {
+const BLESS_ANOTHER: &str = "evaluate again and accept that: karat check SUITE --bless --reason TEXT";
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| {
         Error::io("read the baseline", path, e)
             .help("save one first: karat check SUITE --save-baseline NAME; or give the path of a report.json")
-    })?;
-    let place = path.display().to_string();
-    let version = serde_json::from_str::<Value>(&text).ok().and_then(|v| v.get("baseline_version").cloned());
-    let Some(version) = version else { return Report::from_json(&text, &place).map(|report| (report, false)) };
-    if version != BASELINE_VERSION {
+    })
+}
+
+/// The acceptance and the report of a baseline file; none of another file. The report is left as it is: its own reader
+/// knows about versions.
+fn parts(text: &str, place: &str) -> Result<Option<(Acceptance, Value)>> {
+    let Ok(mut value) = serde_json::from_str::<Value>(text) else { return Ok(None) };
+    let Some(version) = value.get("baseline_version") else { return Ok(None) };
+    if *version != BASELINE_VERSION {
         return Err(Error::data(format!("the baseline has version {version}, this karat reads {BASELINE_VERSION}"))
             .at(place)
-            .help("use the karat that wrote it, or save a new one with --bless --reason TEXT"));
+            .help(BLESS_ANOTHER));
     }
-    let baseline: Baseline = serde_json::from_str(&text).map_err(|e| {
-        Error::data("the baseline is damaged").at(format!("{place}:{}:{}", e.line(), e.column())).because(e)
-    })?;
-    // The report inside has a version of its own; its own reader says what to do about another.
-    let inner = serde_json::to_string(&baseline.report).map_err(|e| Error::failed("no JSON").because(e))?;
-    Ok((Report::from_json(&inner, &place)?, true))
+    let damaged = || Error::data("the baseline is damaged").at(place).help(BLESS_ANOTHER);
+    let report = value.get_mut("report").map(Value::take).ok_or_else(damaged)?;
+    let acceptance = value.get_mut("acceptance").map(Value::take).ok_or_else(damaged)?;
+    let acceptance = serde_json::from_value(acceptance).map_err(|e| damaged().because(e))?;
+    Ok(Some((acceptance, report)))
 }
 
 /// Accepts `report` as the baseline in `path`, in place of what is there: appends to the history beside it, then writes the file.
+/// What is there may hold a report of an older schema: its acceptance has what is asked of it.
 ///
 /// # Errors
-/// No reason given; a file there that is a plain report, which nobody wants overwritten, or is broken; I/O.
+/// No reason given; a file there that is no baseline, which nobody wants overwritten, or is damaged; I/O.
 pub fn accept(report: &Report, path: &Path, statement: &Statement) -> Result<Acceptance> {
     let reason = statement.reason.trim();
     if reason.is_empty() {
@@ -155,10 +165,10 @@ pub fn accept(report: &Report, path: &Path, statement: &Statement) -> Result<Acc
     }
     let (old, previous_sha256) = match path.is_file() {
         false => (None, None),
-        true => match read(path)? {
-            (old, true) => (Some(old), Some(fsio::sha256_file(path)?)),
-            (_, false) => {
-                return Err(Error::usage("this is a report, not a baseline: it is not overwritten")
+        true => match parts(&read(path)?, &path.display().to_string())? {
+            Some((old, _)) => (Some(old), Some(fsio::sha256_file(path)?)),
+            None => {
+                return Err(Error::usage("this is a report or another file, not a baseline: it is not overwritten")
                     .at(path.display())
                     .help("accept under a name: --baseline NAME --bless --reason TEXT"));
             }
@@ -175,7 +185,8 @@ pub fn accept(report: &Report, path: &Path, statement: &Statement) -> Result<Acc
         commit: statement.commit.clone(),
         environment,
         previous_sha256,
-        changed: old.as_ref().map_or_else(Vec::new, |old| changed(old, report)),
+        fingerprints: report.fingerprints.clone(),
+        changed: old.as_ref().map_or_else(Vec::new, |old| changed(&old.fingerprints, &report.fingerprints)),
         values: changes(old.as_ref(), report),
     };
     let baseline =
@@ -206,24 +217,31 @@ fn append(path: &Path, acceptance: &Acceptance) -> Result<()> {
     fsio::write_atomic(path, &bytes)
 }
 
-fn changed(old: &Report, new: &Report) -> Vec<String> {
-    let mismatches = crate::report::compare::mismatches(old, new);
-    mismatches.iter().map(|m| m.what.to_string()).collect()
+fn changed(old: &Fingerprints, new: &Fingerprints) -> Vec<String> {
+    let pairs = [
+        ("data", &old.data, &new.data),
+        ("prompts", &old.prompts, &new.prompts),
+        ("template", &old.template, &new.template),
+        ("decoding", &old.decoding, &new.decoding),
+    ];
+    pairs.into_iter().filter(|(_, old, new)| old != new).map(|(what, ..)| what.to_string()).collect()
 }
 
-fn changes(old: Option<&Report>, new: &Report) -> BTreeMap<String, BTreeMap<String, Change>> {
-    let mut all: BTreeMap<String, BTreeMap<String, Change>> = BTreeMap::new();
-    let mut put = |report: &Report, set: fn(&mut Change, Option<f64>)| {
-        for metric in &report.metrics {
-            for (model, value) in &metric.models {
-                set(all.entry(model.clone()).or_default().entry(metric.name.clone()).or_default(), value.value);
-            }
+type Changes = BTreeMap<String, BTreeMap<String, Change>>;
+
+fn changes(old: Option<&Acceptance>, new: &Report) -> Changes {
+    let mut all = Changes::new();
+    for (model, values) in old.into_iter().flat_map(|old| &old.values) {
+        // What was gone before is not gone again.
+        for (metric, change) in values.iter().filter(|(_, c)| c.new.is_some()) {
+            all.entry(model.clone()).or_default().entry(metric.clone()).or_default().old = change.new;
         }
-    };
-    if let Some(old) = old {
-        put(old, |c, v| c.old = v);
     }
-    put(new, |c, v| c.new = v);
+    for metric in &new.metrics {
+        for (model, value) in &metric.models {
+            all.entry(model.clone()).or_default().entry(metric.name.clone()).or_default().new = value.value;
+        }
+    }
     all
 }
 

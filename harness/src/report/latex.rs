@@ -1,0 +1,105 @@
+//! The result table as LaTeX, for a paper: `booktabs`, the best in bold, ± and significance marks.
+//!
+//! It needs `\usepackage{booktabs}`, and for Chinese a class such as `ctexart` under XeLaTeX. Everything that is not ours is
+//! escaped: a name or title can hold anything.
+
+use std::fmt::Write;
+
+use super::model::{Metric, Report};
+use super::number::{self, UNDEFINED};
+use super::{tables, terms, words};
+
+/// A `table` with the rows and columns of the Markdown report, the verdict as its caption, labelled `tab:SUITE`.
+pub fn table(report: &Report) -> String {
+    let l = report.language.labels();
+    let against = report.against_base();
+    let columns = report.models.len() + against.len() + 1;
+    let mut tex = String::from("% \\usepackage{booktabs}\n\\begin{table}[t]\n\\centering\n\\small\n");
+    let _ = writeln!(tex, "\\caption{{{}}}", escaped(&words::verdict(report, report.language)));
+    let label: String = report.suite.name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+    let _ = writeln!(tex, "\\label{{tab:{label}}}");
+    let _ = writeln!(tex, "\\begin{{tabular}}{{l{}}}\n\\toprule", "r".repeat(columns));
+    let mut header = vec![l.metric.to_string()];
+    header.extend(report.models.iter().map(|m| m.name.clone()));
+    header.extend(against.iter().map(|c| format!("{} {} {}", c.candidate, l.against, c.baseline)));
+    header.push("n".to_string());
+    row(&mut tex, &header.iter().map(|h| escaped(h)).collect::<Vec<_>>());
+    tex.push_str("\\midrule\n");
+    for metric in &report.metrics {
+        let mut cells = vec![title(metric, report)];
+        cells.extend(report.models.iter().map(|m| value(metric, &m.name)));
+        cells.extend(against.iter().map(|c| match c.metrics.get(&metric.name) {
+            Some(c) => {
+                let change = escaped(&number::percent_change(c.improvement_percent));
+                if c.mark.is_empty() { change } else { format!("{change}\\textsuperscript{{{}}}", c.mark) }
+            }
+            None => escaped(UNDEFINED),
+        }));
+        cells.push(escaped(&tables::sample_size(metric, report)));
+        row(&mut tex, &cells);
+    }
+    let _ = writeln!(tex, "\\bottomrule\n\\end{{tabular}}\n\n\\smallskip\n{{\\footnotesize {}}}", escaped(l.legend));
+    tex.push_str("\\end{table}\n");
+    tex
+}
+
+fn row(tex: &mut String, cells: &[String]) {
+    let _ = writeln!(tex, "{} \\\\", cells.join(" & "));
+}
+
+fn title(metric: &Metric, report: &Report) -> String {
+    let unit = terms::unit(metric, report.language);
+    let unit = if unit.is_empty() { unit } else { format!(" ({unit})") };
+    let text = format!("{}{unit} {}", metric.title(report.language), metric.arrow());
+    escaped(text.trim_end())
+}
+
+fn value(metric: &Metric, model: &str) -> String {
+    let Some(value) = metric.models.get(model) else { return escaped(UNDEFINED) };
+    let text = escaped(&number::value(metric, value));
+    let text = if metric.best.iter().any(|b| b == model) { format!("\\textbf{{{text}}}") } else { text };
+    match number::plus_minus(metric, value) {
+        Some(spread) => format!("{text} {{\\scriptsize {}}}", escaped(&spread)),
+        None => text,
+    }
+}
+
+/// Text in LaTeX's text mode, on one line; signs that its fonts lack in math mode.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in super::text::visible(text).chars() {
+        match c {
+            '\\' => out.push_str("\\textbackslash{}"),
+            '~' => out.push_str("\\textasciitilde{}"),
+            '^' => out.push_str("\\textasciicircum{}"),
+            '{' | '}' | '$' | '&' | '#' | '_' | '%' => {
+                out.push('\\');
+                out.push(c);
+            }
+            '<' => out.push_str("$<$"),
+            '>' => out.push_str("$>$"),
+            '−' => out.push_str("$-$"),
+            '±' => out.push_str("$\\pm$"),
+            '↑' => out.push_str("$\\uparrow$"),
+            '↓' => out.push_str("$\\downarrow$"),
+            '–' => out.push_str("--"),
+            '\n' | '\r' | '\t' => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_in_a_text_is_a_command() {
+        assert_eq!(
+            escaped("50 % of $x_1$ & \\input{a}~^#"),
+            "50 \\% of \\$x\\_1\\$ \\& \\textbackslash{}input\\{a\\}\\textasciitilde{}\\textasciicircum{}\\#"
+        );
+        assert_eq!(escaped("±0.1 −2 ↑ <p"), "$\\pm$0.1 $-$2 $\\uparrow$ $<$p");
+    }
+}
