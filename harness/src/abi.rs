@@ -1,7 +1,7 @@
 //! The plugin boundary, laid out in C.
 //!
 //! A plugin is a shared library that exports one function, `karat_backend_<crate name>`, which returns a `&'static`
-//! [`BackendV1`]: a table of six functions. Control (configurations, plans, events, results, errors) crosses as JSON,
+//! [`BackendV1`]: a table of eight functions. Control (configurations, plans, events, results, errors) crosses as JSON,
 //! data (token ids, labels, scores) as plain arrays, and the return value of the one event callback says whether to go
 //! on. Rust's own types never cross: plugin and host may be built by different compilers.
 //!
@@ -71,8 +71,8 @@ pub use foreign::Foreign;
 
 /// Tables of another major are refused.
 pub const MAJOR: u16 = 1;
-/// Grows when the table does.
-pub const MINOR: u16 = 0;
+/// Grows when the table does: 1 added `export` and `adapt`.
+pub const MINOR: u16 = 1;
 /// A plugin exports one function of this name followed by the name of its crate. The crate's name is part of it because
 /// two rlibs that define the same symbol link silently to *one* of the two, and a test binary links several backends.
 pub const SYMBOL_PREFIX: &str = "karat_backend_";
@@ -205,6 +205,13 @@ pub type TrainFn = unsafe extern "C" fn(
     out: *mut Owned,
 ) -> i32;
 
+/// Takes an [`ExportConfig`](crate::backend::ExportConfig) as JSON and writes an
+/// [`ExportSummary`](crate::backend::ExportSummary).
+pub type ExportFn = unsafe extern "C" fn(config: Slice, sink: Sink, out: *mut Owned) -> i32;
+/// Takes `{"adapter": path or null}`, exchanges the session's adapter and writes its
+/// [`SessionInfo`](crate::backend::SessionInfo).
+pub type AdaptFn = unsafe extern "C" fn(session: *mut c_void, adapter: Slice, out: *mut Owned) -> i32;
+
 /// The table of a backend. Only ever appended to within a major.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -227,6 +234,10 @@ pub struct BackendV1 {
     pub generate: Option<GenerateFn>,
     /// Without it, training is unsupported.
     pub train: Option<TrainFn>,
+    /// Since 1.1. Without it, exporting is unsupported.
+    pub export: Option<ExportFn>,
+    /// Since 1.1. Without it, a session keeps its adapter.
+    pub adapt: Option<AdaptFn>,
 }
 
 // SAFETY: a table is immutable and holds function pointers and numbers only.
@@ -245,7 +256,9 @@ const _: () = {
     assert!(offset_of!(BackendV1, score) == 40);
     assert!(offset_of!(BackendV1, generate) == 48);
     assert!(offset_of!(BackendV1, train) == 56);
-    assert!(size_of::<BackendV1>() == 64 && align_of::<BackendV1>() == 8);
+    assert!(offset_of!(BackendV1, export) == 64);
+    assert!(offset_of!(BackendV1, adapt) == 72);
+    assert!(size_of::<BackendV1>() == 80 && align_of::<BackendV1>() == 8);
     assert!(offset_of!(Slice, ptr) == 0 && offset_of!(Slice, len) == 8 && size_of::<Slice>() == 16);
     assert!(offset_of!(Owned, ptr) == 0 && offset_of!(Owned, len) == 8 && offset_of!(Owned, cap) == 16);
     assert!(offset_of!(Owned, release) == 24 && size_of::<Owned>() == 32);

@@ -8,13 +8,17 @@
 //! device. A session may offer an [`Evaluator`], a [`Trainer`] or both. The same traits serve in process (tests) and
 //! across the plugin boundary ([`crate::abi`], [`crate::plugin`]).
 
+mod convert;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::train::LoraConfig;
+
+pub use convert::{AdapterMode, ExportConfig, ExportSummary, NamedAdapter};
 
 /// The label of a position that is not trained on (PyTorch's `ignore_index`).
 pub const IGNORE: i32 = -100;
@@ -29,6 +33,16 @@ pub trait Backend: Send + Sync + 'static {
     /// [`BackendErrorKind::Unsupported`] for a device, dtype, architecture or adapter variant that is not implemented
     /// (named in the message), [`BackendErrorKind::Failed`] for broken or missing files.
     fn open(&self, config: &OpenConfig) -> Result<Box<dyn Session>, BackendError>;
+    /// Writes a model in this backend's own format, if it has one ([`Capability::Export`]). Emits [`Event::Progress`] at
+    /// least once per tensor; [`Flow::Stop`] ends with [`BackendErrorKind::Cancelled`] and leaves nothing behind.
+    ///
+    /// # Errors
+    /// [`BackendErrorKind::Unsupported`] for what cannot be written, [`BackendErrorKind::Failed`] for broken or missing
+    /// files and a folder that holds something else. Nothing half-written stays.
+    fn export(&self, config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportSummary, BackendError> {
+        let _ = (config, sink);
+        Err(BackendError::unsupported(format!("the backend {} exports no models", self.describe().name)))
+    }
 }
 
 /// One model on one device. Calls are made from one thread at a time.
@@ -43,6 +57,16 @@ pub trait Session: Send {
     }
     /// What was really opened: dtype, device, kernels, parameter count, effective thread count.
     fn info(&self) -> SessionInfo;
+    /// Exchanges the adapter for the one in a folder (PEFT layout), or for none, and keeps the base model resident
+    /// ([`Capability::ExchangeAdapter`]). If it fails, the session goes on with the adapter it had.
+    ///
+    /// # Errors
+    /// [`BackendErrorKind::Unsupported`] if this session cannot, or not with such an adapter; [`BackendErrorKind::Failed`]
+    /// for a broken adapter or one of another base.
+    fn set_adapter(&mut self, adapter: Option<&Path>) -> Result<(), BackendError> {
+        let _ = adapter;
+        Err(BackendError::unsupported("this session cannot exchange its adapter; open another"))
+    }
 }
 
 /// Teacher-forced scoring and free generation: with them every request type of the field can be served
@@ -232,6 +256,10 @@ pub enum Capability {
     Adapter,
     /// [`Weights::Random`]: a model without weights can be opened for pretraining.
     FromScratch,
+    /// [`Backend::export`].
+    Export,
+    /// [`Session::set_adapter`], perhaps only with an option of the backend's.
+    ExchangeAdapter,
 }
 
 /// Element type of weights and activations.
@@ -542,7 +570,7 @@ pub enum Event {
     },
     /// Work done of work to do; cancels are answered here.
     Progress {
-        /// What is being done: `score`, `generate`, `load`.
+        /// What is being done: `score`, `generate`, `load`, `export`.
         stage: String,
         /// Units done.
         done: u64,

@@ -2,7 +2,7 @@
 //!
 //! [`check`] puts a backend through its paces on a small model and says which rules hold. A backend's own tests run it
 //! twice: on the type, in process, and on the [`Plugin`](crate::plugin::Plugin), across the boundary. The rules for scoring,
-//! generating and training apply by the capabilities that the backend's descriptor names.
+//! generating, training and exporting apply by the capabilities that the backend's descriptor names.
 //!
 //! ```no_run
 //! use karat::backend::OpenConfig;
@@ -14,6 +14,7 @@
 //! # Ok::<(), karat::Error>(())
 //! ```
 
+mod exporting;
 mod generating;
 mod opening;
 mod scoring;
@@ -102,6 +103,7 @@ pub fn check(backend: &dyn Backend, fixture: &Fixture) -> Outcome {
         generating::rules(&mut suite);
     }
     training::rules(&mut suite, &capabilities);
+    exporting::rules(&mut suite, &capabilities);
     suite.outcome
 }
 

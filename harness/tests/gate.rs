@@ -85,6 +85,26 @@ fn what_a_backend_changes_by_itself_is_no_evidence() {
 }
 
 #[test]
+fn a_certificate_is_read_and_an_inconclusive_check_says_how_many_items_it_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("certificate.json");
+    let put = |text: &str| std::fs::write(&file, text).unwrap();
+    put("{\"backend\": \"candle\", \"flip_rate\": 0.25, \"logprob_drift\": 1e-5, \"deterministic\": false}");
+    let noise = Noise::read(&file).unwrap();
+    assert_eq!(noise, Noise { flip_rate: 0.25, logprob_drift: 1e-5 });
+    for broken in ["{}", "{\"flip_rate\": 2, \"logprob_drift\": 0}", "{\"flip_rate\": 0, \"logprob_drift\": -1}", "x"] {
+        put(broken);
+        assert_eq!(Noise::read(&file).unwrap_err().kind(), karat::ErrorKind::Data, "{broken}");
+    }
+    let report = with("lora", "nll_answer", |i, x| x + if i % 2 == 0 { 0.1 } else { -0.1 });
+    let checks = check(&report, &fixture::report(), &Rules::default()).unwrap();
+    let said = text::sentence(find(&checks, "lora", "nll_answer"), 0.95);
+    let gate = find(&checks, "lora", "nll_answer").gate.unwrap();
+    let needed = (24.0 * (gate.minimum_detectable / 0.02).powi(2)).ceil();
+    assert!(said.ends_with(&format!("about {needed} items would detect the margin")), "{said}");
+}
+
+#[test]
 fn a_missing_model_metric_or_item_is_a_regression_by_name() {
     let baseline = fixture::report();
     let missing = |report: &Report, model: &str| {

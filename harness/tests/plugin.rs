@@ -198,10 +198,10 @@ fn a_library_the_system_cannot_load_is_refused_in_the_loaders_words() {
 #[test]
 fn a_table_that_breaks_the_contract_is_refused_with_a_reason() {
     for (fault, wanted) in [
-        ("wrong_major", "speaks version 7.3 of the plugin interface and this Karat speaks 1.0"),
+        ("wrong_major", "speaks version 7.3 of the plugin interface and this Karat speaks 1.1"),
         ("null_table", "no table"),
         ("empty_table", "has 8 bytes"),
-        ("short_table", "(24 bytes, version 1.0) has no `open`"),
+        ("short_table", "(24 bytes, version 1.1) has no `open`"),
         ("no_open", "has no `open`"),
         ("describe_panics", "the backend panicked: describe went wrong"),
         ("describe_null_bytes", "10 bytes at address 0x0"),
@@ -226,6 +226,20 @@ fn a_shorter_table_of_the_same_major_lacks_only_its_last_functions() {
         assert!(error.message.contains("no `train`"), "{fault}: {error}");
         assert_eq!(score(&mut *session, &mut go_on).is_ok(), fault == "cut_in_a_field");
     }
+}
+
+#[test]
+fn a_plugin_of_version_1_0_works_and_lacks_what_came_later() {
+    let fixture = Fixture::new("version_1_0");
+    let plugin = fixture.load();
+    assert_eq!(plugin.interface(), (1, 0));
+    let mut session = open(&plugin, &fixture.config(""));
+    assert!(score(&mut *session, &mut go_on).is_ok());
+    let error = session.set_adapter(None).unwrap_err();
+    assert!(error.kind == BackendErrorKind::Unsupported && error.message.contains("no `adapt`"), "{error}");
+    let config = karat::backend::ExportConfig::new("model", "out");
+    let error = plugin.export(&config, &mut go_on).unwrap_err();
+    assert!(error.kind == BackendErrorKind::Unsupported && error.message.contains("no `export`"), "{error}");
 }
 
 #[test]

@@ -27,7 +27,7 @@ impl Gradients {
     /// # Errors
     /// Never on the CPU.
     pub fn clear(&self) -> Result<()> {
-        self.0.values().try_for_each(|g| nn::edit(g, |g| g.fill(0.0)))
+        self.0.values().try_for_each(nn::clear)
     }
 }
 

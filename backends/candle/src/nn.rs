@@ -22,7 +22,7 @@ use crate::ops::mapped::Elements;
 pub use crate::ops::matmul::Precision;
 use crate::ops::matmul::{Mat, MatMut, Product, Term, Threads, product, products};
 use crate::ops::rope::Table;
-use crate::ops::{adamw, attention, buffers, cross_entropy, dropout, embedding, norm, rope, swiglu};
+use crate::ops::{adamw, attention, buffers, cross_entropy, dropout, elementwise, embedding, norm, rope, swiglu};
 use crate::weight::{Weight, WeightView};
 
 /// `Result` with the error that crosses the plugin boundary.
@@ -100,7 +100,7 @@ fn activation(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
 /// Zeros of `shape`, for what is soon gone.
 pub fn zero_activation(shape: &[usize]) -> Result<Tensor> {
     let mut data = buffers::take(shape.iter().product());
-    data.fill(0.0);
+    elementwise::clear(&mut data);
     activation(data, shape)
 }
 
@@ -431,7 +431,12 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tenso
 /// `x += y`.
 pub fn add(x: &Tensor, y: &Tensor) -> Result<()> {
     let y = view(y)?;
-    edit(x, |x| x.iter_mut().zip(y.iter()).for_each(|(x, y)| *x += y))
+    edit(x, |x| elementwise::add(x, &y))
+}
+
+/// `x = 0`.
+pub fn clear(x: &Tensor) -> Result<()> {
+    edit(x, elementwise::clear)
 }
 
 /// Dropout of `x` under `key`.

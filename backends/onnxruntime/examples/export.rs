@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use karat_onnxruntime::export::{Request, export_to};
+use karat_onnxruntime::export::{Request, export_to, unheard};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -15,7 +15,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match export_to(&Request::new(Path::new(model)).merging(adapter), Path::new(out)) {
+    match export_to(&Request::new(Path::new(model)).merging(adapter), Path::new(out), &mut unheard) {
         Ok(exported) => {
             println!("{}: {} parameters", exported.folder.display(), exported.manifest.parameters);
             ExitCode::SUCCESS

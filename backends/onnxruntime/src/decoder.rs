@@ -11,6 +11,7 @@ use ort::value::Tensor;
 
 use crate::export::{Exported, MODEL, Manifest};
 use crate::kv::{self, Kv};
+use crate::lora::Fed;
 use crate::runtime::Loaded;
 
 /// Wraps an error of the runtime with what was being done.
@@ -34,6 +35,8 @@ pub struct Decoder {
     session: Session,
     /// Sizes of the model.
     pub model: Manifest,
+    /// The adapter that is fed.
+    pub adapter: Fed,
 }
 
 /// Which positions get logits.
@@ -56,7 +59,7 @@ impl Decoder {
         let refused = failed::<ort::Error>(&doing);
         let builder = configure(&loaded.environment, threads, spin);
         let session = builder.and_then(|mut builder| builder.commit_from_file(&path)).map_err(refused)?;
-        Ok(Decoder { session, model: exported.manifest.clone() })
+        Ok(Decoder { session, model: exported.manifest.clone(), adapter: Fed::default() })
     }
 
     /// A cache for `slots` rows of at most `capacity` tokens.
@@ -64,7 +67,12 @@ impl Decoder {
     /// # Errors
     /// If the memory is not there.
     pub fn cache(&self, slots: usize, capacity: usize) -> Result<Kv, BackendError> {
-        Kv::new(&self.session, &self.model, slots, capacity)
+        let mut kv = Kv::new(&self.session, &self.model, slots, capacity)?;
+        // A binding lives no longer than one call, and the adapter is not exchanged within one.
+        for (name, tensor) in &self.adapter.tensors {
+            kv.binding.bind_input(name, tensor).map_err(failed("could not feed the adapter"))?;
+        }
+        Ok(kv)
     }
 
     /// Runs rows from their beginning, padded on the right to the longest; `read` gets the logits `[rows, longest, vocab]`.
@@ -81,8 +89,8 @@ impl Decoder {
                 mask[r * seq + s] = 1;
             }
         }
-        let mut inputs: Vec<(Cow<'static, str>, SessionInputValue<'static>)> =
-            Vec::with_capacity(2 + 2 * self.model.layers);
+        let mut inputs: Vec<(Cow<'_, str>, SessionInputValue<'_>)> =
+            Vec::with_capacity(2 + 2 * self.model.layers + self.adapter.tensors.len());
         inputs.push(("input_ids".into(), Tensor::from_array(([rows.len(), seq], ids)).map_err(&running)?.into()));
         inputs.push(("attention_mask".into(), Tensor::from_array(([rows.len(), seq], mask)).map_err(&running)?.into()));
         for layer in 0..self.model.layers {
@@ -91,6 +99,7 @@ impl Decoder {
                 inputs.push((format!("past_key_values.{layer}.{part}").into(), past.into()));
             }
         }
+        inputs.extend(self.adapter.tensors.iter().map(|(name, tensor)| (name.as_str().into(), tensor.into())));
         let wanted = OutputSelector::no_default().with("logits");
         let options = RunOptions::new().map_err(&running)?.with_outputs(wanted);
         let outputs = self.session.run_with_options(inputs, &options).map_err(&running)?;

@@ -22,13 +22,17 @@ mod decoder;
 mod generate;
 mod kv;
 mod logits;
+mod lora;
 mod sampling;
 mod score;
 mod session;
 
 use std::collections::BTreeMap;
 
-use karat::backend::{Backend, BackendError, Capability, Descriptor, Dtype, OpenConfig, Session, Weights};
+use karat::backend::{
+    Backend, BackendError, Capability, Descriptor, Dtype, EventSink, ExportConfig, ExportSummary, OpenConfig, Session,
+    Weights,
+};
 
 pub use runtime::fetch_runtime;
 
@@ -48,7 +52,13 @@ impl Backend for OnnxRuntimeBackend {
         Descriptor {
             name: "onnxruntime".into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            capabilities: vec![Capability::Score, Capability::Generate, Capability::Adapter],
+            capabilities: vec![
+                Capability::Score,
+                Capability::Generate,
+                Capability::Adapter,
+                Capability::Export,
+                Capability::ExchangeAdapter,
+            ],
             devices: vec!["cpu".into()],
             dtypes: vec![Dtype::F32, Dtype::F16],
             model_families: config::Family::NAMES.map(String::from).to_vec(),
@@ -85,5 +95,9 @@ impl Backend for OnnxRuntimeBackend {
             ));
         }
         Ok(Box::new(session::OnnxSession::open(config, &options, exported)?))
+    }
+
+    fn export(&self, config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportSummary, BackendError> {
+        export::export(config, sink)
     }
 }

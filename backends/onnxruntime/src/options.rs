@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use karat::backend::BackendError;
+use karat::backend::{AdapterMode, BackendError};
 use serde_json::Value;
 
-use crate::export::{AdapterMode, Precision};
+use crate::export::Precision;
 
 /// Parsed options with their defaults.
 #[derive(Clone, Debug, PartialEq)]

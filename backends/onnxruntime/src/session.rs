@@ -1,13 +1,16 @@
 //! The session the host holds: a decoder, its threads, and the evaluator on top.
 
+use std::path::Path;
+
 use karat::backend::{
-    BackendError, Completion, Evaluator, EventSink, GenerateConfig, OpenConfig, Scores, Session, SessionInfo,
-    TokensView,
+    AdapterMode, BackendError, Completion, Evaluator, EventSink, GenerateConfig, OpenConfig, Scores, Session,
+    SessionInfo, TokensView,
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::decoder::{Decoder, failed};
 use crate::export::Exported;
+use crate::lora::Fed;
 use crate::options::Options;
 use crate::runtime;
 use crate::{generate, score};
@@ -31,7 +34,10 @@ impl OnnxSession {
         let loaded = runtime::load(options.library.as_deref(), options.fetch_runtime)?;
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if config.threads == 0 { cores } else { config.threads };
-        let decoder = Decoder::open(&loaded, &exported, threads, options.spin)?;
+        let mut decoder = Decoder::open(&loaded, &exported, threads, options.spin)?;
+        if let Some(folder) = config.adapter.as_deref().filter(|_| decoder.model.adapter_mode == AdapterMode::Runtime) {
+            decoder.adapter = Fed::read(folder, &decoder.model)?;
+        }
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();
         let longest = decoder.model.max_positions;
         Ok(OnnxSession {
@@ -50,6 +56,20 @@ impl Session for OnnxSession {
         Some(self)
     }
 
+    fn set_adapter(&mut self, adapter: Option<&Path>) -> Result<(), BackendError> {
+        if self.decoder.model.adapter_mode == AdapterMode::Merge {
+            return Err(BackendError::unsupported(
+                "this session's model has its adapter merged: open it with the option adapter_mode = \"runtime\"",
+            ));
+        }
+        // What is there stays until the new one has been read whole.
+        self.decoder.adapter = match adapter {
+            Some(folder) => Fed::read(folder, &self.decoder.model)?,
+            None => Fed::default(),
+        };
+        Ok(())
+    }
+
     fn info(&self) -> SessionInfo {
         let model = &self.decoder.model;
         SessionInfo {
@@ -64,7 +84,7 @@ impl Session for OnnxSession {
                 model.weights
             )],
             parameters: model.parameters,
-            adapter_parameters: model.adapter_parameters,
+            adapter_parameters: model.adapter_parameters + self.decoder.adapter.parameters,
             vocab_size: model.vocab,
             max_positions: self.context,
         }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use karat::backend::{BackendError, BackendErrorKind, Dtype as Precision, OpenConfig, Weights};
-use karat_onnxruntime::export::{DATA, Exported, MANIFEST, MODEL, Request, export_cached, export_to};
+use karat_onnxruntime::export::{DATA, Exported, MANIFEST, MODEL, Request, export_cached, export_to, unheard};
 use safetensors::tensor::Dtype;
 use serde_json::json;
 use support::*;
@@ -60,7 +60,7 @@ fn an_export_is_made_once_and_its_key_is_its_content() {
 
     // Two exports of one model are the same bytes.
     let elsewhere = tempfile::tempdir().unwrap();
-    let again = export_to(&Request::new(model.path()), &elsewhere.path().join("out")).unwrap();
+    let again = export_to(&Request::new(model.path()), &elsewhere.path().join("out"), &mut unheard).unwrap();
     for name in [MODEL, DATA, MANIFEST] {
         assert_eq!(std::fs::read(again.folder.join(name)).unwrap(), std::fs::read(first.folder.join(name)).unwrap());
     }
@@ -79,7 +79,7 @@ fn a_tied_head_is_stored_once_and_counted_once() {
 #[test]
 fn shards_are_read_like_one_file() {
     let model = tiny_model("qwen3", false);
-    let single = export_to(&Request::new(model.path()), &model.path().join("single")).unwrap();
+    let single = export_to(&Request::new(model.path()), &model.path().join("single"), &mut unheard).unwrap();
     let mut weights = tiny_weights(&tiny_shapes("qwen3", false), 11);
     let rest = weights.split_off("model.layers.1.input_layernorm.weight");
     let mut map = serde_json::Map::new();
@@ -90,11 +90,11 @@ fn shards_are_read_like_one_file() {
     std::fs::remove_file(model.path().join("model.safetensors")).unwrap();
     let index = model.path().join("model.safetensors.index.json");
     std::fs::write(&index, json!({"metadata": {}, "weight_map": map}).to_string()).unwrap();
-    let sharded = export_to(&Request::new(model.path()), &model.path().join("sharded")).unwrap();
+    let sharded = export_to(&Request::new(model.path()), &model.path().join("sharded"), &mut unheard).unwrap();
     assert_eq!(std::fs::read(sharded.folder.join(DATA)).unwrap(), std::fs::read(single.folder.join(DATA)).unwrap());
 
     std::fs::remove_file(model.path().join("model-2.safetensors")).unwrap();
-    let error = export_to(&Request::new(model.path()), &model.path().join("broken")).unwrap_err();
+    let error = export_to(&Request::new(model.path()), &model.path().join("broken"), &mut unheard).unwrap_err();
     assert!(error.to_string().contains("model-2.safetensors"), "{error}");
 }
 
@@ -182,9 +182,9 @@ fn a_damaged_export_is_named_and_a_damaged_cache_is_replaced() {
         ),
     ];
     for (damage, expected) in damages {
-        export_to(&Request::new(model.path()), &folder).unwrap();
+        export_to(&Request::new(model.path()), &folder, &mut unheard).unwrap();
         damage();
-        let error = export_to(&Request::new(model.path()), &folder).unwrap_err();
+        let error = export_to(&Request::new(model.path()), &folder, &mut unheard).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
         std::fs::remove_dir_all(&folder).unwrap();
     }
@@ -200,12 +200,12 @@ fn a_damaged_export_is_named_and_a_damaged_cache_is_replaced() {
 fn a_folder_with_something_else_in_it_is_not_overwritten() {
     let out = tempfile::tempdir().unwrap();
     let (one, other) = (tiny_model("qwen3", true), tiny_model("llama", true));
-    export_to(&Request::new(one.path()), &out.path().join("onnx")).unwrap();
-    let error = export_to(&Request::new(other.path()), &out.path().join("onnx")).unwrap_err();
+    export_to(&Request::new(one.path()), &out.path().join("onnx"), &mut unheard).unwrap();
+    let error = export_to(&Request::new(other.path()), &out.path().join("onnx"), &mut unheard).unwrap_err();
     assert!(error.to_string().contains("another model"), "{error}");
     std::fs::create_dir(out.path().join("notes")).unwrap();
     std::fs::write(out.path().join("notes/diary.txt"), "mine").unwrap();
-    export_to(&Request::new(one.path()), &out.path().join("notes")).unwrap_err();
+    export_to(&Request::new(one.path()), &out.path().join("notes"), &mut unheard).unwrap_err();
     assert_eq!(entries(&out.path().join("notes")), ["diary.txt"]);
 }
 

@@ -100,3 +100,53 @@ fn without_library_python_or_network_the_error_names_every_place_and_one_command
         assert!(error.contains(word), "{error:?} should say {word:?}");
     }
 }
+
+/// What a process says that is told to load `library`, and that loading may take a second.
+fn told_to_load(library: &Path) -> String {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_loads_what_it_finds", "--ignored", "--nocapture"])
+        .env("KARAT_ONNXRUNTIME", library)
+        .env(runtime::LOAD_LIMIT, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    // The process ended by itself: what hung did not take it along.
+    assert!(output.status.success(), "{text}");
+    text.lines().find_map(|line| Some(line.split_once("ERROR ")?.1.to_string())).unwrap_or_else(|| panic!("{text}"))
+}
+
+/// A library whose constructor runs `body`.
+fn with_constructor(folder: &Path, name: &str, body: &str) -> std::path::PathBuf {
+    let source = format!(
+        r#"
+        extern "C" fn constructor() {{ {body} }}
+        #[used]
+        #[unsafe(link_section = ".init_array")]
+        static CONSTRUCTOR: extern "C" fn() = constructor;
+        "#
+    );
+    shared_library(folder, name, &source)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_library_that_hangs_while_it_is_loaded_is_an_error_and_not_a_hanging_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let sleep = "std::thread::sleep(std::time::Duration::from_secs(100));";
+    let error = told_to_load(&with_constructor(folder.path(), "sleeper", sleep));
+    for word in ["libsleeper.so", "did not end within 1 s", runtime::LOAD_LIMIT, runtime::REMEDY] {
+        assert!(error.contains(word), "{error:?} should say {word:?}");
+    }
+    let late =
+        format!("#[unsafe(no_mangle)] pub extern \"C\" fn OrtGetApiBase() -> *const u8 {{ {sleep} std::ptr::null() }}");
+    let error = told_to_load(&shared_library(folder.path(), "late", &late));
+    assert!(error.contains("liblate.so") && error.contains("did not answer within 1 s"), "{error}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_library_that_crashes_while_it_is_loaded_is_an_error_and_not_a_crashing_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = told_to_load(&with_constructor(folder.path(), "crasher", "std::process::abort();"));
+    assert!(error.contains("libcrasher.so") && error.contains("signal 6"), "{error}");
+}

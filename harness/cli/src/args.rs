@@ -52,6 +52,8 @@ pub enum Command {
     Score(ScoreArgs),
     /// Continue given prompts, as JSON lines in the order in which they are complete
     Generate(GenerateArgs),
+    /// Write a model in a backend's own format, e.g. ONNX
+    Export(ExportArgs),
     /// Evaluate one model on a suite's held-out items
     Eval(EvalArgs),
     /// Compare two reports, or two models of one, item by item
@@ -240,6 +242,37 @@ pub struct GenerateArgs {
     pub ignore_eos: bool,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AdapterModeArg {
+    /// Add the adapter to the weights
+    Merge,
+    /// Let adapters be fed to the exported base, and write those given beside it
+    Runtime,
+}
+
+#[derive(Args)]
+pub struct ExportArgs {
+    /// The model's folder (Hugging Face layout)
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// An adapter's folder (PEFT layout); with --adapter-mode runtime any number of them, each under its folder's name
+    /// unless one is given
+    #[arg(long, value_name = "[NAME=]DIR")]
+    pub adapter: Vec<String>,
+    /// The folder to write; there whole or not at all
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// What the weights become: f32, f16, bf16, int8, int4
+    #[arg(long, default_value = "f32")]
+    pub dtype: String,
+    /// How adapters get in
+    #[arg(long, value_enum, default_value = "merge")]
+    pub adapter_mode: AdapterModeArg,
+    /// The backend [default: the one that exports]
+    #[arg(long, value_name = "NAME")]
+    pub backend: Option<String>,
+}
+
 #[derive(Args)]
 pub struct EvalArgs {
     #[command(flatten)]
@@ -391,6 +424,10 @@ pub struct CheckArgs {
     /// suite's [gate.margins], then those of the units]
     #[arg(long, value_name = "METRIC=X")]
     pub margin: Vec<String>,
+    /// The backend's certificate of determinism (karat --json doctor --determinism): what it changes by itself is
+    /// subtracted from what the gate may conclude
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["flip_rate", "logprob_drift"])]
+    pub determinism: Option<PathBuf>,
     /// Share of generated texts that a repeated run changes by itself: subtracted from what the gate may conclude
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
     pub flip_rate: f64,

@@ -108,4 +108,6 @@ fn a_ci_job_gets_junit_annotations_and_a_summary_and_standard_output_stays_one_t
     let output = karat(folder, &["check", "worse.json", "--baseline", &baseline, "--format", "github"], &env[..1]);
     let (out, err) = said(&output);
     assert!(out.starts_with("::error file=") && !err.contains("::error"), "{out}{err}");
+    let output = karat(folder, &["check", "worse.json", "--baseline", "nowhere"], &env[..1]);
+    assert!(said(&output).1.contains("::error title=karat check%3A not judged::"), "{}", said(&output).1);
 }

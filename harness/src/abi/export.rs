@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::wire::{self, Opened};
+use super::wire::{self, Adapter, Opened};
 use super::{BackendV1, Labelled, MAJOR, MINOR, Owned, ScoresOut, Sink, Slice, Status, Tokens};
 use crate::backend::{
     Backend, BackendError, BackendErrorKind, Evaluator, Event, EventSink, Flow, LabelledView, Level, Session,
@@ -31,6 +31,8 @@ impl<B: Backend + Default> Exported<B> {
         score: Some(score),
         generate: Some(generate),
         train: Some(train),
+        export: Some(export::<B>),
+        adapt: Some(adapt),
     };
 }
 
@@ -148,6 +150,28 @@ unsafe extern "C" fn train(
         let trainer: &mut dyn Trainer =
             session.trainer().ok_or_else(|| BackendError::unsupported("this session cannot train"))?;
         wire::encode("the summary of the training", &trainer.train(train, eval, &plan, &mut sink)?)
+    };
+    // SAFETY: as this function's caller promises.
+    unsafe { answer_with(session, out, work) }
+}
+
+unsafe extern "C" fn export<B: Backend + Default>(config: Slice, sink: Sink, out: *mut Owned) -> i32 {
+    let work = || {
+        // SAFETY: lent for this call.
+        let config = wire::decode("the export configuration", unsafe { bytes(config) }?)?;
+        let mut sink = HostSink::new(sink)?;
+        wire::encode("the summary of the export", &B::default().export(&config, &mut sink)?)
+    };
+    // SAFETY: `out` is the caller's.
+    unsafe { answer(out, work) }
+}
+
+unsafe extern "C" fn adapt(session: *mut c_void, adapter: Slice, out: *mut Owned) -> i32 {
+    let work = |session: &mut dyn Session| {
+        // SAFETY: lent for this call.
+        let Adapter { adapter } = wire::decode("the adapter's place", unsafe { bytes(adapter) }?)?;
+        session.set_adapter(adapter.as_deref())?;
+        wire::encode("the session's facts", &session.info())
     };
     // SAFETY: as this function's caller promises.
     unsafe { answer_with(session, out, work) }

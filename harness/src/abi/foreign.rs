@@ -4,17 +4,19 @@ use std::any::Any;
 use std::ffi::c_void;
 use std::mem::offset_of;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 
 use serde_json::Value;
 
-use super::wire::{self, Opened};
+use super::wire::{self, Adapter, Opened};
 use super::{
-    BackendV1, CloseFn, DescribeFn, GenerateFn, Labelled, MAJOR, MINOR, OpenFn, Owned, ScoreFn, ScoresOut, Sink, Slice,
-    Status, Tokens, TrainFn,
+    AdaptFn, BackendV1, CloseFn, DescribeFn, ExportFn, GenerateFn, Labelled, MAJOR, MINOR, OpenFn, Owned, ScoreFn,
+    ScoresOut, Sink, Slice, Status, Tokens, TrainFn,
 };
 use crate::backend::{
-    Backend, BackendError, BackendErrorKind, Completion, Descriptor, Evaluator, Event, EventSink, Flow, GenerateConfig,
-    LabelledView, OpenConfig, Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer,
+    Backend, BackendError, BackendErrorKind, Completion, Descriptor, Evaluator, Event, EventSink, ExportConfig,
+    ExportSummary, Flow, GenerateConfig, LabelledView, OpenConfig, Scores, Session, SessionInfo, TokensView, TrainPlan,
+    TrainSummary, Trainer,
 };
 
 /// A backend on the other side of the boundary.
@@ -34,6 +36,8 @@ struct Calls {
     score: Option<ScoreFn>,
     generate: Option<GenerateFn>,
     train: Option<TrainFn>,
+    export: Option<ExportFn>,
+    adapt: Option<AdaptFn>,
 }
 
 impl Foreign {
@@ -89,6 +93,8 @@ const BLANK: BackendV1 = BackendV1 {
     score: None,
     generate: None,
     train: None,
+    export: None,
+    adapt: None,
 };
 
 impl Calls {
@@ -125,6 +131,8 @@ impl Calls {
             score: field!(table, size, score),
             generate: field!(table, size, generate),
             train: field!(table, size, train),
+            export: field!(table, size, export),
+            adapt: field!(table, size, adapt),
         })
     }
 }
@@ -149,6 +157,16 @@ impl Backend for Foreign {
         let Opened { info, evaluator, trainer } = wire::decode("what the plugin says of the session", &answer)?;
         Ok(Box::new(ForeignSession { held, info, evaluator, trainer }))
     }
+
+    fn export(&self, config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportSummary, BackendError> {
+        let export = self.calls.export.ok_or_else(|| lacks("export"))?;
+        let config = wire::encode("the export configuration", config)?;
+        let json = call(self.calls.minor, Some(sink), |sink, out| {
+            // SAFETY: everything lent outlives the call.
+            unsafe { export(lend(&config), sink, out) }
+        })?;
+        wire::decode("what the plugin says of the export", &json)
+    }
 }
 
 /// A session's pointer, closed when dropped.
@@ -169,7 +187,7 @@ impl Drop for Raw {
 
 struct ForeignSession {
     held: Raw,
-    /// As it was when the session was opened.
+    /// As it was when the session was opened or its adapter exchanged.
     info: SessionInfo,
     evaluator: bool,
     trainer: bool,
@@ -184,6 +202,16 @@ impl Session for ForeignSession {
     }
     fn info(&self) -> SessionInfo {
         self.info.clone()
+    }
+    fn set_adapter(&mut self, adapter: Option<&Path>) -> Result<(), BackendError> {
+        let adapt = self.held.calls.adapt.ok_or_else(|| lacks("adapt"))?;
+        let place = wire::encode("the adapter's place", &Adapter { adapter: adapter.map(Path::to_path_buf) })?;
+        let json = call(self.held.calls.minor, None, |_, out| {
+            // SAFETY: everything lent outlives the call.
+            unsafe { adapt(self.held.session, lend(&place), out) }
+        })?;
+        self.info = wire::decode("what the plugin says of the session", &json)?;
+        Ok(())
     }
 }
 

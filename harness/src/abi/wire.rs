@@ -1,6 +1,8 @@
 //! What crosses as JSON beside the types of [`crate::backend`], and how bytes from the other side are read: with
 //! suspicion.
 
+use std::path::PathBuf;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,6 +16,12 @@ pub(super) struct Opened {
     pub(super) info: SessionInfo,
     pub(super) evaluator: bool,
     pub(super) trainer: bool,
+}
+
+/// What `adapt` takes.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Adapter {
+    pub(super) adapter: Option<PathBuf>,
 }
 
 /// An error; its kind is the status.

@@ -68,6 +68,10 @@ const TITLES: &[(&str, &str, &str, usize, bool)] = &[
     ("rouge1", "ROUGE-1 (char)", "ROUGE-1（字）", 3, false),
     ("rouge2", "ROUGE-2 (char)", "ROUGE-2（字）", 3, false),
     ("rougeL", "ROUGE-L (char)", "ROUGE-L（字）", 3, true),
+    ("rouge1_jieba", "ROUGE-1 (jieba)", "ROUGE-1（词）", 3, false),
+    ("rouge2_jieba", "ROUGE-2 (jieba)", "ROUGE-2（词）", 3, false),
+    ("rougeL_jieba", "ROUGE-L (jieba)", "ROUGE-L（词）", 3, false),
+    ("think_rougeL", "ROUGE-L, reasoning (char)", "ROUGE-L（思考，字）", 3, false),
     ("vocab_precision", "Vocabulary precision", "词汇精确率", 3, false),
     ("vocab_recall", "Vocabulary recall", "词汇召回率", 3, false),
     ("vocab_f1", "Vocabulary F1", "词汇 F1", 3, true),
@@ -85,6 +89,11 @@ const TITLES: &[(&str, &str, &str, usize, bool)] = &[
     ("format", "Format kept", "格式正确率", 3, true),
     ("truncated", "Truncated", "截断率", 3, false),
     ("repetition", "Loops", "循环重复率", 3, false),
+    ("repeated_4grams", "Repeated 4-grams", "重复四元组", 3, false),
+    ("distinct1", "Distinct words", "不同词占比", 3, false),
+    ("distinct2", "Distinct word pairs", "不同词对占比", 3, false),
+    ("length_ratio", "Length ratio", "长度比", 2, false),
+    ("generated_tokens", "Generated tokens", "生成词元数", 1, false),
 ];
 
 /// How the named metrics appear in a report.

@@ -12,6 +12,7 @@ pub mod attention;
 pub mod buffers;
 pub mod cross_entropy;
 pub mod dropout;
+pub mod elementwise;
 pub mod embedding;
 pub mod low_rank;
 pub mod mapped;

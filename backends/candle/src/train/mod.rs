@@ -201,7 +201,7 @@ impl Run<'_> {
         let step = index + 1;
         let micros = &plan.steps[index];
         let window: u64 = micros.iter().map(|micro| label_tokens(self.train, micro)).sum();
-        self.gradients.clear()?;
+        self.pool.install(|| self.gradients.clear())?;
         let (mut micro_losses, mut first_token) = (Vec::with_capacity(micros.len()), 0u64);
         for (number, rows) in micros.iter().enumerate() {
             let e = Examples::new(self.train, rows);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use karat::backend::BackendError;
+use karat::backend::{BackendError, Event, EventSink, Flow};
 use rayon::prelude::*;
 
 use super::data::DataFile;
@@ -35,6 +35,8 @@ pub struct Source<'a> {
 pub struct Builder<'a> {
     pub config: &'a DecoderConfig,
     pub source: &'a Source<'a>,
+    /// Hears of every tensor, and may stop.
+    pub sink: &'a mut dyn EventSink,
     pub data: DataFile,
     pub graph: Graph,
     /// Element type of activations.
@@ -112,6 +114,11 @@ impl Builder<'_> {
     /// Rows of a tensor of the base model, or of the adapter if that brings it whole.
     fn read_rows(&mut self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>, BackendError> {
         self.used.insert(name.to_string());
+        let (done, total) = (self.used.len() as u64, self.source.checkpoint.names().count() as u64);
+        let progress = Event::Progress { stage: "export".into(), done: done.min(total), total, tokens: 0 };
+        if self.sink.event(progress) == Flow::Stop {
+            return Err(BackendError::cancelled());
+        }
         match self.source.adapter.and_then(|adapter| adapter.saved_rows(name, shape, rows.clone())) {
             Some(values) => values,
             None => self.source.checkpoint.read_rows(name, shape, rows),

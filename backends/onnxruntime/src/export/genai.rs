@@ -1,60 +1,79 @@
 //! `genai_config.json`, by which onnxruntime-genai finds its way in an export folder.
 
+use std::path::Path;
+
+use karat::fsio;
 use serde_json::{Value, json};
 
 use crate::config::{DecoderConfig, Family};
 
 /// The configuration: names of inputs and outputs, sizes, greedy search over one shared key-value buffer.
-pub fn config(c: &DecoderConfig) -> Value {
+///
+/// The tokens that end a text are those of the checkpoint's `generation_config.json` where it names any: chat models end
+/// their turns with more tokens than `config.json` says.
+pub fn config(c: &DecoderConfig, checkpoint: &Path) -> Value {
     let family = match c.family {
         Family::Qwen3 => "qwen3",
         Family::Qwen2 => "qwen2",
         Family::Llama => "llama",
     };
-    let eos = match c.eos.as_slice() {
-        [one] => json!(one),
-        several => json!(several),
+    let generation: Value = fsio::read_json(&checkpoint.join("generation_config.json")).unwrap_or_default();
+    let eos = match &generation["eos_token_id"] {
+        Value::Null if c.eos.len() == 1 => json!(c.eos[0]),
+        Value::Null => json!(c.eos),
+        named => named.clone(),
     };
+    let first_eos = eos.as_array().map_or(eos.as_u64(), |ids| ids.first().and_then(Value::as_u64));
+    let mut configuration = json!({"model": model(c, family), "search": search(c)});
+    // An id that is not there is left out: null is refused.
+    if let Some(model) = configuration["model"].as_object_mut() {
+        let mut put = |key: &str, id: Option<Value>| id.and_then(|id| model.insert(key.into(), id));
+        put("bos_token_id", c.bos.map(Value::from));
+        put("eos_token_id", first_eos.is_some().then_some(eos));
+        put("pad_token_id", c.pad.or(first_eos).map(Value::from));
+    }
+    configuration
+}
+
+fn model(c: &DecoderConfig, family: &str) -> Value {
     json!({
-        "model": {
-            "type": family,
-            "bos_token_id": c.bos,
-            "eos_token_id": eos,
-            "pad_token_id": c.pad.or(c.eos.first().copied()),
-            "context_length": c.max_positions,
-            "vocab_size": c.vocab,
-            "decoder": {
-                "filename": super::MODEL,
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-                "head_size": c.head_dim,
-                "hidden_size": c.hidden,
-                "num_attention_heads": c.heads,
-                "num_hidden_layers": c.layers,
-                "num_key_value_heads": c.kv_heads,
-                "inputs": {
-                    "input_ids": "input_ids",
-                    "attention_mask": "attention_mask",
-                    "past_key_names": "past_key_values.%d.key",
-                    "past_value_names": "past_key_values.%d.value",
-                },
-                "outputs": {
-                    "logits": "logits",
-                    "present_key_names": "present.%d.key",
-                    "present_value_names": "present.%d.value",
-                },
+        "type": family,
+        "context_length": c.max_positions,
+        "vocab_size": c.vocab,
+        "decoder": {
+            "filename": super::MODEL,
+            "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+            "head_size": c.head_dim,
+            "hidden_size": c.hidden,
+            "num_attention_heads": c.heads,
+            "num_hidden_layers": c.layers,
+            "num_key_value_heads": c.kv_heads,
+            "inputs": {
+                "input_ids": "input_ids",
+                "attention_mask": "attention_mask",
+                "past_key_names": "past_key_values.%d.key",
+                "past_value_names": "past_key_values.%d.value",
+            },
+            "outputs": {
+                "logits": "logits",
+                "present_key_names": "present.%d.key",
+                "present_value_names": "present.%d.value",
             },
         },
-        "search": {
-            "do_sample": false,
-            "max_length": c.max_positions,
-            "min_length": 0,
-            "num_beams": 1,
-            "num_return_sequences": 1,
-            "past_present_share_buffer": true,
-            "repetition_penalty": 1.0,
-            "temperature": 1.0,
-            "top_k": 1,
-            "top_p": 1.0,
-        },
+    })
+}
+
+fn search(c: &DecoderConfig) -> Value {
+    json!({
+        "do_sample": false,
+        "max_length": c.max_positions,
+        "min_length": 0,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "past_present_share_buffer": true,
+        "repetition_penalty": 1.0,
+        "temperature": 1.0,
+        "top_k": 1,
+        "top_p": 1.0,
     })
 }

@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use karat::backend::BackendError;
+use karat::backend::{BackendError, EventSink};
 use rayon::prelude::*;
 
 use super::build::{Builder, Source};
@@ -39,10 +39,16 @@ pub struct Written {
 ///
 /// # Errors
 /// A tensor that is missing, of another shape, unknown to this architecture or unreadable; a disk error.
-pub fn write_decoder(config: &DecoderConfig, source: &Source<'_>, data: &Path) -> Result<Written, BackendError> {
+pub fn write_decoder(
+    config: &DecoderConfig,
+    source: &Source<'_>,
+    data: &Path,
+    sink: &mut dyn EventSink,
+) -> Result<Written, BackendError> {
     let mut builder = Builder {
         config,
         source,
+        sink,
         data: DataFile::create(data)?,
         graph: Graph::default(),
         element: source.precision.element(),

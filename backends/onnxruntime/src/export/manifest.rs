@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use karat::backend::BackendError;
+use karat::backend::{AdapterMode, BackendError};
 use karat::fsio;
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ use super::precision::Precision;
 use super::{DATA, MANIFEST, MODEL, proto};
 
 /// Raised when the graph or the manifest changes: older exports in a cache are then left alone and made anew.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// What an export folder says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub struct Manifest {
     /// `[rank, output]`, the scale in B), with `[input, output]`. None in the mode `merge`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub adapter_inputs: BTreeMap<String, [usize; 2]>,
+    /// Names of the adapters that lie beside the model in `adapters/`, with a SHA-256 over the files of each.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub adapters: BTreeMap<String, String>,
     /// Layers.
     pub layers: usize,
     /// Key and value heads.
@@ -52,36 +55,6 @@ pub struct Manifest {
     pub model_sha256: String,
     /// Bytes of `model.onnx.data`.
     pub data_bytes: u64,
-}
-
-/// How an adapter gets into an exported model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AdapterMode {
-    /// Added to the weights when they are written. The fastest, and every variant of LoRA can be had so.
-    #[default]
-    Merge,
-    /// Fed beside the input ids: one resident base serves any number of adapters, one at a time.
-    Runtime,
-}
-
-impl AdapterMode {
-    /// Reads `merge` or `runtime`.
-    pub fn parse(text: &str) -> Option<Self> {
-        match text {
-            "merge" => Some(AdapterMode::Merge),
-            "runtime" => Some(AdapterMode::Runtime),
-            _ => None,
-        }
-    }
-
-    /// The word for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            AdapterMode::Merge => "merge",
-            AdapterMode::Runtime => "runtime",
-        }
-    }
 }
 
 /// An export on disk whose files are as long as its manifest says.

@@ -6,6 +6,8 @@
 
 mod build;
 mod data;
+mod flatbuffer;
+mod folder;
 mod genai;
 mod graph;
 mod manifest;
@@ -13,10 +15,13 @@ mod precision;
 mod proto;
 mod quantize;
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 
-use karat::backend::{BackendError, OpenConfig};
+use karat::backend::{
+    AdapterMode, BackendError, Event, EventSink, ExportConfig, ExportSummary, Flow, NamedAdapter, OpenConfig,
+};
 use karat::fsio;
 
 use crate::adapter::Adapter;
@@ -25,11 +30,12 @@ use crate::config::DecoderConfig;
 use crate::options::Options;
 use crate::runtime::cache_root;
 use build::Source;
+use folder::{Lock, publish};
 use graph::write_decoder;
 use manifest::FORMAT;
 
 pub(crate) use build::transpose;
-pub use manifest::{AdapterMode, Exported, Manifest};
+pub use manifest::{Exported, Manifest};
 pub use precision::Precision;
 
 /// The model file in an export folder.
@@ -38,6 +44,8 @@ pub const MODEL: &str = "model.onnx";
 pub const DATA: &str = "model.onnx.data";
 /// The manifest in an export folder.
 pub const MANIFEST: &str = "karat-onnx.json";
+/// Adapters beside the model, a folder each.
+pub const ADAPTERS: &str = "adapters";
 /// Copied along so that the folder is usable on its own.
 const COMPANIONS: [&str; 8] = [
     "config.json",
@@ -61,12 +69,14 @@ pub struct Request<'a> {
     pub weights: Precision,
     /// Whether adapters may be fed to the exported model.
     pub adapter_mode: AdapterMode,
+    /// Adapters to lie beside the model, in the mode `runtime`.
+    pub beside: &'a [NamedAdapter],
 }
 
 impl<'a> Request<'a> {
     /// The base model alone, in f32.
     pub fn new(model: &'a Path) -> Self {
-        Request { model, adapter: None, weights: Precision::F32, adapter_mode: AdapterMode::Merge }
+        Request { model, adapter: None, weights: Precision::F32, adapter_mode: AdapterMode::Merge, beside: &[] }
     }
 
     /// With an adapter merged, if there is one.
@@ -75,18 +85,75 @@ impl<'a> Request<'a> {
         Request { adapter, ..self }
     }
 
-    /// The hash of the base and the name of the export: a hash over everything that decides its bytes.
-    fn keys(&self) -> Result<(String, String), BackendError> {
+    fn keys(&self) -> Result<Keys, BackendError> {
         let hash = |folder: &Path| {
             let failed = |e| BackendError::failed(format!("could not hash {}", folder.display())).because(&e);
             fsio::sha256_model(folder).map_err(failed)
         };
         let base = hash(self.model)?;
         let adapter = self.adapter.map(hash).transpose()?.unwrap_or_default();
+        let mut beside = BTreeMap::new();
+        for NamedAdapter { name, path } in self.beside {
+            if beside.insert(name.clone(), hash(path)?).is_some() {
+                return Err(BackendError::failed(format!(
+                    "two adapters are called {name:?}: give each a name of its own, NAME=DIR"
+                )));
+            }
+        }
         let (weights, mode) = (self.weights, self.adapter_mode.name());
-        let key = fsio::sha256(format!("karat-onnx {FORMAT} {weights} {mode}\n{base}\n{adapter}\n").as_bytes());
-        Ok((base, key))
+        let all = format!("karat-onnx {FORMAT} {weights} {mode}\n{base}\n{adapter}\n{beside:?}\n");
+        Ok(Keys { base, beside, key: fsio::sha256(all.as_bytes()) })
     }
+}
+
+/// What names an export by its content.
+struct Keys {
+    /// Hash of the base model.
+    base: String,
+    /// Hashes of the adapters beside it.
+    beside: BTreeMap<String, String>,
+    /// A hash over everything that decides the bytes.
+    key: String,
+}
+
+/// [`karat::backend::Backend::export`].
+///
+/// # Errors
+/// As [`export_to`]; several adapters to merge, names that are no file names.
+pub fn export(config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportSummary, BackendError> {
+    let mut request = Request::new(&config.model);
+    request.weights = config.weights.parse()?;
+    request.adapter_mode = config.adapter_mode;
+    match (config.adapter_mode, config.adapters.as_slice()) {
+        (AdapterMode::Runtime, adapters) => request.beside = adapters,
+        (AdapterMode::Merge, []) => {}
+        (AdapterMode::Merge, [one]) => request.adapter = Some(&one.path),
+        (AdapterMode::Merge, several) => {
+            return Err(BackendError::unsupported(format!(
+                "{} adapters cannot be merged into one model: export each alone, or use the adapter mode runtime",
+                several.len()
+            )));
+        }
+    }
+    let plain = |name: &str| {
+        !name.is_empty() && !name.starts_with('.') && name.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c))
+    };
+    if let Some(adapter) = request.beside.iter().find(|adapter| !plain(&adapter.name)) {
+        return Err(BackendError::failed(format!(
+            "{:?} is no name for an adapter: use letters, digits, - and _",
+            adapter.name
+        )));
+    }
+    let reused = config.out.join(MANIFEST).is_file();
+    let exported = export_to(&request, &config.out, sink)?;
+    let mut adapter_parameters = exported.manifest.adapter_parameters;
+    for adapter in request.beside {
+        adapter_parameters += Adapter::open(&adapter.path)?.parameters();
+    }
+    let mut files = BTreeMap::new();
+    folder::list(&exported.folder, "", &mut files)
+        .map_err(|e| BackendError::failed(format!("could not read {}: {e}", exported.folder.display())))?;
+    Ok(ExportSummary { files, parameters: exported.manifest.parameters, adapter_parameters, reused })
 }
 
 /// Exports into `folder`, or reuses what is there if it was made from the same content.
@@ -94,13 +161,13 @@ impl<'a> Request<'a> {
 /// # Errors
 /// A broken or unsupported checkpoint or adapter, a folder that holds something else, a disk error. Nothing half-written
 /// stays under the final name.
-pub fn export_to(request: &Request<'_>, folder: &Path) -> Result<Exported, BackendError> {
+pub fn export_to(request: &Request<'_>, folder: &Path, sink: &mut dyn EventSink) -> Result<Exported, BackendError> {
     let config = DecoderConfig::read(request.model)?;
-    let (base, key) = request.keys()?;
+    let keys = request.keys()?;
     let occupied = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
     if occupied {
         let there = Exported::open(folder)?;
-        return match there.manifest.key == key {
+        return match there.manifest.key == keys.key {
             true => Ok(there),
             false => Err(BackendError::failed(format!(
                 "{} already holds the export of another model, adapter or element type; remove it or choose another \
@@ -109,7 +176,7 @@ pub fn export_to(request: &Request<'_>, folder: &Path) -> Result<Exported, Backe
             ))),
         };
     }
-    write(&config, request, base, key, folder)
+    write(&config, request, keys, folder, sink)
 }
 
 /// Exports into `cache`, under a name made of the content; an earlier export of the same content is reused, and one that
@@ -119,54 +186,31 @@ pub fn export_to(request: &Request<'_>, folder: &Path) -> Result<Exported, Backe
 /// As [`export_to`].
 pub fn export_cached(request: &Request<'_>, cache: &Path) -> Result<Exported, BackendError> {
     let config = DecoderConfig::read(request.model)?;
-    let (base, key) = request.keys()?;
-    let folder = cache.join(&key);
-    let _lock = Lock::take(cache, &key)?;
+    let keys = request.keys()?;
+    let folder = cache.join(&keys.key);
+    let _lock = Lock::take(cache, &keys.key)?;
     if folder.join(MANIFEST).is_file() {
         match Exported::open(&folder) {
-            Ok(exported) if exported.manifest.key == key => return Ok(exported),
+            Ok(exported) if exported.manifest.key == keys.key => return Ok(exported),
             _ => fs::remove_dir_all(&folder).map_err(|e| {
                 BackendError::failed(format!("could not remove the damaged export {}: {e}", folder.display()))
             })?,
         }
     }
-    write(&config, request, base, key, &folder)
+    write(&config, request, keys, &folder, &mut unheard)
 }
 
-/// Hold of one export in a cache, waited for. The file goes when the hold ends: whoever waited for it then finds the
-/// finished export, and should that have failed, two at once lose no more than time.
-struct Lock {
-    path: PathBuf,
-    _file: File,
-}
-
-impl Lock {
-    fn take(cache: &Path, key: &str) -> Result<Lock, BackendError> {
-        let path = cache.join(format!(".{key}.lock"));
-        let taken = fs::create_dir_all(cache).and_then(|()| File::create(&path)).and_then(|file| {
-            file.lock()?;
-            Ok(file)
-        });
-        match taken {
-            Ok(file) => Ok(Lock { path, _file: file }),
-            Err(e) => Err(BackendError::failed(format!("could not lock {}: {e}", path.display()))),
-        }
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // What stays behind if this fails is an empty file.
-        let _ = fs::remove_file(&self.path);
-    }
+/// Passes over the events of an export that is made on the way to something else.
+pub fn unheard(_: Event) -> Flow {
+    Flow::Continue
 }
 
 fn write(
     config: &DecoderConfig,
     request: &Request<'_>,
-    base: String,
-    key: String,
+    keys: Keys,
     folder: &Path,
+    sink: &mut dyn EventSink,
 ) -> Result<Exported, BackendError> {
     let checkpoint = Checkpoint::open(request.model)?;
     let adapter = request.adapter.map(Adapter::open).transpose()?;
@@ -189,10 +233,10 @@ fn write(
         adapter_inputs: request.adapter_mode == AdapterMode::Runtime,
         precision: request.weights,
     };
-    let written = write_decoder(config, &source, &inside.join(DATA))?;
+    let written = write_decoder(config, &source, &inside.join(DATA), sink)?;
     let bytes = written.model.into_bytes();
     fsio::write_atomic(&inside.join(MODEL), &bytes).map_err(|e| disk(&e))?;
-    fsio::write_json(&inside.join("genai_config.json"), &genai::config(config)).map_err(|e| disk(&e))?;
+    fsio::write_json(&inside.join("genai_config.json"), &genai::config(config, request.model)).map_err(|e| disk(&e))?;
     for name in COMPANIONS {
         let from = request.model.join(name);
         if from.is_file() {
@@ -200,10 +244,15 @@ fn write(
             fsio::write_atomic(&inside.join(name), &text).map_err(|e| disk(&e))?;
         }
     }
+    for named in request.beside {
+        let inside = inside.join(ADAPTERS).join(&named.name);
+        folder::write_adapter(named, &written.adapter_inputs, request.weights, &keys.base, &inside)?;
+    }
     let manifest = Manifest {
         format: FORMAT,
-        key,
-        base,
+        key: keys.key,
+        base: keys.base,
+        adapters: keys.beside,
         weights: request.weights,
         adapter_mode: request.adapter_mode,
         adapter_inputs: written.adapter_inputs,
@@ -222,24 +271,6 @@ fn write(
     publish(temporary, folder).map_err(|e| disk(&e))?;
     // Another process may have been faster; what is there was made from the same content.
     Exported::open(folder)
-}
-
-/// Renames the finished folder into place. Loses gracefully against another process that published the same.
-fn publish(temporary: tempfile::TempDir, folder: &Path) -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755))?;
-    }
-    match fs::rename(temporary.path(), folder) {
-        Ok(()) => {
-            // It has moved: nothing is left to remove.
-            let _ = temporary.keep();
-            Ok(())
-        }
-        Err(_) if folder.join(MANIFEST).is_file() => Ok(()),
-        Err(error) => Err(error),
-    }
 }
 
 /// What a session runs on: an export that is already there, or one made now where the options say. In the adapter mode
@@ -268,9 +299,10 @@ pub fn open_or_export(config: &OpenConfig, options: &Options) -> Result<Exported
         adapter: config.adapter.as_deref().filter(|_| options.adapter_mode == AdapterMode::Merge),
         weights: options.weights.unwrap_or(config.dtype.into()),
         adapter_mode: options.adapter_mode,
+        beside: &[],
     };
     match (&options.export_dir, &options.cache_dir) {
-        (Some(folder), _) => export_to(&request, folder),
+        (Some(folder), _) => export_to(&request, folder, &mut unheard),
         (None, Some(cache)) => export_cached(&request, cache),
         (None, None) => export_cached(&request, &cache_root()?.join("onnx")),
     }

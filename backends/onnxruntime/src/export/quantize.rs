@@ -4,10 +4,10 @@
 //! `0 .. 2^bits` with `w ~ scale (q - zero)`. The zero point is a stored integer of the same bits (asymmetric): a block of
 //! 32 rarely lies evenly around zero, and the range it would waste is worth more than the half byte it costs.
 //!
-//! The range of a block is that of its values and zero (so a weight that is zero stays zero, and the padding of a last
-//! block too). For 4 bits the range is then shrunk step by step and the one with the least squared error is kept: a single
-//! outlier otherwise takes the steps of all the others. Everything is computed block by block in one order, so the same
-//! weights give the same bytes on any number of threads.
+//! The range of a block is that of its values and zero, so a weight that is zero stays zero, and the padding of a last
+//! block too. A searched range (smaller, with less squared error) was tried and left: it took five times as long and its
+//! log-probabilities were no nearer. Everything is computed block by block in one order, so the same weights give the same
+//! bytes on any number of threads.
 
 use rayon::prelude::*;
 
@@ -84,25 +84,6 @@ impl Block {
         if low == high {
             return Block { scale: 0.0, zero: 0 };
         }
-        let whole = Block::over(low, high, bits);
-        if bits > 4 {
-            return whole;
-        }
-        // 1.00, 0.98 .. 0.60 of the range; the first wins a tie.
-        let mut best = (whole.error(values, bits), whole);
-        for step in 1..=20 {
-            let factor = 1.0 - 0.02 * step as f32;
-            let block = Block::over(low * factor, high * factor, bits);
-            let error = block.error(values, bits);
-            if error < best.0 {
-                best = (error, block);
-            }
-        }
-        best.1
-    }
-
-    /// Steps that reach from `low` (at most 0) to `high` (at least 0).
-    fn over(low: f32, high: f32, bits: usize) -> Block {
         let steps = ((1u32 << bits) - 1) as f32;
         let scale = (high - low) / steps;
         Block { scale, zero: (-low / scale).round_ties_even().clamp(0.0, steps) as u8 }
@@ -114,14 +95,6 @@ impl Block {
         }
         let steps = ((1u32 << bits) - 1) as f32;
         ((weight / self.scale).round_ties_even() + f32::from(self.zero)).clamp(0.0, steps) as u8
-    }
-
-    fn error(self, values: &[f32], bits: usize) -> f64 {
-        let error = |&w: &f32| {
-            let back = self.scale * (f32::from(self.nearest(w, bits)) - f32::from(self.zero));
-            f64::from(w - back).powi(2)
-        };
-        values.iter().map(error).sum()
     }
 }
 
@@ -165,23 +138,15 @@ mod tests {
     }
 
     #[test]
-    fn more_bits_and_a_searched_range_are_nearer() {
+    fn four_more_bits_are_sixteen_times_nearer() {
         let (rows, columns) = (16, 64);
-        let mut weights = matrix(rows, columns);
-        weights.iter_mut().step_by(BLOCK).for_each(|w| *w *= 4.0);
+        let weights = matrix(rows, columns);
         let error = |bits| {
             let values = back(&quantize(&weights, columns, bits), columns, bits);
-            weights.iter().zip(values).map(|(w, v)| f64::from(w - v).powi(2)).sum::<f64>()
+            weights.iter().zip(values).map(|(w, v)| f64::from(w - v).powi(2)).sum::<f64>().sqrt()
         };
-        assert!(error(8) < error(4) / 50.0);
-        let whole: f64 = weights
-            .chunks(BLOCK)
-            .map(|block| {
-                let (low, high) = block.iter().fold((0f32, 0f32), |(l, h), &w| (l.min(w), h.max(w)));
-                Block::over(low, high, 4).error(block, 4)
-            })
-            .sum();
-        assert!(error(4) < whole, "{} {whole}", error(4));
+        let ratio = error(4) / error(8);
+        assert!((12.0..24.0).contains(&ratio), "{ratio}");
     }
 
     #[test]

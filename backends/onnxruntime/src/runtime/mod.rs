@@ -3,20 +3,24 @@
 //! Nothing is linked; the library is looked for where people put it, in this order: the option `library`, the
 //! environment variables `KARAT_ONNXRUNTIME` and `ORT_DYLIB_PATH`, Karat's cache, the Python that `python3` starts. What
 //! the user named must work; what was merely come across may be passed over, and the error lists every place with its
-//! reason. If nothing serves, the pinned version is fetched from its Python wheel ([`fetch_runtime`]).
+//! reason. One that hangs or crashes while it is loaded is found out before it can take this process with it ([`LOAD_LIMIT`]).
+//! If nothing serves, the pinned version is fetched from its Python wheel ([`fetch_runtime`]).
 
 mod fetch;
+mod probe;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::sync::mpsc::{self, RecvTimeoutError};
 
 use karat::backend::BackendError;
 use ort::LoadDynamicError;
 use ort::environment::Environment;
 
 pub use fetch::{PINNED_VERSION, fetch_runtime, fetched_path};
+pub use probe::LIMIT as LOAD_LIMIT;
 
 /// What a user without a library should run.
 pub const REMEDY: &str =
@@ -134,6 +138,25 @@ fn try_load(path: &Path) -> Result<Loaded, String> {
     if !path.is_file() {
         return Err(format!("{place}: there is no such file"));
     }
+    let limit = probe::limit();
+    let absolute = path.canonicalize().map_err(|e| format!("{place}: {e}"))?;
+    probe::survives(&absolute, limit).map_err(|what| format!("{place}: {what}"))?;
+    // Its constructors have come back once; what it does when it is first asked may still hang, so another thread asks.
+    let (sender, receiver) = mpsc::channel();
+    let given = path.to_path_buf();
+    std::thread::spawn(move || sender.send(load_here(&given)));
+    match receiver.recv_timeout(limit) {
+        Ok(result) => result,
+        Err(RecvTimeoutError::Timeout) => Err(format!(
+            "{place}: it was loaded, but did not answer within {} s ({LOAD_LIMIT} sets the limit)",
+            limit.as_secs_f32()
+        )),
+        Err(RecvTimeoutError::Disconnected) => Err(format!("{place}: the thread that loaded it ended without a word")),
+    }
+}
+
+fn load_here(path: &Path) -> Result<Loaded, String> {
+    let place = path.display();
     // The binding asserts what it expects of a library; a library that breaks an assertion must not end the process.
     let built = catch_unwind(AssertUnwindSafe(|| {
         let builder = ort::init_from(path).map_err(|error| match error {

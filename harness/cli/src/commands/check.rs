@@ -16,6 +16,20 @@ use crate::args::{CheckArgs, CheckFormat};
 use crate::output::Output;
 
 pub fn run(args: &CheckArgs, output: &Output) -> Result<u8> {
+    let result = carry_out(args, output);
+    if let (Err(error), true) = (&result, on_github()) {
+        // A gate that could not judge is seen in the pull request as one that failed is.
+        crate::output::to_stderr(&annotations::refusal(error));
+    }
+    result
+}
+
+/// Whether this is a step of a GitHub workflow.
+fn on_github() -> bool {
+    std::env::var_os("GITHUB_ACTIONS").is_some_and(|v| v == "true")
+}
+
+fn carry_out(args: &CheckArgs, output: &Output) -> Result<u8> {
     let subject = match &args.what {
         Some(what) => Subject::find(what)?,
         None => Subject::only()?,
@@ -40,7 +54,10 @@ pub fn run(args: &CheckArgs, output: &Output) -> Result<u8> {
     }
     let mut margins = subject.margins.clone();
     margins.extend(given_margins(&args.margin)?);
-    let noise = Noise { flip_rate: args.flip_rate, logprob_drift: args.logprob_drift };
+    let noise = match &args.determinism {
+        Some(certificate) => Noise::read(certificate)?,
+        None => Noise { flip_rate: args.flip_rate, logprob_drift: args.logprob_drift },
+    };
     let checks = check(&report, &baseline::load(&path)?, &Rules { margins, noise })?;
     let help = bless_command(args);
     tell(&Verdicts { checks: &checks, report: &report, subject: &subject, path: &path, help: &help }, args, output)?;
@@ -111,7 +128,6 @@ struct Verdicts<'a> {
 /// Everywhere it is asked for: standard output, GitHub's log and step summary, a JUnit file.
 fn tell(verdicts: &Verdicts<'_>, args: &CheckArgs, output: &Output) -> Result<()> {
     let Verdicts { checks, report, subject, path, help } = verdicts;
-    let on_github = std::env::var_os("GITHUB_ACTIONS").is_some_and(|v| v == "true");
     let markdown = || text::markdown(checks, &subject.suite, &args.baseline);
     let pointed_at = from_repository(subject.suite_file.as_deref().unwrap_or(path));
     let commands = || annotations::annotations(checks, &subject.suite, &pointed_at);
@@ -125,7 +141,7 @@ fn tell(verdicts: &Verdicts<'_>, args: &CheckArgs, output: &Output) -> Result<()
             .map_err(|e| Error::io("append to the step summary", &file, e))?;
     }
     // On GitHub the commands go to standard error, which is read as well: standard output stays what was asked for.
-    if on_github && args.format != CheckFormat::Github {
+    if on_github() && args.format != CheckFormat::Github {
         crate::output::to_stderr(commands().trim_end());
     }
     let page = match args.format {

@@ -6,6 +6,7 @@ mod compare;
 mod data;
 mod doctor;
 mod eval;
+mod export;
 mod generate;
 mod import;
 mod metrics;
@@ -31,6 +32,7 @@ pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
         Command::Train(args) => train::run(&args, global, output),
         Command::Score(args) => score::run(&args, global, output),
         Command::Generate(args) => generate::run(&args, global, output),
+        Command::Export(args) => export::run(&args, global, output),
         Command::Eval(args) => eval::run(&args, global, output),
         Command::Compare(args) => compare::run(&args, output),
         Command::Report(args) => report::run(&args, global, output),

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::{Check, Checks, text};
+use crate::error::Error;
 use crate::eval::stats::Verdict;
 
 /// One line a verdict that is no pass: `::error` for a regression, `::warning` for what the items cannot tell; then one
@@ -24,6 +25,12 @@ pub fn annotations(checks: &Checks, suite: &str, file: &Path) -> String {
     }
     line(&mut out, "notice", &file, &format!("{suite}: {}", text::word(checks.verdict)), &text::summary(checks));
     out
+}
+
+/// One `::error` for a gate that could not judge: reports of another question, no baseline, a broken file.
+pub fn refusal(error: &Error) -> String {
+    let help = error.help_text().map_or(String::new(), |help| format!("\n{help}"));
+    format!("::error title={}::{}", property("karat check: not judged"), data(&format!("{error}{help}")))
 }
 
 fn title(check: &Check, suite: &str) -> String {

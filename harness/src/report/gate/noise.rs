@@ -1,8 +1,12 @@
 //! What a second run of the same models would change by itself, and how far that may move a mean.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 use crate::eval::metric::{self, Reads};
+use crate::fsio;
 use crate::report::model::Metric;
 
 /// What is known of a backend's determinism on the machine that made the report: 0 where it repeats itself to the bit.
@@ -15,6 +19,26 @@ pub struct Noise {
 }
 
 impl Noise {
+    /// What a certificate says (`karat --json doctor --determinism`), or any JSON object with these two fields.
+    ///
+    /// # Errors
+    /// A file that is not there or has not both; numbers that are no share and no distance.
+    pub fn read(certificate: &Path) -> Result<Noise> {
+        let noise: Noise = fsio::read_json(certificate).map_err(|e| {
+            e.help("give the output of karat --json doctor --determinism: it has flip_rate and logprob_drift")
+        })?;
+        let possible =
+            (0.0..=1.0).contains(&noise.flip_rate) && noise.logprob_drift.is_finite() && noise.logprob_drift >= 0.0;
+        match possible {
+            true => Ok(noise),
+            false => Err(Error::data(format!(
+                "a flip rate of {} and a drift of {} cannot be",
+                noise.flip_rate, noise.logprob_drift
+            ))
+            .at(certificate.display())),
+        }
+    }
+
     /// The most that the mean of a metric can move for no other reason than this; infinite where that has no bound, so that
     /// nothing can be concluded.
     ///

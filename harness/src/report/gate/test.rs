@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use super::subject::from_repository;
-use super::{Checks, Rules, Subject, baseline, check, plan, text};
+use super::{Checks, Noise, Rules, Subject, baseline, check, plan, text};
 use crate::error::{Error, Result};
 use crate::eval::stats::Verdict;
 use crate::report::Report;
@@ -45,6 +45,13 @@ impl Gated {
     #[must_use]
     pub fn margin(mut self, metric: impl Into<String>, margin: f64) -> Gated {
         self.rules.margins.insert(metric.into(), margin);
+        self
+    }
+
+    /// What a second run of the same models would change by itself ([`Noise::read`]).
+    #[must_use]
+    pub fn noise(mut self, noise: Noise) -> Gated {
+        self.rules.noise = noise;
         self
     }
 

@@ -37,7 +37,7 @@ pub fn sentence(check: &Check, confidence: f64) -> String {
     };
     let seen = match detectable(gate).as_str() {
         "-" => String::new(),
-        seen => format!(", n = {} detects {seen}", gate.n),
+        seen => format!(", n = {} detects {seen}{}", gate.n, items_needed(gate)),
     };
     format!(
         "{what}: {how}: {values}, gain {} ({level} % interval [{}, {}]{noise}){seen}",
@@ -176,6 +176,16 @@ fn signed(x: f64) -> String {
     let text = format!("{x:+.4}");
     // A difference of nothing has no sign.
     if text.trim_start_matches(['+', '-']).chars().all(|c| matches!(c, '0' | '.')) { plain(0.0) } else { text }
+}
+
+/// How many items would see a loss of the margin's size: the detectable difference falls with the root of their number.
+fn items_needed(gate: &Gate) -> String {
+    let times = (gate.minimum_detectable / gate.margin).powi(2);
+    if gate.verdict == Verdict::Inconclusive && times.is_finite() && times > 1.0 {
+        format!(", about {} items would detect the margin", (times * gate.n as f64).ceil())
+    } else {
+        String::new()
+    }
 }
 
 fn detectable(gate: &Gate) -> String {

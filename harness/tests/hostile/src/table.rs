@@ -46,6 +46,7 @@ pub fn table(fault: &str) -> *const BackendV1 {
         "cut_in_a_field" => BackendV1 { size: 60, ..good },
         "no_open" => BackendV1 { open: None, ..good },
         "old_table" => BackendV1 { size: 40, ..good },
+        "version_1_0" => BackendV1 { size: 64, minor: 0, ..good },
         "newer_minor" => BackendV1 { size: 4096, minor: MINOR + 1, score: Some(score_of_the_future), ..good },
         "describe_null_bytes" => BackendV1 { describe: Some(null_bytes), ..good },
         "describe_huge" => BackendV1 { describe: Some(huge), ..good },

@@ -9,6 +9,7 @@
 //!   `vdpbf16ps` does (Intel SDM, "VDPBF16PS"; checked on AMD Zen 5 below), but for subnormal numbers, which the
 //!   instruction takes as zero. So a CPU without it gives the same bits, in the time of f32.
 #![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop, reason = "constant bounds, so that registers are used instead of memory")]
 
 /// Columns that a panel of the packed right operand has at most.
 pub const PANEL: usize = 64;
@@ -187,8 +188,8 @@ mod x86 {
         unsafe fn step(a: __m512i, b: __m512i, sum: __m512) -> __m512 {
             // SAFETY: the caller vouches for AVX512-BF16; both types are 512 bits without a niche.
             unsafe {
-                let (a, b): (__m512bh, __m512bh) = (std::mem::transmute(a), std::mem::transmute(b));
-                _mm512_dpbf16_ps(sum, a, b)
+                let pairs = |x: __m512i| std::mem::transmute::<__m512i, __m512bh>(x);
+                _mm512_dpbf16_ps(sum, pairs(a), pairs(b))
             }
         }
     }

@@ -1,0 +1,124 @@
+//! `karat export`: a model in a backend's own format.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use karat::backend::{AdapterMode, Capability, Event, ExportConfig, NamedAdapter};
+use karat::memory;
+use karat::run::{Backends, LoadedBackend, StageSink, backend_error};
+use karat::{Error, Result};
+use serde_json::json;
+
+use crate::args::{AdapterModeArg, ExportArgs, Global};
+use crate::host::{Plugins, cancel_on_interrupt};
+use crate::output::Output;
+use crate::progress::Progress;
+
+pub fn run(args: &ExportArgs, global: &Global, output: &Output) -> Result<u8> {
+    let config = ExportConfig {
+        model: folder(&args.model)?,
+        adapters: args.adapter.iter().map(|text| adapter(text)).collect::<Result<_>>()?,
+        adapter_mode: match args.adapter_mode {
+            AdapterModeArg::Merge => AdapterMode::Merge,
+            AdapterModeArg::Runtime => AdapterMode::Runtime,
+        },
+        weights: args.dtype.clone(),
+        out: absolute(&args.out)?,
+    };
+    let exporter = exporter(&Plugins::new(global)?, args.backend.as_deref())?;
+    let cancel = cancel_on_interrupt()?;
+    let mut progress = Progress::new(output);
+    let mut sink = StageSink {
+        stage: "export",
+        total: None,
+        observer: &mut progress,
+        cancel: &cancel,
+        keep: |_: &Event| Ok(()),
+        error: None,
+    };
+    let began = Instant::now();
+    let summary = exporter.backend.export(&config, &mut sink).map_err(|e| backend_error("the export failed", e))?;
+    drop(progress);
+    let seconds = began.elapsed().as_secs_f64();
+    let bytes: u64 = summary.files.values().sum();
+    let peak = memory::peak();
+    let object = json!({
+        "folder": config.out,
+        "backend": exporter.backend.describe().name,
+        "dtype": config.weights,
+        "adapter_mode": config.adapter_mode,
+        "files": summary.files,
+        "bytes": bytes,
+        "parameters": summary.parameters,
+        "adapter_parameters": summary.adapter_parameters,
+        "reused": summary.reused,
+        "seconds": seconds,
+        "peak_memory": peak,
+    });
+    let mut text = format!("{}\n", config.out.display());
+    for (name, bytes) in &summary.files {
+        text.push_str(&format!("{:>10}  {name}\n", size(*bytes)));
+    }
+    output.result(&object, &text)?;
+    let how = match summary.reused {
+        true => "already there, made from the same files".to_string(),
+        false => format!("in {seconds:.1} s, peak memory {}", peak.map_or("unknown".into(), size)),
+    };
+    output.say(format!("{} parameters as {}, {}, {how}", summary.parameters, config.weights, size(bytes)));
+    Ok(0)
+}
+
+/// The backend that was named, or the only one that exports.
+fn exporter(plugins: &Plugins, named: Option<&str>) -> Result<LoadedBackend> {
+    if let Some(name) = named {
+        return plugins.backend(name);
+    }
+    let able: Vec<String> = plugins
+        .list()
+        .iter()
+        .filter_map(|found| Some(found.plugin.as_ref().ok()?.descriptor()))
+        .filter(|descriptor| descriptor.capabilities.contains(&Capability::Export))
+        .map(|descriptor| descriptor.name)
+        .collect();
+    match able.as_slice() {
+        [one] => plugins.backend(one),
+        [] => Err(Error::backend("no backend that exports was found")
+            .help("`karat backends` shows what was found and where; `cargo build -p karat-cli` builds them")),
+        several => {
+            Err(Error::usage(format!("several backends export: {}", several.join(", "))).help("add --backend NAME"))
+        }
+    }
+}
+
+/// `NAME=DIR`, or a folder whose own name is the adapter's.
+fn adapter(text: &str) -> Result<NamedAdapter> {
+    let (name, path) = match text.split_once('=') {
+        // A folder may have an equals sign in its name.
+        Some((name, path)) if !Path::new(text).is_dir() => (Some(name), path),
+        _ => (None, text),
+    };
+    let path = folder(Path::new(path))?;
+    let own = || path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(NamedAdapter { name: name.map_or_else(own, String::from), path })
+}
+
+fn folder(path: &Path) -> Result<PathBuf> {
+    match path.is_dir() {
+        true => absolute(path),
+        false => Err(Error::data("no such folder").at(path.display())),
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))
+}
+
+/// Bytes as people read them.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}
