@@ -180,8 +180,9 @@ fn lower_is_better_where_a_metric_says_so() {
     let nll = &report.comparison("base", "lora").unwrap().metrics["nll_answer"];
     assert!(nll.difference.unwrap() < 0.0);
     assert!(nll.improvement_percent.unwrap() > 0.0);
-    assert_eq!(nll.verdict, Verdict::Better);
     assert_eq!(nll.wins, 24);
+    // The 24 items come from six sources: six observations cannot be significant after Holm's correction.
+    assert_eq!((nll.clusters, nll.verdict), (Some(6), Verdict::Unclear));
     assert_eq!(report.metric("nll_answer").unwrap().best, ["full"]);
     assert!(report.metric("length").unwrap().best.is_empty(), "a length is neither good nor bad");
 }

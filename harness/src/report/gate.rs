@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use super::compare::mismatches;
 use super::model::{Direction, Metric, Report};
 use crate::error::{Error, Result};
-use crate::eval::stats::{Gate, Verdict, clustered_non_inferiority, mean};
+use crate::eval::stats::{Gate, Verdict, mean, non_inferiority};
 
 pub use baseline::Baseline;
 pub use noise::Noise;
@@ -227,14 +227,13 @@ fn one(
     let value = |items: &BTreeMap<&str, &super::model::ItemRow>, id: &str| {
         items.get(id)?.models.get(model)?.metrics.get(&metric.name).copied().flatten()
     };
-    let (mut before, mut after, mut clusters, mut absent) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut before, mut after, mut absent) = (Vec::new(), Vec::new(), Vec::new());
     for item in &baseline.items {
         let Some(old) = value(&values.baseline, &item.id) else { continue };
         match value(&values.report, &item.id) {
             Some(new) => {
                 before.push(old);
                 after.push(new);
-                clusters.push(item.cluster.as_deref().unwrap_or(&item.id));
             }
             None => absent.push(item.id.as_str()),
         }
@@ -244,8 +243,7 @@ fn one(
         return check;
     }
     let options = &baseline.statistics;
-    let higher = metric.direction == Direction::Higher;
-    let gate = clustered_non_inferiority(&before, &after, &clusters, higher, margin, options);
+    let gate = non_inferiority(&before, &after, metric.direction == Direction::Higher, margin, options);
     check.baseline = Some(mean(&before)).filter(|x| x.is_finite());
     check.value = Some(mean(&after)).filter(|x| x.is_finite());
     check.allowance = noise.allowance(metric, check.value.unwrap_or(0.0));

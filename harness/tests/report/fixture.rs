@@ -74,7 +74,7 @@ pub fn items(n: usize) -> Vec<Item> {
                 format!("{name}属于{class}，通过{mechanism}发挥作用，用于{indication}。注意：{caution}。"),
             )
         };
-        Item { id: format!("med-{i:03}"), question, think, answer, cluster: format!("source-{}", i / 2), choice: None }
+        Item { id: format!("med-{i:03}"), question, think, answer, cluster: name.to_string(), choice: None }
     };
     (0..n).map(item).collect()
 }
