@@ -283,6 +283,13 @@ pub struct EvalArgs {
     /// An adapter's folder, applied on top
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// Measure texts that are there already, without a model: a run's `results` folder or one of its files, a store
+    /// (predictions.jsonl), or JSON lines {"id", "candidate"}; NAME=PATH names the model (may be repeated)
+    #[arg(long, value_name = "[NAME=]PATH", conflicts_with_all = ["model", "adapter"])]
+    pub predictions: Vec<String>,
+    /// Also write the reports here
+    #[arg(long, value_name = "DIR")]
+    pub reports: Option<PathBuf>,
     /// The model's name in the report
     #[arg(long, default_value = "model")]
     pub name: String,
@@ -293,15 +300,18 @@ pub struct EvalArgs {
 
 #[derive(Args)]
 pub struct CompareArgs {
-    /// A run folder or report.json; `PATH:MODEL` picks a model
+    /// A run folder or report.json (`PATH:MODEL` picks a model), a store of predictions, or JSON lines {"id", "reference",
+    /// "candidate"} of any origin
     #[arg(required_unless_present = "backends")]
     pub a: Option<String>,
     /// Another, or another model of the same
     #[arg(required_unless_present = "backends")]
     pub b: Option<String>,
-    /// Compare although prompts, template, decoding or data differ; the result says so
-    #[arg(long)]
-    pub allow: bool,
+    /// A third: each is compared with those before it
+    pub c: Option<String>,
+    /// Compare although this differs: data, prompts, template, decoding, items (separated by commas); the result says so
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = karat::report::compare::MUST_BE_EQUAL)]
+    pub allow: Vec<String>,
     /// Compare two backends on one model instead, e.g. candle,onnxruntime: drift of log-probabilities, greedy texts
     #[arg(long, value_name = "A,B", value_delimiter = ',', conflicts_with_all = ["a", "b", "allow"])]
     pub backends: Vec<String>,

@@ -10,6 +10,7 @@ mod pipeline;
 mod predictions;
 mod prepare;
 mod recorded;
+mod stored;
 mod train;
 
 pub use backends::{Backends, LoadedBackend, Origin, backend_error};
@@ -18,7 +19,8 @@ pub use machine::machine;
 pub use observe::{Cancel, Notice, Observer, StageSink};
 pub use parity::{Parity, ParityJob, ParitySide, Parting, ScoreParity, TextParity, TokenParity, parity};
 pub use pipeline::{Brought, evaluate_brought, remove, report_recorded, run};
-pub use predictions::Store;
+pub use predictions::{Store, is_store, read_store};
 pub use prepare::{Prepared, prepare};
 pub use recorded::{Recorded, RecordedTraining};
+pub use stored::{Known, StoredModel, read_stored, report_pairs, report_stored};
 pub use train::{TrainJob, Trained, last_checkpoint, plan, start_from_adapter, train};

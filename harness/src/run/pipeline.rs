@@ -445,7 +445,7 @@ fn model_run(recorded: Recorded, suite: &Suite, prepared: &Prepared) -> Result<M
         name,
         role,
         checkpoint_sha256,
-        pooled: metrics::pooled(&suite.eval.metrics, &results, &stats_options(suite)),
+        pooled: metrics::pooled(&suite.eval.metrics, &prepared.items, &results, &stats_options(suite)),
         items: results,
         cost: Cost {
             train_seconds: summary.map(|s| s.seconds),
