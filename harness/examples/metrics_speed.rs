@@ -9,14 +9,16 @@
 //!
 //! Pairs are lines `{"reference", "candidate"}`, or data rows `{"think", "answer"}`, each of which is then compared with the next one.
 //! Python (`metrics_speed.py` beside this file says which packages) and Karat take turns, group by group. Python works through the pairs
-//! until `--seconds` are over (default: no limit); Karat is then timed on exactly those pairs, on one thread, the best of three.
-//! Segmentation is part of every time.
+//! until `--seconds` are over (default: no limit); Karat is then timed on exactly those pairs, on one thread, the mean of several rounds.
+//! Both are timed by the processor time of their thread, so that other work on the machine does not count; `all cores` compares
+//! wall clocks. Segmentation is part of every time.
 
 use std::error::Error;
 use std::hint::black_box;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 use std::time::Instant;
 
 use karat::eval::metric::chrf::ChrfCounts;
@@ -94,8 +96,10 @@ fn main() -> Result<()> {
             None => (pairs.len(), f64::NAN),
         };
         let chosen = &pairs[..n];
-        let ours = best_of(3, || chosen.iter().for_each(|(r, c)| work(&Texts::new(r, c))));
-        let parallel = best_of(3, || chosen.par_iter().for_each(|(r, c)| work(&Texts::new(r, c))));
+        let alone = || chosen.iter().for_each(|(r, c)| work(&Texts::new(r, c)));
+        let ours = mean_of_rounds(processor_seconds, alone);
+        let wall = mean_of_rounds(wall_seconds, alone);
+        let parallel = mean_of_rounds(wall_seconds, || chosen.par_iter().for_each(|(r, c)| work(&Texts::new(r, c))));
         let rate = |seconds: f64| n as f64 / seconds;
         println!(
             "{name:<22}{n:>7}{:>14.2}{:>14.0}{:>9.1}{:>9}{:>12}",
@@ -103,7 +107,7 @@ fn main() -> Result<()> {
             rate(ours),
             theirs / ours,
             if *wanted > 0.0 { format!("{wanted:.0}") } else { String::new() },
-            format!("x {:.2}", ours / parallel),
+            format!("x {:.2}", wall / parallel),
         );
     }
     Ok(())
@@ -160,13 +164,27 @@ impl Drop for Packages {
     }
 }
 
-fn best_of(times: usize, work: impl Fn()) -> f64 {
-    let once = |_| {
-        let start = Instant::now();
+/// Seconds of a clock that one round of the work takes: the mean over at least three rounds and 0.4 seconds, since processor time
+/// advances in steps of some milliseconds.
+fn mean_of_rounds(clock: fn() -> f64, work: impl Fn()) -> f64 {
+    let (start, began, mut rounds) = (clock(), wall_seconds(), 0);
+    while rounds < 3 || wall_seconds() - began < 0.4 {
         work();
-        start.elapsed().as_secs_f64()
-    };
-    (0..times).map(once).fold(f64::INFINITY, f64::min)
+        rounds += 1;
+    }
+    (clock() - start) / f64::from(rounds)
+}
+
+fn wall_seconds() -> f64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed().as_secs_f64()
+}
+
+/// Processor time of this thread, where Linux tells it; else the wall clock.
+fn processor_seconds() -> f64 {
+    let told = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
+    let nanoseconds = told.and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
+    nanoseconds.map_or_else(wall_seconds, |n| n * 1e-9)
 }
 
 fn mean_length(pairs: &[Pair]) -> f64 {
@@ -227,7 +245,7 @@ fn long_texts(length: usize, only: Option<&str>) -> Result<()> {
     let mib = || karat::memory::peak().unwrap_or(0) as f64 / f64::from(1 << 20);
     for (name, _, work) in GROUPS.iter().filter(|(name, ..)| only.is_none_or(|only| name.starts_with(only))) {
         let before = mib();
-        let seconds = best_of(3, || work(&Texts::new(&reference, &candidate)));
+        let seconds = mean_of_rounds(processor_seconds, || work(&Texts::new(&reference, &candidate)));
         println!("{name:<22}{:>10.1} ms   peak memory {before:.1} -> {:.1} MiB", seconds * 1e3, mib());
     }
     Ok(())

@@ -43,6 +43,22 @@ pub trait Backend: Send + Sync + 'static {
         let _ = (config, sink);
         Err(BackendError::unsupported(format!("the backend {} exports no models", self.describe().name)))
     }
+    /// Looks for what this backend needs of the machine beside itself (a runtime library, a driver) and says what it
+    /// found; with `fix` it fetches what is missing first. A backend that needs nothing leaves this as it is.
+    ///
+    /// # Errors
+    /// Something is missing or unusable; the message says the one command to run.
+    fn provide(&self, fix: bool) -> Result<Provisions, BackendError> {
+        let _ = fix;
+        Ok(Provisions::default())
+    }
+}
+
+/// What a backend found of what it needs of the machine; see [`Backend::provide`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provisions {
+    /// Facts in the order of their names: `library`, `providers`, `version`.
+    pub facts: BTreeMap<String, String>,
 }
 
 /// One model on one device. Calls are made from one thread at a time.

@@ -18,7 +18,9 @@ use object::{Object, ObjectKind, ObjectSegment};
 pub use search::{Found, Origin, Place, Search, find, list};
 
 use crate::abi::{BackendV1, Foreign, SYMBOL_PREFIX};
-use crate::backend::{Backend, BackendError, Descriptor, EventSink, ExportConfig, ExportSummary, OpenConfig, Session};
+use crate::backend::{
+    Backend, BackendError, Descriptor, EventSink, ExportConfig, ExportSummary, OpenConfig, Provisions, Session,
+};
 use crate::error::{Error, Result};
 use crate::fsio;
 
@@ -98,6 +100,9 @@ impl Backend for Plugin {
     }
     fn open(&self, config: &OpenConfig) -> Result<Box<dyn Session>, BackendError> {
         self.backend.open(config)
+    }
+    fn provide(&self, fix: bool) -> Result<Provisions, BackendError> {
+        self.backend.provide(fix)
     }
     fn export(&self, config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportSummary, BackendError> {
         self.backend.export(config, sink)

@@ -32,6 +32,7 @@
 
 mod written;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -333,6 +334,12 @@ pub struct EvalConfig {
     pub top_k: usize,
     /// Rows decoded together; 0 lets the backend choose.
     pub batch_size: usize,
+    /// The device that evaluates; absent, the one that trains.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Options of the backend that evaluates, by its own names.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, serde_json::Value>,
     /// What the template is told of thinking; absent, nothing.
     pub enable_thinking: Option<bool>,
     /// Metrics, in the order of the report.
@@ -365,6 +372,8 @@ impl Default for EvalConfig {
             top_p: 1.0,
             top_k: 0,
             batch_size: 0,
+            device: None,
+            options: BTreeMap::new(),
             enable_thinking: None,
             metrics: DEFAULT_METRICS.map(String::from).to_vec(),
             show: 5,
@@ -415,7 +424,7 @@ impl Default for StatsConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct GateConfig {
     /// Non-inferiority margins by metric, in the metric's unit: a model may be worse than its baseline by at most this.
-    pub margins: std::collections::BTreeMap<String, f64>,
+    pub margins: BTreeMap<String, f64>,
 }
 
 impl Hyperparameters {

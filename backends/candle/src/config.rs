@@ -36,6 +36,9 @@ pub struct ModelConfig {
     pub rope_theta: f64,
     /// The output projection is the embedding.
     pub tied: bool,
+    /// The id that pads, if `config.json` names one. Its embedding gets no gradient from where it is read, as PyTorch's
+    /// `nn.Embedding` with a `padding_idx` has it, which transformers makes of `pad_token_id`.
+    pub pad: Option<u32>,
     /// RMSNorm on each query and key head (Qwen3).
     pub qk_norm: bool,
     /// Bias of the query, key and value projections.
@@ -107,6 +110,7 @@ impl ModelConfig {
             rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
             rope_theta: keys.rope_theta()?,
             tied: keys.flag("tie_word_embeddings")?.unwrap_or(false),
+            pad: keys.pad(keys.positive("vocab_size")?),
             qk_norm: qwen3,
             qkv_bias: model_type == "qwen2" || attention_bias,
             o_bias: model_type != "qwen2" && attention_bias,
@@ -146,6 +150,13 @@ impl Keys<'_> {
             Some(_) => Err(BackendError::failed(format!("\"{key}\" must not be 0"))),
             None => Err(BackendError::failed(format!("\"{key}\" is missing"))),
         }
+    }
+
+    /// `pad_token_id`; a negative one counts from the end, as in PyTorch.
+    fn pad(&self, vocab: usize) -> Option<u32> {
+        let id = self.get("pad_token_id")?.as_i64()?;
+        let id = if id < 0 { id + i64::try_from(vocab).ok()? } else { id };
+        u32::try_from(id).ok().filter(|id| (*id as usize) < vocab)
     }
 
     /// `rope_parameters.rope_theta` (transformers 5) or `rope_theta` (4).

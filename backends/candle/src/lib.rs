@@ -12,6 +12,7 @@ pub mod files;
 pub mod generate;
 pub mod layer;
 pub mod linear;
+pub mod memory;
 pub mod model;
 pub mod nn;
 pub mod ops;

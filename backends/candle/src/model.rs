@@ -371,6 +371,15 @@ impl Decoder {
             }
         }
         if let Some(embedding_gradient) = embedding_gradient {
+            if let Some(pad) = self.config.pad
+                && batch.ids.contains(&pad)
+            {
+                let width = dx.dims()[1];
+                nn::edit(&dx, |dx| {
+                    let rows = dx.chunks_exact_mut(width).zip(&batch.ids);
+                    rows.filter(|(_, id)| **id == pad).for_each(|(row, _)| row.fill(0.0));
+                })?;
+            }
             nn::scatter_add(embedding_gradient, &batch.ids, &dx)?;
         }
         Ok(logprobs)

@@ -12,6 +12,7 @@ use ort::value::Tensor;
 use crate::export::{Exported, MODEL, Manifest};
 use crate::kv::{self, Kv};
 use crate::lora::Fed;
+use crate::provider::Provider;
 use crate::runtime::Loaded;
 
 /// Wraps an error of the runtime with what was being done.
@@ -23,16 +24,27 @@ pub(crate) fn failed<E: std::fmt::Display>(doing: &str) -> impl Fn(E) -> Backend
     }
 }
 
+/// How long an idle thread of the runtime waits awake.
+const SPIN_MICROSECONDS: &str = "50";
+
 /// Session options: one operator at a time, all its threads inside it.
-fn configure(environment: &Environment, threads: usize, spin: bool) -> ort::Result<SessionBuilder> {
+fn configure(environment: &Environment, provider: Provider, threads: usize, spin: bool) -> ort::Result<SessionBuilder> {
     let builder = Session::builder(environment)?.with_intra_threads(threads)?.with_inter_threads(1)?;
-    let builder = builder.with_parallel_execution(false)?.with_intra_op_spinning(spin)?;
-    Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?)
+    let mut builder = builder.with_parallel_execution(false)?.with_intra_op_spinning(true)?;
+    if !spin {
+        // Long enough to bridge the gap between two operators, too short to keep others from a shared core.
+        builder = builder.with_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)?;
+    }
+    // Between two runs our own threads choose tokens.
+    let builder = builder.with_config_entry("session.force_spinning_stop", "1")?;
+    provider.register(builder.with_optimization_level(GraphOptimizationLevel::All)?)
 }
 
 /// The open model.
 pub struct Decoder {
     session: Session,
+    /// Where it runs.
+    pub provider: Provider,
     /// Sizes of the model.
     pub model: Manifest,
     /// The adapter that is fed.
@@ -53,13 +65,19 @@ impl Decoder {
     ///
     /// # Errors
     /// If the runtime refuses the model.
-    pub fn open(loaded: &Loaded, exported: &Exported, threads: usize, spin: bool) -> Result<Self, BackendError> {
+    pub fn open(
+        loaded: &Loaded,
+        exported: &Exported,
+        provider: Provider,
+        threads: usize,
+        spin: bool,
+    ) -> Result<Self, BackendError> {
         let path = exported.folder.join(MODEL);
         let doing = format!("ONNX Runtime refuses {}", path.display());
         let refused = failed::<ort::Error>(&doing);
-        let builder = configure(&loaded.environment, threads, spin);
+        let builder = configure(&loaded.environment, provider, threads, spin);
         let session = builder.and_then(|mut builder| builder.commit_from_file(&path)).map_err(refused)?;
-        Ok(Decoder { session, model: exported.manifest.clone(), adapter: Fed::default() })
+        Ok(Decoder { session, provider, model: exported.manifest.clone(), adapter: Fed::default() })
     }
 
     /// A cache for `slots` rows of at most `capacity` tokens.
@@ -67,7 +85,7 @@ impl Decoder {
     /// # Errors
     /// If the memory is not there.
     pub fn cache(&self, slots: usize, capacity: usize) -> Result<Kv, BackendError> {
-        let mut kv = Kv::new(&self.session, &self.model, slots, capacity)?;
+        let mut kv = Kv::new(&self.session, self.provider, &self.model, slots, capacity)?;
         // A binding lives no longer than one call, and the adapter is not exchanged within one.
         for (name, tensor) in &self.adapter.tensors {
             kv.binding.bind_input(name, tensor).map_err(failed("could not feed the adapter"))?;

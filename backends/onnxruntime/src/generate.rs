@@ -3,7 +3,8 @@
 //!
 //! The attention operator takes several new tokens a row only for one row at a time, so a prompt is run alone over a cache
 //! of one slot and its keys and values are copied into its place. Towards the end, when fewer rows are left than half the
-//! slots, the cache is packed, so that stragglers do not pay for empty places.
+//! slots, the cache is packed, so that stragglers do not pay for empty places. Prompts of one suite begin alike: what a prompt
+//! shares with the one before it is still in the cache of one slot and is not run again.
 
 use std::ops::Range;
 
@@ -13,11 +14,12 @@ use rayon::prelude::*;
 
 use crate::decoder::{Decoder, Logits};
 use crate::kv::Kv;
+use crate::provider::Provider;
 use crate::sampling::choose;
 use crate::score::check_ids;
 
 /// Rows decoded together when nobody says how many.
-const DEFAULT_SLOTS: usize = 8;
+const DEFAULT_SLOTS: usize = 32;
 /// Bytes the cache may take; fewer slots are used if more would not fit.
 const CACHE_BYTES: usize = 4 << 30;
 /// Tokens of a prompt run at once: bounds the memory of attention over a long prompt.
@@ -42,7 +44,7 @@ pub fn generate(
         return Err(BackendError::failed(format!("row {row} is an empty prompt; give at least one token to continue")));
     }
     let mut batch =
-        Batch { decoder, pool, context, prompts, config, sink, done: vec![None; prompts.rows()], tokens: 0 };
+        Batch { decoder, pool, context, prompts, config, sink, done: vec![None; prompts.rows()], tokens: 0, held: &[] };
     batch.run()?;
     let missing = || BackendError::failed("a row was never completed");
     batch.done.into_iter().map(|completion| completion.ok_or_else(missing)).collect()
@@ -76,6 +78,8 @@ struct Batch<'a> {
     sink: &'a mut dyn EventSink,
     done: Vec<Option<Completion>>,
     tokens: u64,
+    /// The prompt whose keys and values are still in the cache of one slot.
+    held: &'a [u32],
 }
 
 impl Batch<'_> {
@@ -114,6 +118,8 @@ impl Batch<'_> {
             return None;
         }
         let wanted = if self.config.batch_size == 0 { DEFAULT_SLOTS } else { self.config.batch_size };
+        // A cache on a device cannot be copied from slot to slot: one row after the other fills the only slot itself.
+        let wanted = if self.decoder.provider == Provider::Cpu { wanted } else { 1 };
         let fit = CACHE_BYTES / Kv::bytes_per_slot(&self.decoder.model, capacity);
         Some((wanted.min(count).min(fit.max(1)), capacity))
     }
@@ -132,7 +138,14 @@ impl Batch<'_> {
                 self.finish_without_a_token(row)?;
                 continue;
             }
-            let first = self.run_prompt(row, alone.as_deref_mut().unwrap_or(kv))?;
+            let first = match alone.as_deref_mut() {
+                Some(alone) => {
+                    let first = self.run_prompt(row, alone, self.shared_with_held(prompt))?;
+                    self.held = prompt;
+                    first
+                }
+                None => self.run_prompt(row, kv, 0)?,
+            };
             let mut started = Active { row, cached: prompt.len(), ids: Vec::new() };
             if self.take(&mut started, first)? {
                 continue;
@@ -145,12 +158,18 @@ impl Batch<'_> {
         Ok(None)
     }
 
-    /// Runs a prompt over a cache of one slot; returns the first new token.
-    fn run_prompt(&mut self, row: usize, kv: &mut Kv) -> Result<u32, BackendError> {
+    /// How many tokens at the beginning of `prompt` are in the cache of one slot already. The last one of a prompt is
+    /// always run: its logits are what is wanted.
+    fn shared_with_held(&self, prompt: &[u32]) -> usize {
+        let shared = prompt.iter().zip(self.held).take_while(|(a, b)| a == b).count();
+        shared.min(prompt.len() - 1)
+    }
+
+    /// Runs a prompt over a cache of one slot, of which it holds the first `cached` tokens; returns the first new token.
+    fn run_prompt(&mut self, row: usize, kv: &mut Kv, mut cached: usize) -> Result<u32, BackendError> {
         let (prompt, vocab) = (self.prompts.row(row), self.decoder.model.vocab);
         let mut first = None;
-        let mut cached = 0;
-        for ids in prompt.chunks(PROMPT_STRETCH) {
+        for ids in prompt[cached..].chunks(PROMPT_STRETCH) {
             cached += ids.len();
             let fed = ids.iter().map(|&id| i64::from(id)).collect();
             let last = cached == prompt.len();

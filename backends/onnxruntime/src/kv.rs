@@ -10,6 +10,7 @@ use ort::value::{DynTensor, Tensor};
 
 use crate::decoder::failed;
 use crate::export::Manifest;
+use crate::provider::Provider;
 
 /// Buffers of all layers and the binding that holds them.
 pub struct Kv {
@@ -32,12 +33,19 @@ impl Kv {
     ///
     /// # Errors
     /// If the runtime cannot provide the memory.
-    pub fn new(session: &Session, model: &Manifest, slots: usize, capacity: usize) -> Result<Self, BackendError> {
+    pub fn new(
+        session: &Session,
+        provider: Provider,
+        model: &Manifest,
+        slots: usize,
+        capacity: usize,
+    ) -> Result<Self, BackendError> {
         let allocate = failed("could not allocate the key-value cache");
+        let allocator = provider.allocator(session).map_err(&allocate)?;
         let mut binding = session.create_binding().map_err(&allocate)?;
         let caches = match model.weights.activations() {
-            Dtype::F16 => Caches::F16(bound(&mut binding, model, slots, capacity).map_err(&allocate)?),
-            _ => Caches::F32(bound(&mut binding, model, slots, capacity).map_err(&allocate)?),
+            Dtype::F16 => Caches::F16(bound(&mut binding, &allocator, model, slots, capacity).map_err(&allocate)?),
+            _ => Caches::F32(bound(&mut binding, &allocator, model, slots, capacity).map_err(&allocate)?),
         };
         Ok(Kv { binding, caches, slots, capacity, kv_heads: model.kv_heads, head_dim: model.head_dim })
     }
@@ -52,7 +60,7 @@ impl Kv {
         self.slots
     }
 
-    /// Copies the first `length` tokens of a slot of `other` into a slot of this one.
+    /// Copies the first `length` tokens of a slot of `other` into a slot of this one. Both must be in memory of the host.
     pub fn copy_slot(&mut self, slot: usize, other: &Kv, other_slot: usize, length: usize) {
         let rows = Rows {
             heads: self.kv_heads,
@@ -87,6 +95,7 @@ pub fn empty(model: &Manifest, rows: usize) -> ort::Result<DynTensor> {
 /// One buffer a layer and part, bound.
 fn bound<T: PrimitiveTensorElementType + std::fmt::Debug>(
     binding: &mut IoBinding,
+    allocator: &Allocator,
     model: &Manifest,
     slots: usize,
     capacity: usize,
@@ -95,7 +104,7 @@ fn bound<T: PrimitiveTensorElementType + std::fmt::Debug>(
     for layer in 0..model.layers {
         for part in ["key", "value"] {
             let shape = [slots, model.kv_heads, capacity, model.head_dim].map(|n| n as i64);
-            let mut cache = Tensor::<T>::new(&Allocator::default(), shape)?;
+            let mut cache = Tensor::<T>::new(allocator, shape)?;
             binding.bind_input(format!("past_key_values.{layer}.{part}"), &cache)?;
             binding.bind_output(format!("present.{layer}.{part}"), &mut cache)?;
             caches.push(cache);

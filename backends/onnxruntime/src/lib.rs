@@ -23,6 +23,7 @@ mod generate;
 mod kv;
 mod logits;
 mod lora;
+mod provider;
 mod sampling;
 mod score;
 mod session;
@@ -30,10 +31,11 @@ mod session;
 use std::collections::BTreeMap;
 
 use karat::backend::{
-    Backend, BackendError, Capability, Descriptor, Dtype, EventSink, ExportConfig, ExportSummary, OpenConfig, Session,
-    Weights,
+    Backend, BackendError, Capability, Descriptor, Dtype, EventSink, ExportConfig, ExportSummary, OpenConfig,
+    Provisions, Session, Weights,
 };
 
+use provider::Provider;
 pub use runtime::fetch_runtime;
 
 /// The backend `onnxruntime`.
@@ -59,7 +61,7 @@ impl Backend for OnnxRuntimeBackend {
                 Capability::Export,
                 Capability::ExchangeAdapter,
             ],
-            devices: vec!["cpu".into()],
+            devices: vec!["cpu".into(), "cuda".into()],
             dtypes: vec![Dtype::F32, Dtype::F16],
             model_families: config::Family::NAMES.map(String::from).to_vec(),
             build: build.into_iter().map(|(k, v)| (k.to_string(), v)).collect::<BTreeMap<_, _>>(),
@@ -69,9 +71,7 @@ impl Backend for OnnxRuntimeBackend {
     fn open(&self, config: &OpenConfig) -> Result<Box<dyn Session>, BackendError> {
         let options = options::Options::parse(&config.options)?;
         let refuse = |what: String| Err(BackendError::unsupported(format!("the onnxruntime backend {what}")));
-        if !matches!(config.device.as_str(), "cpu" | "auto") {
-            return refuse(format!("runs on cpu, not on {:?}", config.device));
-        }
+        let asked = Provider::asked(&config.device, options.provider.as_deref())?;
         let no_bf16 = || {
             refuse("cannot compute in bf16 on the CPU (ONNX Runtime has no such kernels there); use f32 or f16".into())
         };
@@ -81,6 +81,9 @@ impl Backend for OnnxRuntimeBackend {
         if config.weights == Weights::Random {
             return refuse("draws no weights; train a model with another backend first".into());
         }
+        // Before the export, which may take long, and be for nothing.
+        let loaded = runtime::load(options.library.as_deref(), options.fetch_runtime)?;
+        Provider::offers(asked, &loaded)?;
         let exported = export::open_or_export(config, &options)?;
         let weights = exported.manifest.weights;
         if weights == export::Precision::Bf16 {
@@ -94,7 +97,24 @@ impl Backend for OnnxRuntimeBackend {
                 config.dtype
             ));
         }
-        Ok(Box::new(session::OnnxSession::open(config, &options, exported)?))
+        let provider = Provider::settle(asked, &loaded, weights.activations())?;
+        Ok(Box::new(session::OnnxSession::open(config, &options, exported, &loaded, provider)?))
+    }
+
+    fn provide(&self, fix: bool) -> Result<Provisions, BackendError> {
+        let loaded = match runtime::load(None, fix) {
+            Err(mut error) if !fix => {
+                error.message = "no usable ONNX Runtime library; run `cargo karat doctor --fix`".into();
+                return Err(error);
+            }
+            loaded => loaded?,
+        };
+        let facts = [
+            ("library", loaded.path.display().to_string()),
+            ("version", runtime::version(&loaded)),
+            ("providers", provider::offered().join(", ")),
+        ];
+        Ok(Provisions { facts: facts.map(|(k, v)| (k.to_string(), v)).into() })
     }
 
     fn export(&self, config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportSummary, BackendError> {

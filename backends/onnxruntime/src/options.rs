@@ -21,11 +21,13 @@ pub struct Options {
     pub cache_dir: Option<PathBuf>,
     /// `context`: longest sequence (prompt and continuation) held in generation, at most the model's own limit.
     pub context: Option<usize>,
+    /// `provider`: `cpu`, `cuda` or `cuda-graph`; by the device if absent.
+    pub provider: Option<String>,
     /// `score_positions`: positions a scoring batch may have (default 4096; fewer where their logits would take more than
     /// 256 MiB). A row longer than that is scored in stretches over a cache.
     pub score_positions: usize,
-    /// `spin`: let idle worker threads of the runtime spin instead of sleep (default false): faster alone on a machine,
-    /// much slower on a shared one.
+    /// `spin`: let idle worker threads of the runtime spin as long as a call lasts, not just for the moment between two
+    /// operators (default false): somewhat faster alone on a machine, much slower on a shared one.
     pub spin: bool,
     /// `weights`: what the weights of an exported checkpoint become: `f32`, `f16`, `bf16`, `int8` or `int4`; the element
     /// type of the session if absent.
@@ -37,13 +39,14 @@ pub struct Options {
 
 impl Options {
     /// The known keys.
-    pub const KEYS: [&'static str; 9] = [
+    pub const KEYS: [&'static str; 10] = [
         "adapter_mode",
         "cache_dir",
         "context",
         "export_dir",
         "fetch_runtime",
         "library",
+        "provider",
         "score_positions",
         "spin",
         "weights",
@@ -81,12 +84,14 @@ impl Options {
             };
             options.get(key).map(size).transpose()
         };
+        let name = |v: &Value| v.as_str().map(String::from).ok_or_else(|| wrong("provider", "a name", v));
         let weights = |v: &Value| v.as_str().ok_or_else(|| wrong("weights", "the name of an element type", v))?.parse();
         let mode = |v: &Value| {
             let mode = v.as_str().and_then(AdapterMode::parse);
             mode.ok_or_else(|| wrong("adapter_mode", "\"merge\" or \"runtime\"", v))
         };
         Ok(Options {
+            provider: options.get("provider").map(name).transpose()?,
             weights: options.get("weights").map(weights).transpose()?,
             adapter_mode: options.get("adapter_mode").map(mode).transpose()?.unwrap_or_default(),
             library: path("library")?,

@@ -34,13 +34,12 @@ pub fn score(
     let mut order: Vec<usize> = (0..tokens.rows()).filter(|&row| tokens.row(row).len() > 1).collect();
     order.sort_by_key(|&row| tokens.row(row).len());
 
+    let lengths: Vec<usize> = order.iter().map(|&row| tokens.row(row).len()).collect();
     let mut scored: Vec<Vec<(f32, bool)>> = vec![Vec::new(); tokens.rows()];
     let (mut done, mut fed) = (tokens.rows() - order.len(), 0u64);
     let mut rest = order.as_slice();
-    while !rest.is_empty() {
-        // The last row of a batch is its longest.
-        let fits = (1..=rest.len()).take_while(|&n| n * tokens.row(rest[n - 1]).len() <= positions).count().max(1);
-        let (batch, later) = rest.split_at(fits);
+    for size in batches(&lengths, positions) {
+        let (batch, later) = rest.split_at(size);
         let rows: Vec<&[u32]> = batch.iter().map(|&row| tokens.row(row)).collect();
         let results = match rows.as_slice() {
             [row] if row.len() > positions => vec![score_long(decoder, pool, row, positions)?],
@@ -58,6 +57,29 @@ pub fn score(
     }
     let (logprobs, greedy) = scored.into_iter().flatten().unzip();
     Ok(Scores { logprobs, greedy })
+}
+
+/// What a batch costs beside its positions, in positions: the weights are read from memory once for each.
+const BATCH_COST: usize = 32;
+
+/// Sizes of the batches that `lengths` (rising) are cut into, so that padding and the cost of a batch together are as small as
+/// can be; none has more than `positions` with its padding, unless it is one row.
+fn batches(lengths: &[usize], positions: usize) -> Vec<usize> {
+    // best[n]: the least cost of the first n rows, and the size of the last batch of those.
+    let mut best = vec![(0usize, 0usize); 1];
+    for end in 1..=lengths.len() {
+        let longest = lengths[end - 1];
+        let sizes = (1..=end).take_while(|&size| size == 1 || size * longest <= positions);
+        let costs = sizes.map(|size| (best[end - size].0 + size * longest + BATCH_COST, size));
+        best.push(costs.min().unwrap_or((0, 1)));
+    }
+    let (mut sizes, mut end) = (Vec::new(), lengths.len());
+    while end > 0 {
+        sizes.push(best[end].1);
+        end -= best[end].1;
+    }
+    sizes.reverse();
+    sizes
 }
 
 /// Ids must be in the vocabulary.
@@ -120,4 +142,25 @@ fn pick(targets: &[u32], logits: &[f32], vocab: usize) -> Result<Vec<(f32, bool)
         .zip(logits.par_chunks_exact(vocab))
         .map(|(&target, logits)| log_probability(logits, target))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::batches;
+
+    #[test]
+    fn batches_hold_rows_of_like_length_and_no_more_positions_than_allowed() {
+        assert!(batches(&[], 100).is_empty());
+        // Equal rows share batches as large as they may be; the split of what is left over is the cheapest.
+        assert_eq!(batches(&[10; 7], 40).iter().sum::<usize>(), 7);
+        assert_eq!(batches(&[10; 7], 40).len(), 2);
+        // Padding ten rows of 10 to 300 would cost more than a batch of their own.
+        let mut lengths = vec![10; 10];
+        lengths.push(300);
+        assert_eq!(batches(&lengths, 4096), [10, 1]);
+        // Rows as short as a batch is dear are padded rather than kept apart.
+        assert_eq!(batches(&[2, 3, 4, 5], 4096), [4]);
+        // A row that is too long is alone.
+        assert_eq!(batches(&[5, 500], 100), [1, 1]);
+    }
 }

@@ -12,7 +12,8 @@ use crate::decoder::{Decoder, failed};
 use crate::export::Exported;
 use crate::lora::Fed;
 use crate::options::Options;
-use crate::runtime;
+use crate::provider::Provider;
+use crate::runtime::{self, Loaded};
 use crate::{generate, score};
 
 /// An open model.
@@ -26,15 +27,20 @@ pub struct OnnxSession {
 }
 
 impl OnnxSession {
-    /// Loads the runtime library and the export.
+    /// Loads the export.
     ///
     /// # Errors
-    /// No usable library, or a model that it refuses.
-    pub fn open(config: &OpenConfig, options: &Options, exported: Exported) -> Result<Self, BackendError> {
-        let loaded = runtime::load(options.library.as_deref(), options.fetch_runtime)?;
+    /// A model that the library refuses, or a provider that cannot be had.
+    pub fn open(
+        config: &OpenConfig,
+        options: &Options,
+        exported: Exported,
+        loaded: &Loaded,
+        provider: Provider,
+    ) -> Result<Self, BackendError> {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if config.threads == 0 { cores } else { config.threads };
-        let mut decoder = Decoder::open(&loaded, &exported, threads, options.spin)?;
+        let mut decoder = Decoder::open(loaded, &exported, provider, threads, options.spin)?;
         if let Some(folder) = config.adapter.as_deref().filter(|_| decoder.model.adapter_mode == AdapterMode::Runtime) {
             decoder.adapter = Fed::read(folder, &decoder.model)?;
         }
@@ -45,7 +51,7 @@ impl OnnxSession {
             context: options.context.map_or(longest, |context| context.min(longest)),
             score_positions: options.score_positions,
             threads,
-            library: loaded.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+            library: format!("ONNX Runtime {}", runtime::version(loaded)),
             decoder,
         })
     }
@@ -73,13 +79,14 @@ impl Session for OnnxSession {
     fn info(&self) -> SessionInfo {
         let model = &self.decoder.model;
         SessionInfo {
-            device: "cpu".into(),
+            device: self.decoder.provider.device(),
             dtype: model.weights.activations(),
             threads: self.threads,
-            // Only the CPU provider is ever asked for, so it is the one that runs.
+            // A provider that cannot be had is an error, so the one that was asked for is the one that runs.
             kernels: vec![format!(
-                "{}: CPUExecutionProvider, GroupQueryAttention {}, weights {}",
+                "{}: {}, GroupQueryAttention {}, weights {}",
                 self.library,
+                self.decoder.provider.name(),
                 model.weights.activations(),
                 model.weights
             )],

@@ -117,6 +117,29 @@ fn texts_do_not_depend_on_the_batch_greedy_or_sampled() {
 }
 
 #[test]
+fn prompts_that_begin_alike_have_the_texts_they_have_alone() {
+    if !runtime_is_there() {
+        return;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let mut session = tiny_session(&cache, &[], 0);
+    // One beginning for all, a prompt that is a part of the next one, one that is there twice, and one that is other.
+    let drawn = tiny_rows(&[60, 9, 1, 23]);
+    let with = |tail: &[u32]| [&drawn[0], tail].concat();
+    let rows =
+        [with(&drawn[1]), drawn[0].clone(), with(&drawn[3][..1]), with(&drawn[3]), with(&drawn[3]), drawn[1].clone()];
+    for temperature in [0.0, 1.0] {
+        let config =
+            |batch_size| GenerateConfig { temperature, seed: 5, batch_size, ..GenerateConfig::greedy(24, vec![3]) };
+        // Alone, a prompt is run whole.
+        let alone = generate(&mut session, &rows, &config(1));
+        for batch_size in [2, 6] {
+            assert_eq!(generate(&mut session, &rows, &config(batch_size)), alone, "batch of {batch_size}");
+        }
+    }
+}
+
+#[test]
 fn a_seed_repeats_its_texts_and_another_gives_others() {
     if !runtime_is_there() {
         return;

@@ -197,6 +197,29 @@ fn a_damaged_export_is_named_and_a_damaged_cache_is_replaced() {
 }
 
 #[test]
+fn a_model_of_another_opset_is_named_with_both_versions() {
+    let (model, out) = (tiny_model("qwen3", true), tempfile::tempdir().unwrap());
+    let folder = out.path().join("onnx");
+    export_to(&Request::new(model.path()), &folder, &mut unheard).unwrap();
+    let mut bytes = std::fs::read(folder.join(MODEL)).unwrap();
+    // opset_import, a message of four bytes: no domain, version 21.
+    let opset = [0x42, 4, 0x0a, 0, 0x10, 21];
+    let at = bytes.windows(6).rposition(|window| window == opset).unwrap();
+    bytes[at + 5] = 23;
+    std::fs::write(folder.join(MODEL), &bytes).unwrap();
+    let mut manifest = read_json(&folder.join(MANIFEST));
+    manifest["model_sha256"] = json!(karat::fsio::sha256(&bytes));
+    std::fs::write(folder.join(MANIFEST), manifest.to_string()).unwrap();
+    let error = Exported::open(&folder).unwrap_err().to_string();
+    assert!(error.contains("its opset of ai.onnx is 23, 21 is needed"), "{error}");
+
+    // A model that another tool wrote is no export of Karat's.
+    std::fs::remove_file(folder.join(MANIFEST)).unwrap();
+    let error = Exported::open(&folder).unwrap_err().to_string();
+    assert!(error.contains(MANIFEST) && error.contains("karat export"), "{error}");
+}
+
+#[test]
 fn a_folder_with_something_else_in_it_is_not_overwritten() {
     let out = tempfile::tempdir().unwrap();
     let (one, other) = (tiny_model("qwen3", true), tiny_model("llama", true));

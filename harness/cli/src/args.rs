@@ -9,7 +9,7 @@ const EXIT_CODES: &str = "Exit codes:
     0  good
     1  unexpected failure
     2  the command line or the suite file makes no sense
-    3  regression (karat check)
+    3  regression (karat check); backends that disagree (karat compare --backends)
     4  inconclusive (karat check)
     5  a backend cannot be loaded, or it failed
     6  bad input data
@@ -56,7 +56,7 @@ pub enum Command {
     Export(ExportArgs),
     /// Evaluate one model on a suite's held-out items
     Eval(EvalArgs),
-    /// Compare two reports, or two models of one, item by item
+    /// Compare two reports, or two models of one, item by item; or two backends on one model
     Compare(CompareArgs),
     /// Render a stored report, or splice its table into a document
     Report(ReportArgs),
@@ -70,7 +70,7 @@ pub enum Command {
     Import(ImportArgs),
     /// List the backends found, and where they were looked for
     Backends,
-    /// Check this machine: backends, cores, memory; with --determinism, whether a backend repeats itself
+    /// Check this machine: backends and what they need, cores, memory; with --determinism, whether a backend repeats itself
     Doctor(DoctorArgs),
     /// Print shell completions
     Completions {
@@ -301,6 +301,13 @@ pub struct EvalArgs {
     /// An adapter's folder, applied on top
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// Measure texts that are there already, without a model: a run's `results` folder or one of its files, a store
+    /// (predictions.jsonl), or JSON lines {"id", "candidate"}; NAME=PATH names the model (may be repeated)
+    #[arg(long, value_name = "[NAME=]PATH", conflicts_with_all = ["model", "adapter"])]
+    pub predictions: Vec<String>,
+    /// Also write the reports here
+    #[arg(long, value_name = "DIR")]
+    pub reports: Option<PathBuf>,
     /// The model's name in the report
     #[arg(long, default_value = "model")]
     pub name: String,
@@ -311,13 +318,58 @@ pub struct EvalArgs {
 
 #[derive(Args)]
 pub struct CompareArgs {
-    /// A run folder or report.json; `PATH:MODEL` picks a model
-    pub a: String,
+    /// A run folder or report.json (`PATH:MODEL` picks a model), a store of predictions, or JSON lines {"id", "reference",
+    /// "candidate"} of any origin
+    #[arg(required_unless_present = "backends")]
+    pub a: Option<String>,
     /// Another, or another model of the same
-    pub b: String,
-    /// Compare although prompts, template, decoding or data differ; the result says so
-    #[arg(long)]
-    pub allow: bool,
+    #[arg(required_unless_present = "backends")]
+    pub b: Option<String>,
+    /// A third: each is compared with those before it
+    pub c: Option<String>,
+    /// Compare although this differs: data, prompts, template, decoding, items (separated by commas); the result says so
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = karat::report::compare::MUST_BE_EQUAL)]
+    pub allow: Vec<String>,
+    /// Compare two backends on one model instead, e.g. candle,onnxruntime: drift of log-probabilities, greedy texts
+    #[arg(long, value_name = "A,B", value_delimiter = ',', conflicts_with_all = ["a", "b", "allow"])]
+    pub backends: Vec<String>,
+    #[command(flatten)]
+    pub parity: ParityArgs,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "With --backends")]
+pub struct ParityArgs {
+    /// The model's folder [default: the suite's base]
+    #[arg(long, value_name = "DIR", requires = "backends")]
+    pub model: Option<PathBuf>,
+    /// An adapter's folder, applied on top
+    #[arg(long, value_name = "DIR", requires = "backends")]
+    pub adapter: Option<PathBuf>,
+    /// Ask what this suite asks: its references are scored, its prompts continued
+    #[arg(long, value_name = "SUITE", requires = "backends", conflicts_with = "input")]
+    pub suite: Option<String>,
+    /// Override a setting of the suite, e.g. --set eval.items=12
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "suite")]
+    pub set: Vec<String>,
+    /// Score and continue these: JSON lines {"id", "ids": [..]}, {"id", "text"} or {"id", "messages": [..]}
+    #[arg(long, value_name = "FILE", requires = "backends")]
+    pub input: Option<PathBuf>,
+    /// Longest continuation [default: the suite's, else 64]
+    #[arg(long, value_name = "N", requires = "backends")]
+    pub max_new_tokens: Option<usize>,
+    /// How far two log-probabilities of a token may be apart, in nats; beyond it the exit code is 3
+    #[arg(long, value_name = "X", default_value_t = 1e-3, requires = "backends")]
+    pub tolerance: f64,
+    /// Device: cpu, cuda:0, auto
+    #[arg(long, default_value = "cpu", requires = "backends")]
+    pub device: String,
+    /// Worker threads; 0 is all cores
+    #[arg(long, default_value_t = 0, requires = "backends")]
+    pub threads: usize,
+    /// An option of one of the two, e.g. --option onnxruntime.spin=true (may be repeated)
+    #[arg(long, value_name = "BACKEND.KEY=VALUE", requires = "backends")]
+    pub option: Vec<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -491,6 +543,9 @@ pub struct MetricsArgs {
 
 #[derive(Args)]
 pub struct DoctorArgs {
+    /// Fetch what a backend lacks (the ONNX Runtime library, with pip, into Karat's cache)
+    #[arg(long, conflicts_with = "determinism")]
+    pub fix: bool,
     /// Continue and score the same texts again, one by one and on one thread: exit code 0 if texts and, but for the batch,
     /// every bit stay the same, else 5
     #[arg(long)]

@@ -454,3 +454,47 @@ fn metrics_prints_the_values_of_the_python_packages_under_their_names() {
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("rouge_jieba"));
 }
+
+#[test]
+fn compare_of_backends_says_how_far_they_drift_and_fails_beyond_the_tolerance() {
+    let doctor: Value = serde_json::from_str(&ok(&["--json", "doctor"])).unwrap();
+    let of = |name: &str| doctor["backends"].as_array().unwrap().iter().find(|b| b["name"] == name).unwrap().clone();
+    if of("onnxruntime")["usable"] != true && !karat(&["doctor", "--fix"]).status.success() {
+        eprintln!("skipped: no ONNX Runtime library, and none could be fetched");
+        return;
+    }
+    let doctor: Value = serde_json::from_str(&ok(&["--json", "doctor"])).unwrap();
+    let facts =
+        doctor["backends"].as_array().unwrap().iter().find(|b| b["name"] == "onnxruntime").unwrap()["facts"].clone();
+    assert!(facts["version"].as_str().unwrap().starts_with("1."), "{facts}");
+    assert!(facts["library"].as_str().unwrap().contains("onnxruntime"), "{facts}");
+    assert!(facts["providers"].as_str().unwrap().contains("CPUExecutionProvider"), "{facts}");
+
+    let (base, folder) = (shipped_base(), tempfile::tempdir().unwrap());
+    let cache = format!("onnxruntime.cache_dir={}", folder.path().display());
+    let compare = |more: &[&str]| {
+        let both = ["compare", "--backends", "candle,onnxruntime", "--model", base.to_str().unwrap()];
+        let few = ["--max-new-tokens", "8", "--option", &cache];
+        karat(&[&both[..], &few, more].concat())
+    };
+    let output = compare(&["--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let parity = &found["parity"];
+    assert_eq!((&parity["within"], &parity["scores"]["tokens"]), (&Value::from(true), &Value::from(221)));
+    assert_eq!((&parity["texts"]["equal"], &parity["texts"]["tokens"]), (&Value::from(10), &Value::from(80)));
+    assert!(parity["scores"]["max"].as_f64().unwrap() < 1e-3 && parity["scores"]["mean"].as_f64().unwrap() > 0.0);
+    assert_eq!(parity["backends"][1]["session"]["device"], "cpu");
+
+    // Two implementations never round alike: nothing is within a tolerance of nothing.
+    let strict = compare(&["--tolerance", "0"]);
+    let said = String::from_utf8_lossy(&strict.stdout);
+    assert_eq!(strict.status.code(), Some(3), "{said}");
+    assert!(said.contains("BEYOND the tolerance") && said.contains("the first at row"), "{said}");
+
+    // A device that is not there is an error, not another device.
+    let cuda = compare(&["--device", "cuda:0"]);
+    assert_eq!(cuda.status.code(), Some(5), "{}", String::from_utf8_lossy(&cuda.stdout));
+    let output = karat(&["compare", "--backends", "candle", "--model", base.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+}

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::wire::{self, Adapter, Opened};
+use super::wire::{self, Adapter, Opened, Provide};
 use super::{BackendV1, Labelled, MAJOR, MINOR, Owned, ScoresOut, Sink, Slice, Status, Tokens};
 use crate::backend::{
     Backend, BackendError, BackendErrorKind, Evaluator, Event, EventSink, Flow, LabelledView, Level, Session,
@@ -33,7 +33,18 @@ impl<B: Backend + Default> Exported<B> {
         train: Some(train),
         export: Some(export::<B>),
         adapt: Some(adapt),
+        provide: Some(provide::<B>),
     };
+}
+
+unsafe extern "C" fn provide<B: Backend + Default>(request: Slice, out: *mut Owned) -> i32 {
+    let work = || {
+        // SAFETY: lent for this call.
+        let Provide { fix } = wire::decode("the request to provide", unsafe { bytes(request) }?)?;
+        wire::encode("the provisions", &B::default().provide(fix)?)
+    };
+    // SAFETY: `out` is the caller's.
+    unsafe { answer(out, work) }
 }
 
 /// What a session pointer points at.

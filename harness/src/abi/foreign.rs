@@ -8,15 +8,15 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::wire::{self, Adapter, Opened};
+use super::wire::{self, Adapter, Opened, Provide};
 use super::{
-    AdaptFn, BackendV1, CloseFn, DescribeFn, ExportFn, GenerateFn, Labelled, MAJOR, MINOR, OpenFn, Owned, ScoreFn,
-    ScoresOut, Sink, Slice, Status, Tokens, TrainFn,
+    AdaptFn, BackendV1, CloseFn, DescribeFn, ExportFn, GenerateFn, Labelled, MAJOR, MINOR, OpenFn, Owned, ProvideFn,
+    ScoreFn, ScoresOut, Sink, Slice, Status, Tokens, TrainFn,
 };
 use crate::backend::{
     Backend, BackendError, BackendErrorKind, Completion, Descriptor, Evaluator, Event, EventSink, ExportConfig,
-    ExportSummary, Flow, GenerateConfig, LabelledView, OpenConfig, Scores, Session, SessionInfo, TokensView, TrainPlan,
-    TrainSummary, Trainer,
+    ExportSummary, Flow, GenerateConfig, LabelledView, OpenConfig, Provisions, Scores, Session, SessionInfo,
+    TokensView, TrainPlan, TrainSummary, Trainer,
 };
 
 /// A backend on the other side of the boundary.
@@ -38,6 +38,7 @@ struct Calls {
     train: Option<TrainFn>,
     export: Option<ExportFn>,
     adapt: Option<AdaptFn>,
+    provide: Option<ProvideFn>,
 }
 
 impl Foreign {
@@ -95,6 +96,7 @@ const BLANK: BackendV1 = BackendV1 {
     train: None,
     export: None,
     adapt: None,
+    provide: None,
 };
 
 impl Calls {
@@ -133,6 +135,7 @@ impl Calls {
             train: field!(table, size, train),
             export: field!(table, size, export),
             adapt: field!(table, size, adapt),
+            provide: field!(table, size, provide),
         })
     }
 }
@@ -156,6 +159,16 @@ impl Backend for Foreign {
         let held = Raw { calls: self.calls, session: raw };
         let Opened { info, evaluator, trainer } = wire::decode("what the plugin says of the session", &answer)?;
         Ok(Box::new(ForeignSession { held, info, evaluator, trainer }))
+    }
+
+    fn provide(&self, fix: bool) -> Result<Provisions, BackendError> {
+        let Some(provide) = self.calls.provide else { return Ok(Provisions::default()) };
+        let request = wire::encode("the request to provide", &Provide { fix })?;
+        let answer = call(self.calls.minor, None, |_, out| {
+            // SAFETY: the request outlives the call; `out` may be written.
+            unsafe { provide(lend(&request), out) }
+        })?;
+        wire::decode("what the plugin says of its provisions", &answer)
     }
 
     fn export(&self, config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportSummary, BackendError> {

@@ -24,6 +24,12 @@ pub(super) struct Adapter {
     pub(super) adapter: Option<PathBuf>,
 }
 
+/// What `provide` is asked.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Provide {
+    pub(super) fix: bool,
+}
+
 /// An error; its kind is the status.
 #[derive(Serialize, Deserialize)]
 struct WireError {

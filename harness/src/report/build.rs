@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::backend::{SessionInfo, StepEvent, StopReason, TrainSummary};
 use crate::error::{Error, Result};
-use crate::eval::stats::StatsOptions;
+use crate::eval::stats::{StatsOptions, cluster_count};
 use crate::eval::{Item, ItemResult, PartScore, think};
 
 use super::model::*;
@@ -142,8 +142,10 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
     let comparisons: Vec<Comparison> =
         pairs(&inputs.models).map(|(a, b)| compare(&runs[a], &runs[b], &metrics, inputs)).collect();
     let general = inputs.general.as_ref().map(|texts| general::general(texts, &inputs.models, &inputs.stats));
+    let shared = shared_clusters(inputs.items);
+    let sources = cluster_count(&inputs.items.iter().map(|i| i.cluster.as_str()).collect::<Vec<_>>());
     let mut warnings = inputs.warnings.clone();
-    warnings.extend(warning::find(inputs.items.len(), &inputs.data, &models, &metrics, &comparisons));
+    warnings.extend(warning::find((inputs.items.len(), sources), &inputs.data, &models, &metrics, &comparisons));
     // The grave ones stand first, and this one is.
     let forgetting = general.as_ref().map(warning::forgetting).unwrap_or_default();
     let notes = warnings.iter().position(Warning::is_note).unwrap_or(warnings.len());
@@ -172,7 +174,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
         general,
         flips,
         flipped,
-        items: inputs.items.iter().map(|item| item_row(item, &runs)).collect(),
+        items: inputs.items.iter().map(|item| item_row(item, &shared, &runs)).collect(),
         examples: examples(inputs, &runs)?,
         models,
         metrics,
@@ -180,6 +182,15 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
         warnings,
         environment,
     })
+}
+
+/// Sources of more than one item.
+fn shared_clusters(items: &[Item]) -> BTreeSet<&str> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for item in items {
+        *counts.entry(item.cluster.as_str()).or_default() += 1;
+    }
+    counts.into_iter().filter(|(_, n)| *n > 1).map(|(cluster, _)| cluster).collect()
 }
 
 /// A model with its results by item id.
@@ -301,11 +312,14 @@ fn metric(info: &MetricInfo, runs: &[Run<'_>], inputs: &Inputs<'_>) -> Metric {
         .iter()
         .map(|run| {
             let values = values(&info.name, run, inputs.items);
-            let present: Vec<f64> = values.iter().copied().flatten().collect();
+            let of_value = |(value, item): (&Option<f64>, &'_ Item)| Some(((*value)?, item.cluster.clone()));
+            let (present, clusters): (Vec<f64>, Vec<String>) =
+                values.iter().zip(inputs.items).filter_map(of_value).unzip();
+            let clusters: Vec<&str> = clusters.iter().map(String::as_str).collect();
             let pooled = run.0.pooled.get(&info.name);
             let (value, interval) = match pooled {
                 Some(p) => (p.value.and_then(finite), p.interval),
-                None => match significance::mean_interval(&present, &inputs.stats) {
+                None => match significance::mean_interval(&present, &clusters, &inputs.stats) {
                     Some((mean, interval)) => (Some(mean), interval),
                     None => (None, None),
                 },
@@ -363,6 +377,7 @@ fn compare(baseline: &Run<'_>, candidate: &Run<'_>, metrics: &[Metric], inputs: 
                 direction: metric.direction,
                 baseline: a,
                 candidate: b,
+                clusters: inputs.items.iter().map(|i| i.cluster.as_str()).collect(),
                 pooled: pooled(baseline).zip(pooled(candidate)),
             }
         })
@@ -371,10 +386,11 @@ fn compare(baseline: &Run<'_>, candidate: &Run<'_>, metrics: &[Metric], inputs: 
         baseline: baseline.0.name.clone(),
         candidate: candidate.0.name.clone(),
         metrics: significance::compare(paired, &inputs.stats),
+        allowed: Vec::new(),
     }
 }
 
-fn item_row(item: &Item, runs: &[Run<'_>]) -> ItemRow {
+fn item_row(item: &Item, shared: &BTreeSet<&str>, runs: &[Run<'_>]) -> ItemRow {
     let models = runs
         .iter()
         .filter_map(|(run, results)| {
@@ -388,7 +404,8 @@ fn item_row(item: &Item, runs: &[Run<'_>]) -> ItemRow {
             Some((run.name.clone(), values))
         })
         .collect();
-    ItemRow { id: item.id.clone(), question: item.question.clone(), models }
+    let cluster = Some(item.cluster.clone()).filter(|c| shared.contains(c.as_str()));
+    ItemRow { id: item.id.clone(), question: item.question.clone(), cluster, models }
 }
 
 fn examples(inputs: &Inputs<'_>, runs: &[Run<'_>]) -> Result<Vec<Example>> {

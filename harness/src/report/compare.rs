@@ -2,16 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 
 use super::model::{Comparison, Metric, Report};
 use super::significance::{self, Paired};
 
+/// What must be equal for two reports to be compared, by the names that [`Mismatch::what`] has.
+pub const MUST_BE_EQUAL: [&str; 5] = ["data", "prompts", "template", "decoding", "items"];
+
 /// What keeps two reports from being compared.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mismatch {
-    /// `data`, `prompts`, `template`, `decoding` or `items`.
-    pub what: &'static str,
+    /// One of [`MUST_BE_EQUAL`].
+    pub what: String,
     /// In the first report.
     pub first: String,
     /// In the second report.
@@ -30,7 +35,7 @@ pub fn mismatches(first: &Report, second: &Report) -> Vec<Mismatch> {
     ]
     .into_iter()
     .filter(|(_, a, b)| a != b || a.is_empty())
-    .map(|(what, a, b)| Mismatch { what, first: known(a), second: known(b) })
+    .map(|(what, a, b)| Mismatch { what: what.into(), first: known(a), second: known(b) })
     .collect();
     let ids = |r: &Report| r.items.iter().map(|i| i.id.clone()).collect::<Vec<_>>();
     let (x, y) = (ids(first), ids(second));
@@ -40,7 +45,7 @@ pub fn mismatches(first: &Report, second: &Report) -> Vec<Mismatch> {
             Some(id) => format!("{} items, number {} is `{id}`", ids.len(), differing + 1),
             None => format!("{} items", ids.len()),
         };
-        found.push(Mismatch { what: "items", first: describe(&x), second: describe(&y) });
+        found.push(Mismatch { what: "items".into(), first: describe(&x), second: describe(&y) });
     }
     found
 }
@@ -53,9 +58,9 @@ fn known(hash: &str) -> String {
 /// that both have.
 ///
 /// # Errors
-/// Unless `allow` is set, any of [`mismatches`], by name; a model that is not there; metrics of one name and two
-/// directions. With `allow`, only items present in both are paired.
-pub fn compare(baseline: (&Report, &str), candidate: (&Report, &str), allow: bool) -> Result<Comparison> {
+/// Any of [`mismatches`] that `allow` does not name; a model that is not there; metrics of one name and two
+/// directions. What was allowed stands in the comparison. Where the items differ, those present in both are paired.
+pub fn compare(baseline: (&Report, &str), candidate: (&Report, &str), allow: &[String]) -> Result<Comparison> {
     let ((first, a), (second, b)) = (baseline, candidate);
     for (report, name) in [baseline, candidate] {
         if report.model(name).is_none() {
@@ -64,12 +69,16 @@ pub fn compare(baseline: (&Report, &str), candidate: (&Report, &str), allow: boo
                 .help(format!("its models are: {}", names.join(", "))));
         }
     }
-    let differing = mismatches(first, second);
-    if !allow && !differing.is_empty() {
+    let (allowed, differing): (Vec<Mismatch>, Vec<Mismatch>) =
+        mismatches(first, second).into_iter().partition(|m| allow.contains(&m.what));
+    if !differing.is_empty() {
         let list: Vec<String> =
             differing.iter().map(|m| format!("{} ({} against {})", m.what, m.first, m.second)).collect();
         return Err(Error::usage(format!("the two reports cannot be compared: they differ in {}", list.join("; ")))
-            .help("evaluate both models on the same data, prompts and settings; --allow compares them all the same"));
+            .help(format!(
+                "evaluate both models on the same data, prompts and settings, or compare them all the same with --allow {}",
+                differing.iter().map(|m| m.what.as_str()).collect::<Vec<_>>().join(",")
+            )));
     }
     let candidates: BTreeMap<&str, _> =
         second.items.iter().filter_map(|i| Some((i.id.as_str(), i.models.get(b)?))).collect();
@@ -86,6 +95,7 @@ pub fn compare(baseline: (&Report, &str), candidate: (&Report, &str), allow: boo
             direction: metric.direction,
             baseline: first.items.iter().map(|i| value(&i.models.get(a)?.metrics)).collect(),
             candidate: first.items.iter().map(|i| value(&candidates.get(i.id.as_str())?.metrics)).collect(),
+            clusters: first.items.iter().map(|i| i.cluster.as_deref().unwrap_or(&i.id)).collect(),
             pooled: pooled(metric, a).zip(pooled(other, b)),
         });
     }
@@ -93,5 +103,6 @@ pub fn compare(baseline: (&Report, &str), candidate: (&Report, &str), allow: boo
         baseline: a.to_string(),
         candidate: b.to_string(),
         metrics: significance::compare(paired, &first.statistics),
+        allowed,
     })
 }

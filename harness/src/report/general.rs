@@ -41,6 +41,8 @@ pub(super) fn general(texts: &GeneralText, models: &[ModelRun], stats: &StatsOpt
             }
         })
         .collect();
+    // Every text is a source of its own.
+    let sources: Vec<String> = (0..asked.first().map_or(0, |m| scores(&m.name).len())).map(|i| i.to_string()).collect();
     let comparisons = pairs(models)
         .map(|(a, b)| (&models[a].name, &models[b].name))
         .filter(|(a, b)| texts.scores.contains_key(*a) && texts.scores.contains_key(*b))
@@ -52,6 +54,7 @@ pub(super) fn general(texts: &GeneralText, models: &[ModelRun], stats: &StatsOpt
                     direction: Direction::Lower,
                     baseline: each(a),
                     candidate: each(b),
+                    clusters: sources.iter().map(String::as_str).collect(),
                     pooled: metric.models[a].value.zip(metric.models[b].value),
                 }
             });
@@ -59,6 +62,7 @@ pub(super) fn general(texts: &GeneralText, models: &[ModelRun], stats: &StatsOpt
                 baseline: a.clone(),
                 candidate: b.clone(),
                 metrics: significance::compare(paired.collect(), stats),
+                allowed: Vec::new(),
             }
         })
         .collect();

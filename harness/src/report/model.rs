@@ -335,6 +335,9 @@ pub struct Comparison {
     pub candidate: String,
     /// By metric name.
     pub metrics: BTreeMap<String, MetricComparison>,
+    /// What the two sides differ in although it should be equal, by the leave of whoever compared them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed: Vec<super::compare::Mismatch>,
 }
 
 /// What can be said of one metric of two models on the items that both have a value for.
@@ -354,7 +357,16 @@ pub struct MetricComparison {
     pub ci_low: Option<f64>,
     /// Upper end of the difference's interval.
     pub ci_high: Option<f64>,
-    /// Two-sided p of the sign-flip permutation test.
+    /// Standard error of the difference; clustered where items share a source (Miller, arXiv 2411.00640).
+    #[serde(default)]
+    pub standard_error: Option<f64>,
+    /// Sources of these items, where some share one: whole sources are drawn for the interval and flipped for the p-value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clusters: Option<usize>,
+    /// Which test the p-value is of.
+    #[serde(default)]
+    pub test: PairedTest,
+    /// Two-sided p of that test.
     pub p_value: Option<f64>,
     /// The same, Holm-adjusted over the metrics of the comparison.
     pub p_adjusted: Option<f64>,
@@ -371,6 +383,19 @@ pub struct MetricComparison {
     pub losses: usize,
     /// What follows.
     pub verdict: Verdict,
+}
+
+/// Where a paired p-value comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PairedTest {
+    /// The sign-flip permutation test.
+    #[default]
+    SignFlip,
+    /// The same, the differences of a source changing their sign together.
+    ClusteredSignFlip,
+    /// McNemar's exact test, where every value is 0 or 1.
+    Mcnemar,
 }
 
 /// What a comparison says.
@@ -396,6 +421,9 @@ pub struct ItemRow {
     pub id: String,
     /// Its question.
     pub question: String,
+    /// The source that it shares with other items, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
     /// By model name; a model without a result is absent.
     pub models: BTreeMap<String, ItemValues>,
 }

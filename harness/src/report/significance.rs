@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use crate::eval::stats::{
-    self, Interval, StatsOptions, bootstrap_mean_ci, compare_paired, holm, minimum_detectable_difference,
+    self, Agreement, Interval, StatsOptions, cluster_count, clustered_mean_ci, clustered_sign_flip_p,
+    clustered_standard_error, detectable_with, holm,
 };
 
-use super::model::{Direction, MetricComparison, Verdict};
+use super::model::{Direction, MetricComparison, PairedTest, Verdict};
 
 /// Adjusted p-values below this are called significant.
 const ALPHA: f64 = 0.05;
@@ -19,6 +20,8 @@ pub(super) struct Paired<'a> {
     pub direction: Direction,
     pub baseline: Vec<Option<f64>>,
     pub candidate: Vec<Option<f64>>,
+    /// The source of each item.
+    pub clusters: Vec<&'a str>,
     /// The corpus values of a pooled metric: its improvement in percent is theirs, not that of the means of items.
     pub pooled: Option<(f64, f64)>,
 }
@@ -39,8 +42,9 @@ pub(super) fn compare(metrics: Vec<Paired<'_>>, options: &StatsOptions) -> BTree
 }
 
 fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
-    let (a, b): (Vec<f64>, Vec<f64>) =
-        metric.baseline.iter().zip(&metric.candidate).filter_map(|(a, b)| Some(((*a)?, (*b)?))).unzip();
+    let both = metric.baseline.iter().zip(&metric.candidate).zip(&metric.clusters);
+    let ((a, b), clusters): ((Vec<f64>, Vec<f64>), Vec<&str>) =
+        both.filter_map(|((a, b), cluster)| Some((((*a)?, (*b)?), *cluster))).unzip();
     let sign = if metric.direction == Direction::Lower { -1.0 } else { 1.0 };
     let mut comparison = MetricComparison {
         n: a.len(),
@@ -50,6 +54,9 @@ fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
         difference: None,
         ci_low: None,
         ci_high: None,
+        standard_error: None,
+        clusters: None,
+        test: PairedTest::SignFlip,
         p_value: None,
         p_adjusted: None,
         mark: String::new(),
@@ -62,20 +69,30 @@ fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
     if a.is_empty() {
         return comparison;
     }
-    // Only finite values get here, as many on one side as on the other.
-    let Ok(paired) = compare_paired(&a, &b, options) else { return comparison };
-    let (from, to) = metric.pooled.unwrap_or((paired.mean_a, paired.mean_b));
+    let (mean_a, mean_b) = (stats::mean(&a), stats::mean(&b));
+    let (from, to) = metric.pooled.unwrap_or((mean_a, mean_b));
     comparison.improvement_percent = Some(100.0 * sign * (to - from) / from.abs()).filter(|x| x.is_finite());
-    comparison.mean_baseline = Some(paired.mean_a);
-    comparison.mean_candidate = Some(paired.mean_b);
-    comparison.difference = Some(paired.difference);
-    comparison.ci_low = Some(paired.ci_low);
-    comparison.ci_high = Some(paired.ci_high);
-    comparison.p_value = Some(paired.p_value);
+    comparison.mean_baseline = Some(mean_a);
+    comparison.mean_candidate = Some(mean_b);
     let differences: Vec<f64> = a.iter().zip(&b).map(|(a, b)| b - a).collect();
-    let detectable = minimum_detectable_difference(&differences, options.confidence, POWER);
+    comparison.difference = Some(stats::mean(&differences));
+    let finite = |x: f64| Some(x).filter(|x| x.is_finite());
+    // Where every item is its own source these are the plain interval, test and error, to the bit.
+    let count = cluster_count(&clusters);
+    comparison.clusters = Some(count).filter(|count| *count < a.len());
+    let Interval { low, high } = clustered_mean_ci(&differences, &clusters, options);
+    (comparison.ci_low, comparison.ci_high) = (finite(low), finite(high));
+    let (test, p) = match (comparison.clusters, Agreement::of(&a, &b)) {
+        (Some(_), _) => (PairedTest::ClusteredSignFlip, clustered_sign_flip_p(&differences, &clusters, options)),
+        (None, Some(agreement)) => (PairedTest::Mcnemar, agreement.p_value()),
+        (None, None) => (PairedTest::SignFlip, clustered_sign_flip_p(&differences, &clusters, options)),
+    };
+    comparison.test = test;
+    comparison.p_value = finite(p);
+    let error = clustered_standard_error(&differences, &clusters);
+    comparison.standard_error = finite(error);
     // Without spread the approximation says 0, which no test can see.
-    comparison.detectable = Some(detectable).filter(|d| d.is_finite() && *d > 0.0);
+    comparison.detectable = finite(detectable_with(error, options.confidence, POWER)).filter(|d| *d > 0.0);
     comparison
 }
 
@@ -98,14 +115,19 @@ fn verdict(direction: Direction, p: f64, difference: f64) -> Verdict {
     }
 }
 
-/// The mean of `values` and its bootstrap interval (none for a single value); none without values.
-pub(super) fn mean_interval(values: &[f64], options: &StatsOptions) -> Option<(f64, Option<(f64, f64)>)> {
+/// The mean of `values` and its bootstrap interval, whole `clusters` being drawn (none for a single one); none without
+/// values.
+pub(super) fn mean_interval(
+    values: &[f64],
+    clusters: &[&str],
+    options: &StatsOptions,
+) -> Option<(f64, Option<(f64, f64)>)> {
     match values {
         [] => None,
         [x] => Some((*x, None)),
         _ => {
-            let Interval { low, high } = bootstrap_mean_ci(values, options);
-            Some((stats::mean(values), Some((low, high))))
+            let Interval { low, high } = clustered_mean_ci(values, clusters, options);
+            Some((stats::mean(values), Some((low, high)).filter(|i| i.0.is_finite() && i.1.is_finite())))
         }
     }
 }

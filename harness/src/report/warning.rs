@@ -83,6 +83,13 @@ pub enum Warning {
         /// Per headline metric, the smallest detectable difference (the largest over the comparisons).
         detectable: Vec<(String, f64)>,
     },
+    /// Items share sources: whole sources are drawn.
+    Clustered {
+        /// How many items.
+        items: usize,
+        /// How many sources.
+        sources: usize,
+    },
     /// Overlap metrics do not measure correctness.
     OverlapIsNotCorrectness,
     /// Items whose whole answer fell to the maximum length.
@@ -100,13 +107,13 @@ pub enum Warning {
 impl Warning {
     /// Whether it merely informs (and stands below the others).
     pub fn is_note(&self) -> bool {
-        matches!(self, Warning::OverlapIsNotCorrectness | Warning::FewItems { .. })
+        matches!(self, Warning::OverlapIsNotCorrectness | Warning::FewItems { .. } | Warning::Clustered { .. })
     }
 }
 
-/// All warnings of a report but those of the caller, the grave ones first.
+/// All warnings of a report but those of the caller, the grave ones first; of so many items from so many sources.
 pub(super) fn find(
-    items: usize,
+    (items, sources): (usize, usize),
     data: &Data,
     models: &[Model],
     metrics: &[Metric],
@@ -146,6 +153,9 @@ pub(super) fn find(
     }
     if (1..FEW_ITEMS).contains(&items) && !comparisons.is_empty() {
         found.push(Warning::FewItems { items, detectable: detectable(metrics, comparisons) });
+    }
+    if sources < items {
+        found.push(Warning::Clustered { items, sources });
     }
     if items > 0 {
         found.push(Warning::OverlapIsNotCorrectness);

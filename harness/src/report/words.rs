@@ -22,7 +22,7 @@ labels! {
     results: "Results", "评测结果";
     metric: "Metric", "指标";
     against: "vs", "相对";
-    legend: "↑ higher is better, ↓ lower is better; best in bold. ± is half the width of the bootstrap interval of a value. Improvements are relative changes over the items both models have a value for, positive where better. Significance of the paired difference (sign-flip permutation test, Holm-adjusted over the metrics of a comparison): * p < 0.05, ** p < 0.01, *** p < 0.001.", "↑ 越高越好，↓ 越低越好；最佳值加粗。± 为该值自助法区间宽度的一半。提升为两模型共有条目上的相对变化，正值表示变好。配对差异的显著性（符号翻转置换检验，对同一比较内的指标做 Holm 校正）：* p < 0.05，** p < 0.01，*** p < 0.001。";
+    legend: "↑ higher is better, ↓ lower is better; best in bold. ± is half the width of the bootstrap interval of a value. Improvements are relative changes over the items both models have a value for, positive where better. Significance of the paired difference (sign-flip permutation test, of right-or-wrong metrics McNemar's exact test; Holm-adjusted over the metrics of a comparison): * p < 0.05, ** p < 0.01, *** p < 0.001.", "↑ 越高越好，↓ 越低越好；最佳值加粗。± 为该值自助法区间宽度的一半。提升为两模型共有条目上的相对变化，正值表示变好。配对差异的显著性（符号翻转置换检验，0/1 指标用 McNemar 精确检验；对同一比较内的指标做 Holm 校正）：* p < 0.05，** p < 0.01，*** p < 0.001。";
     differences: "Paired differences", "配对差异";
     difference: "difference", "差值";
     interval: "interval", "区间";
@@ -392,6 +392,10 @@ pub(super) fn warning(warning: &Warning, report: &Report, language: Language) ->
             };
             language.pick(format!("{items} items are few.{tail}"), format!("只有 {items} 条，数量偏少。{tail}"))
         }
+        Warning::Clustered { items, sources } => language.pick(
+            format!("The {items} items come from {sources} sources, and items of one source are related: intervals, p-values and standard errors draw or flip whole sources."),
+            format!("{items} 条条目来自 {sources} 个来源，同源条目彼此相关：区间、p 值与标准误均以来源为单位抽取或翻转。"),
+        ),
         Warning::OverlapIsNotCorrectness => language
             .pick(
                 "Overlap with a reference is not correctness: a negated sentence can score higher than a right paraphrase. Read the texts.",

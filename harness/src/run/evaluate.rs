@@ -45,8 +45,13 @@ impl Query {
         std::iter::once(&self.reference).chain(self.options.iter().map(|o| &o.ids))
     }
 
-    /// What a stored score of this query stands for.
-    fn score_id(&self) -> String {
+    /// The name of its text in a store.
+    pub fn prompt_id(&self) -> String {
+        row_id(&self.id, &self.prompt, &[])
+    }
+
+    /// The name of its scores in a store.
+    pub fn score_id(&self) -> String {
         let spans = [self.think.start, self.think.end, self.answer.start, self.answer.end];
         let options =
             self.options.iter().flat_map(|o| o.ids.iter().map(|&id| id as usize).chain([o.start, o.ids.len()]));
@@ -137,7 +142,7 @@ pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) 
     let mut scores = Store::<ReferenceScore>::open(&folder.join("scores.jsonl"), &key)?;
     let mut predictions = Store::<Prediction>::open(&decode_folder.join("predictions.jsonl"), &decode_key)?;
 
-    let prompt_ids: Vec<String> = job.queries.iter().map(|q| row_id(&q.id, &q.prompt, &[])).collect();
+    let prompt_ids: Vec<String> = job.queries.iter().map(Query::prompt_id).collect();
     let scored_queries: Vec<&Query> = job.queries.iter().chain(job.beside).collect();
     let score_ids: Vec<String> = scored_queries.iter().map(|q| q.score_id()).collect();
     let to_generate = missing(&prompt_ids, |id| predictions.get(id).is_some(), |i| job.queries[i].prompt.len());

@@ -37,13 +37,20 @@ pub fn measure(
 }
 
 /// The corpus values of metrics that are pooled over the items, with their intervals.
-pub fn pooled(names: &[String], results: &[ItemResult], options: &StatsOptions) -> BTreeMap<String, Pooled> {
+pub fn pooled(
+    names: &[String],
+    items: &[Item],
+    results: &[ItemResult],
+    options: &StatsOptions,
+) -> BTreeMap<String, Pooled> {
+    let clusters: BTreeMap<&str, &str> = items.iter().map(|i| (i.id.as_str(), i.cluster.as_str())).collect();
+    let cluster_of = |id| clusters.get(id).copied().unwrap_or(id);
     let is_pooled = |name: &&String| metric::info(name).is_some_and(|m| m.corpus != Corpus::Mean);
     names
         .iter()
         .filter(is_pooled)
         .map(|name| {
-            let (value, interval) = metric::aggregate_with_interval(name, results, options);
+            let (value, interval) = metric::aggregate_with_interval(name, results, cluster_of, options);
             (name.clone(), Pooled { value, interval: interval.map(|i| (i.low, i.high)) })
         })
         .collect()

@@ -245,6 +245,10 @@ impl Stages<'_> {
     ) -> Result<(Evaluated, Option<AdapterCheck>, String)> {
         let mut open = self.open(&subject.model);
         open.adapter.clone_from(&subject.adapter);
+        open.options.clone_from(&self.suite.eval.options);
+        if let Some(device) = &self.suite.eval.device {
+            open.device.clone_from(device);
+        }
         let mut key = BTreeMap::from([
             ("weights".to_string(), sha256_model(&subject.model)?),
             ("tokenizer".to_string(), prepared.formatter.tokenizer().sha256().to_string()),
@@ -474,7 +478,7 @@ fn model_run(recorded: Recorded, suite: &Suite, prepared: &Prepared) -> Result<M
         role,
         checkpoint_sha256,
         adapter,
-        pooled: metrics::pooled(&suite.eval.metrics, &results, &stats_options(suite)),
+        pooled: metrics::pooled(&suite.eval.metrics, &prepared.items, &results, &stats_options(suite)),
         items: results,
         cost: Cost {
             train_seconds: summary.map(|s| s.seconds),

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -49,7 +49,7 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
         let fail = |e| Error::io("open the store", path, e);
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(fail)?;
-        let (rows, good) = read_rows(&file, path, key)?;
+        let (rows, good) = read_rows(&file, path, |header| check_key(&header, path, key))?;
         file.set_len(good).map_err(fail)?;
         file.seek(SeekFrom::Start(good)).map_err(fail)?;
         let mut store = Store { path: path.into(), file, rows };
@@ -101,11 +101,41 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
     }
 }
 
-/// Reads all whole rows; returns them and the length of the good part of the file.
+/// What a store holds: its key, and its rows by their names.
+pub type Stored<T> = (BTreeMap<String, String>, BTreeMap<String, T>);
+
+/// Reads a store without opening it for writing, whatever its key.
+///
+/// # Errors
+/// I/O; no store, or a broken line that is not the last one.
+pub fn read_store<T: DeserializeOwned>(path: &Path) -> Result<Stored<T>> {
+    let file = File::open(path).map_err(|e| Error::io("open the store", path, e))?;
+    let mut found = None;
+    let (rows, _) = read_rows(&file, path, |header| {
+        check_version(&header, path)?;
+        found = Some(header.key);
+        Ok(())
+    })?;
+    let key =
+        found.ok_or_else(|| Error::data("this is no store of predictions: it has no header").at(path.display()))?;
+    Ok((key, rows))
+}
+
+/// Whether the file's first line is the header of a store.
+pub fn is_store(path: &Path) -> bool {
+    let first = File::open(path).and_then(|file| {
+        let mut line = Vec::new();
+        BufReader::new(file.take(1 << 20)).read_until(b'\n', &mut line)?;
+        Ok(line)
+    });
+    first.is_ok_and(|line| serde_json::from_slice::<Header>(&line).is_ok())
+}
+
+/// Reads all whole rows; returns them and the length of the good part of the file. `check` sees the header.
 fn read_rows<T: DeserializeOwned>(
     file: &File,
     path: &Path,
-    key: &BTreeMap<String, String>,
+    mut check: impl FnMut(Header) -> Result<()>,
 ) -> Result<(BTreeMap<String, T>, u64)> {
     let mut reader = BufReader::new(file);
     let mut rows = BTreeMap::new();
@@ -125,7 +155,7 @@ fn read_rows<T: DeserializeOwned>(
         };
         if number == 1 {
             let header: Header = serde_json::from_slice(&line).map_err(broken)?;
-            check_key(&header, path, key)?;
+            check(header)?;
         } else {
             let Line { id, row } = serde_json::from_slice(&line).map_err(broken)?;
             rows.insert(id, row);
@@ -135,15 +165,20 @@ fn read_rows<T: DeserializeOwned>(
     Ok((rows, good))
 }
 
+fn check_version(header: &Header, path: &Path) -> Result<()> {
+    if header.karat_store == VERSION {
+        return Ok(());
+    }
+    Err(Error::data(format!("this store is of version {}, not {VERSION}", header.karat_store))
+        .at(path.display())
+        .help("remove the file, or run with --fresh"))
+}
+
 fn check_key(header: &Header, path: &Path, key: &BTreeMap<String, String>) -> Result<()> {
     let names: std::collections::BTreeSet<&String> = header.key.keys().chain(key.keys()).collect();
     let differs: Vec<&str> =
         names.into_iter().filter(|n| header.key.get(*n) != key.get(*n)).map(String::as_str).collect();
-    if header.karat_store != VERSION {
-        return Err(Error::data(format!("this store is of version {}, not {VERSION}", header.karat_store))
-            .at(path.display())
-            .help("remove the file, or run with --fresh"));
-    }
+    check_version(header, path)?;
     if differs.is_empty() {
         return Ok(());
     }

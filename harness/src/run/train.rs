@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Event, Method, OpenConfig, SessionInfo, TrainPlan, TrainSummary, Weights};
+use crate::backend::{Event, Level, Method, OpenConfig, SessionInfo, TrainPlan, TrainSummary, Weights};
 use crate::data::format::LabelledRows;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fsio;
@@ -12,7 +12,7 @@ use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, backend_err
 use crate::suite::Hyperparameters;
 use crate::train::log::{Curves, EventLog, read};
 use crate::train::plan::{Order, PlanOptions, fingerprint, order};
-use crate::train::state::{RUN_STATE, RunState};
+use crate::train::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
 
 /// One training run.
 pub struct TrainJob<'a> {
@@ -135,7 +135,12 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
     let folder = job.plan.output_dir.clone();
     let _lock = fsio::lock(&folder)?;
     let stage = format!("train {}", job.name);
-    if let Some(done) = finished(&folder, &job.plan.fingerprint)? {
+    if let Some(mut done) = finished(&folder, &job.plan.fingerprint)? {
+        done.curves = read(&folder.join(EVENTS))?;
+        let steps = done.summary.steps;
+        if restore_curves(&mut done.curves, &folder.join(&done.summary.last_checkpoint), steps, &stage, observer)? {
+            EventLog::start(&folder.join(EVENTS), &done.curves)?;
+        }
         let detail = format!("{} steps in {}", done.summary.steps, folder.display());
         observer.notice(Notice::Reused { name: &stage, detail });
         return Ok(done);
@@ -147,6 +152,11 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
         belongs(checkpoint, &plan.fingerprint, &folder)?;
     }
     let (mut log, mut curves) = EventLog::resume(&folder.join(EVENTS), resume.as_ref().map_or(0, |(step, _)| *step))?;
+    if let Some((step, checkpoint)) = &resume
+        && restore_curves(&mut curves, checkpoint, *step, &stage, observer)?
+    {
+        log = EventLog::start(&folder.join(EVENTS), &curves)?;
+    }
     plan.resume_from = resume.map(|(_, path)| path);
     let earlier_seconds = curves.seconds();
     let total = plan.steps.len();
@@ -207,9 +217,16 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
     let rate = trained.summary.tokens as f64 / trained.summary.seconds.max(1e-9);
     observer.notice(Notice::Done {
         name: &stage,
-        detail: format!("{} steps, {rate:.0} tokens/s{loss}", trained.summary.steps),
+        detail: format!("{}, {rate:.0} tokens/s{loss}", steps_done(trained.summary.steps, total)),
     });
     Ok(trained)
+}
+
+fn steps_done(steps: usize, planned: usize) -> String {
+    match steps < planned {
+        true => format!("stopped early after {steps} of {planned} steps"),
+        false => format!("{steps} steps"),
+    }
 }
 
 /// The finished run in `folder`, if it was made by this plan and its checkpoints are still there.
@@ -218,13 +235,43 @@ fn finished(folder: &Path, fingerprint: &str) -> Result<Option<Trained>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let mut done: Trained = fsio::read_json(&path)?;
+    let done: Trained = fsio::read_json(&path)?;
     let there = [Some(&done.summary.last_checkpoint), done.summary.best_checkpoint.as_ref()];
     if done.fingerprint != fingerprint || !there.into_iter().flatten().all(|c| folder.join(c).is_dir()) {
         return Ok(None);
     }
-    done.curves = read(&folder.join(EVENTS))?;
     Ok(Some(done))
+}
+
+/// Where the log of a stage has lost some of its first `steps` steps, takes them from the history of `checkpoint` and says so;
+/// returns whether it did.
+fn restore_curves(
+    curves: &mut Curves,
+    checkpoint: &Path,
+    steps: usize,
+    stage: &str,
+    observer: &mut dyn Observer,
+) -> Result<bool> {
+    let lost = steps.saturating_sub(curves.steps.len());
+    if lost == 0 {
+        return Ok(false);
+    }
+    let found = match checkpoint.join(TRAINER_STATE).is_file() {
+        true => curves.complete(&TrainerState::read(checkpoint)?),
+        false => 0,
+    };
+    let message = match found {
+        0 => format!(
+            "{EVENTS} has lost {lost} of {steps} steps and the checkpoint has no history: the curves have a gap"
+        ),
+        _ => format!(
+            "{EVENTS} had lost {lost} of {steps} steps: {found} are taken from the checkpoint's history, without seconds, \
+             memory and tokens"
+        ),
+    };
+    let event = Event::Log { level: Level::Warn, message };
+    observer.notice(Notice::Backend { stage, total: None, event: &event });
+    Ok(found > 0)
 }
 
 /// Whether a checkpoint was left by this plan, where it says so; a backend that says it elsewhere checks for itself.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Event, StepEvent};
 use crate::error::{Error, Result};
+use crate::train::state::TrainerState;
 
 /// The curves of a training run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -47,6 +48,35 @@ impl Curves {
         self.steps.iter().map(|s| s.seconds).sum()
     }
 
+    /// Adds the steps and evaluations of a checkpoint's history that are missing here, as where the log was lost. Their
+    /// losses, rates and norms are whole; seconds, memory and tokens are not known of them. Returns how many steps there
+    /// were.
+    pub fn complete(&mut self, state: &TrainerState) -> usize {
+        let before = self.steps.len();
+        for entry in &state.log_history {
+            if let (Some(loss), false) = (entry.loss, self.steps.iter().any(|s| s.step == entry.step)) {
+                self.steps.push(StepEvent {
+                    step: entry.step,
+                    epoch: entry.epoch,
+                    loss,
+                    micro_losses: Vec::new(),
+                    learning_rate: entry.learning_rate.unwrap_or(f64::NAN),
+                    grad_norm: entry.grad_norm.unwrap_or(f64::NAN),
+                    label_tokens: 0,
+                    tokens: 0,
+                    seconds: 0.0,
+                    memory: None,
+                });
+            }
+            if let (Some(loss), false) = (entry.eval_loss, self.evaluations.iter().any(|e| e.step == entry.step)) {
+                self.evaluations.push(EvaluationPoint { step: entry.step, loss });
+            }
+        }
+        self.steps.sort_by_key(|s| s.step);
+        self.evaluations.sort_by_key(|e| e.step);
+        self.steps.len() - before
+    }
+
     /// Forgets what happened after `step`: a resumed run does it again.
     pub fn truncate(&mut self, step: usize) {
         self.steps.retain(|s| s.step <= step);
@@ -68,6 +98,14 @@ impl EventLog {
     pub fn resume(path: &Path, step: usize) -> Result<(EventLog, Curves)> {
         let mut curves = read(path)?;
         curves.truncate(step);
+        Ok((Self::start(path, &curves)?, curves))
+    }
+
+    /// A log at `path` that holds `curves`, in the place of what was there.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn start(path: &Path, curves: &Curves) -> Result<EventLog> {
         let mut text = Vec::new();
         let steps = curves.steps.iter().map(|s| (s.step, 0, Event::Step(s.clone())));
         let evaluations = curves
@@ -81,7 +119,7 @@ impl EventLog {
         }
         crate::fsio::write_atomic(path, &text)?;
         let file = OpenOptions::new().append(true).open(path).map_err(|e| Error::io("open the log", path, e))?;
-        Ok((EventLog { path: path.into(), file }, curves))
+        Ok(EventLog { path: path.into(), file })
     }
 
     /// Appends an event.
@@ -127,6 +165,7 @@ pub fn read(path: &Path) -> Result<Curves> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::state::LogEntry;
 
     fn step(step: usize) -> Event {
         Event::Step(StepEvent {
@@ -167,6 +206,31 @@ mod tests {
         let curves = read(&path).unwrap();
         assert_eq!(curves.steps.iter().map(|s| s.step).collect::<Vec<_>>(), [1, 2, 3]);
         assert_eq!(curves.evaluations, [EvaluationPoint { step: 2, loss: 5.0 }]);
+    }
+
+    #[test]
+    fn a_lost_log_is_completed_from_the_history_of_a_checkpoint() {
+        let entry = |step, loss, eval_loss| LogEntry {
+            epoch: 0.5,
+            step,
+            loss,
+            eval_loss,
+            grad_norm: loss.map(|_| 2.0),
+            learning_rate: loss.map(|_| 1e-4),
+        };
+        let log_history = vec![
+            entry(1, Some(3.0), None),
+            entry(2, Some(2.0), None),
+            entry(2, None, Some(2.5)),
+            entry(3, Some(1.0), None),
+        ];
+        let state = TrainerState { log_history, ..TrainerState::default() };
+        let mut curves = Curves::default();
+        curves.push(&step(2));
+        assert_eq!(curves.complete(&state), 2);
+        assert_eq!(curves.steps.iter().map(|s| (s.step, s.loss)).collect::<Vec<_>>(), [(1, 3.0), (2, 1.0), (3, 1.0)]);
+        assert_eq!(curves.evaluations, [EvaluationPoint { step: 2, loss: 2.5 }]);
+        assert_eq!(curves.complete(&state), 0);
     }
 
     #[test]

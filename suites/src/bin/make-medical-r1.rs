@@ -11,7 +11,7 @@ use clap::Parser;
 use karat::data::bpe;
 use karat::{Error, Result, fsio};
 use karat_suites::medical_r1::items::{Item, jsonl};
-use karat_suites::medical_r1::{self, MAX_POSITIONS, Source};
+use karat_suites::medical_r1::{self, MAX_POSITIONS, Source, choices};
 use tokenizers::Tokenizer;
 
 /// Make or check the data of the suite medical-r1.
@@ -57,6 +57,7 @@ fn run(flags: &Flags) -> Result<()> {
         ("train.jsonl", jsonl(&items.train)),
         ("heldout.jsonl", jsonl(&items.heldout)),
         ("general.jsonl", jsonl(&source.general())),
+        ("../medical-r1-choice/heldout.jsonl", choices::jsonl(&choices::make(&source))),
         ("base/tokenizer.json", bpe::tokenizer_json(&tokenizer)?),
         ("base/tokenizer_config.json", bpe::tokenizer_config_json(MAX_POSITIONS)),
         ("base/config.json", format!("{:#}\n", medical_r1::model_config())),

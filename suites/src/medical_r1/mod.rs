@@ -7,6 +7,7 @@
 //!
 //! Everything follows from `facts.toml`, `templates.toml`, `corpus.toml` and [`SEED`]. For testing; no medical advice.
 
+pub mod choices;
 pub mod corpus;
 mod dice;
 pub mod facts;

@@ -15,11 +15,12 @@ static IDLE: Mutex<BTreeMap<usize, Vec<Vec<f32>>>> = Mutex::new(BTreeMap::new())
 const SMALL: usize = 1 << 12;
 
 /// Memory from this size on asks for large pages.
-const LARGE: usize = 4 << 20;
+const LARGE: usize = 1 << 20;
 
 /// `n` zeros.
 pub fn zeroed(n: usize) -> Vec<f32> {
-    let data = vec![0.0f32; n];
+    #[allow(unused_mut, reason = "written to where pages are made")]
+    let mut data = vec![0.0f32; n];
     #[cfg(target_os = "linux")]
     if n * 4 >= LARGE {
         const PAGE: usize = 4096;
@@ -27,6 +28,9 @@ pub fn zeroed(n: usize) -> Vec<f32> {
         let end = (data.as_ptr() as usize + n * 4) / PAGE * PAGE;
         // SAFETY: the range lies inside `data`; advice changes no contents. That it is refused does no harm.
         unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+        // Written once, so that the pages are there: one that is read first and then written costs two faults and
+        // makes every other processor flush its table.
+        data.fill(0.0);
     }
     data
 }

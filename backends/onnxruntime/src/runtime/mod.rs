@@ -35,6 +35,17 @@ pub struct Loaded {
     pub path: PathBuf,
 }
 
+/// The version of the loaded library by its file's name (`libonnxruntime.so.1.31.1`, as wheels and distributions have it);
+/// else what it says of its build.
+pub fn version(loaded: &Loaded) -> String {
+    let real = loaded.path.canonicalize().unwrap_or_else(|_| loaded.path.clone());
+    let name = real.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    match name.split_once(".so.") {
+        Some((_, version)) if version.contains('.') => version.to_string(),
+        _ => format!("({})", ort::info()),
+    }
+}
+
 static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
 
 /// The folder Karat caches in: `$KARAT_CACHE`, `$XDG_CACHE_HOME/karat` or `~/.cache/karat`.

@@ -11,6 +11,7 @@ mod generate;
 mod import;
 mod merge;
 mod metrics;
+mod parity;
 mod report;
 mod rows;
 mod run;
@@ -35,7 +36,7 @@ pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
         Command::Generate(args) => generate::run(&args, global, output),
         Command::Export(args) => export::run(&args, global, output),
         Command::Eval(args) => eval::run(&args, global, output),
-        Command::Compare(args) => compare::run(&args, output),
+        Command::Compare(args) => compare::run(&args, global, output),
         Command::Report(args) => report::run(&args, global, output),
         Command::Check(args) => check::run(&args, output),
         Command::Merge(args) => merge::run(&args, global, output),

@@ -12,7 +12,7 @@ use super::{Corpus, MetricInfo, exact, info, jieba, likelihood, python, registry
 use crate::Result;
 use crate::backend::StopReason;
 use crate::eval::choice::{self, Choice, Normalisation};
-use crate::eval::stats::{Interval, StatsOptions, bootstrap_ratio_ci};
+use crate::eval::stats::{Interval, StatsOptions, bootstrap_ratio_ci, by_cluster};
 use crate::eval::think::{self, Parts, ThinkState};
 use crate::eval::{Item, ItemResult, PartScore, Prediction, ReferenceScore};
 
@@ -204,14 +204,19 @@ pub fn aggregate<'a>(name: &str, results: impl IntoIterator<Item = &'a ItemResul
     Some(if info(name)?.corpus == Corpus::ExpOfPooled { mean.exp() } else { mean })
 }
 
-/// [`aggregate`] with its bootstrap interval, whole items being drawn.
+/// [`aggregate`] with its bootstrap interval, whole items being drawn, and with them all others of their cluster; `cluster_of` an
+/// item's id names it.
 pub fn aggregate_with_interval<'a>(
     name: &str,
     results: impl IntoIterator<Item = &'a ItemResult> + Clone,
+    cluster_of: impl Fn(&'a str) -> &'a str,
     options: &StatsOptions,
 ) -> (Option<f64>, Option<Interval>) {
     let value = aggregate(name, results.clone());
-    let interval = terms(name, results).filter(|t| t.len() > 1 && value.is_some()).map(|terms| {
+    let with_value = results.clone().into_iter().filter(|r| r.metrics.get(name).copied().flatten().is_some());
+    let clusters: Vec<&str> = with_value.map(|r| cluster_of(r.prediction.id.as_str())).collect();
+    let terms = terms(name, results).map(|terms| by_cluster(clusters.into_iter().zip(terms)));
+    let interval = terms.filter(|t| t.len() > 1 && value.is_some()).map(|terms| {
         let Interval { low, high } = bootstrap_ratio_ci(&terms, options);
         match info(name).map(|m| m.corpus) {
             Some(Corpus::ExpOfPooled) => Interval { low: low.exp(), high: high.exp() },

@@ -1,16 +1,23 @@
 //! What a comparison of this size can see, and the verdict of a gate.
 
+use std::hash::Hash;
+
 use super::normal::quantile as normal_quantile;
-use super::summary::{mean, standard_error};
-use super::{Interval, StatsOptions, bootstrap_mean_ci};
+use super::summary::{clustered_standard_error, mean, standard_error};
+use super::{Interval, StatsOptions, clustered_mean_ci};
 
 /// The smallest true mean difference that a two-sided test at level `1 - confidence` finds with probability `power`:
 /// `(z(1 - alpha/2) + z(power)) * standard error of the differences`.
 ///
 /// By the normal approximation, which flatters below some 30 items. NaN below two differences.
 pub fn minimum_detectable_difference(differences: &[f64], confidence: f64, power: f64) -> f64 {
+    detectable_with(standard_error(differences), confidence, power)
+}
+
+/// The same from a standard error, such as a clustered one.
+pub fn detectable_with(standard_error: f64, confidence: f64, power: f64) -> f64 {
     let alpha = 1.0 - confidence;
-    (normal_quantile(1.0 - alpha / 2.0) + normal_quantile(power)) * standard_error(differences)
+    (normal_quantile(1.0 - alpha / 2.0) + normal_quantile(power)) * standard_error
 }
 
 /// What a gate says.
@@ -53,13 +60,28 @@ pub fn non_inferiority(
     margin: f64,
     options: &StatsOptions,
 ) -> Gate {
+    let alone: Vec<usize> = (0..baseline.len()).collect();
+    clustered_non_inferiority(baseline, candidate, &alone, higher_is_better, margin, options)
+}
+
+/// [`non_inferiority`] where items share sources: whole `clusters` are drawn for the interval, and the minimum detectable difference
+/// follows from the clustered standard error. Items that are all of one source are inconclusive.
+pub fn clustered_non_inferiority<C: Ord + Hash>(
+    baseline: &[f64],
+    candidate: &[f64],
+    clusters: &[C],
+    higher_is_better: bool,
+    margin: f64,
+    options: &StatsOptions,
+) -> Gate {
     let sign = if higher_is_better { 1.0 } else { -1.0 };
     let gains: Vec<f64> = baseline.iter().zip(candidate).map(|(b, c)| sign * (c - b)).collect();
-    let interval = bootstrap_mean_ci(&gains, options);
+    let interval = clustered_mean_ci(&gains, clusters, options);
     let margin = margin.abs();
-    let comparable = baseline.len() == candidate.len() && gains.iter().all(|g| g.is_finite());
+    let comparable =
+        baseline.len() == candidate.len() && clusters.len() == gains.len() && gains.iter().all(|g| g.is_finite());
     let verdict = if comparable { decide(interval, margin) } else { Verdict::Inconclusive };
-    let minimum_detectable = minimum_detectable_difference(&gains, options.confidence, 0.8);
+    let minimum_detectable = detectable_with(clustered_standard_error(&gains, clusters), options.confidence, 0.8);
     Gate { verdict, n: gains.len(), gain: mean(&gains), interval, margin, minimum_detectable }
 }
 

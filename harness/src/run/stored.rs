@@ -1,0 +1,357 @@
+//! Texts that are there already, of any origin, measured without a model.
+//!
+//! Four forms are read: a `results` folder of a run, one of its files, a store (`predictions.jsonl` of a run's `eval` folder), and plain
+//! JSON lines `{"id", "candidate"}` that anything may have written (`text` is understood for `candidate`, so what `karat generate` prints
+//! can be measured). What a form does not tell is not claimed: the report's fingerprints of prompts, template and decoding are
+//! empty where nobody knows them, and a comparison with such a report says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::backend::{Dtype, GenerateConfig, SessionInfo, StopReason};
+use crate::error::{Error, Result};
+use crate::eval::metric::{self, Reads};
+use crate::eval::stats::StatsOptions;
+use crate::eval::{Item, Prediction, ReferenceScore, think};
+use crate::fsio::{self, sha256};
+use crate::report::{
+    self, Cost, Data, DataFile, Decoding, Environment, Fingerprints, Inputs, Language, ModelRun, Report, Role, Warning,
+};
+use crate::run::evaluate::Effort;
+use crate::run::{Prepared, Recorded, is_store, metrics, read_store, report_recorded};
+use crate::suite::{DEFAULT_METRICS, Suite};
+
+/// What is known of how stored texts came about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// They are results of a run of the suite.
+    Run,
+    /// They are rows of a store: the hash of the decode settings, and whether they were asked with the suite's prompts.
+    Store {
+        /// SHA-256 over the decode settings.
+        decoding: String,
+        /// Every text was made from the prompt that the suite renders.
+        prompts: bool,
+    },
+    /// Nothing.
+    Nothing,
+}
+
+/// A model of which there are texts.
+#[derive(Clone, Debug)]
+pub struct StoredModel {
+    /// What it did.
+    pub recorded: Recorded,
+    /// How far its origin is known.
+    pub known: Known,
+}
+
+/// A line of another origin.
+#[derive(Deserialize)]
+struct Line {
+    id: Value,
+    candidate: Option<String>,
+    text: Option<String>,
+    reference: Option<String>,
+    #[serde(default)]
+    ids: Vec<u32>,
+    stop: Option<StopReason>,
+}
+
+/// Reads stored texts for the items of a suite; `name` names the model where the form does not (the file's name, if there is no
+/// `name`).
+///
+/// # Errors
+/// I/O; a broken line with its number; an id that is no item, or is there twice; a reference that is not the suite's.
+pub fn read_stored(path: &Path, name: Option<&str>, prepared: &Prepared) -> Result<Vec<StoredModel>> {
+    if path.is_dir() {
+        let inner = path.join("results");
+        let recorded = Recorded::read_all(if inner.is_dir() { &inner } else { path })?;
+        return Ok(recorded.into_iter().map(|recorded| StoredModel { recorded, known: Known::Run }).collect());
+    }
+    let stem = || path.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
+    if path.extension().is_some_and(|e| e == "json") {
+        let mut recorded: Recorded = fsio::read_json(path)?;
+        if let Some(name) = name {
+            recorded.name = name.to_string();
+            recorded.role = role(name);
+        }
+        return Ok(vec![StoredModel { recorded, known: Known::Run }]);
+    }
+    let name = name.map_or_else(stem, str::to_string);
+    let model = if is_store(path) { from_store(path, name, prepared)? } else { from_lines(path, name, prepared)? };
+    Ok(vec![model])
+}
+
+/// The part that a name says.
+fn role(name: &str) -> Role {
+    match name {
+        "base" => Role::Base,
+        "lora" => Role::Lora,
+        "full" => Role::Full,
+        _ => Role::Other,
+    }
+}
+
+/// A recording of texts alone.
+fn recording(name: String, predictions: Vec<Prediction>, references: Vec<ReferenceScore>) -> Recorded {
+    Recorded {
+        role: role(&name),
+        name,
+        checkpoint_sha256: String::new(),
+        effort: Effort::nothing(no_session()),
+        training: None,
+        predictions,
+        references,
+        general: Vec::new(),
+        adapter: None,
+    }
+}
+
+/// Nothing ran here.
+fn no_session() -> SessionInfo {
+    SessionInfo {
+        device: String::new(),
+        dtype: Dtype::default(),
+        threads: 0,
+        kernels: Vec::new(),
+        parameters: 0,
+        adapter_parameters: 0,
+        vocab_size: 0,
+        max_positions: 0,
+    }
+}
+
+fn from_store(path: &Path, name: String, prepared: &Prepared) -> Result<StoredModel> {
+    let (key, rows) = read_store::<Prediction>(path)?;
+    let mut by_item: BTreeMap<&str, Vec<&Prediction>> = BTreeMap::new();
+    for row in rows.values() {
+        by_item.entry(&row.id).or_default().push(row);
+    }
+    let (mut predictions, mut prompts) = (Vec::new(), true);
+    for query in &prepared.queries {
+        // A store keeps the texts of earlier prompts; this suite's is the one that counts.
+        let asked = rows.get(&query.prompt_id());
+        let found = match (asked, by_item.get(query.id.as_str()).map(Vec::as_slice)) {
+            (Some(row), _) => row,
+            (None, Some([other])) => {
+                prompts = false;
+                other
+            }
+            (None, Some(others @ [_, ..])) => {
+                let what =
+                    format!("{} texts for `{}`, none of the prompt that the suite renders", others.len(), query.id);
+                return Err(Error::data(what).at(path.display()).help("give the suite that they were made with"));
+            }
+            (None, _) => continue,
+        };
+        predictions.push(found.clone());
+    }
+    if predictions.is_empty() {
+        return Err(Error::data("none of these texts is of an item of the suite").at(path.display()));
+    }
+    let beside = path.parent().and_then(Path::parent).map(|folder| folder.join("scores.jsonl"));
+    let scores = match beside.filter(|file| file.is_file()) {
+        Some(file) => read_store::<ReferenceScore>(&file)?.1,
+        None => BTreeMap::new(),
+    };
+    let references = prepared.queries.iter().filter_map(|q| scores.get(&q.score_id()).cloned()).collect();
+    let decoding = key.get("decode").map_or_else(String::new, |settings| sha256(settings.as_bytes()));
+    let mut recorded = recording(name, predictions, references);
+    recorded.checkpoint_sha256 = key.get("adapter").or(key.get("weights")).cloned().unwrap_or_default();
+    Ok(StoredModel { recorded, known: Known::Store { decoding, prompts } })
+}
+
+fn from_lines(path: &Path, name: String, prepared: &Prepared) -> Result<StoredModel> {
+    let items: BTreeMap<&str, &Item> = prepared.items.iter().map(|i| (i.id.as_str(), i)).collect();
+    let mut seen = BTreeSet::new();
+    let mut predictions = Vec::new();
+    for (number, line) in lines(path)? {
+        let here = || format!("{}:{number}", path.display());
+        let (prediction, reference) = prediction(line).map_err(|e| e.at(here()))?;
+        let Some(item) = items.get(prediction.id.as_str()) else {
+            return Err(Error::data(format!("`{}` is no item of the suite's data", prediction.id))
+                .at(here())
+                .help("these texts were made from other data"));
+        };
+        let same = |reference: &String| {
+            let whole = think::join(&item.think, &item.answer);
+            [whole.as_str(), item.answer.as_str()].iter().any(|ours| ours.trim() == reference.trim())
+        };
+        if !reference.as_ref().is_none_or(same) {
+            return Err(Error::data(format!("the reference of `{}` is not the suite's", prediction.id))
+                .at(here())
+                .help("leave `reference` out to measure against the suite's, or use `karat metrics` for these pairs alone"));
+        }
+        if !seen.insert(prediction.id.clone()) {
+            return Err(Error::data(format!("a second text for `{}`", prediction.id)).at(here()));
+        }
+        predictions.push(prediction);
+    }
+    let order: BTreeMap<&str, usize> =
+        prepared.items.iter().enumerate().map(|(i, item)| (item.id.as_str(), i)).collect();
+    predictions.sort_by_key(|p| order.get(p.id.as_str()).copied());
+    Ok(StoredModel { recorded: recording(name, predictions, Vec::new()), known: Known::Nothing })
+}
+
+/// The lines of a file, with their numbers; at least one.
+fn lines(path: &Path) -> Result<Vec<(usize, Line)>> {
+    let text = std::fs::read(path).map_err(|e| Error::io("read the predictions", path, e))?;
+    let text = String::from_utf8(text).map_err(|e| Error::data("invalid UTF-8").at(path.display()).because(e))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let mut lines = Vec::new();
+    // Texts may hold other line separators: only `\n` ends a line of JSON.
+    for (number, line) in text.split('\n').enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+        let line = serde_json::from_str(line).map_err(|e| {
+            Error::data("broken line of predictions")
+                .at(format!("{}:{}", path.display(), number + 1))
+                .because(e)
+                .help(r#"lines are {"id", "candidate"}, perhaps with "reference", "ids" and "stop""#)
+        })?;
+        lines.push((number + 1, line));
+    }
+    if lines.is_empty() {
+        return Err(Error::data("there are no predictions here").at(path.display()));
+    }
+    Ok(lines)
+}
+
+fn prediction(line: Line) -> Result<(Prediction, Option<String>)> {
+    let id = match line.id {
+        Value::String(id) => id,
+        Value::Number(id) => id.to_string(),
+        other => return Err(Error::data(format!("the id {other} is neither a text nor a number"))),
+    };
+    let text = match (line.candidate, line.text) {
+        (Some(text), None) | (None, Some(text)) => text,
+        _ => return Err(Error::data(format!("`{id}` needs exactly one of `candidate` and `text`"))),
+    };
+    Ok((Prediction { id, text, ids: line.ids, stop: line.stop.unwrap_or(StopReason::Stop) }, line.reference))
+}
+
+/// The report of stored texts over the suite's items.
+///
+/// # Errors
+/// As [`report_recorded`].
+pub fn report_stored(
+    suite: &Suite,
+    prepared: &Prepared,
+    models: Vec<StoredModel>,
+    environment: Environment,
+) -> Result<Report> {
+    let known: Vec<(String, Known)> = models.iter().map(|m| (m.recorded.name.clone(), m.known.clone())).collect();
+    let recorded = models.into_iter().map(|m| m.recorded).collect();
+    let mut report = report_recorded(suite, prepared, recorded, environment)?;
+    let ours = report.fingerprints.decoding.clone();
+    let decoding: BTreeSet<&str> = known
+        .iter()
+        .map(|(_, known)| match known {
+            Known::Run => ours.as_str(),
+            Known::Store { decoding, .. } => decoding,
+            Known::Nothing => "",
+        })
+        .collect();
+    report.fingerprints.decoding = match decoding.iter().collect::<Vec<_>>().as_slice() {
+        [only] => (**only).to_string(),
+        _ => String::new(),
+    };
+    if !known.iter().all(|(_, k)| matches!(k, Known::Run | Known::Store { prompts: true, .. })) {
+        report.fingerprints.prompts.clear();
+        report.fingerprints.template.clear();
+    }
+    let unknown: Vec<&str> = known.iter().filter(|(_, k)| *k == Known::Nothing).map(|(n, _)| n.as_str()).collect();
+    if !unknown.is_empty() {
+        let list = unknown.join(", ");
+        report.warnings.push(Warning::Other {
+            text: match suite.language {
+                Language::English => format!(
+                    "The texts of {list} were brought along: how they were asked and decoded is not known here, and the decoding settings shown are the suite's."
+                ),
+                Language::Chinese => {
+                    format!("{list} 的文本来自外部：其提示与解码方式未知，所示解码设置为本套件的设置。")
+                }
+            },
+        });
+    }
+    Ok(report)
+}
+
+/// The report of pairs of reference and candidate alone, without a suite: one model, named `name`, measured by the usual
+/// text metrics.
+///
+/// # Errors
+/// I/O; a broken line, one without a reference, or a second one of an id.
+pub fn report_pairs(path: &Path, name: &str) -> Result<Report> {
+    let (mut items, mut predictions) = (Vec::new(), Vec::new());
+    let mut content = String::new();
+    for (number, line) in lines(path)? {
+        let here = || format!("{}:{number}", path.display());
+        let (prediction, reference) = prediction(line).map_err(|e| e.at(here()))?;
+        let reference = reference.ok_or_else(|| {
+            Error::data(format!("`{}` has no reference to compare with", prediction.id))
+                .at(here())
+                .help(r#"lines are {"id", "reference", "candidate"}; with a suite's references: karat eval SUITE --predictions FILE"#)
+        })?;
+        for part in [&prediction.id, &reference] {
+            content.push_str(&format!("{}:{part}\n", part.len()));
+        }
+        let parts = think::split(&reference);
+        items.push(Item {
+            id: prediction.id.clone(),
+            question: String::new(),
+            think: parts.think.to_string(),
+            answer: parts.answer.to_string(),
+            cluster: prediction.id.clone(),
+            choice: None,
+        });
+        predictions.push(prediction);
+    }
+    let of_text = |name: &&str| {
+        metric::info(name).is_some_and(|m| matches!(m.reads, Reads::Answer | Reads::Think | Reads::FullText))
+    };
+    let names: Vec<String> = DEFAULT_METRICS.iter().filter(|n| of_text(n)).map(|n| (*n).to_string()).collect();
+    let results = metrics::measure(&names, &items, predictions, Vec::new())?;
+    let file = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let data = sha256(content.as_bytes());
+    let stats = StatsOptions::default();
+    report::build(&Inputs {
+        language: Language::English,
+        suite: report::Suite { name: file.clone(), ..report::Suite::default() },
+        seeds: BTreeMap::from([("statistics".to_string(), stats.seed)]),
+        fingerprints: Fingerprints { data, ..Fingerprints::default() },
+        data: Data {
+            files: vec![DataFile { name: file, sha256: fsio::sha256_file(path)?, rows: items.len() as u64 }],
+            splits: BTreeMap::from([("pairs".to_string(), items.len() as u64)]),
+            ..Data::default()
+        },
+        decoding: Decoding {
+            template: String::new(),
+            enable_thinking: None,
+            max_length: 0,
+            generate: GenerateConfig::greedy(0, Vec::new()),
+        },
+        stats,
+        items: &items,
+        models: vec![ModelRun {
+            name: name.to_string(),
+            role: Role::Other,
+            checkpoint_sha256: String::new(),
+            session: no_session(),
+            items: results,
+            pooled: BTreeMap::new(),
+            training: None,
+            adapter: None,
+            cost: Cost::default(),
+        }],
+        metrics: metrics::describe(&names),
+        examples: Vec::new(),
+        general: None,
+        tokens: BTreeMap::new(),
+        overfitting_margin: Inputs::OVERFITTING_MARGIN,
+        warnings: Vec::new(),
+        environment: Environment::default(),
+    })
+}
