@@ -68,6 +68,11 @@ fn what_is_wrong_is_named_with_its_line() {
     says(bad(b"question,answer\n\xff,b\n", &fields), "\"question\" is not UTF-8");
     says(bad(b"id,question,answer\n1,a,b\n1,c,d\n", &fields), "a.csv:3: the id \"1\" was already used on line 2");
     says(bad(b"messages\nhi\n", &Fields { layout: Layout::Messages, ..Fields::default() }), "must be a list");
+    // Long cells and many columns.
+    let names: Vec<String> = (0..200).map(|i| format!("c{i}")).collect();
+    let wide = format!("question,answer,{}\n\n{},b{}\n", names.join(","), "长".repeat(5000), ",".repeat(200));
+    let read = parse_csv(wide.as_bytes(), "a.csv", &fields, true).unwrap();
+    assert_eq!((read.records[0].question.chars().count(), read.records[0].line), (5000, 3));
     // Without --strict the others are kept.
     let read = parse_csv(b"question,answer\na,b\nc\nd,e\n", "a.csv", &fields, false).unwrap();
     assert_eq!((read.records.len(), read.bad.len(), read.bad[0].line), (2, 1, 3));

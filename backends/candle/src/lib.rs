@@ -32,11 +32,20 @@ pub const NAME: &str = "candle";
 pub struct CandleBackend;
 
 /// Kernels as this CPU runs them.
-fn kernels() -> Vec<String> {
+fn kernels(precision: nn::Precision) -> Vec<String> {
+    use ops::matmul::kernel::Set;
+
     // The instruction set's name is all that is wanted of a long list of features.
     let set = format!("{:?}", pulp::Arch::new());
     let set = set.split('(').next().unwrap_or_default().to_ascii_lowercase();
-    vec![format!("matmul: gemm f32 ({set})"), format!("elementwise: pulp f32 ({set})")]
+    let matmul = match (precision, Set::of_this_cpu()) {
+        (nn::Precision::F32, Set::Portable) => format!("f32 ({set})"),
+        (nn::Precision::F32, _) => "f32 (avx512f)".into(),
+        (nn::Precision::Bf16, Set::Portable) => format!("bf16 widened to f32 ({set})"),
+        (nn::Precision::Bf16, Set::Avx512) => "bf16 widened to f32 (avx512f)".into(),
+        (nn::Precision::Bf16, Set::Avx512Bf16) => "bf16, f32 sums (avx512_bf16)".into(),
+    };
+    vec![format!("matmul: {matmul}"), format!("attention, elementwise: f32 ({set})")]
 }
 
 impl Backend for CandleBackend {
@@ -53,9 +62,9 @@ impl Backend for CandleBackend {
                 Capability::FromScratch,
             ],
             devices: vec!["cpu".into()],
-            dtypes: vec![Dtype::F32],
+            dtypes: vec![Dtype::F32, Dtype::Bf16],
             model_families: config::FAMILIES.map(String::from).to_vec(),
-            build: BTreeMap::from([("candle-core".to_owned(), "0.11".to_owned()), ("gemm".into(), "0.19".into())]),
+            build: BTreeMap::from([("candle-core".to_owned(), "0.11".to_owned())]),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::nn::{self, Result, Tensor};
+use crate::nn::{self, Precision, Result, Tensor};
 use crate::ops::dropout::Key;
 use crate::weight::Weight;
 
@@ -124,15 +124,17 @@ pub struct Linear {
     pub bias: Option<Tensor>,
     /// The adapter, if this module has one.
     pub lora: Option<Lora>,
+    /// What its products and its adapter's are computed in.
+    pub precision: Precision,
     weight_name: String,
     bias_name: String,
 }
 
 impl Linear {
-    /// The layer at `name` without an adapter.
+    /// The layer at `name` without an adapter, computing in f32.
     pub fn new(name: String, weight: Weight, bias: Option<Tensor>) -> Self {
         let (weight_name, bias_name) = (format!("{name}.weight"), format!("{name}.bias"));
-        Linear { name, weight, bias, lora: None, weight_name, bias_name }
+        Linear { name, weight, bias, lora: None, precision: Precision::F32, weight_name, bias_name }
     }
 
     /// `(in, out)`.
@@ -172,19 +174,19 @@ impl Linear {
     /// # Errors
     /// If the device fails.
     pub fn forward(&self, x: &Tensor, dropout: Option<Dropout>) -> Result<(Tensor, Option<Adapted>)> {
-        let Some(lora) = &self.lora else { return Ok((nn::linear(x, &self.weight, self.bias.as_ref())?, None)) };
+        let (precision, weight, bias) = (self.precision, &self.weight, self.bias.as_ref());
+        let Some(lora) = &self.lora else { return Ok((nn::linear(precision, x, weight, bias)?, None)) };
         let dropped = lora.dropped(x, dropout)?;
-        let low = nn::linear(&dropped, &lora.a, None)?;
+        let low = nn::linear(precision, &dropped, &lora.a, None)?;
         let Some(dora) = &lora.dora else {
-            let y = nn::linear(x, &self.weight, self.bias.as_ref())?;
-            nn::linear_add(&y, lora.scale, &low, &lora.b)?;
+            let y = nn::linear_with(precision, x, weight, bias, Some((lora.scale, &low, &lora.b)))?;
             return Ok((y, Some(Adapted { low, product: None })));
         };
-        let product = nn::linear(&dropped, &self.weight, None)?;
-        let y = match (lora.key(x, dropout), &self.bias) {
+        let product = nn::linear(precision, &dropped, weight, None)?;
+        let y = match (lora.key(x, dropout), bias) {
             (Some(_), bias) => {
                 // What dropout leaves of the base's share is replaced, not scaled twice.
-                let y = nn::linear(x, &self.weight, bias.as_ref())?;
+                let y = nn::linear(precision, x, weight, bias)?;
                 nn::add_scaled(&y, &product, &vec![-1.0; self.widths().1])?;
                 y
             }
@@ -197,7 +199,7 @@ impl Linear {
                 y
             }
         };
-        nn::linear_add(&product, lora.scale, &low, &lora.b)?;
+        nn::linear_add(precision, &product, lora.scale, &low, &lora.b)?;
         nn::add_scaled(&y, &product, &dora.gain()?)?;
         Ok((y, Some(Adapted { low, product: Some(product) })))
     }
@@ -215,8 +217,9 @@ impl Linear {
         dropout: Option<Dropout>,
         gradients: &Gradients,
     ) -> Result<InputGradient> {
+        let precision = self.precision;
         if let Some(dw) = gradients.of(&self.weight_name) {
-            nn::linear_dw(dw, 1.0, dy, x)?;
+            nn::linear_dw(precision, dw, 1.0, dy, x)?;
         }
         if let Some(db) = self.bias.as_ref().and_then(|_| gradients.of(&self.bias_name)) {
             nn::bias_gradient(db, dy)?;
@@ -227,7 +230,7 @@ impl Linear {
             InputGradient::Sum(dx) => Some(Some(dx)),
         };
         let (Some(lora), Some(Adapted { low, product })) = (&self.lora, adapted) else {
-            let dx = sum.map(|sum| nn::linear_dx(sum, 1.0, dy, &self.weight)).transpose()?;
+            let dx = sum.map(|sum| nn::linear_dx(precision, sum, 1.0, dy, &self.weight)).transpose()?;
             return Ok(dx.map_or(InputGradient::Skip, InputGradient::Sum));
         };
         let key = lora.key(x, dropout);
@@ -248,28 +251,26 @@ impl Linear {
             _ => None,
         };
         let inner = scaled.as_ref().unwrap_or(dy);
-        let outer = if key.is_some() { dy } else { inner };
-        let dx = sum.map(|sum| nn::linear_dx(sum, 1.0, outer, &self.weight)).transpose()?;
-        let dlow = nn::linear_dx(None, lora.scale, inner, &lora.b)?;
+        let dlow = nn::linear_dx(precision, None, lora.scale, inner, &lora.b)?;
         if let Some(db) = gradients.of(&lora.b_name) {
-            nn::linear_dw(db, lora.scale, inner, low)?;
+            nn::linear_dw(precision, db, lora.scale, inner, low)?;
         }
         if let Some(da) = gradients.of(&lora.a_name) {
-            nn::linear_dw(da, 1.0, &dlow, &lora.dropped(x, dropout)?)?;
+            nn::linear_dw(precision, da, 1.0, &dlow, &lora.dropped(x, dropout)?)?;
         }
-        match (&dx, key) {
-            (None, _) => {}
-            (Some(dx), None) => drop(nn::linear_dx(Some(dx.clone()), 1.0, &dlow, &lora.a)?),
-            (Some(dx), Some(key)) => {
-                let mut dropped = nn::linear_dx(None, 1.0, &dlow, &lora.a)?;
-                if let Some(scaled) = &scaled {
-                    nn::add_scaled(scaled, dy, &vec![-1.0; self.widths().1])?;
-                    dropped = nn::linear_dx(Some(dropped), 1.0, scaled, &self.weight)?;
-                }
-                nn::dropout_add(dx, &dropped, lora.dropout, key)?;
-            }
+        let Some(sum) = sum else { return Ok(InputGradient::Skip) };
+        let Some(key) = key else {
+            let dx = nn::linear_dx_with(precision, sum, 1.0, inner, &self.weight, Some((&dlow, &lora.a)))?;
+            return Ok(InputGradient::Sum(dx));
+        };
+        let dx = nn::linear_dx(precision, sum, 1.0, dy, &self.weight)?;
+        let mut dropped = nn::linear_dx(precision, None, 1.0, &dlow, &lora.a)?;
+        if let Some(scaled) = &scaled {
+            nn::add_scaled(scaled, dy, &vec![-1.0; self.widths().1])?;
+            dropped = nn::linear_dx(precision, Some(dropped), 1.0, scaled, &self.weight)?;
         }
-        Ok(dx.map_or(InputGradient::Skip, InputGradient::Sum))
+        nn::dropout_add(&dx, &dropped, lora.dropout, key)?;
+        Ok(InputGradient::Sum(dx))
     }
 }
 

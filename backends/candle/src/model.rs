@@ -9,9 +9,8 @@ use crate::config::ModelConfig;
 use crate::files::ModelFiles;
 use crate::layer::{Layer, Norm, Pass, Saved};
 use crate::linear::{Dropout, Gradients, Linear};
-use crate::nn::{self, Result, Tensor};
+use crate::nn::{self, Precision, Result, Tensor};
 use crate::ops::cross_entropy::Target;
-use crate::ops::mapped::Kind;
 use crate::ops::rope::Table;
 use crate::rng::{Philox, name_key};
 use crate::weight::Weight;
@@ -55,6 +54,8 @@ pub struct Decoder {
     pub norm: Norm,
     /// `[vocab, hidden]`; the embedding itself where it is tied.
     pub head: Weight,
+    /// What products with weights are computed in; all else is f32.
+    pub precision: Precision,
     /// Names of the tensors that the adapter holds whole.
     whole: BTreeSet<String>,
     table: Mutex<Arc<Table>>,
@@ -79,13 +80,7 @@ impl Decoder {
     /// For missing, misshapen or unexpected tensors, by name.
     pub fn load(config: ModelConfig, folder: &std::path::Path) -> Result<Self> {
         let files = ModelFiles::open(folder)?;
-        let model = Self::build(config, |name, shape| {
-            let mut weight = files.weight(name, shape)?;
-            if weight.kind() != Kind::F32 {
-                weight.own()?;
-            }
-            Ok(weight)
-        })?;
+        let model = Self::build(config, |name, shape| files.weight(name, shape))?;
         let known = model.tensors();
         let stray = files.names().find(|name| {
             let harmless = name.ends_with("rotary_emb.inv_freq") || (model.config.tied && *name == HEAD);
@@ -163,7 +158,14 @@ impl Decoder {
         }
         let norm = Norm { weight: get("model.norm.weight", &[hidden])?.own()?, name: "model.norm.weight".into(), eps };
         let head = if c.tied { embedding.clone() } else { get(HEAD, &[c.vocab_size, hidden])? };
-        Ok(Decoder { embedding, layers, norm, head, whole: BTreeSet::new(), table: Mutex::default(), config })
+        let (whole, precision) = (BTreeSet::new(), Precision::F32);
+        Ok(Decoder { embedding, layers, norm, head, precision, whole, table: Mutex::default(), config })
+    }
+
+    /// Computes products with weights in `precision` from now on; a fresh decoder does so in f32.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
+        self.layers.iter_mut().flat_map(|layer| layer.linears_mut()).for_each(|linear| linear.precision = precision);
     }
 
     /// All tensors of the model without its adapter, by their Hugging Face names.
@@ -301,6 +303,14 @@ impl Decoder {
         Ok(x)
     }
 
+    /// Logits `[tokens, vocab]` after the last layer's output `x` `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
+        nn::logits(self.precision, &self.norm.forward(x)?.0, &self.head)
+    }
+
     /// Log-probability of `targets[i]` after the token `batch.ids[at[i]]`.
     ///
     /// # Errors
@@ -310,7 +320,7 @@ impl Decoder {
             return Ok(Vec::new());
         }
         let chosen = nn::gather(&self.hidden(batch)?, at)?;
-        nn::score(&self.norm.forward(&chosen)?.0, targets, &self.head)
+        nn::score(self.precision, &self.norm.forward(&chosen)?.0, targets, &self.head)
     }
 
     /// Forward and backward of the loss `scale * sum of -log p(targets[i])`, `targets[i]` coming after the token
@@ -342,7 +352,7 @@ impl Decoder {
         let chosen = nn::gather(&x, at)?;
         let (normed, norm_scale) = self.norm.forward(&chosen)?;
         let head_gradient = gradients.of(if self.config.tied { EMBEDDING } else { HEAD });
-        let (logprobs, dnormed) = nn::head_loss(&normed, targets, &self.head, scale, head_gradient)?;
+        let (logprobs, dnormed) = nn::head_loss(self.precision, &normed, targets, &self.head, scale, head_gradient)?;
         let dchosen = self.norm.backward(None, &chosen, &norm_scale, &dnormed, gradients)?;
         let mut dx = nn::zero_activation(x.dims())?;
         nn::scatter_add(&dx, at, &dchosen)?;

@@ -19,7 +19,8 @@ use crate::ops::cross_entropy::Target;
 use crate::ops::dropout::Key;
 use crate::ops::low_rank::{self, LowRank};
 use crate::ops::mapped::Elements;
-use crate::ops::matmul::{Mat, MatMut, Threads, product};
+pub use crate::ops::matmul::Precision;
+use crate::ops::matmul::{Mat, MatMut, Product, Term, Threads, product, products};
 use crate::ops::rope::Table;
 use crate::ops::{adamw, attention, buffers, cross_entropy, dropout, embedding, norm, rope, swiglu};
 use crate::weight::{Weight, WeightView};
@@ -88,7 +89,7 @@ pub fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
 
 /// Zeros of `shape`, for what lasts.
 pub fn zeros(shape: &[usize]) -> Result<Tensor> {
-    tensor(vec![0.0; shape.iter().product()], shape)
+    tensor(buffers::zeroed(shape.iter().product()), shape)
 }
 
 /// An activation of `shape`, `data` being from [`buffers::take`].
@@ -244,7 +245,18 @@ pub fn scatter_add(dtable: &Tensor, ids: &[u32], dy: &Tensor) -> Result<()> {
 }
 
 /// `x w^T + bias`: `x` `[tokens, in]`, `w` `[out, in]`.
-pub fn linear(x: &Tensor, w: &impl Stored, bias: Option<&Tensor>) -> Result<Tensor> {
+pub fn linear(precision: Precision, x: &Tensor, w: &impl Stored, bias: Option<&Tensor>) -> Result<Tensor> {
+    linear_with::<_, Tensor>(precision, x, w, bias, None)
+}
+
+/// `x w^T + bias + alpha low b^T`, the last term in the same pass: `low` `[tokens, r]`, `b` `[out, r]`.
+pub fn linear_with<W: Stored, B: Stored>(
+    precision: Precision,
+    x: &Tensor,
+    w: &W,
+    bias: Option<&Tensor>,
+    more: Option<(f32, &Tensor, &B)>,
+) -> Result<Tensor> {
     let ((tokens, n_in), (n_out, _)) = (dims(x)?, w.matrix()?);
     let mut y = buffers::take(tokens * n_out);
     if let Some(bias) = bias {
@@ -252,39 +264,71 @@ pub fn linear(x: &Tensor, w: &impl Stored, bias: Option<&Tensor>) -> Result<Tens
         y.chunks_exact_mut(n_out).for_each(|y| y.copy_from_slice(&bias));
     }
     let (xs, ws) = (view(x)?, w.view()?);
-    let (a, b) = (Mat::new(&xs, tokens, n_in), Mat::of(ws.elements(), n_out, n_in).t());
-    product(MatMut::new(&mut y, tokens, n_out), 1.0, a, b, bias.is_some(), Threads::Pool);
+    let mut terms =
+        vec![Term { alpha: 1.0, a: Mat::new(&xs, tokens, n_in), b: Mat::of(ws.elements(), n_out, n_in).t() }];
+    let held = match more {
+        Some((alpha, low, b)) => Some((alpha, view(low)?, b.view()?, dims(low)?.1)),
+        None => None,
+    };
+    if let Some((alpha, low, b, r)) = &held {
+        terms.push(Term { alpha: *alpha, a: Mat::new(low, tokens, *r), b: Mat::of(b.elements(), n_out, *r).t() });
+    }
+    let c = MatMut::new(&mut y, tokens, n_out);
+    products(precision, vec![Product { c, add: bias.is_some(), terms }], Threads::Pool);
     activation(y, &[tokens, n_out])
 }
 
 /// `y += alpha x w^T`.
-pub fn linear_add(y: &Tensor, alpha: f32, x: &Tensor, w: &impl Stored) -> Result<()> {
+pub fn linear_add(precision: Precision, y: &Tensor, alpha: f32, x: &Tensor, w: &impl Stored) -> Result<()> {
     let ((tokens, n_in), (n_out, _)) = (dims(x)?, w.matrix()?);
     let (xs, ws) = (view(x)?, w.view()?);
     let (a, b) = (Mat::new(&xs, tokens, n_in), Mat::of(ws.elements(), n_out, n_in).t());
-    edit(y, |y| product(MatMut::new(y, tokens, n_out), alpha, a, b, true, Threads::Pool))
+    edit(y, |y| product(precision, MatMut::new(y, tokens, n_out), alpha, a, b, true, Threads::Pool))
 }
 
 /// The gradient of a linear layer's input, `alpha dy w`; added to `dx` if that is given, else new.
-pub fn linear_dx(dx: Option<Tensor>, alpha: f32, dy: &Tensor, w: &impl Stored) -> Result<Tensor> {
+pub fn linear_dx(precision: Precision, dx: Option<Tensor>, alpha: f32, dy: &Tensor, w: &impl Stored) -> Result<Tensor> {
+    linear_dx_with::<_, Tensor>(precision, dx, alpha, dy, w, None)
+}
+
+/// `alpha dy w + dlow a`, the last term in the same pass; added to `dx` if that is given, else new.
+pub fn linear_dx_with<W: Stored, A: Stored>(
+    precision: Precision,
+    dx: Option<Tensor>,
+    alpha: f32,
+    dy: &Tensor,
+    w: &W,
+    more: Option<(&Tensor, &A)>,
+) -> Result<Tensor> {
     let ((tokens, n_out), (_, n_in)) = (dims(dy)?, w.matrix()?);
     let (dys, ws) = (view(dy)?, w.view()?);
-    let (a, b) = (Mat::new(&dys, tokens, n_out), Mat::of(ws.elements(), n_out, n_in));
+    let mut terms = vec![Term { alpha, a: Mat::new(&dys, tokens, n_out), b: Mat::of(ws.elements(), n_out, n_in) }];
+    let held = match more {
+        Some((dlow, a)) => Some((view(dlow)?, a.view()?, dims(dlow)?.1)),
+        None => None,
+    };
+    if let Some((dlow, a, r)) = &held {
+        terms.push(Term { alpha: 1.0, a: Mat::new(dlow, tokens, *r), b: Mat::of(a.elements(), *r, n_in) });
+    }
     if let Some(dx) = dx {
-        edit(&dx, |dx| product(MatMut::new(dx, tokens, n_in), alpha, a, b, true, Threads::Pool))?;
+        edit(&dx, |dx| {
+            let c = MatMut::new(dx, tokens, n_in);
+            products(precision, vec![Product { c, add: true, terms }], Threads::Pool);
+        })?;
         return Ok(dx);
     }
     let mut dx = buffers::take(tokens * n_in);
-    product(MatMut::new(&mut dx, tokens, n_in), alpha, a, b, false, Threads::Pool);
+    let c = MatMut::new(&mut dx, tokens, n_in);
+    products(precision, vec![Product { c, add: false, terms }], Threads::Pool);
     activation(dx, &[tokens, n_in])
 }
 
 /// `dw += alpha dy^T x`.
-pub fn linear_dw(dw: &Tensor, alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()> {
+pub fn linear_dw(precision: Precision, dw: &Tensor, alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()> {
     let ((tokens, n_out), (_, n_in)) = (dims(dy)?, dims(x)?);
     let (dys, xs) = (view(dy)?, view(x)?);
     let (a, b) = (Mat::new(&dys, tokens, n_out).t(), Mat::new(&xs, tokens, n_in));
-    edit(dw, |dw| product(MatMut::new(dw, n_out, n_in), alpha, a, b, true, Threads::Pool))
+    edit(dw, |dw| product(precision, MatMut::new(dw, n_out, n_in), alpha, a, b, true, Threads::Pool))
 }
 
 /// `db += sum of the rows of dy`.
@@ -431,18 +475,19 @@ pub fn gain_gradient(dgain: &mut [f32], dy: &Tensor, x: &Tensor) -> Result<()> {
 }
 
 /// Log-probabilities of `targets` given `hidden` and the output projection.
-pub fn score(hidden: &Tensor, targets: &[u32], head: &Weight) -> Result<Vec<Target>> {
-    Ok(cross_entropy::score(&view(hidden)?, targets, head.view()?.elements(), head.matrix()?.1))
+pub fn score(precision: Precision, hidden: &Tensor, targets: &[u32], head: &Weight) -> Result<Vec<Target>> {
+    Ok(cross_entropy::score(precision, &view(hidden)?, targets, head.view()?.elements(), head.matrix()?.1))
 }
 
 /// Logits `[tokens, vocab]`.
-pub fn logits(hidden: &Tensor, head: &Weight) -> Result<Tensor> {
-    linear(hidden, head, None)
+pub fn logits(precision: Precision, hidden: &Tensor, head: &Weight) -> Result<Tensor> {
+    linear(precision, hidden, head, None)
 }
 
 /// Loss `scale * sum of -log p` of `targets`: their log-probabilities and the gradient of `hidden`; that of the
 /// projection is added to `dhead`.
 pub fn head_loss(
+    precision: Precision,
     hidden: &Tensor,
     targets: &[u32],
     head: &Weight,
@@ -455,11 +500,12 @@ pub fn head_loss(
         Some(dhead) => {
             let mut logprobs = Vec::new();
             edit(dhead, |d| {
-                logprobs = cross_entropy::train(&hs, targets, ws.elements(), width, scale, &mut dhidden, Some(d));
+                logprobs =
+                    cross_entropy::train(precision, &hs, targets, ws.elements(), width, scale, &mut dhidden, Some(d));
             })?;
             logprobs
         }
-        None => cross_entropy::train(&hs, targets, ws.elements(), width, scale, &mut dhidden, None),
+        None => cross_entropy::train(precision, &hs, targets, ws.elements(), width, scale, &mut dhidden, None),
     };
     Ok((logprobs, activation(dhidden, hidden.dims())?))
 }

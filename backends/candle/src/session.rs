@@ -11,7 +11,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use crate::adapter;
 use crate::config::ModelConfig;
 use crate::model::{Batch, Decoder};
-use crate::nn::Result;
+use crate::nn::{Precision, Result};
 use crate::ops::buffers;
 use crate::train::Job;
 
@@ -39,12 +39,15 @@ impl CandleSession {
                 config.device
             )));
         }
-        if config.dtype != Dtype::F32 {
-            return Err(BackendError::unsupported(format!(
-                "computing in {} is not implemented (implemented: f32; bf16 and f16 weights are widened on load)",
-                config.dtype
-            )));
-        }
+        let precision = match config.dtype {
+            Dtype::F32 => Precision::F32,
+            Dtype::Bf16 => Precision::Bf16,
+            Dtype::F16 => {
+                return Err(BackendError::unsupported(
+                    "computing in f16 is not implemented (implemented: f32, bf16; weights stored as f16 are read)",
+                ));
+            }
+        };
         if let Some(key) = config.options.keys().next() {
             return Err(BackendError::unsupported(format!("option \"{key}\": this backend has no options")));
         }
@@ -62,6 +65,7 @@ impl CandleSession {
             Weights::Load => Decoder::load(shape, &config.model),
             Weights::Random => Decoder::random(shape, config.seed),
         })?;
+        model.set_precision(precision);
         if let Some(folder) = &config.adapter {
             let adapter = adapter::read_config(folder)?;
             adapter::load(&mut model, &adapter, folder)?;
@@ -87,9 +91,9 @@ impl Session for CandleSession {
     fn info(&self) -> SessionInfo {
         SessionInfo {
             device: "cpu".into(),
-            dtype: Dtype::F32,
+            dtype: self.opened.dtype,
             threads: self.pool.current_num_threads(),
-            kernels: crate::kernels(),
+            kernels: crate::kernels(self.model.precision),
             parameters: self.parameters,
             adapter_parameters: self.model.adapter_tensors().values().map(|t| t.elem_count() as u64).sum(),
             vocab_size: self.model.config.vocab_size,

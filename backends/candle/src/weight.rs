@@ -3,6 +3,7 @@
 use std::ops::Deref;
 
 use crate::nn::{self, Result, Tensor, View};
+use crate::ops::buffers;
 use crate::ops::mapped::{Elements, Kind, MappedNumbers};
 
 /// A matrix or vector of parameters.
@@ -71,7 +72,7 @@ impl Weight {
     /// # Errors
     /// If there is no room.
     pub fn widened(&self) -> Result<Tensor> {
-        let mut data = vec![0.0; self.elem_count()];
+        let mut data = buffers::zeroed(self.elem_count());
         self.view()?.elements().widen(&mut data);
         nn::tensor(data, self.dims())
     }

@@ -95,7 +95,7 @@ fn what_this_build_cannot_do_is_unsupported_by_name() {
     let base = small_model(dir.path(), "qwen3");
     for (config, name) in [
         (OpenConfig { device: "cuda:0".into(), ..base.clone() }, "cuda:0"),
-        (OpenConfig { dtype: Dtype::Bf16, ..base.clone() }, "bf16"),
+        (OpenConfig { dtype: Dtype::F16, ..base.clone() }, "f16"),
         (OpenConfig { options: [("turbo".to_owned(), json!(1))].into(), ..base.clone() }, "turbo"),
     ] {
         let error = open_error(&config);

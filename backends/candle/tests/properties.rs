@@ -372,7 +372,7 @@ fn an_adapter_merged_into_the_weights_gives_the_same_logits() {
             let logits = |model: &Decoder| -> Vec<f32> {
                 let data = eval_rows().tokens;
                 let hidden = model.hidden(&Batch::new(data.view().iter())).unwrap();
-                let logits = nn::logits(&model.norm.forward(&hidden).unwrap().0, &model.head).unwrap();
+                let logits = model.logits(&hidden).unwrap();
                 nn::view(&logits).unwrap().to_vec()
             };
             let plain = logits(&model);

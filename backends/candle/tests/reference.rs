@@ -161,7 +161,7 @@ fn last_logits_match_transformers() {
             let want = &want[&name].2;
             let hidden = decoder.hidden(&Batch::new([&prompt[..]])).unwrap();
             let last = nn::gather(&hidden, &[prompt.len() as u32 - 1]).unwrap();
-            let got = nn::logits(&decoder.norm.forward(&last).unwrap().0, &decoder.head).unwrap();
+            let got = decoder.logits(&last).unwrap();
             let got = nn::view(&got).unwrap();
             assert_eq!(got.len(), want.len());
             worst = got.iter().zip(want).map(|(a, b)| f64::from((a - b).abs())).fold(worst, f64::max);

@@ -3,6 +3,7 @@
 //! RFC 4180 as spreadsheets and pandas write it: commas, double quotes doubled within quotes, line breaks within quotes. A cell
 //! that is empty is absent. What a row means is decided by [`Fields`] as for JSON lines.
 
+use csv_core::ReadRecordResult;
 use serde_json::{Map, Value};
 
 use super::record::{Dataset, Fields, Parsed, collect};
@@ -15,16 +16,11 @@ use crate::{Error, Result};
 /// the first bad row.
 pub fn parse_csv(bytes: &[u8], source: &str, fields: &Fields, strict: bool) -> Result<Dataset> {
     let body = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    // A row of another length than the header is named below, with its line.
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(body);
-    let mut records = reader.byte_records();
-    let header = match records.next() {
-        None => {
-            return Err(Error::data("the data set is empty")
-                .at(source)
-                .help("give a file whose first line names the columns"));
-        }
-        Some(header) => header.map_err(|e| broken(source, &e))?,
+    let mut records = records(body).into_iter();
+    let Some((_, header)) = records.next() else {
+        return Err(Error::data("the data set is empty")
+            .at(source)
+            .help("give a file whose first line names the columns"));
     };
     let mut names = Vec::new();
     for name in &header {
@@ -35,16 +31,47 @@ pub fn parse_csv(bytes: &[u8], source: &str, fields: &Fields, strict: bool) -> R
         }
         names.push(name.trim());
     }
-    let mut rows = Vec::new();
-    for record in records {
-        let record = record.map_err(|e| broken(source, &e))?;
-        let line = record.position().map_or(0, |p| p.line() as usize);
-        rows.push((line, object(&names, &record)));
-    }
-    collect(bytes, source, fields, strict, rows.into_iter())
+    let rows = records.map(|(line, record)| (line, object(&names, &record)));
+    collect(bytes, source, fields, strict, rows)
 }
 
-fn object(names: &[&str], record: &csv::ByteRecord) -> Parsed {
+/// The cells of one record.
+type Cells = Vec<Vec<u8>>;
+
+/// All records, each with the line on which it begins; blank lines are none.
+fn records(mut rest: &[u8]) -> Vec<(usize, Cells)> {
+    let mut reader = csv_core::Reader::new();
+    let (mut text, mut ends) = (vec![0; 4096], vec![0; 64]);
+    let mut records = Vec::new();
+    let mut line = 1;
+    let newlines = |bytes: &[u8]| bytes.iter().filter(|&&b| b == b'\n').count();
+    loop {
+        let blank = rest.iter().take_while(|b| matches!(b, b'\n' | b'\r')).count();
+        line += newlines(&rest[..blank]);
+        rest = &rest[blank..];
+        let begin = line;
+        let (mut written, mut cells) = (0, 0);
+        loop {
+            let (result, read, wrote, ended) = reader.read_record(rest, &mut text[written..], &mut ends[cells..]);
+            line += newlines(&rest[..read]);
+            rest = &rest[read..];
+            (written, cells) = (written + wrote, cells + ended);
+            match result {
+                // Called again with nothing, it says how the last record ends.
+                ReadRecordResult::InputEmpty => {}
+                ReadRecordResult::OutputFull => text.resize(text.len() * 2, 0),
+                ReadRecordResult::OutputEndsFull => ends.resize(ends.len() * 2, 0),
+                ReadRecordResult::Record => break,
+                ReadRecordResult::End => return records,
+            }
+        }
+        let starts = [0].into_iter().chain(ends[..cells].iter().copied());
+        let cells = starts.zip(&ends[..cells]).map(|(from, &to)| text[from..to].to_vec()).collect();
+        records.push((begin, cells));
+    }
+}
+
+fn object(names: &[&str], record: &Cells) -> Parsed {
     if record.len() != names.len() {
         return Err(format!("{} cells, the first line names {} columns", record.len(), names.len()));
     }
@@ -56,9 +83,4 @@ fn object(names: &[&str], record: &csv::ByteRecord) -> Parsed {
         }
     }
     Ok(row)
-}
-
-fn broken(source: &str, error: &csv::Error) -> Error {
-    let line = error.position().map_or(1, |p| p.line());
-    Error::data(format!("broken CSV: {error}")).at(format!("{source}:{line}"))
 }

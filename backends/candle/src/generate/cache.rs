@@ -45,7 +45,7 @@ pub fn prefill(model: &Decoder, prompts: &[&[u32]], caches: &mut [Cache]) -> Res
     }
     caches.iter_mut().zip(prompts).for_each(|(cache, prompt)| cache.len += prompt.len());
     let last: Vec<u32> = batch.starts[1..].iter().map(|end| *end as u32 - 1).collect();
-    logits(model, &nn::gather(&x, &last)?)
+    model.logits(&nn::gather(&x, &last)?)
 }
 
 /// Feeds one token into each cache; logits `[sequences, vocab]`.
@@ -67,7 +67,7 @@ pub fn step(model: &Decoder, ids: &[u32], caches: &mut [Cache]) -> Result<Tensor
         x = layer.finish(&x, &attended, None)?.0;
     }
     caches.iter_mut().for_each(|cache| cache.len += 1);
-    logits(model, &x)
+    model.logits(&x)
 }
 
 fn remember(model: &Decoder, l: usize, starts: &[usize], k: &Tensor, v: &Tensor, caches: &mut [Cache]) -> Result<()> {
@@ -78,8 +78,4 @@ fn remember(model: &Decoder, l: usize, starts: &[usize], k: &Tensor, v: &Tensor,
         values.extend_from_slice(&v[w[0] * width..w[1] * width]);
     }
     Ok(())
-}
-
-fn logits(model: &Decoder, x: &Tensor) -> Result<Tensor> {
-    nn::logits(&model.norm.forward(x)?.0, &model.head)
 }

@@ -6,8 +6,13 @@
 
 use rayon::prelude::*;
 
-use super::matmul::{Mat, MatMut, Threads, product};
+use super::matmul::{Mat, MatMut, Precision, Threads};
 use super::simd::{dot, exp, max, simd, sum_by};
+
+/// Products inside attention are f32 in every mode: they are a small part of the work, and softmax is sensitive.
+fn product(c: MatMut<'_>, alpha: f32, a: Mat<'_>, b: Mat<'_>, add: bool, threads: Threads) {
+    super::matmul::product(Precision::F32, c, alpha, a, b, add, threads);
+}
 
 /// Queries a block holds.
 const BLOCK: usize = 64;

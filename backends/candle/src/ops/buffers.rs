@@ -1,4 +1,5 @@
-//! Buffers for activations, used again instead of given back to the system.
+//! Memory for large tensors: in large pages where the system has them, and for activations used again instead of given
+//! back.
 //!
 //! A training step makes the same few hundred buffers over and over. Fresh memory of that size costs a page fault for
 //! every 4 KiB, which takes as long as a good part of the arithmetic; a buffer that was used before costs nothing.
@@ -12,6 +13,23 @@ static IDLE: Mutex<BTreeMap<usize, Vec<Vec<f32>>>> = Mutex::new(BTreeMap::new())
 
 /// Buffers below this many elements are left to the allocator, which is quick with them.
 const SMALL: usize = 1 << 12;
+
+/// Memory from this size on asks for large pages.
+const LARGE: usize = 4 << 20;
+
+/// `n` zeros.
+pub fn zeroed(n: usize) -> Vec<f32> {
+    let data = vec![0.0f32; n];
+    #[cfg(target_os = "linux")]
+    if n * 4 >= LARGE {
+        const PAGE: usize = 4096;
+        let start = (data.as_ptr() as usize).next_multiple_of(PAGE);
+        let end = (data.as_ptr() as usize + n * 4) / PAGE * PAGE;
+        // SAFETY: the range lies inside `data`; advice changes no contents. That it is refused does no harm.
+        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+    }
+    data
+}
 
 /// A buffer of `n` elements with *any* contents: whoever takes it writes all of it.
 pub fn take(n: usize) -> Vec<f32> {
@@ -33,7 +51,7 @@ pub fn take(n: usize) -> Vec<f32> {
     drop(idle);
     // A few sizes in place of very many: up to an eighth more than is asked for.
     let step = (n.next_power_of_two() / 16).max(1);
-    let mut buffer = vec![0.0; n.next_multiple_of(step)];
+    let mut buffer = zeroed(n.next_multiple_of(step));
     buffer.truncate(n);
     buffer
 }

@@ -2,8 +2,9 @@
 
 use rayon::prelude::*;
 
+use super::buffers;
 use super::mapped::Elements;
-use super::matmul::{Mat, MatMut, Threads, product};
+use super::matmul::{Mat, MatMut, Precision, Threads, product};
 use super::simd::{exp, max, simd, sum_by};
 
 /// Tokens whose logits exist at once: at most 32 MiB of them, 16 to 256 tokens. Depends on the vocabulary alone.
@@ -37,13 +38,13 @@ fn judge(logits: &[f32], target: u32, lse: f32) -> Target {
 }
 
 /// Scores `targets` `[tokens]` given `hidden` `[tokens, width]` and the output projection `head` `[vocab, width]`.
-pub fn score(hidden: &[f32], targets: &[u32], head: Elements<'_>, width: usize) -> Vec<Target> {
+pub fn score(precision: Precision, hidden: &[f32], targets: &[u32], head: Elements<'_>, width: usize) -> Vec<Target> {
     let vocab = head.len() / width;
     let mut all = Vec::with_capacity(targets.len());
-    let mut logits = vec![0f32; chunk(vocab).min(targets.len()) * vocab];
+    let mut lent = buffers::take(chunk(vocab).min(targets.len()) * vocab);
     for (hidden, targets) in hidden.chunks(chunk(vocab) * width).zip(targets.chunks(chunk(vocab))) {
-        let logits = &mut logits[..targets.len() * vocab];
-        project(hidden, head, width, logits);
+        let logits = &mut lent[..targets.len() * vocab];
+        project(precision, hidden, head, width, logits);
         all.par_extend(logits.par_chunks(vocab).zip(targets).map(|(logits, &target)| {
             let lse = simd(
                 #[inline(always)]
@@ -55,19 +56,22 @@ pub fn score(hidden: &[f32], targets: &[u32], head: Elements<'_>, width: usize) 
             )
         }));
     }
+    buffers::give(lent);
     all
 }
 
 /// Logits `[tokens, vocab]` of `hidden` `[tokens, width]`.
-pub fn project(hidden: &[f32], head: Elements<'_>, width: usize, logits: &mut [f32]) {
+pub fn project(precision: Precision, hidden: &[f32], head: Elements<'_>, width: usize, logits: &mut [f32]) {
     let (tokens, vocab) = (hidden.len() / width, head.len() / width);
     let c = MatMut::new(logits, tokens, vocab);
-    product(c, 1.0, Mat::new(hidden, tokens, width), Mat::of(head, vocab, width).t(), false, Threads::Pool);
+    product(precision, c, 1.0, Mat::new(hidden, tokens, width), Mat::of(head, vocab, width).t(), false, Threads::Pool);
 }
 
 /// Forward and backward at once for the loss `scale * sum of -log p(target)`: returns `log p` of every target, writes
 /// the gradient of `hidden` to `dhidden` and adds that of `head` to `dhead` where it is trained.
+#[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
 pub fn train(
+    precision: Precision,
     hidden: &[f32],
     targets: &[u32],
     head: Elements<'_>,
@@ -79,13 +83,13 @@ pub fn train(
     let vocab = head.len() / width;
     let mut all = Vec::with_capacity(targets.len());
     let size = chunk(vocab);
-    let mut logits = vec![0f32; size.min(targets.len()) * vocab];
+    let mut lent = buffers::take(size.min(targets.len()) * vocab);
     for ((hidden, targets), dhidden) in
         hidden.chunks(size * width).zip(targets.chunks(size)).zip(dhidden.chunks_mut(size * width))
     {
         let n = targets.len();
-        let logits = &mut logits[..n * vocab];
-        project(hidden, head, width, logits);
+        let logits = &mut lent[..n * vocab];
+        project(precision, hidden, head, width, logits);
         all.par_extend(logits.par_chunks_mut(vocab).zip(targets).map(|(logits, &target)| {
             simd(
                 #[inline(always)]
@@ -99,12 +103,13 @@ pub fn train(
             )
         }));
         let d = Mat::new(logits, n, vocab);
-        product(MatMut::new(dhidden, n, width), 1.0, d, Mat::of(head, vocab, width), false, Threads::Pool);
+        product(precision, MatMut::new(dhidden, n, width), 1.0, d, Mat::of(head, vocab, width), false, Threads::Pool);
         if let Some(dhead) = &mut dhead {
             let c = MatMut::new(dhead, vocab, width);
-            product(c, 1.0, d.t(), Mat::new(hidden, n, width), true, Threads::Pool);
+            product(precision, c, 1.0, d.t(), Mat::new(hidden, n, width), true, Threads::Pool);
         }
     }
+    buffers::give(lent);
     all
 }
 
@@ -128,13 +133,22 @@ mod tests {
         let (hidden, head) = (noise(tokens * width, 1), noise(vocab * width, 2));
         let targets: Vec<u32> = (0..tokens as u32).map(|t| t * 5 % vocab as u32).collect();
         let (mut dhidden, mut dhead) = (vec![0f32; hidden.len()], vec![0f32; head.len()]);
-        let got = train(&hidden, &targets, Elements::F32(&head), width, scale, &mut dhidden, Some(&mut dhead));
+        let got = train(
+            Precision::F32,
+            &hidden,
+            &targets,
+            Elements::F32(&head),
+            width,
+            scale,
+            &mut dhidden,
+            Some(&mut dhead),
+        );
         let want = in_f64(&wide(&hidden), &targets, &wide(&head), width);
         assert!(got.iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6));
         let loss = |x: &[f64]| -f64::from(scale) * x.iter().sum::<f64>();
         check_gradient("hidden", &hidden, &dhidden, |x| loss(&in_f64(x, &targets, &wide(&head), width)));
         check_gradient("head", &head, &dhead, |x| loss(&in_f64(&wide(&hidden), &targets, x, width)));
-        let scored = score(&hidden, &targets, Elements::F32(&head), width);
+        let scored = score(Precision::F32, &hidden, &targets, Elements::F32(&head), width);
         assert!(scored.iter().zip(&got).all(|(s, g)| s.logprob == *g));
     }
 
@@ -143,11 +157,14 @@ mod tests {
         let (tokens, width, vocab) = (600, 8, 40);
         let (hidden, head) = (noise(tokens * width, 1), noise(vocab * width, 2));
         let targets: Vec<u32> = (0..tokens as u32).map(|t| t * 7 % vocab as u32).collect();
-        let whole = with_threads(2, || score(&hidden, &targets, Elements::F32(&head), width));
+        let whole = with_threads(2, || score(Precision::F32, &hidden, &targets, Elements::F32(&head), width));
         for t in [0, 255, 256, 599] {
-            assert_eq!(score(&hidden[t * width..][..width], &targets[t..=t], Elements::F32(&head), width)[0], whole[t]);
+            assert_eq!(
+                score(Precision::F32, &hidden[t * width..][..width], &targets[t..=t], Elements::F32(&head), width)[0],
+                whole[t]
+            );
         }
-        assert_eq!(whole, with_threads(1, || score(&hidden, &targets, Elements::F32(&head), width)));
+        assert_eq!(whole, with_threads(1, || score(Precision::F32, &hidden, &targets, Elements::F32(&head), width)));
     }
 
     #[test]

@@ -1,26 +1,38 @@
-//! Matrix products, through the `gemm` crate.
+//! Matrix products, in f32 or with operands rounded to bf16.
 //!
 //! An element of a product is the same bits whatever the other rows and columns are, on any number of threads and any
-//! instruction set: the general kernel of `gemm` runs one chain of fused multiply-adds over the inner dimension for
-//! each element, as long as that dimension fits its depth block. So the inner dimension is cut here in blocks of
-//! `DEPTH`, and the shapes for which `gemm` switches to kernels that sum in another order (outer products, single
-//! rows or columns, tiny outputs) are padded or done by the plain loop below.
+//! instruction set: it is one chain of fused multiply-adds over each block of the inner dimension ([`DEPTH`]), the
+//! blocks' sums added in order ([`kernel`] says how for bf16). A product may have several terms, `c = a1 b1 + a2 b2`:
+//! they are then summed while a tile of the output is in the cache.
+//!
+//! Operands are packed block by block just before use ([`pack`]): a weight is read where it lies, in the type it is
+//! stored in, for one row as for many.
 #![allow(unsafe_code)]
 
-use gemm::Parallelism;
+pub mod kernel;
+pub mod pack;
 
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+pub use self::kernel::Precision;
+use self::kernel::{LANES, PANEL, Set, Tile};
+use self::pack::Part;
+use super::buffers;
 use super::mapped::Elements;
-use super::simd::simd;
 
-/// Inner dimensions beyond this are summed block by block; `gemm` never splits one of at most 512 by itself.
-const DEPTH: usize = 512;
-/// Outputs with at most so many elements would go to a kernel of another order of summation.
-const TINY: usize = 256;
+/// Units of the inner dimension that are summed before they are added to the output.
+pub const DEPTH: usize = 512;
+/// A product is cut in so many tasks at least, if it is large enough; more threads than that find nothing to do.
+const TASKS: usize = 16;
+/// Rows of a task at least: packing a panel is paid by so many.
+const ROWS: usize = 96;
 
 /// A read-only matrix with any strides.
 #[derive(Clone, Copy)]
 pub struct Mat<'a> {
-    data: &'a [f32],
+    data: Elements<'a>,
     rows: usize,
     cols: usize,
     row_stride: usize,
@@ -34,15 +46,13 @@ impl<'a> Mat<'a> {
     }
     /// A row-major matrix without gaps, of numbers as they are stored.
     pub fn of(data: Elements<'a>, rows: usize, cols: usize) -> Self {
-        match data {
-            Elements::F32(data) => Self::new(data, rows, cols),
-            _ => unreachable!("frozen weights of 16 bits are widened on load"),
-        }
+        check(data.len(), rows, cols, cols);
+        Mat { data, rows, cols, row_stride: cols, col_stride: 1 }
     }
     /// A row-major matrix whose rows start `row_stride` elements apart.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         check(data.len(), rows, cols, row_stride);
-        Mat { data, rows, cols, row_stride, col_stride: 1 }
+        Mat { data: Elements::F32(data), rows, cols, row_stride, col_stride: 1 }
     }
     /// The transposed matrix; nothing moves.
     pub fn t(self) -> Self {
@@ -54,8 +64,17 @@ impl<'a> Mat<'a> {
             data: self.data,
         }
     }
-    fn at(&self, i: usize, j: usize) -> f32 {
-        self.data[i * self.row_stride + j * self.col_stride]
+    /// The same numbers at the same place in the same order.
+    fn same(&self, other: &Mat<'_>) -> bool {
+        let place = |m: &Mat<'_>| match m.data {
+            Elements::F32(x) => x.as_ptr().cast::<u8>(),
+            Elements::Bf16(x) => x.as_ptr().cast(),
+            Elements::F16(x) => x.as_ptr().cast(),
+        };
+        let shape = |m: &Mat<'_>| (m.rows, m.cols, m.row_stride, m.col_stride);
+        std::mem::discriminant(&self.data) == std::mem::discriminant(&other.data)
+            && place(self) == place(other)
+            && shape(self) == shape(other)
     }
 }
 
@@ -86,7 +105,7 @@ fn check(len: usize, rows: usize, cols: usize, row_stride: usize) {
 }
 
 /// Whether a product may use the threads of the current rayon pool.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Threads {
     /// The calling thread alone: for products inside a parallel loop.
     One,
@@ -94,122 +113,242 @@ pub enum Threads {
     Pool,
 }
 
+/// `alpha a b`, a term of a product.
+#[derive(Clone, Copy)]
+pub struct Term<'a> {
+    /// Factor.
+    pub alpha: f32,
+    /// Left operand.
+    pub a: Mat<'a>,
+    /// Right operand.
+    pub b: Mat<'a>,
+}
+
+/// `c = sum of the terms` or, with `add`, `c += sum of the terms`.
+pub struct Product<'a> {
+    /// The output.
+    pub c: MatMut<'a>,
+    /// Whether to add to what is in it.
+    pub add: bool,
+    /// At least one.
+    pub terms: Vec<Term<'a>>,
+}
+
 /// `c = alpha a b` or, with `add`, `c += alpha a b`.
-pub fn product(c: MatMut<'_>, alpha: f32, a: Mat<'_>, b: Mat<'_>, add: bool, threads: Threads) {
-    let (m, n, k) = (c.rows, c.cols, a.cols);
-    assert!(a.rows == m && b.cols == n && b.rows == k, "product of {}x{k} and {}x{}", a.rows, b.rows, b.cols);
-    if m == 0 || n == 0 {
-        return;
-    }
-    if k <= 2 || n == 1 || (m * n <= TINY && m * k * n <= 1 << 18) {
-        return plain(c, alpha, a, b, add);
-    }
-    // A single row, or few rows of few columns: more rows make it a shape of the general kernel.
-    if m == 1 || m * n <= TINY {
-        let rows = (TINY / n + 1).max(2);
-        let mut padded_a = vec![0f32; rows * k];
-        for i in 0..m {
-            for j in 0..k {
-                padded_a[i * k + j] = a.at(i, j);
-            }
-        }
-        let mut padded_c = vec![0f32; rows * n];
-        if add {
-            for i in 0..m {
-                padded_c[i * n..(i + 1) * n].copy_from_slice(&c.data[i * c.row_stride..][..n]);
-            }
-        }
-        blocks(MatMut::new(&mut padded_c, rows, n), alpha, Mat::new(&padded_a, rows, k), b, add, threads);
-        for i in 0..m {
-            c.data[i * c.row_stride..][..n].copy_from_slice(&padded_c[i * n..(i + 1) * n]);
-        }
-        return;
-    }
-    blocks(c, alpha, a, b, add, threads);
+pub fn product(precision: Precision, c: MatMut<'_>, alpha: f32, a: Mat<'_>, b: Mat<'_>, add: bool, threads: Threads) {
+    products(precision, vec![Product { c, add, terms: vec![Term { alpha, a, b }] }], threads);
 }
 
-/// The general kernel, one block of the inner dimension after the other.
-fn blocks(c: MatMut<'_>, alpha: f32, a: Mat<'_>, b: Mat<'_>, add: bool, threads: Threads) {
-    let parallelism = match threads {
-        Threads::One => Parallelism::None,
-        Threads::Pool => Parallelism::Rayon(0),
+/// Several products at once: a left operand that they share is rounded once, and small ones share the threads.
+pub fn products(precision: Precision, products: Vec<Product<'_>>, threads: Threads) {
+    products_by(Set::of_this_cpu(), precision, products, threads);
+}
+
+/// A left operand, ready for the innermost loops.
+struct Left<'a> {
+    of: Mat<'a>,
+    units: Units<'a>,
+    stride: usize,
+}
+
+enum Units<'a> {
+    /// The matrix itself: f32, its rows without gaps inside.
+    InPlace(&'a [f32]),
+    /// Packed, in a lent buffer.
+    Packed(Vec<f32>),
+}
+
+impl Left<'_> {
+    fn row(&self, row: usize) -> *const u32 {
+        let units = match &self.units {
+            Units::InPlace(data) => data,
+            Units::Packed(data) => data.as_slice(),
+        };
+        units[row * self.stride..].as_ptr().cast()
+    }
+}
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        if let Units::Packed(buffer) = &mut self.units {
+            buffers::give(std::mem::take(buffer));
+        }
+    }
+}
+
+fn left<'a>(set: Set, precision: Precision, a: Mat<'a>, threads: Threads) -> Left<'a> {
+    if let (Precision::F32, Elements::F32(data), 1) = (precision, a.data, a.col_stride) {
+        return Left { of: a, units: Units::InPlace(data), stride: a.row_stride };
+    }
+    let stride = a.cols.div_ceil(precision.per_unit());
+    let mut buffer = buffers::take(a.rows * stride);
+    let units: &mut [u32] = bytemuck::cast_slice_mut(&mut buffer);
+    const CHUNK: usize = 64;
+    let pack = |(i, units): (usize, &mut [u32])| {
+        let first = i * CHUNK;
+        let part = Part { start: 0, along: a.cols, first, across: CHUNK.min(a.rows - first) };
+        pack::left(set, precision, &a, part, stride, units);
     };
-    for start in (0..a.cols).step_by(DEPTH) {
-        let depth = DEPTH.min(a.cols - start);
-        let (lhs, rhs) = (&a.data[start * a.col_stride..], &b.data[start * b.row_stride..]);
-        // SAFETY: the constructors of `Mat` and `MatMut` checked that the last element of each matrix lies inside its
-        // slice (`t` swaps rows with columns and their strides with them, so the extent stays the same), and a block
-        // of the inner dimension ends where the matrix ends at the latest. `c` is borrowed mutably, so it overlaps
-        // neither operand, and its rows do not overlap each other.
-        unsafe {
-            gemm::gemm(
-                c.rows,
-                c.cols,
-                depth,
-                c.data.as_mut_ptr(),
-                1,
-                c.row_stride as isize,
-                add || start > 0,
-                lhs.as_ptr(),
-                a.col_stride as isize,
-                a.row_stride as isize,
-                rhs.as_ptr(),
-                b.col_stride as isize,
-                b.row_stride as isize,
-                1.0,
-                alpha,
-                false,
-                false,
-                false,
-                parallelism,
-            );
-        }
+    match threads {
+        Threads::One => units.chunks_mut((CHUNK * stride).max(1)).enumerate().for_each(pack),
+        Threads::Pool => units.par_chunks_mut((CHUNK * stride).max(1)).enumerate().for_each(pack),
     }
+    Left { of: a, units: Units::Packed(buffer), stride }
 }
 
-/// One chain of fused multiply-adds an element, as in the general kernel, for shapes too small for it.
-fn plain(c: MatMut<'_>, alpha: f32, a: Mat<'_>, b: Mat<'_>, add: bool) {
-    simd(
-        #[inline(always)]
-        || {
-            for i in 0..c.rows {
-                for j in 0..c.cols {
-                    let out = &mut c.data[i * c.row_stride + j];
-                    let mut total = if add { *out } else { 0.0 };
-                    for start in (0..a.cols).step_by(DEPTH) {
-                        let mut sum = 0f32;
-                        for l in start..(start + DEPTH).min(a.cols) {
-                            sum = a.at(i, l).mul_add(b.at(l, j), sum);
-                        }
-                        total = alpha.mul_add(sum, total);
-                    }
-                    *out = total;
+/// A packed panel's cache lines.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u32; LANES]);
+
+// SAFETY: 64 bytes of integers, without padding, valid in every pattern.
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for Line {}
+
+thread_local! {
+    static PANEL_BUFFER: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An output that tasks write disjoint tiles of.
+struct Output {
+    data: *mut f32,
+    cols: usize,
+    row_stride: usize,
+    add: bool,
+}
+
+// SAFETY: the pointer comes from a mutable borrow that outlives all tasks, and no two tasks have a tile in common.
+unsafe impl Sync for Output {}
+// SAFETY: as above.
+unsafe impl Send for Output {}
+
+/// Rows and columns of one task.
+struct Task {
+    product: usize,
+    rows: std::ops::Range<usize>,
+    columns: std::ops::Range<usize>,
+}
+
+/// [`products`] with the instructions of `set`.
+fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threads: Threads) {
+    let mut lefts: Vec<Left<'_>> = Vec::new();
+    let mut outputs = Vec::with_capacity(products.len());
+    let mut terms: Vec<Vec<(usize, Term<'_>)>> = Vec::with_capacity(products.len());
+    let mut tasks = Vec::new();
+    for (number, p) in products.into_iter().enumerate() {
+        let (m, n) = (p.c.rows, p.c.cols);
+        let mut mine = Vec::with_capacity(p.terms.len());
+        for term in p.terms {
+            let (a, b) = (term.a, term.b);
+            let k = a.cols;
+            assert!(a.rows == m && b.cols == n && b.rows == k, "{m}x{n} from {}x{k} and {}x{}", a.rows, b.rows, b.cols);
+            if m == 0 || n == 0 {
+                continue;
+            }
+            let place = lefts.iter().position(|left| left.of.same(&a)).unwrap_or_else(|| {
+                lefts.push(left(set, precision, a, threads));
+                lefts.len() - 1
+            });
+            mine.push((place, term));
+        }
+        terms.push(mine);
+        let panels = n.div_ceil(PANEL);
+        let parts = (TASKS.div_ceil(panels.max(1))).min(m.div_ceil(ROWS)).max(1);
+        // Whole groups of rows, so that no part ends with a slow remainder.
+        let rows = m.div_ceil(parts).next_multiple_of(48);
+        for first in (0..m).step_by(rows.max(1)) {
+            for column in (0..n).step_by(PANEL) {
+                let (rows, columns) = (first..(first + rows).min(m), column..(column + PANEL).min(n));
+                tasks.push(Task { product: number, rows, columns });
+            }
+        }
+        outputs.push(Output { data: p.c.data.as_mut_ptr(), cols: n, row_stride: p.c.row_stride, add: p.add });
+    }
+    let run = |task: &Task| {
+        let output = &outputs[task.product];
+        debug_assert!(task.columns.end <= output.cols);
+        let vectors = task.columns.len().div_ceil(LANES);
+        let mut add = output.add;
+        PANEL_BUFFER.with_borrow_mut(|panel| {
+            panel.resize(DEPTH * PANEL / LANES, Line([0; LANES]));
+            let panel: &mut [u32] = bytemuck::cast_slice_mut(panel);
+            for (place, term) in &terms[task.product] {
+                let (left, k) = (&lefts[*place], term.a.cols);
+                let depth = DEPTH * precision.per_unit();
+                // An inner dimension of nothing still says what the output is.
+                for start in (0..k.max(1)).step_by(depth) {
+                    let along = depth.min(k - start);
+                    let part = Part { start, along, first: task.columns.start, across: task.columns.len() };
+                    pack::right(set, precision, &term.b, part, vectors, panel);
+                    let tile = Tile {
+                        units: along.div_ceil(precision.per_unit()),
+                        a: left.row(task.rows.start).wrapping_add(start / precision.per_unit()),
+                        a_stride: left.stride,
+                        b: panel.as_ptr(),
+                        vectors,
+                        columns: task.columns.len(),
+                        // SAFETY: `MatMut` checked that its last element, and so this one, is inside.
+                        c: unsafe { output.data.add(task.rows.start * output.row_stride + task.columns.start) },
+                        c_stride: output.row_stride,
+                        alpha: term.alpha,
+                        add,
+                    };
+                    // SAFETY: `Mat` and `MatMut` checked their extents, the loop keeps to them, `right` packed
+                    // `units * vectors * LANES` units, and tiles of different tasks do not overlap.
+                    unsafe { kernel::run(set, precision, task.rows.len(), tile) };
+                    add = true;
                 }
             }
-        },
-    );
+        });
+    };
+    match threads {
+        Threads::One => tasks.iter().for_each(run),
+        Threads::Pool if tasks.len() == 1 => tasks.iter().for_each(run),
+        Threads::Pool => tasks.par_iter().with_max_len(1).for_each(run),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
+
     use super::*;
     use crate::ops::testing::{noise, with_threads};
 
-    fn reference(m: usize, n: usize, k: usize, a: &[f32], b: &[f32]) -> Vec<f64> {
-        let mut c = vec![0f64; m * n];
+    fn sets() -> Vec<Set> {
+        // What this CPU has, and everything below it.
+        match Set::of_this_cpu() {
+            Set::Avx512Bf16 => vec![Set::Avx512Bf16, Set::Avx512, Set::Portable],
+            Set::Avx512 => vec![Set::Avx512, Set::Portable],
+            Set::Portable => vec![Set::Portable],
+        }
+    }
+
+    /// The product in f64 of operands rounded as `precision` says, and the same of absolute values.
+    fn reference(precision: Precision, m: usize, n: usize, k: usize, a: &[f32], b: &[f32]) -> (Vec<f64>, Vec<f64>) {
+        let rounded = |x: f32| match precision {
+            Precision::F32 => f64::from(x),
+            Precision::Bf16 => f64::from(bf16::from_f32(x).to_f32()),
+        };
+        let (mut c, mut size) = (vec![0f64; m * n], vec![0f64; m * n]);
         for i in 0..m {
             for j in 0..n {
-                c[i * n + j] = (0..k).map(|l| f64::from(a[i * k + l]) * f64::from(b[l * n + j])).sum();
+                for l in 0..k {
+                    let x = rounded(a[i * k + l]) * rounded(b[l * n + j]);
+                    c[i * n + j] += x;
+                    size[i * n + j] += x.abs();
+                }
             }
         }
-        c
+        (c, size)
     }
 
     fn transposed(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
         (0..cols).flat_map(|j| (0..rows).map(move |i| x[i * cols + j])).collect()
     }
 
-    const SHAPES: [(usize, usize, usize); 9] = [
+    const SHAPES: [(usize, usize, usize); 11] = [
         (1, 1, 1),
         (1, 300, 40),
         (2, 3, 700),
@@ -219,23 +358,29 @@ mod tests {
         (130, 70, 2),
         (40, 1, 9),
         (1, 64, 100),
+        (17, 49, 1029),
+        (7, 20, 0),
     ];
 
     #[test]
     fn products_of_all_layouts_match_f64() {
-        for (m, n, k) in SHAPES {
-            let (a, b) = (noise(m * k, 1), noise(k * n, 2));
-            let want = reference(m, n, k, &a, &b);
-            let (at, bt) = (transposed(&a, m, k), transposed(&b, k, n));
-            let lhs = [Mat::new(&a, m, k), Mat::new(&at, k, m).t()];
-            let rhs = [Mat::new(&b, k, n), Mat::new(&bt, n, k).t()];
-            for a in lhs {
-                for b in rhs {
-                    let mut c = vec![1f32; m * n];
-                    product(MatMut::new(&mut c, m, n), 0.5, a, b, true, Threads::Pool);
-                    product(MatMut::new(&mut c, m, n), 1.0, a, b, true, Threads::One);
-                    for (c, want) in c.iter().zip(&want) {
-                        assert!((f64::from(*c) - 1.0 - 1.5 * want).abs() < 1e-4 * (1.0 + k as f64).sqrt());
+        for precision in [Precision::F32, Precision::Bf16] {
+            for (m, n, k) in SHAPES {
+                let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+                let (want, size) = reference(precision, m, n, k, &a, &b);
+                let (at, bt) = (transposed(&a, m, k), transposed(&b, k, n));
+                let lhs = [Mat::new(&a, m, k), Mat::new(&at, k, m).t()];
+                let rhs = [Mat::new(&b, k, n), Mat::new(&bt, n, k).t()];
+                for a in lhs {
+                    for b in rhs {
+                        let mut c = vec![1f32; m * n];
+                        product(precision, MatMut::new(&mut c, m, n), 0.5, a, b, true, Threads::Pool);
+                        product(precision, MatMut::new(&mut c, m, n), 1.0, a, b, true, Threads::One);
+                        // A chain of `DEPTH` sums in f32 errs by a few units in the last place of its size.
+                        for (i, c) in c.iter().enumerate() {
+                            let error = (f64::from(*c) - 1.0 - 1.5 * want[i]).abs();
+                            assert!(error < 1e-5 * (1.0 + size[i]), "{precision:?} {m}x{n}x{k}: {error}");
+                        }
                     }
                 }
             }
@@ -243,22 +388,100 @@ mod tests {
     }
 
     #[test]
-    fn a_row_does_not_depend_on_the_other_rows_nor_on_threads() {
-        for (n, k) in [(192, 192), (8, 192), (192, 8), (64, 1100), (500, 576)] {
-            let (a, b) = (noise(200 * k, 3), noise(n * k, 4));
-            let mut whole = vec![0f32; 200 * n];
-            let (w, x) = (Mat::new(&b, n, k).t(), Mat::new(&a, 200, k));
-            with_threads(1, || product(MatMut::new(&mut whole, 200, n), 1.0, x, w, false, Threads::Pool));
-            for threads in [2, 3] {
-                let mut again = vec![0f32; 200 * n];
-                with_threads(threads, || product(MatMut::new(&mut again, 200, n), 1.0, x, w, false, Threads::Pool));
-                assert_eq!(whole, again, "{threads} threads");
+    fn instruction_sets_agree_bit_for_bit() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            for (m, n, k) in SHAPES {
+                let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+                let narrow: Vec<bf16> = b.iter().map(|x| bf16::from_f32(*x)).collect();
+                let half: Vec<f16> = b.iter().map(|x| f16::from_f32(*x)).collect();
+                let lhs = [Mat::new(&a, m, k), Mat::new(&a, k, m).t()];
+                let rhs = [Elements::F32(&b), Elements::Bf16(&narrow), Elements::F16(&half)]
+                    .into_iter()
+                    .flat_map(|b| [Mat::of(b, k, n), Mat::of(b, n, k).t()]);
+                for b in rhs {
+                    for a in lhs {
+                        let run = |set: Set| {
+                            let mut c = vec![0.25f32; m * n];
+                            let terms = vec![Term { alpha: 1.5, a, b }, Term { alpha: 1.0, a, b }];
+                            let product = Product { c: MatMut::new(&mut c, m, n), add: true, terms };
+                            products_by(set, precision, vec![product], Threads::One);
+                            c
+                        };
+                        let want = run(Set::Portable);
+                        for set in sets() {
+                            assert_eq!(run(set), want, "{set:?} {precision:?} {m}x{n}x{k}");
+                        }
+                    }
+                }
             }
-            for rows in [1, 2, 3, 7, 31, 32, 33, 64, 65, 199] {
-                let mut part = vec![0f32; rows * n];
-                let x = Mat::new(&a[k..], rows, k);
-                product(MatMut::new(&mut part, rows, n), 1.0, x, w, false, Threads::Pool);
-                assert_eq!(whole[n..(1 + rows) * n], part, "{rows} rows of {n} from {k}");
+        }
+    }
+
+    #[test]
+    fn rounding_is_to_nearest_even_on_every_instruction_set() {
+        let mut x: Vec<f32> = noise(1000, 5);
+        x.extend([0.0, -0.0, 1e-40, -1e-40, f32::MAX, f32::INFINITY, f32::NEG_INFINITY]);
+        // Ties, upwards and downwards.
+        x.extend((0..64u32).map(|i| f32::from_bits(0x3f80_8000 + (i << 16))));
+        for set in sets() {
+            let mut out = vec![0u32; x.len().div_ceil(2)];
+            let part = Part { start: 0, along: x.len(), first: 0, across: 1 };
+            pack::left(set, Precision::Bf16, &Mat::new(&x, 1, x.len()), part, out.len(), &mut out);
+            let got: Vec<u16> = out.iter().flat_map(|u| [*u as u16, (*u >> 16) as u16]).take(x.len()).collect();
+            for (x, got) in x.iter().zip(got) {
+                let want = if x.is_subnormal() { bf16::from_f32(0.0f32.copysign(*x)) } else { bf16::from_f32(*x) };
+                assert_eq!(got, want.to_bits(), "{set:?} {x:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn several_products_at_once_are_the_same_as_one_by_one() {
+        let (m, k) = (50, 70);
+        let x = noise(m * k, 1);
+        for precision in [Precision::F32, Precision::Bf16] {
+            let weights: Vec<(usize, Vec<f32>)> = [90, 8, 64].map(|n| (n, noise(n * k, n as u64))).into();
+            let single: Vec<Vec<f32>> = weights
+                .iter()
+                .map(|(n, w)| {
+                    let mut c = vec![0f32; m * n];
+                    let (a, b) = (Mat::new(&x, m, k), Mat::new(w, *n, k).t());
+                    product(precision, MatMut::new(&mut c, m, *n), 1.0, a, b, false, Threads::One);
+                    c
+                })
+                .collect();
+            let mut together: Vec<Vec<f32>> = weights.iter().map(|(n, _)| vec![0f32; m * n]).collect();
+            let jobs = together.iter_mut().zip(&weights).map(|(c, (n, w))| Product {
+                c: MatMut::new(c, m, *n),
+                add: false,
+                terms: vec![Term { alpha: 1.0, a: Mat::new(&x, m, k), b: Mat::new(w, *n, k).t() }],
+            });
+            products(precision, jobs.collect(), Threads::Pool);
+            assert_eq!(single, together);
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_the_other_rows_nor_on_threads() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            for (n, k) in [(192, 192), (8, 192), (192, 8), (64, 1100), (500, 576)] {
+                let (a, b) = (noise(200 * k, 3), noise(n * k, 4));
+                let mut whole = vec![0f32; 200 * n];
+                let (w, x) = (Mat::new(&b, n, k).t(), Mat::new(&a, 200, k));
+                let run = |c: &mut [f32], x: Mat<'_>, rows: usize| {
+                    product(precision, MatMut::new(c, rows, n), 1.0, x, w, false, Threads::Pool);
+                };
+                with_threads(1, || run(&mut whole, x, 200));
+                for threads in [2, 3] {
+                    let mut again = vec![0f32; 200 * n];
+                    with_threads(threads, || run(&mut again, x, 200));
+                    assert_eq!(whole, again, "{threads} threads");
+                }
+                for rows in [1, 2, 3, 7, 31, 32, 33, 64, 65, 199] {
+                    let mut part = vec![0f32; rows * n];
+                    run(&mut part, Mat::new(&a[k..], rows, k), rows);
+                    assert_eq!(whole[n..(1 + rows) * n], part, "{rows} rows of {n} from {k}");
+                }
             }
         }
     }

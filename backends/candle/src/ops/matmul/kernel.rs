@@ -1,0 +1,316 @@
+//! The innermost loops: one tile of an output from packed operands.
+//!
+//! A *unit* is what one lane holds of the inner dimension: one f32, or two bf16 side by side, the lower half first in
+//! the inner dimension. The packed right operand is `[units][columns]`, columns a multiple of 16; the left operand is
+//! row-major in units. An output element sums one chain over the units in their order:
+//!
+//! - f32: `s = a b + s`, fused;
+//! - bf16: `s = a1 b1 + s; s = a0 b0 + s`, both fused in f32, the *second* of a pair first. That is what
+//!   `vdpbf16ps` does (Intel SDM, "VDPBF16PS"; checked on AMD Zen 5 below), but for subnormal numbers, which the
+//!   instruction takes as zero. So a CPU without it gives the same bits, in the time of f32.
+#![allow(unsafe_code)]
+
+/// Columns that a panel of the packed right operand has at most.
+pub const PANEL: usize = 64;
+/// Lanes of a vector.
+pub const LANES: usize = 16;
+
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// f32 operands, f32 sums.
+    #[default]
+    F32,
+    /// Operands rounded to bf16 (to nearest, ties to even), f32 sums.
+    Bf16,
+}
+
+impl Precision {
+    /// Elements of the inner dimension in a unit.
+    pub fn per_unit(self) -> usize {
+        match self {
+            Precision::F32 => 1,
+            Precision::Bf16 => 2,
+        }
+    }
+}
+
+/// The instructions that are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// Whatever the compiler makes of plain loops for this CPU.
+    Portable,
+    /// AVX-512 for f32 and for packing; bf16 pairs as two fused f32 products.
+    Avx512,
+    /// AVX-512 with `vdpbf16ps`.
+    Avx512Bf16,
+}
+
+impl Set {
+    /// The best of this CPU.
+    pub fn of_this_cpu() -> Self {
+        static SET: std::sync::OnceLock<Set> = std::sync::OnceLock::new();
+        *SET.get_or_init(|| {
+            #[cfg(target_arch = "x86_64")]
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq")
+            {
+                return if is_x86_feature_detected!("avx512bf16") { Set::Avx512Bf16 } else { Set::Avx512 };
+            }
+            Set::Portable
+        })
+    }
+}
+
+/// A tile's place in memory.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    /// Units of the inner dimension.
+    pub units: usize,
+    /// The left operand's first row.
+    pub a: *const u32,
+    /// Units from one of its rows to the next.
+    pub a_stride: usize,
+    /// The packed right operand, `[units][vectors * LANES]`.
+    pub b: *const u32,
+    /// Vectors of columns.
+    pub vectors: usize,
+    /// Columns that are written, at most `vectors * LANES`.
+    pub columns: usize,
+    /// The output's first element.
+    pub c: *mut f32,
+    /// Elements from one of its rows to the next.
+    pub c_stride: usize,
+    /// The sum is multiplied by this, then added.
+    pub alpha: f32,
+    /// The output holds something to add to.
+    pub add: bool,
+}
+
+/// Computes `rows` rows of a tile.
+///
+/// # Safety
+/// All that `tile` describes must lie inside its buffers: `rows` rows of `units` units from `a`, `units * vectors *
+/// LANES` units from `b`, `rows` rows of `columns` elements from `c`, which nothing else reads or writes meanwhile. The
+/// CPU must have the instructions of `set`.
+pub unsafe fn run(set: Set, precision: Precision, rows: usize, tile: Tile) {
+    // SAFETY: the caller vouches for the tile and for the set.
+    unsafe {
+        match (set, precision) {
+            #[cfg(target_arch = "x86_64")]
+            (Set::Avx512Bf16, Precision::Bf16) => x86::run_bf16(rows, tile),
+            #[cfg(target_arch = "x86_64")]
+            (Set::Avx512Bf16 | Set::Avx512, Precision::F32) => x86::run_f32(rows, tile),
+            #[cfg(target_arch = "x86_64")]
+            (Set::Avx512, Precision::Bf16) => x86::run_pairs(rows, tile),
+            _ => portable(precision, rows, tile),
+        }
+    }
+}
+
+/// Plain loops over fixed lanes.
+///
+/// # Safety
+/// As [`run`].
+unsafe fn portable(precision: Precision, rows: usize, t: Tile) {
+    let high = |u: u32| f32::from_bits(u & 0xffff_0000);
+    let low = |u: u32| f32::from_bits(u << 16);
+    crate::ops::simd::simd(
+        #[inline(always)]
+        || {
+            for first in (0..rows).step_by(4) {
+                let rows = (rows - first).min(4);
+                for v in 0..t.vectors {
+                    let mut sums = [[0f32; LANES]; 4];
+                    for u in 0..t.units {
+                        // SAFETY: the caller's promise covers `units` units of `b` and of each row of `a`.
+                        let b = unsafe { &*t.b.add((u * t.vectors + v) * LANES).cast::<[u32; LANES]>() };
+                        for (r, sums) in sums.iter_mut().enumerate() {
+                            let row = first + r.min(rows - 1);
+                            // SAFETY: as above.
+                            let a = unsafe { *t.a.add(row * t.a_stride + u) };
+                            match precision {
+                                Precision::F32 => {
+                                    for l in 0..LANES {
+                                        sums[l] = f32::from_bits(a).mul_add(f32::from_bits(b[l]), sums[l]);
+                                    }
+                                }
+                                Precision::Bf16 => {
+                                    for l in 0..LANES {
+                                        sums[l] = low(a).mul_add(low(b[l]), high(a).mul_add(high(b[l]), sums[l]));
+                                    }
+                                }
+                            }
+                        }
+                    }
+                    let columns = t.columns.saturating_sub(v * LANES).min(LANES);
+                    for (r, sums) in sums.iter().enumerate().take(rows) {
+                        for (l, sum) in sums.iter().enumerate().take(columns) {
+                            // SAFETY: the caller's promise covers `rows` rows of `columns` elements of `c`.
+                            let c = unsafe { &mut *t.c.add((first + r) * t.c_stride + v * LANES + l) };
+                            *c = if t.add { t.alpha.mul_add(*sum, *c) } else { t.alpha * *sum };
+                        }
+                    }
+                }
+            }
+        },
+    );
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{LANES, Tile};
+
+    /// One unit of one row times one vector of columns.
+    trait Step {
+        /// # Safety
+        /// The CPU must have the instructions.
+        unsafe fn step(a: __m512i, b: __m512i, sum: __m512) -> __m512;
+    }
+
+    struct Single;
+    impl Step for Single {
+        #[inline(always)]
+        unsafe fn step(a: __m512i, b: __m512i, sum: __m512) -> __m512 {
+            // SAFETY: the caller vouches for AVX-512.
+            unsafe { _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum) }
+        }
+    }
+
+    struct Pair;
+    impl Step for Pair {
+        #[inline(always)]
+        unsafe fn step(a: __m512i, b: __m512i, sum: __m512) -> __m512 {
+            // SAFETY: the caller vouches for AVX512-BF16; both types are 512 bits without a niche.
+            unsafe {
+                let (a, b): (__m512bh, __m512bh) = (std::mem::transmute(a), std::mem::transmute(b));
+                _mm512_dpbf16_ps(sum, a, b)
+            }
+        }
+    }
+
+    struct Halves;
+    impl Step for Halves {
+        #[inline(always)]
+        unsafe fn step(a: __m512i, b: __m512i, sum: __m512) -> __m512 {
+            // SAFETY: the caller vouches for AVX-512.
+            unsafe {
+                let mask = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+                let high = |x| _mm512_castsi512_ps(_mm512_and_si512(x, mask));
+                let low = |x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x));
+                let sum = _mm512_fmadd_ps(high(a), high(b), sum);
+                _mm512_fmadd_ps(low(a), low(b), sum)
+            }
+        }
+    }
+
+    /// `ROWS` rows of `VECTORS` vectors, the sums in registers.
+    ///
+    /// # Safety
+    /// As [`super::run`].
+    #[inline(always)]
+    unsafe fn tile<S: Step, const ROWS: usize, const VECTORS: usize>(t: &Tile, first: usize) {
+        // SAFETY: the caller's promise about `t`; masks keep loads and stores of `c` to its columns.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+            let (mut a, mut b) = (t.a.add(first * t.a_stride), t.b);
+            for _ in 0..t.units {
+                let mut columns = [_mm512_setzero_si512(); VECTORS];
+                for v in 0..VECTORS {
+                    columns[v] = _mm512_loadu_si512(b.add(v * LANES).cast());
+                }
+                for r in 0..ROWS {
+                    let row = _mm512_set1_epi32(*a.add(r * t.a_stride) as i32);
+                    for v in 0..VECTORS {
+                        sums[r][v] = S::step(row, columns[v], sums[r][v]);
+                    }
+                }
+                a = a.add(1);
+                b = b.add(VECTORS * LANES);
+            }
+            let alpha = _mm512_set1_ps(t.alpha);
+            for r in 0..ROWS {
+                for v in 0..VECTORS {
+                    let columns = t.columns.saturating_sub(v * LANES).min(LANES);
+                    let mask = ((1u32 << columns) - 1) as __mmask16;
+                    let c = t.c.add((first + r) * t.c_stride + v * LANES);
+                    let sum = match t.add {
+                        true => _mm512_fmadd_ps(alpha, sums[r][v], _mm512_maskz_loadu_ps(mask, c)),
+                        false => _mm512_mul_ps(alpha, sums[r][v]),
+                    };
+                    _mm512_mask_storeu_ps(c, mask, sum);
+                }
+            }
+        }
+    }
+
+    /// All rows, in groups that keep 24 sums in registers.
+    ///
+    /// # Safety
+    /// As [`super::run`].
+    #[inline(always)]
+    unsafe fn rows<S: Step, const MOST: usize, const VECTORS: usize>(rows: usize, t: &Tile) {
+        let mut first = 0;
+        // SAFETY: the caller's promise; every group ends at `rows`.
+        unsafe {
+            while rows - first >= MOST {
+                tile::<S, MOST, VECTORS>(t, first);
+                first += MOST;
+            }
+            while rows - first >= 4 {
+                tile::<S, 4, VECTORS>(t, first);
+                first += 4;
+            }
+            if rows - first >= 2 {
+                tile::<S, 2, VECTORS>(t, first);
+                first += 2;
+            }
+            if rows > first {
+                tile::<S, 1, VECTORS>(t, first);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`super::run`].
+    #[inline(always)]
+    unsafe fn by_vectors<S: Step>(n: usize, t: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match t.vectors {
+                1 => rows::<S, 16, 1>(n, &t),
+                2 => rows::<S, 12, 2>(n, &t),
+                3 => rows::<S, 8, 3>(n, &t),
+                _ => rows::<S, 6, 4>(n, &t),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`super::run`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    pub unsafe fn run_bf16(n: usize, t: Tile) {
+        // SAFETY: the caller's promise; the features are enabled here.
+        unsafe { by_vectors::<Pair>(n, t) }
+    }
+
+    /// # Safety
+    /// As [`super::run`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub unsafe fn run_f32(n: usize, t: Tile) {
+        // SAFETY: the caller's promise; the features are enabled here.
+        unsafe { by_vectors::<Single>(n, t) }
+    }
+
+    /// # Safety
+    /// As [`super::run`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub unsafe fn run_pairs(n: usize, t: Tile) {
+        // SAFETY: the caller's promise; the features are enabled here.
+        unsafe { by_vectors::<Halves>(n, t) }
+    }
+}

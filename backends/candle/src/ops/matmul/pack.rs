@@ -1,0 +1,434 @@
+//! Operands as the innermost loops want them: rounded, in units, the right one in panels of columns.
+//!
+//! Packing is done block by block just before use, so that no second copy of a weight ever exists.
+#![allow(unsafe_code)]
+
+use half::{bf16, f16};
+
+use super::Mat;
+use super::kernel::{LANES, Precision, Set};
+use crate::ops::mapped::Elements;
+
+/// A part of an operand: `along` elements of the inner dimension from `start`, `across` rows or columns of the output
+/// from `first`.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// First element of the inner dimension.
+    pub start: usize,
+    /// Elements of the inner dimension.
+    pub along: usize,
+    /// First row of the left operand, or column of the right.
+    pub first: usize,
+    /// Rows of the left operand, or columns of the right.
+    pub across: usize,
+}
+
+/// An operand with the inner dimension named: element `(i, k)` lies at `i * across_stride + k * along_stride`, `i`
+/// counting rows of the left operand or columns of the right.
+#[derive(Clone, Copy)]
+struct Lines<'a, T> {
+    data: &'a [T],
+    across_stride: usize,
+    along_stride: usize,
+}
+
+/// How the result is laid out: unit `u` of line `i` goes to `i * line + u * unit`.
+#[derive(Clone, Copy)]
+struct Layout {
+    line: usize,
+    unit: usize,
+    /// Lines beyond the last up to this number are filled with zeros.
+    padded: usize,
+}
+
+/// Packs columns of `b` into `[units][vectors * LANES]`; columns beyond the part are zero.
+pub fn right(set: Set, precision: Precision, b: &Mat<'_>, part: Part, vectors: usize, out: &mut [u32]) {
+    let layout = Layout { line: 1, unit: vectors * LANES, padded: vectors * LANES };
+    assert!(out.len() >= part.along.div_ceil(precision.per_unit()) * layout.unit && part.across <= layout.padded);
+    assert!(part.start + part.along <= b.rows && part.first + part.across <= b.cols);
+    dispatch(set, precision, b.data, (b.col_stride, b.row_stride), part, layout, out);
+}
+
+/// Packs rows of `a` into `[rows][stride]` units.
+pub fn left(set: Set, precision: Precision, a: &Mat<'_>, part: Part, stride: usize, out: &mut [u32]) {
+    let units = part.along.div_ceil(precision.per_unit());
+    assert!(part.across == 0 || out.len() >= (part.across - 1) * stride + units);
+    assert!(part.start + part.along <= a.cols && part.first + part.across <= a.rows);
+    let layout = Layout { line: stride, unit: 1, padded: part.across };
+    dispatch(set, precision, a.data, (a.row_stride, a.col_stride), part, layout, out);
+}
+
+fn dispatch(
+    set: Set,
+    precision: Precision,
+    data: Elements<'_>,
+    (across_stride, along_stride): (usize, usize),
+    part: Part,
+    layout: Layout,
+    out: &mut [u32],
+) {
+    match data {
+        Elements::F32(data) => pack(set, precision, Lines { data, across_stride, along_stride }, part, layout, out),
+        Elements::Bf16(data) => pack(set, precision, Lines { data, across_stride, along_stride }, part, layout, out),
+        Elements::F16(data) => pack(set, precision, Lines { data, across_stride, along_stride }, part, layout, out),
+    }
+}
+
+fn pack<T: Number>(set: Set, precision: Precision, lines: Lines<'_, T>, part: Part, layout: Layout, out: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    if set != Set::Portable && (lines.across_stride == 1 || lines.along_stride == 1) {
+        // SAFETY: `set` was found on this CPU, and the constructors of `Mat` and the callers checked all bounds.
+        unsafe {
+            match set {
+                Set::Avx512Bf16 => x86::pack_bf16(precision, lines, part, layout, out),
+                _ => x86::pack(precision, lines, part, layout, out),
+            }
+        }
+        return;
+    }
+    portable(precision, lines, part, layout, out);
+}
+
+/// The bf16 nearest to `x`, ties to even, as the CPU's own conversion has it: subnormal numbers become zero, a NaN stays
+/// one.
+pub fn round(x: f32) -> u16 {
+    if x.is_subnormal() { ((x.to_bits() >> 16) & 0x8000) as u16 } else { bf16::from_f32(x).to_bits() }
+}
+
+fn portable<T: Number>(precision: Precision, lines: Lines<'_, T>, part: Part, layout: Layout, out: &mut [u32]) {
+    let at = |i: usize, k: usize| {
+        if i >= part.across || k >= part.along {
+            return 0.0;
+        }
+        lines.data[(part.first + i) * lines.across_stride + (part.start + k) * lines.along_stride].widen()
+    };
+    for u in 0..part.along.div_ceil(precision.per_unit()) {
+        for i in 0..layout.padded {
+            out[i * layout.line + u * layout.unit] = match precision {
+                Precision::F32 => at(i, u).to_bits(),
+                Precision::Bf16 => u32::from(round(at(i, 2 * u))) | u32::from(round(at(i, 2 * u + 1))) << 16,
+            };
+        }
+    }
+}
+
+/// A number as it is stored.
+trait Number: Copy {
+    fn widen(self) -> f32;
+    /// The 16 numbers from `p` that `mask` names as f32, zero elsewhere.
+    ///
+    /// # Safety
+    /// They must be readable; the CPU must have AVX-512 with BW and VL.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load(p: *const Self, mask: u16) -> std::arch::x86_64::__m512;
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load(p: *const Self, mask: u16) -> std::arch::x86_64::__m512 {
+        // SAFETY: the caller's promise.
+        unsafe { std::arch::x86_64::_mm512_maskz_loadu_ps(mask, p) }
+    }
+}
+
+impl Number for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load(p: *const Self, mask: u16) -> std::arch::x86_64::__m512 {
+        use std::arch::x86_64::*;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+}
+
+impl Number for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load(p: *const Self, mask: u16) -> std::arch::x86_64::__m512 {
+        use std::arch::x86_64::*;
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p.cast())) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{LANES, Layout, Lines, Number, Part, Precision};
+
+    /// Rounds 16 numbers to bf16, each in the low half of its lane.
+    trait Round {
+        /// # Safety
+        /// The CPU must have the instructions.
+        unsafe fn round(x: __m512) -> __m512i;
+        /// 32 numbers at once, `low` first.
+        ///
+        /// # Safety
+        /// As above.
+        unsafe fn round_two(low: __m512, high: __m512) -> __m512i;
+    }
+
+    struct Native;
+    impl Round for Native {
+        #[inline(always)]
+        unsafe fn round(x: __m512) -> __m512i {
+            // SAFETY: the caller vouches for AVX512-BF16; both types are 256 bits without a niche.
+            unsafe { _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x))) }
+        }
+        #[inline(always)]
+        unsafe fn round_two(low: __m512, high: __m512) -> __m512i {
+            // SAFETY: as above, 512 bits.
+            unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
+        }
+    }
+
+    struct Emulated;
+    impl Round for Emulated {
+        #[inline(always)]
+        unsafe fn round(x: __m512) -> __m512i {
+            // SAFETY: the caller vouches for AVX-512.
+            unsafe {
+                let bits = _mm512_castps_si512(x);
+                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                let nearest = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+                let nearest = _mm512_srli_epi32::<16>(nearest);
+                let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff));
+                let sign = _mm512_srli_epi32::<16>(_mm512_xor_si512(bits, magnitude));
+                let subnormal = _mm512_cmplt_epu32_mask(magnitude, _mm512_set1_epi32(0x0080_0000));
+                let nan = _mm512_cmpgt_epu32_mask(magnitude, _mm512_set1_epi32(0x7f80_0000));
+                let quiet = _mm512_or_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(0x40));
+                let rounded = _mm512_mask_blend_epi32(subnormal, nearest, sign);
+                _mm512_mask_blend_epi32(nan, rounded, quiet)
+            }
+        }
+        #[inline(always)]
+        unsafe fn round_two(low: __m512, high: __m512) -> __m512i {
+            // SAFETY: as above.
+            unsafe {
+                let (low, high) = (_mm512_cvtepi32_epi16(Self::round(low)), _mm512_cvtepi32_epi16(Self::round(high)));
+                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+            }
+        }
+    }
+
+    fn mask(n: usize) -> u16 {
+        ((1u32 << n.min(LANES)) - 1) as u16
+    }
+
+    /// 16 units of one line whose elements are contiguous; `n` elements are there.
+    ///
+    /// # Safety
+    /// `n` elements from `p` must be readable.
+    #[inline(always)]
+    unsafe fn along<T: Number, R: Round>(precision: Precision, p: *const T, n: usize) -> __m512i {
+        // SAFETY: masks keep to `n` elements.
+        unsafe {
+            match precision {
+                Precision::F32 => _mm512_castps_si512(T::load(p, mask(n))),
+                Precision::Bf16 => {
+                    let low = T::load(p, mask(n));
+                    let rest = n.saturating_sub(LANES);
+                    let high = T::load(p.wrapping_add(LANES), mask(rest));
+                    R::round_two(low, high)
+                }
+            }
+        }
+    }
+
+    /// One unit of 16 lines that lie side by side: `n` of them are there, `second` is set if the second half is.
+    ///
+    /// # Safety
+    /// `n` elements from `p`, and `step` further on where `second` is set, must be readable.
+    #[inline(always)]
+    unsafe fn across<T: Number, R: Round>(
+        precision: Precision,
+        p: *const T,
+        step: usize,
+        n: usize,
+        second: bool,
+    ) -> __m512i {
+        // SAFETY: masks keep to `n` elements, and to none of a second half that is not there.
+        unsafe {
+            match precision {
+                Precision::F32 => _mm512_castps_si512(T::load(p, mask(n))),
+                Precision::Bf16 => {
+                    let low = R::round(T::load(p, mask(n)));
+                    let high = R::round(T::load(p.wrapping_add(step), if second { mask(n) } else { 0 }));
+                    _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
+                }
+            }
+        }
+    }
+
+    /// Transposes 16 x 16 units.
+    #[inline(always)]
+    unsafe fn transpose(x: &mut [__m512i; LANES]) {
+        // SAFETY: the caller vouches for AVX-512; there are no memory accesses.
+        unsafe {
+            let mut y = *x;
+            for i in 0..8 {
+                y[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+                y[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+            }
+            for i in 0..4 {
+                x[4 * i] = _mm512_unpacklo_epi64(y[4 * i], y[4 * i + 2]);
+                x[4 * i + 1] = _mm512_unpackhi_epi64(y[4 * i], y[4 * i + 2]);
+                x[4 * i + 2] = _mm512_unpacklo_epi64(y[4 * i + 1], y[4 * i + 3]);
+                x[4 * i + 3] = _mm512_unpackhi_epi64(y[4 * i + 1], y[4 * i + 3]);
+            }
+            for i in 0..4 {
+                y[i] = _mm512_shuffle_i32x4::<0x88>(x[i], x[4 + i]);
+                y[4 + i] = _mm512_shuffle_i32x4::<0xdd>(x[i], x[4 + i]);
+                y[8 + i] = _mm512_shuffle_i32x4::<0x88>(x[8 + i], x[12 + i]);
+                y[12 + i] = _mm512_shuffle_i32x4::<0xdd>(x[8 + i], x[12 + i]);
+            }
+            for i in 0..4 {
+                x[i] = _mm512_shuffle_i32x4::<0x88>(y[i], y[8 + i]);
+                x[8 + i] = _mm512_shuffle_i32x4::<0xdd>(y[i], y[8 + i]);
+                x[4 + i] = _mm512_shuffle_i32x4::<0x88>(y[4 + i], y[12 + i]);
+                x[12 + i] = _mm512_shuffle_i32x4::<0xdd>(y[4 + i], y[12 + i]);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`super::pack`].
+    #[inline(always)]
+    unsafe fn any<T: Number, R: Round>(
+        precision: Precision,
+        lines: Lines<'_, T>,
+        part: Part,
+        layout: Layout,
+        out: &mut [u32],
+    ) {
+        let per_unit = precision.per_unit();
+        let units = part.along.div_ceil(per_unit);
+        let (line, unit) = (lines.across_stride, lines.along_stride);
+        let origin = lines.data.as_ptr().wrapping_add(part.first * line + part.start * unit);
+        let out = out.as_mut_ptr();
+        // Sides of a 16 x 16 block: lines (what is beyond the last is zero) and units.
+        for i in (0..layout.padded).step_by(LANES) {
+            let have = part.across.saturating_sub(i).min(LANES);
+            let want = (layout.padded - i).min(LANES);
+            for u in (0..units).step_by(LANES) {
+                let from = origin.wrapping_add(i * line + u * per_unit * unit);
+                let to = out.wrapping_add(i * layout.line + u * layout.unit);
+                let there = part.along - u * per_unit;
+                // SAFETY: lines `i..i + have` and elements up to `part.along` are inside the operand; `i + want` lines
+                // and the units up to `units` are inside the output.
+                unsafe {
+                    // Most blocks are whole: for them all bounds are constants.
+                    if have == LANES && want == LANES && there >= LANES * per_unit {
+                        block::<T, R>(precision, (line, unit), from, to, layout, (LANES, LANES, LANES * per_unit));
+                    } else {
+                        block::<T, R>(precision, (line, unit), from, to, layout, (have, want, there));
+                    }
+                }
+            }
+        }
+    }
+
+    /// One block of at most 16 lines, of which `have` are there and `want` are written, and at most 16 units, of which
+    /// `there` elements are.
+    ///
+    /// # Safety
+    /// What is there must be readable from `from`, what is written must be inside the buffer at `to`.
+    #[inline(always)]
+    unsafe fn block<T: Number, R: Round>(
+        precision: Precision,
+        (line, unit): (usize, usize),
+        from: *const T,
+        to: *mut u32,
+        layout: Layout,
+        (have, want, there): (usize, usize, usize),
+    ) {
+        let per_unit = precision.per_unit();
+        let n = there.div_ceil(per_unit).min(LANES);
+        // SAFETY: the caller's promise; masks keep to it.
+        unsafe {
+            let mut block = [_mm512_setzero_si512(); LANES];
+            // Whether `block` holds lines of units, or units of lines.
+            let by_lines = unit == 1;
+            if by_lines {
+                for l in 0..LANES {
+                    if l < have {
+                        block[l] = along::<T, R>(precision, from.wrapping_add(l * line), there);
+                    }
+                }
+            } else {
+                for l in 0..LANES {
+                    if l < n {
+                        let second = l * per_unit + 1 < there;
+                        block[l] =
+                            across::<T, R>(precision, from.wrapping_add(l * per_unit * unit), unit, have, second);
+                    }
+                }
+            }
+            let units_side_by_side = layout.unit == 1;
+            if by_lines != units_side_by_side {
+                transpose(&mut block);
+            }
+            let (step, count, width) = if units_side_by_side { (layout.line, want, n) } else { (layout.unit, n, want) };
+            for l in 0..LANES {
+                if l < count {
+                    _mm512_mask_storeu_epi32(to.wrapping_add(l * step).cast(), mask(width), block[l]);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// The part must lie inside `lines` and its packed form inside `out`; the CPU must have the features.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    pub unsafe fn pack_bf16<T: Number>(
+        precision: Precision,
+        lines: Lines<'_, T>,
+        part: Part,
+        layout: Layout,
+        out: &mut [u32],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match precision {
+                Precision::F32 => any::<T, Native>(Precision::F32, lines, part, layout, out),
+                Precision::Bf16 => any::<T, Native>(Precision::Bf16, lines, part, layout, out),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`pack_bf16`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub unsafe fn pack<T: Number>(
+        precision: Precision,
+        lines: Lines<'_, T>,
+        part: Part,
+        layout: Layout,
+        out: &mut [u32],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match precision {
+                Precision::F32 => any::<T, Emulated>(Precision::F32, lines, part, layout, out),
+                Precision::Bf16 => any::<T, Emulated>(Precision::Bf16, lines, part, layout, out),
+            }
+        }
+    }
+}
