@@ -94,7 +94,7 @@ fn default_seed() -> u64 {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// One JSONL file to be split.
+    /// One file to be split: JSON lines, or CSV with a first line of column names (`.csv`).
     #[serde(default)]
     pub file: Option<PathBuf>,
     /// How `file` is split after Python's shuffle: `"9:1"` is train and held-out (which then also serves the loss during

@@ -139,7 +139,8 @@ pub struct TrainArgs {
     /// What to train
     #[arg(long, value_enum, default_value = "lora")]
     pub method: MethodArg,
-    /// JSON lines: question/think/answer items, {"text"} with --text, {"input_ids", "labels"} with --ids
+    /// JSON lines or CSV (.csv): question/think/answer items; JSON lines of {"text"} with --text, of {"input_ids", "labels"}
+    /// with --ids
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
     /// Items for the evaluation loss, in the same form

@@ -1,6 +1,6 @@
 //! From files to token ids: records, splits, templates, tokens and loss masks, audit.
 //!
-//! The way of a row: [`record::read_jsonl`] reads it and says which lines are broken, [`split::split`] puts it into
+//! The way of a row: [`record::read_rows`] reads it and says which lines are broken, [`split::split`] puts it into
 //! training, validation or test exactly as the Python recipe does, [`template::ChatTemplate`] turns it into text,
 //! [`format::Formatter`] into token ids with a loss mask, and [`audit::audit`] looks for duplicates and leaks. The order
 //! in which rows are trained on is [`crate::train::plan`]'s.
@@ -8,6 +8,7 @@
 pub mod audit;
 pub mod blocks;
 pub mod bpe;
+pub mod csv;
 pub mod format;
 pub mod record;
 pub mod split;

@@ -1,4 +1,4 @@
-//! Rows of question, reasoning and answer, read from JSON Lines; a broken line is named, never skipped in silence.
+//! Rows of question, reasoning and answer, read from JSON Lines or CSV; a broken line is named, never skipped in silence.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -161,6 +161,21 @@ pub struct Dataset {
     pub source: String,
 }
 
+/// Reads a data set: CSV if the file's name ends in `.csv` ([`parse_csv`](super::csv::parse_csv)), else JSON Lines
+/// ([`read_jsonl`]).
+///
+/// # Errors
+/// As these two.
+pub fn read_rows(path: impl AsRef<Path>, fields: &Fields, strict: bool) -> Result<Dataset> {
+    let path = path.as_ref();
+    let bytes = std::fs::read(path).map_err(|e| Error::io("read the data set", path, e))?;
+    let parse = match path.extension() {
+        Some(end) if end.eq_ignore_ascii_case("csv") => super::csv::parse_csv,
+        _ => parse_jsonl,
+    };
+    parse(&bytes, &path.display().to_string(), fields, strict)
+}
+
 /// Reads a JSON Lines file (UTF-8, with or without a byte-order mark, `\n` or `\r\n`). Keys that [`Fields`] does not name
 /// are ignored; blank lines at the end are fine, elsewhere they are bad rows.
 ///
@@ -177,11 +192,26 @@ pub fn read_jsonl(path: impl AsRef<Path>, fields: &Fields, strict: bool) -> Resu
 /// # Errors
 /// As [`read_jsonl`], but for reading.
 pub fn parse_jsonl(bytes: &[u8], source: &str, fields: &Fields, strict: bool) -> Result<Dataset> {
+    let rows = lines(bytes).map(|(line, text)| (line, parse_object(text)));
+    collect(bytes, source, fields, strict, rows)
+}
+
+/// A row as it was read, or why it is none.
+pub(super) type Parsed = Result<Map<String, Value>, String>;
+
+/// The data set of a file's `bytes` whose rows are read, with their lines.
+pub(super) fn collect(
+    bytes: &[u8],
+    source: &str,
+    fields: &Fields,
+    strict: bool,
+    parsed: impl Iterator<Item = (usize, Parsed)>,
+) -> Result<Dataset> {
     let sha256 = fsio::sha256(bytes);
     let mut rows = Rows { seen: BTreeMap::new(), taken: BTreeSet::new(), records: Vec::new() };
     let mut bad = Vec::new();
-    for (line, text) in lines(bytes) {
-        if let Err(reason) = rows.take(line, text, fields) {
+    for (line, row) in parsed {
+        if let Err(reason) = row.and_then(|row| rows.take(line, row, fields)) {
             if strict {
                 return Err(Error::data(reason).at(format_args!("{source}:{line}")).help(
                     "mend the line, or read without --strict: bad lines are then left out, counted and listed in the report",
@@ -245,12 +275,14 @@ pub(super) fn parse_object(text: &[u8]) -> Result<Map<String, Value>, String> {
 
 fn no_rows(source: &str, bytes: &[u8], bad: &[BadRow]) -> Error {
     let Some(first) = bad.first() else {
-        return Error::data("the data set is empty").at(source).help("give a file with one JSON object a line");
+        return Error::data("the data set is empty")
+            .at(source)
+            .help("give a file with one JSON object a line, or a .csv");
     };
     let help = if bytes.trim_ascii().first() == Some(&b'[') {
         "this looks like one JSON array; write one object a line instead, e.g. with `jq -c '.[]'`"
     } else {
-        "check that the file is JSON Lines and that the suite's field names are the file's"
+        "check that the file is JSON Lines (or a .csv) and that the suite's field names are the file's"
     };
     let what = format!("none of the {} lines is a usable row; line {}: {}", bad.len(), first.line, first.reason);
     Error::data(what).at(source).help(help)
@@ -264,8 +296,7 @@ struct Rows {
 }
 
 impl Rows {
-    fn take(&mut self, line: usize, text: &[u8], fields: &Fields) -> Result<(), String> {
-        let row = parse_object(text)?;
+    fn take(&mut self, line: usize, row: Map<String, Value>, fields: &Fields) -> Result<(), String> {
         let body = match fields.layout {
             Layout::Columns => columns(&row, fields)?,
             Layout::Alpaca => alpaca(&row, fields)?,

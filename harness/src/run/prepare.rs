@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::data::audit::{AuditOptions, DataAudit, audit};
 use crate::data::blocks::read_texts;
 use crate::data::format::{Example, Examples, FormatOptions, Formatter, LabelledRows};
-use crate::data::record::{BadRow, Dataset, Record, read_jsonl};
+use crate::data::record::{BadRow, Dataset, Record, read_rows};
 use crate::data::split::{PyRandom, split};
 use crate::data::template::ChatTemplate;
 use crate::data::tokens::Tokenizer;
@@ -206,7 +206,7 @@ fn read(suite: &Suite) -> Result<Parted> {
     let mut bad = Vec::new();
     let mut files = Vec::new();
     let mut load = |path: &std::path::Path| -> Result<Vec<Record>> {
-        let Dataset { records, bad: bad_here, sha256, .. } = read_jsonl(path, &data.fields, data.strict)?;
+        let Dataset { records, bad: bad_here, sha256, .. } = read_rows(path, &data.fields, data.strict)?;
         let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         files.push((name, sha256, records.len()));
         bad.extend(bad_here);

@@ -5,7 +5,7 @@ use std::path::Path;
 use karat::backend::{Method, OpenConfig, TrainPlan, Weights};
 use karat::data::blocks::{read_ids_jsonl, read_texts, text_examples};
 use karat::data::format::{FormatOptions, Formatter, LabelledRows, Output as OutputFormat};
-use karat::data::record::{Fields, read_jsonl};
+use karat::data::record::{Fields, read_rows};
 use karat::data::template::ChatTemplate;
 use karat::data::tokens::Tokenizer;
 use karat::run::{Backends, TrainJob, plan, start_from_adapter, train};
@@ -136,7 +136,7 @@ fn rows(args: &TrainArgs, settings: &Settings, path: &Path, output: &Output) -> 
             .ok_or_else(|| Error::data("the tokenizer names no token that ends a text").at(args.model.display()))?;
         return text_examples(&tokenizer, texts.iter().map(String::as_str), max_length, end);
     }
-    let data = read_jsonl(path, &settings.fields, args.strict)?;
+    let data = read_rows(path, &settings.fields, args.strict)?;
     report_bad(&data.bad);
     let template = ChatTemplate::from_model_dir(&args.model)?;
     let formatter = Formatter::new(template, tokenizer, settings.data.clone())?;
