@@ -8,14 +8,26 @@ mod fixture;
 
 use std::collections::BTreeSet;
 
+use karat::eval::Item;
 use karat::report::{
     Direction, Language, Report, Role, Warning, benchmark, build, csv, html, latex, markdown, plot, verdicts,
 };
 
+/// Items that share no source with another: differences of this size are significant then.
+fn items() -> Vec<Item> {
+    let own = |item: Item| Item { cluster: item.id.clone(), ..item };
+    fixture::items(24).into_iter().map(own).collect()
+}
+
+fn report() -> Report {
+    let items = items();
+    build(&fixture::inputs(&items, fixture::three_models(&items))).unwrap()
+}
+
 #[test]
 fn the_latex_table_has_a_row_a_metric_and_balanced_braces() {
     for language in [Language::English, Language::Chinese] {
-        let mut report = fixture::report();
+        let mut report = report();
         report.language = language;
         report.metrics[0].unit = "100 %_{x}$&#\\input{/etc/passwd}".into();
         let tex = latex::table(&report);
@@ -36,7 +48,7 @@ fn the_latex_table_has_a_row_a_metric_and_balanced_braces() {
 
 #[test]
 fn every_metric_of_every_model_is_a_row_of_the_csv_in_full_precision() {
-    let report = fixture::report();
+    let report = report();
     let text = csv::metrics(&report);
     let rows: Vec<Vec<&str>> = text.lines().map(|l| l.split(',').collect()).collect();
     assert_eq!(rows.len(), 1 + report.metrics.len() * 3);
@@ -54,7 +66,7 @@ fn every_metric_of_every_model_is_a_row_of_the_csv_in_full_precision() {
 
 #[test]
 fn a_benchmark_file_holds_one_direction_and_defined_values() {
-    let report = fixture::report();
+    let report = report();
     let entries = |better| -> Vec<serde_json::Value> {
         serde_json::from_str(&benchmark::github(&report, better).unwrap()).unwrap()
     };
@@ -74,7 +86,7 @@ fn a_benchmark_file_holds_one_direction_and_defined_values() {
 
 #[test]
 fn junit_of_a_report_fails_what_became_significantly_worse() {
-    let items = fixture::items(24);
+    let items = items();
     let mut models = fixture::three_models(&items);
     // The "fine-tuned" full model is a base in disguise: worse than LoRA.
     models[2] = fixture::model("full", Role::Full, &items, 11);
@@ -181,6 +193,7 @@ fn every_word_of_a_chinese_report_is_chinese() {
         "sha256",
         "f32",
         "Holm",
+        "McNemar",
         "Python",
         "BLEU",
         "zh",

@@ -63,8 +63,8 @@ impl Provider {
     /// It has not.
     pub fn offers(asked: Option<Provider>, loaded: &Loaded) -> Result<(), BackendError> {
         match asked {
-            Some(Provider::Cuda(_)) if !has_cuda() => Err(BackendError::unsupported(format!(
-                "{} has no CUDA: it offers {}; run `python3 -m pip install onnxruntime-gpu=={PINNED_VERSION}` and set \
+            Some(Provider::Cuda(number)) if !has_cuda() => Err(BackendError::unsupported(format!(
+                "cuda:{number} was asked for and {} has no CUDA: it offers {}; run `python3 -m pip install onnxruntime-gpu=={PINNED_VERSION}` and set \
                  KARAT_ONNXRUNTIME to the libonnxruntime.so.{PINNED_VERSION} in it",
                 loaded.path.display(),
                 offered().join(", ")

@@ -295,7 +295,7 @@ fn real_data_goes_the_whole_way() {
     // The same command again trains and generates nothing.
     let again = karat(&args);
     let said = String::from_utf8_lossy(&again.stderr);
-    assert_eq!(said.matches("reused").count(), 5, "{said}");
+    assert_eq!(said.matches("reused").count(), 6, "two trainings, three models, one adapter: {said}");
     let strict = karat(&[&args[..], &["--strict"]].concat());
     assert_eq!(strict.status.code(), Some(6));
     assert!(String::from_utf8_lossy(&strict.stderr).contains("val.jsonl:31"));
