@@ -3,6 +3,8 @@
 //! `cargo run --release -p karat-candle --example measure -- model=DIR method=full|lora dtype=f32|bf16 recompute=0|1
 //! length=512 steps=4 dropout=0.0 threads=2`
 //!
+//! With `KARAT_PROFILE=1` the time by operation goes to the error stream.
+//!
 //! Items are drawn by a generator that is easy to write again in another language, one row of `length` ids a step, all
 //! of them trained on. The first step warms up and is not counted.
 
@@ -79,9 +81,13 @@ fn main() {
             let peak = karat::memory::peak().unwrap_or(0);
             if step.step == 1 {
                 warm = processor_seconds();
+                karat_candle::profile::reset();
             }
             if step.step == steps {
                 let processor = processor_seconds() - warm;
+                if let Some(table) = karat_candle::profile::table(seconds[1..].iter().sum()) {
+                    eprint!("{table}");
+                }
                 let best = seconds[1..].iter().copied().fold(f64::MAX, f64::min);
                 let mut sorted = seconds[1..].to_vec();
                 sorted.sort_by(f64::total_cmp);

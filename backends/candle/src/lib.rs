@@ -16,6 +16,7 @@ pub mod memory;
 pub mod model;
 pub mod nn;
 pub mod ops;
+pub mod profile;
 pub mod rng;
 pub mod session;
 pub mod train;

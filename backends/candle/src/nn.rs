@@ -23,6 +23,7 @@ pub use crate::ops::matmul::Precision;
 use crate::ops::matmul::{Mat, MatMut, Product, Term, Threads, product, products};
 use crate::ops::rope::Table;
 use crate::ops::{adamw, attention, buffers, cross_entropy, dropout, elementwise, embedding, norm, rope, swiglu};
+use crate::profile::Timer;
 use crate::weight::{Weight, WeightView};
 
 /// `Result` with the error that crosses the plugin boundary.
@@ -231,6 +232,7 @@ pub fn gather(x: &Tensor, at: &[u32]) -> Result<Tensor> {
 
 /// `table[ids]`, `[ids, width]`, widened to f32.
 pub fn embed(table: &Weight, ids: &[u32]) -> Result<Tensor> {
+    let _timer = Timer::new("embedding", 0.0);
     let (_, width) = table.matrix()?;
     let mut y = buffers::take(ids.len() * width);
     embedding::gather(table.view()?.elements(), width, ids, &mut y);
@@ -239,6 +241,7 @@ pub fn embed(table: &Weight, ids: &[u32]) -> Result<Tensor> {
 
 /// `dtable[ids] += dy`.
 pub fn scatter_add(dtable: &Tensor, ids: &[u32], dy: &Tensor) -> Result<()> {
+    let _timer = Timer::new("embedding, dW", 0.0);
     let (_, width) = dims(dtable)?;
     let dy = view(dy)?;
     edit(dtable, |dtable| embedding::scatter_add(dtable, width, ids, &dy))
@@ -258,6 +261,7 @@ pub fn linear_with<W: Stored, B: Stored>(
     more: Option<(f32, &Tensor, &B)>,
 ) -> Result<Tensor> {
     let ((tokens, n_in), (n_out, _)) = (dims(x)?, w.matrix()?);
+    let _timer = Timer::product("products: x W^T", [tokens, n_out, n_in]);
     let mut y = buffers::take(tokens * n_out);
     if let Some(bias) = bias {
         let bias = view(bias)?;
@@ -281,6 +285,7 @@ pub fn linear_with<W: Stored, B: Stored>(
 /// `y += alpha x w^T`.
 pub fn linear_add(precision: Precision, y: &Tensor, alpha: f32, x: &Tensor, w: &impl Stored) -> Result<()> {
     let ((tokens, n_in), (n_out, _)) = (dims(x)?, w.matrix()?);
+    let _timer = Timer::product("products: x W^T", [tokens, n_out, n_in]);
     let (xs, ws) = (view(x)?, w.view()?);
     let (a, b) = (Mat::new(&xs, tokens, n_in), Mat::of(ws.elements(), n_out, n_in).t());
     edit(y, |y| product(precision, MatMut::new(y, tokens, n_out), alpha, a, b, true, Threads::Pool))
@@ -301,6 +306,7 @@ pub fn linear_dx_with<W: Stored, A: Stored>(
     more: Option<(&Tensor, &A)>,
 ) -> Result<Tensor> {
     let ((tokens, n_out), (_, n_in)) = (dims(dy)?, w.matrix()?);
+    let _timer = Timer::product("products: dy W", [tokens, n_in, n_out]);
     let (dys, ws) = (view(dy)?, w.view()?);
     let mut terms = vec![Term { alpha, a: Mat::new(&dys, tokens, n_out), b: Mat::of(ws.elements(), n_out, n_in) }];
     let held = match more {
@@ -326,6 +332,7 @@ pub fn linear_dx_with<W: Stored, A: Stored>(
 /// `dw += alpha dy^T x`.
 pub fn linear_dw(precision: Precision, dw: &Tensor, alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()> {
     let ((tokens, n_out), (_, n_in)) = (dims(dy)?, dims(x)?);
+    let _timer = Timer::product("products: dy^T x", [n_out, n_in, tokens]);
     let (dys, xs) = (view(dy)?, view(x)?);
     let (a, b) = (Mat::new(&dys, tokens, n_out).t(), Mat::new(&xs, tokens, n_in));
     edit(dw, |dw| product(precision, MatMut::new(dw, n_out, n_in), alpha, a, b, true, Threads::Pool))
@@ -333,6 +340,7 @@ pub fn linear_dw(precision: Precision, dw: &Tensor, alpha: f32, dy: &Tensor, x: 
 
 /// `db += sum of the rows of dy`.
 pub fn bias_gradient(db: &Tensor, dy: &Tensor) -> Result<()> {
+    let _timer = Timer::new("bias, gradient", 0.0);
     let dy = view(dy)?;
     edit(db, |db| {
         for row in dy.chunks_exact(db.len()) {
@@ -343,6 +351,7 @@ pub fn bias_gradient(db: &Tensor, dy: &Tensor) -> Result<()> {
 
 /// RMSNorm of every run of `w.len()` elements; also the scale of each run, which the backward pass needs.
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Vec<f32>)> {
+    let _timer = Timer::new("RMSNorm", 0.0);
     let (xs, ws) = (view(x)?, view(w)?);
     let (mut y, mut scale) = (buffers::take(xs.len()), vec![0.0; xs.len() / ws.len()]);
     norm::forward(&xs, &ws, eps, &mut y, &mut scale);
@@ -358,6 +367,7 @@ pub fn rms_norm_backward(
     dy: &Tensor,
     dw: Option<&Tensor>,
 ) -> Result<Tensor> {
+    let _timer = Timer::new("RMSNorm, gradient", 0.0);
     let (xs, ws, dys) = (view(x)?, view(w)?, view(dy)?);
     let add = dx.is_some();
     let dx = match dx {
@@ -377,11 +387,13 @@ pub fn rms_norm_backward(
 
 /// Rotates `x` `[tokens, heads * head_dim]` in place; `inverse` is the gradient.
 pub fn rotate(x: &Tensor, positions: &[u32], heads: usize, table: &Table, inverse: bool) -> Result<()> {
+    let _timer = Timer::new("rotary embedding", 0.0);
     edit(x, |x| rope::rotate(x, positions, heads, table, inverse))
 }
 
 /// Causal attention over packed rows: the output `[tokens, queries * dim]` and the log-sum-exps.
 pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize], heads: Heads) -> Result<(Tensor, Vec<f32>)> {
+    let _timer = Timer::new("attention", attention::work(starts, heads, 2));
     let (qs, ks, vs) = (view(q)?, view(k)?, view(v)?);
     let tokens = dims(q)?.0;
     let (mut out, mut lse) = (buffers::take(qs.len()), vec![0.0; tokens * heads.queries]);
@@ -397,6 +409,7 @@ pub fn attend_backward(
     (out, lse): (&Tensor, &[f32]),
     dout: &Tensor,
 ) -> Result<[Tensor; 3]> {
+    let _timer = Timer::new("attention, gradient", attention::work(starts, heads, 5));
     let (qs, ks, vs) = (view(q)?, view(k)?, view(v)?);
     let (mut dq, mut dk, mut dv) = (buffers::take(qs.len()), buffers::take(ks.len()), buffers::take(vs.len()));
     let (out, dout) = (view(out)?, view(dout)?);
@@ -414,6 +427,7 @@ pub fn attend_cached(q: &Tensor, caches: &[(&[f32], &[f32])], heads: Heads) -> R
 
 /// `silu(gate) * up`.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let _timer = Timer::new("SwiGLU", 0.0);
     let (g, u) = (view(gate)?, view(up)?);
     let mut y = buffers::take(g.len());
     swiglu::forward(&g, &u, &mut y);
@@ -422,6 +436,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 /// Gradients of `gate` and `up`.
 pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    let _timer = Timer::new("SwiGLU, gradient", 0.0);
     let (g, u, d) = (view(gate)?, view(up)?, view(dy)?);
     let (mut dg, mut du) = (buffers::take(g.len()), buffers::take(u.len()));
     swiglu::backward(&g, &u, &d, &mut dg, &mut du);
@@ -430,17 +445,20 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tenso
 
 /// `x += y`.
 pub fn add(x: &Tensor, y: &Tensor) -> Result<()> {
+    let _timer = Timer::new("residual sums", 0.0);
     let y = view(y)?;
     edit(x, |x| elementwise::add(x, &y))
 }
 
 /// `x = 0`.
 pub fn clear(x: &Tensor) -> Result<()> {
+    let _timer = Timer::new("gradients set to zero", 0.0);
     edit(x, elementwise::clear)
 }
 
 /// Dropout of `x` under `key`.
 pub fn dropout(x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
+    let _timer = Timer::new("dropout", 0.0);
     let xs = view(x)?;
     let mut y = buffers::take(xs.len());
     dropout::apply(&xs, &mut y, p, key, false);
@@ -449,6 +467,7 @@ pub fn dropout(x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
 
 /// `dx += dropout(dy)` under the same mask.
 pub fn dropout_add(dx: &Tensor, dy: &Tensor, p: f64, key: Key) -> Result<()> {
+    let _timer = Timer::new("dropout, gradient", 0.0);
     let dy = view(dy)?;
     edit(dx, |dx| dropout::apply(&dy, dx, p, key, true))
 }
@@ -500,6 +519,8 @@ pub fn head_loss(
     dhead: Option<&Tensor>,
 ) -> Result<(Vec<f32>, Tensor)> {
     let (hs, ws, width) = (view(hidden)?, head.view()?, head.matrix()?.1);
+    let products = if dhead.is_some() { 3 } else { 2 };
+    let _timer = Timer::product("head and loss", [products * targets.len(), ws.elements().len() / width, width]);
     let mut dhidden = buffers::take(hs.len());
     let logprobs = match dhead {
         Some(dhead) => {
@@ -517,6 +538,7 @@ pub fn head_loss(
 
 /// One AdamW update of `p` and its moments.
 pub fn adamw(p: &Tensor, m: &Tensor, v: &Tensor, g: &Tensor, update: &Update) -> Result<()> {
+    let _timer = Timer::new("AdamW", 0.0);
     let g = view(g)?;
     let (mut of_m, mut of_v) = (Ok(()), Ok(()));
     edit(p, |p| of_m = edit(m, |m| of_v = edit(v, |v| adamw::update(p, m, v, &g, update))))?;
@@ -525,5 +547,6 @@ pub fn adamw(p: &Tensor, m: &Tensor, v: &Tensor, g: &Tensor, update: &Update) ->
 
 /// Sum of squares in f64.
 pub fn sum_of_squares(t: &Tensor) -> Result<f64> {
+    let _timer = Timer::new("gradient norm", 0.0);
     Ok(adamw::sum_of_squares(&view(t)?))
 }

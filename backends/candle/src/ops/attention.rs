@@ -44,6 +44,13 @@ impl Heads {
     }
 }
 
+/// Floating-point operations of `products` causal products over these rows: pairs that the mask leaves, for every
+/// query head.
+pub fn work(starts: &[usize], heads: Heads, products: usize) -> f64 {
+    let pairs: usize = starts.windows(2).map(|w| (w[1] - w[0]) * (w[1] - w[0] + 1) / 2).sum();
+    2.0 * (pairs * heads.queries * heads.dim * products) as f64
+}
+
 /// `(start of row, first query, one past the last query)` of every query block.
 fn query_blocks(starts: &[usize]) -> Vec<(usize, usize, usize)> {
     let rows = starts.windows(2).flat_map(|w| {

@@ -24,6 +24,7 @@ use crate::linear::{Dropout, Gradients};
 use crate::model::{Decoder, excluded_from_decay};
 use crate::nn::{self, Result, Tensor};
 use crate::ops::adamw::Update;
+use crate::profile;
 use checkpoint::{Checkpoint, Moments};
 use examples::{Examples, check_labels, label_tokens};
 
@@ -116,10 +117,15 @@ impl Job<'_> {
                 return run.cancel(sink);
             }
         }
+        profile::reset();
+        let training = Instant::now();
         while !run.done() {
             if run.take_step(sink)? || run.after_step(sink)? {
                 return run.cancel(sink);
             }
+        }
+        if let Some(table) = profile::table(training.elapsed().as_secs_f64()) {
+            eprint!("Where the time of {} steps went:\n{table}", run.step);
         }
         Ok(TrainSummary {
             last_checkpoint: checkpoint::folder(&plan.output_dir, run.step),
