@@ -8,8 +8,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use karat::backend::{Event, Flow, GenerateConfig, OpenConfig, Tokens};
+use karat::backend::{Backend, BackendError, Descriptor, Event, Flow, GenerateConfig, OpenConfig, Session, Tokens};
 use karat::plugin::{Search, find};
 use karat::report::{Report, Role};
 use karat::run::{Backends, Cancel, LoadedBackend, Notice, Origin, Parity, ParityJob, Recorded, parity, prepare, run};
@@ -98,6 +99,7 @@ fn a_suite_trains_with_one_backend_and_evaluates_with_the_other() {
     let text = report.to_json().unwrap();
     assert!(text.contains("CPUExecutionProvider"), "the provider that ran is not in the report");
     base_is_as_recorded(&report);
+    an_adapter_fed_to_the_resident_base_is_the_merged_one(&overrides, &out, &report);
 
     let prepared = prepare(&suite).unwrap();
     let rows: Vec<Vec<u32>> = prepared.queries.iter().map(|q| q.reference.clone()).collect();
@@ -124,6 +126,56 @@ fn a_suite_trains_with_one_backend_and_evaluates_with_the_other() {
     let job = ParityJob { open: [candle, trained], rows: &rows, prompts: &prompts, generate, tolerance: 1e-3 };
     let found = same(&job, &onnxruntime);
     assert!(!found.within && found.scores.max > 0.1 && found.scores.first_beyond.is_some(), "{found:#?}");
+}
+
+/// The same models again with `adapter_mode = "runtime"`: base and LoRA share one session, and find what they found apart.
+fn an_adapter_fed_to_the_resident_base_is_the_merged_one(overrides: &[String], out: &Path, merged: &Report) {
+    let overrides = [overrides, &["eval.options.adapter_mode=runtime".to_string()]].concat();
+    let suite = Suite::load(suite_dir().join("suite.toml").to_str().unwrap(), &overrides).unwrap();
+    let opened = Arc::default();
+    let fed = run(&suite, out, &Counting(Arc::clone(&opened)), &mut quiet, &Cancel::new()).unwrap();
+    // One for base and LoRA, the check of the adapter included; one for the fully trained model.
+    assert_eq!(opened.load(Ordering::Relaxed), 2, "models opened");
+    let nll = |report: &Report, model: &str| -> Vec<f64> {
+        report.items.iter().map(|item| item.models[model].metrics["nll"].unwrap()).collect()
+    };
+    let largest = |a: Vec<f64>, b: Vec<f64>| a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    for model in ["base", "lora", "full"] {
+        let apart = largest(nll(&fed, model), nll(merged, model));
+        assert!(apart < 1e-4, "{model}: {apart}");
+        let tokens = |report: &Report| report.items.iter().map(|i| i.models[model].tokens).collect::<Vec<_>>();
+        assert_eq!(tokens(&fed), tokens(merged), "{model}");
+    }
+    assert!(largest(nll(&fed, "lora"), nll(&fed, "base")) > 1e-2, "the adapter changed nothing");
+}
+
+/// Plugins, and how often one opened a model to evaluate it.
+struct Counting(Arc<AtomicUsize>);
+
+impl Backends for Counting {
+    fn backend(&self, name: &str) -> karat::Result<LoadedBackend> {
+        let loaded = backend(name);
+        if name != "onnxruntime" {
+            return Ok(loaded);
+        }
+        let counted = Counted { backend: loaded.backend, opened: Arc::clone(&self.0) };
+        Ok(LoadedBackend { backend: Arc::new(counted), origin: loaded.origin })
+    }
+}
+
+struct Counted {
+    backend: Arc<dyn Backend>,
+    opened: Arc<AtomicUsize>,
+}
+
+impl Backend for Counted {
+    fn describe(&self) -> Descriptor {
+        self.backend.describe()
+    }
+    fn open(&self, config: &OpenConfig) -> Result<Box<dyn Session>, BackendError> {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        self.backend.open(config)
+    }
 }
 
 /// What ONNX Runtime measured of the base is what candle measured when the golden results were made.

@@ -51,3 +51,39 @@ fn export_writes_a_folder_whole_or_not_at_all_and_names_no_backend() {
     let other = export(&[]);
     assert!(String::from_utf8_lossy(&other.stderr).contains("already holds the export of another"));
 }
+
+/// Never the CPU without a word: CUDA that the library does not have is an error that says what it has and what to do.
+#[test]
+fn cuda_that_the_onnx_runtime_library_lacks_is_one_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("rows.jsonl");
+    std::fs::write(&input, "{\"id\": 1, \"ids\": [1, 2, 3]}\n").unwrap();
+    let (base, input) = (repository().join("suites/medical-r1/base"), input.to_str().unwrap().to_string());
+    let ask = |command: &str, device: &str| {
+        let fixed = [command, "--json", "--backend", "onnxruntime", "--device", device];
+        let places = ["--model", base.to_str().unwrap(), "--input", &input];
+        karat(&fixed.into_iter().chain(places).map(String::from).collect::<Vec<_>>())
+    };
+    let here = ask("score", "cpu");
+    if !here.status.success() {
+        println!("skipped: {}", String::from_utf8_lossy(&here.stderr));
+        return;
+    }
+    let offered = karat(&["doctor".to_string(), "--json".to_string()]).stdout;
+    if String::from_utf8_lossy(&offered).contains("CUDAExecutionProvider") {
+        println!("skipped: this library has CUDA");
+        return;
+    }
+    for (command, device, words) in [
+        ("score", "cuda:0", &["cuda:0 was asked for", "has no CUDA", "CPUExecutionProvider", "onnxruntime-gpu"][..]),
+        ("generate", "cuda:1", &["cuda:1 was asked for", "onnxruntime-gpu"]),
+        ("score", "tpu", &["cpu, cuda:N or auto", "tpu"]),
+    ] {
+        let output = ask(command, device);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(5), "{command} {device}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{command} {device} does not say {word:?}: {said}");
+        }
+    }
+}

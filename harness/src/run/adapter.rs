@@ -5,12 +5,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Capability, Event, Flow, GenerateConfig, OpenConfig, Scores, Tokens};
+use crate::backend::{Capability, Event, Flow, GenerateConfig, OpenConfig, Scores, Session, Tokens};
 use crate::error::{Error, Result};
 use crate::fsio::{self, sha256};
 use crate::report::{AdapterCheck, MergedCheck};
 use crate::run::evaluate::{EvalJob, evaluator};
-use crate::run::{Cancel, LoadedBackend, Notice, Observer, backend_error};
+use crate::run::{Cancel, Notice, Observer, Resident, backend_error};
 
 /// Items that are looked at, evenly spread over the data.
 const PROBES: usize = 12;
@@ -33,6 +33,7 @@ struct Stored {
 pub(super) fn check(
     job: &EvalJob<'_>,
     scratch: &Path,
+    resident: &mut Resident,
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<Option<AdapterCheck>> {
@@ -58,12 +59,13 @@ pub(super) fn check(
     }
     observer.notice(Notice::Stage { name: &stage, detail: format!("{wanted} items with it, without it, merged") });
 
-    let ask = |open: &OpenConfig, generates: bool| {
-        ask(job.backend, open, &references, generates.then_some((&prompts, &greedy)), cancel)
+    let ask = |resident: &mut Resident, open: &OpenConfig, generates: bool| {
+        let session = resident.session(job.backend, open)?;
+        ask(session, &descriptor.name, &references, generates.then_some((&prompts, &greedy)), cancel)
     };
     let without = OpenConfig { adapter: None, ..job.open.clone() };
-    let (base, _) = ask(&without, false)?;
-    let (with, texts) = ask(&job.open, true)?;
+    let (base, _) = ask(resident, &without, false)?;
+    let (with, texts) = ask(resident, &job.open, true)?;
     let (largest_change, mean_change) = differences(&base, &with);
     if largest_change == 0.0 && !with.logprobs.is_empty() && !is_zero(adapter)? {
         return Err(Error::backend(format!(
@@ -81,9 +83,10 @@ pub(super) fn check(
             .tempdir_in(scratch)
             .map_err(|e| Error::io("create a folder in", scratch, e))?;
         let into = folder.path().join("merged");
+        resident.close();
         drop(job.backend.open(&OpenConfig { merge_into: Some(into.clone()), ..job.open.clone() })?);
         // What is opened is what was written: the files as they would be shipped.
-        let (scores, merged_texts) = ask(&OpenConfig { model: into, ..without }, true)?;
+        let (scores, merged_texts) = ask(resident, &OpenConfig { model: into, ..without }, true)?;
         let (largest_difference, mean_difference) = differences(&with, &scores);
         Some(MergedCheck {
             largest_difference,
@@ -109,17 +112,16 @@ pub(super) fn check(
     Ok(Some(stored.check))
 }
 
-/// Scores the references and, if asked to, continues the prompts, in a session of its own.
+/// Scores the references and, if asked to, continues the prompts.
 fn ask(
-    backend: &LoadedBackend,
-    open: &OpenConfig,
+    session: &mut Box<dyn Session>,
+    backend: &str,
     references: &Tokens,
     generates: Option<(&Tokens, &GenerateConfig)>,
     cancel: &Cancel,
 ) -> Result<(Scores, Vec<Vec<u32>>)> {
-    let mut session = backend.open(open)?;
     let longest = session.info().max_positions;
-    let evaluator = evaluator(&mut session, &backend.backend.describe().name)?;
+    let evaluator = evaluator(session, backend)?;
     let mut sink = |_: Event| if cancel.requested() { Flow::Stop } else { Flow::Continue };
     let scores = evaluator
         .score(references.view(), &mut sink)

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::eval::{OptionScore, PartScore, Prediction, ReferenceScore};
 use crate::fsio::{self, sha256};
 use crate::memory;
-use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, Store, backend_error};
+use crate::run::{Cancel, LoadedBackend, Notice, Observer, Resident, StageSink, Store, backend_error};
 
 /// What a model is asked on one item, as token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,11 +127,16 @@ impl Effort {
     }
 }
 
-/// Scores the references and generates an answer for every query that is not stored yet.
+/// Scores the references and generates an answer for every query that is not stored yet; the session is `resident`'s.
 ///
 /// # Errors
 /// The backend's error; interrupted (what is complete is stored); I/O.
-pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) -> Result<Evaluated> {
+pub fn evaluate(
+    job: EvalJob<'_>,
+    resident: &mut Resident,
+    observer: &mut dyn Observer,
+    cancel: &Cancel,
+) -> Result<Evaluated> {
     let stage = format!("eval {}", job.name);
     let descriptor = job.backend.backend.describe();
     let (key, decode_key) = keys(&job, &descriptor);
@@ -168,10 +173,10 @@ pub fn evaluate(job: EvalJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) 
                 stored("generated", job.queries.len(), &to_generate)
             );
             observer.notice(Notice::Stage { name: &stage, detail });
-            let mut session = job.backend.open(&job.open)?;
+            let session = resident.session(job.backend, &job.open)?;
             let info = session.info();
             let [mut scoring, mut generating] = earlier.map(|e| e.unwrap_or_else(|| Effort::nothing(info.clone())));
-            let evaluator = evaluator(&mut session, &descriptor.name)?;
+            let evaluator = evaluator(session, &descriptor.name)?;
             let began = Instant::now();
             let scored =
                 score(&scored_queries, evaluator, &to_score, &score_ids, &mut scores, &stage, observer, cancel);

@@ -11,6 +11,7 @@ mod pipeline;
 mod predictions;
 mod prepare;
 mod recorded;
+mod resident;
 mod stored;
 mod train;
 
@@ -23,5 +24,6 @@ pub use pipeline::{Brought, evaluate_brought, remove, report_recorded, run};
 pub use predictions::{Store, is_store, read_store};
 pub use prepare::{GeneralTexts, Prepared, prepare};
 pub use recorded::{Recorded, RecordedTraining};
+pub use resident::Resident;
 pub use stored::{Known, StoredModel, read_stored, report_pairs, report_stored};
 pub use train::{TrainJob, Trained, last_checkpoint, plan, start_from_adapter, train};

@@ -15,7 +15,7 @@ use crate::run::evaluate::{EvalJob, Evaluated, evaluate};
 use crate::run::machine::machine;
 use crate::run::recorded::{Recorded, RecordedTraining};
 use crate::run::train::{TrainJob, Trained, plan, train};
-use crate::run::{Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, adapter, metrics, prepare};
+use crate::run::{Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, Resident, adapter, metrics, prepare};
 use crate::suite::{CheckpointChoice, Suite};
 
 /// A model of the run: what is opened, and how it came to be.
@@ -242,6 +242,7 @@ impl Stages<'_> {
         subject: &Subject,
         prepared: &Prepared,
         backend: &LoadedBackend,
+        resident: &mut Resident,
     ) -> Result<(Evaluated, Option<AdapterCheck>, String)> {
         let mut open = self.open(&subject.model);
         open.adapter.clone_from(&subject.adapter);
@@ -269,16 +270,16 @@ impl Stages<'_> {
             folder: self.folder.join("eval"),
         };
         // Before hours are spent on an adapter that was not applied.
-        let adapter = adapter::check(&job, self.folder, self.observer, self.cancel)?;
-        Ok((evaluate(job, self.observer, self.cancel)?, adapter, checkpoint))
+        let adapter = adapter::check(&job, self.folder, resident, self.observer, self.cancel)?;
+        Ok((evaluate(job, resident, self.observer, self.cancel)?, adapter, checkpoint))
     }
 
     fn report(&mut self, prepared: &Prepared, subjects: Vec<Subject>) -> Result<Report> {
         let backend = self.backends.backend(self.suite.eval_backend())?;
         let results = self.folder.join("results");
-        let mut recorded = Vec::new();
+        let (mut recorded, mut resident) = (Vec::new(), Resident::default());
         for subject in subjects {
-            let (evaluated, adapter, checkpoint_sha256) = self.evaluate(&subject, prepared, &backend)?;
+            let (evaluated, adapter, checkpoint_sha256) = self.evaluate(&subject, prepared, &backend, &mut resident)?;
             let Evaluated { predictions, references, beside: general, effort } = evaluated;
             let Subject { name, role, trained, .. } = subject;
             let training = trained.map(|t| RecordedTraining { summary: t.summary, curves: t.curves });
@@ -287,6 +288,7 @@ impl Stages<'_> {
             one.write(&results)?;
             recorded.push(one);
         }
+        resident.close();
         let mut plugins = vec![backend];
         if self.suite.model.backend != self.suite.eval_backend() {
             plugins.push(self.backends.backend(&self.suite.model.backend)?);
