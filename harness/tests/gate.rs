@@ -63,6 +63,12 @@ fn the_verdict_is_the_interval_against_the_margin() {
     assert_eq!(judge(-0.5, 0.1, 0.0).verdict, Verdict::Pass);
 }
 
+/// `report` with items that share nothing.
+fn singly(mut report: Report) -> Report {
+    report.items.iter_mut().for_each(|item| item.cluster = None);
+    report
+}
+
 /// `report` with six items a source.
 fn of_four_sources(mut report: Report) -> Report {
     for (i, item) in report.items.iter_mut().enumerate() {
@@ -80,7 +86,7 @@ fn items_of_one_source_are_no_more_than_the_source() {
         let checks = check(report, baseline, &rules).unwrap();
         find(&checks, "lora", "nll_answer").clone()
     };
-    let alone = judge(&report, &fixture::report());
+    let alone = judge(&singly(report.clone()), &singly(fixture::report()));
     assert_eq!(
         (alone.verdict, alone.sources),
         (Verdict::Pass, None),
@@ -94,7 +100,7 @@ fn items_of_one_source_are_no_more_than_the_source() {
     assert!(ends.iter().all(|d| d.abs() < 1e-9), "four of one way are drawn often enough: {gate:?}");
     assert!(gate.minimum_detectable > 2.0 * alone.minimum_detectable);
     // A baseline of before sources were kept is judged by the report's.
-    assert_eq!(judge(&of_four_sources(report), &fixture::report()), together);
+    assert_eq!(judge(&of_four_sources(report), &singly(fixture::report())), together);
     let said = text::sentence(&together, 0.95);
     let needed = (4.0 * (gate.minimum_detectable / 0.06).powi(2)).ceil();
     assert!(said.contains("24 items of 4 sources cannot tell"), "{said}");
@@ -146,7 +152,7 @@ fn a_certificate_is_read_and_an_inconclusive_check_says_how_many_items_it_takes(
         assert_eq!(Noise::read(&file).unwrap_err().kind(), karat::ErrorKind::Data, "{broken}");
     }
     let report = with("lora", "nll_answer", |i, x| x + if i % 2 == 0 { 0.1 } else { -0.1 });
-    let checks = check(&report, &fixture::report(), &Rules::default()).unwrap();
+    let checks = check(&singly(report), &singly(fixture::report()), &Rules::default()).unwrap();
     let said = text::sentence(find(&checks, "lora", "nll_answer"), 0.95);
     let gate = find(&checks, "lora", "nll_answer").gate.unwrap();
     let needed = (24.0 * (gate.minimum_detectable / 0.02).powi(2)).ceil();
