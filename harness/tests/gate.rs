@@ -16,7 +16,7 @@ use karat::gate::{
 use karat::report::{Report, build};
 
 fn rules(margins: &[(&str, f64)]) -> Rules {
-    Rules { margins: margins.iter().map(|(k, v)| (k.to_string(), *v)).collect(), noise: Noise::default() }
+    Rules { margins: margins.iter().map(|(k, v)| (k.to_string(), *v)).collect(), noise: None }
 }
 
 /// The fixture's report with `f` applied to one metric of one model.
@@ -63,13 +63,68 @@ fn the_verdict_is_the_interval_against_the_margin() {
     assert_eq!(judge(-0.5, 0.1, 0.0).verdict, Verdict::Pass);
 }
 
+/// `report` with items that share nothing.
+fn singly(mut report: Report) -> Report {
+    report.items.iter_mut().for_each(|item| item.cluster = None);
+    report
+}
+
+/// `report` with six items a source.
+fn of_four_sources(mut report: Report) -> Report {
+    for (i, item) in report.items.iter_mut().enumerate() {
+        item.cluster = Some(format!("source {}", i / 6));
+    }
+    report
+}
+
+#[test]
+fn items_of_one_source_are_no_more_than_the_source() {
+    // Every source moves as one: up, down, up, down.
+    let report = with("lora", "nll_answer", |i, x| x + if (i / 6) % 2 == 0 { 0.1 } else { -0.1 });
+    let rules = rules(&[("nll_answer", 0.06)]);
+    let judge = |report: &Report, baseline: &Report| {
+        let checks = check(report, baseline, &rules).unwrap();
+        find(&checks, "lora", "nll_answer").clone()
+    };
+    let alone = judge(&singly(report.clone()), &singly(fixture::report()));
+    assert_eq!(
+        (alone.verdict, alone.sources),
+        (Verdict::Pass, None),
+        "24 items that know nothing of each other: {alone:?}"
+    );
+    let together = judge(&of_four_sources(report.clone()), &of_four_sources(fixture::report()));
+    assert_eq!((together.verdict, together.sources), (Verdict::Inconclusive, Some(4)), "{together:?}");
+    let (alone, gate) = (alone.gate.unwrap(), together.gate.unwrap());
+    assert_eq!((gate.n, gate.gain), (24, alone.gain));
+    let ends = [gate.interval.low + 0.1, gate.interval.high - 0.1];
+    assert!(ends.iter().all(|d| d.abs() < 1e-9), "four of one way are drawn often enough: {gate:?}");
+    assert!(gate.minimum_detectable > 2.0 * alone.minimum_detectable);
+    // A baseline of before sources were kept is judged by the report's.
+    assert_eq!(judge(&of_four_sources(report), &singly(fixture::report())), together);
+    let said = text::sentence(&together, 0.95);
+    let needed = (4.0 * (gate.minimum_detectable / 0.06).powi(2)).ceil();
+    assert!(said.contains("24 items of 4 sources cannot tell"), "{said}");
+    assert!(said.ends_with(&format!("about {needed} such sources would detect the margin")), "{said}");
+}
+
+#[test]
+fn items_that_are_all_of_one_source_say_nothing() {
+    let mut report = fixture::report();
+    report.items.iter_mut().for_each(|item| item.cluster = Some("the only one".into()));
+    let checks = check(&report, &report, &Rules::default()).unwrap();
+    let check = find(&checks, "lora", "nll_answer");
+    assert_eq!((check.verdict, check.sources), (Verdict::Inconclusive, Some(1)));
+    let said = text::sentence(check, 0.95);
+    assert!(said.contains("24 items of 1 source cannot tell") && !said.contains("NaN"), "{said}");
+}
+
 #[test]
 fn what_a_backend_changes_by_itself_is_no_evidence() {
     let baseline = fixture::report();
     let report = with("lora", "nll_answer", |_, x| x + 0.03);
     let judge = |drift: f64, flips: f64| {
         let noise = Noise { logprob_drift: drift, flip_rate: flips };
-        let rules = Rules { noise, ..rules(&[("nll_answer", 0.02), ("vocab_f1", 0.02)]) };
+        let rules = Rules { noise: Some(noise), ..rules(&[("nll_answer", 0.02), ("vocab_f1", 0.02)]) };
         let checks = check(&report, &baseline, &rules).unwrap();
         (find(&checks, "lora", "nll_answer").clone(), find(&checks, "lora", "vocab_f1").clone())
     };
@@ -97,7 +152,7 @@ fn a_certificate_is_read_and_an_inconclusive_check_says_how_many_items_it_takes(
         assert_eq!(Noise::read(&file).unwrap_err().kind(), karat::ErrorKind::Data, "{broken}");
     }
     let report = with("lora", "nll_answer", |i, x| x + if i % 2 == 0 { 0.1 } else { -0.1 });
-    let checks = check(&report, &fixture::report(), &Rules::default()).unwrap();
+    let checks = check(&singly(report), &singly(fixture::report()), &Rules::default()).unwrap();
     let said = text::sentence(find(&checks, "lora", "nll_answer"), 0.95);
     let gate = find(&checks, "lora", "nll_answer").gate.unwrap();
     let needed = (24.0 * (gate.minimum_detectable / 0.02).powi(2)).ceil();

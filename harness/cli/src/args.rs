@@ -455,6 +455,10 @@ pub struct ReportArgs {
     /// With --splice: the block's ID [default: the suite's name]
     #[arg(long, requires = "splice")]
     pub id: Option<String>,
+    /// Attach the backend's certificate of determinism (karat --json doctor --determinism): the pages show it, and
+    /// karat check subtracts what the backend changes by itself; with --out it is kept in report.json
+    #[arg(long, value_name = "FILE", conflicts_with = "splice")]
+    pub determinism: Option<PathBuf>,
     /// Write report.json, report.md, report.html and the plots into this folder
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -486,7 +490,7 @@ pub struct CheckArgs {
     #[arg(long, value_name = "METRIC=X")]
     pub margin: Vec<String>,
     /// The backend's certificate of determinism (karat --json doctor --determinism): what it changes by itself is
-    /// subtracted from what the gate may conclude
+    /// subtracted from what the gate may conclude [default: the certificate in the report, if one was attached]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["flip_rate", "logprob_drift"])]
     pub determinism: Option<PathBuf>,
     /// Share of generated texts that a repeated run changes by itself: subtracted from what the gate may conclude

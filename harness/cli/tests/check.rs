@@ -32,6 +32,9 @@ fn project() -> tempfile::TempDir {
     let mut report: Value = serde_json::from_str(&text).unwrap();
     // Fewer resamples than the shipped suite draws: the verdicts here are clear, the time is the test's.
     report["statistics"]["resamples"] = 1000.into();
+    // The shipped report names no backend; a run's does.
+    let backend = serde_json::json!({"name": "candle", "version": env!("CARGO_PKG_VERSION"), "sha256": "", "path": ""});
+    report["environment"]["plugins"] = vec![backend].into();
     std::fs::write(run.join("report.json"), report.to_string()).unwrap();
     for item in report["items"].as_array_mut().unwrap() {
         let nll = &mut item["models"]["full"]["metrics"]["nll"];
@@ -110,4 +113,55 @@ fn a_ci_job_gets_junit_annotations_and_a_summary_and_standard_output_stays_one_t
     assert!(out.starts_with("::error file=") && !err.contains("::error"), "{out}{err}");
     let output = karat(folder, &["check", "worse.json", "--baseline", "nowhere"], &env[..1]);
     assert!(said(&output).1.contains("::error title=karat check%3A not judged::"), "{}", said(&output).1);
+
+    // Refused: the last verdict's file does not stay as if it were this one's.
+    let output = karat(folder, &["check", "worse.json", "--baseline", "nowhere", "--junit", "out/junit.xml"], &[]);
+    assert_eq!(output.status.code(), Some(6));
+    let xml = std::fs::read_to_string(folder.join("out/junit.xml")).unwrap();
+    let document = roxmltree::Document::parse(&xml).unwrap();
+    let suite = document.descendants().find(|n| n.has_tag_name("testsuite")).unwrap();
+    assert_eq!((suite.attribute("tests"), suite.attribute("errors")), (Some("1"), Some("1")), "{xml}");
+    let error = suite.descendants().find(|n| n.has_tag_name("error")).unwrap();
+    assert_eq!(error.attribute("type"), Some("not-judged"));
+    assert!(error.text().unwrap().contains("help: save one first: karat check SUITE --save-baseline NAME"), "{xml}");
+}
+
+#[test]
+fn the_certificate_that_the_doctor_writes_is_what_the_gate_reads() {
+    let project = project();
+    let folder = project.path();
+    let model = repository().join("suites/medical-r1/base");
+    let doctor = karat(folder, &["--json", "doctor", "--determinism", "--model", model.to_str().unwrap()], &[]);
+    assert_eq!(doctor.status.code(), Some(0), "{}", said(&doctor).1);
+    std::fs::write(folder.join("certificate.json"), &doctor.stdout).unwrap();
+    let certificate: Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let drift = certificate["logprob_drift"].as_f64().unwrap();
+    let baseline = folder.join("runs/medical-r1").to_str().unwrap().to_string();
+    let args = ["--json", "check", "worse.json", "--baseline", &baseline, "--determinism", "certificate.json"];
+    let output = karat(folder, &args, &[]);
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output).1);
+    let checks: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let allowance = |metric: &str| {
+        let find = |c: &&Value| c["model"] == "full" && c["metric"] == metric;
+        checks["checks"].as_array().unwrap().iter().find(find).unwrap()["allowance"].as_f64().unwrap()
+    };
+    assert_eq!((allowance("nll"), allowance("rougeL")), (drift, 0.0));
+
+    // Kept in the report, it is on its pages, and the gate finds it there.
+    let attach = ["report", "worse.json", "--determinism", "certificate.json", "--out", "certified"];
+    let output = karat(folder, &attach, &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output).1);
+    for page in ["report.json", "report.html"] {
+        let page = std::fs::read_to_string(folder.join("certified").join(page)).unwrap();
+        assert!(page.contains("\"pass\": \"batch 1\"") || page.contains("repeats itself (8 texts"), "{page}");
+    }
+    let output = karat(folder, &["--json", "check", "certified/report.json", "--baseline", &baseline], &[]);
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found, checks);
+    // Another backend's certificate says nothing of this report.
+    let other = doctor.stdout.iter().map(|&b| b as char).collect::<String>().replace("\"candle ", "\"carbon ");
+    std::fs::write(folder.join("certificate.json"), other).unwrap();
+    let output = karat(folder, &attach, &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).1.contains("the certificate is of carbon"), "{}", said(&output).1);
 }

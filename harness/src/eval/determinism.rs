@@ -6,7 +6,7 @@
 //! bytes twice, and a difference between two models is a difference between the models. Where log-probabilities depend on
 //! the batch, the certificate says by how much.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::backend::{Event, Flow, GenerateConfig, OpenConfig, Scores, Session, SessionInfo, Tokens};
 use crate::run::{Cancel, LoadedBackend, backend_error, evaluator};
@@ -26,7 +26,7 @@ pub struct Trial {
 }
 
 /// One pass against the first.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// `again`, `batch 1` (rows one by one), `1 thread`.
     pub pass: String,
@@ -52,7 +52,7 @@ impl Comparison {
 }
 
 /// How far a backend repeats itself with one model on one machine.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Certificate {
     /// The backend's name and version.
     pub backend: String,

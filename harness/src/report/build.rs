@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::backend::{SessionInfo, StepEvent, StopReason, TrainSummary};
 use crate::error::{Error, Result};
 use crate::eval::stats::{StatsOptions, cluster_count};
-use crate::eval::{Item, ItemResult, PartScore, think};
+use crate::eval::{Item, ItemResult, PartScore, metric, think};
 
 use super::model::*;
 use super::warning::{self, Warning};
@@ -331,6 +331,7 @@ fn metric(info: &MetricInfo, runs: &[Run<'_>], inputs: &Inputs<'_>) -> Metric {
                 missing: values.len() - present.len(),
                 ci_low: interval.and_then(|i| finite(i.0)),
                 ci_high: interval.and_then(|i| finite(i.1)),
+                truncation: truncation(&info.name, run, inputs.items),
             };
             (run.0.name.clone(), value)
         })
@@ -343,9 +344,18 @@ fn metric(info: &MetricInfo, runs: &[Run<'_>], inputs: &Inputs<'_>) -> Metric {
         direction: info.direction,
         decimals: info.decimals,
         headline: info.headline,
+        signature: metric::signature(&info.name),
         best: best(info.direction, runs.iter().map(|r| r.0.name.as_str()), &models),
         models,
     }
+}
+
+/// What unclosed reasoning can have done to a metric of answers; none where all of it was closed.
+fn truncation(name: &str, (_, results): &Run<'_>, items: &[Item]) -> Option<metric::Bounds> {
+    let valued = |r: &&ItemResult| r.metrics.get(name).copied().flatten().is_some_and(f64::is_finite);
+    let valued: Vec<&ItemResult> =
+        items.iter().filter_map(|i| results.get(i.id.as_str()).copied()).filter(valued).collect();
+    metric::bounds(name, valued.iter().copied()).filter(|b| b.n_completed < valued.len())
 }
 
 pub(super) fn best<'a>(

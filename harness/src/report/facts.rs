@@ -85,6 +85,7 @@ fn pairs<V: Display>(map: &BTreeMap<String, V>, language: Language) -> String {
 pub(super) fn environment(report: &Report) -> Vec<(String, String)> {
     let (language, l) = (report.language, report.language.labels());
     let e = &report.environment;
+    let (comma, semicolon) = (l.comma, l.semicolon);
     let mut facts = Vec::new();
     if !e.karat.is_empty() {
         facts.push(("karat".to_string(), e.karat.clone()));
@@ -100,6 +101,26 @@ pub(super) fn environment(report: &Report) -> Vec<(String, String)> {
         let (name, cost) = model;
         let kernels = if cost.kernels.is_empty() { String::new() } else { format!(", {}", cost.kernels.join(", ")) };
         facts.push((name.clone(), format!("{}, {} {}{kernels}", cost.device, cost.threads, l.threads)));
+    }
+    if let Some(c) = &e.determinism {
+        let pass = |p: &crate::eval::determinism::Comparison| {
+            let drift = match p.logprob_drift {
+                0.0 => "0".to_string(),
+                drift => number::scientific(drift),
+            };
+            format!("{}: {} {}{comma}{} {drift} nats", p.pass, p.flipped_texts, l.texts_change, l.drift)
+        };
+        let passes: Vec<String> = c.comparisons.iter().map(pass).collect();
+        let (texts, tokens) = (number::grouped(c.texts as u64), number::grouped(c.tokens as u64));
+        let verdict = if c.deterministic { l.repeats } else { l.repeats_not };
+        let text = format!(
+            "{} {verdict} ({texts} {}{comma}{tokens} {}){semicolon}{}",
+            c.backend,
+            l.texts_word,
+            l.tokens_word,
+            passes.join(semicolon)
+        );
+        facts.push((l.determinism.to_string(), text));
     }
     facts.extend(e.seconds.iter().map(|(stage, s)| (term(stage, language), number::duration(*s))));
     facts.extend(e.paths.iter().chain(&e.notes).map(|(k, v)| (term(k, language), v.clone())));

@@ -5,7 +5,9 @@
 //! cannot tell. What they could have told stands beside it (the minimum detectable difference). A model, metric or item that
 //! the baseline has and the report has not is a regression; reports of other data, prompts, template or decoding are refused.
 //!
-//! The difference is the mean over the items, every item counting alike, also where the table's value is pooled over tokens.
+//! The difference is the mean over the items, every item counting alike, also where the table's value is pooled over tokens. Where
+//! items share a source, whole sources are drawn, as they are for the report's own comparisons: ten wordings of one question are
+//! no ten questions.
 //!
 //! [`check`] decides; [`text`] writes for people, [`annotations`] for GitHub, [`junit`] for a CI server; [`baseline`] keeps what is
 //! compared with; [`test`](fn@test) makes named tests of it for `cargo test`:
@@ -32,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use super::compare::mismatches;
 use super::model::{Direction, Metric, Report};
 use crate::error::{Error, Result};
-use crate::eval::stats::{Gate, Verdict, mean, non_inferiority};
+use crate::eval::stats::{Gate, Verdict, cluster_count, clustered_non_inferiority, mean};
 
 pub use baseline::Baseline;
 pub use noise::Noise;
@@ -56,6 +58,9 @@ pub struct Check {
     pub value: Option<f64>,
     /// What it rests on; none where something is missing.
     pub gate: Option<Gate>,
+    /// Sources of these items, where some share one: whole sources were drawn for the interval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<usize>,
     /// By how much each end of the interval was moved out for what is not deterministic; 0 where nothing is known.
     pub allowance: f64,
     /// What is missing.
@@ -80,8 +85,8 @@ pub struct Checks {
 pub struct Rules {
     /// Non-inferiority margins by metric, in its unit, over [`default_margin`].
     pub margins: BTreeMap<String, f64>,
-    /// What a second run of the same models would change by itself.
-    pub noise: Noise,
+    /// What a second run of the same models would change by itself; unless given, what the report's certificate says, or nothing.
+    pub noise: Option<Noise>,
 }
 
 /// The margin of a metric that nobody set one for, by its unit: 0.02 nats a token or bits a byte, 2 points of a share
@@ -145,9 +150,11 @@ pub fn check(report: &Report, baseline: &Report, rules: &Rules) -> Result<Checks
     let planned = plan(baseline, rules)?;
     comparable(report, baseline)?;
     let values = Values { report: by_item(report), baseline: by_item(baseline) };
+    let certified = || report.environment.determinism.as_ref().map(Noise::from);
+    let noise = rules.noise.or_else(certified).unwrap_or_default();
     let checks: Vec<Check> = planned
         .into_iter()
-        .map(|(model, metric, margin)| one((report, baseline), &values, model, metric, margin, &rules.noise))
+        .map(|(model, metric, margin)| one((report, baseline), &values, model, metric, margin, &noise))
         .collect();
     let ungated = baseline.metrics.iter().filter(|m| m.direction != Direction::Neutral && margin(m, rules).is_none());
     Ok(Checks {
@@ -205,6 +212,7 @@ fn one(
         baseline: None,
         value: None,
         gate: None,
+        sources: None,
         allowance: 0.0,
         missing: None,
     };
@@ -227,13 +235,14 @@ fn one(
     let value = |items: &BTreeMap<&str, &super::model::ItemRow>, id: &str| {
         items.get(id)?.models.get(model)?.metrics.get(&metric.name).copied().flatten()
     };
-    let (mut before, mut after, mut absent) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut before, mut after, mut sources, mut absent) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for item in &baseline.items {
         let Some(old) = value(&values.baseline, &item.id) else { continue };
         match value(&values.report, &item.id) {
             Some(new) => {
                 before.push(old);
                 after.push(new);
+                sources.push(source(item, values.report.get(item.id.as_str()).copied()));
             }
             None => absent.push(item.id.as_str()),
         }
@@ -243,15 +252,24 @@ fn one(
         return check;
     }
     let options = &baseline.statistics;
-    let gate = non_inferiority(&before, &after, metric.direction == Direction::Higher, margin, options);
+    let higher = metric.direction == Direction::Higher;
+    let gate = clustered_non_inferiority(&before, &after, &sources, higher, margin, options);
+    check.sources = Some(cluster_count(&sources)).filter(|count| *count < sources.len());
     check.baseline = Some(mean(&before)).filter(|x| x.is_finite());
     check.value = Some(mean(&after)).filter(|x| x.is_finite());
     check.allowance = noise.allowance(metric, check.value.unwrap_or(0.0));
     let gate = gate.widened(check.allowance);
-    // One item has no spread to resample: whatever it shows, it shows nothing of the next.
-    check.verdict = if gate.n < 2 { Verdict::Inconclusive } else { gate.verdict };
+    // One item, or one source, has no spread to resample: whatever it shows, it shows nothing of the next.
+    check.verdict = if gate.n < 2 || check.sources == Some(1) { Verdict::Inconclusive } else { gate.verdict };
     check.gate = Some(Gate { verdict: check.verdict, ..gate });
     check
+}
+
+/// The source of an item, and whether it has a name; an item that shares none is its own. A baseline of before sources were
+/// reported has none: the report's are as good, for the items are the same.
+fn source<'a>(old: &'a super::model::ItemRow, new: Option<&'a super::model::ItemRow>) -> (bool, &'a str) {
+    let shared = old.cluster.as_deref().or_else(|| new?.cluster.as_deref());
+    shared.map_or((false, old.id.as_str()), |source| (true, source))
 }
 
 /// `the report has no value for 3 of 130 items: a, b, c`.

@@ -36,6 +36,7 @@ pub(super) fn general(texts: &GeneralText, models: &[ModelRun], stats: &StatsOpt
                 direction: Direction::Lower,
                 decimals: 3,
                 headline: true,
+                signature: None,
                 best: best(Direction::Lower, asked.iter().map(|m| m.name.as_str()), &values),
                 models: values,
             }
@@ -91,5 +92,6 @@ fn value(scores: &[PartScore], terms: Terms, stats: &StatsOptions) -> MetricValu
         missing: scores.len() - terms.len(),
         ci_low: interval.as_ref().and_then(|i| finite(i.low)),
         ci_high: interval.as_ref().and_then(|i| finite(i.high)),
+        truncation: None,
     }
 }

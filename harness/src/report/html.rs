@@ -83,6 +83,9 @@ fn view(report: &Report) -> Value {
         nav => data(nav),
         metrics,
         against => against.iter().map(names).collect::<Vec<_>>(),
+        signatures => data(tables::signatures(report)),
+        truncation_header => data(tables::truncation_header(l)),
+        truncation => data(tables::truncation(report)),
         level => number::fixed(100.0 * report.statistics.confidence, 0),
     };
     let any_headline = report.metrics.iter().any(|m| m.headline);

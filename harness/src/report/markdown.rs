@@ -33,6 +33,10 @@ pub fn render(report: &Report) -> String {
         let _ = writeln!(md, "## {}\n", l.results);
         md.push_str(&results_table(report));
         let _ = writeln!(md, "\n{}\n", inline(l.legend));
+        for (title, signature) in tables::signatures(report) {
+            let _ = writeln!(md, "{} ({}): `{signature}`\n", l.signature, inline(title));
+        }
+        truncation(&mut md, report, l);
     }
     differences(&mut md, report, l);
     flips(&mut md, report, l);
@@ -222,6 +226,19 @@ fn general(md: &mut String, report: &Report, l: &Labels) {
     }
     let _ = writeln!(md, "{}", table.finish());
     let _ = writeln!(md, "{}\n", inline(&tables::general_source(general, report.language)));
+}
+
+fn truncation(md: &mut String, report: &Report, l: &Labels) {
+    let rows = tables::truncation(report);
+    if rows.is_empty() {
+        return;
+    }
+    let _ = writeln!(md, "### {}\n\n{}\n", l.truncation, l.truncation_help);
+    let mut table = Table::new(tables::truncation_header(l).map(String::from).to_vec(), 2);
+    for row in rows {
+        table.row(row.iter().map(|c| cell(c)).collect());
+    }
+    let _ = writeln!(md, "{}", table.finish());
 }
 
 fn adapters(md: &mut String, report: &Report, l: &Labels) {

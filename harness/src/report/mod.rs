@@ -6,6 +6,7 @@
 
 pub mod benchmark;
 mod build;
+mod certified;
 pub mod compare;
 pub mod csv;
 mod diff;

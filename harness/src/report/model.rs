@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{GenerateConfig, StopReason};
 use crate::error::{Error, Result};
+use crate::eval::determinism::Certificate;
+use crate::eval::metric::Bounds;
 use crate::eval::stats::StatsOptions;
 use crate::eval::think::ThinkState;
 
@@ -303,6 +305,9 @@ pub struct Metric {
     pub decimals: usize,
     /// Named in the verdict and drawn in `metrics.svg`.
     pub headline: bool,
+    /// What sacrebleu would print beside its scores, of the metrics that are sacrebleu's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
     /// By model name.
     pub models: BTreeMap<String, MetricValue>,
     /// The best model or models (equal values), empty where nothing can be said.
@@ -324,6 +329,9 @@ pub struct MetricValue {
     pub ci_low: Option<f64>,
     /// Upper end of the interval.
     pub ci_high: Option<f64>,
+    /// What reasoning that was never closed can have done to it; only where some was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub truncation: Option<Bounds>,
 }
 
 /// A candidate against a baseline, over all metrics. p-values are Holm-adjusted over the metrics of one comparison.
@@ -490,6 +498,9 @@ pub struct Environment {
     /// Paths by what they hold.
     #[serde(default)]
     pub paths: BTreeMap<String, String>,
+    /// How far the backend repeats itself, if somebody tried (`karat report --determinism FILE`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub determinism: Option<Certificate>,
     /// Anything else worth keeping.
     #[serde(default)]
     pub notes: BTreeMap<String, String>,

@@ -124,6 +124,34 @@ pub(super) fn costs(report: &Report) -> Vec<(&Model, Vec<String>)> {
         .collect()
 }
 
+/// The metrics with a signature: what a table calls them, and it.
+pub(super) fn signatures(report: &Report) -> Vec<(&str, &str)> {
+    report.metrics.iter().filter_map(|m| Some((m.title(report.language), m.signature.as_deref()?))).collect()
+}
+
+/// The header of [`truncation`].
+pub(super) fn truncation_header(l: &Labels) -> [&'static str; 6] {
+    [l.metric, l.model, l.over_all, l.over_closed, l.were_worst, l.were_best]
+}
+
+/// What reasoning that was never closed can have done, by metric and model; empty where all of it was closed.
+pub(super) fn truncation(report: &Report) -> Vec<[String; 6]> {
+    let row = |metric: &Metric, model: &Model| {
+        let value = metric.models.get(&model.name)?;
+        let b = value.truncation?;
+        let number = |x: f64| number::fixed(x, metric.decimals);
+        Some([
+            format!("{} {}", metric.title(report.language), metric.arrow()).trim_end().to_string(),
+            model.name.clone(),
+            format!("{} (n = {})", number(b.all), value.n),
+            format!("{} (n = {})", b.completed.map_or(UNDEFINED.into(), number), b.n_completed),
+            number(b.low),
+            number(b.high),
+        ])
+    };
+    report.metrics.iter().flat_map(|metric| report.models.iter().filter_map(move |model| row(metric, model))).collect()
+}
+
 /// The header of [`adapters`]: the model and its cells.
 pub(super) fn adapter_header(l: &Labels) -> [&'static str; 6] {
     [l.model, l.items_word, l.adapter_change, l.merged_difference, l.merged_flips, l.merged_texts]

@@ -17,9 +17,17 @@ use crate::output::Output;
 
 pub fn run(args: &CheckArgs, output: &Output) -> Result<u8> {
     let result = carry_out(args, output);
-    if let (Err(error), true) = (&result, on_github()) {
-        // A gate that could not judge is seen in the pull request as one that failed is.
-        crate::output::to_stderr(&annotations::refusal(error));
+    // A gate that could not judge is seen in the pull request and by the CI server as one that failed is.
+    if let Err(error) = &result {
+        if on_github() {
+            crate::output::to_stderr(&annotations::refusal(error));
+        }
+        if let Some(file) = &args.junit {
+            let document = junit::refusal(error, args.what.as_deref().unwrap_or("the only run"), &args.baseline);
+            if let Err(second) = fsio::write_atomic(file, document.as_bytes()) {
+                crate::output::to_stderr(&text::told(&second));
+            }
+        }
     }
     result
 }
@@ -55,8 +63,9 @@ fn carry_out(args: &CheckArgs, output: &Output) -> Result<u8> {
     let mut margins = subject.margins.clone();
     margins.extend(given_margins(&args.margin)?);
     let noise = match &args.determinism {
-        Some(certificate) => Noise::read(certificate)?,
-        None => Noise { flip_rate: args.flip_rate, logprob_drift: args.logprob_drift },
+        Some(certificate) => Some(Noise::read(certificate)?),
+        None if args.flip_rate == 0.0 && args.logprob_drift == 0.0 => None,
+        None => Some(Noise { flip_rate: args.flip_rate, logprob_drift: args.logprob_drift }),
     };
     let checks = check(&report, &baseline::load(&path)?, &Rules { margins, noise })?;
     let help = bless_command(args);

@@ -17,6 +17,9 @@ pub fn run(args: &ReportArgs, global: &Global, output: &Output) -> Result<u8> {
     if let Some(language) = args.language {
         report.language = language.into();
     }
+    if let Some(certificate) = &args.determinism {
+        report.attach_certificate(certificate)?;
+    }
     if let Some(document) = &args.splice {
         let id = args.id.clone().unwrap_or_else(|| report.suite.name.clone());
         let mode = if args.check { Mode::Check } else { Mode::Write };

@@ -32,6 +32,7 @@ pub mod rouge_package;
 pub mod rouge_score;
 pub mod sacrebleu;
 pub mod sacrebleu_tokenizers;
+mod signature;
 pub mod ter;
 pub mod tokens;
 pub mod vocabulary;
@@ -40,6 +41,7 @@ mod evaluate;
 
 pub use evaluate::{Bounds, aggregate, aggregate_with_interval, bounds, evaluate};
 pub use registry::{Corpus, Direction, MetricInfo, Reads, info, registry};
+pub use signature::signature;
 
 use crate::{Error, Result};
 

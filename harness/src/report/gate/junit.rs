@@ -1,6 +1,8 @@
-//! A gate's verdicts as JUnit XML: a regression is a `failure`, what the items cannot tell an `error`.
+//! A gate's verdicts as JUnit XML: a regression is a `failure`, what the items cannot tell an `error`, and so is a gate that
+//! could not judge at all.
 
 use super::{Checks, text};
+use crate::error::Error;
 use crate::eval::stats::Verdict;
 use crate::report::junit::{Case, Outcome, Suite, render};
 use crate::report::model::Report;
@@ -37,5 +39,21 @@ pub fn junit(checks: &Checks, report: &Report, baseline: &str, help: &str) -> St
         name: format!("karat check {suite}"),
         properties: properties.map(|(name, value)| (name.to_string(), value)).to_vec(),
         cases,
+    })
+}
+
+/// The document of a gate that could not judge: reports of another question, no baseline, a broken file. One case, an `error`,
+/// so that a CI server does not show the last verdict, or none, for a gate that failed.
+pub fn refusal(error: &Error, what: &str, baseline: &str) -> String {
+    render(&Suite {
+        name: format!("karat check {what}"),
+        properties: [("baseline", baseline), ("verdict", "not-judged")]
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .to_vec(),
+        cases: vec![Case {
+            class: what.to_string(),
+            name: "judged".into(),
+            outcome: Outcome::Error("not-judged".into(), text::told(error)),
+        }],
     })
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::eval::determinism::Certificate;
 use crate::eval::metric::{self, Reads};
 use crate::fsio;
 use crate::report::model::Metric;
@@ -16,6 +17,12 @@ pub struct Noise {
     pub flip_rate: f64,
     /// Largest change of a token's log-probability, in nats.
     pub logprob_drift: f64,
+}
+
+impl From<&Certificate> for Noise {
+    fn from(c: &Certificate) -> Noise {
+        Noise { flip_rate: c.flip_rate, logprob_drift: c.logprob_drift }
+    }
 }
 
 impl Noise {

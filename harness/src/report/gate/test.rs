@@ -7,7 +7,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 use super::subject::from_repository;
 use super::{Checks, Noise, Rules, Subject, baseline, check, plan, text};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::eval::stats::Verdict;
 use crate::report::Report;
 
@@ -48,10 +48,10 @@ impl Gated {
         self
     }
 
-    /// What a second run of the same models would change by itself ([`Noise::read`]).
+    /// What a second run of the same models would change by itself ([`Noise::read`]), over the report's certificate.
     #[must_use]
     pub fn noise(mut self, noise: Noise) -> Gated {
-        self.rules.noise = noise;
+        self.rules.noise = Some(noise);
         self
     }
 
@@ -60,7 +60,7 @@ impl Gated {
     pub fn trials(&self) -> Vec<Trial> {
         let (subject, path) = match self.places() {
             Ok(places) => places,
-            Err(error) => return vec![failing(format!("{}::baseline", self.what), told(&error))],
+            Err(error) => return vec![failing(format!("{}::baseline", self.what), text::told(&error))],
         };
         let suite = subject.suite.clone();
         let mut rules = self.rules.clone();
@@ -71,11 +71,13 @@ impl Gated {
         let loaded = baseline::load(&path).and_then(|baseline| names(&baseline, &rules).map(|names| (baseline, names)));
         let (baseline, names) = match loaded {
             Ok(loaded) => loaded,
-            Err(error) => return vec![failing(format!("{suite}::baseline"), format!("{}\n{bless}", told(&error)))],
+            Err(error) => {
+                return vec![failing(format!("{suite}::baseline"), format!("{}\n{bless}", text::told(&error)))];
+            }
         };
         if subject.report.is_none() {
             let reason = format!("no run yet, see `karat run {suite}`");
-            let why = subject.load().err().map(|e| told(&e)).unwrap_or_default();
+            let why = subject.load().err().map(|e| text::told(&e)).unwrap_or_default();
             let ignored = |(model, metric): &(String, String)| {
                 failing(format!("{suite}::{model}::{metric}"), why.clone()).with_ignored_flag(true).with_kind(&reason)
             };
@@ -119,7 +121,7 @@ fn decided(suite: &str, model: &str, metric: &str, checks: &Result<Checks>, bles
     let name = format!("{suite}::{model}::{metric}");
     let checks = match checks {
         Ok(checks) => checks,
-        Err(error) => return failing(name, format!("{}\n{bless}", told(error))),
+        Err(error) => return failing(name, format!("{}\n{bless}", text::told(error))),
     };
     match checks.checks.iter().find(|c| c.model == model && c.metric == metric) {
         Some(c) if c.verdict == Verdict::Pass => Trial::test(name, || Ok(())),
@@ -132,20 +134,6 @@ fn decided(suite: &str, model: &str, metric: &str, checks: &Result<Checks>, bles
 
 fn failing(name: String, why: String) -> Trial {
     Trial::test(name, move || Err(Failed::from(why)))
-}
-
-/// An error with its place, causes and remedy, in lines.
-fn told(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut next = std::error::Error::source(error);
-    while let Some(cause) = next {
-        text.push_str(&format!("\nbecause: {cause}"));
-        next = cause.source();
-    }
-    if let Some(help) = error.help_text() {
-        text.push_str(&format!("\nhelp: {help}"));
-    }
-    text
 }
 
 /// Runs the gates as a test program does: filters, `--list`, `--ignored` and the like are taken from the command line, and

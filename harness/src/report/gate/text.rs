@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Check, Checks};
+use crate::error::Error;
 use crate::eval::stats::{Gate, Verdict};
 
 /// `pass`, `inconclusive`, `regress`.
@@ -25,8 +26,9 @@ pub fn sentence(check: &Check, confidence: f64) -> String {
         Verdict::Regress => format!("worse than the baseline by more than the margin of {}{unit}", gate.margin),
         Verdict::Pass => format!("not worse than the baseline by more than the margin of {}{unit}", gate.margin),
         Verdict::Inconclusive => format!(
-            "{} items cannot tell whether it is worse than the baseline by more than the margin of {}{unit}",
-            gate.n, gate.margin
+            "{} cannot tell whether it is worse than the baseline by more than the margin of {}{unit}",
+            size(check, gate),
+            gate.margin
         ),
     };
     let level = percent(confidence);
@@ -37,7 +39,10 @@ pub fn sentence(check: &Check, confidence: f64) -> String {
     };
     let seen = match detectable(gate).as_str() {
         "-" => String::new(),
-        seen => format!(", n = {} detects {seen}{}", gate.n, items_needed(gate)),
+        seen => match check.sources {
+            None => format!(", n = {} detects {seen}{}", gate.n, needed(check, gate)),
+            Some(_) => format!(", {} detect {seen}{}", size(check, gate), needed(check, gate)),
+        },
     };
     format!(
         "{what}: {how}: {values}, gain {} ({level} % interval [{}, {}]{noise}){seen}",
@@ -45,6 +50,20 @@ pub fn sentence(check: &Check, confidence: f64) -> String {
         signed(gate.interval.low),
         signed(gate.interval.high),
     )
+}
+
+/// An error with its place, causes and remedy, in lines.
+pub fn told(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        text.push_str(&format!("\nbecause: {cause}"));
+        next = cause.source();
+    }
+    if let Some(help) = error.help_text() {
+        text.push_str(&format!("\nhelp: {help}"));
+    }
+    text
 }
 
 /// `regress: 1 of 18 checks regress, 2 inconclusive, 15 pass`.
@@ -153,7 +172,10 @@ fn rows(checks: &Checks) -> Vec<[String; COLUMNS]> {
             }),
             gate.map_or_else(none, |g| g.margin.to_string()),
             gate.map_or_else(none, detectable),
-            gate.map_or_else(none, |g| g.n.to_string()),
+            gate.map_or_else(none, |g| match c.sources {
+                None => g.n.to_string(),
+                Some(sources) => format!("{} of {sources} sources", g.n),
+            }),
         ]
     };
     checks.checks.iter().map(row).collect()
@@ -173,16 +195,37 @@ fn plain(x: f64) -> String {
 }
 
 fn signed(x: f64) -> String {
+    if !x.is_finite() {
+        return "-".to_string();
+    }
     let text = format!("{x:+.4}");
     // A difference of nothing has no sign.
     if text.trim_start_matches(['+', '-']).chars().all(|c| matches!(c, '0' | '.')) { plain(0.0) } else { text }
 }
 
-/// How many items would see a loss of the margin's size: the detectable difference falls with the root of their number.
-fn items_needed(gate: &Gate) -> String {
+/// `130 items`, `130 items of 26 sources`.
+fn size(check: &Check, gate: &Gate) -> String {
+    let items = format!("{} item{}", gate.n, plural(gate.n));
+    match check.sources {
+        None => items,
+        Some(sources) => format!("{items} of {sources} source{}", plural(sources)),
+    }
+}
+
+fn plural(n: usize) -> &'static str {
+    if n == 1 { "" } else { "s" }
+}
+
+/// How many items would see a loss of the margin's size: the detectable difference falls with the root of their number. Where
+/// items share sources it falls with the number of sources: more items of the same ones teach little.
+fn needed(check: &Check, gate: &Gate) -> String {
     let times = (gate.minimum_detectable / gate.margin).powi(2);
+    let (drawn, what) = match check.sources {
+        None => (gate.n, "items"),
+        Some(sources) => (sources, "such sources"),
+    };
     if gate.verdict == Verdict::Inconclusive && times.is_finite() && times > 1.0 {
-        format!(", about {} items would detect the margin", (times * gate.n as f64).ceil())
+        format!(", about {} {what} would detect the margin", (times * drawn as f64).ceil())
     } else {
         String::new()
     }
