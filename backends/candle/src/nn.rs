@@ -392,17 +392,23 @@ pub fn rotate(x: &Tensor, positions: &[u32], heads: usize, table: &Table, invers
 }
 
 /// Causal attention over packed rows: the output `[tokens, queries * dim]` and the log-sum-exps.
-pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize], heads: Heads) -> Result<(Tensor, Vec<f32>)> {
+pub fn attend(
+    precision: Precision,
+    [q, k, v]: [&Tensor; 3],
+    starts: &[usize],
+    heads: Heads,
+) -> Result<(Tensor, Vec<f32>)> {
     let _timer = Timer::new("attention", attention::work(starts, heads, 2));
     let (qs, ks, vs) = (view(q)?, view(k)?, view(v)?);
     let tokens = dims(q)?.0;
     let (mut out, mut lse) = (buffers::take(qs.len()), vec![0.0; tokens * heads.queries]);
-    attention::forward(&qs, &ks, &vs, starts, heads, &mut out, &mut lse);
+    attention::forward(precision, &qs, &ks, &vs, starts, heads, &mut out, &mut lse);
     Ok((activation(out, q.dims())?, lse))
 }
 
 /// Backward of [`attend`]: gradients of `q`, `k`, `v`.
 pub fn attend_backward(
+    precision: Precision,
     [q, k, v]: [&Tensor; 3],
     starts: &[usize],
     heads: Heads,
@@ -413,7 +419,7 @@ pub fn attend_backward(
     let (qs, ks, vs) = (view(q)?, view(k)?, view(v)?);
     let (mut dq, mut dk, mut dv) = (buffers::take(qs.len()), buffers::take(ks.len()), buffers::take(vs.len()));
     let (out, dout) = (view(out)?, view(dout)?);
-    attention::backward(&qs, &ks, &vs, starts, heads, &out, lse, &dout, &mut dq, &mut dk, &mut dv);
+    attention::backward(precision, &qs, &ks, &vs, starts, heads, &out, lse, &dout, &mut dq, &mut dk, &mut dv);
     Ok([activation(dq, q.dims())?, activation(dk, k.dims())?, activation(dv, v.dims())?])
 }
 

@@ -40,7 +40,7 @@ pub fn prefill(model: &Decoder, prompts: &[&[u32]], caches: &mut [Cache]) -> Res
     for (l, layer) in model.layers.iter().enumerate() {
         let p = layer.project(&x, pass)?;
         remember(model, l, &batch.starts, &p.k, &p.v, caches)?;
-        let (attended, _) = nn::attend(&p.q, &p.k, &p.v, &batch.starts, layer.heads)?;
+        let (attended, _) = nn::attend(layer.o.precision, [&p.q, &p.k, &p.v], &batch.starts, layer.heads)?;
         x = layer.finish(&x, &attended, None)?.0;
     }
     caches.iter_mut().zip(prompts).for_each(|(cache, prompt)| cache.len += prompt.len());
