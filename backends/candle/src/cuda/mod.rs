@@ -5,3 +5,5 @@
 //! kernel sources on the CPU is the other, so that all that is written above it is tested where there is no GPU.
 
 pub mod device;
+pub mod emulator;
+pub mod kernels;
