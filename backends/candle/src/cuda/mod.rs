@@ -9,8 +9,9 @@
 //! f32, and no sum depends on the order in which blocks happen to run.
 
 pub mod device;
-<<<<<<< HEAD
 pub mod driver;
+pub mod emulator;
+pub mod kernels;
 pub mod ops;
 mod tensor;
 
@@ -34,7 +35,3 @@ pub fn here(t: &nn::Tensor) -> Result<&Tensor> {
 pub fn stored(w: &impl Stored) -> Result<&Tensor> {
     w.on_cuda().ok_or_else(|| BackendError::failed("a weight of the CPU reached a kernel of the GPU"))
 }
-=======
-pub mod emulator;
-pub mod kernels;
->>>>>>> kernels
