@@ -7,7 +7,7 @@ use half::bf16;
 use karat::backend::BackendError;
 use rayon::prelude::*;
 
-use super::device::{Arg, Buffer, Element, Gpu, Launch, Matrix};
+use super::device::{Arg, Buffer, Element, Gpu, Matrix};
 use crate::nn::Result;
 use crate::ops::mapped::Elements;
 use crate::ops::rope::Table;
@@ -26,21 +26,9 @@ impl fmt::Debug for Device {
     }
 }
 
-impl Device {
-    /// Queues the kernel for activations of `element`: the first name for f32, the second for bf16.
-    pub fn launch(
-        &self,
-        element: Element,
-        [f32, bf16]: [&'static str; 2],
-        launch: Launch,
-        arguments: &[Arg<'_>],
-    ) -> Result<()> {
-        let kernel = match element {
-            Element::F32 => f32,
-            Element::Bf16 => bf16,
-        };
-        self.gpu.launch(kernel, launch, arguments)
-    }
+/// A buffer as the argument of a kernel.
+pub fn start(buffer: &Buffer) -> Arg<'_> {
+    Arg::Buffer(buffer, 0)
 }
 
 /// A dense row-major tensor on a device; clones share it.
@@ -147,9 +135,9 @@ impl Tensor {
     pub fn arg(&self) -> Arg<'_> {
         Arg::Buffer(&self.0.buffer, 0)
     }
-    /// What a kernel that reads a weight in the element type of activations gets.
-    pub fn operand_arg(&self) -> Arg<'_> {
-        Arg::Buffer(self.0.rounded.as_ref().unwrap_or(&self.0.buffer), 0)
+    /// The same, from the element `first` on.
+    pub fn from(&self, first: usize) -> Arg<'_> {
+        Arg::Buffer(&self.0.buffer, first * self.0.element.size())
     }
     /// It as an operand of a product: rounded where the device computes in bf16.
     pub fn operand(&self) -> Matrix<'_> {
