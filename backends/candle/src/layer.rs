@@ -4,9 +4,8 @@ use karat::backend::BackendError;
 
 use crate::linear::InputGradient::{self, New, Skip};
 use crate::linear::{Adapted, Dropout, Gradients, Linear};
-use crate::nn::{self, Result, Tensor};
+use crate::nn::{self, Angles, Indices, Result, Starts, Tensor};
 use crate::ops::attention::Heads;
-use crate::ops::rope::Table;
 
 /// RMSNorm with its weight.
 #[derive(Clone, Debug)]
@@ -24,7 +23,7 @@ impl Norm {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Vec<f32>)> {
+    pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         nn::rms_norm(x, &self.weight, self.eps)
     }
     /// The gradient of `x`, added to `dx` if that is given.
@@ -35,7 +34,7 @@ impl Norm {
         &self,
         dx: Option<Tensor>,
         x: &Tensor,
-        scale: &[f32],
+        scale: &Tensor,
         dy: &Tensor,
         gradients: &Gradients,
     ) -> Result<Tensor> {
@@ -47,11 +46,11 @@ impl Norm {
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
     /// Where each row starts among the tokens; one more entry than rows.
-    pub starts: &'a [usize],
+    pub starts: &'a Starts,
     /// Position of each token in its row.
-    pub positions: &'a [u32],
+    pub positions: &'a Indices,
     /// Angles of the rotary embedding.
-    pub table: &'a Table,
+    pub table: &'a Angles,
     /// Set during training.
     pub dropout: Option<Dropout>,
 }
@@ -92,9 +91,9 @@ pub struct Projected {
     /// Values `[tokens, keys * dim]`.
     pub v: Tensor,
     normed: Tensor,
-    scale: Vec<f32>,
+    scale: Tensor,
     /// Queries and keys before their norm, with the norm's scales.
-    raw: Option<[(Tensor, Vec<f32>); 2]>,
+    raw: Option<[(Tensor, Tensor); 2]>,
     low: [Option<Adapted>; 3],
 }
 
@@ -102,7 +101,7 @@ pub struct Projected {
 pub struct Finished {
     low_o: Option<Adapted>,
     middle: Tensor,
-    scale: Vec<f32>,
+    scale: Tensor,
     normed: Tensor,
     gate: Tensor,
     up: Tensor,
@@ -113,7 +112,7 @@ pub struct Finished {
 /// Activations of one layer, kept for (or made again in) its backward pass.
 pub struct Saved {
     projected: Projected,
-    attended: (Tensor, Vec<f32>),
+    attended: (Tensor, Tensor),
     finished: Finished,
 }
 

@@ -9,33 +9,32 @@ use crate::config::ModelConfig;
 use crate::files::ModelFiles;
 use crate::layer::{Layer, Norm, Pass, Saved};
 use crate::linear::{Dropout, Gradients, Linear};
-use crate::nn::{self, Precision, Result, Tensor};
+use crate::nn::{self, Angles, Indices, Precision, Result, Starts, Tensor};
 use crate::ops::cross_entropy::Target;
-use crate::ops::rope::Table;
 use crate::rng::{Philox, name_key};
 use crate::weight::Weight;
 
 /// Rows of token ids packed back to back; padding does not exist.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Batch {
     /// All ids.
-    pub ids: Vec<u32>,
+    pub ids: Indices,
     /// Where each row starts; one more entry than rows.
-    pub starts: Vec<usize>,
+    pub starts: Starts,
     /// Position of each id in its row.
-    pub positions: Vec<u32>,
+    pub positions: Indices,
 }
 
 impl Batch {
     /// Packs `rows`.
     pub fn new<'a>(rows: impl IntoIterator<Item = &'a [u32]>) -> Self {
-        let mut batch = Batch { starts: vec![0], ..Batch::default() };
+        let (mut ids, mut starts, mut positions) = (Vec::new(), vec![0], Vec::new());
         for row in rows {
-            batch.ids.extend_from_slice(row);
-            batch.positions.extend(0..row.len() as u32);
-            batch.starts.push(batch.ids.len());
+            ids.extend_from_slice(row);
+            positions.extend(0..row.len() as u32);
+            starts.push(ids.len());
         }
-        batch
+        Batch { ids: ids.into(), starts: starts.into(), positions: positions.into() }
     }
     fn longest(&self) -> usize {
         self.starts.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0)
@@ -58,7 +57,7 @@ pub struct Decoder {
     pub precision: Precision,
     /// Names of the tensors that the adapter holds whole.
     whole: BTreeSet<String>,
-    table: Mutex<Arc<Table>>,
+    table: Mutex<Arc<Angles>>,
 }
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -260,11 +259,11 @@ impl Decoder {
     }
 
     /// Angles for rows of up to `positions`.
-    pub fn table(&self, positions: usize) -> Arc<Table> {
+    pub fn table(&self, positions: usize) -> Arc<Angles> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if table.positions() < positions {
             let size = positions.next_power_of_two().min(self.config.max_positions.max(positions));
-            *table = Arc::new(Table::new(self.config.rope_theta, self.config.heads.dim, size));
+            *table = Arc::new(Angles::new(self.config.rope_theta, self.config.heads.dim, size));
         }
         table.clone()
     }
@@ -315,7 +314,7 @@ impl Decoder {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn score(&self, batch: &Batch, at: &[u32], targets: &[u32]) -> Result<Vec<Target>> {
+    pub fn score(&self, batch: &Batch, at: &Indices, targets: &Indices) -> Result<Vec<Target>> {
         if at.is_empty() {
             return Ok(Vec::new());
         }
@@ -324,7 +323,7 @@ impl Decoder {
     }
 
     /// Forward and backward of the loss `scale * sum of -log p(targets[i])`, `targets[i]` coming after the token
-    /// `batch.ids[at[i]]`: adds to `gradients` and returns the log-probabilities. With `recompute`, only the input of
+    /// `batch.ids[at[i]]`: adds to `gradients` and returns the log-probabilities, in f32. With `recompute`, only the input of
     /// each layer is kept and the rest made again in the backward pass; the numbers are the same to the bit.
     ///
     /// # Errors
@@ -332,14 +331,14 @@ impl Decoder {
     pub fn train(
         &self,
         batch: &Batch,
-        (at, targets): (&[u32], &[u32]),
+        (at, targets): (&Indices, &Indices),
         scale: f32,
         dropout: Option<Dropout>,
         recompute: bool,
         gradients: &Gradients,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Tensor> {
         if at.is_empty() {
-            return Ok(Vec::new());
+            return nn::tensor(Vec::new(), &[0]);
         }
         let table = self.table(batch.longest());
         let pass = Pass { starts: &batch.starts, positions: &batch.positions, table: &table, dropout };
@@ -354,7 +353,7 @@ impl Decoder {
         let head_gradient = gradients.of(if self.config.tied { EMBEDDING } else { HEAD });
         let (logprobs, dnormed) = nn::head_loss(self.precision, &normed, targets, &self.head, scale, head_gradient)?;
         let dchosen = self.norm.backward(None, &chosen, &norm_scale, &dnormed, gradients)?;
-        let mut dx = nn::zero_activation(x.dims())?;
+        let mut dx = nn::zero_activation(&x)?;
         nn::scatter_add(&dx, at, &dchosen)?;
         drop(x);
         let embedding_gradient = gradients.of(EMBEDDING);
@@ -371,16 +370,7 @@ impl Decoder {
             }
         }
         if let Some(embedding_gradient) = embedding_gradient {
-            if let Some(pad) = self.config.pad
-                && batch.ids.contains(&pad)
-            {
-                let width = dx.dims()[1];
-                nn::edit(&dx, |dx| {
-                    let rows = dx.chunks_exact_mut(width).zip(&batch.ids);
-                    rows.filter(|(_, id)| **id == pad).for_each(|(row, _)| row.fill(0.0));
-                })?;
-            }
-            nn::scatter_add(embedding_gradient, &batch.ids, &dx)?;
+            nn::embedding_gradient(embedding_gradient, &batch.ids, dx, self.config.pad)?;
         }
         Ok(logprobs)
     }

@@ -126,7 +126,7 @@ impl Evaluator for CandleSession {
                 at.extend(w[0] as u32..(w[1].max(w[0] + 1) - 1) as u32);
                 targets.extend_from_slice(&batch.ids[(w[0] + 1).min(w[1])..w[1]]);
             }
-            let scored = self.pool.install(|| self.model.score(&batch, &at, &targets))?;
+            let scored = self.pool.install(|| self.model.score(&batch, &at.into(), &targets.into()))?;
             scores.logprobs.extend(scored.iter().map(|t| t.logprob));
             scores.greedy.extend(scored.iter().map(|t| t.greedy));
             done_tokens += size as u64;

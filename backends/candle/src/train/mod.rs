@@ -90,7 +90,7 @@ impl Job<'_> {
         let trained = if lora.is_some() { model.adapter_tensors() } else { model.own()? };
         let moments = trained
             .iter()
-            .map(|(name, t)| Ok((name.clone(), [nn::zeros(t.dims())?, nn::zeros(t.dims())?])))
+            .map(|(name, t)| Ok((name.clone(), [nn::zeros_like(t)?, nn::zeros_like(t)?])))
             .collect::<Result<Moments>>()?;
         let gradients = Gradients::zeros(&trained)?;
         let (step, tokens, log, best_saved) = (0, 0, Vec::new(), None);
@@ -217,7 +217,7 @@ impl Run<'_> {
             let logprobs = self
                 .pool
                 .install(|| model.train(&e.batch, (&e.at, &e.targets), scale, dropout, plan.recompute, gradients))?;
-            let loss = logprobs.iter().map(|l| -f64::from(*l)).sum::<f64>() / window as f64;
+            let loss = nn::view(&logprobs)?.iter().map(|l| -f64::from(*l)).sum::<f64>() / window as f64;
             if !loss.is_finite() {
                 return Err(BackendError::failed(format!(
                     "step {step}, micro-batch {} (training rows {rows:?}): the loss is {loss}; no checkpoint is \
