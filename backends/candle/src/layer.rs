@@ -1,7 +1,10 @@
 //! One decoder layer: attention and MLP, each behind an RMSNorm and added to the residual stream.
 
+use std::sync::Arc;
+
 use karat::backend::BackendError;
 
+use crate::cuda::Device;
 use crate::linear::InputGradient::{self, New, Skip};
 use crate::linear::{Adapted, Dropout, Gradients, Linear};
 use crate::nn::{self, Angles, Indices, Result, Starts, Tensor};
@@ -19,6 +22,14 @@ pub struct Norm {
 }
 
 impl Norm {
+    /// Brings its weight to `device`.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn place(&mut self, device: &Arc<Device>) -> Result<()> {
+        self.weight = self.weight.place(device)?;
+        Ok(())
+    }
     /// The normed `x` and the scale of each row.
     ///
     /// # Errors
@@ -124,6 +135,11 @@ impl Layer {
     /// Its linear layers.
     pub fn linears(&self) -> [&Linear; 7] {
         [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+    /// Its norms.
+    pub fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
+        let qk = self.qk_norm.iter_mut().flat_map(|(q, k)| [q, k]);
+        [&mut self.input_norm, &mut self.post_norm].into_iter().chain(qk)
     }
     /// Its norms.
     pub fn norms(&self) -> impl Iterator<Item = &Norm> {

@@ -1,7 +1,9 @@
 //! A linear layer, with or without a LoRA adapter, forward and backward.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use crate::cuda::Device;
 use crate::nn::{self, Precision, Result, Tensor};
 use crate::ops::dropout::Key;
 use crate::weight::Weight;
@@ -140,6 +142,23 @@ impl Linear {
     /// `(in, out)`.
     pub fn widths(&self) -> (usize, usize) {
         (self.weight.dims()[1], self.weight.dims()[0])
+    }
+
+    /// Brings its weight, its bias and its adapter to `device`.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn place(&mut self, device: &Arc<Device>) -> Result<()> {
+        self.weight.place(device)?;
+        let lora = self.lora.as_mut();
+        let of_lora = lora.into_iter().flat_map(|lora| {
+            let dora = lora.dora.as_mut().map(|dora| [&mut dora.magnitude, &mut dora.norms]);
+            [&mut lora.a, &mut lora.b].into_iter().chain(dora.into_iter().flatten())
+        });
+        for t in self.bias.as_mut().into_iter().chain(of_lora) {
+            *t = t.place(device)?;
+        }
+        Ok(())
     }
 
     /// Makes the norms of DoRA anew, after its weights have changed.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use karat::backend::BackendError;
 
 use crate::config::ModelConfig;
+use crate::cuda::Device;
 use crate::files::ModelFiles;
 use crate::layer::{Layer, Norm, Pass, Saved};
 use crate::linear::{Dropout, Gradients, Linear};
@@ -58,6 +59,8 @@ pub struct Decoder {
     /// Names of the tensors that the adapter holds whole.
     whole: BTreeSet<String>,
     table: Mutex<Arc<Angles>>,
+    /// Where it lies, if not on the CPU.
+    device: Option<Arc<Device>>,
 }
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -158,7 +161,12 @@ impl Decoder {
         let norm = Norm { weight: get("model.norm.weight", &[hidden])?.own()?, name: "model.norm.weight".into(), eps };
         let head = if c.tied { embedding.clone() } else { get(HEAD, &[c.vocab_size, hidden])? };
         let (whole, precision) = (BTreeSet::new(), Precision::F32);
-        Ok(Decoder { embedding, layers, norm, head, precision, whole, table: Mutex::default(), config })
+        Ok(Decoder { embedding, layers, norm, head, precision, whole, table: Mutex::default(), config, device: None })
+    }
+
+    /// The device it lies on, if that is not the CPU.
+    pub fn device(&self) -> Option<&Arc<Device>> {
+        self.device.as_ref()
     }
 
     /// Computes products with weights in `precision` from now on; a fresh decoder does so in f32.
@@ -186,6 +194,26 @@ impl Decoder {
             }
         }
         all
+    }
+
+    /// Brings every tensor to `device` that is not there yet: the file's numbers in the element type of its products, what is
+    /// trained in f32.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn place(&mut self, device: &Arc<Device>) -> Result<()> {
+        self.embedding.place(device)?;
+        match self.config.tied {
+            true => self.head = self.embedding.clone(),
+            false => self.head.place(device)?,
+        }
+        self.norm.place(device)?;
+        for layer in &mut self.layers {
+            layer.norms_mut().try_for_each(|norm| norm.place(device))?;
+            layer.linears_mut().into_iter().try_for_each(|linear| linear.place(device))?;
+        }
+        self.device = Some(device.clone());
+        Ok(())
     }
 
     /// Makes every tensor trainable and returns them all, by their Hugging Face names; those that lay in a file are
