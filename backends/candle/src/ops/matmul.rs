@@ -9,6 +9,7 @@
 //! stored in, for one row as for many.
 #![allow(unsafe_code)]
 
+pub mod amx;
 pub mod kernel;
 pub mod pack;
 pub mod packed;
@@ -417,9 +418,9 @@ mod tests {
     fn sets() -> Vec<Set> {
         // What this CPU has, and everything below it.
         match Set::of_this_cpu() {
-            Set::Avx512Bf16 => vec![Set::Avx512Bf16, Set::Avx512, Set::Portable],
+            Set::Avx512Bf16 | Set::AmxBf16 => vec![Set::Avx512Bf16, Set::Avx512, Set::Portable],
             Set::Avx512 => vec![Set::Avx512, Set::Portable],
-            Set::Portable => vec![Set::Portable],
+            Set::Portable | Set::Emulated => vec![Set::Portable],
         }
     }
 
