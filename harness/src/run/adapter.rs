@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Capability, Event, Flow, GenerateConfig, OpenConfig, Scores, Session, Tokens};
+use crate::backend::{Capability, Event, Flow, GenerateConfig, OpenConfig, Scores, Session, TEMPORARY_MODEL, Tokens};
 use crate::error::{Error, Result};
 use crate::fsio::{self, sha256};
 use crate::report::{AdapterCheck, MergedCheck};
@@ -79,7 +79,7 @@ pub(super) fn check(
         std::fs::create_dir_all(scratch).map_err(|e| Error::io("create the folder", scratch, e))?;
         // Dropping it removes it, whatever fails below.
         let folder = tempfile::Builder::new()
-            .prefix(".karat-merged-")
+            .prefix(TEMPORARY_MODEL)
             .tempdir_in(scratch)
             .map_err(|e| Error::io("create a folder in", scratch, e))?;
         let into = folder.path().join("merged");
