@@ -196,8 +196,7 @@ fn attach(model: &mut Decoder, config: &LoraConfig, mut source: Source) -> Resul
     if let Source::File(file) = &source {
         for (name, tensor) in model.adapter_tensors().iter().filter(|(name, _)| names.contains(*name)) {
             let stored = file.read(&stored_name(name), tensor.dims())?;
-            let stored = nn::view(&stored)?;
-            nn::edit(tensor, |tensor| tensor.copy_from_slice(&stored))?;
+            nn::set(tensor, &nn::view(&stored)?)?;
         }
     }
     Ok(())

@@ -160,7 +160,7 @@ fn last_logits_match_transformers() {
             }
             let want = &want[&name].2;
             let hidden = decoder.hidden(&Batch::new([&prompt[..]])).unwrap();
-            let last = nn::gather(&hidden, &[prompt.len() as u32 - 1]).unwrap();
+            let last = nn::gather(&hidden, &vec![prompt.len() as u32 - 1].into()).unwrap();
             let got = decoder.logits(&last).unwrap();
             let got = nn::view(&got).unwrap();
             assert_eq!(got.len(), want.len());

@@ -1,0 +1,12 @@
+// All kernels in one translation unit, for the emulator.
+#include "attention_backward.cu"
+#include "attention_forward.cu"
+#include "attention_plain.cu"
+#include "cross_entropy.cu"
+#include "dropout.cu"
+#include "elementwise.cu"
+#include "embedding.cu"
+#include "low_rank.cu"
+#include "norm.cu"
+#include "optimizer.cu"
+#include "rope.cu"

@@ -1,0 +1,123 @@
+//! Launches over all parameters at once: AdamW, the norm of the gradients and what it is clipped to.
+
+use super::super::device::{Arg, Buffer, Gpu, Launch};
+use super::launch;
+use crate::nn::Result;
+use crate::ops::adamw::Update;
+
+/// Elements that a block takes; `cuda/optimizer.cu` has the same.
+const CHUNK: usize = 8192;
+
+/// A trained tensor: f32, all of `elements` elements, but for the copy. Buffers from their beginning.
+#[derive(Clone, Copy, Debug)]
+pub struct Trained<'a> {
+    /// The parameter.
+    pub parameter: &'a Buffer,
+    /// Its moments.
+    pub moments: [&'a Buffer; 2],
+    /// Its gradient.
+    pub gradient: &'a Buffer,
+    /// The parameter in bf16, written by each update.
+    pub copy: Option<&'a Buffer>,
+    /// How many.
+    pub elements: usize,
+    /// Whether weight decay applies.
+    pub decays: bool,
+}
+
+/// The table of all trained tensors on a device. It holds addresses: the buffers must stay where they are.
+#[derive(Debug)]
+pub struct Table {
+    tensors: Buffer,
+    chunks: Buffer,
+    firsts: Buffer,
+    sums: Buffer,
+    of_tensor: Buffer,
+    clip: Buffer,
+    blocks: usize,
+    count: usize,
+}
+
+impl Table {
+    /// Writes the table. Nothing here is made again from step to step.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn new(gpu: &std::sync::Arc<dyn Gpu>, trained: &[Trained<'_>]) -> Result<Self> {
+        let (mut tensors, mut chunks, mut firsts) = (Vec::<u64>::new(), Vec::<u32>::new(), vec![0u32]);
+        for (i, t) in (0u32..).zip(trained) {
+            let [m, v] = t.moments.map(|m| m.raw().address);
+            let copy = t.copy.map_or(0, |c| c.raw().address);
+            let (p, g) = (t.parameter.raw().address, t.gradient.raw().address);
+            tensors.extend([p, m, v, g, copy, t.elements as u64, u64::from(t.decays), 0]);
+            (0..t.elements.div_ceil(CHUNK) as u32).for_each(|c| chunks.extend([i, c]));
+            firsts.push(chunks.len() as u32 / 2);
+        }
+        let upload = |bytes: &[u8]| -> Result<Buffer> {
+            let buffer = Buffer::new(gpu, bytes.len())?;
+            if !bytes.is_empty() {
+                gpu.upload(bytes, buffer.raw(), 0)?;
+            }
+            Ok(buffer)
+        };
+        let (blocks, count) = (chunks.len() / 2, trained.len());
+        Ok(Table {
+            tensors: upload(bytemuck::cast_slice(&tensors))?,
+            chunks: upload(bytemuck::cast_slice(&chunks))?,
+            firsts: upload(bytemuck::cast_slice(&firsts))?,
+            sums: Buffer::new(gpu, blocks * 8)?,
+            of_tensor: Buffer::new(gpu, count * 8)?,
+            clip: Buffer::new(gpu, 8)?,
+            blocks,
+            count,
+        })
+    }
+
+    /// The norm of all gradients, then the factor that clips it to `max_norm` (0: never): two f32, where both are NaN if a
+    /// gradient is not finite. They stay on the device; [`Table::adamw`] reads the factor there.
+    pub fn norm_and_clip(&self) -> &Buffer {
+        &self.clip
+    }
+
+    /// Sums of squares of each tensor's gradient, f64, in the order of the table; made by [`Table::measure`].
+    pub fn sums_of_squares(&self) -> &Buffer {
+        &self.of_tensor
+    }
+
+    /// Measures the gradients. Three launches, nothing comes to the host.
+    ///
+    /// # Errors
+    /// As [`Gpu::launch`].
+    pub fn measure(&self, gpu: &dyn Gpu, max_norm: f64) -> Result<()> {
+        let at = |buffer| Arg::Buffer(buffer, 0);
+        let args = [at(&self.tensors), at(&self.chunks), at(&self.sums)];
+        launch(gpu, self.blocks, "karat_square_sums", Launch::linear(self.blocks, 256), &args)?;
+        let args = [at(&self.sums), at(&self.firsts), at(&self.of_tensor)];
+        launch(gpu, self.count, "karat_tensor_sums", Launch::linear(self.count, 256), &args)?;
+        let args = [at(&self.of_tensor), at(&self.clip), Arg::I32(self.count as i32), Arg::F32(max_norm as f32)];
+        gpu.launch("karat_clip", Launch::linear(1, 256), &args)
+    }
+
+    /// Updates all parameters; `update.gradient_scale` is not read, the factor of [`Table::measure`] is. Where that is not
+    /// finite, nothing changes.
+    ///
+    /// # Errors
+    /// As [`Gpu::launch`].
+    pub fn adamw(&self, gpu: &dyn Gpu, update: &Update) -> Result<()> {
+        let Update { lr, beta1, beta2, eps, weight_decay, step, .. } = *update;
+        let t = f64::from(step);
+        // Rounded as ops/adamw.rs rounds them.
+        let numbers = [
+            lr / (1.0 - beta1.powf(t)),
+            (1.0 - beta2.powf(t)).sqrt(),
+            1.0 - lr * weight_decay,
+            1.0 - beta1,
+            1.0 - beta2,
+            beta2,
+            eps,
+        ];
+        let mut args = vec![Arg::Buffer(&self.tensors, 0), Arg::Buffer(&self.chunks, 0), Arg::Buffer(&self.clip, 4)];
+        args.extend(numbers.map(|x| Arg::F32(x as f32)));
+        launch(gpu, self.blocks, "karat_adamw", Launch::linear(self.blocks, 256), &args)
+    }
+}
