@@ -46,7 +46,9 @@ pub(super) fn check(
     let greedy = GenerateConfig::greedy(job.generate.max_new_tokens.min(PROBE_TOKENS), job.generate.stop_ids.clone());
 
     let asked = format!("{:?} {:?} {}", references, prompts, greedy.deciding());
-    let key = format!("{:?} {descriptor:?} {} {} {asked}", job.key, job.open.dtype, job.open.device);
+    // The options decide how a backend applies an adapter.
+    let session = format!("{} {} {:?}", job.open.dtype, job.open.device, job.open.options);
+    let key = format!("{:?} {descriptor:?} {session} {asked}", job.key);
     let key = sha256(key.as_bytes());
     let file = job.folder.join(format!("adapter-{}-{}.json", job.name, &key[..12]));
     let stage = format!("adapter {}", job.name);
