@@ -3,6 +3,8 @@
 //! `W' = W + s B A`; with DoRA `W' = m (W + s B A) / ||W + s B A||`, the norm of each output's row (arXiv 2402.09353).
 //! Modules that PEFT saved whole (`modules_to_save`) replace those of the base.
 
+pub mod merge;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -183,6 +185,11 @@ impl Adapter {
         Some(self.weights.read_rows(name, shape, rows).map_err(|e| self.other_base(&e)))
     }
 
+    /// The shape of the tensor that replaces `tensor` of the base, if there is one.
+    pub fn saved_shape(&self, tensor: &str) -> Option<&[usize]> {
+        self.weights.shape(self.saved.get(tensor)?)
+    }
+
     fn other_base(&self, error: &BackendError) -> BackendError {
         self.broken("it does not fit this model; was it trained on another base?").because(error)
     }
@@ -279,4 +286,18 @@ impl Adapter {
             self.folder.display()
         ))
     }
+}
+
+/// Whether a tied head follows a new embedding depends on PEFT's version and settings at training time.
+pub(crate) fn tied_embedding() -> BackendError {
+    BackendError::unsupported(
+        "the adapter brings an embedding (modules_to_save) for a model whose head is tied to it: whether the head follows \
+         cannot be told",
+    )
+}
+
+pub(crate) fn unknown_tensor(name: &str) -> BackendError {
+    BackendError::unsupported(format!(
+        "the adapter brings {name} (modules_to_save), which this model does not have (of another base model?)"
+    ))
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Capability, Event, Flow, GenerateConfig, OpenConfig, Scores, Session, Tokens};
+use crate::backend::{Capability, Event, Flow, GenerateConfig, OpenConfig, Scores, Session, TEMPORARY_MODEL, Tokens};
 use crate::error::{Error, Result};
 use crate::fsio::{self, sha256};
 use crate::report::{AdapterCheck, MergedCheck};
@@ -47,7 +47,9 @@ pub(super) fn check(
     let greedy = GenerateConfig::greedy(job.generate.max_new_tokens.min(PROBE_TOKENS), job.generate.stop_ids.clone());
 
     let asked = format!("{:?} {:?} {}", references, prompts, greedy.deciding());
-    let key = format!("{:?} {descriptor:?} {} {} {asked}", job.key, job.open.dtype, job.open.device);
+    // The options decide how a backend applies an adapter.
+    let session = format!("{} {} {:?}", job.open.dtype, job.open.device, job.open.options);
+    let key = format!("{:?} {descriptor:?} {session} {asked}", job.key);
     let key = sha256(key.as_bytes());
     let file = job.folder.join(format!("adapter-{}-{}.json", job.name, &key[..12]));
     let stage = format!("adapter {}", job.name);
@@ -80,7 +82,7 @@ pub(super) fn check(
         std::fs::create_dir_all(scratch).map_err(|e| Error::io("create the folder", scratch, e))?;
         // Dropping it removes it, whatever fails below.
         let folder = tempfile::Builder::new()
-            .prefix(".karat-merged-")
+            .prefix(TEMPORARY_MODEL)
             .tempdir_in(scratch)
             .map_err(|e| Error::io("create a folder in", scratch, e))?;
         let into = folder.path().join("merged");
