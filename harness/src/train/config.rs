@@ -102,15 +102,14 @@ impl LoraConfig {
     /// Usage, naming the key.
     pub fn check(&self) -> Result<()> {
         let fail = |what: String| Err(Error::usage(what));
-        for (key, r) in [("r", self.r)].into_iter().chain(self.rank_pattern.iter().map(|(key, r)| (key.as_str(), *r))) {
+        let ranks = self.rank_pattern.iter().map(|(key, r)| (format!("rank_pattern.{key}"), *r));
+        for (key, r) in [("r".to_owned(), self.r)].into_iter().chain(ranks) {
             if r == 0 {
                 return fail(format!("{key}: a rank must be at least 1"));
             }
         }
-        for (key, alpha) in [("lora_alpha", self.lora_alpha)]
-            .into_iter()
-            .chain(self.alpha_pattern.iter().map(|(key, alpha)| (key.as_str(), *alpha)))
-        {
+        let alphas = self.alpha_pattern.iter().map(|(key, alpha)| (format!("alpha_pattern.{key}"), *alpha));
+        for (key, alpha) in [("lora_alpha".to_owned(), self.lora_alpha)].into_iter().chain(alphas) {
             if !alpha.is_finite() {
                 return fail(format!("{key}: an alpha must be finite, not {alpha}"));
             }

@@ -15,9 +15,12 @@ const CHARACTER_ORDERS: usize = 6;
 impl ChrfCounts {
     /// Counts of one pair; `word_orders` is 0 for chrF, 2 for chrF++.
     pub fn of(reference: &str, candidate: &str, word_orders: usize) -> Self {
-        let characters = |text: &'_ str| -> Vec<char> { text.chars().filter(|c| !python::is_space(*c)).collect() };
         let mut orders = Vec::with_capacity(CHARACTER_ORDERS + word_orders);
-        count_orders(&TokenPair::new(characters(reference), characters(candidate)), CHARACTER_ORDERS, &mut orders);
+        count_orders(
+            &TokenPair::of_characters(python::visible(reference), python::visible(candidate)),
+            CHARACTER_ORDERS,
+            &mut orders,
+        );
         if word_orders > 0 {
             count_orders(&TokenPair::new(words(reference), words(candidate)), word_orders, &mut orders);
         }

@@ -186,8 +186,7 @@ impl<'a> Context<'a> {
 }
 
 fn visible_characters(reference: &str, candidate: &str) -> TokenPair {
-    let visible = |text: &'_ str| text.chars().filter(|c| !python::is_space(*c)).collect::<Vec<char>>();
-    TokenPair::new(visible(reference), visible(candidate))
+    TokenPair::of_characters(python::visible(reference), python::visible(candidate))
 }
 
 fn key_points(reference: &str, candidate: &str) -> [KeyPoints; 2] {

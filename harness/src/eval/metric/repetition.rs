@@ -15,7 +15,7 @@ const LONGEST_UNIT: usize = 200;
 ///
 /// Costs one pass a unit length: 200 times the text.
 pub fn has_loop(text: &str) -> bool {
-    let chars: Vec<char> = text.chars().filter(|c| !python::is_space(*c)).collect();
+    let chars: Vec<char> = python::visible(text).collect();
     let longest = LONGEST_UNIT.min(chars.len() / COPIES);
     (1..=longest).any(|unit| {
         let needed = ((COPIES - 1) * unit).max(SHORTEST.saturating_sub(unit));
@@ -30,7 +30,7 @@ pub fn has_loop(text: &str) -> bool {
 /// Share of 4-grams (of characters, white space skipped) that occurred before: `1 - distinct-4`, "seq-rep-4" of Welleck et
 /// al. 2020. `None` for a text of fewer than 4 characters.
 pub fn repeated_4_grams(text: &str) -> Option<f64> {
-    let chars: Vec<char> = text.chars().filter(|c| !python::is_space(*c)).collect();
+    let chars: Vec<char> = python::visible(text).collect();
     tokens::distinct(&chars, 4).map(|distinct| 1.0 - distinct)
 }
 

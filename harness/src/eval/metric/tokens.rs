@@ -2,6 +2,7 @@
 //!
 //! Every overlap metric works on ids, not on strings: a text is looked up once and then compared as integers.
 
+use std::cell::RefCell;
 use std::hash::Hash;
 
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -36,7 +37,16 @@ impl TokenPair {
 
     /// Characters (Unicode scalar values) as tokens.
     pub fn characters(reference: &str, candidate: &str) -> Self {
-        TokenPair::new(reference.chars(), candidate.chars())
+        TokenPair::of_characters(reference.chars(), candidate.chars())
+    }
+
+    /// The same of some characters of two texts.
+    pub fn of_characters(reference: impl Iterator<Item = char>, candidate: impl Iterator<Item = char>) -> Self {
+        CharacterNumbers::begin(|numbers| {
+            let reference = reference.map(|c| numbers.of(c)).collect();
+            let candidate = candidate.map(|c| numbers.of(c)).collect();
+            TokenPair { reference, candidate, vocabulary: numbers.next as usize }
+        })
     }
 
     /// Per order `1..=max_order`, how many n-grams of the candidate are matched by one of the reference, each n-gram of
@@ -45,53 +55,32 @@ impl TokenPair {
     /// Only positions whose (n-1)-grams are shared by both texts are looked at for order n, so unrelated texts cost
     /// little more than one pass.
     pub fn clipped_matches(&self, max_order: usize) -> Vec<u64> {
-        const UNSHARED: u32 = u32::MAX;
         let mut matches = Vec::with_capacity(max_order);
-        let mut reference = self.reference.clone();
-        let mut candidate = self.candidate.clone();
-        // Order 1 by counting; ids of tokens that only one side has become UNSHARED.
+        // Where an n-gram begins that both sides have, and its id; order 1 by counting.
+        let place = |ids: &[u32]| ids.iter().enumerate().map(|(at, &id)| (at as u32, id)).collect();
+        let mut shared: [Vec<(u32, u32)>; 2] = [place(&self.reference), place(&self.candidate)];
         let mut counts: Vec<[u32; 2]> = vec![[0; 2]; self.vocabulary];
         let mut ids = PairTable::with_room_for(self.reference.len());
         for order in 1..=max_order {
             if order > 1 {
-                ids.clear();
+                ids.clear(shared[0].len());
                 counts.clear();
-                for (side, grams) in [(0, &mut reference), (1, &mut candidate)] {
-                    let length = grams.len().saturating_sub(1);
-                    for i in 0..length {
-                        let (first, second) = (grams[i], grams[i + 1]);
-                        grams[i] = if first == UNSHARED || second == UNSHARED {
-                            UNSHARED
-                        } else {
-                            let key = u64::from(first) << 32 | u64::from(second);
-                            if side == 0 {
-                                let next = counts.len() as u32;
-                                let id = ids.find_or_insert(key, next);
-                                if id == next {
-                                    counts.push([0; 2]);
-                                }
-                                id
-                            } else {
-                                ids.find(key)
-                            }
-                        };
+                extend(&mut shared[0], |key| {
+                    let next = counts.len() as u32;
+                    let id = ids.find_or_insert(key, next);
+                    if id == next {
+                        counts.push([0; 2]);
                     }
-                    grams.truncate(length);
-                }
+                    id
+                });
+                extend(&mut shared[1], |key| ids.find(key));
             }
-            for (side, grams) in [(0, &reference), (1, &candidate)] {
-                for &id in grams.iter().filter(|&&id| id != UNSHARED) {
-                    counts[id as usize][side] += 1;
-                }
+            for (side, grams) in shared.iter().enumerate() {
+                grams.iter().for_each(|&(_, id)| counts[id as usize][side] += 1);
             }
             matches.push(counts.iter().map(|[r, c]| u64::from(*r.min(c))).sum());
-            for grams in [&mut reference, &mut candidate] {
-                for id in grams.iter_mut().filter(|id| **id != UNSHARED) {
-                    let [r, c] = counts[*id as usize];
-                    if r == 0 || c == 0 {
-                        *id = UNSHARED;
-                    }
-                }
+            for grams in &mut shared {
+                grams.retain(|&(_, id)| counts[id as usize].iter().all(|&n| n > 0));
             }
         }
         matches
@@ -118,27 +107,101 @@ fn overlap<T: Hash + Eq>(reference: &FxHashSet<T>, candidate: &FxHashSet<T>) -> 
     SetOverlap { reference: reference.len() as u64, candidate: candidate.len() as u64, common }
 }
 
+/// n-grams to (n+1)-grams: where the next position has one too, `id` says what number the two have together;
+/// [`PairTable::NONE`] drops it.
+fn extend(grams: &mut Vec<(u32, u32)>, mut id: impl FnMut(u64) -> u32) {
+    let mut kept = 0;
+    for i in 1..grams.len() {
+        let ((at, first), (next, second)) = (grams[i - 1], grams[i]);
+        if next == at + 1 {
+            let id = id(u64::from(first) << 32 | u64::from(second));
+            if id != PairTable::NONE {
+                // Never ahead of what is still read: `kept` is below `i`.
+                grams[kept] = (at, id);
+                kept += 1;
+            }
+        }
+    }
+    grams.truncate(kept);
+}
+
+/// Numbers for characters in order of appearance. A table of the Basic Multilingual Plane per thread, its entries of earlier
+/// texts made void by a stamp: a character costs one look at memory.
+struct CharacterNumbers {
+    stamp: u32,
+    next: u32,
+    /// Stamp and number.
+    plane: Vec<(u32, u32)>,
+    others: FxHashMap<char, u32>,
+}
+
+thread_local! {
+    static NUMBERS: RefCell<CharacterNumbers> =
+        RefCell::new(CharacterNumbers { stamp: 0, next: 0, plane: vec![(0, 0); 1 << 16], others: FxHashMap::default() });
+}
+
+impl CharacterNumbers {
+    fn begin<R>(number: impl FnOnce(&mut CharacterNumbers) -> R) -> R {
+        NUMBERS.with_borrow_mut(|numbers| {
+            if numbers.stamp == u32::MAX {
+                numbers.plane.fill((0, 0));
+                numbers.stamp = 0;
+            }
+            numbers.stamp += 1;
+            numbers.next = 0;
+            numbers.others.clear();
+            number(numbers)
+        })
+    }
+
+    fn of(&mut self, c: char) -> u32 {
+        let next = self.next;
+        let number = match self.plane.get_mut(c as usize) {
+            Some((stamp, number)) if *stamp == self.stamp => *number,
+            Some(entry) => {
+                *entry = (self.stamp, next);
+                next
+            }
+            None => *self.others.entry(c).or_insert(next),
+        };
+        self.next += u32::from(number == next);
+        number
+    }
+}
+
 /// Pairs of ids to ids: open addressing, at most half full, so that most look-ups touch one cache line.
 struct PairTable {
     cells: Vec<(u64, u32)>,
+    /// Cells in use, less 1.
+    mask: usize,
 }
 
 impl PairTable {
     /// No pair of ids below `u32::MAX` looks like this.
-    const EMPTY: (u64, u32) = (u64::MAX, u32::MAX);
+    const EMPTY: (u64, u32) = (u64::MAX, Self::NONE);
+    /// The id of a pair that has none.
+    const NONE: u32 = u32::MAX;
 
     fn with_room_for(pairs: usize) -> Self {
         // One side puts pairs in; the other looks its own up, which leaves an empty cell as it was.
-        PairTable { cells: vec![Self::EMPTY; (2 * pairs).next_power_of_two().max(8)] }
+        let cells = vec![Self::EMPTY; Self::cells_for(pairs)];
+        PairTable { mask: cells.len() - 1, cells }
     }
 
-    fn clear(&mut self) {
-        self.cells.fill(Self::EMPTY);
+    fn cells_for(pairs: usize) -> usize {
+        (2 * pairs).next_power_of_two().max(8)
+    }
+
+    /// Empty again, for at most `pairs` pairs, which may not be more than there was room for at first.
+    fn clear(&mut self, pairs: usize) {
+        let cells = Self::cells_for(pairs);
+        self.cells[..cells].fill(Self::EMPTY);
+        self.mask = cells - 1;
     }
 
     /// The cell of a pair, or the empty one where it belongs.
     fn cell(&self, key: u64) -> usize {
-        let mask = self.cells.len() - 1;
+        let mask = self.mask;
         // Fibonacci hashing: the upper bits of the product are well mixed.
         let mut at = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & mask;
         while self.cells[at].0 != key && self.cells[at] != Self::EMPTY {
@@ -147,7 +210,7 @@ impl PairTable {
         at
     }
 
-    /// The id of a pair, `u32::MAX` if it has none.
+    /// The id of a pair, [`Self::NONE`] if it has none.
     fn find(&self, key: u64) -> u32 {
         self.cells[self.cell(key)].1
     }
