@@ -45,8 +45,6 @@ fn unsafe_stands_only_in_the_named_files() {
             || path == "harness/tests/hostile/src/table.rs"
             || path.starts_with("backends/candle/src/ops/")
             || path.starts_with("backends/candle/src/cuda/")
-            // Asks the system for the processor time.
-            || path == "backends/candle/src/profile.rs"
             || path == "backends/candle/benches/kernels.rs"
             // One product of dense matrices by the gemm library.
             || path == "backends/onnxruntime/src/export/calibrate.rs"
