@@ -7,3 +7,4 @@
 pub mod device;
 pub mod emulator;
 pub mod kernels;
+pub mod ptx;
