@@ -1,12 +1,14 @@
 //! One decoder layer: attention and MLP, each behind an RMSNorm and added to the residual stream.
 
+use std::sync::Arc;
+
 use karat::backend::BackendError;
 
+use crate::cuda::Device;
 use crate::linear::InputGradient::{self, New, Skip};
 use crate::linear::{Adapted, Dropout, Gradients, Linear};
-use crate::nn::{self, Result, Tensor};
+use crate::nn::{self, Angles, Indices, Result, Starts, Tensor};
 use crate::ops::attention::Heads;
-use crate::ops::rope::Table;
 
 /// RMSNorm with its weight.
 #[derive(Clone, Debug)]
@@ -20,11 +22,19 @@ pub struct Norm {
 }
 
 impl Norm {
+    /// Brings its weight to `device`.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn place(&mut self, device: &Arc<Device>) -> Result<()> {
+        self.weight = self.weight.place(device)?;
+        Ok(())
+    }
     /// The normed `x` and the scale of each row.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Vec<f32>)> {
+    pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         nn::rms_norm(x, &self.weight, self.eps)
     }
     /// The gradient of `x`, added to `dx` if that is given.
@@ -35,7 +45,7 @@ impl Norm {
         &self,
         dx: Option<Tensor>,
         x: &Tensor,
-        scale: &[f32],
+        scale: &Tensor,
         dy: &Tensor,
         gradients: &Gradients,
     ) -> Result<Tensor> {
@@ -47,11 +57,11 @@ impl Norm {
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
     /// Where each row starts among the tokens; one more entry than rows.
-    pub starts: &'a [usize],
+    pub starts: &'a Starts,
     /// Position of each token in its row.
-    pub positions: &'a [u32],
+    pub positions: &'a Indices,
     /// Angles of the rotary embedding.
-    pub table: &'a Table,
+    pub table: &'a Angles,
     /// Set during training.
     pub dropout: Option<Dropout>,
 }
@@ -92,9 +102,9 @@ pub struct Projected {
     /// Values `[tokens, keys * dim]`.
     pub v: Tensor,
     normed: Tensor,
-    scale: Vec<f32>,
+    scale: Tensor,
     /// Queries and keys before their norm, with the norm's scales.
-    raw: Option<[(Tensor, Vec<f32>); 2]>,
+    raw: Option<[(Tensor, Tensor); 2]>,
     low: [Option<Adapted>; 3],
 }
 
@@ -102,7 +112,7 @@ pub struct Projected {
 pub struct Finished {
     low_o: Option<Adapted>,
     middle: Tensor,
-    scale: Vec<f32>,
+    scale: Tensor,
     normed: Tensor,
     gate: Tensor,
     up: Tensor,
@@ -113,7 +123,7 @@ pub struct Finished {
 /// Activations of one layer, kept for (or made again in) its backward pass.
 pub struct Saved {
     projected: Projected,
-    attended: (Tensor, Vec<f32>),
+    attended: (Tensor, Tensor),
     finished: Finished,
 }
 
@@ -125,6 +135,11 @@ impl Layer {
     /// Its linear layers.
     pub fn linears(&self) -> [&Linear; 7] {
         [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+    /// Its norms.
+    pub fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
+        let qk = self.qk_norm.iter_mut().flat_map(|(q, k)| [q, k]);
+        [&mut self.input_norm, &mut self.post_norm].into_iter().chain(qk)
     }
     /// Its norms.
     pub fn norms(&self) -> impl Iterator<Item = &Norm> {
@@ -174,7 +189,8 @@ impl Layer {
     /// If the device fails.
     pub fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Result<(Tensor, Saved)> {
         let projected = self.project(x, pass)?;
-        let attended = nn::attend(&projected.q, &projected.k, &projected.v, pass.starts, self.heads)?;
+        let attended =
+            nn::attend(self.o.precision, [&projected.q, &projected.k, &projected.v], pass.starts, self.heads)?;
         let (y, finished) = self.finish(x, &attended.0, pass.dropout)?;
         Ok((y, Saved { projected, attended, finished }))
     }
@@ -205,7 +221,8 @@ impl Layer {
         let dmiddle = self.post_norm.backward(Some(dy), &f.middle, &f.scale, &dnormed, gradients)?;
 
         let dout = gave(back(&self.o, out, &f.low_o, &dmiddle, New)?)?;
-        let [mut dq, mut dk, dv] = nn::attend_backward([&p.q, &p.k, &p.v], pass.starts, self.heads, (out, lse), &dout)?;
+        let [mut dq, mut dk, dv] =
+            nn::attend_backward(self.o.precision, [&p.q, &p.k, &p.v], pass.starts, self.heads, (out, lse), &dout)?;
         nn::rotate(&dq, pass.positions, self.heads.queries, pass.table, true)?;
         nn::rotate(&dk, pass.positions, self.heads.keys, pass.table, true)?;
         if let (Some((q_norm, k_norm)), Some([(q, sq), (k, sk)])) = (&self.qk_norm, &p.raw) {

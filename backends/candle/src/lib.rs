@@ -1,4 +1,4 @@
-//! The candle backend: supervised fine-tuning (full and LoRA), scoring and generation on the CPU.
+//! The candle backend: supervised fine-tuning (full and LoRA), scoring and generation on the CPU or a CUDA GPU.
 //!
 //! Candle gives storage, shapes and devices. The decoder is our own and its backward pass is written out layer by
 //! layer: see [`nn`] for why, [`layer`] for the formulas, [`ops`] for the kernels. What one wants from a training
@@ -25,7 +25,7 @@ pub mod weight;
 
 use std::collections::BTreeMap;
 
-use karat::backend::{Backend, BackendError, Capability, Descriptor, Dtype, OpenConfig, Session};
+use karat::backend::{Backend, BackendError, Capability, Descriptor, Dtype, OpenConfig, Provisions, Session};
 
 /// Short name of this backend.
 pub const NAME: &str = "candle";
@@ -48,7 +48,11 @@ fn kernels(precision: nn::Precision) -> Vec<String> {
         (nn::Precision::Bf16, Set::Avx512) => "bf16 widened to f32 (avx512f)".into(),
         (nn::Precision::Bf16, Set::Avx512Bf16) => "bf16, f32 sums (avx512_bf16)".into(),
     };
-    vec![format!("matmul: {matmul}"), format!("attention, elementwise: f32 ({set})")]
+    let others = match precision {
+        nn::Precision::F32 => format!("attention, elementwise: f32 ({set})"),
+        nn::Precision::Bf16 => format!("attention: products as above, softmax f32; elementwise: f32 ({set})"),
+    };
+    vec![format!("matmul: {matmul}"), others]
 }
 
 impl Backend for CandleBackend {
@@ -65,11 +69,15 @@ impl Backend for CandleBackend {
                 Capability::Merge,
                 Capability::FromScratch,
             ],
-            devices: vec!["cpu".into()],
+            devices: vec!["cuda".into(), "cpu".into()],
             dtypes: vec![Dtype::F32, Dtype::Bf16],
             model_families: config::FAMILIES.map(String::from).to_vec(),
             build: BTreeMap::from([("candle-core".to_owned(), "0.11".to_owned())]),
         }
+    }
+
+    fn provide(&self, _fix: bool) -> Result<Provisions, BackendError> {
+        Ok(Provisions { facts: cuda::open::provisions() })
     }
 
     fn open(&self, config: &OpenConfig) -> Result<Box<dyn Session>, BackendError> {

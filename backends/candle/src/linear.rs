@@ -1,7 +1,9 @@
 //! A linear layer, with or without a LoRA adapter, forward and backward.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use crate::cuda::Device;
 use crate::nn::{self, Precision, Result, Tensor};
 use crate::ops::dropout::Key;
 use crate::weight::Weight;
@@ -16,7 +18,7 @@ impl Gradients {
     /// # Errors
     /// If the device has no room.
     pub fn zeros(trained: &BTreeMap<String, Tensor>) -> Result<Self> {
-        trained.iter().map(|(name, t)| Ok((name.clone(), nn::zeros(t.dims())?))).collect::<Result<_>>().map(Gradients)
+        trained.iter().map(|(name, t)| Ok((name.clone(), nn::zeros_like(t)?))).collect::<Result<_>>().map(Gradients)
     }
     /// Where the gradient of `name` is summed, if it is trained.
     pub fn of(&self, name: &str) -> Option<&Tensor> {
@@ -25,7 +27,7 @@ impl Gradients {
     /// Back to zero.
     ///
     /// # Errors
-    /// Never on the CPU.
+    /// If the device fails.
     pub fn clear(&self) -> Result<()> {
         self.0.values().try_for_each(nn::clear)
     }
@@ -78,8 +80,8 @@ pub struct Dora {
 
 impl Dora {
     /// `g = m / n`.
-    fn gain(&self) -> Result<Vec<f32>> {
-        Ok(nn::view(&self.magnitude)?.iter().zip(nn::view(&self.norms)?.iter()).map(|(m, n)| m / n).collect())
+    fn gain(&self) -> Result<Tensor> {
+        nn::ratio(&self.magnitude, &self.norms)
     }
 }
 
@@ -142,6 +144,23 @@ impl Linear {
         (self.weight.dims()[1], self.weight.dims()[0])
     }
 
+    /// Brings its weight, its bias and its adapter to `device`.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn place(&mut self, device: &Arc<Device>) -> Result<()> {
+        self.weight.place(device)?;
+        let lora = self.lora.as_mut();
+        let of_lora = lora.into_iter().flat_map(|lora| {
+            let dora = lora.dora.as_mut().map(|dora| [&mut dora.magnitude, &mut dora.norms]);
+            [&mut lora.a, &mut lora.b].into_iter().chain(dora.into_iter().flatten())
+        });
+        for t in self.bias.as_mut().into_iter().chain(of_lora) {
+            *t = t.place(device)?;
+        }
+        Ok(())
+    }
+
     /// Makes the norms of DoRA anew, after its weights have changed.
     ///
     /// # Errors
@@ -163,7 +182,7 @@ impl Linear {
     pub fn merge(&mut self) -> Result<()> {
         if let Some(Lora { a, b, scale, dora, .. }) = &self.lora {
             let gain = dora.as_ref().map(Dora::gain).transpose()?;
-            self.weight = nn::merged(&self.weight, [a, b], *scale, gain.as_deref())?.into();
+            self.weight = nn::merged(&self.weight, [a, b], *scale, gain.as_ref())?.into();
             self.lora = None;
         }
         Ok(())
@@ -187,17 +206,10 @@ impl Linear {
             (Some(_), bias) => {
                 // What dropout leaves of the base's share is replaced, not scaled twice.
                 let y = nn::linear(precision, x, weight, bias)?;
-                nn::add_scaled(&y, &product, &vec![-1.0; self.widths().1])?;
+                nn::subtract(&y, &product)?;
                 y
             }
-            (None, bias) => {
-                let y = nn::zero_activation(product.dims())?;
-                if let Some(bias) = bias {
-                    let bias = nn::view(bias)?;
-                    nn::edit(&y, |y| y.chunks_exact_mut(bias.len()).for_each(|y| y.copy_from_slice(&bias)))?;
-                }
-                y
-            }
+            (None, bias) => nn::rows(&product, bias)?,
         };
         nn::linear_add(precision, &product, lora.scale, &low, &lora.b)?;
         nn::add_scaled(&y, &product, &dora.gain()?)?;
@@ -239,12 +251,9 @@ impl Linear {
             (Some(dora), Some(product)) => {
                 let gain = dora.gain()?;
                 if let Some(dm) = gradients.of(&dora.name) {
-                    let mut dgain = vec![0.0; gain.len()];
-                    nn::gain_gradient(&mut dgain, dy, product)?;
-                    let norms = nn::view(&dora.norms)?;
-                    nn::edit(dm, |dm| dm.iter_mut().zip(dgain).zip(norms.iter()).for_each(|((m, g), n)| *m += g / n))?;
+                    nn::magnitude_gradient(dm, dy, product, &dora.norms)?;
                 }
-                let scaled = nn::zero_activation(dy.dims())?;
+                let scaled = nn::zero_activation(dy)?;
                 nn::add_scaled(&scaled, dy, &gain)?;
                 Some(scaled)
             }
@@ -266,7 +275,7 @@ impl Linear {
         let dx = nn::linear_dx(precision, sum, 1.0, dy, &self.weight)?;
         let mut dropped = nn::linear_dx(precision, None, 1.0, &dlow, &lora.a)?;
         if let Some(scaled) = &scaled {
-            nn::add_scaled(scaled, dy, &vec![-1.0; self.widths().1])?;
+            nn::subtract(scaled, dy)?;
             dropped = nn::linear_dx(precision, Some(dropped), 1.0, scaled, &self.weight)?;
         }
         nn::dropout_add(&dx, &dropped, lora.dropout, key)?;

@@ -6,36 +6,36 @@ use std::sync::{Arc, Mutex, PoisonError};
 use karat::backend::BackendError;
 
 use crate::config::ModelConfig;
+use crate::cuda::Device;
 use crate::files::ModelFiles;
 use crate::layer::{Layer, Norm, Pass, Saved};
 use crate::linear::{Dropout, Gradients, Linear};
-use crate::nn::{self, Precision, Result, Tensor};
+use crate::nn::{self, Angles, Indices, Precision, Result, Starts, Tensor};
 use crate::ops::cross_entropy::Target;
-use crate::ops::rope::Table;
 use crate::rng::{Philox, name_key};
 use crate::weight::Weight;
 
 /// Rows of token ids packed back to back; padding does not exist.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Batch {
     /// All ids.
-    pub ids: Vec<u32>,
+    pub ids: Indices,
     /// Where each row starts; one more entry than rows.
-    pub starts: Vec<usize>,
+    pub starts: Starts,
     /// Position of each id in its row.
-    pub positions: Vec<u32>,
+    pub positions: Indices,
 }
 
 impl Batch {
     /// Packs `rows`.
     pub fn new<'a>(rows: impl IntoIterator<Item = &'a [u32]>) -> Self {
-        let mut batch = Batch { starts: vec![0], ..Batch::default() };
+        let (mut ids, mut starts, mut positions) = (Vec::new(), vec![0], Vec::new());
         for row in rows {
-            batch.ids.extend_from_slice(row);
-            batch.positions.extend(0..row.len() as u32);
-            batch.starts.push(batch.ids.len());
+            ids.extend_from_slice(row);
+            positions.extend(0..row.len() as u32);
+            starts.push(ids.len());
         }
-        batch
+        Batch { ids: ids.into(), starts: starts.into(), positions: positions.into() }
     }
     fn longest(&self) -> usize {
         self.starts.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0)
@@ -58,7 +58,9 @@ pub struct Decoder {
     pub precision: Precision,
     /// Names of the tensors that the adapter holds whole.
     whole: BTreeSet<String>,
-    table: Mutex<Arc<Table>>,
+    table: Mutex<Arc<Angles>>,
+    /// Where it lies, if not on the CPU.
+    device: Option<Arc<Device>>,
 }
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -159,7 +161,12 @@ impl Decoder {
         let norm = Norm { weight: get("model.norm.weight", &[hidden])?.own()?, name: "model.norm.weight".into(), eps };
         let head = if c.tied { embedding.clone() } else { get(HEAD, &[c.vocab_size, hidden])? };
         let (whole, precision) = (BTreeSet::new(), Precision::F32);
-        Ok(Decoder { embedding, layers, norm, head, precision, whole, table: Mutex::default(), config })
+        Ok(Decoder { embedding, layers, norm, head, precision, whole, table: Mutex::default(), config, device: None })
+    }
+
+    /// The device it lies on, if that is not the CPU.
+    pub fn device(&self) -> Option<&Arc<Device>> {
+        self.device.as_ref()
     }
 
     /// Computes products with weights in `precision` from now on; a fresh decoder does so in f32.
@@ -187,6 +194,26 @@ impl Decoder {
             }
         }
         all
+    }
+
+    /// Brings every tensor to `device` that is not there yet: the file's numbers in the element type of its products, what is
+    /// trained in f32.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn place(&mut self, device: &Arc<Device>) -> Result<()> {
+        self.embedding.place(device)?;
+        match self.config.tied {
+            true => self.head = self.embedding.clone(),
+            false => self.head.place(device)?,
+        }
+        self.norm.place(device)?;
+        for layer in &mut self.layers {
+            layer.norms_mut().try_for_each(|norm| norm.place(device))?;
+            layer.linears_mut().into_iter().try_for_each(|linear| linear.place(device))?;
+        }
+        self.device = Some(device.clone());
+        Ok(())
     }
 
     /// Makes every tensor trainable and returns them all, by their Hugging Face names; those that lay in a file are
@@ -260,11 +287,11 @@ impl Decoder {
     }
 
     /// Angles for rows of up to `positions`.
-    pub fn table(&self, positions: usize) -> Arc<Table> {
+    pub fn table(&self, positions: usize) -> Arc<Angles> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if table.positions() < positions {
             let size = positions.next_power_of_two().min(self.config.max_positions.max(positions));
-            *table = Arc::new(Table::new(self.config.rope_theta, self.config.heads.dim, size));
+            *table = Arc::new(Angles::new(self.config.rope_theta, self.config.heads.dim, size));
         }
         table.clone()
     }
@@ -315,7 +342,7 @@ impl Decoder {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn score(&self, batch: &Batch, at: &[u32], targets: &[u32]) -> Result<Vec<Target>> {
+    pub fn score(&self, batch: &Batch, at: &Indices, targets: &Indices) -> Result<Vec<Target>> {
         if at.is_empty() {
             return Ok(Vec::new());
         }
@@ -324,7 +351,7 @@ impl Decoder {
     }
 
     /// Forward and backward of the loss `scale * sum of -log p(targets[i])`, `targets[i]` coming after the token
-    /// `batch.ids[at[i]]`: adds to `gradients` and returns the log-probabilities. With `recompute`, only the input of
+    /// `batch.ids[at[i]]`: adds to `gradients` and returns the log-probabilities, in f32. With `recompute`, only the input of
     /// each layer is kept and the rest made again in the backward pass; the numbers are the same to the bit.
     ///
     /// # Errors
@@ -332,14 +359,14 @@ impl Decoder {
     pub fn train(
         &self,
         batch: &Batch,
-        (at, targets): (&[u32], &[u32]),
+        (at, targets): (&Indices, &Indices),
         scale: f32,
         dropout: Option<Dropout>,
         recompute: bool,
         gradients: &Gradients,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Tensor> {
         if at.is_empty() {
-            return Ok(Vec::new());
+            return nn::tensor(Vec::new(), &[0]);
         }
         let table = self.table(batch.longest());
         let pass = Pass { starts: &batch.starts, positions: &batch.positions, table: &table, dropout };
@@ -354,7 +381,7 @@ impl Decoder {
         let head_gradient = gradients.of(if self.config.tied { EMBEDDING } else { HEAD });
         let (logprobs, dnormed) = nn::head_loss(self.precision, &normed, targets, &self.head, scale, head_gradient)?;
         let dchosen = self.norm.backward(None, &chosen, &norm_scale, &dnormed, gradients)?;
-        let mut dx = nn::zero_activation(x.dims())?;
+        let mut dx = nn::zero_activation(&x)?;
         nn::scatter_add(&dx, at, &dchosen)?;
         drop(x);
         let embedding_gradient = gradients.of(EMBEDDING);
@@ -371,16 +398,7 @@ impl Decoder {
             }
         }
         if let Some(embedding_gradient) = embedding_gradient {
-            if let Some(pad) = self.config.pad
-                && batch.ids.contains(&pad)
-            {
-                let width = dx.dims()[1];
-                nn::edit(&dx, |dx| {
-                    let rows = dx.chunks_exact_mut(width).zip(&batch.ids);
-                    rows.filter(|(_, id)| **id == pad).for_each(|(row, _)| row.fill(0.0));
-                })?;
-            }
-            nn::scatter_add(embedding_gradient, &batch.ids, &dx)?;
+            nn::embedding_gradient(embedding_gradient, &batch.ids, dx, self.config.pad)?;
         }
         Ok(logprobs)
     }

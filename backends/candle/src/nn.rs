@@ -1,18 +1,21 @@
 //! Operations on tensors: the one place where a device is chosen.
 //!
-//! A [`Tensor`] is candle's, storage with a shape on a device; the buffers of activations are used again. The layers
-//! above speak only in these functions; here the CPU's kernels ([`crate::ops`]) are found for it. All tensors are
-//! contiguous f32; frozen weights may also be bf16 or f16 in a file ([`crate::weight`]). Candle's own automatic
-//! differentiation is not used: forward and backward are both written out, because in candle 0.11 several fused
-//! operations cut the gradient silently and frozen weights still pay for theirs.
+//! The layers above speak only in these functions; here the kernels of the device where the numbers lie are found for
+//! them, the CPU's ([`crate::ops`]) or CUDA's ([`crate::cuda`]). On the CPU a [`Tensor`] is candle's, contiguous f32 whose
+//! buffers are used again; on CUDA, activations are bf16 or f32 as the device was opened, and what is summed stays f32.
+//! Frozen weights may also be bf16 or f16 in a file ([`crate::weight`]). Candle's own automatic differentiation is not
+//! used: forward and backward are both written out, because in candle 0.11 several fused operations cut the gradient
+//! silently and frozen weights still pay for theirs.
 
-use std::cell::Cell;
-use std::ops::{Deref, Range};
-use std::sync::Arc;
+mod tensor;
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, StorageRef};
 use karat::backend::BackendError;
 
+use self::tensor::activation;
+pub use self::tensor::{
+    Angles, Indices, Starts, Tensor, View, copy, edit, set, tensor, view, zero_activation, zeros, zeros_like,
+};
+use crate::cuda;
 use crate::ops::adamw::Update;
 use crate::ops::attention::Heads;
 use crate::ops::cross_entropy::Target;
@@ -21,7 +24,6 @@ use crate::ops::low_rank::{self, LowRank};
 use crate::ops::mapped::Elements;
 pub use crate::ops::matmul::Precision;
 use crate::ops::matmul::{Mat, MatMut, Product, Term, Threads, product, products};
-use crate::ops::rope::Table;
 use crate::ops::{adamw, attention, buffers, cross_entropy, dropout, elementwise, embedding, norm, rope, swiglu};
 use crate::profile::Timer;
 use crate::weight::{Weight, WeightView};
@@ -29,158 +31,12 @@ use crate::weight::{Weight, WeightView};
 /// `Result` with the error that crosses the plugin boundary.
 pub type Result<T, E = BackendError> = std::result::Result<T, E>;
 
-fn engine(error: candle_core::Error) -> BackendError {
-    BackendError::failed("candle failed").because(&error)
-}
-
-/// Contiguous f32 numbers with a shape; clones share them.
-#[derive(Clone, Debug)]
-pub struct Tensor(Arc<Held>);
-
-#[derive(Debug)]
-struct Held {
-    tensor: candle_core::Tensor,
-    /// The buffer came from [`buffers`] and goes back there.
-    lent: bool,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if self.lent {
-            // Nobody else has the tensor of candle: `Tensor` never hands it out.
-            let _ = self.tensor.inplace_op1(&Take);
-        }
-    }
-}
-
-struct Take;
-
-impl InplaceOp1 for Take {
-    fn name(&self) -> &'static str {
-        "take"
-    }
-    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
-        if let CpuStorage::F32(data) = storage {
-            buffers::give(std::mem::take(data));
-        }
-        Ok(())
-    }
-}
-
-impl Tensor {
-    /// Its shape.
-    pub fn dims(&self) -> &[usize] {
-        self.0.tensor.dims()
-    }
-    /// Its number of elements.
-    pub fn elem_count(&self) -> usize {
-        self.0.tensor.elem_count()
-    }
-}
-
-fn hold(data: Vec<f32>, shape: &[usize], lent: bool) -> Result<Tensor> {
-    let tensor = candle_core::Tensor::from_vec(data, shape, &Device::Cpu).map_err(engine)?;
-    Ok(Tensor(Arc::new(Held { tensor, lent })))
-}
-
-/// A tensor of `shape` that owns `data`: for what lasts, parameters and their like.
-pub fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
-    hold(data, shape, false)
-}
-
-/// Zeros of `shape`, for what lasts.
-pub fn zeros(shape: &[usize]) -> Result<Tensor> {
-    tensor(buffers::zeroed(shape.iter().product()), shape)
-}
-
-/// An activation of `shape`, `data` being from [`buffers::take`].
-fn activation(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
-    hold(data, shape, true)
-}
-
-/// Zeros of `shape`, for what is soon gone.
-pub fn zero_activation(shape: &[usize]) -> Result<Tensor> {
-    let mut data = buffers::take(shape.iter().product());
-    elementwise::clear(&mut data);
-    activation(data, shape)
-}
-
-/// A copy with storage of its own.
-pub fn copy(t: &Tensor) -> Result<Tensor> {
-    tensor(view(t)?.to_vec(), t.dims())
-}
-
-/// A tensor's elements, held for reading.
-pub struct View<'a> {
-    storage: StorageRef<'a>,
-    range: Range<usize>,
-}
-
-impl Deref for View<'_> {
-    type Target = [f32];
-    fn deref(&self) -> &[f32] {
-        match &*self.storage {
-            Storage::Cpu(CpuStorage::F32(data)) => &data[self.range.clone()],
-            _ => unreachable!("`view` checked the storage"),
-        }
-    }
-}
-
-fn extent(layout: &Layout) -> Result<Range<usize>> {
-    let (start, end) =
-        layout.contiguous_offsets().ok_or_else(|| BackendError::failed("a tensor with gaps reached a CPU kernel"))?;
-    Ok(start..end)
-}
-
-/// The elements of a contiguous f32 tensor on the CPU.
-pub fn view(t: &Tensor) -> Result<View<'_>> {
-    let (storage, layout) = t.0.tensor.storage_and_layout();
-    let range = extent(layout)?;
-    match &*storage {
-        Storage::Cpu(CpuStorage::F32(_)) => Ok(View { storage, range }),
-        _ => Err(BackendError::unsupported(format!(
-            "no kernels for {:?} on {:?}",
-            t.0.tensor.dtype(),
-            t.0.tensor.device()
-        ))),
-    }
-}
-
-struct Edit<F>(Cell<Option<F>>);
-
-impl<F: FnOnce(&mut [f32])> InplaceOp1 for Edit<F> {
-    fn name(&self) -> &'static str {
-        "edit"
-    }
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let CpuStorage::F32(data) = storage else {
-            return Err(candle_core::Error::UnexpectedDType {
-                msg: "edit in place",
-                expected: DType::F32,
-                got: storage_dtype(storage),
-            });
-        };
-        let (start, end) = layout.contiguous_offsets().ok_or_else(|| candle_core::Error::msg("a tensor with gaps"))?;
-        if let Some(f) = self.0.take() {
-            f(&mut data[start..end]);
-        }
-        Ok(())
-    }
-}
-
-fn storage_dtype(storage: &CpuStorage) -> DType {
-    use candle_core::backend::BackendStorage;
-    storage.dtype()
-}
-
-/// Changes a tensor's elements in place; every clone of it sees the change.
-pub fn edit(t: &Tensor, f: impl FnOnce(&mut [f32])) -> Result<()> {
-    t.0.tensor.inplace_op1(&Edit(Cell::new(Some(f)))).map_err(engine)
-}
-
 /// Rows and columns of a matrix.
-fn dims(t: &Tensor) -> Result<(usize, usize)> {
-    t.0.tensor.dims2().map_err(engine)
+pub(crate) fn dims(t: &Tensor) -> Result<(usize, usize)> {
+    match *t.dims() {
+        [rows, columns] => Ok((rows, columns)),
+        _ => Err(BackendError::failed(format!("a tensor of shape {:?} is no matrix", t.dims()))),
+    }
 }
 
 /// What a product may read as a weight: a [`Weight`], or a tensor that is trained.
@@ -192,6 +48,8 @@ pub trait Stored {
     /// # Errors
     /// If the CPU's kernels cannot read it.
     fn view(&self) -> Result<WeightView<'_>>;
+    /// The tensor on its CUDA device, if it lies on one.
+    fn on_cuda(&self) -> Option<&cuda::Tensor>;
     /// Rows and columns.
     ///
     /// # Errors
@@ -211,6 +69,9 @@ impl Stored for Weight {
     fn view(&self) -> Result<WeightView<'_>> {
         self.view()
     }
+    fn on_cuda(&self) -> Option<&cuda::Tensor> {
+        self.placed().and_then(Tensor::cuda)
+    }
 }
 
 impl Stored for Tensor {
@@ -220,18 +81,27 @@ impl Stored for Tensor {
     fn view(&self) -> Result<WeightView<'_>> {
         view(self).map(WeightView::Owned)
     }
+    fn on_cuda(&self) -> Option<&cuda::Tensor> {
+        self.cuda()
+    }
 }
 
 /// `x[at]`, `[at, width]`.
-pub fn gather(x: &Tensor, at: &[u32]) -> Result<Tensor> {
+pub fn gather(x: &Tensor, at: &Indices) -> Result<Tensor> {
+    if let Some(x) = x.cuda() {
+        return cuda::ops::gather(x, at);
+    }
     let (_, width) = dims(x)?;
     let mut y = buffers::take(at.len() * width);
     embedding::gather(Elements::F32(&view(x)?), width, at, &mut y);
     activation(y, &[at.len(), width])
 }
 
-/// `table[ids]`, `[ids, width]`, widened to f32.
-pub fn embed(table: &Weight, ids: &[u32]) -> Result<Tensor> {
+/// `table[ids]`, `[ids, width]`, as activations are stored.
+pub fn embed(table: &Weight, ids: &Indices) -> Result<Tensor> {
+    if let Some(table) = table.on_cuda() {
+        return cuda::ops::gather(table, ids);
+    }
     let _timer = Timer::new("embedding", 0.0);
     let (_, width) = table.matrix()?;
     let mut y = buffers::take(ids.len() * width);
@@ -240,11 +110,32 @@ pub fn embed(table: &Weight, ids: &[u32]) -> Result<Tensor> {
 }
 
 /// `dtable[ids] += dy`.
-pub fn scatter_add(dtable: &Tensor, ids: &[u32], dy: &Tensor) -> Result<()> {
+pub fn scatter_add(dtable: &Tensor, ids: &Indices, dy: &Tensor) -> Result<()> {
+    if let Some(dtable) = dtable.cuda() {
+        return cuda::ops::scatter_add(dtable, ids, dy, None);
+    }
     let _timer = Timer::new("embedding, dW", 0.0);
     let (_, width) = dims(dtable)?;
     let dy = view(dy)?;
     edit(dtable, |dtable| embedding::scatter_add(dtable, width, ids, &dy))
+}
+
+/// Gradient of an embedding from where it is read: `dtable[ids] += dx` but for the id `pad`, which has none. `dx` is used
+/// up.
+pub fn embedding_gradient(dtable: &Tensor, ids: &Indices, dx: Tensor, pad: Option<u32>) -> Result<()> {
+    if let Some(dtable) = dtable.cuda() {
+        return cuda::ops::scatter_add(dtable, ids, &dx, pad);
+    }
+    if let Some(pad) = pad
+        && ids.contains(&pad)
+    {
+        let width = dims(&dx)?.1;
+        edit(&dx, |dx| {
+            let rows = dx.chunks_exact_mut(width).zip(ids.iter());
+            rows.filter(|(_, id)| **id == pad).for_each(|(row, _)| row.fill(0.0));
+        })?;
+    }
+    scatter_add(dtable, ids, &dx)
 }
 
 /// `x w^T + bias`: `x` `[tokens, in]`, `w` `[out, in]`.
@@ -260,6 +151,10 @@ pub fn linear_with<W: Stored, B: Stored>(
     bias: Option<&Tensor>,
     more: Option<(f32, &Tensor, &B)>,
 ) -> Result<Tensor> {
+    if let Some(x) = x.cuda() {
+        let more = more.map(|(alpha, low, b)| Ok((alpha, cuda::here(low)?, cuda::stored(b)?))).transpose()?;
+        return cuda::ops::linear(x, cuda::stored(w)?, bias, more);
+    }
     let ((tokens, n_in), (n_out, _)) = (dims(x)?, w.matrix()?);
     let _timer = Timer::product("products: x W^T", [tokens, n_out, n_in]);
     let mut y = buffers::take(tokens * n_out);
@@ -284,6 +179,9 @@ pub fn linear_with<W: Stored, B: Stored>(
 
 /// `y += alpha x w^T`.
 pub fn linear_add(precision: Precision, y: &Tensor, alpha: f32, x: &Tensor, w: &impl Stored) -> Result<()> {
+    if let Some(y) = y.cuda() {
+        return cuda::ops::linear_add(y, alpha, cuda::here(x)?, cuda::stored(w)?);
+    }
     let ((tokens, n_in), (n_out, _)) = (dims(x)?, w.matrix()?);
     let _timer = Timer::product("products: x W^T", [tokens, n_out, n_in]);
     let (xs, ws) = (view(x)?, w.view()?);
@@ -305,6 +203,10 @@ pub fn linear_dx_with<W: Stored, A: Stored>(
     w: &W,
     more: Option<(&Tensor, &A)>,
 ) -> Result<Tensor> {
+    if let Some(dy) = dy.cuda() {
+        let more = more.map(|(dlow, a)| Ok((cuda::here(dlow)?, cuda::stored(a)?))).transpose()?;
+        return cuda::ops::linear_dx(dx, alpha, dy, cuda::stored(w)?, more);
+    }
     let ((tokens, n_out), (_, n_in)) = (dims(dy)?, w.matrix()?);
     let _timer = Timer::product("products: dy W", [tokens, n_in, n_out]);
     let (dys, ws) = (view(dy)?, w.view()?);
@@ -331,6 +233,9 @@ pub fn linear_dx_with<W: Stored, A: Stored>(
 
 /// `dw += alpha dy^T x`.
 pub fn linear_dw(precision: Precision, dw: &Tensor, alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()> {
+    if let Some(dw) = dw.cuda() {
+        return cuda::ops::linear_dw(dw, alpha, cuda::here(dy)?, cuda::here(x)?);
+    }
     let ((tokens, n_out), (_, n_in)) = (dims(dy)?, dims(x)?);
     let _timer = Timer::product("products: dy^T x", [n_out, n_in, tokens]);
     let (dys, xs) = (view(dy)?, view(x)?);
@@ -340,6 +245,9 @@ pub fn linear_dw(precision: Precision, dw: &Tensor, alpha: f32, dy: &Tensor, x: 
 
 /// `db += sum of the rows of dy`.
 pub fn bias_gradient(db: &Tensor, dy: &Tensor) -> Result<()> {
+    if let Some(db) = db.cuda() {
+        return cuda::ops::bias_gradient(db, cuda::here(dy)?);
+    }
     let _timer = Timer::new("bias, gradient", 0.0);
     let dy = view(dy)?;
     edit(db, |db| {
@@ -349,13 +257,17 @@ pub fn bias_gradient(db: &Tensor, dy: &Tensor) -> Result<()> {
     })
 }
 
-/// RMSNorm of every run of `w.len()` elements; also the scale of each run, which the backward pass needs.
-pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Vec<f32>)> {
+/// RMSNorm of every run of `w.len()` elements; also the scale of each run in f32, which the backward pass needs.
+pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    if let Some(x) = x.cuda() {
+        return cuda::ops::rms_norm(x, cuda::here(w)?, eps);
+    }
     let _timer = Timer::new("RMSNorm", 0.0);
     let (xs, ws) = (view(x)?, view(w)?);
-    let (mut y, mut scale) = (buffers::take(xs.len()), vec![0.0; xs.len() / ws.len()]);
+    let runs = xs.len() / ws.len();
+    let (mut y, mut scale) = (buffers::take(xs.len()), buffers::take(runs));
     norm::forward(&xs, &ws, eps, &mut y, &mut scale);
-    Ok((activation(y, x.dims())?, scale))
+    Ok((activation(y, x.dims())?, activation(scale, &[runs])?))
 }
 
 /// Backward of [`rms_norm`]: added to `dx` if that is given, else new; `dw` where the weight is trained.
@@ -363,57 +275,79 @@ pub fn rms_norm_backward(
     dx: Option<Tensor>,
     x: &Tensor,
     w: &Tensor,
-    scale: &[f32],
+    scale: &Tensor,
     dy: &Tensor,
     dw: Option<&Tensor>,
 ) -> Result<Tensor> {
+    if let Some(x) = x.cuda() {
+        let dw = dw.map(cuda::here).transpose()?;
+        return cuda::ops::rms_norm_backward(dx, x, cuda::here(w)?, cuda::here(scale)?, cuda::here(dy)?, dw);
+    }
     let _timer = Timer::new("RMSNorm, gradient", 0.0);
-    let (xs, ws, dys) = (view(x)?, view(w)?, view(dy)?);
+    let (xs, ws, dys, scale) = (view(x)?, view(w)?, view(dy)?, view(scale)?);
     let add = dx.is_some();
     let dx = match dx {
         Some(dx) => dx,
-        None => zero_activation(x.dims())?,
+        None => zero_activation(x)?,
     };
     match dw {
         Some(dw) => {
             let mut sum = vec![0.0; ws.len()];
-            edit(&dx, |dx| norm::backward(&xs, &ws, scale, &dys, dx, add, Some(&mut sum)))?;
+            edit(&dx, |dx| norm::backward(&xs, &ws, &scale, &dys, dx, add, Some(&mut sum)))?;
             edit(dw, |dw| dw.iter_mut().zip(&sum).for_each(|(dw, s)| *dw += s))?;
         }
-        None => edit(&dx, |dx| norm::backward(&xs, &ws, scale, &dys, dx, add, None))?,
+        None => edit(&dx, |dx| norm::backward(&xs, &ws, &scale, &dys, dx, add, None))?,
     }
     Ok(dx)
 }
 
 /// Rotates `x` `[tokens, heads * head_dim]` in place; `inverse` is the gradient.
-pub fn rotate(x: &Tensor, positions: &[u32], heads: usize, table: &Table, inverse: bool) -> Result<()> {
+pub fn rotate(x: &Tensor, positions: &Indices, heads: usize, angles: &Angles, inverse: bool) -> Result<()> {
+    if let Some(x) = x.cuda() {
+        return cuda::ops::rotate(x, positions, heads, angles, inverse);
+    }
     let _timer = Timer::new("rotary embedding", 0.0);
-    edit(x, |x| rope::rotate(x, positions, heads, table, inverse))
+    edit(x, |x| rope::rotate(x, positions, heads, &angles.table, inverse))
 }
 
-/// Causal attention over packed rows: the output `[tokens, queries * dim]` and the log-sum-exps.
-pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize], heads: Heads) -> Result<(Tensor, Vec<f32>)> {
+/// Causal attention over packed rows, its products in `precision`: the output `[tokens, queries * dim]` and the
+/// log-sum-exps in f32.
+pub fn attend(
+    precision: Precision,
+    [q, k, v]: [&Tensor; 3],
+    starts: &Starts,
+    heads: Heads,
+) -> Result<(Tensor, Tensor)> {
+    if let Some(q) = q.cuda() {
+        return cuda::ops::attend(q, cuda::here(k)?, cuda::here(v)?, starts, heads);
+    }
     let _timer = Timer::new("attention", attention::work(starts, heads, 2));
     let (qs, ks, vs) = (view(q)?, view(k)?, view(v)?);
     let tokens = dims(q)?.0;
-    let (mut out, mut lse) = (buffers::take(qs.len()), vec![0.0; tokens * heads.queries]);
-    attention::forward(&qs, &ks, &vs, starts, heads, &mut out, &mut lse);
-    Ok((activation(out, q.dims())?, lse))
+    let (mut out, mut lse) = (buffers::take(qs.len()), buffers::take(tokens * heads.queries));
+    attention::forward(precision, &qs, &ks, &vs, starts, heads, &mut out, &mut lse);
+    Ok((activation(out, q.dims())?, activation(lse, &[tokens * heads.queries])?))
 }
 
 /// Backward of [`attend`]: gradients of `q`, `k`, `v`.
 pub fn attend_backward(
+    precision: Precision,
     [q, k, v]: [&Tensor; 3],
-    starts: &[usize],
+    starts: &Starts,
     heads: Heads,
-    (out, lse): (&Tensor, &[f32]),
+    (out, lse): (&Tensor, &Tensor),
     dout: &Tensor,
 ) -> Result<[Tensor; 3]> {
+    if let Some(q) = q.cuda() {
+        let [k, v, out, lse, dout] =
+            [cuda::here(k)?, cuda::here(v)?, cuda::here(out)?, cuda::here(lse)?, cuda::here(dout)?];
+        return cuda::ops::attend_backward([q, k, v], starts, heads, (out, lse), dout);
+    }
     let _timer = Timer::new("attention, gradient", attention::work(starts, heads, 5));
     let (qs, ks, vs) = (view(q)?, view(k)?, view(v)?);
     let (mut dq, mut dk, mut dv) = (buffers::take(qs.len()), buffers::take(ks.len()), buffers::take(vs.len()));
-    let (out, dout) = (view(out)?, view(dout)?);
-    attention::backward(&qs, &ks, &vs, starts, heads, &out, lse, &dout, &mut dq, &mut dk, &mut dv);
+    let (out, lse, dout) = (view(out)?, view(lse)?, view(dout)?);
+    attention::backward(precision, &qs, &ks, &vs, starts, heads, &out, &lse, &dout, &mut dq, &mut dk, &mut dv);
     Ok([activation(dq, q.dims())?, activation(dk, k.dims())?, activation(dv, v.dims())?])
 }
 
@@ -427,6 +361,9 @@ pub fn attend_cached(q: &Tensor, caches: &[(&[f32], &[f32])], heads: Heads) -> R
 
 /// `silu(gate) * up`.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if let Some(gate) = gate.cuda() {
+        return cuda::ops::swiglu(gate, cuda::here(up)?);
+    }
     let _timer = Timer::new("SwiGLU", 0.0);
     let (g, u) = (view(gate)?, view(up)?);
     let mut y = buffers::take(g.len());
@@ -436,6 +373,9 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 /// Gradients of `gate` and `up`.
 pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    if let Some(gate) = gate.cuda() {
+        return cuda::ops::swiglu_backward(gate, cuda::here(up)?, cuda::here(dy)?);
+    }
     let _timer = Timer::new("SwiGLU, gradient", 0.0);
     let (g, u, d) = (view(gate)?, view(up)?, view(dy)?);
     let (mut dg, mut du) = (buffers::take(g.len()), buffers::take(u.len()));
@@ -445,6 +385,9 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tenso
 
 /// `x += y`.
 pub fn add(x: &Tensor, y: &Tensor) -> Result<()> {
+    if let Some(x) = x.cuda() {
+        return cuda::ops::add(x, cuda::here(y)?);
+    }
     let _timer = Timer::new("residual sums", 0.0);
     let y = view(y)?;
     edit(x, |x| elementwise::add(x, &y))
@@ -452,12 +395,18 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<()> {
 
 /// `x = 0`.
 pub fn clear(x: &Tensor) -> Result<()> {
+    if let Some(x) = x.cuda() {
+        return x.clear();
+    }
     let _timer = Timer::new("gradients set to zero", 0.0);
     edit(x, elementwise::clear)
 }
 
 /// Dropout of `x` under `key`.
 pub fn dropout(x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
+    if let Some(x) = x.cuda() {
+        return cuda::ops::dropout(x, p, key);
+    }
     let _timer = Timer::new("dropout", 0.0);
     let xs = view(x)?;
     let mut y = buffers::take(xs.len());
@@ -467,57 +416,112 @@ pub fn dropout(x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
 
 /// `dx += dropout(dy)` under the same mask.
 pub fn dropout_add(dx: &Tensor, dy: &Tensor, p: f64, key: Key) -> Result<()> {
+    if let Some(dx) = dx.cuda() {
+        return cuda::ops::dropout_add(dx, cuda::here(dy)?, p, key);
+    }
     let _timer = Timer::new("dropout, gradient", 0.0);
     let dy = view(dy)?;
     edit(dx, |dx| dropout::apply(&dy, dx, p, key, true))
 }
 
-/// `W + scale B A`, each row times its `gain` if one is given: a new tensor `[out, in]`.
-pub fn merged(w: &Weight, [a, b]: [&Tensor; 2], scale: f32, gain: Option<&[f32]>) -> Result<Tensor> {
+/// `W + scale B A`, each row times its `gain` if one is given: a new tensor `[out, in]`, made on the CPU.
+pub fn merged(w: &Weight, [a, b]: [&Tensor; 2], scale: f32, gain: Option<&Tensor>) -> Result<Tensor> {
     let (merged, n_in) = (w.widened()?, w.matrix()?.1);
     let (a, b) = (view(a)?, view(b)?);
-    edit(&merged, |w| low_rank::merge(w, LowRank { a: &a, b: &b, scale, n_in }, gain))?;
+    let gain = gain.map(view).transpose()?;
+    edit(&merged, |w| low_rank::merge(w, LowRank { a: &a, b: &b, scale, n_in }, gain.as_deref()))?;
     Ok(merged)
 }
 
 /// The L2 norm of every row of `W + scale B A`, into `norms` `[out]`.
 pub fn merged_norms(norms: &Tensor, w: &Weight, [a, b]: [&Tensor; 2], scale: f32) -> Result<()> {
+    if let (Some(norms), Some(w)) = (norms.cuda(), w.on_cuda()) {
+        return cuda::ops::merged_norms(norms, w, [cuda::here(a)?, cuda::here(b)?], scale);
+    }
     let (ws, a, b, n_in) = (w.view()?, view(a)?, view(b)?, w.matrix()?.1);
     edit(norms, |norms| low_rank::norms(ws.elements(), LowRank { a: &a, b: &b, scale, n_in }, norms))
 }
 
-/// `y += gain * x`, column by column.
-pub fn add_scaled(y: &Tensor, x: &Tensor, gain: &[f32]) -> Result<()> {
-    let x = view(x)?;
-    edit(y, |y| low_rank::add_scaled(y, &x, gain))
+/// `m / n`, element by element, in f32.
+pub fn ratio(m: &Tensor, n: &Tensor) -> Result<Tensor> {
+    if let Some(m) = m.cuda() {
+        return cuda::ops::ratio(m, cuda::here(n)?);
+    }
+    tensor(view(m)?.iter().zip(view(n)?.iter()).map(|(m, n)| m / n).collect(), m.dims())
 }
 
-/// `dgain += sum over the rows of dy * x`, column by column.
-pub fn gain_gradient(dgain: &mut [f32], dy: &Tensor, x: &Tensor) -> Result<()> {
-    low_rank::gain_gradient(dgain, &view(dy)?, &view(x)?);
-    Ok(())
+/// `y += gain * x`, column by column.
+pub fn add_scaled(y: &Tensor, x: &Tensor, gain: &Tensor) -> Result<()> {
+    if let Some(y) = y.cuda() {
+        return cuda::ops::add_scaled(y, cuda::here(x)?, cuda::here(gain)?);
+    }
+    let (x, gain) = (view(x)?, view(gain)?);
+    edit(y, |y| low_rank::add_scaled(y, &x, &gain))
+}
+
+/// `y -= x`.
+pub fn subtract(y: &Tensor, x: &Tensor) -> Result<()> {
+    if let Some(y) = y.cuda() {
+        return cuda::ops::subtract(y, cuda::here(x)?);
+    }
+    let minus = vec![-1.0; dims(x)?.1];
+    let x = view(x)?;
+    edit(y, |y| low_rank::add_scaled(y, &x, &minus))
+}
+
+/// The row `bias`, or zeros, for each row of `like`.
+pub fn rows(like: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    if let Some(like) = like.cuda() {
+        return cuda::ops::rows(like, bias.map(cuda::here).transpose()?);
+    }
+    let Some(bias) = bias else { return zero_activation(like) };
+    let bias = view(bias)?;
+    let mut y = buffers::take(like.elem_count());
+    y.chunks_exact_mut(bias.len()).for_each(|y| y.copy_from_slice(&bias));
+    activation(y, like.dims())
+}
+
+/// `dm += (sum over the rows of dy * x) / n`, column by column.
+pub fn magnitude_gradient(dm: &Tensor, dy: &Tensor, x: &Tensor, n: &Tensor) -> Result<()> {
+    if let Some(dm) = dm.cuda() {
+        return cuda::ops::magnitude_gradient(dm, cuda::here(dy)?, cuda::here(x)?, cuda::here(n)?);
+    }
+    let (dy, x, n) = (view(dy)?, view(x)?, view(n)?);
+    let mut dgain = vec![0.0; n.len()];
+    low_rank::gain_gradient(&mut dgain, &dy, &x);
+    edit(dm, |dm| dm.iter_mut().zip(dgain).zip(n.iter()).for_each(|((m, g), n)| *m += g / n))
 }
 
 /// Log-probabilities of `targets` given `hidden` and the output projection.
-pub fn score(precision: Precision, hidden: &Tensor, targets: &[u32], head: &Weight) -> Result<Vec<Target>> {
+pub fn score(precision: Precision, hidden: &Tensor, targets: &Indices, head: &Weight) -> Result<Vec<Target>> {
+    if let Some(hidden) = hidden.cuda() {
+        return cuda::ops::score(hidden, targets, cuda::stored(head)?);
+    }
     Ok(cross_entropy::score(precision, &view(hidden)?, targets, head.view()?.elements(), head.matrix()?.1))
 }
 
-/// Logits `[tokens, vocab]`.
+/// Logits `[tokens, vocab]` in f32.
 pub fn logits(precision: Precision, hidden: &Tensor, head: &Weight) -> Result<Tensor> {
+    if let Some(hidden) = hidden.cuda() {
+        return cuda::ops::logits(hidden, cuda::stored(head)?);
+    }
     linear(precision, hidden, head, None)
 }
 
-/// Loss `scale * sum of -log p` of `targets`: their log-probabilities and the gradient of `hidden`; that of the
+/// Loss `scale * sum of -log p` of `targets`: their log-probabilities in f32 and the gradient of `hidden`; that of the
 /// projection is added to `dhead`.
 pub fn head_loss(
     precision: Precision,
     hidden: &Tensor,
-    targets: &[u32],
+    targets: &Indices,
     head: &Weight,
     scale: f32,
     dhead: Option<&Tensor>,
-) -> Result<(Vec<f32>, Tensor)> {
+) -> Result<(Tensor, Tensor)> {
+    if let Some(hidden) = hidden.cuda() {
+        let dhead = dhead.map(cuda::here).transpose()?;
+        return cuda::ops::head_loss(hidden, targets, cuda::stored(head)?, scale, dhead);
+    }
     let (hs, ws, width) = (view(hidden)?, head.view()?, head.matrix()?.1);
     let products = if dhead.is_some() { 3 } else { 2 };
     let _timer = Timer::product("head and loss", [products * targets.len(), ws.elements().len() / width, width]);
@@ -533,7 +537,8 @@ pub fn head_loss(
         }
         None => cross_entropy::train(precision, &hs, targets, ws.elements(), width, scale, &mut dhidden, None),
     };
-    Ok((logprobs, activation(dhidden, hidden.dims())?))
+    let count = logprobs.len();
+    Ok((tensor(logprobs, &[count])?, activation(dhidden, hidden.dims())?))
 }
 
 /// One AdamW update of `p` and its moments.

@@ -6,10 +6,12 @@ use karat::backend::{
     BackendError, Completion, Dtype, Evaluator, Event, EventSink, Flow, GenerateConfig, LabelledView, OpenConfig,
     Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights,
 };
+use karat::train::peft::read_adapter_config;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::adapter;
 use crate::config::ModelConfig;
+use crate::cuda::open::{Asked, Opened, open};
 use crate::model::{Batch, Decoder};
 use crate::nn::{Precision, Result};
 use crate::ops::buffers;
@@ -18,11 +20,12 @@ use crate::train::{Job, checkpoint};
 /// Tokens scored at once.
 const SCORE_TOKENS: usize = 4096;
 
-/// An open model on the CPU.
+/// An open model on its device.
 pub struct CandleSession {
     model: Decoder,
     pool: ThreadPool,
     opened: OpenConfig,
+    opened_on: Opened,
     parameters: u64,
     trained: bool,
 }
@@ -33,12 +36,7 @@ impl CandleSession {
     /// # Errors
     /// As [`karat::backend::Backend::open`].
     pub fn open(config: &OpenConfig) -> Result<Self> {
-        if !["cpu", "auto"].contains(&config.device.as_str()) {
-            return Err(BackendError::unsupported(format!(
-                "device \"{}\" is not implemented by this build (implemented: cpu)",
-                config.device
-            )));
-        }
+        let asked = Asked::of(&config.device)?;
         let precision = match config.dtype {
             Dtype::F32 => Precision::F32,
             Dtype::Bf16 => Precision::Bf16,
@@ -51,6 +49,7 @@ impl CandleSession {
         if let Some(key) = config.options.keys().next() {
             return Err(BackendError::unsupported(format!("option \"{key}\": this backend has no options")));
         }
+        let opened_on = open(asked, config.dtype)?;
         let threads = match config.threads {
             0 => available_parallelism().map_or(1, usize::from),
             n => n,
@@ -67,7 +66,7 @@ impl CandleSession {
         })?;
         model.set_precision(precision);
         if let Some(folder) = &config.adapter {
-            let adapter = adapter::read_config(folder)?;
+            let adapter = read_adapter_config(folder)?;
             adapter::load(&mut model, &adapter, folder)?;
         }
         if let Some(folder) = &config.merge_into {
@@ -77,8 +76,11 @@ impl CandleSession {
             pool.install(|| model.merge())?;
             checkpoint::publish_model(&model, &config.model, folder)?;
         }
+        if let Some(device) = &opened_on.device {
+            pool.install(|| model.place(device))?;
+        }
         let parameters = model.tensors().values().map(|t| t.elem_count() as u64).sum();
-        Ok(CandleSession { model, pool, opened: config.clone(), parameters, trained: false })
+        Ok(CandleSession { model, pool, opened: config.clone(), opened_on, parameters, trained: false })
     }
 }
 
@@ -97,10 +99,13 @@ impl Session for CandleSession {
     }
     fn info(&self) -> SessionInfo {
         SessionInfo {
-            device: "cpu".into(),
+            device: self.opened_on.name.clone(),
             dtype: self.opened.dtype,
             threads: self.pool.current_num_threads(),
-            kernels: crate::kernels(self.model.precision),
+            kernels: match &self.opened_on.device {
+                Some(_) => self.opened_on.facts.clone(),
+                None => [crate::kernels(self.model.precision), self.opened_on.facts.clone()].concat(),
+            },
             parameters: self.parameters,
             adapter_parameters: self.model.adapter_tensors().values().map(|t| t.elem_count() as u64).sum(),
             vocab_size: self.model.config.vocab_size,
@@ -126,7 +131,7 @@ impl Evaluator for CandleSession {
                 at.extend(w[0] as u32..(w[1].max(w[0] + 1) - 1) as u32);
                 targets.extend_from_slice(&batch.ids[(w[0] + 1).min(w[1])..w[1]]);
             }
-            let scored = self.pool.install(|| self.model.score(&batch, &at, &targets))?;
+            let scored = self.pool.install(|| self.model.score(&batch, &at.into(), &targets.into()))?;
             scores.logprobs.extend(scored.iter().map(|t| t.logprob));
             scores.greedy.extend(scored.iter().map(|t| t.greedy));
             done_tokens += size as u64;

@@ -1,7 +1,9 @@
 //! A parameter of the model: numbers in a mapped file while it is frozen, f32 of its own once it is trained.
 
 use std::ops::Deref;
+use std::sync::Arc;
 
+use crate::cuda::{self, Device};
 use crate::nn::{self, Result, Tensor, View};
 use crate::ops::buffers;
 use crate::ops::mapped::{Elements, Kind, MappedNumbers};
@@ -17,6 +19,13 @@ pub enum Weight {
         numbers: MappedNumbers,
         /// Rows and columns, or the length.
         shape: Vec<usize>,
+    },
+    /// On a device in the element type of its products, frozen; the file's numbers stay mapped.
+    Placed {
+        /// What the device has.
+        tensor: Tensor,
+        /// The numbers, row-major.
+        numbers: MappedNumbers,
     },
 }
 
@@ -44,6 +53,7 @@ impl Weight {
         match self {
             Weight::Owned(t) => t.dims(),
             Weight::Mapped { shape, .. } => shape,
+            Weight::Placed { tensor, .. } => tensor.dims(),
         }
     }
     /// Number of elements.
@@ -54,7 +64,7 @@ impl Weight {
     pub fn kind(&self) -> Kind {
         match self {
             Weight::Owned(_) => Kind::F32,
-            Weight::Mapped { numbers, .. } => numbers.kind(),
+            Weight::Mapped { numbers, .. } | Weight::Placed { numbers, .. } => numbers.kind(),
         }
     }
     /// The elements.
@@ -64,10 +74,32 @@ impl Weight {
     pub fn view(&self) -> Result<WeightView<'_>> {
         Ok(match self {
             Weight::Owned(t) => WeightView::Owned(nn::view(t)?),
-            Weight::Mapped { numbers, .. } => WeightView::Mapped(numbers.elements()),
+            Weight::Mapped { numbers, .. } | Weight::Placed { numbers, .. } => WeightView::Mapped(numbers.elements()),
         })
     }
-    /// A copy of its own in f32, exactly the same numbers.
+    /// The tensor that products read, if it is in no file alone.
+    pub fn placed(&self) -> Option<&Tensor> {
+        match self {
+            Weight::Owned(tensor) | Weight::Placed { tensor, .. } => Some(tensor),
+            Weight::Mapped { .. } => None,
+        }
+    }
+    /// Brings it to `device`: what is in a file in the element type of products, what is in memory as it is.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn place(&mut self, device: &Arc<Device>) -> Result<()> {
+        *self = match self {
+            Weight::Owned(t) => Weight::Owned(t.place(device)?),
+            Weight::Mapped { numbers, shape } => {
+                let tensor = cuda::Tensor::frozen(device, numbers.elements(), shape)?.into();
+                Weight::Placed { tensor, numbers: numbers.clone() }
+            }
+            Weight::Placed { .. } => return Ok(()),
+        };
+        Ok(())
+    }
+    /// A copy of its own on the CPU in f32, exactly the same numbers.
     ///
     /// # Errors
     /// If there is no room.
@@ -85,6 +117,12 @@ impl Weight {
             Weight::Owned(t) => Ok(t.clone()),
             Weight::Mapped { .. } => {
                 let t = self.widened()?;
+                *self = Weight::Owned(t.clone());
+                Ok(t)
+            }
+            Weight::Placed { tensor, .. } => {
+                let device = cuda::here(tensor)?.device().clone();
+                let t = self.widened()?.place(&device)?;
                 *self = Weight::Owned(t.clone());
                 Ok(t)
             }

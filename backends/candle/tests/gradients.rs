@@ -15,16 +15,16 @@ use karat_candle::{adapter, nn};
 fn check(what: &str, model: &Decoder, trained: &BTreeMap<String, nn::Tensor>) {
     let data = small_rows(&[12, 7, 20]).tokens;
     let batch = Batch::new(data.view().iter());
-    let starts = batch.starts.clone();
-    let at: Vec<u32> = starts.windows(2).flat_map(|w| (w[0] as u32 + 2)..(w[1] as u32 - 1)).collect();
+    let at: Vec<u32> = batch.starts.windows(2).flat_map(|w| (w[0] as u32 + 2)..(w[1] as u32 - 1)).collect();
     let targets: Vec<u32> = at.iter().map(|&t| batch.ids[t as usize + 1]).collect();
+    let (at, targets) = (nn::Indices::from(at), nn::Indices::from(targets));
     let scale = 1.0 / at.len() as f32;
     let dropout = Some(Dropout { seed: 5, step: 2, first_token: 3 });
     let gradients = Gradients::zeros(trained).unwrap();
     let none = Gradients::default();
     let loss = |gradients: &Gradients| -> f64 {
         let logprobs = model.train(&batch, (&at, &targets), scale, dropout, false, gradients).unwrap();
-        logprobs.iter().map(|l| -f64::from(*l)).sum::<f64>() * f64::from(scale)
+        nn::view(&logprobs).unwrap().iter().map(|l| -f64::from(*l)).sum::<f64>() * f64::from(scale)
     };
     loss(&gradients);
     for (name, tensor) in trained {

@@ -143,7 +143,7 @@ fn last_logits_match_transformers() {
         let path = folder.join(model);
         let mut decoder = Decoder::load(ModelConfig::read(&path).unwrap(), &path).unwrap();
         if let Some(name) = adapter {
-            let config = adapter::read_config(&folder.join(name)).unwrap();
+            let config = karat::train::peft::read_adapter_config(&folder.join(name)).unwrap();
             adapter::load(&mut decoder, &config, &folder.join(name)).unwrap();
         }
         let want = tensors(&folder.join(logits));
@@ -160,7 +160,7 @@ fn last_logits_match_transformers() {
             }
             let want = &want[&name].2;
             let hidden = decoder.hidden(&Batch::new([&prompt[..]])).unwrap();
-            let last = nn::gather(&hidden, &[prompt.len() as u32 - 1]).unwrap();
+            let last = nn::gather(&hidden, &vec![prompt.len() as u32 - 1].into()).unwrap();
             let got = decoder.logits(&last).unwrap();
             let got = nn::view(&got).unwrap();
             assert_eq!(got.len(), want.len());

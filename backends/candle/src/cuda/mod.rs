@@ -3,8 +3,38 @@
 //! Nothing here is linked: the plugin loads on a machine without a driver, and what is missing is said by name when a
 //! device is opened. [`device::Gpu`] is what is asked of a device; the driver is one, and an emulator that runs the same
 //! kernel sources on the CPU is the other, so that all that is written above it is tested where there is no GPU.
+//!
+//! Activations, their gradients and the operands of products are bf16, or f32 where a run asks for that; what is trained
+//! is kept in f32 beside a rounded copy that products read; statistics, losses, gradients of weights and moments are
+//! f32, and no sum depends on the order in which blocks happen to run.
 
 pub mod device;
+pub mod driver;
 pub mod emulator;
 pub mod kernels;
+pub mod open;
+pub mod ops;
+pub mod optimizer;
 pub mod ptx;
+mod tensor;
+
+use karat::backend::BackendError;
+
+pub use self::tensor::{Angles, Device, Indices, Rows, Tensor};
+use crate::nn::{self, Result, Stored};
+
+/// A tensor that must lie on a device because the one beside it does.
+///
+/// # Errors
+/// If it lies on the CPU: a mistake in the layers above.
+pub fn here(t: &nn::Tensor) -> Result<&Tensor> {
+    t.cuda().ok_or_else(|| BackendError::failed("a tensor of the CPU reached a kernel of the GPU"))
+}
+
+/// As [`here`], for a weight.
+///
+/// # Errors
+/// As [`here`].
+pub fn stored(w: &impl Stored) -> Result<&Tensor> {
+    w.on_cuda().ok_or_else(|| BackendError::failed("a weight of the CPU reached a kernel of the GPU"))
+}

@@ -2,7 +2,7 @@
 
 use crate::layer::Pass;
 use crate::model::{Batch, Decoder};
-use crate::nn::{self, Result, Tensor};
+use crate::nn::{self, Indices, Result, Starts, Tensor};
 
 /// Keys and values of one sequence: for each layer `[positions, keys * dim]`.
 pub struct Cache {
@@ -40,12 +40,12 @@ pub fn prefill(model: &Decoder, prompts: &[&[u32]], caches: &mut [Cache]) -> Res
     for (l, layer) in model.layers.iter().enumerate() {
         let p = layer.project(&x, pass)?;
         remember(model, l, &batch.starts, &p.k, &p.v, caches)?;
-        let (attended, _) = nn::attend(&p.q, &p.k, &p.v, &batch.starts, layer.heads)?;
+        let (attended, _) = nn::attend(layer.o.precision, [&p.q, &p.k, &p.v], &batch.starts, layer.heads)?;
         x = layer.finish(&x, &attended, None)?.0;
     }
     caches.iter_mut().zip(prompts).for_each(|(cache, prompt)| cache.len += prompt.len());
     let last: Vec<u32> = batch.starts[1..].iter().map(|end| *end as u32 - 1).collect();
-    model.logits(&nn::gather(&x, &last)?)
+    model.logits(&nn::gather(&x, &last.into())?)
 }
 
 /// Feeds one token into each cache; logits `[sequences, vocab]`.
@@ -54,10 +54,11 @@ pub fn prefill(model: &Decoder, prompts: &[&[u32]], caches: &mut [Cache]) -> Res
 /// If the device fails.
 pub fn step(model: &Decoder, ids: &[u32], caches: &mut [Cache]) -> Result<Tensor> {
     let positions: Vec<u32> = caches.iter().map(|cache| cache.len as u32).collect();
-    let starts: Vec<usize> = (0..=ids.len()).collect();
+    let starts = Starts::from((0..=ids.len()).collect::<Vec<_>>());
     let table = model.table(positions.iter().max().map_or(0, |p| *p as usize + 1));
+    let (positions, ids) = (Indices::from(positions), Indices::from(ids.to_vec()));
     let pass = Pass { starts: &starts, positions: &positions, table: &table, dropout: None };
-    let mut x = nn::embed(&model.embedding, ids)?;
+    let mut x = nn::embed(&model.embedding, &ids)?;
     for (l, layer) in model.layers.iter().enumerate() {
         let p = layer.project(&x, pass)?;
         remember(model, l, &starts, &p.k, &p.v, caches)?;

@@ -21,6 +21,14 @@ impl Table {
         let (cos, sin) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
         Table { half, cos, sin }
     }
+    /// All cosines.
+    pub fn cos(&self) -> &[f32] {
+        &self.cos
+    }
+    /// All sines.
+    pub fn sin(&self) -> &[f32] {
+        &self.sin
+    }
     /// Positions in the table.
     pub fn positions(&self) -> usize {
         self.cos.len().checked_div(self.half).unwrap_or(0)

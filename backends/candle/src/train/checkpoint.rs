@@ -151,8 +151,7 @@ pub fn restore(
     let trainer = TrainerState::read(folder).map_err(as_backend_error)?;
     let fill = |file: &TensorFile, name: &str, to: &Tensor| -> Result<()> {
         let from = file.read(name, to.dims())?;
-        let from = nn::view(&from)?;
-        nn::edit(to, |to| to.copy_from_slice(&from))
+        nn::set(to, &nn::view(&from)?)
     };
     let file = TensorFile::open(&folder.join(if lora { adapter::WEIGHTS } else { "model.safetensors" }))?;
     for (name, t) in trained {

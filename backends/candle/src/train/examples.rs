@@ -3,7 +3,7 @@
 use karat::backend::{BackendError, IGNORE, LabelledView};
 
 use crate::model::Batch;
-use crate::nn::Result;
+use crate::nn::{Indices, Result};
 
 /// A packed batch with the places whose next token is trained on.
 #[derive(Debug)]
@@ -11,9 +11,9 @@ pub struct Examples {
     /// The rows, packed.
     pub batch: Batch,
     /// Tokens of the batch that predict a target.
-    pub at: Vec<u32>,
+    pub at: Indices,
     /// What they should predict.
-    pub targets: Vec<u32>,
+    pub targets: Indices,
     /// The row of each target, as an index into `rows` of [`Examples::new`].
     pub rows: Vec<usize>,
 }
@@ -23,18 +23,18 @@ impl Examples {
     pub fn new(data: LabelledView<'_>, rows: &[u32]) -> Self {
         let tokens = data.tokens();
         let batch = Batch::new(rows.iter().map(|&row| tokens.row(row as usize)));
-        let mut examples = Examples { batch, at: Vec::new(), targets: Vec::new(), rows: Vec::new() };
+        let (mut at, mut targets, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
         for (number, &row) in rows.iter().enumerate() {
-            let start = examples.batch.starts[number];
+            let start = batch.starts[number];
             for (i, &label) in data.row_labels(row as usize).iter().enumerate().skip(1) {
                 if label != IGNORE {
-                    examples.at.push((start + i - 1) as u32);
-                    examples.targets.push(label as u32);
-                    examples.rows.push(number);
+                    at.push((start + i - 1) as u32);
+                    targets.push(label as u32);
+                    numbers.push(number);
                 }
             }
         }
-        examples
+        Examples { batch, at: at.into(), targets: targets.into(), rows: numbers }
     }
 }
 

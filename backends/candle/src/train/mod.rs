@@ -9,6 +9,7 @@ mod examples;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use karat::backend::{
@@ -16,10 +17,13 @@ use karat::backend::{
 };
 use karat::memory;
 use karat::train::LoraConfig;
+use karat::train::peft::read_adapter_config;
 use karat::train::state::{LogEntry, RunState, TrainerState};
 use rayon::ThreadPool;
 
 use crate::adapter;
+use crate::cuda::optimizer::{Optimizer, Parameter};
+use crate::cuda::{self, Device};
 use crate::linear::{Dropout, Gradients};
 use crate::model::{Decoder, excluded_from_decay};
 use crate::nn::{self, Result, Tensor};
@@ -56,6 +60,8 @@ struct Run<'a> {
     trained: BTreeMap<String, Tensor>,
     moments: Moments,
     gradients: Gradients,
+    /// The optimizer of the device that computes, if that is not the CPU.
+    fused: Option<Optimizer>,
     step: usize,
     tokens: u64,
     log: Vec<LogEntry>,
@@ -84,15 +90,19 @@ impl Job<'_> {
             Method::Full => None,
             Method::Lora(config) => {
                 attach(model, config, plan)?;
+                if let Some(device) = model.device().cloned() {
+                    model.place(&device)?;
+                }
                 Some(config.clone())
             }
         };
         let trained = if lora.is_some() { model.adapter_tensors() } else { model.own()? };
         let moments = trained
             .iter()
-            .map(|(name, t)| Ok((name.clone(), [nn::zeros(t.dims())?, nn::zeros(t.dims())?])))
+            .map(|(name, t)| Ok((name.clone(), [nn::zeros_like(t)?, nn::zeros_like(t)?])))
             .collect::<Result<Moments>>()?;
         let gradients = Gradients::zeros(&trained)?;
+        let fused = model.device().map(|device| fused(device, &trained, &moments, &gradients)).transpose()?;
         let (step, tokens, log, best_saved) = (0, 0, Vec::new(), None);
         let mut run = Run {
             model,
@@ -105,6 +115,7 @@ impl Job<'_> {
             trained,
             moments,
             gradients,
+            fused,
             step,
             tokens,
             log,
@@ -134,15 +145,36 @@ impl Job<'_> {
             trainable_parameters: run.trained.values().map(|t| t.elem_count() as u64).sum(),
             tokens: run.tokens,
             seconds: started.elapsed().as_secs_f64(),
-            peak_memory: memory::peak(),
+            peak_memory: run.model.device().map_or_else(memory::peak, |device| Some(device.gpu.peak_memory(false))),
         })
     }
+}
+
+/// The optimizer of a device.
+fn fused(
+    device: &Arc<Device>,
+    trained: &BTreeMap<String, Tensor>,
+    moments: &Moments,
+    gradients: &Gradients,
+) -> Result<Optimizer> {
+    let missing = || BackendError::failed("a trained tensor has no gradient or no moments");
+    let of_tensor = |(name, tensor): (&String, &Tensor)| {
+        let [m, v] = moments.get(name).ok_or_else(missing)?;
+        let gradient = gradients.of(name).ok_or_else(missing)?;
+        Ok(Parameter {
+            tensor: cuda::here(tensor)?.clone(),
+            moments: [cuda::here(m)?.clone(), cuda::here(v)?.clone()],
+            gradient: cuda::here(gradient)?.clone(),
+            decays: !excluded_from_decay(name),
+        })
+    };
+    Optimizer::new(device, trained.iter().map(of_tensor).collect::<Result<_>>()?)
 }
 
 /// A new adapter, or the one the plan starts from.
 fn attach(model: &mut Decoder, config: &LoraConfig, plan: &TrainPlan) -> Result<()> {
     let Some(folder) = &plan.init_adapter else { return adapter::draw(model, config, plan.seed) };
-    let theirs = adapter::read_config(folder)?;
+    let theirs = read_adapter_config(folder)?;
     if adapter::Layout::new(model, &theirs)? != adapter::Layout::new(model, config)? {
         let says = |config: &LoraConfig| serde_json::to_string(config).unwrap_or_default();
         return Err(crate::files::at(
@@ -208,8 +240,8 @@ impl Run<'_> {
         let micros = &plan.steps[index];
         let window: u64 = micros.iter().map(|micro| label_tokens(self.train, micro)).sum();
         self.pool.install(|| self.gradients.clear())?;
-        let (mut micro_losses, mut first_token) = (Vec::with_capacity(micros.len()), 0u64);
-        for (number, rows) in micros.iter().enumerate() {
+        let (mut micro_logprobs, mut first_token) = (Vec::with_capacity(micros.len()), 0u64);
+        for rows in micros {
             let e = Examples::new(self.train, rows);
             let dropout = self.lora.as_ref().map(|_| Dropout { seed: plan.seed, step: step as u32, first_token });
             let scale = (1.0 / window as f64) as f32;
@@ -217,18 +249,31 @@ impl Run<'_> {
             let logprobs = self
                 .pool
                 .install(|| model.train(&e.batch, (&e.at, &e.targets), scale, dropout, plan.recompute, gradients))?;
-            let loss = logprobs.iter().map(|l| -f64::from(*l)).sum::<f64>() / window as f64;
-            if !loss.is_finite() {
-                return Err(BackendError::failed(format!(
+            micro_logprobs.push(logprobs);
+            first_token += e.batch.ids.len() as u64;
+        }
+        let losses = || -> Result<Vec<f64>> {
+            let of_micro = |(number, (rows, logprobs)): (usize, (&Vec<u32>, &Tensor))| {
+                let loss = nn::view(logprobs)?.iter().map(|l| -f64::from(*l)).sum::<f64>() / window as f64;
+                if loss.is_finite() {
+                    return Ok(loss);
+                }
+                Err(BackendError::failed(format!(
                     "step {step}, micro-batch {} (training rows {rows:?}): the loss is {loss}; no checkpoint is \
                      written. Lower the learning rate or look at these rows",
                     number + 1
-                )));
+                )))
+            };
+            micros.iter().zip(&micro_logprobs).enumerate().map(of_micro).collect()
+        };
+        let (micro_losses, grad_norm) = match self.fused {
+            None => (losses()?, self.update(index)?),
+            // Numbers come to the host after all of the step is queued. A gradient that is not finite has changed nothing.
+            Some(_) => {
+                let updated = self.update(index);
+                (losses()?, updated?)
             }
-            micro_losses.push(loss);
-            first_token += e.batch.ids.len() as u64;
-        }
-        let grad_norm = self.update(index)?;
+        };
         self.step = step;
         self.tokens += first_token;
         let loss: f64 = micro_losses.iter().sum();
@@ -251,7 +296,7 @@ impl Run<'_> {
             label_tokens: window,
             tokens: self.tokens,
             seconds: started.elapsed().as_secs_f64(),
-            memory: memory::resident(),
+            memory: self.model.device().map_or_else(memory::resident, |device| Some(device.gpu.peak_memory(false))),
         };
         Ok(sink.event(Event::Step(event)) == Flow::Stop)
     }
@@ -263,10 +308,22 @@ impl Run<'_> {
         // `B` has moved, that is after the first learning rate above 0.
         let moved = plan.learning_rates.iter().position(|lr| *lr > 0.0).unwrap_or(plan.steps.len());
         let check_reach = index == (moved + 1).max(1);
+        let update = Update {
+            lr: plan.learning_rates[index],
+            beta1: plan.optimizer.beta1,
+            beta2: plan.optimizer.beta2,
+            eps: plan.optimizer.eps,
+            weight_decay: plan.optimizer.weight_decay,
+            step: step as u32,
+            gradient_scale: 1.0,
+        };
         self.pool.install(|| {
+            let sums = match &self.fused {
+                Some(fused) => fused.step(plan.max_grad_norm, &update)?,
+                None => self.gradients.0.values().map(nn::sum_of_squares).collect::<Result<_>>()?,
+            };
             let mut total = 0f64;
-            for (name, gradient) in &self.gradients.0 {
-                let sum = nn::sum_of_squares(gradient)?;
+            for (name, sum) in self.gradients.0.keys().zip(sums) {
                 if !sum.is_finite() {
                     return Err(BackendError::failed(format!(
                         "step {step} (training rows {:?}): the gradient of {name} is not finite; no checkpoint is \
@@ -283,21 +340,17 @@ impl Run<'_> {
                 total += sum;
             }
             let norm = total.sqrt();
+            if self.fused.is_some() {
+                self.model.renorm()?;
+                return Ok(norm);
+            }
             let clip = if plan.max_grad_norm > 0.0 { (plan.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
             for (name, parameter) in &self.trained {
                 let (Some(gradient), Some([m, v])) = (self.gradients.of(name), self.moments.get(name)) else {
                     continue;
                 };
-                let o = &plan.optimizer;
-                let update = Update {
-                    lr: plan.learning_rates[index],
-                    beta1: o.beta1,
-                    beta2: o.beta2,
-                    eps: o.eps,
-                    weight_decay: if excluded_from_decay(name) { 0.0 } else { o.weight_decay },
-                    step: step as u32,
-                    gradient_scale: clip,
-                };
+                let weight_decay = if excluded_from_decay(name) { 0.0 } else { update.weight_decay };
+                let update = Update { weight_decay, gradient_scale: clip, ..update };
                 nn::adamw(parameter, m, v, gradient, &update)?;
             }
             self.model.renorm()?;

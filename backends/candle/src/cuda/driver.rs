@@ -1,0 +1,619 @@
+//! The device behind NVIDIA's driver: one context, one stream, the driver's own pool of memory, cuBLAS.
+#![allow(unsafe_code)]
+
+mod api;
+mod library;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::Path;
+use std::ptr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use karat::backend::BackendError;
+
+use self::api::{Address, Blas, Cuda, Handle, Status};
+use super::device::{Arg, Element, Facts, Gemm, Gpu, Launch, Matrix, RawBuffer};
+use crate::nn::Result;
+
+/// The oldest driver whose compiler takes the kernels: that of CUDA 13.0.
+const OLDEST_DRIVER: i32 = 13_000;
+/// Bytes that cuBLAS may use for parts of sums; with memory of its own its results are the same from run to run.
+const WORKSPACE: usize = 32 << 20;
+
+fn missing(what: impl std::fmt::Display) -> BackendError {
+    BackendError::unsupported(format!("no CUDA device can be used: {what}"))
+}
+
+/// What was found of CUDA on this machine, for `karat doctor`: facts by name.
+pub fn found() -> BTreeMap<String, String> {
+    let mut facts = BTreeMap::new();
+    let mut fact = |name: &str, value: String| facts.insert(name.to_owned(), value);
+    let cublas = match library::cublas() {
+        Ok(found) => found.place.display().to_string(),
+        Err(e) => e.to_owned(),
+    };
+    fact("cuda cublas", cublas);
+    match Driver::load() {
+        Err(e) => fact("cuda driver", e.message),
+        Ok((cuda, place)) => {
+            let version = driver_version(&cuda);
+            let names = format!("{} (CUDA {})", place.display(), version_text(version));
+            fact("cuda driver", if version < OLDEST_DRIVER { format!("{names}, too old") } else { names });
+            match count(&cuda) {
+                Err(e) => fact("cuda devices", e.message),
+                Ok(count) => {
+                    for ordinal in 0..count {
+                        let text = device_facts(&cuda, ordinal).map_or_else(|e| e.message, |facts| facts_text(&facts));
+                        fact(&format!("cuda:{ordinal}"), text);
+                    }
+                    None
+                }
+            }
+        }
+    };
+    facts
+}
+
+fn facts_text(facts: &Facts) -> String {
+    let (major, minor) = facts.compute_capability;
+    let gib = facts.memory as f64 / f64::from(1 << 30);
+    format!(
+        "{}, {gib:.0} GiB, compute capability {major}.{minor}, {} multiprocessors",
+        facts.name, facts.multiprocessors
+    )
+}
+
+fn version_text(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+fn driver_version(cuda: &Cuda) -> i32 {
+    let mut version = 0;
+    // SAFETY: the pointer is to an integer that lives through the call.
+    unsafe { (cuda.cuDriverGetVersion)(&mut version) };
+    version
+}
+
+/// What a status of the driver's is called, and what it means.
+fn status_text(cuda: &Cuda, status: Status) -> String {
+    let text = |f: unsafe extern "C" fn(Status, *mut *const c_char) -> Status| {
+        let mut text: *const c_char = ptr::null();
+        // SAFETY: the driver writes a pointer to a constant text, or nothing.
+        unsafe {
+            f(status, &mut text);
+            if text.is_null() { None } else { Some(CStr::from_ptr(text).to_string_lossy().into_owned()) }
+        }
+    };
+    match (text(cuda.cuGetErrorName), text(cuda.cuGetErrorString)) {
+        (Some(name), Some(meaning)) => format!("{name}: {meaning}"),
+        _ => format!("status {status}"),
+    }
+}
+
+fn ok(cuda: &Cuda, what: &str, status: Status) -> Result<()> {
+    match status {
+        0 => Ok(()),
+        _ => Err(BackendError::failed(format!("CUDA failed to {what}: {}", status_text(cuda, status)))),
+    }
+}
+
+fn count(cuda: &Cuda) -> Result<i32> {
+    let mut count = 0;
+    // SAFETY: initialised by `Driver::load`; the pointer is to an integer that lives through the call.
+    match unsafe { (cuda.cuDeviceGetCount)(&mut count) } {
+        0 if count > 0 => Ok(count),
+        0 | api::status::NO_DEVICE => Err(missing(
+            "the driver is there but finds no device (is it hidden by \
+                                                   CUDA_VISIBLE_DEVICES, or not given to this container?)",
+        )),
+        status => Err(missing(status_text(cuda, status))),
+    }
+}
+
+fn device_facts(cuda: &Cuda, ordinal: i32) -> Result<Facts> {
+    let mut device = 0;
+    let mut name = [0 as c_char; 256];
+    let mut memory = 0usize;
+    // SAFETY: the pointers are to values that live through the calls; `name` is as long as is said.
+    unsafe {
+        ok(cuda, "find the device", (cuda.cuDeviceGet)(&mut device, ordinal))?;
+        ok(cuda, "name the device", (cuda.cuDeviceGetName)(name.as_mut_ptr(), 255, device))?;
+        ok(cuda, "ask for its memory", (cuda.cuDeviceTotalMem_v2)(&mut memory, device))?;
+    }
+    let ask = |attribute: i32| -> Result<u32> {
+        let mut value = 0;
+        // SAFETY: as above.
+        ok(cuda, "ask the device", unsafe { (cuda.cuDeviceGetAttribute)(&mut value, attribute, device) })?;
+        Ok(value as u32)
+    };
+    // SAFETY: the driver ends the name with a zero, and the last byte was never given to it.
+    let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+    Ok(Facts {
+        name,
+        ordinal: ordinal as usize,
+        compute_capability: (ask(api::attribute::MAJOR)?, ask(api::attribute::MINOR)?),
+        memory: memory as u64,
+        multiprocessors: ask(api::attribute::MULTIPROCESSORS)?,
+        shared_memory: ask(api::attribute::SHARED_MEMORY)?,
+        emulated: false,
+    })
+}
+
+/// A GPU.
+pub struct Driver {
+    cuda: Cuda,
+    blas: Blas,
+    facts: Facts,
+    device: c_int,
+    context: Handle,
+    stream: Handle,
+    pool: Handle,
+    cublas: Handle,
+    module: Handle,
+    workspace: Address,
+    /// Kernels by name, with the dynamic shared memory that each was allowed so far.
+    kernels: Mutex<HashMap<&'static str, (usize, u32)>>,
+}
+
+// SAFETY: the driver may be called from any thread in which the context is current, which every method sees to; cuBLAS's
+// handle is used by one thread at a time because `kernels` is held meanwhile.
+unsafe impl Send for Driver {}
+// SAFETY: as above.
+unsafe impl Sync for Driver {}
+
+impl Driver {
+    /// The driver's functions and where they came from, initialised.
+    fn load() -> Result<(Cuda, &'static Path)> {
+        let found = library::driver().map_err(missing)?;
+        // SAFETY: it is the driver, and never unloaded.
+        let cuda = unsafe { Cuda::of(found.library) }
+            .map_err(|name| missing(format!("the driver {} is too old: it has no {name}", found.place.display())))?;
+        // SAFETY: the one call that may come first.
+        match unsafe { (cuda.cuInit)(0) } {
+            0 => Ok((cuda, &found.place)),
+            api::status::NO_DEVICE => Err(missing("the driver is there but finds no device")),
+            status => Err(missing(format!("the driver does not start: {}", status_text(&cuda, status)))),
+        }
+    }
+
+    /// Opens device `ordinal` and gives it the kernels of `ptx`, a text that ends with a zero.
+    ///
+    /// # Errors
+    /// Names what is missing or too old: the driver, a device, cuBLAS.
+    pub fn open(ordinal: usize, ptx: &CStr) -> Result<Self> {
+        let (cuda, _) = Self::load()?;
+        let version = driver_version(&cuda);
+        if version < OLDEST_DRIVER {
+            return Err(missing(format!(
+                "the driver is for CUDA {}, the kernels need one for {} (release 580 or later)",
+                version_text(version),
+                version_text(OLDEST_DRIVER)
+            )));
+        }
+        let count = count(&cuda)?;
+        if ordinal as i32 >= count {
+            return Err(missing(format!("there is no device {ordinal}, the machine has {count} (counted from 0)")));
+        }
+        let facts = device_facts(&cuda, ordinal as i32)?;
+        if facts.compute_capability < (8, 0) {
+            let (major, minor) = facts.compute_capability;
+            return Err(missing(format!(
+                "{} has compute capability {major}.{minor}, the kernels need 8.0 (Ampere) or later",
+                facts.name
+            )));
+        }
+        let found = library::cublas().map_err(missing)?;
+        // SAFETY: it is cuBLAS, and never unloaded.
+        let blas = unsafe { Blas::of(found.library) }
+            .map_err(|name| missing(format!("{} is too old: it has no {name}", found.place.display())))?;
+        let mut driver = Driver {
+            cuda,
+            blas,
+            facts,
+            device: ordinal as c_int,
+            context: ptr::null_mut(),
+            stream: ptr::null_mut(),
+            pool: ptr::null_mut(),
+            cublas: ptr::null_mut(),
+            module: ptr::null_mut(),
+            workspace: 0,
+            kernels: Mutex::default(),
+        };
+        driver.start(ptx)?;
+        Ok(driver)
+    }
+
+    fn start(&mut self, ptx: &CStr) -> Result<()> {
+        let cuda = self.cuda;
+        let mut pools = 0;
+        // SAFETY: every pointer is to a value of the right type that lives through the call, and handles are passed as the
+        // driver gave them.
+        unsafe {
+            ok(&cuda, "find the device", (cuda.cuDeviceGet)(&mut self.device, self.facts.ordinal as c_int))?;
+            ok(&cuda, "open the device", (cuda.cuDevicePrimaryCtxRetain)(&mut self.context, self.device))?;
+            ok(&cuda, "open the device", (cuda.cuCtxSetCurrent)(self.context))?;
+            let ask = (cuda.cuDeviceGetAttribute)(&mut pools, api::attribute::MEMORY_POOLS, self.device);
+            ok(&cuda, "ask the device", ask)?;
+            if pools == 0 {
+                return Err(missing("the device does not support pools of memory"));
+            }
+            ok(&cuda, "make a stream", (cuda.cuStreamCreate)(&mut self.stream, api::STREAM_NON_BLOCKING))?;
+            ok(&cuda, "find the pool", (cuda.cuDeviceGetDefaultMemPool)(&mut self.pool, self.device))?;
+            // What is freed stays with this process, ready for the next allocation.
+            let mut everything = u64::MAX;
+            let threshold = (&raw mut everything).cast();
+            let set = (cuda.cuMemPoolSetAttribute)(self.pool, api::pool::RELEASE_THRESHOLD, threshold);
+            ok(&cuda, "set up the pool", set)?;
+        }
+        self.module = self.compile(ptx)?;
+        self.workspace = self.alloc(WORKSPACE)?.address;
+        // SAFETY: as above; the workspace lives as long as the handle.
+        unsafe {
+            let started = (self.blas.cublasCreate_v2)(&mut self.cublas);
+            self.blas_ok("start", started)?;
+            self.blas_ok("take the stream", (self.blas.cublasSetStream_v2)(self.cublas, self.stream))?;
+            let workspace = self.workspace as *mut c_void;
+            let set = (self.blas.cublasSetWorkspace_v2)(self.cublas, workspace, WORKSPACE);
+            self.blas_ok("take its workspace", set)?;
+            self.blas_ok("set its precision", (self.blas.cublasSetMathMode)(self.cublas, api::blas::WHOLE_SUMS))
+        }
+    }
+
+    fn compile(&self, ptx: &CStr) -> Result<Handle> {
+        let cuda = &self.cuda;
+        let mut module = ptr::null_mut();
+        let mut log = vec![0u8; 8 << 10];
+        let mut options = [api::JIT_ERROR_LOG, api::JIT_ERROR_LOG_BYTES];
+        let mut values = [log.as_mut_ptr().cast::<c_void>(), log.len() as *mut c_void];
+        // SAFETY: the text ends with a zero, there are two options with their values, and the log is as long as is said.
+        let status = unsafe {
+            let text = ptx.as_ptr().cast();
+            (cuda.cuModuleLoadDataEx)(&mut module, text, 2, options.as_mut_ptr(), values.as_mut_ptr())
+        };
+        match status {
+            0 => Ok(module),
+            api::status::UNSUPPORTED_PTX => Err(missing(format!(
+                "the driver is too old for the kernels (it is for CUDA {})",
+                version_text(driver_version(cuda))
+            ))),
+            _ => {
+                let log = String::from_utf8_lossy(log.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
+                Err(missing(format!("the kernels do not compile: {}; {}", status_text(cuda, status), log.trim())))
+            }
+        }
+    }
+
+    fn ok(&self, what: &str, status: Status) -> Result<()> {
+        ok(&self.cuda, what, status)
+    }
+
+    fn blas_ok(&self, what: &str, status: Status) -> Result<()> {
+        if status == 0 {
+            return Ok(());
+        }
+        // SAFETY: cuBLAS answers with a constant text for every status.
+        let text = unsafe {
+            let text = (self.blas.cublasGetStatusString)(status);
+            if text.is_null() {
+                format!("status {status}")
+            } else {
+                CStr::from_ptr(text).to_string_lossy().into_owned()
+            }
+        };
+        Err(BackendError::failed(format!("cuBLAS failed to {what}: {text}")))
+    }
+
+    /// Makes the context current in this thread and keeps others away from what is not safe to share.
+    fn enter(&self) -> Result<MutexGuard<'_, HashMap<&'static str, (usize, u32)>>> {
+        let guard = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the context lives as long as `self`.
+        self.ok("enter the device", unsafe { (self.cuda.cuCtxSetCurrent)(self.context) })?;
+        Ok(guard)
+    }
+
+    /// Version of cuBLAS, e.g. `13.0.2`.
+    pub fn cublas_version(&self) -> String {
+        let mut version = 0;
+        // SAFETY: the handle is alive, the pointer to an integer.
+        unsafe { (self.blas.cublasGetVersion_v2)(self.cublas, &mut version) };
+        format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // SAFETY: each handle is one that the driver gave and nobody uses any more: buffers hold on to the device.
+        unsafe {
+            (self.cuda.cuCtxSetCurrent)(self.context);
+            if !self.cublas.is_null() {
+                (self.blas.cublasDestroy_v2)(self.cublas);
+            }
+            if self.workspace != 0 {
+                (self.cuda.cuMemFreeAsync)(self.workspace, self.stream);
+            }
+            if !self.stream.is_null() {
+                (self.cuda.cuStreamSynchronize)(self.stream);
+                (self.cuda.cuStreamDestroy_v2)(self.stream);
+            }
+            if !self.module.is_null() {
+                (self.cuda.cuModuleUnload)(self.module);
+            }
+            if !self.context.is_null() {
+                (self.cuda.cuDevicePrimaryCtxRelease_v2)(self.device);
+            }
+        }
+    }
+}
+
+fn inside(buffer: RawBuffer, offset: usize, bytes: usize) -> Result<Address> {
+    match offset.checked_add(bytes) {
+        Some(end) if end <= buffer.bytes => Ok(buffer.address + offset as u64),
+        _ => Err(BackendError::failed(format!("{bytes} bytes at {offset} of a buffer of {}", buffer.bytes))),
+    }
+}
+
+impl Gpu for Driver {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<RawBuffer> {
+        let _guard = self.enter()?;
+        let mut address = 0;
+        // SAFETY: the stream is alive, the pointer to an address.
+        match unsafe { (self.cuda.cuMemAllocAsync)(&mut address, bytes, self.stream) } {
+            0 => Ok(RawBuffer { address, bytes }),
+            api::status::OUT_OF_MEMORY => Err(BackendError::failed(format!(
+                "{} has no room for {bytes} more bytes (of {} in all); train fewer tokens at once, with recomputation, or \
+                 an adapter",
+                self.facts.name, self.facts.memory
+            ))),
+            status => self.ok("allocate", status).map(|()| RawBuffer { address, bytes }),
+        }
+    }
+
+    fn free(&self, buffer: RawBuffer) {
+        if let Ok(_guard) = self.enter() {
+            // SAFETY: the address is one of `alloc`, given back once; what is queued before still finds it.
+            unsafe { (self.cuda.cuMemFreeAsync)(buffer.address, self.stream) };
+        }
+    }
+
+    fn upload(&self, from: &[u8], to: RawBuffer, offset: usize) -> Result<()> {
+        let to = inside(to, offset, from.len())?;
+        let _guard = self.enter()?;
+        // SAFETY: both ranges are as long as is said. Memory of the host that is not pinned has been read when the call
+        // returns.
+        let status = unsafe { (self.cuda.cuMemcpyHtoDAsync_v2)(to, from.as_ptr().cast(), from.len(), self.stream) };
+        self.ok("copy to the device", status)
+    }
+
+    fn download(&self, from: RawBuffer, offset: usize, to: &mut [u8]) -> Result<()> {
+        let from = inside(from, offset, to.len())?;
+        let _guard = self.enter()?;
+        // SAFETY: both ranges are as long as is said, and `to` is borrowed until all has arrived.
+        unsafe {
+            let status = (self.cuda.cuMemcpyDtoHAsync_v2)(to.as_mut_ptr().cast(), from, to.len(), self.stream);
+            self.ok("copy from the device", status)?;
+            self.ok("finish what was queued", (self.cuda.cuStreamSynchronize)(self.stream))
+        }
+    }
+
+    fn copy(&self, from: (RawBuffer, usize), to: (RawBuffer, usize), bytes: usize) -> Result<()> {
+        let (from, to) = (inside(from.0, from.1, bytes)?, inside(to.0, to.1, bytes)?);
+        let _guard = self.enter()?;
+        // SAFETY: both ranges are inside their buffers.
+        self.ok("copy", unsafe { (self.cuda.cuMemcpyDtoDAsync_v2)(to, from, bytes, self.stream) })
+    }
+
+    fn zero(&self, buffer: RawBuffer, offset: usize, bytes: usize) -> Result<()> {
+        let at = inside(buffer, offset, bytes)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let _guard = self.enter()?;
+        // SAFETY: the range is inside the buffer.
+        self.ok("clear memory", unsafe { (self.cuda.cuMemsetD8Async)(at, 0, bytes, self.stream) })
+    }
+
+    fn launch(&self, kernel: &'static str, launch: Launch, arguments: &[Arg<'_>]) -> Result<()> {
+        let mut kernels = self.enter()?;
+        let (function, allowed) = match kernels.get(kernel) {
+            Some(known) => *known,
+            None => {
+                let name = CString::new(kernel).map_err(|_| BackendError::failed("a kernel's name with a zero"))?;
+                let mut function = ptr::null_mut();
+                // SAFETY: the module is alive, the name ends with a zero.
+                let status = unsafe { (self.cuda.cuModuleGetFunction)(&mut function, self.module, name.as_ptr()) };
+                self.ok(&format!("find the kernel {kernel}"), status)?;
+                *kernels.entry(kernel).or_insert((function as usize, 48 << 10))
+            }
+        };
+        if launch.shared > allowed {
+            // SAFETY: the function is of this module.
+            let status = unsafe {
+                let (f, bytes) = (function as Handle, launch.shared as c_int);
+                (self.cuda.cuFuncSetAttribute)(f, api::FUNCTION_SHARED_MEMORY, bytes)
+            };
+            self.ok(&format!("give {kernel} {} bytes of shared memory", launch.shared), status)?;
+            kernels.insert(kernel, (function, launch.shared));
+        }
+        // Every argument in eight bytes of its own; the driver reads as many as the kernel says.
+        let mut values: Vec<u64> = arguments
+            .iter()
+            .map(|argument| match *argument {
+                Arg::Buffer(buffer, offset) => buffer.raw().address + offset as u64,
+                Arg::Null => 0,
+                Arg::I32(x) => u64::from(x as u32),
+                Arg::U32(x) => u64::from(x),
+                Arg::I64(x) => x as u64,
+                Arg::U64(x) => x,
+                Arg::F32(x) => u64::from(x.to_bits()),
+            })
+            .collect();
+        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|value| ptr::from_mut(value).cast()).collect();
+        let Launch { grid, block, shared } = launch;
+        // SAFETY: the pointers are to the arguments, which the driver copies before it returns; that they are the kernel's
+        // in number and type is what the emulator checks in the tests.
+        let status = unsafe {
+            (self.cuda.cuLaunchKernel)(
+                function as Handle,
+                grid[0],
+                grid[1],
+                grid[2],
+                block[0],
+                block[1],
+                block[2],
+                shared,
+                self.stream,
+                pointers.as_mut_ptr(),
+                ptr::null_mut(),
+            )
+        };
+        self.ok(&format!("launch {kernel} on {grid:?} blocks of {block:?} threads"), status)
+    }
+
+    fn gemm(&self, g: &Gemm<'_>) -> Result<()> {
+        let _guard = self.enter()?;
+        let call = Columns::of(g)?;
+        let (alpha, beta) = (ptr::from_ref(&g.alpha).cast(), ptr::from_ref(&g.beta).cast());
+        let (a, b, c) =
+            (call.a.address as *const c_void, call.b.address as *const c_void, call.c.address as *mut c_void);
+        let (compute, algorithm) = (api::blas::COMPUTE_F32, api::blas::DEFAULT);
+        // SAFETY: the handle is alive; the matrices lie inside their buffers, as `Columns::of` has checked.
+        let status = unsafe {
+            if g.batch == 1 {
+                (self.blas.cublasGemmEx)(
+                    self.cublas,
+                    call.a.operation,
+                    call.b.operation,
+                    call.m,
+                    call.n,
+                    call.k,
+                    alpha,
+                    a,
+                    call.a.element,
+                    call.a.leading,
+                    b,
+                    call.b.element,
+                    call.b.leading,
+                    beta,
+                    c,
+                    call.c.element,
+                    call.c.leading,
+                    compute,
+                    algorithm,
+                )
+            } else {
+                (self.blas.cublasGemmStridedBatchedEx)(
+                    self.cublas,
+                    call.a.operation,
+                    call.b.operation,
+                    call.m,
+                    call.n,
+                    call.k,
+                    alpha,
+                    a,
+                    call.a.element,
+                    call.a.leading,
+                    call.a.batch,
+                    b,
+                    call.b.element,
+                    call.b.leading,
+                    call.b.batch,
+                    beta,
+                    c,
+                    call.c.element,
+                    call.c.leading,
+                    call.c.batch,
+                    g.batch as c_int,
+                    compute,
+                    algorithm,
+                )
+            }
+        };
+        self.blas_ok(&format!("multiply [{}, {}] x [{}, {}]", g.m, g.k, g.k, g.n), status)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        let _guard = self.enter()?;
+        // SAFETY: the stream is alive.
+        self.ok("finish what was queued", unsafe { (self.cuda.cuStreamSynchronize)(self.stream) })
+    }
+
+    fn peak_memory(&self, reset: bool) -> u64 {
+        let Ok(_guard) = self.enter() else { return 0 };
+        let mut peak = 0u64;
+        // SAFETY: the pool is alive, the attribute is 64 bits wide; only zero may be written to it.
+        unsafe {
+            (self.cuda.cuMemPoolGetAttribute)(self.pool, api::pool::USED_HIGH, (&raw mut peak).cast());
+            if reset {
+                let mut zero = 0u64;
+                (self.cuda.cuMemPoolSetAttribute)(self.pool, api::pool::USED_HIGH, (&raw mut zero).cast());
+            }
+        }
+        peak
+    }
+}
+
+/// A product as cuBLAS takes it. Its matrices are column-major, so that ours are their transposes: it is asked for
+/// `C^T = op(B)^T op(A)^T`, the operands exchanged.
+#[derive(Debug, PartialEq)]
+struct Columns {
+    m: c_int,
+    n: c_int,
+    k: c_int,
+    a: Column,
+    b: Column,
+    c: Column,
+}
+
+#[derive(Debug, PartialEq)]
+struct Column {
+    address: Address,
+    operation: c_int,
+    element: c_int,
+    leading: c_int,
+    batch: i64,
+}
+
+impl Columns {
+    fn of(g: &Gemm<'_>) -> Result<Self> {
+        let Gemm { m, n, k, batch, .. } = *g;
+        let stored = |x: &Matrix<'_>, [rows, columns]: [usize; 2]| -> Result<Column> {
+            let [rows, columns] = if x.transposed { [columns, rows] } else { [rows, columns] };
+            let size = x.element.size();
+            let last = x.first + (batch.max(1) - 1) * x.batch_stride + rows.saturating_sub(1) * x.stride + columns;
+            if x.stride < columns || last * size > x.buffer.raw().bytes || i32::try_from(x.stride).is_err() {
+                return Err(BackendError::failed(format!(
+                    "a matrix [{rows}, {columns}] with rows {} apart from {} on does not fit a buffer of {} bytes",
+                    x.stride,
+                    x.first,
+                    x.buffer.raw().bytes
+                )));
+            }
+            Ok(Column {
+                address: x.buffer.raw().address + (x.first * size) as u64,
+                operation: if x.transposed { api::blas::TRANSPOSED } else { api::blas::AS_IS },
+                element: match x.element {
+                    Element::F32 => api::blas::F32,
+                    Element::Bf16 => api::blas::BF16,
+                },
+                leading: x.stride as c_int,
+                batch: x.batch_stride as i64,
+            })
+        };
+        if g.c.transposed {
+            return Err(BackendError::failed("the result of a product cannot be transposed"));
+        }
+        Ok(Columns {
+            m: n as c_int,
+            n: m as c_int,
+            k: k as c_int,
+            a: stored(&g.b, [k, n])?,
+            b: stored(&g.a, [m, k])?,
+            c: stored(&g.c, [m, n])?,
+        })
+    }
+}

@@ -1,0 +1,325 @@
+//! What the operations work on: numbers with a shape, and what the host decides about a pass.
+
+use std::cell::Cell;
+use std::ops::{Deref, Range};
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, StorageRef};
+use karat::backend::BackendError;
+
+use super::Result;
+use crate::cuda::{self, Device};
+use crate::ops::rope::Table;
+use crate::ops::{buffers, elementwise};
+
+fn engine(error: candle_core::Error) -> BackendError {
+    BackendError::failed("candle failed").because(&error)
+}
+
+/// Numbers with a shape, on the CPU or on a CUDA device; clones share them.
+#[derive(Clone, Debug)]
+pub struct Tensor(Place);
+
+#[derive(Clone, Debug)]
+enum Place {
+    Cpu(Arc<Held>),
+    Cuda(cuda::Tensor),
+}
+
+/// Contiguous f32 numbers on the CPU.
+#[derive(Debug)]
+struct Held {
+    tensor: candle_core::Tensor,
+    /// The buffer came from [`buffers`] and goes back there.
+    lent: bool,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.lent {
+            // Nobody else has the tensor of candle: `Tensor` never hands it out.
+            let _ = self.tensor.inplace_op1(&Take);
+        }
+    }
+}
+
+struct Take;
+
+impl InplaceOp1 for Take {
+    fn name(&self) -> &'static str {
+        "take"
+    }
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
+        if let CpuStorage::F32(data) = storage {
+            buffers::give(std::mem::take(data));
+        }
+        Ok(())
+    }
+}
+
+impl Tensor {
+    /// Its shape.
+    pub fn dims(&self) -> &[usize] {
+        match &self.0 {
+            Place::Cpu(held) => held.tensor.dims(),
+            Place::Cuda(t) => t.dims(),
+        }
+    }
+    /// Its number of elements.
+    pub fn elem_count(&self) -> usize {
+        self.dims().iter().product()
+    }
+    /// The tensor on its CUDA device, if it lies on one.
+    pub(crate) fn cuda(&self) -> Option<&cuda::Tensor> {
+        match &self.0 {
+            Place::Cpu(_) => None,
+            Place::Cuda(t) => Some(t),
+        }
+    }
+    /// The same numbers on `device`, kept in f32: for what is trained, and for what is summed. A tensor that lies on a
+    /// device already stays as it is.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn place(&self, device: &Arc<Device>) -> Result<Self> {
+        match &self.0 {
+            Place::Cpu(_) => cuda::Tensor::master(device, &view(self)?, self.dims()).map(Tensor::from),
+            Place::Cuda(_) => Ok(self.clone()),
+        }
+    }
+    fn cpu(&self) -> Result<&candle_core::Tensor> {
+        match &self.0 {
+            Place::Cpu(held) => Ok(&held.tensor),
+            Place::Cuda(_) => Err(BackendError::failed("a tensor of a CUDA device reached a CPU kernel")),
+        }
+    }
+}
+
+impl From<cuda::Tensor> for Tensor {
+    fn from(t: cuda::Tensor) -> Self {
+        Tensor(Place::Cuda(t))
+    }
+}
+
+/// Whole numbers that the host decides and kernels read: ids, positions, places. A CUDA device gets its copy at the first
+/// use.
+#[derive(Debug, Default)]
+pub struct Indices {
+    host: Vec<u32>,
+    device: OnceLock<cuda::Indices>,
+}
+
+impl Indices {
+    /// The copy on `device`.
+    pub(crate) fn on(&self, device: &Arc<Device>) -> Result<&cuda::Indices> {
+        if let Some(there) = self.device.get() {
+            return Ok(there);
+        }
+        let there = cuda::Indices::upload(device, &self.host)?;
+        Ok(self.device.get_or_init(|| there))
+    }
+}
+
+impl From<Vec<u32>> for Indices {
+    fn from(host: Vec<u32>) -> Self {
+        Indices { host, device: OnceLock::new() }
+    }
+}
+
+impl Deref for Indices {
+    type Target = [u32];
+    fn deref(&self) -> &[u32] {
+        &self.host
+    }
+}
+
+/// Where rows packed back to back start among the tokens; one more entry than rows.
+#[derive(Debug, Default)]
+pub struct Starts {
+    host: Vec<usize>,
+    device: OnceLock<cuda::Rows>,
+}
+
+impl Starts {
+    /// The copy on `device`.
+    pub(crate) fn on(&self, device: &Arc<Device>) -> Result<&cuda::Rows> {
+        if let Some(there) = self.device.get() {
+            return Ok(there);
+        }
+        let there = cuda::Rows::upload(device, &self.host)?;
+        Ok(self.device.get_or_init(|| there))
+    }
+}
+
+impl From<Vec<usize>> for Starts {
+    fn from(host: Vec<usize>) -> Self {
+        Starts { host, device: OnceLock::new() }
+    }
+}
+
+impl Deref for Starts {
+    type Target = [usize];
+    fn deref(&self) -> &[usize] {
+        &self.host
+    }
+}
+
+/// Cosines and sines of the rotary embedding.
+#[derive(Debug, Default)]
+pub struct Angles {
+    pub(super) table: Table,
+    device: OnceLock<cuda::Angles>,
+}
+
+impl Angles {
+    /// Those of the first `positions`: [`Table::new`].
+    pub fn new(theta: f64, head_dim: usize, positions: usize) -> Self {
+        Angles { table: Table::new(theta, head_dim, positions), device: OnceLock::new() }
+    }
+    /// Positions in the table.
+    pub fn positions(&self) -> usize {
+        self.table.positions()
+    }
+    /// The copy on `device`.
+    pub(crate) fn on(&self, device: &Arc<Device>) -> Result<&cuda::Angles> {
+        if let Some(there) = self.device.get() {
+            return Ok(there);
+        }
+        let there = cuda::Angles::upload(device, &self.table)?;
+        Ok(self.device.get_or_init(|| there))
+    }
+}
+
+fn hold(data: Vec<f32>, shape: &[usize], lent: bool) -> Result<Tensor> {
+    let tensor = candle_core::Tensor::from_vec(data, shape, &candle_core::Device::Cpu).map_err(engine)?;
+    Ok(Tensor(Place::Cpu(Arc::new(Held { tensor, lent }))))
+}
+
+/// A tensor of `shape` on the CPU that owns `data`: for what lasts, parameters and their like.
+pub fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
+    hold(data, shape, false)
+}
+
+/// Zeros of `shape` on the CPU, for what lasts.
+pub fn zeros(shape: &[usize]) -> Result<Tensor> {
+    tensor(buffers::zeroed(shape.iter().product()), shape)
+}
+
+/// Zeros in f32 where `t` lies and of its shape, for what lasts: gradients and moments.
+pub fn zeros_like(t: &Tensor) -> Result<Tensor> {
+    match t.cuda() {
+        Some(t) => cuda::ops::zeros_like(t),
+        None => zeros(t.dims()),
+    }
+}
+
+/// An activation of `shape`, `data` being from [`buffers::take`].
+pub(super) fn activation(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
+    hold(data, shape, true)
+}
+
+/// Zeros where `like` lies and of its shape, for what is soon gone.
+pub fn zero_activation(like: &Tensor) -> Result<Tensor> {
+    if let Some(like) = like.cuda() {
+        return cuda::ops::zero_activation(like);
+    }
+    let mut data = buffers::take(like.elem_count());
+    elementwise::clear(&mut data);
+    activation(data, like.dims())
+}
+
+/// A copy with storage of its own.
+pub fn copy(t: &Tensor) -> Result<Tensor> {
+    match t.cuda() {
+        Some(t) => cuda::ops::copy(t),
+        None => tensor(view(t)?.to_vec(), t.dims()),
+    }
+}
+
+/// A tensor's elements, held for reading.
+pub struct View<'a>(Seen<'a>);
+
+enum Seen<'a> {
+    /// Where they are.
+    Here(StorageRef<'a>, Range<usize>),
+    /// Brought from a device.
+    Brought(Vec<f32>),
+}
+
+impl Deref for View<'_> {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match &self.0 {
+            Seen::Here(storage, range) => match &**storage {
+                Storage::Cpu(CpuStorage::F32(data)) => &data[range.clone()],
+                _ => unreachable!("`view` checked the storage"),
+            },
+            Seen::Brought(data) => data,
+        }
+    }
+}
+
+fn extent(layout: &Layout) -> Result<Range<usize>> {
+    let (start, end) =
+        layout.contiguous_offsets().ok_or_else(|| BackendError::failed("a tensor with gaps reached a CPU kernel"))?;
+    Ok(start..end)
+}
+
+/// The elements of a tensor; those of a device are waited for and widened to f32.
+pub fn view(t: &Tensor) -> Result<View<'_>> {
+    if let Some(t) = t.cuda() {
+        return t.download().map(|data| View(Seen::Brought(data)));
+    }
+    let t = t.cpu()?;
+    let (storage, layout) = t.storage_and_layout();
+    let range = extent(layout)?;
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(_)) => Ok(View(Seen::Here(storage, range))),
+        _ => Err(BackendError::unsupported(format!("no kernels for {:?} on {:?}", t.dtype(), t.device()))),
+    }
+}
+
+struct Edit<F>(Cell<Option<F>>);
+
+impl<F: FnOnce(&mut [f32])> InplaceOp1 for Edit<F> {
+    fn name(&self) -> &'static str {
+        "edit"
+    }
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let CpuStorage::F32(data) = storage else {
+            return Err(candle_core::Error::UnexpectedDType {
+                msg: "edit in place",
+                expected: DType::F32,
+                got: storage_dtype(storage),
+            });
+        };
+        let (start, end) = layout.contiguous_offsets().ok_or_else(|| candle_core::Error::msg("a tensor with gaps"))?;
+        if let Some(f) = self.0.take() {
+            f(&mut data[start..end]);
+        }
+        Ok(())
+    }
+}
+
+fn storage_dtype(storage: &CpuStorage) -> DType {
+    use candle_core::backend::BackendStorage;
+    storage.dtype()
+}
+
+/// Changes a tensor's elements in place; every clone of it sees the change. Those of a device go to the host and back.
+pub fn edit(t: &Tensor, f: impl FnOnce(&mut [f32])) -> Result<()> {
+    if let Some(t) = t.cuda() {
+        let mut data = t.download()?;
+        f(&mut data);
+        return t.set(&data);
+    }
+    t.cpu()?.inplace_op1(&Edit(Cell::new(Some(f)))).map_err(engine)
+}
+
+/// Puts `data` into a tensor; every clone of it sees the change.
+pub fn set(t: &Tensor, data: &[f32]) -> Result<()> {
+    match t.cuda() {
+        Some(t) => t.set(data),
+        None => edit(t, |t| t.copy_from_slice(data)),
+    }
+}
