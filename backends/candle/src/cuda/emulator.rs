@@ -33,6 +33,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("attention_forward.cu", include_str!("../../cuda/attention_forward.cu")),
     ("attention_plain.cu", include_str!("../../cuda/attention_plain.cu")),
     ("cross_entropy.cu", include_str!("../../cuda/cross_entropy.cu")),
+    ("decode.cu", include_str!("../../cuda/decode.cu")),
     ("dropout.cu", include_str!("../../cuda/dropout.cu")),
     ("elementwise.cu", include_str!("../../cuda/elementwise.cu")),
     ("embedding.cu", include_str!("../../cuda/embedding.cu")),
@@ -40,6 +41,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("norm.cu", include_str!("../../cuda/norm.cu")),
     ("optimizer.cu", include_str!("../../cuda/optimizer.cu")),
     ("rope.cu", include_str!("../../cuda/rope.cu")),
+    ("sample.cu", include_str!("../../cuda/sample.cu")),
 ];
 
 const FLAGS: &[&str] =
@@ -217,6 +219,11 @@ impl Emulator {
     /// The names of all kernels, sorted.
     pub fn kernels(&self) -> Vec<String> {
         self.kernels.names()
+    }
+
+    /// The types of a kernel's parameters, separated by commas; a pointer is `*`.
+    pub fn signature(&self, kernel: &str) -> Option<&'static str> {
+        self.kernels.signature(&CString::new(kernel).ok()?)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
