@@ -314,6 +314,10 @@ pub enum Weights {
     Random,
 }
 
+/// What the name of the folder begins with in which a model lies that is deleted again: a backend should keep nothing of it
+/// elsewhere.
+pub const TEMPORARY_MODEL: &str = ".karat-merged-";
+
 /// How to open a session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -134,8 +134,13 @@ fn an_adapter_fed_to_the_resident_base_is_the_merged_one(overrides: &[String], o
     let suite = Suite::load(suite_dir().join("suite.toml").to_str().unwrap(), &overrides).unwrap();
     let opened = Arc::default();
     let fed = run(&suite, out, &Counting(Arc::clone(&opened)), &mut quiet, &Cancel::new()).unwrap();
-    // One for base and LoRA, the check of the adapter included; one for the fully trained model.
-    assert_eq!(opened.load(Ordering::Relaxed), 2, "models opened");
+    // One for the base and the check of the adapter, which frees it to open the merged model (not counted); one for LoRA, one
+    // for the fully trained model.
+    assert_eq!(opened.load(Ordering::Relaxed), 3, "models opened");
+    let check = fed.models.iter().find_map(|model| model.adapter.as_ref()).unwrap();
+    let shipped = check.merged.as_ref().expect("this backend merges");
+    assert!(shipped.largest_difference < 1e-3 && shipped.largest_difference > 0.0, "{shipped:?}");
+    assert_eq!((shipped.argmax_flips, shipped.changed_texts), (0, 0), "{shipped:?}");
     let nll = |report: &Report, model: &str| -> Vec<f64> {
         report.items.iter().map(|item| item.models[model].metrics["nll"].unwrap()).collect()
     };
@@ -173,7 +178,8 @@ impl Backend for Counted {
         self.backend.describe()
     }
     fn open(&self, config: &OpenConfig) -> Result<Box<dyn Session>, BackendError> {
-        self.opened.fetch_add(1, Ordering::Relaxed);
+        let evaluates = config.merge_into.is_none() && !config.model.ends_with("merged");
+        self.opened.fetch_add(evaluates.into(), Ordering::Relaxed);
         self.backend.open(config)
     }
 }

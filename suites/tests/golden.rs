@@ -77,6 +77,34 @@ fn nearly_equal(a: &Value, b: &Value) -> bool {
     }
 }
 
+/// What a reader does first: subtract one column of the table from another.
+#[test]
+fn every_difference_is_that_of_the_values_in_the_table() {
+    let report = golden_report();
+    let general = report.general.as_ref().unwrap();
+    let mut seen = 0;
+    for (comparisons, metrics) in [(&report.comparisons, &report.metrics), (&general.comparisons, &general.metrics)] {
+        for comparison in comparisons {
+            for metric in metrics {
+                let value = |model: &str| metric.models[model].value;
+                let c = &comparison.metrics[&metric.name];
+                let (Some(a), Some(b), Some(d)) =
+                    (value(&comparison.baseline), value(&comparison.candidate), c.difference)
+                else {
+                    continue;
+                };
+                let what = format!("{} of {} against {}", metric.name, comparison.candidate, comparison.baseline);
+                assert_eq!(c.missing, 0, "{what}");
+                assert!((b - a - d).abs() <= 1e-9 * a.abs().max(b.abs()).max(1.0), "{what}: {b} - {a} is not {d}");
+                let (low, high) = (c.ci_low.unwrap(), c.ci_high.unwrap());
+                assert!(low <= d && d <= high, "{what}: {d} is outside [{low}, {high}]");
+                seen += 1;
+            }
+        }
+    }
+    assert_eq!(seen, 3 * (report.metrics.len() + general.metrics.len()));
+}
+
 #[test]
 fn the_comparator_sees_a_changed_digit_and_forgives_the_last_bits() {
     let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();

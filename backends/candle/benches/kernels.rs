@@ -64,12 +64,25 @@ fn others(c: &mut Criterion) {
     let (q, k, v) = (noise(512 * 576), noise(512 * 192), noise(512 * 192));
     let (mut out, mut lse) = (noise(512 * 576), noise(512 * 9));
     group.bench_function("attention", |b| {
-        b.iter(|| attention::forward(&q, &k, &v, &[0, 512], heads, &mut out, &mut lse));
+        b.iter(|| attention::forward(Precision::F32, &q, &k, &v, &[0, 512], heads, &mut out, &mut lse));
     });
     let (mut dq, mut dk, mut dv) = (noise(512 * 576), noise(512 * 192), noise(512 * 192));
     group.bench_function("attention, backward", |b| {
         b.iter(|| {
-            attention::backward(&q, &k, &v, &[0, 512], heads, &out, &lse, &q, &mut dq, &mut dk, &mut dv);
+            attention::backward(
+                Precision::F32,
+                &q,
+                &k,
+                &v,
+                &[0, 512],
+                heads,
+                &out,
+                &lse,
+                &q,
+                &mut dq,
+                &mut dk,
+                &mut dv,
+            );
         });
     });
     let (w, mut scale) = (noise(576), noise(512));

@@ -8,6 +8,7 @@ use std::path::Path;
 use karat::backend::BackendError;
 use karat::train::LoraConfig;
 use karat::train::config::{InitLora, Matcher, Shape};
+use karat::train::peft::{ADAPTER_CONFIG, refused};
 
 use crate::files::{TensorFile, at, write_tensors};
 use crate::linear::{Dora, Linear, Lora};
@@ -15,22 +16,10 @@ use crate::model::Decoder;
 use crate::nn::{self, Result, Tensor};
 use crate::rng::{Philox, name_key};
 
-pub use config::read_config;
-
 /// The file of an adapter's tensors.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// Before the names of a model's modules in an adapter's file.
 const PREFIX: &str = "base_model.model.";
-
-/// A configuration that cannot be carried out.
-fn refused(error: &karat::Error) -> BackendError {
-    let help = error.help_text().map_or(String::new(), |help| format!("; {help}"));
-    let refused = BackendError::unsupported(format!("{error}{help}"));
-    match std::error::Error::source(error) {
-        Some(source) => refused.because(source),
-        None => refused,
-    }
-}
 
 /// The name in an adapter's file of a tensor of [`Decoder::adapter_tensors`].
 pub fn stored_name(name: &str) -> String {
@@ -213,7 +202,7 @@ pub fn load(model: &mut Decoder, config: &LoraConfig, folder: &Path) -> Result<(
     attach(model, config, Source::File(Box::new(file)))?;
     let known: BTreeSet<String> = model.adapter_tensors().keys().map(|name| stored_name(name)).collect();
     match names.into_iter().find(|name| !known.contains(name)) {
-        Some(name) => Err(at(&path, format!("tensor {name} belongs to no target module of {}", config::CONFIG))),
+        Some(name) => Err(at(&path, format!("tensor {name} belongs to no target module of {}", ADAPTER_CONFIG))),
         None => Ok(()),
     }
 }

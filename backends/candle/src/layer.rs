@@ -189,7 +189,8 @@ impl Layer {
     /// If the device fails.
     pub fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Result<(Tensor, Saved)> {
         let projected = self.project(x, pass)?;
-        let attended = nn::attend(&projected.q, &projected.k, &projected.v, pass.starts, self.heads)?;
+        let attended =
+            nn::attend(self.o.precision, [&projected.q, &projected.k, &projected.v], pass.starts, self.heads)?;
         let (y, finished) = self.finish(x, &attended.0, pass.dropout)?;
         Ok((y, Saved { projected, attended, finished }))
     }
@@ -220,7 +221,8 @@ impl Layer {
         let dmiddle = self.post_norm.backward(Some(dy), &f.middle, &f.scale, &dnormed, gradients)?;
 
         let dout = gave(back(&self.o, out, &f.low_o, &dmiddle, New)?)?;
-        let [mut dq, mut dk, dv] = nn::attend_backward([&p.q, &p.k, &p.v], pass.starts, self.heads, (out, lse), &dout)?;
+        let [mut dq, mut dk, dv] =
+            nn::attend_backward(self.o.precision, [&p.q, &p.k, &p.v], pass.starts, self.heads, (out, lse), &dout)?;
         nn::rotate(&dq, pass.positions, self.heads.queries, pass.table, true)?;
         nn::rotate(&dk, pass.positions, self.heads.keys, pass.table, true)?;
         if let (Some((q_norm, k_norm)), Some([(q, sq), (k, sk)])) = (&self.qk_norm, &p.raw) {

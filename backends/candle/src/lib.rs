@@ -48,7 +48,11 @@ fn kernels(precision: nn::Precision) -> Vec<String> {
         (nn::Precision::Bf16, Set::Avx512) => "bf16 widened to f32 (avx512f)".into(),
         (nn::Precision::Bf16, Set::Avx512Bf16) => "bf16, f32 sums (avx512_bf16)".into(),
     };
-    vec![format!("matmul: {matmul}"), format!("attention, elementwise: f32 ({set})")]
+    let others = match precision {
+        nn::Precision::F32 => format!("attention, elementwise: f32 ({set})"),
+        nn::Precision::Bf16 => format!("attention: products as above, softmax f32; elementwise: f32 ({set})"),
+    };
+    vec![format!("matmul: {matmul}"), others]
 }
 
 impl Backend for CandleBackend {

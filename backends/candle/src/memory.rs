@@ -1,7 +1,7 @@
 //! What training needs in memory, as a formula.
 //!
 //! With `P` parameters, `T` of them trained, `t` tokens in the largest micro-batch, `c` tokens of a logits chunk
-//! ([`chunk`]), widths `h` (hidden), `i` (inner), `q` and `k` (query and key heads times their width), `L` layers and
+//! ([`chunk`]; in bf16 [`blocks::chunk`]), widths `h` (hidden), `i` (inner), `q` and `k` (query and key heads times their width), `L` layers and
 //! vocabulary `V`, in bytes:
 //!
 //! ```text
@@ -10,7 +10,8 @@
 //! kept         4 t h L, the input of every layer
 //! layer        4 t (3 h + 2 q + 2 k + 3 i, and q + k more with norms on the heads), its activations
 //! backward     4 t (4 h + q + 2 k + 3 i), the gradients beside them, and b t i for a rounded operand
-//! logits       4 c V, and b c V where they are rounded or transposed for a product
+//! logits       f32: 4 c V, and as much again where they are transposed for a product; bf16: 4 c V, and 64 c h for the
+//!              gradient of the hidden states by parts
 //! ```
 //!
 //! `b` is 2 in bf16 and 4 in f32. With recomputation, one layer's activations exist at a time and none beside the logits:
@@ -19,7 +20,7 @@
 //! parameter: there is no bf16 copy of the weights, products round the masters as they read them.
 
 use crate::config::ModelConfig;
-use crate::ops::cross_entropy::chunk;
+use crate::ops::cross_entropy::{blocks, chunk};
 use crate::ops::matmul::Precision;
 
 /// What a training run is like, as far as memory goes.
@@ -56,9 +57,10 @@ pub fn peak(config: &ModelConfig, run: &Training) -> u64 {
     let kept = 4 * t * h * layers;
     let layer = 4 * t * (3 * h + 2 * q + 2 * k + 3 * i + if config.qk_norm { q + k } else { 0 });
     let backward = 4 * t * (4 * h + q + 2 * k + 3 * i) + operand * t * i;
-    let c = t.min(chunk(config.vocab_size) as u64);
-    let packs = run.precision == Precision::Bf16 || full;
-    let logits = 4 * c * vocab + if packs { operand * c * vocab } else { 0 };
+    let logits = match run.precision {
+        Precision::F32 => t.min(chunk(config.vocab_size) as u64) * vocab * if full { 8 } else { 4 },
+        Precision::Bf16 => blocks::room(t.min(blocks::chunk(config.vocab_size) as u64), vocab, h),
+    };
     let activations = match run.recompute {
         true => (layer + backward).max(logits),
         false => layers * layer + backward.max(logits),

@@ -310,8 +310,14 @@ pub fn rotate(x: &Tensor, positions: &Indices, heads: usize, angles: &Angles, in
     edit(x, |x| rope::rotate(x, positions, heads, &angles.table, inverse))
 }
 
-/// Causal attention over packed rows: the output `[tokens, queries * dim]` and the log-sum-exps in f32.
-pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, starts: &Starts, heads: Heads) -> Result<(Tensor, Tensor)> {
+/// Causal attention over packed rows, its products in `precision`: the output `[tokens, queries * dim]` and the
+/// log-sum-exps in f32.
+pub fn attend(
+    precision: Precision,
+    [q, k, v]: [&Tensor; 3],
+    starts: &Starts,
+    heads: Heads,
+) -> Result<(Tensor, Tensor)> {
     if let Some(q) = q.cuda() {
         return cuda::ops::attend(q, cuda::here(k)?, cuda::here(v)?, starts, heads);
     }
@@ -319,12 +325,13 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, starts: &Starts, heads: Heads)
     let (qs, ks, vs) = (view(q)?, view(k)?, view(v)?);
     let tokens = dims(q)?.0;
     let (mut out, mut lse) = (buffers::take(qs.len()), buffers::take(tokens * heads.queries));
-    attention::forward(&qs, &ks, &vs, starts, heads, &mut out, &mut lse);
+    attention::forward(precision, &qs, &ks, &vs, starts, heads, &mut out, &mut lse);
     Ok((activation(out, q.dims())?, activation(lse, &[tokens * heads.queries])?))
 }
 
 /// Backward of [`attend`]: gradients of `q`, `k`, `v`.
 pub fn attend_backward(
+    precision: Precision,
     [q, k, v]: [&Tensor; 3],
     starts: &Starts,
     heads: Heads,
@@ -340,7 +347,7 @@ pub fn attend_backward(
     let (qs, ks, vs) = (view(q)?, view(k)?, view(v)?);
     let (mut dq, mut dk, mut dv) = (buffers::take(qs.len()), buffers::take(ks.len()), buffers::take(vs.len()));
     let (out, lse, dout) = (view(out)?, view(lse)?, view(dout)?);
-    attention::backward(&qs, &ks, &vs, starts, heads, &out, &lse, &dout, &mut dq, &mut dk, &mut dv);
+    attention::backward(precision, &qs, &ks, &vs, starts, heads, &out, &lse, &dout, &mut dq, &mut dk, &mut dv);
     Ok([activation(dq, q.dims())?, activation(dk, k.dims())?, activation(dv, v.dims())?])
 }
 

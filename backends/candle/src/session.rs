@@ -6,6 +6,7 @@ use karat::backend::{
     BackendError, Completion, Dtype, Evaluator, Event, EventSink, Flow, GenerateConfig, LabelledView, OpenConfig,
     Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights,
 };
+use karat::train::peft::read_adapter_config;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::adapter;
@@ -65,7 +66,7 @@ impl CandleSession {
         })?;
         model.set_precision(precision);
         if let Some(folder) = &config.adapter {
-            let adapter = adapter::read_config(folder)?;
+            let adapter = read_adapter_config(folder)?;
             adapter::load(&mut model, &adapter, folder)?;
         }
         if let Some(folder) = &config.merge_into {

@@ -377,7 +377,7 @@ fn an_adapter_merged_into_the_weights_gives_the_same_logits() {
                 nn::view(&logits).unwrap().to_vec()
             };
             let plain = logits(&model);
-            adapter::load(&mut model, &adapter::read_config(&folder).unwrap(), &folder).unwrap();
+            adapter::load(&mut model, &karat::train::peft::read_adapter_config(&folder).unwrap(), &folder).unwrap();
             let adapted = logits(&model);
             let head = nn::view(&model.head.widened().unwrap()).unwrap().to_vec();
             model.merge().unwrap();

@@ -143,7 +143,7 @@ fn last_logits_match_transformers() {
         let path = folder.join(model);
         let mut decoder = Decoder::load(ModelConfig::read(&path).unwrap(), &path).unwrap();
         if let Some(name) = adapter {
-            let config = adapter::read_config(&folder.join(name)).unwrap();
+            let config = karat::train::peft::read_adapter_config(&folder.join(name)).unwrap();
             adapter::load(&mut decoder, &config, &folder.join(name)).unwrap();
         }
         let want = tensors(&folder.join(logits));

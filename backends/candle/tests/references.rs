@@ -145,7 +145,7 @@ fn configurations_of_peft_are_read_and_ours_have_its_keys() {
         let (name, theirs) = (scenario["name"].as_str().unwrap(), &scenario["adapter_config"]);
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("adapter_config.json"), theirs.to_string()).unwrap();
-        let read = adapter::read_config(dir.path()).unwrap();
+        let read = karat::train::peft::read_adapter_config(dir.path()).unwrap();
         let asked: LoraConfig = serde_json::from_value(scenario["lora"].clone()).unwrap();
         // What PEFT resolves or reorders means the same modules.
         let config = &references["models"][scenario["model"].as_str().unwrap()];

@@ -29,6 +29,7 @@ mod score;
 mod session;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use karat::backend::{
     Backend, BackendError, Capability, Descriptor, Dtype, EventSink, ExportConfig, ExportSummary, OpenConfig,
@@ -58,6 +59,7 @@ impl Backend for OnnxRuntimeBackend {
                 Capability::Score,
                 Capability::Generate,
                 Capability::Adapter,
+                Capability::Merge,
                 Capability::Export,
                 Capability::ExchangeAdapter,
             ],
@@ -84,6 +86,8 @@ impl Backend for OnnxRuntimeBackend {
         // Before the export, which may take long, and be for nothing.
         let loaded = runtime::load(options.library.as_deref(), options.fetch_runtime)?;
         Provider::offers(asked, &loaded)?;
+        let merged = config.merge_into.as_deref().map(|folder| merge(config, folder)).transpose()?;
+        let config = merged.as_ref().unwrap_or(config);
         let exported = export::open_or_export(config, &options)?;
         let weights = exported.manifest.weights;
         if weights == export::Precision::Bf16 {
@@ -120,4 +124,13 @@ impl Backend for OnnxRuntimeBackend {
     fn export(&self, config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportSummary, BackendError> {
         export::export(config, sink)
     }
+}
+
+/// Writes the model of `config` with its adapter merged into `folder`; what to open then.
+fn merge(config: &OpenConfig, folder: &Path) -> Result<OpenConfig, BackendError> {
+    let Some(adapter) = &config.adapter else {
+        return Err(BackendError::failed("there is no adapter to merge into the weights; name one"));
+    };
+    adapter::merge::write(&config.model, adapter, folder)?;
+    Ok(OpenConfig { model: folder.to_path_buf(), adapter: None, merge_into: None, ..config.clone() })
 }

@@ -1,30 +1,49 @@
-//! From logits to probabilities: in f32 where rounding cannot matter, sums in f64, always in one order.
+//! From logits to probabilities: in f32 where rounding cannot matter, sums in f64, always in one order, so that the bits do not
+//! depend on how wide the processor's registers are.
+
+use std::sync::LazyLock;
 
 use karat::backend::BackendError;
+use pulp::Arch;
+
+/// The widest instructions of this processor.
+pub(crate) static WIDEST: LazyLock<Arch> = LazyLock::new(Arch::new);
 
 /// The most probable id; ties go to the lowest.
 ///
 /// # Errors
 /// If a logit is not a number: the model is broken, and any choice would be noise.
 pub fn argmax(logits: &[f32]) -> Result<u32, BackendError> {
+    WIDEST.dispatch(
+        #[inline(always)]
+        || highest(logits),
+    )
+}
+
+#[inline(always)]
+fn highest(logits: &[f32]) -> Result<u32, BackendError> {
     // Lanes side by side, without a branch: a vocabulary is long, and this is asked for every token.
     let (mut highest, mut nans) = ([f32::NEG_INFINITY; LANES], [0u32; LANES]);
     let chunks = logits.chunks_exact(LANES);
     let rest = chunks.remainder();
-    let lanes = |highest: &mut [f32; LANES], nans: &mut [u32; LANES], values: &[f32]| {
-        for ((highest, nans), &x) in highest.iter_mut().zip(nans).zip(values) {
-            *highest = if x > *highest { x } else { *highest };
-            *nans |= u32::from(x.is_nan());
-        }
-    };
-    chunks.for_each(|values| lanes(&mut highest, &mut nans, values));
-    lanes(&mut highest, &mut nans, rest);
+    for values in chunks {
+        raise(&mut highest, &mut nans, values);
+    }
+    raise(&mut highest, &mut nans, rest);
     if nans.iter().any(|&n| n > 0) {
         let id = logits.iter().position(|x| x.is_nan()).unwrap_or_default();
         return Err(BackendError::failed(format!("the model's logit of id {id} is not a number")));
     }
     let highest = highest.into_iter().fold(f32::NEG_INFINITY, f32::max);
     Ok(logits.iter().position(|&x| x == highest).unwrap_or_default() as u32)
+}
+
+#[inline(always)]
+fn raise(highest: &mut [f32; LANES], nans: &mut [u32; LANES], values: &[f32]) {
+    for ((highest, nans), &x) in highest.iter_mut().zip(nans).zip(values) {
+        *highest = if x > *highest { x } else { *highest };
+        *nans |= u32::from(x.is_nan());
+    }
 }
 
 /// Numbers worked on side by side.
@@ -35,7 +54,7 @@ const LANES: usize = 16;
 /// `e^x = 2^n e^r` with `n` the nearest whole number to `x / ln 2`; `e^r` by its Taylor polynomial, whose remainder over
 /// `|r| <= ln(2) / 2` is below 1e-8. Written so that the compiler can work on several numbers at once, which it cannot with
 /// the library's function.
-#[inline]
+#[inline(always)]
 fn exp(x: f32) -> f32 {
     // ln 2 in two parts, the first short enough that its product with n is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -61,8 +80,20 @@ fn exp(x: f32) -> f32 {
 /// # Errors
 /// As [`argmax`].
 pub fn log_probability(logits: &[f32], id: u32) -> Result<(f32, bool), BackendError> {
-    let best = argmax(logits)?;
-    let highest = logits[best as usize];
+    WIDEST.dispatch(
+        #[inline(always)]
+        || {
+            let best = highest(logits)?;
+            let total = sum_of_exps(logits, logits[best as usize]);
+            let value = f64::from(logits[id as usize] - logits[best as usize]) - total.ln();
+            Ok((value as f32, best == id))
+        },
+    )
+}
+
+/// The sum of `e^(x - highest)`.
+#[inline(always)]
+fn sum_of_exps(logits: &[f32], highest: f32) -> f64 {
     let mut total = 0.0f64;
     // Sums of a few hundred in f32, each in its lane; those in f64.
     for stretch in logits.chunks(32 * LANES) {
@@ -72,8 +103,7 @@ pub fn log_probability(logits: &[f32], id: u32) -> Result<(f32, bool), BackendEr
         }
         total += sums.iter().map(|&sum| f64::from(sum)).sum::<f64>();
     }
-    let value = f64::from(logits[id as usize] - highest) - total.ln();
-    Ok((value as f32, best == id))
+    total
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::path::Path;
 use karat::abi::Foreign;
 use karat::backend::{
     AdapterMode, Backend, BackendErrorKind, ExportConfig, GenerateConfig, NamedAdapter, OpenConfig, Session,
+    TEMPORARY_MODEL,
 };
 use karat_onnxruntime::OnnxRuntimeBackend;
 use karat_onnxruntime::export::unheard;
@@ -130,7 +131,42 @@ fn every_variant_is_merged_as_its_formula_says() {
         let (near, moved) = (far(&found.logprobs, &wanted.logprobs), far(&found.logprobs, &untouched.logprobs));
         println!("{name}: {near:.1e} from the formula, {moved:.2} from the base");
         assert!(near < 2e-5 && moved > 0.1, "{name}: {near} {moved}");
+
+        // Written as it would be shipped it is the same model, whoever reads it.
+        let into = cache.path().join(format!("merged {name}"));
+        let merging = |c: &mut OpenConfig| (with(c), c.merge_into = Some(into.clone())).1;
+        let opened = score(&mut open(model.path(), cache.path(), merging).unwrap(), &rows);
+        let written = score(&mut open(&into, cache.path(), |_| {}).unwrap(), &rows);
+        assert_eq!((&opened, &written), (&found, &found), "{name}");
+        let (base, said) = (read_json(&model.path().join("config.json")), read_json(&into.join("config.json")));
+        let kept = base.as_object().unwrap().iter().filter(|(key, _)| !key.ends_with("dtype"));
+        assert!(kept.into_iter().all(|(key, value)| said[key] == *value), "{said}");
+        let error = refusal(open(model.path(), cache.path(), merging));
+        assert!(error.message.contains("already holds something"), "{error}");
     }
+    let nothing = cache.path().join("nothing");
+    let error = refusal(open(model.path(), cache.path(), |c| c.merge_into = Some(nothing.clone())));
+    assert!(error.message.contains("no adapter") && !nothing.exists(), "{error}");
+}
+
+#[test]
+fn what_is_exported_of_a_temporary_model_goes_with_it() {
+    if !runtime_is_there() {
+        return;
+    }
+    let (model, home) = (tiny_model("llama", true), tempfile::tempdir().unwrap());
+    let there = home.path().join(format!("{TEMPORARY_MODEL}abc")).join("merged");
+    std::fs::create_dir_all(&there).unwrap();
+    for entry in std::fs::read_dir(model.path()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), there.join(entry.file_name())).unwrap();
+    }
+    let cache = home.path().join("cache");
+    let (rows, none) = (tiny_rows(&[9]), |_: &mut OpenConfig| {});
+    let found = score(&mut open(&there, &cache, none).unwrap(), &rows);
+    assert!(!cache.exists());
+    assert_eq!(found, score(&mut open(model.path(), &cache, none).unwrap(), &rows));
+    assert!(cache.exists());
 }
 
 #[test]
@@ -155,6 +191,12 @@ fn a_head_that_an_adapter_brings_unties_a_tied_one_and_an_embedding_is_refused()
     write_tensors(&untied.path().join("model.safetensors"), &weights, Dtype::F32);
     let wanted = score(&mut open(untied.path(), cache.path(), |_| {}).unwrap(), &rows);
     assert!(scores.logprobs.iter().zip(&wanted.logprobs).all(|(a, b)| (a - b).abs() < 2e-5));
+    // The folder it is merged into says so.
+    let into = cache.path().join("merged");
+    let merging =
+        |c: &mut OpenConfig| (c.adapter, c.merge_into) = (Some(head.path().to_path_buf()), Some(into.clone()));
+    assert_eq!(score(&mut open(model.path(), cache.path(), merging).unwrap(), &rows), scores);
+    assert_eq!(read_json(&into.join("config.json"))["tie_word_embeddings"], false);
 
     let embedding = brings("embed_tokens", "model.embed_tokens.weight");
     let error = refusal(open(model.path(), cache.path(), |c| c.adapter = Some(embedding.path().to_path_buf())));

@@ -250,6 +250,12 @@ pub(super) fn values(metric: &str, run: &Run<'_>, items: &[Item]) -> Vec<Option<
     items.iter().map(|i| run.1.get(i.id.as_str())?.metrics.get(metric).copied()?.and_then(finite)).collect()
 }
 
+/// The same with what each item weighs, if the metric is pooled.
+fn weighted(name: &str, run: &Run<'_>, items: &[Item]) -> Vec<Option<(f64, Option<f64>)>> {
+    let weight = |item: &Item| metric::weight(name, run.1.get(item.id.as_str())?);
+    values(name, run, items).into_iter().zip(items).map(|(v, item)| Some((v?, weight(item)))).collect()
+}
+
 fn model((run, results): &Run<'_>, margin: f64) -> Model {
     let mut thinking = BTreeMap::new();
     for result in results.values() {
@@ -370,7 +376,10 @@ pub(super) fn best<'a>(
         Direction::Neutral => None,
     };
     match top {
-        Some(top) if values.len() > 1 => values.iter().filter(|v| v.1 == top).map(|v| v.0.to_string()).collect(),
+        // Where all are equal none stands out.
+        Some(top) if values.iter().any(|v| v.1 != top) => {
+            values.iter().filter(|v| v.1 == top).map(|v| v.0.to_string()).collect()
+        }
         _ => Vec::new(),
     }
 }
@@ -378,18 +387,12 @@ pub(super) fn best<'a>(
 fn compare(baseline: &Run<'_>, candidate: &Run<'_>, metrics: &[Metric], inputs: &Inputs<'_>) -> Comparison {
     let paired = metrics
         .iter()
-        .map(|metric| {
-            let a = values(&metric.name, baseline, inputs.items);
-            let b = values(&metric.name, candidate, inputs.items);
-            let pooled = |run: &Run<'_>| metric.models.get(&run.0.name).filter(|v| v.pooled)?.value;
-            significance::Paired {
-                metric: &metric.name,
-                direction: metric.direction,
-                baseline: a,
-                candidate: b,
-                clusters: inputs.items.iter().map(|i| i.cluster.as_str()).collect(),
-                pooled: pooled(baseline).zip(pooled(candidate)),
-            }
+        .map(|metric| significance::Paired {
+            metric: &metric.name,
+            direction: metric.direction,
+            baseline: weighted(&metric.name, baseline, inputs.items),
+            candidate: weighted(&metric.name, candidate, inputs.items),
+            clusters: inputs.items.iter().map(|i| i.cluster.as_str()).collect(),
         })
         .collect();
     Comparison {
@@ -410,6 +413,7 @@ fn item_row(item: &Item, shared: &BTreeSet<&str>, runs: &[Run<'_>]) -> ItemRow {
                 stop: result.prediction.stop,
                 tokens: result.prediction.ids.len(),
                 metrics: result.metrics.iter().map(|(k, v)| (k.clone(), v.and_then(finite))).collect(),
+                weights: result.metrics.keys().filter_map(|k| Some((k.clone(), metric::weight(k, result)?))).collect(),
             };
             Some((run.name.clone(), values))
         })

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-use super::model::{Comparison, Metric, Report};
+use super::model::{Comparison, Report};
 use super::significance::{self, Paired};
 
 /// What must be equal for two reports to be compared, by the names that [`Mismatch::what`] has.
@@ -88,15 +88,12 @@ pub fn compare(baseline: (&Report, &str), candidate: (&Report, &str), allow: &[S
         if other.direction != metric.direction {
             return Err(Error::data(format!("`{}` is better in opposite directions in the two reports", metric.name)));
         }
-        let pooled = |metric: &Metric, model: &str| metric.models.get(model).filter(|v| v.pooled)?.value;
-        let value = |m: &BTreeMap<String, Option<f64>>| m.get(&metric.name).copied().flatten();
         paired.push(Paired {
             metric: &metric.name,
             direction: metric.direction,
-            baseline: first.items.iter().map(|i| value(&i.models.get(a)?.metrics)).collect(),
-            candidate: first.items.iter().map(|i| value(&candidates.get(i.id.as_str())?.metrics)).collect(),
+            baseline: first.items.iter().map(|i| i.models.get(a)?.of(&metric.name)).collect(),
+            candidate: first.items.iter().map(|i| candidates.get(i.id.as_str())?.of(&metric.name)).collect(),
             clusters: first.items.iter().map(|i| i.cluster.as_deref().unwrap_or(&i.id)).collect(),
-            pooled: pooled(metric, a).zip(pooled(other, b)),
         });
     }
     Ok(Comparison {

@@ -37,6 +37,10 @@ pub fn metrics(report: &Report) -> String {
         "missing",
         "pooled",
         "best",
+        "closed_n",
+        "closed_value",
+        "unclosed_worst",
+        "unclosed_best",
         "against",
         "paired_n",
         "difference",
@@ -69,6 +73,10 @@ pub fn metrics(report: &Report) -> String {
                 value.missing.to_string(),
                 value.pooled.to_string(),
                 metric.best.contains(model).to_string(),
+                number(value.truncation.map(|b| b.n_completed as f64)),
+                number(value.truncation.and_then(|b| b.completed)),
+                number(value.truncation.map(|b| b.low)),
+                number(value.truncation.map(|b| b.high)),
             ];
             let comparison = report.against_base().into_iter().find(|c| &c.candidate == model);
             match comparison.and_then(|c| Some((c, c.metrics.get(&metric.name)?))) {

@@ -33,8 +33,9 @@ use serde::{Deserialize, Serialize};
 
 use super::compare::mismatches;
 use super::model::{Direction, Metric, Report};
+use super::significance::compare_pooled_metric;
 use crate::error::{Error, Result};
-use crate::eval::stats::{Gate, Verdict, cluster_count, clustered_non_inferiority, mean};
+use crate::eval::stats::{Gate, Verdict, cluster_count, clustered_non_inferiority, mean, pooled_non_inferiority};
 
 pub use baseline::Baseline;
 pub use noise::Noise;
@@ -232,9 +233,8 @@ fn one(
         }
         Some(_) => {}
     }
-    let value = |items: &BTreeMap<&str, &super::model::ItemRow>, id: &str| {
-        items.get(id)?.models.get(model)?.metrics.get(&metric.name).copied().flatten()
-    };
+    let value =
+        |items: &BTreeMap<&str, &super::model::ItemRow>, id: &str| items.get(id)?.models.get(model)?.of(&metric.name);
     let (mut before, mut after, mut sources, mut absent) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for item in &baseline.items {
         let Some(old) = value(&values.baseline, &item.id) else { continue };
@@ -253,10 +253,19 @@ fn one(
     }
     let options = &baseline.statistics;
     let higher = metric.direction == Direction::Higher;
-    let gate = clustered_non_inferiority(&before, &after, &sources, higher, margin, options);
+    let (from, to, gate) = match compare_pooled_metric(&metric.name, [&before, &after], &sources, options) {
+        Some(p) => (p.baseline, p.candidate, pooled_non_inferiority(&p, before.len(), higher, margin, options)),
+        // Means of items, or a baseline of before weights were reported.
+        None => {
+            let values = |side: &[(f64, Option<f64>)]| side.iter().map(|s| s.0).collect::<Vec<f64>>();
+            let (before, after) = (values(&before), values(&after));
+            let gate = clustered_non_inferiority(&before, &after, &sources, higher, margin, options);
+            (mean(&before), mean(&after), gate)
+        }
+    };
     check.sources = Some(cluster_count(&sources)).filter(|count| *count < sources.len());
-    check.baseline = Some(mean(&before)).filter(|x| x.is_finite());
-    check.value = Some(mean(&after)).filter(|x| x.is_finite());
+    check.baseline = Some(from).filter(|x| x.is_finite());
+    check.value = Some(to).filter(|x| x.is_finite());
     check.allowance = noise.allowance(metric, check.value.unwrap_or(0.0));
     let gate = gate.widened(check.allowance);
     // One item, or one source, has no spread to resample: whatever it shows, it shows nothing of the next.

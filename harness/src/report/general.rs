@@ -49,14 +49,14 @@ pub(super) fn general(texts: &GeneralText, models: &[ModelRun], stats: &StatsOpt
         .filter(|(a, b)| texts.scores.contains_key(*a) && texts.scores.contains_key(*b))
         .map(|(a, b)| {
             let paired = metrics.iter().zip(&MEASURES).map(|(metric, (.., terms))| {
-                let each = |name: &str| scores(name).iter().map(|s| ratio(terms(s))).collect();
+                let each =
+                    |name: &str| scores(name).iter().map(|s| Some((ratio(terms(s))?, Some(terms(s).1)))).collect();
                 Paired {
                     metric: &metric.name,
                     direction: Direction::Lower,
                     baseline: each(a),
                     candidate: each(b),
                     clusters: sources.iter().map(String::as_str).collect(),
-                    pooled: metric.models[a].value.zip(metric.models[b].value),
                 }
             });
             Comparison {

@@ -209,7 +209,7 @@ fn metric_row(metric: &Metric, report: &Report) -> Value {
         .iter()
         .map(|comparison| match comparison.metrics.get(&metric.name) {
             Some(c) => context! {
-                text => number::percent_change(c.improvement_percent),
+                text => number::improvement(metric, c),
                 mark => c.mark.as_str(),
                 tone => tone(c.verdict),
             },

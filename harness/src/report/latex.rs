@@ -30,7 +30,7 @@ pub fn table(report: &Report) -> String {
         cells.extend(report.models.iter().map(|m| value(metric, &m.name)));
         cells.extend(against.iter().map(|c| match c.metrics.get(&metric.name) {
             Some(c) => {
-                let change = escaped(&number::percent_change(c.improvement_percent));
+                let change = escaped(&number::improvement(metric, c));
                 if c.mark.is_empty() { change } else { format!("{change}\\textsuperscript{{{}}}", c.mark) }
             }
             None => escaped(UNDEFINED),

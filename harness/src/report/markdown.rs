@@ -78,7 +78,7 @@ pub fn results_table(report: &Report) -> String {
         row.extend(report.models.iter().map(|model| value_cell(metric, model)));
         row.extend(against.iter().map(|comparison| match comparison.metrics.get(&metric.name) {
             Some(c) => {
-                let change = number::percent_change(c.improvement_percent);
+                let change = number::improvement(metric, c);
                 // Marks are literal asterisks.
                 format!("{change} {}", c.mark.replace('*', "\\*")).trim().to_string()
             }

@@ -355,9 +355,9 @@ pub struct MetricComparison {
     pub n: usize,
     /// Items left out because a side has none.
     pub missing: usize,
-    /// Mean of the baseline over these items.
+    /// Value of the baseline over these items: their mean, or pooled where the metric is.
     pub mean_baseline: Option<f64>,
-    /// Mean of the candidate over these items.
+    /// The same of the candidate.
     pub mean_candidate: Option<f64>,
     /// Candidate minus baseline.
     pub difference: Option<f64>,
@@ -380,8 +380,8 @@ pub struct MetricComparison {
     pub p_adjusted: Option<f64>,
     /// `***` below 0.001, `**` below 0.01, `*` below 0.05 (adjusted), else empty.
     pub mark: String,
-    /// The change of the mean over these items (of the corpus value, if pooled) in percent of the baseline's; positive
-    /// where it is better, or larger if the metric has no direction. None where the baseline is zero.
+    /// The difference in percent of the baseline's value; positive where it is better, or larger if the metric has no
+    /// direction. None where the baseline is zero.
     pub improvement_percent: Option<f64>,
     /// The smallest true difference found four times out of five with these items (two-sided 5 %, normal approximation).
     pub detectable: Option<f64>,
@@ -447,6 +447,16 @@ pub struct ItemValues {
     pub tokens: usize,
     /// By metric name; none where undefined.
     pub metrics: BTreeMap<String, Option<f64>>,
+    /// What the item weighs in metrics that are pooled over the items: scored tokens or bytes. Absent for means of items.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weights: BTreeMap<String, f64>,
+}
+
+impl ItemValues {
+    /// The value and the weight of a metric, the weight none where its corpus value is a mean of items.
+    pub fn of(&self, metric: &str) -> Option<(f64, Option<f64>)> {
+        Some((self.metrics.get(metric).copied()??, self.weights.get(metric).copied()))
+    }
 }
 
 /// An item in full.

@@ -21,13 +21,14 @@ pub(super) fn signed(x: f64, decimals: usize) -> String {
     if x > 0.0 && text.chars().any(|c| ('1'..='9').contains(&c)) { format!("+{text}") } else { text }
 }
 
-/// `+12.3 %`.
-pub(super) fn percent_change(x: Option<f64>) -> String {
-    match x {
+/// `+12.3 %`; the difference itself, without a percent sign, where the baseline is 0 and has no percentage.
+pub(super) fn improvement(metric: &Metric, c: &MetricComparison) -> String {
+    match (c.improvement_percent, c.difference) {
         // A baseline next to zero gives percentages that say nothing but "much".
-        Some(x) if x.abs() >= 1000.0 => format!("{} %", if x > 0.0 { ">+999" } else { "<−999" }),
-        Some(x) => format!("{} %", signed(x, 1)),
-        None => UNDEFINED.to_string(),
+        (Some(x), _) if x.abs() >= 1000.0 => format!("{} %", if x > 0.0 { ">+999" } else { "<−999" }),
+        (Some(x), _) => format!("{} %", signed(x, 1)),
+        (None, Some(d)) if c.mean_baseline == Some(0.0) => signed(d, metric.decimals),
+        (None, _) => UNDEFINED.to_string(),
     }
 }
 

@@ -1,10 +1,12 @@
 //! What may be said of a difference: pairing, Holm over the metrics of a comparison, marks and verdicts.
 
 use std::collections::BTreeMap;
+use std::hash::Hash;
 
+use crate::eval::metric::{self, Corpus};
 use crate::eval::stats::{
-    self, Agreement, Interval, StatsOptions, cluster_count, clustered_mean_ci, clustered_sign_flip_p,
-    clustered_standard_error, detectable_with, holm,
+    self, Agreement, Interval, PooledComparison, Scale, StatsOptions, cluster_count, clustered_mean_ci,
+    clustered_sign_flip_p, clustered_standard_error, compare_pooled, detectable_with, holm,
 };
 
 use super::model::{Direction, MetricComparison, PairedTest, Verdict};
@@ -18,12 +20,26 @@ const POWER: f64 = 0.8;
 pub(super) struct Paired<'a> {
     pub metric: &'a str,
     pub direction: Direction,
-    pub baseline: Vec<Option<f64>>,
-    pub candidate: Vec<Option<f64>>,
+    /// Value and, if the metric is pooled, weight of each item.
+    pub baseline: Vec<Option<(f64, Option<f64>)>>,
+    pub candidate: Vec<Option<(f64, Option<f64>)>>,
     /// The source of each item.
     pub clusters: Vec<&'a str>,
-    /// The corpus values of a pooled metric: its improvement in percent is theirs, not that of the means of items.
-    pub pooled: Option<(f64, f64)>,
+}
+
+/// Two sides' pooled values compared, if every item has a weight on both: else there is but the mean of items.
+pub(super) fn compare_pooled_metric<C: Ord + Hash>(
+    metric: &str,
+    [baseline, candidate]: [&[(f64, Option<f64>)]; 2],
+    clusters: &[C],
+    options: &StatsOptions,
+) -> Option<PooledComparison> {
+    let exp = metric::info(metric).is_some_and(|m| m.corpus == Corpus::ExpOfPooled);
+    let scale = if exp { Scale::Exp } else { Scale::Linear };
+    let terms = |side: &[(f64, Option<f64>)]| {
+        side.iter().map(|(v, w)| Some((if exp { v.ln() } else { *v }, (*w)?))).collect::<Option<Vec<_>>>()
+    };
+    Some(compare_pooled(&terms(baseline)?, &terms(candidate)?, clusters, scale, options))
 }
 
 /// Compares every metric on the items that both models have a value for, then adjusts the p-values together.
@@ -43,8 +59,10 @@ pub(super) fn compare(metrics: Vec<Paired<'_>>, options: &StatsOptions) -> BTree
 
 fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
     let both = metric.baseline.iter().zip(&metric.candidate).zip(&metric.clusters);
-    let ((a, b), clusters): ((Vec<f64>, Vec<f64>), Vec<&str>) =
+    let (sides, clusters): ((Vec<_>, Vec<_>), Vec<&str>) =
         both.filter_map(|((a, b), cluster)| Some((((*a)?, (*b)?), *cluster))).unzip();
+    let values = |side: &[(f64, Option<f64>)]| side.iter().map(|s| s.0).collect::<Vec<f64>>();
+    let (a, b) = (values(&sides.0), values(&sides.1));
     let sign = if metric.direction == Direction::Lower { -1.0 } else { 1.0 };
     let mut comparison = MetricComparison {
         n: a.len(),
@@ -69,27 +87,33 @@ fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
     if a.is_empty() {
         return comparison;
     }
-    let (mean_a, mean_b) = (stats::mean(&a), stats::mean(&b));
-    let (from, to) = metric.pooled.unwrap_or((mean_a, mean_b));
-    comparison.improvement_percent = Some(100.0 * sign * (to - from) / from.abs()).filter(|x| x.is_finite());
-    comparison.mean_baseline = Some(mean_a);
-    comparison.mean_candidate = Some(mean_b);
-    let differences: Vec<f64> = a.iter().zip(&b).map(|(a, b)| b - a).collect();
-    comparison.difference = Some(stats::mean(&differences));
-    let finite = |x: f64| Some(x).filter(|x| x.is_finite());
-    // Where every item is its own source these are the plain interval, test and error, to the bit.
     let count = cluster_count(&clusters);
     comparison.clusters = Some(count).filter(|count| *count < a.len());
-    let Interval { low, high } = clustered_mean_ci(&differences, &clusters, options);
-    (comparison.ci_low, comparison.ci_high) = (finite(low), finite(high));
-    let (test, p) = match (comparison.clusters, Agreement::of(&a, &b)) {
-        (Some(_), _) => (PairedTest::ClusteredSignFlip, clustered_sign_flip_p(&differences, &clusters, options)),
-        (None, Some(agreement)) => (PairedTest::Mcnemar, agreement.p_value()),
-        (None, None) => (PairedTest::SignFlip, clustered_sign_flip_p(&differences, &clusters, options)),
+    let sign_flip = if comparison.clusters.is_some() { PairedTest::ClusteredSignFlip } else { PairedTest::SignFlip };
+    let pooled = compare_pooled_metric(metric.metric, [&sides.0, &sides.1], &clusters, options);
+    let (from, to, difference, interval, (test, p), error) = match pooled {
+        Some(p) => {
+            (p.baseline, p.candidate, p.candidate - p.baseline, p.interval, (sign_flip, p.p_value), p.standard_error)
+        }
+        None => {
+            let differences: Vec<f64> = a.iter().zip(&b).map(|(a, b)| b - a).collect();
+            let test = match Agreement::of(&a, &b).filter(|_| comparison.clusters.is_none()) {
+                Some(agreement) => (PairedTest::Mcnemar, agreement.p_value()),
+                None => (sign_flip, clustered_sign_flip_p(&differences, &clusters, options)),
+            };
+            // Where every item is its own source these are the plain interval, test and error, to the bit.
+            let interval = clustered_mean_ci(&differences, &clusters, options);
+            let error = clustered_standard_error(&differences, &clusters);
+            (stats::mean(&a), stats::mean(&b), stats::mean(&differences), interval, test, error)
+        }
     };
+    let finite = |x: f64| Some(x).filter(|x| x.is_finite());
+    comparison.improvement_percent = finite(100.0 * sign * (to - from) / from.abs());
+    (comparison.mean_baseline, comparison.mean_candidate) = (Some(from), Some(to));
+    comparison.difference = Some(difference);
+    (comparison.ci_low, comparison.ci_high) = (finite(interval.low), finite(interval.high));
     comparison.test = test;
     comparison.p_value = finite(p);
-    let error = clustered_standard_error(&differences, &clusters);
     comparison.standard_error = finite(error);
     // Without spread the approximation says 0, which no test can see.
     comparison.detectable = finite(detectable_with(error, options.confidence, POWER)).filter(|d| *d > 0.0);

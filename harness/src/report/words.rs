@@ -22,10 +22,10 @@ labels! {
     results: "Results", "评测结果";
     metric: "Metric", "指标";
     against: "vs", "相对";
-    legend: "↑ higher is better, ↓ lower is better; best in bold. ± is half the width of the bootstrap interval of a value. Improvements are relative changes over the items both models have a value for, positive where better. Significance of the paired difference (sign-flip permutation test, of right-or-wrong metrics McNemar's exact test; Holm-adjusted over the metrics of a comparison): * p < 0.05, ** p < 0.01, *** p < 0.001.", "↑ 越高越好，↓ 越低越好；最佳值加粗。± 为该值自助法区间宽度的一半。提升为两模型共有条目上的相对变化，正值表示变好。配对差异的显著性（符号翻转置换检验，0/1 指标用 McNemar 精确检验；对同一比较内的指标做 Holm 校正）：* p < 0.05，** p < 0.01，*** p < 0.001。";
+    legend: "↑ higher is better, ↓ lower is better; best in bold. ± is half the width of the bootstrap interval of a value. Improvements are relative changes over the items both models have a value for, positive where better; where the baseline is 0, the difference itself. Significance of the paired difference (sign-flip permutation test, of right-or-wrong metrics McNemar's exact test; Holm-adjusted over the metrics of a comparison): * p < 0.05, ** p < 0.01, *** p < 0.001.", "↑ 越高越好，↓ 越低越好；最佳值加粗。± 为该值自助法区间宽度的一半。提升为两模型共有条目上的相对变化，正值表示变好；基线为 0 时为差值本身。配对差异的显著性（符号翻转置换检验，0/1 指标用 McNemar 精确检验；对同一比较内的指标做 Holm 校正）：* p < 0.05，** p < 0.01，*** p < 0.001。";
     signature: "Signature", "签名";
     truncation: "Reasoning that was never closed", "未闭合的思考";
-    truncation_help: "A text whose reasoning was cut off has no answer and scores as an empty one. Beside the value over all items stand the one over the items whose reasoning was closed (not the same items for every model), and what the value would be if every cut-off text had the lowest, or the highest, value there is.", "思考被截断的文本没有回答，按空回答计分。除全部条目的得分外，另列思考已闭合条目的得分（各模型的条目不尽相同），以及被截断文本全部取最低值或最高值时的得分。";
+    truncation_help: "A text whose reasoning was never closed has no answer and scores as an empty one. Beside the value over all items stand the one over the items whose reasoning was closed (not the same items for every model), and what the value would be if every unclosed text had the lowest, or the highest, value there is.", "思考未闭合的文本没有回答，按空回答计分。除全部条目的得分外，另列思考已闭合条目的得分（各模型的条目不尽相同），以及未闭合文本全部取最低值或最高值时的得分。";
     over_all: "all items", "全部条目";
     over_closed: "reasoning closed", "思考已闭合";
     were_worst: "if all lowest", "全取最低值";

@@ -3,9 +3,10 @@
 
 use std::path::Path;
 
+use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Capability, Event, Flow, GenerateConfig, OpenConfig, Scores, Session, Tokens};
+use crate::backend::{Capability, Event, Flow, GenerateConfig, OpenConfig, Scores, Session, TEMPORARY_MODEL, Tokens};
 use crate::error::{Error, Result};
 use crate::fsio::{self, sha256};
 use crate::report::{AdapterCheck, MergedCheck};
@@ -46,7 +47,9 @@ pub(super) fn check(
     let greedy = GenerateConfig::greedy(job.generate.max_new_tokens.min(PROBE_TOKENS), job.generate.stop_ids.clone());
 
     let asked = format!("{:?} {:?} {}", references, prompts, greedy.deciding());
-    let key = format!("{:?} {descriptor:?} {} {} {asked}", job.key, job.open.dtype, job.open.device);
+    // The options decide how a backend applies an adapter.
+    let session = format!("{} {} {:?}", job.open.dtype, job.open.device, job.open.options);
+    let key = format!("{:?} {descriptor:?} {session} {asked}", job.key);
     let key = sha256(key.as_bytes());
     let file = job.folder.join(format!("adapter-{}-{}.json", job.name, &key[..12]));
     let stage = format!("adapter {}", job.name);
@@ -79,7 +82,7 @@ pub(super) fn check(
         std::fs::create_dir_all(scratch).map_err(|e| Error::io("create the folder", scratch, e))?;
         // Dropping it removes it, whatever fails below.
         let folder = tempfile::Builder::new()
-            .prefix(".karat-merged-")
+            .prefix(TEMPORARY_MODEL)
             .tempdir_in(scratch)
             .map_err(|e| Error::io("create a folder in", scratch, e))?;
         let into = folder.path().join("merged");
@@ -150,22 +153,14 @@ fn differences(a: &Scores, b: &Scores) -> (f64, f64) {
 fn is_zero(folder: &Path) -> Result<bool> {
     let path = folder.join("adapter_model.safetensors");
     let Ok(bytes) = std::fs::read(&path) else { return Ok(false) };
-    let broken = || Error::data("not a safetensors file").at(path.display());
-    let length = bytes.first_chunk::<8>().map(|l| u64::from_le_bytes(*l)).ok_or_else(broken)?;
-    let start = usize::try_from(length).ok().and_then(|l| l.checked_add(8)).ok_or_else(broken)?;
-    let header: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(bytes.get(8..start).ok_or_else(broken)?).map_err(|e| broken().because(e))?;
-    for (name, tensor) in header.iter().filter(|(name, _)| *name != "__metadata__" && !name.contains("lora_A")) {
-        if !name.contains("lora_B") {
-            return Ok(false);
-        }
-        let offset = |i: usize| usize::try_from(tensor["data_offsets"][i].as_u64()?).ok()?.checked_add(start);
-        let data = offset(0).zip(offset(1)).and_then(|(from, to)| bytes.get(from..to)).ok_or_else(broken)?;
-        let size = if tensor["dtype"] == "F32" { 4 } else { 2 };
+    let tensors = SafeTensors::deserialize(&bytes)
+        .map_err(|e| Error::data("not a safetensors file").at(path.display()).because(e))?;
+    for (name, tensor) in tensors.iter().filter(|(name, _)| !name.contains("lora_A")) {
         // The sign of a zero does not count.
         let nothing =
             |x: &[u8]| x.split_last().is_none_or(|(top, rest)| top & 0x7f == 0 && rest.iter().all(|b| *b == 0));
-        if !data.chunks(size).all(nothing) {
+        let size = if tensor.dtype() == Dtype::F32 { 4 } else { 2 };
+        if !name.contains("lora_B") || !tensor.data().chunks(size).all(nothing) {
             return Ok(false);
         }
     }

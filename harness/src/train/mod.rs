@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod log;
+pub mod peft;
 pub mod plan;
 pub mod schedule;
 pub mod state;

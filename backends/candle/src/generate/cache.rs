@@ -134,7 +134,7 @@ pub fn prefill(model: &Decoder, prompts: &[&[u32]], rooms: &[usize], caches: &mu
     for (l, layer) in model.layers.iter().enumerate() {
         let p = layer.project(&x, pass)?;
         caches.remember(l, first, &batch.starts, &p)?;
-        let (attended, _) = nn::attend(&p.q, &p.k, &p.v, &batch.starts, layer.heads)?;
+        let (attended, _) = nn::attend(layer.o.precision, [&p.q, &p.k, &p.v], &batch.starts, layer.heads)?;
         x = layer.finish(&x, &attended, None)?.0;
     }
     caches.extended(first, &batch.starts);

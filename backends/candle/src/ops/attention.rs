@@ -6,13 +6,10 @@
 
 use rayon::prelude::*;
 
-use super::matmul::{Mat, MatMut, Precision, Threads};
+use super::buffers;
+use super::matmul::packed::{Right, multiply};
+use super::matmul::{Mat, MatMut, Precision};
 use super::simd::{dot, exp, max, simd, sum_by};
-
-/// Products inside attention are f32 in every mode: they are a small part of the work, and softmax is sensitive.
-fn product(c: MatMut<'_>, alpha: f32, a: Mat<'_>, b: Mat<'_>, add: bool, threads: Threads) {
-    super::matmul::product(Precision::F32, c, alpha, a, b, add, threads);
-}
 
 /// Queries a block holds.
 const BLOCK: usize = 64;
@@ -51,42 +48,86 @@ pub fn work(starts: &[usize], heads: Heads, products: usize) -> f64 {
     2.0 * (pairs * heads.queries * heads.dim * products) as f64
 }
 
-/// `(start of row, first query, one past the last query)` of every query block.
-fn query_blocks(starts: &[usize]) -> Vec<(usize, usize, usize)> {
-    let rows = starts.windows(2).flat_map(|w| {
+/// Queries that are worked on together.
+#[derive(Clone, Copy)]
+struct Block {
+    /// Number of the row.
+    row: usize,
+    /// Where the row starts.
+    start: usize,
+    /// First query.
+    first: usize,
+    /// One past the last query.
+    last: usize,
+}
+
+fn query_blocks(starts: &[usize]) -> Vec<Block> {
+    let rows = starts.windows(2).enumerate().flat_map(|(row, w)| {
         let (start, end) = (w[0], w[1]);
-        (start..end).step_by(BLOCK).map(move |q| (start, q, (q + BLOCK).min(end)))
+        (start..end).step_by(BLOCK).map(move |first| Block { row, start, first, last: (first + BLOCK).min(end) })
     });
     rows.collect()
 }
 
 /// Splits `x` of `[tokens, width]` at the blocks' ends.
-fn split<'a>(mut x: &'a mut [f32], blocks: &[(usize, usize, usize)], width: usize) -> Vec<&'a mut [f32]> {
+fn split<'a>(mut x: &'a mut [f32], blocks: &[Block], width: usize) -> Vec<&'a mut [f32]> {
     let mut parts = Vec::with_capacity(blocks.len());
-    for &(_, first, last) in blocks {
-        let (head, tail) = x.split_at_mut((last - first) * width);
+    for block in blocks {
+        let (head, tail) = x.split_at_mut((block.last - block.first) * width);
         parts.push(head);
         x = tail;
     }
     parts
 }
 
+/// The keys and values of one key head of one row.
+struct Context<'a> {
+    k: Mat<'a>,
+    v: Mat<'a>,
+}
+
+/// `[row][key head]`.
+fn contexts<'a>(k: &'a [f32], v: &'a [f32], starts: &[usize], heads: Heads) -> Vec<Context<'a>> {
+    let (kw, d) = (heads.k_width(), heads.dim);
+    let rows = starts.windows(2).flat_map(|w| {
+        (0..heads.keys).map(move |head| {
+            let part = |x: &'a [f32]| Mat::strided(&x[(w[0] * kw + head * d).min(x.len())..], w[1] - w[0], d, kw);
+            Context { k: part(k), v: part(v) }
+        })
+    });
+    rows.collect()
+}
+
 /// `q`, `out` `[tokens, queries * dim]`, `k`, `v` `[tokens, keys * dim]`; row `r` is tokens `starts[r]..starts[r + 1]`.
-/// Leaves the log-sum-exp of every query's scores in `lse` `[tokens, queries]`.
-pub fn forward(q: &[f32], k: &[f32], v: &[f32], starts: &[usize], heads: Heads, out: &mut [f32], lse: &mut [f32]) {
-    let (qw, kw, d) = (heads.q_width(), heads.k_width(), heads.dim);
+/// Leaves the log-sum-exp of every query's scores in `lse` `[tokens, queries]`. Scores and weights are rounded to
+/// `precision` where they are multiplied; the softmax is f32.
+#[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
+pub fn forward(
+    precision: Precision,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    starts: &[usize],
+    heads: Heads,
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
+    let (qw, d) = (heads.q_width(), heads.dim);
+    let packed: Vec<[Right; 2]> = contexts(k, v, starts, heads)
+        .par_iter()
+        .map(|c| [Right::new(precision, c.k.t()), Right::new(precision, c.v)])
+        .collect();
     let blocks = query_blocks(starts);
     let outs = split(out, &blocks, qw);
     let lses = split(lse, &blocks, heads.queries);
-    blocks.par_iter().zip(outs).zip(lses).for_each(|((&(start, first, last), out), lse)| {
+    blocks.par_iter().zip(outs).zip(lses).with_max_len(1).for_each(|((block, out), lse)| {
+        let &Block { row, start, first, last } = block;
         let (n, context) = (last - first, last - start);
-        let mut p = vec![0f32; n * context];
+        let mut p = buffers::take(n * context);
         for h in 0..heads.queries {
-            let kv = h / heads.group() * d;
-            let key = Mat::strided(&k[start * kw + kv..], context, d, kw);
-            let value = Mat::strided(&v[start * kw + kv..], context, d, kw);
+            let [key, value] = &packed[row * heads.keys + h / heads.group()];
             let query = Mat::strided(&q[first * qw + h * d..], n, d, qw);
-            product(MatMut::new(&mut p, n, context), heads.scale(), query, key.t(), false, Threads::One);
+            multiply(MatMut::new(&mut p, n, context), heads.scale(), query, key, false);
             simd(
                 #[inline(always)]
                 || {
@@ -103,14 +144,74 @@ pub fn forward(q: &[f32], k: &[f32], v: &[f32], starts: &[usize], heads: Heads, 
                 },
             );
             let out = MatMut::strided(&mut out[h * d..], n, d, qw);
-            product(out, 1.0, Mat::new(&p, n, context), value, false, Threads::One);
+            multiply(out, 1.0, Mat::new(&p, n, context), value, false);
         }
+        buffers::give(p);
     });
+}
+
+/// A block of queries and one head of the group that reads the same keys.
+#[derive(Clone, Copy)]
+struct Pair {
+    block: Block,
+    /// In the group.
+    g: usize,
+}
+
+/// Work on one row and one key head that is done in order: it sums up the gradients of its keys and values.
+struct Task {
+    /// In [`contexts`].
+    context: usize,
+    /// Key head.
+    head: usize,
+    pairs: Vec<Pair>,
+}
+
+/// Tasks of every row and key head, in their order. In f32 there is one for each, so that the gradient of a key is one
+/// sum over its queries; in bf16 they are as many as keep several threads busy, of about the same work, depending on
+/// the row and the model alone.
+fn tasks(precision: Precision, starts: &[usize], heads: Heads) -> Vec<Task> {
+    /// Tasks of a row, over all its key heads.
+    const TASKS: usize = 16;
+    let blocks = query_blocks(starts);
+    let mut tasks = Vec::new();
+    for blocks in blocks.chunk_by(|a, b| a.row == b.row) {
+        let parts = match precision {
+            Precision::F32 => 1,
+            Precision::Bf16 => TASKS.div_ceil(heads.keys).min(blocks.len()),
+        };
+        let work = |block: &Block| block.last - block.start;
+        let all: usize = blocks.iter().map(work).sum::<usize>() * heads.group();
+        for head in 0..heads.keys {
+            let mut done = 0;
+            let mut pairs: Vec<Vec<Pair>> = (0..parts).map(|_| Vec::new()).collect();
+            for &block in blocks {
+                for g in 0..heads.group() {
+                    pairs[(done * parts / all).min(parts - 1)].push(Pair { block, g });
+                    done += work(&block);
+                }
+            }
+            let context = blocks[0].row * heads.keys + head;
+            tasks.extend(pairs.into_iter().filter(|p| !p.is_empty()).map(|pairs| Task { context, head, pairs }));
+        }
+    }
+    tasks
+}
+
+/// Gradients that a task leaves: of the queries of its pairs, one block after the other, and of the keys and values that
+/// they see.
+struct Share([Vec<f32>; 3]);
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.0.iter_mut().for_each(|x| buffers::give(std::mem::take(x)));
+    }
 }
 
 /// Gradients of `q`, `k` and `v` given `dout`; what was in them is overwritten.
 #[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
 pub fn backward(
+    precision: Precision,
     q: &[f32],
     k: &[f32],
     v: &[f32],
@@ -123,78 +224,98 @@ pub fn backward(
     dk: &mut [f32],
     dv: &mut [f32],
 ) {
-    let (qw, kw, d, group) = (heads.q_width(), heads.k_width(), heads.dim, heads.group());
-    let tasks: Vec<(usize, usize, usize)> =
-        starts.windows(2).flat_map(|w| (0..heads.keys).map(move |kv| (w[0], w[1], kv))).collect();
-    // Gradients of the queries of the group, the keys and the values of one row and one key head.
-    let parts: Vec<[Vec<f32>; 3]> = tasks
+    let (qw, d) = (heads.q_width(), heads.dim);
+    let packed: Vec<[Right; 3]> = contexts(k, v, starts, heads)
         .par_iter()
-        .map(|&(start, end, kv)| {
-            let n = end - start;
-            let mut dqs = vec![0f32; n * group * d];
-            let (mut dks, mut dvs) = (vec![0f32; n * d], vec![0f32; n * d]);
-            let longest = n.min(BLOCK) * n;
-            let (mut p, mut ds) = (vec![0f32; longest], vec![0f32; longest]);
-            for first in (start..end).step_by(BLOCK) {
-                let last = (first + BLOCK).min(end);
-                let (b, context) = (last - first, last - start);
-                let (p, ds) = (&mut p[..b * context], &mut ds[..b * context]);
-                let key = Mat::strided(&k[start * kw + kv * d..], context, d, kw);
-                let value = Mat::strided(&v[start * kw + kv * d..], context, d, kw);
-                for g in 0..group {
-                    let h = kv * group + g;
-                    let query = Mat::strided(&q[first * qw + h * d..], b, d, qw);
-                    let upstream = Mat::strided(&dout[first * qw + h * d..], b, d, qw);
-                    product(MatMut::new(p, b, context), heads.scale(), query, key.t(), false, Threads::One);
-                    product(MatMut::new(ds, b, context), 1.0, upstream, value.t(), false, Threads::One);
-                    simd(
-                        #[inline(always)]
-                        || {
-                            for (i, (p, ds)) in
-                                p.chunks_exact_mut(context).zip(ds.chunks_exact_mut(context)).enumerate()
-                            {
-                                let (token, seen) = (first + i, first - start + i + 1);
-                                let at = token * qw + h * d;
-                                let delta = dot(&out[at..at + d], &dout[at..at + d]);
-                                let lse = lse[token * heads.queries + h];
-                                let (p, p_future) = p.split_at_mut(seen);
-                                let (ds, ds_future) = ds.split_at_mut(seen);
-                                p_future.fill(0.0);
-                                ds_future.fill(0.0);
-                                for (p, ds) in p.iter_mut().zip(ds) {
-                                    *p = exp(*p - lse);
-                                    *ds = *p * (*ds - delta);
-                                }
-                            }
-                        },
-                    );
-                    let (p, ds) = (Mat::new(p, b, context), Mat::new(ds, b, context));
-                    let at = ((first - start) * group + g) * d;
-                    let dq = MatMut::strided(&mut dqs[at..], b, d, group * d);
-                    product(dq, heads.scale(), ds, key, false, Threads::One);
-                    product(
-                        MatMut::new(&mut dks[..context * d], context, d),
-                        heads.scale(),
-                        ds.t(),
-                        query,
-                        true,
-                        Threads::One,
-                    );
-                    product(MatMut::new(&mut dvs[..context * d], context, d), 1.0, p.t(), upstream, true, Threads::One);
+        .map(|c| [c.k.t(), c.v.t(), c.k].map(|m| Right::new(precision, m)))
+        .collect();
+    let tasks = tasks(precision, starts, heads);
+    let one = |task: &Task| {
+        let [key_t, value_t, key] = &packed[task.context];
+        let seen = task.pairs.last().map_or(0, |p| p.block.last - p.block.start);
+        let queries: usize = task.pairs.iter().map(|p| p.block.last - p.block.first).sum();
+        let longest = task.pairs.iter().map(|p| (p.block.last - p.block.first) * (p.block.last - p.block.start)).max();
+        let [mut dqs, mut dks, mut dvs] = [queries * d, seen * d, seen * d].map(buffers::take);
+        let [mut p, mut ds] = [0, 1].map(|_| buffers::take(longest.unwrap_or(0)));
+        dks.fill(0.0);
+        dvs.fill(0.0);
+        let mut done = 0;
+        for &Pair { block: Block { start, first, last, .. }, g } in &task.pairs {
+            let h = task.head * heads.group() + g;
+            let (b, context) = (last - first, last - start);
+            let (p, ds) = (&mut p[..b * context], &mut ds[..b * context]);
+            let query = Mat::strided(&q[first * qw + h * d..], b, d, qw);
+            let upstream = Mat::strided(&dout[first * qw + h * d..], b, d, qw);
+            multiply(MatMut::new(p, b, context), heads.scale(), query, key_t, false);
+            multiply(MatMut::new(ds, b, context), 1.0, upstream, value_t, false);
+            simd(
+                #[inline(always)]
+                || {
+                    for (i, (p, ds)) in p.chunks_exact_mut(context).zip(ds.chunks_exact_mut(context)).enumerate() {
+                        let (token, seen) = (first + i, first - start + i + 1);
+                        let at = token * qw + h * d;
+                        let delta = dot(&out[at..at + d], &dout[at..at + d]);
+                        let lse = lse[token * heads.queries + h];
+                        let (p, p_future) = p.split_at_mut(seen);
+                        let (ds, ds_future) = ds.split_at_mut(seen);
+                        p_future.fill(0.0);
+                        ds_future.fill(0.0);
+                        for (p, ds) in p.iter_mut().zip(ds) {
+                            *p = exp(*p - lse);
+                            *ds = *p * (*ds - delta);
+                        }
+                    }
+                },
+            );
+            let (p, ds) = (Mat::new(p, b, context), Mat::new(ds, b, context));
+            multiply(MatMut::new(&mut dqs[done..], b, d), heads.scale(), ds, key, false);
+            done += b * d;
+            let dks = MatMut::new(&mut dks[..context * d], context, d);
+            multiply(dks, heads.scale(), ds.t(), &Right::new(precision, query), true);
+            let dvs = MatMut::new(&mut dvs[..context * d], context, d);
+            multiply(dvs, 1.0, p.t(), &Right::new(precision, upstream), true);
+        }
+        buffers::give(p);
+        buffers::give(ds);
+        Share([dqs, dks, dvs])
+    };
+    let shares: Vec<Share> = tasks.par_iter().with_max_len(1).map(one).collect();
+    gather(&tasks, &shares, starts, heads, [dq, dk, dv]);
+}
+
+/// Puts the gradients together, those of a key or value in the order of the tasks.
+fn gather(tasks: &[Task], shares: &[Share], starts: &[usize], heads: Heads, [dq, dk, dv]: [&mut [f32]; 3]) {
+    let (qw, kw, d) = (heads.q_width(), heads.k_width(), heads.dim);
+    let blocks = query_blocks(starts);
+    let outs = split(dq, &blocks, qw).into_iter().zip(split(dk, &blocks, kw)).zip(split(dv, &blocks, kw));
+    blocks.par_iter().zip(outs.collect::<Vec<_>>()).for_each(|(block, ((dq, dk), dv))| {
+        // The zero that changes no number it is added to, not even another zero.
+        dk.fill(-0.0);
+        dv.fill(-0.0);
+        for (task, Share([dqs, dks, dvs])) in tasks.iter().zip(shares) {
+            if task.context / heads.keys != block.row {
+                continue;
+            }
+            let mut rest = dqs.as_slice();
+            for Pair { block: of, g } in &task.pairs {
+                let (mine, tail) = rest.split_at((of.last - of.first) * d);
+                rest = tail;
+                if of.first == block.first {
+                    let h = task.head * heads.group() + g;
+                    dq.chunks_exact_mut(qw).zip(mine.chunks_exact(d)).for_each(|(to, from)| {
+                        to[h * d..][..d].copy_from_slice(from);
+                    });
                 }
             }
-            [dqs, dks, dvs]
-        })
-        .collect();
-    for (&(start, end, kv), [dqs, dks, dvs]) in tasks.iter().zip(&parts) {
-        for t in start..end {
-            let local = t - start;
-            let width = group * d;
-            dq[t * qw + kv * width..][..width].copy_from_slice(&dqs[local * width..][..width]);
-            dk[t * kw + kv * d..][..d].copy_from_slice(&dks[local * d..][..d]);
-            dv[t * kw + kv * d..][..d].copy_from_slice(&dvs[local * d..][..d]);
+            let first = (block.first - block.start) * d;
+            for (to, from) in [(&mut *dk, dks), (&mut *dv, dvs)] {
+                let Some(from) = from.get(first..) else { continue };
+                for (to, from) in to.chunks_exact_mut(kw).zip(from.chunks_exact(d)) {
+                    to[task.head * d..][..d].iter_mut().zip(from).for_each(|(to, from)| *to += from);
+                }
+            }
         }
-    }
+    });
 }
 
 /// One query per sequence against its cache: `q`, `out` `[sequences, queries * dim]`; `caches[s]` are the keys and
@@ -255,21 +376,21 @@ mod tests {
         out
     }
 
-    fn run(starts: &[usize]) -> [Vec<f32>; 8] {
+    fn run(precision: Precision, starts: &[usize]) -> [Vec<f32>; 8] {
         let t = starts[starts.len() - 1];
         let (qn, kn) = (t * HEADS.q_width(), t * HEADS.k_width());
         let (q, k, v, g) = (noise(qn, 1), noise(kn, 2), noise(kn, 3), noise(qn, 4));
         let (mut out, mut lse) = (vec![0f32; qn], vec![0f32; t * HEADS.queries]);
-        forward(&q, &k, &v, starts, HEADS, &mut out, &mut lse);
+        forward(precision, &q, &k, &v, starts, HEADS, &mut out, &mut lse);
         let (mut dq, mut dk, mut dv) = (vec![9f32; qn], vec![9f32; kn], vec![9f32; kn]);
-        backward(&q, &k, &v, starts, HEADS, &out, &lse, &g, &mut dq, &mut dk, &mut dv);
+        backward(precision, &q, &k, &v, starts, HEADS, &out, &lse, &g, &mut dq, &mut dk, &mut dv);
         [q, k, v, g, out, dq, dk, dv]
     }
 
     #[test]
     fn forward_and_backward_match_f64() {
         let starts = [0, 5, 6, 9];
-        let [q, k, v, g, out, dq, dk, dv] = run(&starts);
+        let [q, k, v, g, out, dq, dk, dv] = run(Precision::F32, &starts);
         let (q64, k64, v64) = (wide(&q), wide(&k), wide(&v));
         assert_close("out", &out, &in_f64(&q64, &k64, &v64, &starts, HEADS), 1e-6);
         check_gradient("q", &q, &dq, |x| weigh(&in_f64(x, &k64, &v64, &starts, HEADS), &g));
@@ -280,22 +401,60 @@ mod tests {
     #[test]
     fn rows_longer_than_a_block_match_f64() {
         let starts = [0, 150, 170];
-        let [q, k, v, _, out, ..] = run(&starts);
+        let [q, k, v, _, out, ..] = run(Precision::F32, &starts);
         assert_close("out", &out, &in_f64(&wide(&q), &wide(&k), &wide(&v), &starts, HEADS), 2e-6);
     }
 
     #[test]
+    fn in_bf16_forward_and_backward_are_those_of_f32_within_its_rounding() {
+        let starts = [0, 150, 170, 171, 300];
+        let (wide, narrow) = (run(Precision::F32, &starts), run(Precision::Bf16, &starts));
+        for (name, at) in [("out", 4), ("dq", 5), ("dk", 6), ("dv", 7)] {
+            // Two products in a row, each with operands rounded by up to 2^-9 of themselves; the errors of a sum's terms have
+            // random signs, so the norm of all errors is what the bound holds for.
+            let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+            let error = norm(&mut wide[at].iter().zip(&narrow[at]).map(|(a, b)| f64::from(a - b)));
+            let size = norm(&mut wide[at].iter().map(|a| f64::from(*a)));
+            assert!(error < size / 256.0, "{name}: {}", error / size);
+            assert_ne!(wide[at], narrow[at], "{name}");
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_neighbours() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let starts = [0, 150, 170, 300];
+            let [q, k, v, g, all @ ..] = run(precision, &starts);
+            let (qw, kw) = (HEADS.q_width(), HEADS.k_width());
+            for w in starts.windows(2) {
+                let n = w[1] - w[0];
+                let part = |x: &[f32], width: usize| x[w[0] * width..w[1] * width].to_vec();
+                let (q, k, v, g) = (part(&q, qw), part(&k, kw), part(&v, kw), part(&g, qw));
+                let (mut out, mut lse) = (vec![0f32; n * qw], vec![0f32; n * HEADS.queries]);
+                forward(precision, &q, &k, &v, &[0, n], HEADS, &mut out, &mut lse);
+                let (mut dq, mut dk, mut dv) = (vec![9f32; n * qw], vec![9f32; n * kw], vec![9f32; n * kw]);
+                backward(precision, &q, &k, &v, &[0, n], HEADS, &out, &lse, &g, &mut dq, &mut dk, &mut dv);
+                for (alone, (of, width)) in [out, dq, dk, dv].iter().zip(all.iter().zip([qw, qw, kw, kw])) {
+                    assert_eq!(*alone, part(of, width), "{precision:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn threads_do_not_show() {
-        let starts = [0, 130, 131, 200];
-        let one = with_threads(1, || run(&starts));
-        assert_eq!(one, with_threads(2, || run(&starts)));
-        assert_eq!(one, with_threads(5, || run(&starts)));
+        for precision in [Precision::F32, Precision::Bf16] {
+            let starts = [0, 130, 131, 200];
+            let one = with_threads(1, || run(precision, &starts));
+            assert_eq!(one, with_threads(2, || run(precision, &starts)));
+            assert_eq!(one, with_threads(5, || run(precision, &starts)));
+        }
     }
 
     #[test]
     fn decoding_from_a_cache_matches_the_whole_row() {
         let starts = [0, 9, 14];
-        let [q, k, v, _, out, ..] = run(&starts);
+        let [q, k, v, _, out, ..] = run(Precision::F32, &starts);
         let (qw, kw) = (HEADS.q_width(), HEADS.k_width());
         let caches: Vec<(&[f32], &[f32])> =
             starts.windows(2).map(|w| (&k[w[0] * kw..w[1] * kw], &v[w[0] * kw..w[1] * kw])).collect();

@@ -1,5 +1,7 @@
 //! Cross-entropy fused with the output projection: logits of a few tokens at a time, never of all.
 
+pub mod blocks;
+
 use rayon::prelude::*;
 
 use super::buffers;
@@ -80,6 +82,9 @@ pub fn train(
     dhidden: &mut [f32],
     mut dhead: Option<&mut [f32]>,
 ) -> Vec<f32> {
+    if precision == Precision::Bf16 {
+        return blocks::train(hidden, targets, head, width, scale, dhidden, dhead);
+    }
     let vocab = head.len() / width;
     let mut all = Vec::with_capacity(targets.len());
     let size = chunk(vocab);

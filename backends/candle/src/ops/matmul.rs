@@ -11,6 +11,7 @@
 
 pub mod kernel;
 pub mod pack;
+pub mod packed;
 
 use std::cell::RefCell;
 

@@ -17,6 +17,7 @@ use karat::backend::{
 };
 use karat::memory;
 use karat::train::LoraConfig;
+use karat::train::peft::read_adapter_config;
 use karat::train::state::{LogEntry, RunState, TrainerState};
 use rayon::ThreadPool;
 
@@ -173,7 +174,7 @@ fn fused(
 /// A new adapter, or the one the plan starts from.
 fn attach(model: &mut Decoder, config: &LoraConfig, plan: &TrainPlan) -> Result<()> {
     let Some(folder) = &plan.init_adapter else { return adapter::draw(model, config, plan.seed) };
-    let theirs = adapter::read_config(folder)?;
+    let theirs = read_adapter_config(folder)?;
     if adapter::Layout::new(model, &theirs)? != adapter::Layout::new(model, config)? {
         let says = |config: &LoraConfig| serde_json::to_string(config).unwrap_or_default();
         return Err(crate::files::at(

@@ -31,6 +31,31 @@ pub struct Source<'a> {
     pub precision: Precision,
 }
 
+impl Source<'_> {
+    /// Rows of a tensor of the base model, or of the adapter if that brings it whole.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape or unreadable.
+    pub fn read_rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>, BackendError> {
+        match self.adapter.and_then(|adapter| adapter.saved_rows(name, shape, rows.clone())) {
+            Some(values) => values,
+            None => self.checkpoint.read_rows(name, shape, rows),
+        }
+    }
+
+    /// The weight of a linear layer, `[output, input]`, with the adapter merged.
+    ///
+    /// # Errors
+    /// As [`Source::read_rows`]; an adapter of another base.
+    pub fn linear(&self, module: &str, output: usize, input: usize) -> Result<Vec<f32>, BackendError> {
+        let mut weight = self.read_rows(&format!("{module}.weight"), &[output, input], 0..output)?;
+        if let Some(adapter) = self.adapter {
+            adapter.merge(module, &mut weight, output, input)?;
+        }
+        Ok(weight)
+    }
+}
+
 /// A graph under construction and the file its weights go to.
 pub struct Builder<'a> {
     pub config: &'a DecoderConfig,
@@ -47,6 +72,8 @@ pub struct Builder<'a> {
     pub linears: BTreeMap<String, [usize; 2]>,
     /// Parameters of the base model.
     pub parameters: u64,
+    /// How large the input channels of the linear layers are, where that decides how they are quantized.
+    pub channels: BTreeMap<String, Vec<f32>>,
 }
 
 /// A quantized matrix in the file.
@@ -111,18 +138,21 @@ impl Builder<'_> {
         self.ms("SkipSimplifiedLayerNormalization", path, &[root, skip, weight], outputs, &epsilon);
     }
 
-    /// Rows of a tensor of the base model, or of the adapter if that brings it whole.
-    fn read_rows(&mut self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>, BackendError> {
+    /// Notes that a tensor is used, and tells the sink.
+    fn use_tensor(&mut self, name: &str) -> Result<(), BackendError> {
         self.used.insert(name.to_string());
         let (done, total) = (self.used.len() as u64, self.source.checkpoint.names().count() as u64);
         let progress = Event::Progress { stage: "export".into(), done: done.min(total), total, tokens: 0 };
         if self.sink.event(progress) == Flow::Stop {
             return Err(BackendError::cancelled());
         }
-        match self.source.adapter.and_then(|adapter| adapter.saved_rows(name, shape, rows.clone())) {
-            Some(values) => values,
-            None => self.source.checkpoint.read_rows(name, shape, rows),
-        }
+        Ok(())
+    }
+
+    /// [`Source::read_rows`], noted.
+    fn read_rows(&mut self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>, BackendError> {
+        self.use_tensor(name)?;
+        self.source.read_rows(name, shape, rows)
     }
 
     /// Reads a norm weight or bias into the data file; returns its name.
@@ -236,7 +266,7 @@ impl Builder<'_> {
         let (mut scales, mut zero_points) = (Vec::new(), Vec::new());
         for stretch in Self::stretches(rows, columns) {
             let values = self.read_rows(name, &[rows, columns], stretch)?;
-            let quantized = quantize(&values, columns, bits);
+            let quantized = quantize(&values, columns, bits, None);
             self.data.put(&quantized.weights)?;
             scales.extend(quantized.scales);
             zero_points.extend(quantized.zero_points);
@@ -292,14 +322,12 @@ impl Builder<'_> {
     ) -> Result<String, BackendError> {
         let name = format!("{module}.weight");
         let path = format!("/{}", module.replace('.', "/"));
-        let mut weight = self.read_rows(&name, &[output, input], 0..output)?;
+        self.use_tensor(&name)?;
+        let weight = self.source.linear(module, output, input)?;
         self.parameters += weight.len() as u64;
-        if let Some(adapter) = self.source.adapter {
-            adapter.merge(module, &mut weight, output, input)?;
-        }
         self.linears.insert(module.to_string(), [input, output]);
         let mut result = format!("{module}.product");
-        match self.source.precision.linear_bits() {
+        match self.source.precision.layer_bits(module, self.config.layers) {
             None => {
                 // The runtime's product wants [input, output].
                 let transposed = transpose(&weight, output, input);
@@ -308,7 +336,8 @@ impl Builder<'_> {
                 self.node("MatMul", &format!("{path}/MatMul"), &[x, &name], &[&result], &[]);
             }
             Some(bits) => {
-                let Quantized { weights, scales, zero_points } = quantize(&weight, input, bits);
+                let channels = self.channels.get(module).map(Vec::as_slice);
+                let Quantized { weights, scales, zero_points } = quantize(&weight, input, bits, channels);
                 drop(weight);
                 let packed = Packed::of(&name, bits);
                 let offset = self.data.begin()?;

@@ -19,8 +19,10 @@ use karat::backend::{BackendError, EventSink};
 use rayon::prelude::*;
 
 use super::build::{Builder, Source};
+use super::calibrate;
 use super::data::DataFile;
 use super::proto::{Attribute, Dim, Element, Graph, Message, inline_tensor, model, value_info};
+use crate::adapter::{tied_embedding, unknown_tensor};
 use crate::config::DecoderConfig;
 
 /// What was written.
@@ -45,6 +47,11 @@ pub fn write_decoder(
     data: &Path,
     sink: &mut dyn EventSink,
 ) -> Result<Written, BackendError> {
+    // Eight bits are near enough whatever a weight is multiplied with.
+    let channels = match source.precision.linear_bits() {
+        Some(4) => calibrate::channels(config, source, sink)?,
+        _ => BTreeMap::new(),
+    };
     let mut builder = Builder {
         config,
         source,
@@ -55,6 +62,7 @@ pub fn write_decoder(
         used: BTreeSet::new(),
         linears: BTreeMap::new(),
         parameters: 0,
+        channels,
     };
     builder.build()?;
     builder.refuse_leftovers()?;
@@ -103,11 +111,7 @@ impl Builder<'_> {
         let saves = |name: &str| self.source.adapter.is_some_and(|adapter| adapter.saved().any(|saved| saved == name));
         let tied = self.config.tied && !saves("lm_head.weight");
         match tied && saves(embedding) {
-            // Whether the head follows depends on PEFT's version and settings at training time.
-            true => Err(BackendError::unsupported(
-                "the adapter brings an embedding (modules_to_save) for a model whose head is tied to it: whether the head \
-                 follows cannot be told",
-            )),
+            true => Err(tied_embedding()),
             false => Ok(tied),
         }
     }
@@ -288,9 +292,7 @@ impl Builder<'_> {
             return Err(adapter.unknown_module(module));
         }
         match adapter.saved().find(|name| !self.used.contains(*name)) {
-            Some(name) => Err(BackendError::unsupported(format!(
-                "the adapter brings {name} (modules_to_save), which this model does not have (of another base model?)"
-            ))),
+            Some(name) => Err(unknown_tensor(name)),
             None => Ok(()),
         }
     }

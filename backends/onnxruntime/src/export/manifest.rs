@@ -12,7 +12,7 @@ use super::precision::Precision;
 use super::{DATA, MANIFEST, MODEL, proto};
 
 /// Raised when the graph or the manifest changes: older exports in a cache are then left alone and made anew.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 
 /// What an export folder says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

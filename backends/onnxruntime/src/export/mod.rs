@@ -38,6 +38,7 @@
 //! See [`Precision`]. On the CPU f32, f16, int8 and int4 run; bf16 is for other providers.
 
 mod build;
+mod calibrate;
 mod data;
 mod flatbuffer;
 mod folder;
@@ -54,6 +55,7 @@ use std::path::Path;
 
 use karat::backend::{
     AdapterMode, BackendError, Event, EventSink, ExportConfig, ExportSummary, Flow, NamedAdapter, OpenConfig,
+    TEMPORARY_MODEL,
 };
 use karat::fsio;
 
@@ -63,11 +65,12 @@ use crate::config::DecoderConfig;
 use crate::options::Options;
 use crate::runtime::cache_root;
 use build::Source;
-use folder::{Lock, publish};
+use folder::Lock;
 use graph::write_decoder;
 use manifest::FORMAT;
 
 pub(crate) use build::transpose;
+pub(crate) use folder::publish;
 pub use manifest::{Exported, Manifest};
 pub use precision::Precision;
 
@@ -80,7 +83,7 @@ pub const MANIFEST: &str = "karat-onnx.json";
 /// Adapters beside the model, a folder each.
 pub const ADAPTERS: &str = "adapters";
 /// Copied along so that the folder is usable on its own.
-const COMPANIONS: [&str; 8] = [
+pub(crate) const COMPANIONS: [&str; 8] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -339,8 +342,15 @@ pub fn open_or_export(config: &OpenConfig, options: &Options) -> Result<Exported
         adapter_mode: options.adapter_mode,
         beside: &[],
     };
+    // The export of a model that is there for a moment goes with it.
+    let temporary =
+        |folder: &&Path| folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with(TEMPORARY_MODEL));
     match (&options.export_dir, &options.cache_dir) {
         (Some(folder), _) => export_to(&request, folder, &mut unheard),
+        (None, _) if config.model.parent().as_ref().is_some_and(temporary) => {
+            let beside = config.model.with_extension("onnx");
+            export_cached(&request, &beside)
+        }
         (None, Some(cache)) => export_cached(&request, cache),
         (None, None) => export_cached(&request, &cache_root()?.join("onnx")),
     }

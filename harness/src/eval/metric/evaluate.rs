@@ -232,20 +232,28 @@ fn terms<'a>(name: &str, results: impl IntoIterator<Item = &'a ItemResult>) -> O
     let mut terms = Vec::new();
     for result in results {
         let Some(value) = result.metrics.get(name).copied().flatten() else { continue };
-        let part = result.reference.as_ref().map(|reference| match name {
-            "nll_think" => reference.think,
-            "nll_answer" => reference.answer,
-            _ => likelihood::whole(reference),
-        });
-        let (value, weight) = match metric.corpus {
-            Corpus::Mean => (value, 1.0),
-            Corpus::PooledByToken => (value, part?.tokens as f64),
-            Corpus::PooledByByte => (value, part?.bytes as f64),
-            Corpus::ExpOfPooled => (value.ln(), part?.tokens as f64),
-        };
+        let weight = if metric.corpus == Corpus::Mean { 1.0 } else { weight(name, result)? };
+        let value = if metric.corpus == Corpus::ExpOfPooled { value.ln() } else { value };
         terms.push((value * weight, weight));
     }
     Some(terms)
+}
+
+/// What an item weighs in the corpus value of a pooled metric: the scored tokens or bytes of its reference. None for a metric that is a
+/// mean of items, and without a scored reference.
+pub fn weight(name: &str, result: &ItemResult) -> Option<f64> {
+    let corpus = info(name)?.corpus;
+    let reference = result.reference.as_ref()?;
+    let part = match name {
+        "nll_think" => reference.think,
+        "nll_answer" => reference.answer,
+        _ => likelihood::whole(reference),
+    };
+    match corpus {
+        Corpus::Mean => None,
+        Corpus::PooledByToken | Corpus::ExpOfPooled => Some(part.tokens as f64),
+        Corpus::PooledByByte => Some(part.bytes as f64),
+    }
 }
 
 /// A mean over items of which some were cut off while thinking.

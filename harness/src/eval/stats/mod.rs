@@ -8,14 +8,17 @@ pub mod normal;
 pub mod random;
 
 mod clustered;
+mod pooled;
 mod power;
 mod resampling;
 mod summary;
 mod tests_of_counts;
 
 pub use clustered::{by_cluster, cluster_count, clustered_mean_ci, clustered_sign_flip_p};
+pub use pooled::{PooledComparison, Scale, compare_pooled};
 pub use power::{
     Gate, Verdict, clustered_non_inferiority, detectable_with, minimum_detectable_difference, non_inferiority,
+    pooled_non_inferiority,
 };
 pub use resampling::{EXACT_UP_TO, Outcomes, bootstrap_mean_ci, bootstrap_ratio_ci, outcomes, sign_flip_p};
 pub use summary::{clustered_standard_error, mean, quantile, standard_deviation, standard_error, sum};

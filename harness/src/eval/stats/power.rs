@@ -4,7 +4,7 @@ use std::hash::Hash;
 
 use super::normal::quantile as normal_quantile;
 use super::summary::{clustered_standard_error, mean, standard_error};
-use super::{Interval, StatsOptions, clustered_mean_ci};
+use super::{Interval, PooledComparison, StatsOptions, clustered_mean_ci};
 
 /// The smallest true mean difference that a two-sided test at level `1 - confidence` finds with probability `power`:
 /// `(z(1 - alpha/2) + z(power)) * standard error of the differences`.
@@ -83,6 +83,26 @@ pub fn clustered_non_inferiority<C: Ord + Hash>(
     let verdict = if comparable { decide(interval, margin) } else { Verdict::Inconclusive };
     let minimum_detectable = detectable_with(clustered_standard_error(&gains, clusters), options.confidence, 0.8);
     Gate { verdict, n: gains.len(), gain: mean(&gains), interval, margin, minimum_detectable }
+}
+
+/// [`clustered_non_inferiority`] of pooled values of `n` items, already compared.
+pub fn pooled_non_inferiority(
+    compared: &PooledComparison,
+    n: usize,
+    higher_is_better: bool,
+    margin: f64,
+    options: &StatsOptions,
+) -> Gate {
+    let Interval { low, high } = compared.interval;
+    let difference = compared.candidate - compared.baseline;
+    let (gain, interval) = match higher_is_better {
+        true => (difference, Interval { low, high }),
+        false => (-difference, Interval { low: -high, high: -low }),
+    };
+    let margin = margin.abs();
+    let verdict = if gain.is_finite() { decide(interval, margin) } else { Verdict::Inconclusive };
+    let minimum_detectable = detectable_with(compared.standard_error, options.confidence, 0.8);
+    Gate { verdict, n, gain, interval, margin, minimum_detectable }
 }
 
 /// Ends that are not numbers decide nothing.

@@ -34,7 +34,7 @@ pub fn bootstrap_ratio_ci(terms: &[(f64, f64)], options: &StatsOptions) -> Inter
 }
 
 /// The interval of a statistic over resamples of `n` items; stream k of the seed draws resample k, so threads do not matter.
-fn resample(n: usize, options: &StatsOptions, statistic: impl Fn(&[usize]) -> f64 + Sync) -> Interval {
+pub(super) fn resample(n: usize, options: &StatsOptions, statistic: impl Fn(&[usize]) -> f64 + Sync) -> Interval {
     let mut values: Vec<f64> = (0..options.resamples as u64)
         .into_par_iter()
         .map_init(

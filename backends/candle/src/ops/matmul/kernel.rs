@@ -219,6 +219,12 @@ mod x86 {
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
             let (mut a, mut b) = (t.a.add(first * t.a_stride), t.b);
+            // A weight gradient lies in main memory: what it is added to is fetched while the sums are made.
+            for r in 0..ROWS {
+                for v in 0..VECTORS {
+                    _mm_prefetch::<_MM_HINT_T0>(t.c.wrapping_add((first + r) * t.c_stride + v * LANES).cast());
+                }
+            }
             for _ in 0..t.units {
                 let mut columns = [_mm512_setzero_si512(); VECTORS];
                 for v in 0..VECTORS {

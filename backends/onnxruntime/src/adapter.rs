@@ -3,16 +3,18 @@
 //! `W' = W + s B A`; with DoRA `W' = m (W + s B A) / ||W + s B A||`, the norm of each output's row (arXiv 2402.09353).
 //! Modules that PEFT saved whole (`modules_to_save`) replace those of the base.
 
-mod config;
+pub mod merge;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use karat::backend::BackendError;
+use karat::train::LoraConfig;
+use karat::train::config::{Matcher, Modules, Shape};
+use karat::train::peft::{read_adapter_config, refused};
 use rayon::prelude::*;
 
 use crate::checkpoint::Checkpoint;
-use config::AdapterConfig;
 
 /// What PEFT puts before the names of the base model's modules.
 const PREFIX: &str = "base_model.model.";
@@ -21,7 +23,7 @@ const PREFIX: &str = "base_model.model.";
 #[derive(Debug)]
 pub struct Adapter {
     folder: PathBuf,
-    config: AdapterConfig,
+    config: LoraConfig,
     weights: Checkpoint,
     /// Module path (`model.layers.0.self_attn.q_proj`) -> what is stored for it.
     modules: BTreeMap<String, Stored>,
@@ -33,6 +35,8 @@ pub struct Adapter {
 #[derive(Debug)]
 struct Stored {
     rank: usize,
+    /// The factor on `B A`.
+    scale: f32,
     input: usize,
     output: usize,
     /// The tensor with the magnitudes of DoRA.
@@ -55,25 +59,28 @@ impl Adapter {
     /// # Errors
     /// Unsupported for a variant of LoRA that is not implemented, failed for broken or missing files.
     pub fn open(folder: &Path) -> Result<Self, BackendError> {
-        let config = AdapterConfig::read(&folder.join("adapter_config.json"))?;
+        let config = read_adapter_config(folder)?;
         let weights = Checkpoint::open_file(&folder.join("adapter_model.safetensors"))?;
         let (modules, saved) = (BTreeMap::new(), BTreeMap::new());
         let mut adapter = Adapter { folder: folder.to_path_buf(), config, weights, modules, saved, parameters: 0 };
-        adapter.collect()?;
-        for target in &adapter.config.targets {
-            let hit = |module: &String| module == target || module.ends_with(&format!(".{target}"));
-            if !adapter.modules.keys().any(hit) {
-                return Err(adapter.broken(&format!("target_modules names {target}, but no tensor belongs to it")));
+        // A copy, for the rules borrow it.
+        let config = adapter.config.clone();
+        let matcher = config.matcher().map_err(|e| refused(&e))?;
+        adapter.collect(&matcher)?;
+        let stored = adapter.modules.keys().map(String::as_str);
+        match (&config.target_modules, matcher.without_module(stored)) {
+            (Modules::Names(_), Some(target)) => {
+                Err(adapter.broken(&format!("target_modules names {target}, but no tensor belongs to it")))
             }
+            _ => Ok(adapter),
         }
-        Ok(adapter)
     }
 
     fn broken(&self, what: &str) -> BackendError {
         BackendError::failed(format!("the adapter {}: {what}", self.folder.display()))
     }
 
-    fn collect(&mut self) -> Result<(), BackendError> {
+    fn collect(&mut self, matcher: &Matcher<'_>) -> Result<(), BackendError> {
         let names: Vec<String> = self.weights.names().map(String::from).collect();
         let mut magnitudes = BTreeMap::new();
         for name in &names {
@@ -83,8 +90,8 @@ impl Adapter {
             let factor = end(".lora_A.weight").or_else(|| end(".lora_B.weight"));
             let magnitude = end(".lora_magnitude_vector").or_else(|| end(".lora_magnitude_vector.weight"));
             if let Some(module) = factor {
-                self.collect_module(module)?;
-            } else if let (Some(module), true) = (magnitude, self.config.dora) {
+                self.collect_module(module, matcher)?;
+            } else if let (Some(module), true) = (magnitude, self.config.use_dora) {
                 magnitudes.insert(module.to_string(), name.clone());
             } else if let Some(tensor) = self.saved_tensor(rest) {
                 self.saved.insert(tensor, name.clone());
@@ -97,7 +104,7 @@ impl Adapter {
             }
             self.parameters += shape.iter().product::<usize>() as u64;
         }
-        if self.config.dora {
+        if self.config.use_dora {
             if let Some(module) = self.modules.keys().find(|module| !magnitudes.contains_key(*module)) {
                 return Err(self.broken(&format!("use_dora is set, but {module} has no lora_magnitude_vector")));
             }
@@ -130,7 +137,7 @@ impl Adapter {
         self.config.modules_to_save.iter().any(listed).then_some(name)
     }
 
-    fn collect_module(&mut self, module: &str) -> Result<(), BackendError> {
+    fn collect_module(&mut self, module: &str, matcher: &Matcher<'_>) -> Result<(), BackendError> {
         let side = |x: &str| self.weights.shape(&format!("{PREFIX}{module}.lora_{x}.weight"));
         let (Some(&[rank, input]), Some(&[output, rank_b])) = (side("A"), side("B")) else {
             return Err(self.broken(&format!("{module} needs both lora_A and lora_B, each with two dimensions")));
@@ -138,11 +145,14 @@ impl Adapter {
         if rank != rank_b || rank == 0 {
             return Err(self.broken(&format!("{module}: lora_A has rank {rank}, lora_B {rank_b}")));
         }
-        let expected = self.config.rank(module);
-        if rank != expected {
-            return Err(self.broken(&format!("{module} has rank {rank}, adapter_config.json says {expected}")));
+        let Some(Shape { r, scale }) = matcher.adapter(module).map_err(|e| refused(&e))? else {
+            return Err(self.broken(&format!("it holds a LoRA on {module}, which adapter_config.json does not target")));
+        };
+        if rank != r {
+            return Err(self.broken(&format!("{module} has rank {rank}, adapter_config.json says {r}")));
         }
-        self.modules.insert(module.to_string(), Stored { rank, input, output, magnitude: None });
+        let stored = Stored { rank, scale: scale as f32, input, output, magnitude: None };
+        self.modules.insert(module.to_string(), stored);
         Ok(())
     }
 
@@ -175,6 +185,11 @@ impl Adapter {
         Some(self.weights.read_rows(name, shape, rows).map_err(|e| self.other_base(&e)))
     }
 
+    /// The shape of the tensor that replaces `tensor` of the base, if there is one.
+    pub fn saved_shape(&self, tensor: &str) -> Option<&[usize]> {
+        self.weights.shape(self.saved.get(tensor)?)
+    }
+
     fn other_base(&self, error: &BackendError) -> BackendError {
         self.broken("it does not fit this model; was it trained on another base?").because(error)
     }
@@ -193,7 +208,7 @@ impl Adapter {
     pub fn merge(&self, module: &str, weight: &mut [f32], output: usize, input: usize) -> Result<(), BackendError> {
         let Some(stored) = self.modules.get(module) else { return Ok(()) };
         let [a, b] = self.read(module, stored, output, input)?;
-        let scale = self.config.scale(module) as f32;
+        let scale = stored.scale;
         let magnitude = match &stored.magnitude {
             Some(name) => Some(self.magnitude(name, output)?),
             None => None,
@@ -237,7 +252,7 @@ impl Adapter {
                 self.folder.display()
             )))
         };
-        if self.config.dora {
+        if self.config.use_dora {
             return merge_only("use_dora");
         }
         if !self.saved.is_empty() {
@@ -254,7 +269,7 @@ impl Adapter {
                 return Err(self.other_base(&BackendError::failed(error)));
             }
             let [a, b] = self.read(module, stored, output, input)?;
-            let scale = self.config.scale(module) as f32;
+            let scale = stored.scale;
             let mut b = crate::export::transpose(&b, output, stored.rank);
             b.iter_mut().for_each(|b| *b *= scale);
             let a = crate::export::transpose(&a, stored.rank, input);
@@ -271,4 +286,18 @@ impl Adapter {
             self.folder.display()
         ))
     }
+}
+
+/// Whether a tied head follows a new embedding depends on PEFT's version and settings at training time.
+pub(crate) fn tied_embedding() -> BackendError {
+    BackendError::unsupported(
+        "the adapter brings an embedding (modules_to_save) for a model whose head is tied to it: whether the head follows \
+         cannot be told",
+    )
+}
+
+pub(crate) fn unknown_tensor(name: &str) -> BackendError {
+    BackendError::unsupported(format!(
+        "the adapter brings {name} (modules_to_save), which this model does not have (of another base model?)"
+    ))
 }

@@ -1,0 +1,127 @@
+//! Operands packed once for many small products on the calling thread: where the same keys meet one block of queries
+//! after the other, packing them anew each time would take as long as the products.
+#![allow(unsafe_code)]
+
+use super::kernel::{self, LANES, PANEL, Precision, Set, Tile};
+use super::pack::{self, Part};
+use super::{DEPTH, Left, Mat, MatMut, Threads, left};
+use crate::ops::buffers;
+
+/// A right operand `[rows, cols]`, packed whole, in a lent buffer.
+pub struct Right {
+    set: Set,
+    precision: Precision,
+    rows: usize,
+    cols: usize,
+    /// Panels of [`PANEL`] columns one after the other, the last one narrower.
+    buffer: Vec<f32>,
+    /// Where the first panel starts: at a cache line.
+    start: usize,
+}
+
+impl Right {
+    /// Packs `b`.
+    pub fn new(precision: Precision, b: Mat<'_>) -> Self {
+        let set = Set::of_this_cpu();
+        let units = b.rows.div_ceil(precision.per_unit());
+        let size = units * b.cols.next_multiple_of(LANES);
+        let mut buffer = buffers::take(size + LANES);
+        let start = buffer.as_ptr().align_offset(64).min(LANES);
+        let out: &mut [u32] = bytemuck::cast_slice_mut(&mut buffer[start..start + size]);
+        for (first, out) in (0..b.cols).step_by(PANEL).zip(out.chunks_mut((units * PANEL).max(1))) {
+            let across = PANEL.min(b.cols - first);
+            let part = Part { start: 0, along: b.rows, first, across };
+            pack::right(set, precision, &b, part, across.div_ceil(LANES), out);
+        }
+        Right { set, precision, rows: b.rows, cols: b.cols, buffer, start }
+    }
+}
+
+impl Drop for Right {
+    fn drop(&mut self) {
+        buffers::give(std::mem::take(&mut self.buffer));
+    }
+}
+
+/// A left operand, packed whole where it has to be.
+pub struct Rows<'a>(Left<'a>);
+
+impl<'a> Rows<'a> {
+    /// Packs `a`.
+    pub fn new(precision: Precision, a: Mat<'a>, threads: Threads) -> Self {
+        Rows(left(Set::of_this_cpu(), precision, a, threads))
+    }
+}
+
+/// `c = alpha a b` or, with `add`, `c += alpha a b`, of the first rows of `b`, as many as `a` has columns, and its first
+/// columns, as many as `c` has; on the calling thread. The bits are those of [`super::product`].
+///
+/// In bf16 a row that is left out beside one that is not (an odd number of rows) must be finite: it is multiplied by zero.
+pub fn multiply(c: MatMut<'_>, alpha: f32, a: Mat<'_>, b: &Right, add: bool) {
+    multiply_rows(c, alpha, &Rows::new(b.precision, a, Threads::One), b, add);
+}
+
+/// [`multiply`] of an operand that is packed already, in the same precision.
+pub fn multiply_rows(c: MatMut<'_>, alpha: f32, Rows(a): &Rows<'_>, b: &Right, add: bool) {
+    let (m, n, k) = (c.rows, c.cols, a.of.cols);
+    assert!(a.of.rows == m && n <= b.cols && k <= b.rows, "{m}x{n} from {}x{k} and {}x{}", a.of.rows, b.rows, b.cols);
+    let per_unit = b.precision.per_unit();
+    let panels: &[u32] = bytemuck::cast_slice(&b.buffer[b.start..]);
+    for column in (0..n).step_by(PANEL) {
+        let vectors = PANEL.min(b.cols - column).div_ceil(LANES);
+        let panel = &panels[column * b.rows.div_ceil(per_unit)..];
+        // Vectors beyond the last wanted column are skipped only if the panel is as narrow.
+        for start in (0..k.max(1)).step_by(DEPTH * per_unit) {
+            let units = (DEPTH * per_unit).min(k - start).div_ceil(per_unit);
+            let first = start / per_unit;
+            let tile = Tile {
+                units,
+                a: a.row(0).wrapping_add(first),
+                a_stride: a.stride,
+                b: panel[first * vectors * LANES..].as_ptr(),
+                vectors,
+                columns: PANEL.min(n - column),
+                // SAFETY: `MatMut` checked that its last element, and so this one, is inside.
+                c: unsafe { c.data.as_mut_ptr().add(column) },
+                c_stride: c.row_stride,
+                alpha,
+                add: add || start > 0,
+            };
+            // SAFETY: `Mat` and `MatMut` checked their extents and `c` is borrowed mutably; the panel holds
+            // `rows.div_ceil(per_unit)` units of `vectors` vectors, of which these are the ones from `first`.
+            unsafe { kernel::run(b.set, b.precision, m, tile) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::product;
+    use super::*;
+    use crate::ops::testing::noise;
+
+    #[test]
+    fn a_packed_operand_gives_the_bits_of_a_plain_product_and_so_do_its_first_rows_and_columns() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            for (m, n, k, columns, depth) in [
+                (5, 70, 40, 70, 40),
+                (64, 200, 64, 130, 64),
+                (7, 64, 1300, 64, 1200),
+                (3, 40, 9, 17, 9),
+                (2, 5, 6, 5, 2),
+            ] {
+                let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+                let transposed: Vec<f32> = (0..n).flat_map(|j| b.iter().skip(j).step_by(n).copied()).collect();
+                let a = Mat::strided(&a, m, depth, k);
+                let mut want = vec![0.5f32; m * columns];
+                let part = Mat::strided(&b, depth, columns, n);
+                product(precision, MatMut::new(&mut want, m, columns), 0.3, a, part, true, Threads::One);
+                for b in [Mat::new(&b, k, n), Mat::new(&transposed, n, k).t()] {
+                    let mut got = vec![0.5f32; m * columns];
+                    multiply(MatMut::new(&mut got, m, columns), 0.3, a, &Right::new(precision, b), true);
+                    assert_eq!(got, want, "{precision:?} {m}x{n}x{k}");
+                }
+            }
+        }
+    }
+}

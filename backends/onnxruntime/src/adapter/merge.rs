@@ -1,0 +1,133 @@
+//! A checkpoint with an adapter folded into its weights, as it would be shipped: a folder in the layout of the base.
+//!
+//! Every tensor is read as f32, merged where the adapter says so and written as f32, one after the other; of a large model a
+//! few tensors are in memory at once. The configuration keeps every key but those that would no longer be true.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use karat::backend::BackendError;
+use karat::fsio;
+use serde_json::{Map, Value, json};
+
+use super::Adapter;
+use crate::checkpoint::Checkpoint;
+use crate::export::{COMPANIONS, publish};
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+/// Numbers of a large tensor that are in memory at once.
+const STRETCH: usize = 4 << 20;
+
+/// Writes the model in `base` with the adapter in `adapter` merged into `folder`, whole or not at all.
+///
+/// # Errors
+/// A folder that holds something, a broken model or adapter, one of another base, a disk error.
+pub fn write(base: &Path, adapter: &Path, folder: &Path) -> Result<(), BackendError> {
+    if fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
+        let place = folder.display();
+        return Err(BackendError::failed(format!("{place} already holds something; merge into a new folder")));
+    }
+    let (checkpoint, adapter) = (Checkpoint::open(base)?, Adapter::open(adapter)?);
+    let disk = |e: &dyn std::error::Error| {
+        BackendError::failed(format!("could not write the merged model {}", folder.display())).because(e)
+    };
+    let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(|e| disk(&e))?;
+    // Removed when dropped, whatever fails below.
+    let temporary = tempfile::Builder::new().prefix(".karat-merge-").tempdir_in(parent).map_err(|e| disk(&e))?;
+    let inside = temporary.path();
+
+    let config = configuration(base, &checkpoint, &adapter)?;
+    fsio::write_json(&inside.join("config.json"), &config).map_err(|e| disk(&e))?;
+    for name in COMPANIONS.into_iter().filter(|name| *name != "config.json") {
+        let from = base.join(name);
+        if from.is_file() {
+            fs::copy(&from, inside.join(name)).map_err(|e| disk(&e))?;
+        }
+    }
+    tensors(&checkpoint, &adapter, &inside.join("model.safetensors"))?;
+    publish(temporary, folder).map_err(|e| disk(&e))
+}
+
+/// The base's configuration with the element type that is written, and with a head of its own if the adapter brings one.
+fn configuration(base: &Path, checkpoint: &Checkpoint, adapter: &Adapter) -> Result<Map<String, Value>, BackendError> {
+    let path = base.join("config.json");
+    let broken =
+        |e: &dyn std::error::Error| BackendError::failed(format!("could not read {}", path.display())).because(e);
+    let text = fs::read_to_string(&path).map_err(|e| broken(&e))?;
+    let mut config: Map<String, Value> = serde_json::from_str(&text).map_err(|e| broken(&e))?;
+    let key = if config.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
+    config.insert(key.into(), json!("float32"));
+    let saves = |name: &str| adapter.saved().any(|saved| saved == name);
+    let tied = config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false);
+    if tied && saves(EMBEDDING) && !saves(HEAD) {
+        return Err(super::tied_embedding());
+    }
+    if tied && saves(HEAD) {
+        config.insert("tie_word_embeddings".into(), json!(false));
+    }
+    let there = |name: &str| checkpoint.shape(name).is_some() || (tied && name == HEAD);
+    if let Some(name) = adapter.saved().find(|name| !there(name)) {
+        return Err(super::unknown_tensor(name));
+    }
+    match adapter
+        .modules()
+        .into_iter()
+        .find(|m| checkpoint.shape(&format!("{m}.weight")).map(<[usize]>::len) != Some(2))
+    {
+        Some(module) => Err(adapter.unknown_module(module)),
+        None => Ok(config),
+    }
+}
+
+fn tensors(checkpoint: &Checkpoint, adapter: &Adapter, path: &Path) -> Result<(), BackendError> {
+    let disk =
+        |e: &dyn std::error::Error| BackendError::failed(format!("could not write {}", path.display())).because(e);
+    let mut names: BTreeSet<&str> = checkpoint.names().collect();
+    names.extend(adapter.saved());
+    let shape = |name: &str| {
+        let own = checkpoint.shape(name);
+        own.or_else(|| adapter.saved_shape(name)).unwrap_or_default().to_vec()
+    };
+    let (mut header, mut end) = (BTreeMap::new(), 0usize);
+    header.insert("__metadata__", json!({"format": "pt"}));
+    for name in &names {
+        let bytes = shape(name).iter().product::<usize>() * size_of::<f32>();
+        header.insert(name, json!({"dtype": "F32", "shape": shape(name), "data_offsets": [end, end + bytes]}));
+        end += bytes;
+    }
+    let mut header = json!(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(|e| disk(&e))?);
+    let mut put = |bytes: &[u8]| file.write_all(bytes).map_err(|e| disk(&e));
+    put(&(header.len() as u64).to_le_bytes())?;
+    put(&header)?;
+    let modules = adapter.modules();
+    for name in names {
+        let shape = shape(name);
+        let rows = shape.first().copied().unwrap_or(1);
+        let merged = name.strip_suffix(".weight").filter(|module| modules.contains(module));
+        // A merge wants the whole matrix; anything else passes through in stretches.
+        let step = match merged {
+            Some(_) => rows.max(1),
+            None => (STRETCH / shape.iter().skip(1).product::<usize>().max(1)).max(1),
+        };
+        for start in (0..rows).step_by(step) {
+            let part = start..rows.min(start + step);
+            let mut values = match adapter.saved_rows(name, &shape, part.clone()) {
+                Some(values) => values?,
+                None => checkpoint.read_rows(name, &shape, part)?,
+            };
+            if let (Some(module), [output, input]) = (merged, shape.as_slice()) {
+                adapter.merge(module, &mut values, *output, *input)?;
+            }
+            put(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
+        }
+    }
+    let file = file.into_inner().map_err(|e| disk(e.error()))?;
+    file.sync_all().map_err(|e| disk(&e))
+}

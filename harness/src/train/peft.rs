@@ -1,0 +1,172 @@
+//! `adapter_config.json` as PEFT writes it, read strictly: a switch that changes what an adapter means and is not implemented is
+//! refused by its name, also one of tomorrow. A wrong merge would look like a result.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::LoraConfig;
+use crate::backend::BackendError;
+
+/// The file beside an adapter's weights.
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+/// Keys of `adapter_config.json` that say something for people and change no number.
+const INFORMATION: [&str; 9] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+];
+
+/// Reads [`ADAPTER_CONFIG`] in `folder`.
+///
+/// # Errors
+/// Unsupported, by name, for every variant that is set and not implemented; failed for a file that is missing or broken.
+pub fn read_adapter_config(folder: &Path) -> Result<LoraConfig, BackendError> {
+    let path = folder.join(ADAPTER_CONFIG);
+    let at = |what: &str| BackendError::failed(format!("{}: {what}", path.display()));
+    let text = std::fs::read_to_string(&path)
+        .map_err(|e| at("could not read it; an adapter is a folder in the PEFT layout").because(&e))?;
+    let raw: Map<String, Value> = serde_json::from_str(&text).map_err(|e| at("not a JSON object").because(&e))?;
+    parse(&raw).map_err(|e| BackendError { message: format!("{}: {}", path.display(), e.message), ..e })
+}
+
+fn parse(raw: &Map<String, Value>) -> Result<LoraConfig, BackendError> {
+    let unsupported = |key: &str, value: &Value| {
+        BackendError::unsupported(format!("adapter variant {key} = {value} is not implemented"))
+    };
+    let mut known = Map::new();
+    for (key, value) in raw {
+        match key.as_str() {
+            "peft_type" if value == "LORA" => {}
+            // How `A` was drawn once does not matter for tensors that are read. Others (PiSSA, OLoRA, LoftQ, ...) also change
+            // the base weights, so their adapters mean another base.
+            "init_lora_weights" if value.is_null() || value.is_boolean() || value == "orthogonal" => {}
+            "bias" if value == "none" => {}
+            "layers_pattern" if value == "layers" || *value == json!(["layers"]) => {}
+            key if INFORMATION.contains(&key) => {}
+            key if LoraConfig::KEYS.contains(&key) => {
+                if !value.is_null() {
+                    // Alone, so that an error can say which key it is about.
+                    let alone = Value::Object(Map::from_iter([(key.to_owned(), value.clone())]));
+                    serde_json::from_value::<LoraConfig>(alone).map_err(|e| match key {
+                        "init_lora_weights" => unsupported(key, value),
+                        _ => BackendError::failed(format!("\"{key}\" must be what PEFT writes there")).because(&e),
+                    })?;
+                    known.insert(key.to_owned(), value.clone());
+                }
+            }
+            _ if unset(value) => {}
+            _ => return Err(unsupported(key, value)),
+        }
+    }
+    if raw.get("peft_type").is_none_or(|kind| kind != "LORA") {
+        return Err(unsupported("peft_type", raw.get("peft_type").unwrap_or(&Value::Null)));
+    }
+    if !known.contains_key("r") || !known.contains_key("target_modules") {
+        return Err(BackendError::failed("\"r\" and \"target_modules\" must be given"));
+    }
+    // Where PEFT's defaults are not ours.
+    known.entry("lora_alpha").or_insert(json!(8));
+    known.entry("lora_dropout").or_insert(json!(0.0));
+    let config: LoraConfig = serde_json::from_value(Value::Object(known))
+        .map_err(|e| BackendError::failed("not an adapter's configuration").because(&e))?;
+    config.check().map_err(|e| refused(&e))?;
+    Ok(config)
+}
+
+/// What the rules of a configuration refuse, as a backend's error.
+pub fn refused(error: &crate::Error) -> BackendError {
+    let help = error.help_text().map_or(String::new(), |help| format!("; {help}"));
+    let refused = BackendError::unsupported(format!("{error}{help}"));
+    match std::error::Error::source(error) {
+        Some(source) => refused.because(source),
+        None => refused,
+    }
+}
+
+fn unset(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(b) => !b,
+        Value::Array(a) => a.is_empty(),
+        Value::Object(o) => o.is_empty(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::BackendErrorKind;
+
+    fn raw(extra: Value) -> Map<String, Value> {
+        let mut raw = json!({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"],
+            "use_dora": false, "rank_pattern": {}, "modules_to_save": null, "lora_dropout": 0.0});
+        for (k, v) in extra.as_object().unwrap() {
+            raw[k] = v.clone();
+        }
+        raw.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn variants_that_are_not_implemented_are_refused_by_name() {
+        assert_eq!(parse(&raw(json!({}))).unwrap().r, 4);
+        for (key, value) in [
+            ("lora_bias", json!(true)),
+            ("bias", json!("all")),
+            ("bias", json!("lora_only")),
+            ("layers_pattern", json!("blocks")),
+            ("fan_in_fan_out", json!(true)),
+            ("init_lora_weights", json!("pissa")),
+            ("init_lora_weights", json!("loftq")),
+            ("peft_type", json!("LOHA")),
+            ("target_parameters", json!(["mlp.experts"])),
+            ("trainable_token_indices", json!([1])),
+            ("layer_replication", json!([[0, 1]])),
+            ("use_qalora", json!(true)),
+            ("kasa_config", json!({"beta": 1})),
+            ("ensure_weight_tying", json!(true)),
+            ("loftq_config", json!({"loftq_bits": 4})),
+            ("a_variant_of_the_future", json!(3)),
+        ] {
+            let mut extra = json!({});
+            extra[key] = value;
+            let error = parse(&raw(extra)).unwrap_err();
+            assert_eq!(error.kind, BackendErrorKind::Unsupported, "{key}");
+            assert!(error.message.contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_said_by_its_key() {
+        for (key, value) in [
+            ("rank_pattern", json!({"(": 3})),
+            ("rank_pattern", json!({"q_proj": 0})),
+            ("alpha_pattern", json!({"q_proj": "much"})),
+            ("use_dora", json!("yes")),
+            ("r", json!(0)),
+            ("r", json!(-1)),
+            ("target_modules", json!([])),
+        ] {
+            let mut extra = json!({});
+            extra[key] = value;
+            let error = parse(&raw(extra)).unwrap_err();
+            assert!(error.to_string().contains(key), "{key}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_peft_leaves_out_has_its_defaults() {
+        let raw = json!({"peft_type": "LORA", "r": 4, "target_modules": "All-linear"});
+        let config = parse(raw.as_object().unwrap()).unwrap();
+        assert_eq!((config.lora_alpha, config.lora_dropout, config.use_rslora), (8.0, 0.0, false));
+        assert!(config.target_modules.is_all_linear());
+    }
+}
