@@ -17,7 +17,7 @@ pub struct Caches(Place);
 
 enum Place {
     Cpu(Vec<Cache>),
-    Cuda(Slots),
+    Cuda(Box<Slots>),
 }
 
 /// Elements that one position takes in each of the two parts of a layer.
@@ -39,7 +39,9 @@ impl Caches {
     pub fn new(model: &Decoder, most: usize, positions: usize) -> Result<Self> {
         Ok(Caches(match model.device() {
             None => Place::Cpu(Vec::new()),
-            Some(device) => Place::Cuda(Slots::new(device, model.layers.len(), model.config.heads, [most, positions])?),
+            Some(device) => {
+                Place::Cuda(Box::new(Slots::new(device, model.layers.len(), model.config.heads, [most, positions])?))
+            }
         }))
     }
 
