@@ -96,7 +96,8 @@ __device__ void sample(const T *logits, const u32 *rows, const u32 *places, u32 
     }
     mass = block_sum(mass);
     const auto weight = [&](int i) { return weights[i]; };
-    if (top_k > 0 && top_k < u32(vocab)) {
+    const bool cut = top_k > 0 && top_k < u32(vocab);
+    if (cut) {
         const Found last = reach(logits, vocab, top_k, [](int) { return u64(1); });
         const u32 from = last.rank;
         u64 sum = 0, each = 0;
@@ -118,7 +119,7 @@ __device__ void sample(const T *logits, const u32 *rows, const u32 *places, u32 
     }
     const u64 drawn = u64(uniform(seed, places[blockIdx.x], rows[blockIdx.x], SAMPLING_STREAM) * double(mass));
     const u64 limit = min(drawn, mass - 1) + 1;
-    if (top_k == 0 && top_p >= 1.0) {
+    if (!cut && top_p >= 1.0) {
         // Nothing is cut: the CPU goes through the tokens by id.
         SHARED(u64, sums, 1024);
         const int share = (vocab + blockDim.x - 1) / blockDim.x;

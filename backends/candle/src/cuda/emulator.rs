@@ -49,8 +49,8 @@ const FLAGS: &[&str] =
 
 /// Bytes before and after every buffer that no kernel may write.
 const GUARD: usize = 4096;
-/// NaN as f32 and as bf16.
-const POISON: u8 = 0xff;
+/// A signaling NaN as f32 and as bf16, in the order of bytes: arithmetic never gives it, so what was overwritten shows.
+const POISON: [u8; 2] = [0xa0, 0x7f];
 /// What every device of compute capability 8.0 and later gives a block.
 const SHARED_MEMORY: u32 = 99 << 10;
 
@@ -247,12 +247,10 @@ impl Emulator {
         let start = buffer.address as *const u8;
         // SAFETY: `alloc` made both zones, and the buffer is held by its owner.
         let zones = unsafe {
-            [
-                std::slice::from_raw_parts(start.sub(GUARD), GUARD),
-                std::slice::from_raw_parts(start.add(buffer.bytes), GUARD),
-            ]
+            [(start.sub(GUARD), 0), (start.add(buffer.bytes), buffer.bytes)]
+                .map(|(zone, first)| (std::slice::from_raw_parts(zone, GUARD), first))
         };
-        zones.iter().all(|zone| zone.iter().all(|byte| *byte == POISON))
+        zones.iter().all(|(zone, first)| zone.iter().zip(*first..).all(|(byte, i)| *byte == POISON[i % 2]))
     }
 
     /// A matrix of a product as dense f32, one after another of its batch.
@@ -291,7 +289,11 @@ impl Gpu for Emulator {
             return Err(failed(format!("no room for {bytes} bytes on the emulated device")));
         }
         // SAFETY: just allocated, of that size.
-        unsafe { start.write_bytes(POISON, layout.size()) };
+        unsafe {
+            for i in 0..layout.size() / 2 {
+                start.cast::<[u8; 2]>().add(i).write(POISON);
+            }
+        }
         let address = start as u64 + GUARD as u64;
         let mut state = self.state();
         state.buffers.insert(address, bytes);
@@ -473,7 +475,8 @@ impl Drop for Emulator {
 
 fn layout(bytes: usize) -> Result<Layout> {
     bytes
-        .checked_add(2 * GUARD)
+        .checked_next_multiple_of(2)
+        .and_then(|even| even.checked_add(2 * GUARD))
         .and_then(|size| Layout::from_size_align(size, 4096).ok())
         .ok_or_else(|| failed(format!("no buffer has {bytes} bytes")))
 }

@@ -7,7 +7,7 @@ use karat::backend::{BackendError, Completion, Event, EventSink, Flow, GenerateC
 use rayon::ThreadPool;
 
 use self::cache::{Caches, bytes_per_position};
-use self::sample::Sampler;
+pub use self::sample::Sampler;
 use crate::model::Decoder;
 use crate::nn::Result;
 

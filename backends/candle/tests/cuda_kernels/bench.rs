@@ -36,6 +36,15 @@ impl Bench {
     pub fn gpu(&self) -> &dyn Gpu {
         &*self.gpu
     }
+    pub fn shared_gpu(&self) -> &Arc<dyn Gpu> {
+        &self.gpu
+    }
+    /// The first `n` f32 of a buffer.
+    pub fn floats(&self, buffer: &Buffer, n: usize) -> Vec<f32> {
+        let mut floats = vec![0f32; n];
+        self.gpu.download(buffer.raw(), 0, bytemuck::cast_slice_mut(&mut floats)).unwrap();
+        floats
+    }
     pub fn emulated(&self) -> bool {
         self.emulator.is_some()
     }

@@ -105,5 +105,6 @@ pub fn sample(
         Arg::U64(config.top_p.to_bits()),
         Arg::U64(config.seed),
     ];
-    launch(gpu, rows, named!(t, "sample"), Launch::linear(rows, 1024), &args)
+    let threads = vocab.div_ceil(8).next_multiple_of(32).clamp(32, 1024) as u32;
+    launch(gpu, rows, named!(t, "sample"), Launch::linear(rows, threads), &args)
 }
