@@ -1,0 +1,111 @@
+//! What was evaluated: the suite, its data, and the fingerprints that two reports must share to be compared.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::GenerateConfig;
+
+/// The experiment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suite {
+    /// Its name, as in `karat run NAME`.
+    pub name: String,
+    /// A line for the top of the page; the name where empty.
+    #[serde(default)]
+    pub title: String,
+    /// A sentence or two under the title.
+    #[serde(default)]
+    pub description: String,
+    /// SHA-256 of the suite file, empty where there is none.
+    #[serde(default)]
+    pub sha256: String,
+}
+
+/// SHA-256 (hex) of the things that must agree before two models may be compared. An empty one is unknown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprints {
+    /// Ids, questions and references of the evaluated items, in order.
+    pub data: String,
+    /// The token ids of all rendered prompts, in order.
+    pub prompts: String,
+    /// The chat template's source and switches.
+    pub template: String,
+    /// Everything about decoding that changes the text.
+    pub decoding: String,
+}
+
+/// The data behind the items.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Data {
+    /// The files read.
+    pub files: Vec<DataFile>,
+    /// Rows of each part, e.g. `train`, `validation`, `test`.
+    pub splits: BTreeMap<String, u64>,
+    /// How the parts were cut, in words: `seed 42, shuffled, 9:1`.
+    pub split_rule: String,
+    /// Rows that could not be used; at most [`Data::LISTED_BAD_ROWS`] are listed.
+    pub bad_rows: Vec<BadRow>,
+    /// How many there were.
+    pub bad_row_count: u64,
+    /// Items of one part that also stand, or nearly so, in another; at most [`Data::LISTED_LEAKS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaks: Vec<Leak>,
+    /// What the audit counted, by name: `exact_leaks`, `near_leaks`, `duplicates`, `truncated_rows` ...
+    pub audit: BTreeMap<String, u64>,
+}
+
+impl Data {
+    /// How many bad rows a report lists one by one.
+    pub const LISTED_BAD_ROWS: usize = 20;
+    /// How many leaks a report lists one by one.
+    pub const LISTED_LEAKS: usize = 20;
+}
+
+/// Two items of different parts that ask the same, or nearly so.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Leak {
+    /// Part and id of the one, as `train m-001`.
+    pub first: String,
+    /// Part and id of the other.
+    pub second: String,
+    /// Jaccard index of their character n-grams.
+    pub similarity: f64,
+    /// Equal after normalisation.
+    pub exact: bool,
+}
+
+/// One data file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataFile {
+    /// Its name relative to the suite (never a machine's path).
+    pub name: String,
+    /// SHA-256 of its bytes.
+    pub sha256: String,
+    /// Usable rows.
+    pub rows: u64,
+}
+
+/// A row that could not be used.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadRow {
+    /// The file's name.
+    pub file: String,
+    /// Its line, from 1.
+    pub line: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// How prompts were made and continued.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Decoding {
+    /// The chat template's name: a file's, or a built-in's.
+    pub template: String,
+    /// The template's thinking switch, where it has one.
+    pub enable_thinking: Option<bool>,
+    /// Longest prompt and reference together, in tokens.
+    pub max_length: usize,
+    /// The sampling settings.
+    pub generate: GenerateConfig,
+}

@@ -1,0 +1,95 @@
+//! The models, and how they were trained.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::AdapterCheck;
+use crate::eval::think::ThinkState;
+
+/// What part a model plays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Before fine-tuning.
+    Base,
+    /// With a LoRA adapter.
+    Lora,
+    /// All parameters trained.
+    Full,
+    /// Brought along for comparison.
+    Other,
+}
+
+/// One model of the report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Model {
+    /// Unique within the report.
+    pub name: String,
+    /// Its part.
+    pub role: Role,
+    /// SHA-256 over its checkpoint's files.
+    pub checkpoint_sha256: String,
+    /// Parameters of the model without the adapter.
+    pub parameters: u64,
+    /// Parameters of the adapter, 0 without one.
+    pub adapter_parameters: u64,
+    /// Parameters that were trained, if it was trained here.
+    pub trainable_parameters: Option<u64>,
+    /// Element type it was run in.
+    pub dtype: String,
+    /// Items with a result.
+    pub items: usize,
+    /// Items by state of the thinking: `closed`, `unclosed`, `close-only`, `none`.
+    pub thinking: BTreeMap<ThinkState, usize>,
+    /// Items that ended before a stop token (length or context).
+    pub truncated: usize,
+    /// How it was trained, if here.
+    pub training: Option<Training>,
+    /// What was found of its adapter, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterCheck>,
+}
+
+/// A training run: its totals and its curves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Training {
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Tokens fed.
+    pub tokens: u64,
+    /// One point per optimizer step.
+    pub curve: Vec<CurvePoint>,
+    /// Evaluations during training.
+    pub evaluations: Vec<Evaluation>,
+    /// The evaluation with the lowest loss (the first of equals).
+    pub best: Option<Evaluation>,
+    /// Name of the best checkpoint's folder.
+    pub best_checkpoint: Option<String>,
+    /// Whether the last evaluation is worse than the best by more than the margin.
+    pub overfitting: bool,
+}
+
+/// One optimizer step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CurvePoint {
+    /// Counts from 1.
+    pub step: usize,
+    /// Epochs completed after it.
+    pub epoch: f64,
+    /// Mean negative log-likelihood of a labelled token, in nats.
+    pub loss: Option<f64>,
+    /// The learning rate used.
+    pub learning_rate: Option<f64>,
+    /// Global L2 norm of the gradient before clipping.
+    pub grad_norm: Option<f64>,
+}
+
+/// An evaluation during training.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// After this optimizer step.
+    pub step: usize,
+    /// Mean negative log-likelihood of a labelled token, in nats.
+    pub loss: Option<f64>,
+}

@@ -1,0 +1,74 @@
+//! `[data]`: where items come from and what is made of them.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::format::{Choices, End, Output};
+use crate::data::record::Fields;
+use crate::data::split::Parts;
+
+use super::TemplateChoice;
+
+/// The `[data]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// One file to be split: JSON lines, or CSV with a first line of column names (`.csv`).
+    #[serde(default)]
+    pub file: Option<PathBuf>,
+    /// How `file` is split after Python's shuffle: `"9:1"` is train and held-out (which then also serves the loss during
+    /// training, as the recipe does), `"8:1:1"` train, validation and held-out. Where `train` and `heldout` are files and
+    /// `validation` is not given, the first two shares cut it off `train`.
+    #[serde(default = "default_split")]
+    pub split: Parts,
+    /// Training items, where they have their own file.
+    #[serde(default)]
+    pub train: Option<PathBuf>,
+    /// Items for the loss during training, where they have their own file.
+    #[serde(default)]
+    pub validation: Option<PathBuf>,
+    /// Held-out items, where they have their own file.
+    #[serde(default)]
+    pub heldout: Option<PathBuf>,
+    /// Names of the fields in the JSON lines.
+    #[serde(default)]
+    pub fields: Fields,
+    /// The system turn; empty for none.
+    #[serde(default)]
+    pub system_prompt: String,
+    /// Which chat template renders prompts.
+    #[serde(default)]
+    pub template: TemplateChoice,
+    /// How reasoning and answer become the response.
+    #[serde(default = "default_output")]
+    pub output: Output,
+    /// What ends a training example; by default what goes with `output`.
+    #[serde(default)]
+    pub end: Option<End>,
+    /// How the options of multiple-choice items are asked: `letter` lists them in the prompt and scores the labels, `text`
+    /// scores their texts as answers to the question alone.
+    #[serde(default, skip_serializing_if = "Choices::is_usual")]
+    pub choices: Choices,
+    /// Examples are cut to so many tokens (the end is lost).
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// A bad line is an error, not a count.
+    #[serde(default)]
+    pub strict: bool,
+    /// Use only the first so many training items; 0 is all.
+    #[serde(default)]
+    pub train_limit: usize,
+}
+
+fn default_split() -> Parts {
+    Parts::NINE_ONE
+}
+
+fn default_output() -> Output {
+    Output::Template
+}
+
+fn default_max_length() -> usize {
+    2048
+}

@@ -1,0 +1,117 @@
+//! `[eval]`, `[stats]` and `[gate]`: what is measured and how it is judged.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The `[eval]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalConfig {
+    /// The backend that evaluates; empty is the one that trained.
+    pub backend: String,
+    /// Held-out items to use, drawn as Python's `random.sample` draws; 0 is all.
+    pub items: usize,
+    /// Longest generation.
+    pub max_new_tokens: usize,
+    /// 0 is greedy.
+    pub temperature: f64,
+    /// Nucleus; 1 is off.
+    pub top_p: f64,
+    /// Most probable tokens kept; 0 is off.
+    pub top_k: usize,
+    /// Rows decoded together; 0 lets the backend choose.
+    pub batch_size: usize,
+    /// The device that evaluates; absent, the one that trains.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Options of the backend that evaluates, by its own names.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, serde_json::Value>,
+    /// What the template is told of thinking; absent, nothing.
+    pub enable_thinking: Option<bool>,
+    /// Metrics, in the order of the report.
+    pub metrics: Vec<String>,
+    /// Items shown in full.
+    pub show: usize,
+    /// Plain text that is not the task, to see what is forgotten.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub general: Option<GeneralConfig>,
+}
+
+/// The `[eval.general]` table: texts that every model is scored on beside the items.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GeneralConfig {
+    /// The texts: of a `.jsonl` file the `text` of every line, of any other the paragraphs.
+    pub file: PathBuf,
+    /// Use only the first so many; 0 is all.
+    #[serde(default)]
+    pub limit: usize,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        EvalConfig {
+            backend: String::new(),
+            items: 0,
+            max_new_tokens: 2048,
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            batch_size: 0,
+            device: None,
+            options: BTreeMap::new(),
+            enable_thinking: None,
+            metrics: DEFAULT_METRICS.map(String::from).to_vec(),
+            show: 5,
+            general: None,
+        }
+    }
+}
+
+/// The metrics of a report unless the suite names others.
+pub const DEFAULT_METRICS: [&str; 17] = [
+    "nll",
+    "nll_think",
+    "nll_answer",
+    "perplexity",
+    "bits_per_byte",
+    "bleu",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "vocab_precision",
+    "vocab_recall",
+    "vocab_f1",
+    "key_points",
+    "exact_match",
+    "format",
+    "truncated",
+    "repetition",
+];
+
+/// The `[stats]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StatsConfig {
+    /// Resamples of the bootstrap and of the permutation test.
+    pub resamples: usize,
+    /// Coverage of intervals.
+    pub confidence: f64,
+}
+
+impl Default for StatsConfig {
+    fn default() -> Self {
+        StatsConfig { resamples: 10_000, confidence: 0.95 }
+    }
+}
+
+/// The `[gate]` table.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GateConfig {
+    /// Non-inferiority margins by metric, in the metric's unit: a model may be worse than its baseline by at most this.
+    pub margins: BTreeMap<String, f64>,
+}

@@ -1,0 +1,46 @@
+//! `[model]`: what is trained and where.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::Dtype;
+
+/// Which chat template renders prompts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TemplateChoice {
+    /// The base model's own.
+    #[default]
+    Model,
+    /// The literal ChatML text of the published scripts.
+    ChatmlRecipe,
+}
+
+/// The `[model]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// The base model's folder.
+    pub base: PathBuf,
+    /// The backend that trains.
+    #[serde(default = "default_backend")]
+    pub backend: String,
+    /// Its device.
+    #[serde(default = "default_device")]
+    pub device: String,
+    /// Its element type.
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// Worker threads; 0 is all cores.
+    #[serde(default)]
+    pub threads: usize,
+}
+
+fn default_backend() -> String {
+    "candle".into()
+}
+
+fn default_device() -> String {
+    "cpu".into()
+}

@@ -1,0 +1,227 @@
+//! `[train]`: how base becomes LoRA and full.
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::{AdamW, EarlyStopping};
+use crate::error::{Error, Result};
+use crate::train::LoraConfig;
+use crate::train::schedule::Schedule;
+
+/// The `[train]` table: what LoRA and full share, and one table for each.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainSection {
+    /// Train a LoRA adapter so; absent, none is trained.
+    #[serde(default)]
+    pub lora: Option<LoraTrain>,
+    /// Train all parameters so; absent, they are not.
+    #[serde(default)]
+    pub full: Option<FullTrain>,
+}
+
+/// Hyperparameters under the Hugging Face trainer's meanings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hyperparameters {
+    /// Passes over the training items.
+    pub epochs: f64,
+    /// Optimizer steps, overriding `epochs`; 0 is off.
+    pub max_steps: usize,
+    /// Rows of a micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches of an optimizer step.
+    pub accumulation: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Its course.
+    pub schedule: Schedule,
+    /// Warmup: below 1 a share of all steps, else steps.
+    pub warmup: f64,
+    /// Where the schedule `cosine_with_min_lr` ends, as a learning rate ...
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_lr: Option<f64>,
+    /// ... or as a share of the peak.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_lr_rate: Option<f64>,
+    /// The optimizer.
+    pub optimizer: AdamW,
+    /// Global gradient norm that is clipped to; 0 is off.
+    pub max_grad_norm: f64,
+    /// Evaluate every so many steps; 0 is only at the end.
+    pub eval_every: usize,
+    /// Save every so many steps; 0 is only at the end.
+    pub save_every: usize,
+    /// Keep at most so many checkpoints; 0 keeps all.
+    pub save_total_limit: usize,
+    /// End after so many evaluations in a row without a lower loss; 0 is off.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub early_stopping_patience: usize,
+    /// By how much a loss must be lower to count as such.
+    #[serde(skip_serializing_if = "is_nought")]
+    pub early_stopping_threshold: f64,
+    /// Recompute activations in the backward pass.
+    pub recompute: bool,
+    /// Draw a new order every epoch.
+    pub shuffle: bool,
+    /// Measure the checkpoint with the lowest evaluation loss (`best`) or the last one (`last`).
+    pub checkpoint: CheckpointChoice,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+fn is_nought(value: &f64) -> bool {
+    *value == 0.0
+}
+
+impl Default for Hyperparameters {
+    /// The published recipe: 2 epochs, batch 1 x 4, learning rate 1e-4 falling linearly to 0, clipping at 1.
+    fn default() -> Self {
+        Hyperparameters {
+            epochs: 2.0,
+            max_steps: 0,
+            batch_size: 1,
+            accumulation: 4,
+            learning_rate: 1e-4,
+            schedule: Schedule::Linear,
+            warmup: 0.0,
+            min_lr: None,
+            min_lr_rate: None,
+            optimizer: AdamW::default(),
+            max_grad_norm: 1.0,
+            eval_every: 100,
+            save_every: 400,
+            save_total_limit: 3,
+            early_stopping_patience: 0,
+            early_stopping_threshold: 0.0,
+            recompute: true,
+            shuffle: true,
+            checkpoint: CheckpointChoice::Best,
+        }
+    }
+}
+
+/// Which checkpoint of a training run is measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckpointChoice {
+    /// The one with the lowest evaluation loss.
+    #[default]
+    Best,
+    /// The last.
+    Last,
+}
+
+/// The `[train.lora]` table: the adapter, and its own hyperparameters where they differ from `[train]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraTrain {
+    /// The adapter.
+    pub adapter: LoraConfig,
+    /// How it is trained.
+    pub hyperparameters: Hyperparameters,
+}
+
+/// The `[train.full]` table.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FullTrain {
+    /// How it is trained.
+    pub hyperparameters: Hyperparameters,
+}
+
+impl Hyperparameters {
+    /// Refuses what cannot be carried out; `place` names the table.
+    ///
+    /// # Errors
+    /// Usage, naming the key.
+    pub fn check(&self, place: &str) -> Result<()> {
+        for (key, value) in [("epochs", self.epochs), ("learning_rate", self.learning_rate)] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(Error::usage(format!("{place}: {key} = {value} must be above 0")));
+            }
+        }
+        for (key, value) in [("batch_size", self.batch_size), ("accumulation", self.accumulation)] {
+            if value == 0 {
+                return Err(Error::usage(format!("{place}: {key} must be at least 1")));
+            }
+        }
+        let AdamW { beta1, beta2, eps, weight_decay } = self.optimizer;
+        let in_range = |x: f64| (0.0..1.0).contains(&x);
+        if !in_range(beta1)
+            || !in_range(beta2)
+            || eps.is_nan()
+            || eps <= 0.0
+            || weight_decay.is_nan()
+            || weight_decay < 0.0
+        {
+            return Err(Error::usage(format!(
+                "{place}: the optimizer needs betas in [0, 1), eps above 0 and weight_decay of at least 0"
+            )));
+        }
+        if !self.max_grad_norm.is_finite() || self.max_grad_norm < 0.0 {
+            return Err(Error::usage(format!("{place}: max_grad_norm must be at least 0 (0 is off)")));
+        }
+        self.floor(place)?;
+        self.early_stopping(place)?;
+        Ok(())
+    }
+
+    /// Where the schedule ends, as a share of the peak.
+    fn floor(&self, place: &str) -> Result<f64> {
+        let fails = |what: &str| Err(Error::usage(format!("{place}: {what}")));
+        if self.schedule != Schedule::CosineWithMinLr {
+            return match (self.min_lr, self.min_lr_rate) {
+                (None, None) => Ok(0.0),
+                _ => fails("min_lr and min_lr_rate are for schedule = \"cosine_with_min_lr\""),
+            };
+        }
+        let floor = match (self.min_lr, self.min_lr_rate) {
+            (Some(rate), None) => rate / self.learning_rate,
+            (None, Some(share)) => share,
+            _ => return fails("schedule = \"cosine_with_min_lr\" needs one of min_lr and min_lr_rate"),
+        };
+        match (0.0..=1.0).contains(&floor) {
+            true => Ok(floor),
+            false => fails("the schedule must end between 0 and its peak; correct min_lr or min_lr_rate"),
+        }
+    }
+
+    /// The learning rate of each of `steps` optimizer steps.
+    ///
+    /// # Errors
+    /// Usage, for settings that contradict each other.
+    pub fn learning_rates(&self, steps: usize) -> Result<Vec<f64>> {
+        self.schedule.learning_rates(self.learning_rate, steps, self.warmup, self.floor("train")?)
+    }
+
+    /// When to end early, if at all; `place` names the table.
+    ///
+    /// # Errors
+    /// Usage, for a threshold that is no number of at least 0, or one that nothing waits for, or without evaluations.
+    pub fn early_stopping(&self, place: &str) -> Result<Option<EarlyStopping>> {
+        let (patience, threshold) = (self.early_stopping_patience, self.early_stopping_threshold);
+        let fails = |what: &str| Err(Error::usage(format!("{place}: {what}")));
+        if !threshold.is_finite() || threshold < 0.0 {
+            return fails("early_stopping_threshold must be a number of at least 0");
+        }
+        match (patience, threshold) {
+            (0, 0.0) => Ok(None),
+            (0, _) => fails("early_stopping_threshold has no effect without early_stopping_patience"),
+            _ if self.eval_every == 0 => fails("early_stopping_patience needs evaluations: set eval_every above 0"),
+            _ => Ok(Some(EarlyStopping { patience, threshold })),
+        }
+    }
+}
+
+impl LoraTrain {
+    /// Refuses what cannot be carried out; `place` names the table.
+    ///
+    /// # Errors
+    /// Usage, naming the key.
+    pub fn check(&self, place: &str) -> Result<()> {
+        self.adapter.check().map_err(|e| e.at(place))?;
+        self.hyperparameters.check(place)
+    }
+}
