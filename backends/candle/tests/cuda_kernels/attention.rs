@@ -1,5 +1,6 @@
 use karat_candle::cuda::device::Element;
 use karat_candle::cuda::kernels::attention::{Rows, attention, attention_backward};
+use karat_candle::nn::Precision;
 use karat_candle::ops::attention as cpu;
 use karat_candle::ops::attention::Heads;
 
@@ -120,7 +121,7 @@ fn check(t: Element, case: &Case) {
                 }
             }
             let (mut out, mut lse) = (vec![0f32; q.len()], vec![0f32; tokens * queries]);
-            cpu::forward(&q, &k, &v, &starts, heads, &mut out, &mut lse);
+            cpu::forward(Precision::F32, &q, &k, &v, &starts, heads, &mut out, &mut lse);
             assert!(distance(&got[0], &wide(&out)) < near * size, "{what}: the CPU's output");
         },
     );
