@@ -9,7 +9,9 @@ use std::path::Path;
 
 use common::*;
 use karat::backend::*;
+use karat::plugin::{Search, find};
 use karat::train::LoraConfig;
+use karat_candle::CandleBackend;
 use serde_json::json;
 
 /// The emulated device, or a printed reason and a return.
@@ -241,6 +243,35 @@ fn scores_are_those_of_the_cpu() {
         if dtype == Dtype::F32 {
             assert_eq!(cpu.greedy, cuda.greedy);
         }
+    }
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_named_on_both_sides_of_the_boundary() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = model(dir.path(), "qwen3");
+    let plugin = find("candle", &Search::from_env()).unwrap();
+    assert!(plugin.describe().devices.contains(&"cuda".to_owned()));
+    let backends: [&dyn Backend; 2] = [&CandleBackend, &plugin];
+    for backend in backends {
+        // What the doctor shows is there with and without a driver.
+        let facts = backend.provide(false).unwrap().facts;
+        for name in ["cuda cublas", "cuda driver", "cuda kernels"] {
+            assert!(facts.contains_key(name), "{facts:?}");
+        }
+        assert!(facts["cuda kernels"].contains("sm_80"), "{facts:?}");
+        let Err(error) = backend.open(&OpenConfig { device: "cuda:0".into(), ..base.clone() }) else {
+            eprintln!("skipped: there is a GPU here");
+            return;
+        };
+        assert_eq!(error.kind, BackendErrorKind::Unsupported);
+        assert!(error.message.starts_with("no CUDA device can be used: "), "{error}");
+        let named = ["the NVIDIA driver (libcuda.so.1) was not found (looked in", "no device", "cuBLAS", "driver"];
+        assert!(named.iter().any(|what| error.message.contains(what)), "{error}");
+        eprintln!("{error}\n{facts:#?}");
+        let info = backend.open(&OpenConfig { device: "auto".into(), ..base.clone() }).unwrap().info();
+        assert_eq!(info.device, "cpu");
+        assert!(info.kernels.iter().any(|kernel| kernel.contains(&error.message)), "{:?}", info.kernels);
     }
 }
 
