@@ -8,7 +8,8 @@ peak memory and their ratios.
 Each measurement is a process of its own; one pair is one of each side, and pairs alternate, because single processes of
 PyTorch differ by up to 30 % on small machines and so does what neighbours leave of the machine. Medians are printed. The
 items are rows of `length` random ids, all trained on, batch 1, drawn by the same generator on both sides; the first step
-of a process warms up and is not counted. AdamW as torch has it, fused; gradients clipped to norm 1.
+of a process warms up and is not counted. With --json the measurements are kept in FILE and those that it already holds
+of the same sides count too, so that rounds can be spread over quiet minutes. AdamW as torch has it, fused; gradients clipped to norm 1.
 
 LoRA is the recipe's: r 8, alpha 32, all seven projections. With dropout 0.1 peft's adapters are f32 (its default), with
 dropout 0 they have the model's type, which is its fastest. Needs torch, transformers and peft.
@@ -116,15 +117,20 @@ def main():
                 "--steps", str(a.steps), "--threads", str(a.threads), "--dropout", str(a.dropout), "--recompute",
                 recompute,
             ]
-    results = {name: [] for name in sides}
+    kept = json.loads(Path(a.json).read_text()) if a.json and Path(a.json).exists() else {}
+    results = {name: kept.get(name, []) for name in sides}
     for pair in range(a.pairs):
         for name, command in sides.items():
             results[name].append(run(command))
             got = results[name][-1]
             print(f"{pair + 1}: {name}: {got['tokens_per_second']:.0f} tokens/s, "
                   f"{got['tokens_per_processor_second']:.0f} a processor second", file=sys.stderr, flush=True)
+    if a.json:
+        Path(a.json).write_text(json.dumps(results, indent=1) + "\n")
     summary = {}
     for name, got in results.items():
+        if not got:
+            sys.exit("no rounds: --pairs 1 or more, or a --json FILE that holds some")
         speeds = [g["tokens_per_second"] for g in got]
         summary[name] = {
             "tokens_per_second": statistics.median(speeds), "low": min(speeds), "high": max(speeds),
@@ -133,7 +139,8 @@ def main():
         }
     ours = [n for n in summary if n.startswith("karat")]
     theirs = [n for n in summary if n.startswith("torch")]
-    print(f"{Path(a.model).name}, {a.method}, length {a.length}, {a.threads} threads, dropout {a.dropout}, {a.pairs} rounds")
+    print(f"{Path(a.model).name}, {a.method}, length {a.length}, {a.threads} threads, dropout {a.dropout}, "
+          f"{min(len(got) for got in results.values())} rounds")
     print(f"{'':28} tokens/s   (low to high)   a CPU second   peak GB   last loss")
     for name, s in summary.items():
         print(f"{name:28} {s['tokens_per_second']:8.0f}   ({s['low']:.0f} to {s['high']:.0f})"
@@ -148,8 +155,6 @@ def main():
             memory = summary[mine]["peak_gb"] / summary[other]["peak_gb"]
             print(f"{mine} / {other}: {statistics.median(ratios):.2f} times the speed "
                   f"({statistics.median(processor):.2f} by processor time), {memory:.0%} of the memory")
-    if a.json:
-        Path(a.json).write_text(json.dumps(summary, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ pub struct Projected {
     pub k: Tensor,
     /// Values `[tokens, keys * dim]`.
     pub v: Tensor,
-    normed: Tensor,
+    normed: Option<Tensor>,
     scale: Tensor,
     /// Queries and keys before their norm, with the norm's scales.
     raw: Option<[(Tensor, Tensor); 2]>,
@@ -113,10 +113,10 @@ pub struct Finished {
     low_o: Option<Adapted>,
     middle: Tensor,
     scale: Tensor,
-    normed: Tensor,
+    normed: Option<Tensor>,
     gate: Tensor,
     up: Tensor,
-    act: Tensor,
+    act: Option<Tensor>,
     low: [Option<Adapted>; 3],
 }
 
@@ -125,6 +125,15 @@ pub struct Saved {
     projected: Projected,
     attended: (Tensor, Tensor),
     finished: Finished,
+}
+
+impl Saved {
+    /// Without what costs little to make again from the rest: normed inputs and the MLP's activation, a third of it all.
+    pub fn slim(mut self) -> Self {
+        self.projected.normed = None;
+        (self.finished.normed, self.finished.act) = (None, None);
+        self
+    }
 }
 
 impl Layer {
@@ -163,7 +172,7 @@ impl Layer {
         }
         nn::rotate(&q, pass.positions, self.heads.queries, pass.table, false)?;
         nn::rotate(&k, pass.positions, self.heads.keys, pass.table, false)?;
-        Ok(Projected { q, k, v, normed, scale, raw, low: [low_q, low_k, low_v] })
+        Ok(Projected { q, k, v, normed: Some(normed), scale, raw, low: [low_q, low_k, low_v] })
     }
 
     /// Output projection, residual and MLP; `attended` is what attention gave for `x`.
@@ -180,6 +189,7 @@ impl Layer {
         let (y, low_down) = self.down.forward(&act, dropout)?;
         nn::add(&y, &middle)?;
         let low = [low_gate, low_up, low_down];
+        let (normed, act) = (Some(normed), Some(act));
         Ok((y, Finished { low_o, middle, scale, normed, gate, up, act, low }))
     }
 
@@ -214,10 +224,14 @@ impl Layer {
         };
         let gave = |dx: InputGradient| dx.taken().ok_or_else(|| BackendError::failed("a gradient is missing"));
 
-        let dact = gave(back(&self.down, &f.act, &f.low[2], &dy, New)?)?;
+        let act = f.act.clone().map_or_else(|| nn::swiglu(&f.gate, &f.up), Ok)?;
+        let dact = gave(back(&self.down, &act, &f.low[2], &dy, New)?)?;
+        drop(act);
         let (dgate, dup) = nn::swiglu_backward(&f.gate, &f.up, &dact)?;
-        let dnormed = back(&self.gate, &f.normed, &f.low[0], &dgate, New)?;
-        let dnormed = gave(back(&self.up, &f.normed, &f.low[1], &dup, dnormed)?)?;
+        let normed = f.normed.clone().map_or_else(|| self.post_norm.forward(&f.middle).map(|n| n.0), Ok)?;
+        let dnormed = back(&self.gate, &normed, &f.low[0], &dgate, New)?;
+        let dnormed = gave(back(&self.up, &normed, &f.low[1], &dup, dnormed)?)?;
+        drop(normed);
         let dmiddle = self.post_norm.backward(Some(dy), &f.middle, &f.scale, &dnormed, gradients)?;
 
         let dout = gave(back(&self.o, out, &f.low_o, &dmiddle, New)?)?;
@@ -231,9 +245,10 @@ impl Layer {
         }
         // Without a trained norm and a wanted gradient of the input, nothing below the projections is asked for.
         let below = want_dx || gradients.of(&self.input_norm.name).is_some();
-        let dnormed = back(&self.q, &p.normed, &p.low[0], &dq, if below { New } else { Skip })?;
-        let dnormed = back(&self.k, &p.normed, &p.low[1], &dk, dnormed)?;
-        let dnormed = back(&self.v, &p.normed, &p.low[2], &dv, dnormed)?;
+        let normed = p.normed.clone().map_or_else(|| self.input_norm.forward(x).map(|n| n.0), Ok)?;
+        let dnormed = back(&self.q, &normed, &p.low[0], &dq, if below { New } else { Skip })?;
+        let dnormed = back(&self.k, &normed, &p.low[1], &dk, dnormed)?;
+        let dnormed = back(&self.v, &normed, &p.low[2], &dv, dnormed)?;
         match dnormed.taken() {
             Some(dnormed) => self.input_norm.backward(Some(dmiddle), x, &p.scale, &dnormed, gradients).map(Some),
             None => Ok(None),

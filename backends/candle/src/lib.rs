@@ -41,13 +41,17 @@ fn kernels(precision: nn::Precision) -> Vec<String> {
     // The instruction set's name is all that is wanted of a long list of features.
     let set = format!("{:?}", pulp::Arch::new());
     let set = set.split('(').next().unwrap_or_default().to_ascii_lowercase();
-    let matmul = match (precision, Set::of_this_cpu()) {
+    let chosen = Set::of_this_cpu();
+    let mut matmul = match (precision, chosen) {
         (nn::Precision::F32, Set::Portable) => format!("f32 ({set})"),
         (nn::Precision::F32, _) => "f32 (avx512f)".into(),
         (nn::Precision::Bf16, Set::Portable) => format!("bf16 widened to f32 ({set})"),
         (nn::Precision::Bf16, Set::Avx512) => "bf16 widened to f32 (avx512f)".into(),
-        (nn::Precision::Bf16, Set::Avx512Bf16) => "bf16, f32 sums (avx512_bf16)".into(),
+        (nn::Precision::Bf16, _) => format!("bf16, f32 sums ({})", chosen.name()),
     };
+    if let (nn::Precision::Bf16, Some(remark)) = (precision, Set::remark()) {
+        matmul.push_str(&format!("; {remark}"));
+    }
     let others = match precision {
         nn::Precision::F32 => format!("attention, elementwise: f32 ({set})"),
         nn::Precision::Bf16 => format!("attention: products as above, softmax f32; elementwise: f32 ({set})"),

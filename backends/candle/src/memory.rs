@@ -8,8 +8,8 @@
 //! weights      full: 4 P (f32 masters; the file is let go)      LoRA: the file, mapped, plus 4 T
 //! optimizer    12 T (two moments and the gradient, f32)
 //! kept         4 t h L, the input of every layer
-//! layer        4 t (3 h + 2 q + 2 k + 3 i, and q + k more with norms on the heads), its activations
-//! backward     4 t (4 h + q + 2 k + 3 i), the gradients beside them, and b t i for a rounded operand
+//! layer        4 t (h + 2 q + 2 k + 2 i, and q + k more with norms on the heads), its activations
+//! backward     4 t (2 h + i), activations that are made again, and 4 t (4 h + q + 2 k + 3 i), the gradients beside them, and b t i for a rounded operand
 //! logits       f32: 4 c V, and as much again where they are transposed for a product; bf16: 4 c V, and 64 c h for the
 //!              gradient of the hidden states by parts
 //! ```
@@ -55,8 +55,8 @@ pub fn peak(config: &ModelConfig, run: &Training) -> u64 {
     let weights = if full { 4 * run.parameters } else { run.mapped + 4 * run.trained };
     let optimizer = 12 * run.trained;
     let kept = 4 * t * h * layers;
-    let layer = 4 * t * (3 * h + 2 * q + 2 * k + 3 * i + if config.qk_norm { q + k } else { 0 });
-    let backward = 4 * t * (4 * h + q + 2 * k + 3 * i) + operand * t * i;
+    let layer = 4 * t * (h + 2 * q + 2 * k + 2 * i + if config.qk_norm { q + k } else { 0 });
+    let backward = 4 * t * (6 * h + q + 2 * k + 4 * i) + operand * t * i;
     let logits = match run.precision {
         Precision::F32 => t.min(chunk(config.vocab_size) as u64) * vocab * if full { 8 } else { 4 },
         Precision::Bf16 => blocks::room(t.min(blocks::chunk(config.vocab_size) as u64), vocab, h),

@@ -374,7 +374,7 @@ impl Decoder {
         let mut kept: Vec<(Tensor, Option<Saved>)> = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
             let (y, saved) = layer.forward(&x, pass)?;
-            kept.push((std::mem::replace(&mut x, y), (!recompute).then_some(saved)));
+            kept.push((std::mem::replace(&mut x, y), (!recompute).then(|| saved.slim())));
         }
         let chosen = nn::gather(&x, at)?;
         let (normed, norm_scale) = self.norm.forward(&chosen)?;

@@ -15,6 +15,7 @@ use crate::cuda::open::{Asked, Opened, open};
 use crate::model::{Batch, Decoder};
 use crate::nn::{Precision, Result};
 use crate::ops::buffers;
+use crate::ops::matmul::kernel::Set;
 use crate::train::{Job, checkpoint};
 
 /// Tokens scored at once.
@@ -37,6 +38,9 @@ impl CandleSession {
     /// As [`karat::backend::Backend::open`].
     pub fn open(config: &OpenConfig) -> Result<Self> {
         let asked = Asked::of(&config.device)?;
+        if let Err(message) = Set::chosen() {
+            return Err(BackendError::unsupported(message.clone()));
+        }
         let precision = match config.dtype {
             Dtype::F32 => Precision::F32,
             Dtype::Bf16 => Precision::Bf16,

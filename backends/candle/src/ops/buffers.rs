@@ -41,15 +41,15 @@ pub fn take(n: usize) -> Vec<f32> {
         return vec![0.0; n];
     }
     let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
-    // The smallest that is large enough; pages beyond `n` that were touched before cost nothing more.
-    let fits = idle.range(n..).next().map(|(capacity, _)| *capacity);
+    // The smallest that is large enough, unless it is so large that another use will want it.
+    let fits = idle.range(n..=2 * n).next().map(|(capacity, _)| *capacity);
     if let Some(mut buffer) = fits.and_then(|capacity| pop(&mut idle, capacity)) {
         // SAFETY: all elements up to the capacity were initialised when it was made (below), and `n` is within it.
         unsafe { buffer.set_len(n) };
         return buffer;
     }
     // One that is too small makes room for the new one, so that rows of rising length leave no litter.
-    if let Some((&largest, _)) = idle.last_key_value() {
+    if let Some((&largest, _)) = idle.range(..n).next_back() {
         drop(pop(&mut idle, largest));
     }
     drop(idle);

@@ -94,7 +94,7 @@ impl Mapping {
     /// The bytes of `range` as numbers, or nothing if they lie outside the file or are not aligned for them.
     pub fn numbers(&self, range: Range<usize>, kind: Kind) -> Option<MappedNumbers> {
         let numbers = MappedNumbers { mapping: self.clone(), range, kind };
-        numbers.get().map(|_| ()).map(|()| numbers)
+        numbers.get().is_some().then_some(numbers)
     }
 
     /// The bytes of `range`, if they lie inside the file.

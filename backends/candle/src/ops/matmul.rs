@@ -9,17 +9,20 @@
 //! stored in, for one row as for many.
 #![allow(unsafe_code)]
 
+pub mod amx;
 pub mod kernel;
 pub mod pack;
 pub mod packed;
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 pub use self::kernel::Precision;
 use self::kernel::{LANES, PANEL, Set, Tile};
 use self::pack::Part;
+use self::packed::Right;
 use super::buffers;
 use super::mapped::Elements;
 
@@ -29,6 +32,8 @@ pub const DEPTH: usize = 512;
 const TASKS: usize = 16;
 /// Rows of a task at least: packing a panel is paid by so many.
 const ROWS: usize = 96;
+/// Columns up to which the right operand may be packed for all tasks even if it is the larger one.
+const WIDE: usize = 1024;
 
 /// A read-only matrix with any strides.
 #[derive(Clone, Copy)]
@@ -177,8 +182,16 @@ impl Drop for Left<'_> {
     }
 }
 
+/// The elements, if rows can be multiplied where they lie.
+fn in_place<'a>(precision: Precision, a: &Mat<'a>) -> Option<&'a [f32]> {
+    match (precision, a.data, a.col_stride) {
+        (Precision::F32, Elements::F32(data), 1) => Some(data),
+        _ => None,
+    }
+}
+
 fn left<'a>(set: Set, precision: Precision, a: Mat<'a>, threads: Threads) -> Left<'a> {
-    if let (Precision::F32, Elements::F32(data), 1) = (precision, a.data, a.col_stride) {
+    if let Some(data) = in_place(precision, &a) {
         return Left { of: a, units: Units::InPlace(data), stride: a.row_stride };
     }
     let stride = a.cols.div_ceil(precision.per_unit());
@@ -197,7 +210,7 @@ fn left<'a>(set: Set, precision: Precision, a: Mat<'a>, threads: Threads) -> Lef
     Left { of: a, units: Units::Packed(buffer), stride }
 }
 
-/// A packed panel's cache lines.
+/// Cache lines of packed units.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u32; LANES]);
@@ -208,7 +221,7 @@ unsafe impl bytemuck::Zeroable for Line {}
 unsafe impl bytemuck::Pod for Line {}
 
 thread_local! {
-    static PANEL_BUFFER: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+    static LINES: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
 /// An output that tasks write disjoint tiles of.
@@ -224,21 +237,41 @@ unsafe impl Sync for Output {}
 // SAFETY: as above.
 unsafe impl Send for Output {}
 
+/// One term of a product with what of it is packed for all tasks.
+struct Packed<'a> {
+    term: Term<'a>,
+    whole: Whole,
+}
+
+enum Whole {
+    /// The left operand, by its place among those of all products; tasks pack panels of the right one.
+    Left(usize),
+    /// The right operand; tasks pack rows of the left one.
+    Right(Right),
+}
+
 /// Rows and columns of one task.
 struct Task {
     product: usize,
-    rows: std::ops::Range<usize>,
-    columns: std::ops::Range<usize>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+/// Whether the right operand is packed for all tasks, which then take rows of the output: where it is not much larger
+/// than the left one. Else the left operand is, and tasks take columns. Either way nothing is packed twice.
+fn by_rows(m: usize, n: usize) -> bool {
+    m >= ROWS && (n <= m || n <= WIDE)
 }
 
 /// [`products`] with the instructions of `set`.
 fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threads: Threads) {
     let mut lefts: Vec<Left<'_>> = Vec::new();
     let mut outputs = Vec::with_capacity(products.len());
-    let mut terms: Vec<Vec<(usize, Term<'_>)>> = Vec::with_capacity(products.len());
+    let mut terms: Vec<Vec<Packed<'_>>> = Vec::with_capacity(products.len());
     let mut tasks = Vec::new();
     for (number, p) in products.into_iter().enumerate() {
         let (m, n) = (p.c.rows, p.c.cols);
+        let by_rows = by_rows(m, n);
         let mut mine = Vec::with_capacity(p.terms.len());
         for term in p.terms {
             let (a, b) = (term.a, term.b);
@@ -247,20 +280,27 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
             if m == 0 || n == 0 {
                 continue;
             }
-            let place = lefts.iter().position(|left| left.of.same(&a)).unwrap_or_else(|| {
-                lefts.push(left(set, precision, a, threads));
-                lefts.len() - 1
-            });
-            mine.push((place, term));
+            let whole = if by_rows {
+                Whole::Right(Right::by(set, precision, b, threads))
+            } else {
+                Whole::Left(lefts.iter().position(|left| left.of.same(&a)).unwrap_or_else(|| {
+                    lefts.push(left(set, precision, a, threads));
+                    lefts.len() - 1
+                }))
+            };
+            mine.push(Packed { term, whole });
         }
         terms.push(mine);
-        let panels = n.div_ceil(PANEL);
-        let parts = (TASKS.div_ceil(panels.max(1))).min(m.div_ceil(ROWS)).max(1);
         // Whole groups of rows, so that no part ends with a slow remainder.
-        let rows = m.div_ceil(parts).next_multiple_of(48);
+        let (rows, columns) = if by_rows {
+            (m.div_ceil(TASKS).next_multiple_of(24), n)
+        } else {
+            let parts = (TASKS.div_ceil(n.div_ceil(PANEL).max(1))).min(m.div_ceil(ROWS)).max(1);
+            (m.div_ceil(parts).next_multiple_of(48), PANEL)
+        };
         for first in (0..m).step_by(rows.max(1)) {
-            for column in (0..n).step_by(PANEL) {
-                let (rows, columns) = (first..(first + rows).min(m), column..(column + PANEL).min(n));
+            for column in (0..n).step_by(columns.max(1)) {
+                let (rows, columns) = (first..(first + rows).min(m), column..(column + columns).min(n));
                 tasks.push(Task { product: number, rows, columns });
             }
         }
@@ -268,46 +308,104 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
     }
     let run = |task: &Task| {
         let output = &outputs[task.product];
-        debug_assert!(task.columns.end <= output.cols);
-        let vectors = task.columns.len().div_ceil(LANES);
         let mut add = output.add;
-        PANEL_BUFFER.with_borrow_mut(|panel| {
-            panel.resize(DEPTH * PANEL / LANES, Line([0; LANES]));
-            let panel: &mut [u32] = bytemuck::cast_slice_mut(panel);
-            for (place, term) in &terms[task.product] {
-                let (left, k) = (&lefts[*place], term.a.cols);
-                let depth = DEPTH * precision.per_unit();
-                // An inner dimension of nothing still says what the output is.
-                for start in (0..k.max(1)).step_by(depth) {
-                    let along = depth.min(k - start);
-                    let part = Part { start, along, first: task.columns.start, across: task.columns.len() };
-                    pack::right(set, precision, &term.b, part, vectors, panel);
-                    let tile = Tile {
-                        units: along.div_ceil(precision.per_unit()),
-                        a: left.row(task.rows.start).wrapping_add(start / precision.per_unit()),
-                        a_stride: left.stride,
-                        b: panel.as_ptr(),
-                        vectors,
-                        columns: task.columns.len(),
-                        // SAFETY: `MatMut` checked that its last element, and so this one, is inside.
-                        c: unsafe { output.data.add(task.rows.start * output.row_stride + task.columns.start) },
-                        c_stride: output.row_stride,
-                        alpha: term.alpha,
-                        add,
-                    };
-                    // SAFETY: `Mat` and `MatMut` checked their extents, the loop keeps to them, `right` packed
-                    // `units * vectors * LANES` units, and tiles of different tasks do not overlap.
-                    unsafe { kernel::run(set, precision, task.rows.len(), tile) };
-                    add = true;
-                }
+        for Packed { term, whole } in &terms[task.product] {
+            match whole {
+                Whole::Left(place) => columns_of(set, precision, task, term, &lefts[*place], output, add),
+                Whole::Right(right) => rows_of(set, precision, task, term, right, output, add),
             }
-        });
+            add = true;
+        }
     };
     match threads {
         Threads::One => tasks.iter().for_each(run),
         Threads::Pool if tasks.len() == 1 => tasks.iter().for_each(run),
         Threads::Pool => tasks.par_iter().with_max_len(1).for_each(run),
     }
+}
+
+/// A task with the left operand packed: its columns are packed as a panel, block by block of the inner dimension.
+fn columns_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, left: &Left<'_>, to: &Output, add: bool) {
+    debug_assert!(task.columns.end <= to.cols && task.columns.len() <= PANEL);
+    let (vectors, depth, k) = (task.columns.len().div_ceil(LANES), DEPTH * precision.per_unit(), term.a.cols);
+    with_lines(DEPTH * PANEL, |panel| {
+        // An inner dimension of nothing still says what the output is.
+        for start in (0..k.max(1)).step_by(depth) {
+            let along = depth.min(k - start);
+            let part = Part { start, along, first: task.columns.start, across: task.columns.len() };
+            pack::right(set, precision, &term.b, part, vectors, panel);
+            let tile = Tile {
+                units: along.div_ceil(precision.per_unit()),
+                a: left.row(task.rows.start).wrapping_add(start / precision.per_unit()),
+                a_stride: left.stride,
+                b: panel.as_ptr(),
+                vectors,
+                columns: task.columns.len(),
+                // SAFETY: `MatMut` checked that its last element, and so this one, is inside.
+                c: unsafe { to.data.add(task.rows.start * to.row_stride + task.columns.start) },
+                c_stride: to.row_stride,
+                alpha: term.alpha,
+                add: add || start > 0,
+            };
+            // SAFETY: `Mat` and `MatMut` checked their extents, the loop keeps to them, `right` packed
+            // `units * vectors * LANES` units, and tiles of different tasks do not overlap.
+            unsafe { kernel::run(set, precision, task.rows.len(), tile) };
+        }
+    });
+}
+
+/// A task with the right operand packed: its rows are packed unless they can be read in place, block by block of the
+/// inner dimension, and multiplied with all panels.
+fn rows_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, right: &Right, to: &Output, add: bool) {
+    debug_assert!(task.columns == (0..to.cols));
+    let (depth, k, rows) = (DEPTH * precision.per_unit(), term.a.cols, task.rows.len());
+    let in_place = in_place(precision, &term.a);
+    // Rows a power of two apart would share few places of the cache.
+    let stride = DEPTH.min(k.div_ceil(precision.per_unit())) + LANES;
+    with_lines(if in_place.is_some() { 0 } else { rows * stride }, |packed| {
+        for start in (0..k.max(1)).step_by(depth) {
+            let along = depth.min(k - start);
+            let (a, a_stride) = match in_place {
+                Some(data) => (data[task.rows.start * term.a.row_stride + start..].as_ptr().cast(), term.a.row_stride),
+                None => {
+                    let part = Part { start, along, first: task.rows.start, across: rows };
+                    pack::left(set, precision, &term.a, part, stride, packed);
+                    (packed.as_ptr(), stride)
+                }
+            };
+            let first = start / precision.per_unit();
+            for column in (0..to.cols).step_by(PANEL) {
+                let columns = PANEL.min(to.cols - column);
+                let (b, vectors) = right.panel(column, first);
+                let tile = Tile {
+                    units: along.div_ceil(precision.per_unit()),
+                    a,
+                    a_stride,
+                    b: b.as_ptr(),
+                    vectors,
+                    columns,
+                    // SAFETY: `MatMut` checked that its last element, and so this one, is inside.
+                    c: unsafe { to.data.add(task.rows.start * to.row_stride + column) },
+                    c_stride: to.row_stride,
+                    alpha: term.alpha,
+                    add: add || start > 0,
+                };
+                // SAFETY: as in `columns_of`; `rows` rows of `units` units were packed or lie in the operand, and the
+                // panel holds its units from `first` on.
+                unsafe { kernel::run(set, precision, rows, tile) };
+            }
+        }
+    });
+}
+
+/// A buffer of this thread's own with room for so many units, of any contents.
+fn with_lines(units: usize, f: impl FnOnce(&mut [u32])) {
+    LINES.with_borrow_mut(|lines| {
+        if lines.len() * LANES < units {
+            lines.resize(units.div_ceil(LANES), Line([0; LANES]));
+        }
+        f(bytemuck::cast_slice_mut(lines));
+    });
 }
 
 #[cfg(test)]
@@ -320,9 +418,9 @@ mod tests {
     fn sets() -> Vec<Set> {
         // What this CPU has, and everything below it.
         match Set::of_this_cpu() {
-            Set::Avx512Bf16 => vec![Set::Avx512Bf16, Set::Avx512, Set::Portable],
+            Set::Avx512Bf16 | Set::AmxBf16 => vec![Set::Avx512Bf16, Set::Avx512, Set::Portable],
             Set::Avx512 => vec![Set::Avx512, Set::Portable],
-            Set::Portable => vec![Set::Portable],
+            Set::Portable | Set::Emulated => vec![Set::Portable],
         }
     }
 

@@ -8,6 +8,8 @@
 //! - bf16: `s = a1 b1 + s; s = a0 b0 + s`, both fused in f32, the *second* of a pair first. That is what
 //!   `vdpbf16ps` does (Intel SDM, "VDPBF16PS"; checked on AMD Zen 5 below), but for subnormal numbers, which the
 //!   instruction takes as zero. So a CPU without it gives the same bits, in the time of f32.
+//!
+//! The tiles of AMX ([`super::amx`]) sum in another order, and so to other last bits.
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop, reason = "constant bounds, so that registers are used instead of memory")]
 
@@ -36,8 +38,8 @@ impl Precision {
     }
 }
 
-/// The instructions that are used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The instructions that are used, each set including those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub enum Set {
     /// Whatever the compiler makes of plain loops for this CPU.
     Portable,
@@ -45,24 +47,86 @@ pub enum Set {
     Avx512,
     /// AVX-512 with `vdpbf16ps`.
     Avx512Bf16,
+    /// The above for f32 and for packing, the tiles of AMX for bf16.
+    AmxBf16,
+    /// The tiles as Rust has them.
+    #[cfg(test)]
+    Emulated,
 }
 
+/// Names a set that is to be used in place of the best one, for comparisons.
+pub const VARIABLE: &str = "KARAT_MATMUL";
+
 impl Set {
-    /// The best of this CPU.
+    /// Its name in reports and in [`VARIABLE`].
+    pub fn name(self) -> &'static str {
+        match self {
+            Set::Portable => "portable",
+            Set::Avx512 => "avx512",
+            Set::Avx512Bf16 => "avx512_bf16",
+            Set::AmxBf16 => "amx_bf16",
+            #[cfg(test)]
+            Set::Emulated => "emulated",
+        }
+    }
+
+    /// The best of this CPU, or the one that [`VARIABLE`] names if that is among those it has.
     pub fn of_this_cpu() -> Self {
-        static SET: std::sync::OnceLock<Set> = std::sync::OnceLock::new();
-        *SET.get_or_init(|| {
-            #[cfg(target_arch = "x86_64")]
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512dq")
-            {
-                return if is_x86_feature_detected!("avx512bf16") { Set::Avx512Bf16 } else { Set::Avx512 };
-            }
-            Set::Portable
+        Self::chosen().as_ref().map_or_else(|_| best().0, |set| *set)
+    }
+
+    /// [`Set::of_this_cpu`]; read once.
+    ///
+    /// # Errors
+    /// Says what is wrong with [`VARIABLE`].
+    pub fn chosen() -> &'static Result<Self, String> {
+        static SET: std::sync::OnceLock<Result<Set, String>> = std::sync::OnceLock::new();
+        SET.get_or_init(|| Self::named(std::env::var(VARIABLE).ok().as_deref().unwrap_or("")))
+    }
+
+    fn named(name: &str) -> Result<Self, String> {
+        let all = [Set::Portable, Set::Avx512, Set::Avx512Bf16, Set::AmxBf16];
+        let here = all.into_iter().filter(|set| *set <= best().0);
+        if name.is_empty() {
+            return Ok(best().0);
+        }
+        here.clone().find(|set| set.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = here.map(Set::name).collect();
+            format!("{VARIABLE}={name} names no instructions of this CPU (it has {})", names.join(", "))
         })
     }
+
+    /// What there is to say about the choice of [`Set::of_this_cpu`].
+    pub fn remark() -> Option<&'static str> {
+        best().1
+    }
+}
+
+/// The best set of this CPU, and why it is not a better one.
+fn best() -> (Set, Option<&'static str>) {
+    static BEST: std::sync::OnceLock<(Set, Option<&'static str>)> = std::sync::OnceLock::new();
+    *BEST.get_or_init(|| {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+        {
+            if !is_x86_feature_detected!("avx512bf16") {
+                return (Set::Avx512, None);
+            }
+            #[cfg(target_os = "linux")]
+            if super::amx::ready() {
+                // SAFETY: `ready` said that the CPU has the tiles and the system lets this process use them.
+                return match unsafe { super::amx::Hardware::agrees() } {
+                    true => (Set::AmxBf16, None),
+                    false => (Set::Avx512Bf16, Some("the tiles of AMX failed their self-check and are not used")),
+                };
+            }
+            return (Set::Avx512Bf16, None);
+        }
+        (Set::Portable, None)
+    })
 }
 
 /// A tile's place in memory.
@@ -103,7 +167,11 @@ pub unsafe fn run(set: Set, precision: Precision, rows: usize, tile: Tile) {
             #[cfg(target_arch = "x86_64")]
             (Set::Avx512Bf16, Precision::Bf16) => x86::run_bf16(rows, tile),
             #[cfg(target_arch = "x86_64")]
-            (Set::Avx512Bf16 | Set::Avx512, Precision::F32) => x86::run_f32(rows, tile),
+            (Set::AmxBf16 | Set::Avx512Bf16 | Set::Avx512, Precision::F32) => x86::run_f32(rows, tile),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            (Set::AmxBf16, Precision::Bf16) => super::amx::run::<super::amx::Hardware>(rows, tile),
+            #[cfg(test)]
+            (Set::Emulated, Precision::Bf16) => super::amx::run::<super::amx::Emulated>(rows, tile),
             #[cfg(target_arch = "x86_64")]
             (Set::Avx512, Precision::Bf16) => x86::run_pairs(rows, tile),
             _ => portable(precision, rows, tile),
@@ -319,5 +387,20 @@ mod x86 {
     pub unsafe fn run_pairs(n: usize, t: Tile) {
         // SAFETY: the caller's promise; the features are enabled here.
         unsafe { by_vectors::<Halves>(n, t) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_chosen_by_name_if_this_cpu_has_it() {
+        let best = best().0;
+        assert_eq!(Set::named(""), Ok(best));
+        assert_eq!(Set::named(best.name()), Ok(best));
+        assert_eq!(Set::named("portable"), Ok(Set::Portable));
+        let message = Set::named("avx1024").unwrap_err();
+        assert!(message.contains("KARAT_MATMUL=avx1024") && message.contains(best.name()), "{message}");
     }
 }

@@ -75,13 +75,22 @@ fn dispatch(
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+fn with_vectors(set: Set) -> bool {
+    #[cfg(test)]
+    if set == Set::Emulated {
+        return false;
+    }
+    set != Set::Portable
+}
+
 fn pack<T: Number>(set: Set, precision: Precision, lines: Lines<'_, T>, part: Part, layout: Layout, out: &mut [u32]) {
     #[cfg(target_arch = "x86_64")]
-    if set != Set::Portable && (lines.across_stride == 1 || lines.along_stride == 1) {
+    if with_vectors(set) && (lines.across_stride == 1 || lines.along_stride == 1) {
         // SAFETY: `set` was found on this CPU, and the constructors of `Mat` and the callers checked all bounds.
         unsafe {
             match set {
-                Set::Avx512Bf16 => x86::pack_bf16(precision, lines, part, layout, out),
+                Set::Avx512Bf16 | Set::AmxBf16 => x86::pack_bf16(precision, lines, part, layout, out),
                 _ => x86::pack(precision, lines, part, layout, out),
             }
         }
@@ -291,6 +300,12 @@ mod x86 {
         unsafe {
             match precision {
                 Precision::F32 => _mm512_castps_si512(T::load(p, mask(n))),
+                Precision::Bf16 if T::ROUNDED => {
+                    let load = |p: *const T, mask| _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p.cast()));
+                    let low = load(p, mask(n));
+                    let high = load(p.wrapping_add(step), if second { mask(n) } else { 0 });
+                    flushed(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
+                }
                 Precision::Bf16 => {
                     let low = R::round(T::load(p, mask(n)));
                     let high = R::round(T::load(p.wrapping_add(step), if second { mask(n) } else { 0 }));
@@ -335,6 +350,25 @@ mod x86 {
     /// As [`super::pack`].
     #[inline(always)]
     unsafe fn any<T: Number, R: Round>(
+        precision: Precision,
+        lines: Lines<'_, T>,
+        part: Part,
+        layout: Layout,
+        out: &mut [u32],
+    ) {
+        // SAFETY: the caller's promise. The precision becomes a constant of each copy of the loops.
+        unsafe {
+            match precision {
+                Precision::F32 => of::<T, R>(Precision::F32, lines, part, layout, out),
+                Precision::Bf16 => of::<T, R>(Precision::Bf16, lines, part, layout, out),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`super::pack`].
+    #[inline(always)]
+    unsafe fn of<T: Number, R: Round>(
         precision: Precision,
         lines: Lines<'_, T>,
         part: Part,
@@ -428,12 +462,7 @@ mod x86 {
         out: &mut [u32],
     ) {
         // SAFETY: the caller's promise.
-        unsafe {
-            match precision {
-                Precision::F32 => any::<T, Native>(Precision::F32, lines, part, layout, out),
-                Precision::Bf16 => any::<T, Native>(Precision::Bf16, lines, part, layout, out),
-            }
-        }
+        unsafe { any::<T, Native>(precision, lines, part, layout, out) }
     }
 
     /// # Safety
@@ -447,11 +476,6 @@ mod x86 {
         out: &mut [u32],
     ) {
         // SAFETY: the caller's promise.
-        unsafe {
-            match precision {
-                Precision::F32 => any::<T, Emulated>(Precision::F32, lines, part, layout, out),
-                Precision::Bf16 => any::<T, Emulated>(Precision::Bf16, lines, part, layout, out),
-            }
-        }
+        unsafe { any::<T, Emulated>(precision, lines, part, layout, out) }
     }
 }

@@ -2,6 +2,8 @@
 //! after the other, packing them anew each time would take as long as the products.
 #![allow(unsafe_code)]
 
+use rayon::prelude::*;
+
 use super::kernel::{self, LANES, PANEL, Precision, Set, Tile};
 use super::pack::{self, Part};
 use super::{DEPTH, Left, Mat, MatMut, Threads, left};
@@ -20,20 +22,46 @@ pub struct Right {
 }
 
 impl Right {
-    /// Packs `b`.
+    /// Packs `b` on the calling thread.
     pub fn new(precision: Precision, b: Mat<'_>) -> Self {
-        let set = Set::of_this_cpu();
+        Self::by(Set::of_this_cpu(), precision, b, Threads::One)
+    }
+
+    /// Packs `b` with the instructions of `set`.
+    pub(super) fn by(set: Set, precision: Precision, b: Mat<'_>, threads: Threads) -> Self {
+        /// Units that a thread packs at once.
+        const UNITS: usize = 128;
         let units = b.rows.div_ceil(precision.per_unit());
         let size = units * b.cols.next_multiple_of(LANES);
         let mut buffer = buffers::take(size + LANES);
         let start = buffer.as_ptr().align_offset(64).min(LANES);
-        let out: &mut [u32] = bytemuck::cast_slice_mut(&mut buffer[start..start + size]);
-        for (first, out) in (0..b.cols).step_by(PANEL).zip(out.chunks_mut((units * PANEL).max(1))) {
+        let mut rest: &mut [u32] = bytemuck::cast_slice_mut(&mut buffer[start..start + size]);
+        let mut parts = Vec::new();
+        for first in (0..b.cols).step_by(PANEL) {
             let across = PANEL.min(b.cols - first);
-            let part = Part { start: 0, along: b.rows, first, across };
-            pack::right(set, precision, &b, part, across.div_ceil(LANES), out);
+            let vectors = across.div_ceil(LANES);
+            for unit in (0..units).step_by(UNITS) {
+                let start = unit * precision.per_unit();
+                let along = (UNITS * precision.per_unit()).min(b.rows - start);
+                let (out, tail) = rest.split_at_mut(UNITS.min(units - unit) * vectors * LANES);
+                parts.push((Part { start, along, first, across }, vectors, out));
+                rest = tail;
+            }
+        }
+        let pack = |(part, vectors, out)| pack::right(set, precision, &b, part, vectors, out);
+        match threads {
+            Threads::One => parts.into_iter().for_each(pack),
+            Threads::Pool => parts.into_par_iter().for_each(pack),
         }
         Right { set, precision, rows: b.rows, cols: b.cols, buffer, start }
+    }
+
+    /// The panel of the columns from `column`, a multiple of [`PANEL`], from its unit `first` on, and its vectors.
+    pub(super) fn panel(&self, column: usize, first: usize) -> (&[u32], usize) {
+        let units = self.rows.div_ceil(self.precision.per_unit());
+        let vectors = PANEL.min(self.cols - column).div_ceil(LANES);
+        let start = self.start + column * units + first * vectors * LANES;
+        (&bytemuck::cast_slice(&self.buffer)[start..self.start + column * units + units * vectors * LANES], vectors)
     }
 }
 
@@ -66,19 +94,15 @@ pub fn multiply_rows(c: MatMut<'_>, alpha: f32, Rows(a): &Rows<'_>, b: &Right, a
     let (m, n, k) = (c.rows, c.cols, a.of.cols);
     assert!(a.of.rows == m && n <= b.cols && k <= b.rows, "{m}x{n} from {}x{k} and {}x{}", a.of.rows, b.rows, b.cols);
     let per_unit = b.precision.per_unit();
-    let panels: &[u32] = bytemuck::cast_slice(&b.buffer[b.start..]);
     for column in (0..n).step_by(PANEL) {
-        let vectors = PANEL.min(b.cols - column).div_ceil(LANES);
-        let panel = &panels[column * b.rows.div_ceil(per_unit)..];
-        // Vectors beyond the last wanted column are skipped only if the panel is as narrow.
         for start in (0..k.max(1)).step_by(DEPTH * per_unit) {
-            let units = (DEPTH * per_unit).min(k - start).div_ceil(per_unit);
             let first = start / per_unit;
+            let (panel, vectors) = b.panel(column, first);
             let tile = Tile {
-                units,
+                units: (DEPTH * per_unit).min(k - start).div_ceil(per_unit),
                 a: a.row(0).wrapping_add(first),
                 a_stride: a.stride,
-                b: panel[first * vectors * LANES..].as_ptr(),
+                b: panel.as_ptr(),
                 vectors,
                 columns: PANEL.min(n - column),
                 // SAFETY: `MatMut` checked that its last element, and so this one, is inside.
@@ -87,8 +111,8 @@ pub fn multiply_rows(c: MatMut<'_>, alpha: f32, Rows(a): &Rows<'_>, b: &Right, a
                 alpha,
                 add: add || start > 0,
             };
-            // SAFETY: `Mat` and `MatMut` checked their extents and `c` is borrowed mutably; the panel holds
-            // `rows.div_ceil(per_unit)` units of `vectors` vectors, of which these are the ones from `first`.
+            // SAFETY: `Mat` and `MatMut` checked their extents and `c` is borrowed mutably; the panel holds its units
+            // from `first` on.
             unsafe { kernel::run(b.set, b.precision, m, tile) };
         }
     }
