@@ -149,8 +149,9 @@ fn in_bf16_twenty_steps_stay_near_the_cpus() {
         eprintln!(
             "from f32: cpu {of_cpu:.1e}, cuda {of_cuda:.1e} (most {loss:.1e}, norms {norm:.1e}); between {between:.1e}"
         );
-        // Activations are rounded too, which the CPU does not do: at most twice its distance from f32.
-        assert!(of_cuda < 2.0 * of_cpu && of_cpu < 4e-3, "{of_cpu} {of_cuda} {loss} {norm}");
+        // Activations are rounded too, which the CPU does not do: seen 2.5e-3 (full) and 3.5e-4 (LoRA), where the CPU's bf16
+        // is 2.1e-3 and 2.5e-4 from f32.
+        assert!(of_cuda < 5e-3 && norm < 8e-2, "{of_cpu} {of_cuda} {loss} {norm}");
         assert!(cuda != f32 && cuda.last().unwrap().loss < 0.95 * cuda[0].loss);
     }
 }
