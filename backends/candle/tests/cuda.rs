@@ -256,7 +256,7 @@ fn a_gpu_that_is_not_there_is_named_on_both_sides_of_the_boundary() {
     let backends: [&dyn Backend; 2] = [&CandleBackend, &plugin];
     for backend in backends {
         // What the doctor shows is there with and without a driver.
-        let facts = backend.provide(false).unwrap().facts;
+        let facts = backend.provide(false, "auto").unwrap().facts;
         for name in ["cuda cublas", "cuda driver", "cuda kernels"] {
             assert!(facts.contains_key(name), "{facts:?}");
         }
