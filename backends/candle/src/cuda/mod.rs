@@ -8,6 +8,7 @@
 //! is kept in f32 beside a rounded copy that products read; statistics, losses, gradients of weights and moments are
 //! f32, and no sum depends on the order in which blocks happen to run.
 
+pub mod cache;
 pub mod device;
 pub mod driver;
 pub mod emulator;
@@ -16,6 +17,7 @@ pub mod open;
 pub mod ops;
 pub mod optimizer;
 pub mod ptx;
+pub mod sample;
 mod tensor;
 
 use karat::backend::BackendError;
