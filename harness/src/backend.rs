@@ -43,13 +43,13 @@ pub trait Backend: Send + Sync + 'static {
         let _ = (config, sink);
         Err(BackendError::unsupported(format!("the backend {} exports no models", self.describe().name)))
     }
-    /// Looks for what this backend needs of the machine beside itself (a runtime library, a driver) and says what it
-    /// found; with `fix` it fetches what is missing first. A backend that needs nothing leaves this as it is.
+    /// Looks for what this backend needs of the machine beside itself to run on `device` (a runtime library, a driver) and says
+    /// what it found; with `fix` it fetches what is missing first. A backend that needs nothing leaves this as it is.
     ///
     /// # Errors
     /// Something is missing or unusable; the message says the one command to run.
-    fn provide(&self, fix: bool) -> Result<Provisions, BackendError> {
-        let _ = fix;
+    fn provide(&self, fix: bool, device: &str) -> Result<Provisions, BackendError> {
+        let _ = (fix, device);
         Ok(Provisions::default())
     }
 }

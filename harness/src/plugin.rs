@@ -101,8 +101,8 @@ impl Backend for Plugin {
     fn open(&self, config: &OpenConfig) -> Result<Box<dyn Session>, BackendError> {
         self.backend.open(config)
     }
-    fn provide(&self, fix: bool) -> Result<Provisions, BackendError> {
-        self.backend.provide(fix)
+    fn provide(&self, fix: bool, device: &str) -> Result<Provisions, BackendError> {
+        self.backend.provide(fix, device)
     }
     fn export(&self, config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportSummary, BackendError> {
         self.backend.export(config, sink)

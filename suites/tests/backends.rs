@@ -34,7 +34,7 @@ fn backend(name: &str) -> LoadedBackend {
 /// The ONNX Runtime backend with its library, fetched if need be; or a printed reason why there is none.
 fn onnxruntime() -> Option<LoadedBackend> {
     let loaded = backend("onnxruntime");
-    match loaded.backend.provide(true) {
+    match loaded.backend.provide(true, "cpu") {
         Ok(_) => Some(loaded),
         Err(error) => {
             eprintln!("skipped: {error}");

@@ -1,4 +1,4 @@
-//! `cargo bench -p karat-candle`: matrix products of the shapes of SmolLM2-135M beside those of the `gemm` crate, and the
+//! `cargo bench -p karat-candle --bench kernels`: matrix products of the shapes of SmolLM2-135M beside those of the `gemm` crate, and the
 //! kernels around them, on as many threads as there are cores.
 #![allow(missing_docs, reason = "the macros of criterion write functions")]
 #![allow(unsafe_code, reason = "the call of the gemm crate")]
@@ -17,7 +17,9 @@ fn noise(n: usize) -> Vec<f32> {
 
 /// Forward, input gradient and weight gradient of a linear layer; throughput in floating-point operations.
 fn products(c: &mut Criterion) {
-    for (tokens, n_in, n_out) in [(512, 576, 1536), (512, 1536, 576), (512, 576, 192), (1, 576, 1536)] {
+    for (tokens, n_in, n_out) in
+        [(512, 576, 1536), (512, 1536, 576), (512, 576, 192), (1, 576, 1536), (2048, 2048, 2048)]
+    {
         let mut group = c.benchmark_group(format!("{tokens} x {n_in} x {n_out}"));
         group.throughput(Throughput::Elements(2 * (tokens * n_in * n_out) as u64)).sample_size(20);
         let (x, w, dy) = (noise(tokens * n_in), noise(n_out * n_in), noise(tokens * n_out));
@@ -63,28 +65,21 @@ fn others(c: &mut Criterion) {
     let heads = Heads { queries: 9, keys: 3, dim: 64 };
     let (q, k, v) = (noise(512 * 576), noise(512 * 192), noise(512 * 192));
     let (mut out, mut lse) = (noise(512 * 576), noise(512 * 9));
-    group.bench_function("attention", |b| {
-        b.iter(|| attention::forward(Precision::F32, &q, &k, &v, &[0, 512], heads, &mut out, &mut lse));
-    });
     let (mut dq, mut dk, mut dv) = (noise(512 * 576), noise(512 * 192), noise(512 * 192));
-    group.bench_function("attention, backward", |b| {
-        b.iter(|| {
-            attention::backward(
-                Precision::F32,
-                &q,
-                &k,
-                &v,
-                &[0, 512],
-                heads,
-                &out,
-                &lse,
-                &q,
-                &mut dq,
-                &mut dk,
-                &mut dv,
-            );
+    for precision in [Precision::F32, Precision::Bf16] {
+        let id = |what: &str| BenchmarkId::new(what, format!("{precision:?}"));
+        group.throughput(Throughput::Elements(attention::work(&[0, 512], heads, 2) as u64));
+        group.bench_function(id("attention"), |b| {
+            b.iter(|| attention::forward(precision, &q, &k, &v, &[0, 512], heads, &mut out, &mut lse));
         });
-    });
+        group.throughput(Throughput::Elements(attention::work(&[0, 512], heads, 5) as u64));
+        group.bench_function(id("attention, backward"), |b| {
+            b.iter(|| {
+                let (dq, dk, dv) = (&mut dq, &mut dk, &mut dv);
+                attention::backward(precision, &q, &k, &v, &[0, 512], heads, &out, &lse, &q, dq, dk, dv);
+            });
+        });
+    }
     let (w, mut scale) = (noise(576), noise(512));
     group.throughput(Throughput::Bytes(2 * 4 * 512 * 576));
     group.bench_function("rms norm", |b| b.iter(|| norm::forward(&q, &w, 1e-5, &mut out, &mut scale)));

@@ -19,7 +19,6 @@ thread_local unsigned dynamic_bytes;
 
 constexpr size_t STACK = 128 << 10;
 constexpr unsigned GUARD = 1024; // bytes after a block's shared memory that must stay as they are
-constexpr unsigned char POISON = 0xff; // NaN in every element type
 
 struct Free {
     void operator()(unsigned char *p) const { std::free(p); }
@@ -173,7 +172,7 @@ void *static_shared(const void *tag, size_t bytes) {
     for (auto &array : machine.arrays)
         if (array.tag == tag) return array.data.get();
     Array array{tag, allocate(bytes + GUARD), bytes};
-    std::memset(array.data.get(), POISON, bytes + GUARD);
+    poison(array.data.get(), bytes + GUARD);
     machine.arrays.push_back(std::move(array));
     return machine.arrays.back().data.get();
 }
@@ -241,8 +240,8 @@ static void run_block(uint64_t mode) {
     }
     machine.arrived = 0;
     machine.alive = threads;
-    std::memset(dynamic_shared, POISON, dynamic_bytes + GUARD);
-    for (auto &array : machine.arrays) std::memset(array.data.get(), POISON, array.bytes + GUARD);
+    poison(dynamic_shared, dynamic_bytes + GUARD);
+    for (auto &array : machine.arrays) poison(array.data.get(), array.bytes + GUARD);
     while (machine.alive && !machine.failed) {
         arrange(machine.order, warps, mode);
         for (unsigned w : machine.order) run_warp(w * 32, min(32u, threads - w * 32), mode);
@@ -253,14 +252,14 @@ static void run_block(uint64_t mode) {
         machine.arrived = 0;
         machine.generation++;
     }
-    auto whole = [](const unsigned char *guard) {
-        for (unsigned i = 0; i < GUARD; i++)
-            if (guard[i] != POISON) return false;
-        return true;
+    auto whole = [](const unsigned char *guard, size_t at) {
+        unsigned char want[GUARD + 1];
+        poison(want, GUARD + 1);
+        return std::memcmp(guard, want + at % 2, GUARD) == 0;
     };
     if (machine.failed) return;
-    bool kept = whole(dynamic_shared + dynamic_bytes);
-    for (auto &array : machine.arrays) kept = kept && whole(array.data.get() + array.bytes);
+    bool kept = whole(dynamic_shared + dynamic_bytes, dynamic_bytes);
+    for (auto &array : machine.arrays) kept = kept && whole(array.data.get() + array.bytes, array.bytes);
     if (!kept) fail_block("wrote past its shared memory");
 }
 

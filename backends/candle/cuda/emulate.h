@@ -63,6 +63,13 @@ struct Fiber {
     unsigned pending, group;
 };
 
+// A signaling NaN in every element type: it poisons results, and arithmetic never gives it, so what was overwritten shows.
+inline void poison(void *p, size_t bytes) {
+    const unsigned char pattern[2] = {0xa0, 0x7f};
+    auto *to = static_cast<unsigned char *>(p);
+    for (size_t i = 0; i < bytes; i++) to[i] = pattern[i % 2];
+}
+
 extern thread_local Fiber *fiber;
 extern thread_local uint3 grid, block, block_index;
 extern thread_local unsigned char *dynamic_shared;
@@ -202,6 +209,11 @@ inline unsigned __float_as_uint(float x) {
     unsigned bits;
     std::memcpy(&bits, &x, 4);
     return bits;
+}
+inline double __longlong_as_double(long long bits) {
+    double x;
+    std::memcpy(&x, &bits, 8);
+    return x;
 }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((unsigned long long)a * b >> 32); }
 template <class T> inline T min(T a, T b) { return b < a ? b : a; }

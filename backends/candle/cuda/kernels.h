@@ -1,8 +1,9 @@
-// All kernels in one translation unit, for the emulator.
+// All kernels in one translation unit, for the emulator and for nvcc.
 #include "attention_backward.cu"
 #include "attention_forward.cu"
 #include "attention_plain.cu"
 #include "cross_entropy.cu"
+#include "decode.cu"
 #include "dropout.cu"
 #include "elementwise.cu"
 #include "embedding.cu"
@@ -10,3 +11,4 @@
 #include "norm.cu"
 #include "optimizer.cu"
 #include "rope.cu"
+#include "sample.cu"

@@ -8,7 +8,7 @@ __device__ __forceinline__ void copy_async_16(void *shared, const void *global, 
     emulate::check_aligned(static_cast<char *>(shared), 16);
     emulate::check_aligned(static_cast<const char *>(global), 16);
     if (f.pending == 64) emulate::fail("more copies in the background than the emulator keeps");
-    std::memset(shared, 0xff, 16);
+    emulate::poison(shared, 16);
     f.copies[f.pending++] = {shared, global, whole ? 16u : 0u, f.group};
 #else
     unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));

@@ -80,7 +80,7 @@ impl Backend for CandleBackend {
         }
     }
 
-    fn provide(&self, _fix: bool) -> Result<Provisions, BackendError> {
+    fn provide(&self, _fix: bool, _device: &str) -> Result<Provisions, BackendError> {
         Ok(Provisions { facts: cuda::open::provisions() })
     }
 

@@ -27,14 +27,9 @@ pub fn wanted() -> bool {
 
 /// Seconds that all threads of this process have been at work; 0 where the system does not tell.
 #[cfg(unix)]
-#[allow(unsafe_code)]
 fn processor_seconds() -> f64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a valid place for the answer.
-    match unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) } {
-        0 => time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9,
-        _ => 0.0,
-    }
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
 #[cfg(not(unix))]

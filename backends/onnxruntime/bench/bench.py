@@ -1,4 +1,4 @@
-"""Karat, transformers and onnxruntime-genai on the same weights, in turns in one run; medians and ratios. See README.md."""
+"""Karat, transformers and onnxruntime-genai on the same weights, in turns; medians and ratios. See README.md."""
 
 import argparse
 import json
@@ -77,9 +77,17 @@ def main():
     parse.add_argument("--repeat", type=int, default=3)
     parse.add_argument("--new", type=int, default=48)
     parse.add_argument("--batches", type=int, nargs="*", default=[8, 32])
+    parse.add_argument("--only", help="just the workers (and batch sizes) whose name holds this")
+    parse.add_argument("--record", help="a JSON file that rounds are added to; the table is of all rounds in it")
     parse.add_argument("--option", action="append", default=[], help="KEY=JSON for Karat's backend")
     args = parse.parse_args()
     options = {k: json.loads(v) for k, v in (o.split("=", 1) for o in args.option)}
+
+    record = pathlib.Path(args.record) if args.record else None
+    results = json.loads(record.read_text()) if record and record.exists() else {}
+
+    def wanted(name):
+        return not args.only or args.only in name
 
     def karat(name="Karat f32", **more):
         worker = Worker(name, [args.karat])
@@ -91,19 +99,26 @@ def main():
         worker.ask(open=args.model, threads=args.threads, dtype=dtype)
         return worker
 
-    workers = [karat()]
-    if args.piece == "int4":
-        workers.append(karat("Karat int4", weights="int4"))
-    if args.torch and args.piece != "int4":
-        workers += [torch("float32"), torch("bfloat16")]
-    if args.genai and args.export and args.piece == "decode":
+    def genai():
         worker = Worker("onnxruntime-genai f32", [args.genai, str(HERE / "worker.py"), "genai"])
         worker.ask(open=args.export, threads=args.threads)
-        workers.append(worker)
-    results = {}
+        return worker
+
+    # A worker is opened if any of its names may be wanted: those of a suite have their batch size at the end.
+    starts = [("Karat f32", karat)]
+    if args.piece in ("int4", "score"):
+        few = "int4" if args.piece == "int4" else "int8"
+        starts.append((f"Karat {few}", lambda: karat(f"Karat {few}", weights=few)))
+    if args.torch and args.piece != "int4":
+        starts += [(f"transformers {dtype}", lambda dtype=dtype: torch(dtype)) for dtype in ("float32", "bfloat16")]
+    if args.genai and args.export and args.piece == "decode":
+        starts.append(("onnxruntime-genai f32", genai))
+    workers = [start() for name, start in starts if wanted(name) or args.only.startswith(name)]
 
     def note(name, value):
         results.setdefault(name, []).append(value)
+        if record:
+            record.write_text(json.dumps(results, indent=1) + "\n")
 
     if args.piece in ("decode", "int4"):
         for turn in range(args.repeat + 1):
@@ -131,35 +146,30 @@ def main():
             prompts, stop = given["prompts"], given["stop"]
         else:
             prompts, stop = chat_prompts(args.model, 100)
-        few = prompts[::10]
-        lengths = []
         references = [p + r for p, r in zip(prompts, rows(len(prompts), 64, 256))]
         # One by one takes long: every tenth item, and rates instead of times.
-
-        def evaluation(worker, items, **how):
-            made = worker.ask(generate=items, new=256, stop=[stop], **how)
-            lengths.append(made.get("lengths"))
-            texts = [references[prompts.index(p)] for p in items]
-            scored = worker.ask(score=texts, **({"batch": min(how["batch"], 4)} if "batch" in how else {}))
-            # Seconds an item would take with the mean number of tokens of this run's first worker.
-            return made["seconds"] / made["tokens"], scored["seconds"] / scored["tokens"]
-
-        shares = None
+        few = prompts[::10]
         for turn in range(args.repeat):
             for worker in workers:
                 plans = [(prompts, {})] if worker.name.startswith("Karat") else (
                     [(few, {"batch": 1})] + [(prompts, {"batch": b}) for b in args.batches])
                 for items, how in plans:
-                    a_token, a_scored = evaluation(worker, items, **how)
-                    if shares is None:
-                        news = [n for n in lengths[0]]
-                        shares = sum(news) / len(news), sum(map(len, references)) / len(references)
-                        print(f"new tokens an item: {min(news)} to {max(news)}, {shares[0]:.0f} on average", flush=True)
-                    seconds = shares[0] * a_token + shares[1] * a_scored
                     name = worker.name + (f", batch {how['batch']}" if how else "")
-                    print(f"{name}: {1 / a_token:.0f} new, {1 / a_scored:.0f} scored tokens/s", flush=True)
-                    note(name, shares[0] / seconds)
-        table("a whole evaluation: new tokens a second, scoring included", results, "Karat f32")
+                    if not wanted(name):
+                        continue
+                    made = worker.ask(generate=items, new=256, stop=[stop], **how)
+                    texts = [references[prompts.index(p)] for p in items]
+                    scored = worker.ask(score=texts, **({"batch": min(how["batch"], 4)} if how else {}))
+                    rates = [made["tokens"] / made["seconds"], scored["tokens"] / scored["seconds"]]
+                    print(f"{name}: {rates[0]:.0f} new, {rates[1]:.0f} scored tokens/s", flush=True)
+                    note(name, rates + [made["tokens"] / len(items)])
+        # An item has as many new tokens as our own run made on average, whoever runs it.
+        news = [new for _, _, new in results.get("Karat f32", [])]
+        if news:
+            new, scored = news[0], sum(map(len, references)) / len(references)
+            print(f"{new:.0f} new and {scored:.0f} scored tokens an item")
+            whole = {n: [new / (new / r[0] + scored / r[1]) for r in rates] for n, rates in results.items()}
+            table("a whole evaluation: new tokens a second, scoring included", whole, "Karat f32")
 
 
 main()

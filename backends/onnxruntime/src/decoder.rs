@@ -10,8 +10,10 @@ use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
 use ort::value::Tensor;
 
 use crate::export::{Exported, MODEL, Manifest};
+use crate::fixed;
 use crate::kv::{self, Kv};
 use crate::lora::Fed;
+use crate::options::Options;
 use crate::provider::Provider;
 use crate::runtime::Loaded;
 
@@ -49,6 +51,10 @@ pub struct Decoder {
     pub model: Manifest,
     /// The adapter that is fed.
     pub adapter: Fed,
+    /// Whether steps keep their shapes and addresses.
+    fixed: bool,
+    /// Buffers of steps made so far: each is a graph of its own.
+    graphs: u64,
 }
 
 /// Which positions get logits.
@@ -70,22 +76,26 @@ impl Decoder {
         exported: &Exported,
         provider: Provider,
         threads: usize,
-        spin: bool,
+        options: &Options,
     ) -> Result<Self, BackendError> {
         let path = exported.folder.join(MODEL);
         let doing = format!("ONNX Runtime refuses {}", path.display());
         let refused = failed::<ort::Error>(&doing);
-        let builder = configure(&loaded.environment, provider, threads, spin);
+        let builder = configure(&loaded.environment, provider, threads, options.spin);
         let session = builder.and_then(|mut builder| builder.commit_from_file(&path)).map_err(refused)?;
-        Ok(Decoder { session, provider, model: exported.manifest.clone(), adapter: Fed::default() })
+        let fixed = options.fixed_buffers || provider.captures();
+        let model = exported.manifest.clone();
+        Ok(Decoder { session, provider, model, adapter: Fed::default(), fixed, graphs: 0 })
     }
 
     /// A cache for `slots` rows of at most `capacity` tokens.
     ///
     /// # Errors
     /// If the memory is not there.
-    pub fn cache(&self, slots: usize, capacity: usize) -> Result<Kv, BackendError> {
-        let mut kv = Kv::new(&self.session, self.provider, &self.model, slots, capacity)?;
+    pub fn cache(&mut self, slots: usize, capacity: usize) -> Result<Kv, BackendError> {
+        self.graphs += u64::from(self.fixed);
+        let graph = self.fixed.then_some(self.graphs);
+        let mut kv = Kv::new(&self.session, self.provider, &self.model, slots, capacity, graph)?;
         // A binding lives no longer than one call, and the adapter is not exchanged within one.
         for (name, tensor) in &self.adapter.tensors {
             kv.binding.bind_input(name, tensor).map_err(failed("could not feed the adapter"))?;
@@ -119,7 +129,7 @@ impl Decoder {
         }
         inputs.extend(self.adapter.tensors.iter().map(|(name, tensor)| (name.as_str().into(), tensor.into())));
         let wanted = OutputSelector::no_default().with("logits");
-        let options = RunOptions::new().map_err(&running)?.with_outputs(wanted);
+        let options = self.uncaptured().map_err(&running)?.with_outputs(wanted);
         let outputs = self.session.run_with_options(inputs, &options).map_err(&running)?;
         let (_, logits) = outputs["logits"].try_extract_tensor::<f32>().map_err(&running)?;
         Ok(read(logits))
@@ -139,6 +149,14 @@ impl Decoder {
         read: impl FnOnce(&[f32]) -> R,
     ) -> Result<R, BackendError> {
         let running = failed("ONNX Runtime failed while generating");
+        if ids.len() == kv.slots()
+            && logits == Logits::Last
+            && let Kv { binding, fixed: Some(fixed), .. } = kv
+        {
+            fixed.feed(binding, ids, totals).map_err(&running)?;
+            self.session.run_binding_with_options(binding, &fixed.options).map_err(&running)?;
+            return Ok(read(fixed.logits().map_err(&running)?));
+        }
         let (slots, longest) = (kv.slots(), totals.iter().copied().max().unwrap_or(0));
         let mut mask = vec![0i64; slots * longest];
         for (row, &total) in mask.chunks_exact_mut(longest.max(1)).zip(totals) {
@@ -155,8 +173,14 @@ impl Decoder {
         binding.bind_input("first_logit", &first).map_err(&running)?;
         let cpu = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::CPUOutput);
         binding.bind_output_to_device("logits", &cpu.map_err(&running)?).map_err(&running)?;
-        let outputs = self.session.run_binding(binding).map_err(&running)?;
+        let options = self.uncaptured().map_err(&running)?;
+        let outputs = self.session.run_binding_with_options(binding, &options).map_err(&running)?;
         let (_, logits) = outputs["logits"].try_extract_tensor::<f32>().map_err(&running)?;
         Ok(read(logits))
+    }
+
+    /// Options of a run of any shape.
+    fn uncaptured(&self) -> ort::Result<RunOptions> {
+        if self.provider.captures() { fixed::uncaptured() } else { RunOptions::new() }
     }
 }

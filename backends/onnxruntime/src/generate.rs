@@ -3,7 +3,7 @@
 //!
 //! The attention operator takes several new tokens a row only for one row at a time, so a prompt is run alone over a cache
 //! of one slot and its keys and values are copied into its place. Towards the end, when fewer rows are left than half the
-//! slots, the cache is packed, so that stragglers do not pay for empty places. Prompts of one suite begin alike: what a prompt
+//! slots, a cache in memory of the host is packed, so that stragglers do not pay for empty places. Prompts of one suite begin alike: what a prompt
 //! shares with the one before it is still in the cache of one slot and is not run again.
 
 use std::ops::Range;
@@ -14,7 +14,6 @@ use rayon::prelude::*;
 
 use crate::decoder::{Decoder, Logits};
 use crate::kv::Kv;
-use crate::provider::Provider;
 use crate::sampling::choose;
 use crate::score::check_ids;
 
@@ -102,7 +101,7 @@ impl Batch<'_> {
             if left == 0 {
                 return Ok(());
             }
-            if pending.is_empty() && left <= kv.slots() / 2 {
+            if pending.is_empty() && left <= kv.slots() / 2 && kv.is_host() {
                 (kv, active) = self.pack(&kv, active, capacity)?;
             }
             self.step(&mut kv, &mut active)?;
@@ -118,8 +117,6 @@ impl Batch<'_> {
             return None;
         }
         let wanted = if self.config.batch_size == 0 { DEFAULT_SLOTS } else { self.config.batch_size };
-        // A cache on a device cannot be copied from slot to slot: one row after the other fills the only slot itself.
-        let wanted = if self.decoder.provider == Provider::Cpu { wanted } else { 1 };
         let fit = CACHE_BYTES / Kv::bytes_per_slot(&self.decoder.model, capacity);
         Some((wanted.min(count).min(fit.max(1)), capacity))
     }
@@ -151,7 +148,7 @@ impl Batch<'_> {
                 continue;
             }
             if let Some(alone) = alone {
-                kv.copy_slot(slot, alone, 0, prompt.len());
+                kv.copy_slot(slot, alone, 0, prompt.len())?;
             }
             return Ok(Some(started));
         }
@@ -262,7 +259,7 @@ impl Batch<'_> {
             active.into_iter().enumerate().filter_map(|(slot, a)| Some((slot, a?))).collect();
         let mut packed = self.decoder.cache(left.len(), capacity)?;
         for (to, (from, row)) in left.iter().enumerate() {
-            packed.copy_slot(to, kv, *from, row.cached);
+            packed.copy_slot(to, kv, *from, row.cached)?;
         }
         Ok((packed, left.into_iter().map(|(_, row)| Some(row)).collect()))
     }

@@ -19,6 +19,7 @@ pub mod options;
 pub mod runtime;
 
 mod decoder;
+mod fixed;
 mod generate;
 mod kv;
 mod logits;
@@ -64,7 +65,7 @@ impl Backend for OnnxRuntimeBackend {
                 Capability::ExchangeAdapter,
             ],
             devices: vec!["cpu".into(), "cuda".into()],
-            dtypes: vec![Dtype::F32, Dtype::F16],
+            dtypes: vec![Dtype::F32, Dtype::F16, Dtype::Bf16],
             model_families: config::Family::NAMES.map(String::from).to_vec(),
             build: build.into_iter().map(|(k, v)| (k.to_string(), v)).collect::<BTreeMap<_, _>>(),
         }
@@ -74,25 +75,21 @@ impl Backend for OnnxRuntimeBackend {
         let options = options::Options::parse(&config.options)?;
         let refuse = |what: String| Err(BackendError::unsupported(format!("the onnxruntime backend {what}")));
         let asked = Provider::asked(&config.device, options.provider.as_deref())?;
-        let no_bf16 = || {
-            refuse("cannot compute in bf16 on the CPU (ONNX Runtime has no such kernels there); use f32 or f16".into())
-        };
-        if config.dtype == Dtype::Bf16 || options.weights == Some(export::Precision::Bf16) {
-            return no_bf16();
+        // Before the export, which may take long, and be for nothing.
+        let wants_bf16 = config.dtype == Dtype::Bf16 || options.weights == Some(export::Precision::Bf16);
+        if wants_bf16 && asked == Some(Provider::Cpu) {
+            return Err(provider::no_bf16());
         }
         if config.weights == Weights::Random {
             return refuse("draws no weights; train a model with another backend first".into());
         }
-        // Before the export, which may take long, and be for nothing.
-        let loaded = runtime::load(options.library.as_deref(), options.fetch_runtime)?;
+        let on_cuda = matches!(asked, Some(Provider::Cuda { .. }));
+        let loaded = runtime::load(options.library.as_deref(), options.fetch_runtime, on_cuda)?;
         Provider::offers(asked, &loaded)?;
         let merged = config.merge_into.as_deref().map(|folder| merge(config, folder)).transpose()?;
         let config = merged.as_ref().unwrap_or(config);
         let exported = export::open_or_export(config, &options)?;
         let weights = exported.manifest.weights;
-        if weights == export::Precision::Bf16 {
-            return no_bf16();
-        }
         // f32 is also what is asked for when nobody asks.
         if config.dtype != Dtype::F32 && config.dtype != weights.activations() {
             return refuse(format!(
@@ -105,14 +102,19 @@ impl Backend for OnnxRuntimeBackend {
         Ok(Box::new(session::OnnxSession::open(config, &options, exported, &loaded, provider)?))
     }
 
-    fn provide(&self, fix: bool) -> Result<Provisions, BackendError> {
-        let loaded = match runtime::load(None, fix) {
-            Err(mut error) if !fix => {
+    fn provide(&self, fix: bool, device: &str) -> Result<Provisions, BackendError> {
+        let on_cuda = matches!(Provider::asked(device, None)?, Some(Provider::Cuda { .. }));
+        if on_cuda && fix {
+            runtime::fetch_cuda_runtime()?;
+        }
+        let loaded = match runtime::load(None, fix, on_cuda) {
+            Err(mut error) if !fix && !on_cuda => {
                 error.message = "no usable ONNX Runtime library; run `cargo karat doctor --fix`".into();
                 return Err(error);
             }
             loaded => loaded?,
         };
+        Provider::offers(Provider::asked(device, None)?, &loaded)?;
         let facts = [
             ("library", loaded.path.display().to_string()),
             ("version", runtime::version(&loaded)),

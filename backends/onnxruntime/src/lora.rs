@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use half::f16;
+use half::{bf16, f16};
 use karat::backend::{BackendError, Dtype};
 use karat::fsio;
 use ort::value::{DynTensor, Tensor};
@@ -69,7 +69,11 @@ impl Fed {
                         }
                         Tensor::from_array((shape, narrow)).map(Tensor::upcast)
                     }
-                    _ => Tensor::from_array((shape, values)).map(Tensor::upcast),
+                    Dtype::Bf16 => {
+                        let narrow: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
+                        Tensor::from_array((shape, narrow)).map(Tensor::upcast)
+                    }
+                    Dtype::F32 => Tensor::from_array((shape, values)).map(Tensor::upcast),
                 };
                 tensors.push((format!("{module}.lora_{side}.weight"), made.map_err(&tensor)?));
             }

@@ -23,6 +23,9 @@ pub struct Options {
     pub context: Option<usize>,
     /// `provider`: `cpu`, `cuda` or `cuda-graph`; by the device if absent.
     pub provider: Option<String>,
+    /// `fixed_buffers`: keep shapes and addresses from step to step, and copy as between devices, as `cuda-graph` must (default
+    /// false): for trying that without a GPU.
+    pub fixed_buffers: bool,
     /// `score_positions`: positions a scoring batch may have (default 4096; fewer where their logits would take more than
     /// 256 MiB). A row longer than that is scored in stretches over a cache.
     pub score_positions: usize,
@@ -39,12 +42,13 @@ pub struct Options {
 
 impl Options {
     /// The known keys.
-    pub const KEYS: [&'static str; 10] = [
+    pub const KEYS: [&'static str; 11] = [
         "adapter_mode",
         "cache_dir",
         "context",
         "export_dir",
         "fetch_runtime",
+        "fixed_buffers",
         "library",
         "provider",
         "score_positions",
@@ -101,6 +105,7 @@ impl Options {
             context: size("context")?,
             score_positions: size("score_positions")?.unwrap_or(4096),
             spin: flag("spin", false)?,
+            fixed_buffers: flag("fixed_buffers", false)?,
         })
     }
 }

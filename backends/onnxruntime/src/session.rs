@@ -40,7 +40,7 @@ impl OnnxSession {
     ) -> Result<Self, BackendError> {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if config.threads == 0 { cores } else { config.threads };
-        let mut decoder = Decoder::open(loaded, &exported, provider, threads, options.spin)?;
+        let mut decoder = Decoder::open(loaded, &exported, provider, threads, options)?;
         if let Some(folder) = config.adapter.as_deref().filter(|_| decoder.model.adapter_mode == AdapterMode::Runtime) {
             decoder.adapter = Fed::read(folder, &decoder.model)?;
         }
@@ -84,9 +84,10 @@ impl Session for OnnxSession {
             threads: self.threads,
             // A provider that cannot be had is an error, so the one that was asked for is the one that runs.
             kernels: vec![format!(
-                "{}: {}, GroupQueryAttention {}, weights {}",
+                "{}: {}{}, GroupQueryAttention {}, weights {}",
                 self.library,
                 self.decoder.provider.name(),
+                if self.decoder.provider.captures() { " (captured graphs)" } else { "" },
                 model.weights.activations(),
                 model.weights
             )],

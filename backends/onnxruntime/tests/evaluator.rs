@@ -259,3 +259,32 @@ fn senseless_rows_and_settings_are_named() {
     let none = score(&mut session, &[vec![], vec![5]]);
     assert!(none.logprobs.is_empty() && none.greedy.is_empty());
 }
+
+/// What a captured CUDA graph needs, over the CPU's memory: fixed buffers, a mask as wide as the cache, slots copied by the
+/// runtime.
+#[test]
+fn steps_of_fixed_shapes_and_addresses_find_what_moving_ones_do() {
+    if !runtime_is_there() {
+        return;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    // More rows than slots, so that slots are filled again; unequal ends, so that there are empty slots.
+    let prompts = tiny_rows(&[9, 3, 21, 1, 14, 2, 7]);
+    for weights in ["f32", "f16", "int4"] {
+        for slots in [1, 3, 7] {
+            let found: Vec<_> = [false, true]
+                .into_iter()
+                .map(|fixed| {
+                    let options = [("fixed_buffers", json!(fixed)), ("weights", json!(weights))];
+                    let mut session = tiny_session(&cache, &options, 2);
+                    let greedy = GenerateConfig { batch_size: slots, ..GenerateConfig::greedy(12, vec![5, 11]) };
+                    let drawn = GenerateConfig { temperature: 1.0, ..greedy.clone() };
+                    // Twice: buffers of an earlier call are gone.
+                    let texts = [greedy.clone(), drawn, greedy].map(|c| generate(&mut session, &prompts, &c));
+                    (texts, score(&mut session, &prompts))
+                })
+                .collect();
+            assert_eq!(found[0], found[1], "{weights}, {slots} slots");
+        }
+    }
+}

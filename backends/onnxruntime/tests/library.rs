@@ -9,7 +9,7 @@ use std::process::Command;
 use karat_onnxruntime::runtime;
 
 fn refusal(library: &Path) -> String {
-    match runtime::load(Some(library), true) {
+    match runtime::load(Some(library), true, false) {
         Ok(loaded) => panic!("{} was loaded", loaded.path.display()),
         Err(error) => error.to_string(),
     }
@@ -77,7 +77,7 @@ fn a_library_that_is_not_onnx_runtime_is_refused() {
 #[test]
 #[ignore = "started by the next test"]
 fn child_loads_what_it_finds() {
-    match runtime::load(None, true) {
+    match runtime::load(None, true, false) {
         Ok(loaded) => println!("LOADED {}", loaded.path.display()),
         Err(error) => println!("ERROR {error}"),
     }

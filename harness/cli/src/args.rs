@@ -548,7 +548,8 @@ pub struct MetricsArgs {
 
 #[derive(Args)]
 pub struct DoctorArgs {
-    /// Fetch what a backend lacks (the ONNX Runtime library, with pip, into Karat's cache)
+    /// Fetch what a backend lacks (the ONNX Runtime library, with pip, into Karat's cache; with --device cuda the one for CUDA,
+    /// 256 MB)
     #[arg(long, conflicts_with = "determinism")]
     pub fix: bool,
     /// Continue and score the same texts again, one by one and on one thread: exit code 0 if texts and, but for the batch,

@@ -52,38 +52,65 @@ fn export_writes_a_folder_whole_or_not_at_all_and_names_no_backend() {
     assert!(String::from_utf8_lossy(&other.stderr).contains("already holds the export of another"));
 }
 
-/// Never the CPU without a word: CUDA that the library does not have is an error that says what it has and what to do.
+/// Never the CPU without a word: CUDA that the library does not have, or that this machine does not have, is an error that says
+/// what is missing and what to do.
 #[test]
-fn cuda_that_the_onnx_runtime_library_lacks_is_one_error() {
+fn cuda_that_is_not_there_is_one_error() {
     let folder = tempfile::tempdir().unwrap();
     let input = folder.path().join("rows.jsonl");
     std::fs::write(&input, "{\"id\": 1, \"ids\": [1, 2, 3]}\n").unwrap();
     let (base, input) = (repository().join("suites/medical-r1/base"), input.to_str().unwrap().to_string());
-    let ask = |command: &str, device: &str| {
-        let fixed = [command, "--json", "--backend", "onnxruntime", "--device", device];
-        let places = ["--model", base.to_str().unwrap(), "--input", &input];
-        karat(&fixed.into_iter().chain(places).map(String::from).collect::<Vec<_>>())
+    let ask = |command: &str, device: &str, library: &Path| {
+        let places = ["--model", base.to_str().unwrap(), "--input", &input, "--device", device];
+        Command::new(env!("CARGO_BIN_EXE_karat"))
+            .args([command, "--json", "--backend", "onnxruntime"])
+            .args(places)
+            .env("KARAT_ONNXRUNTIME", library)
+            .current_dir(repository())
+            .output()
+            .unwrap()
     };
-    let here = ask("score", "cpu");
-    if !here.status.success() {
-        println!("skipped: {}", String::from_utf8_lossy(&here.stderr));
-        return;
-    }
-    let offered = karat(&["doctor".to_string(), "--json".to_string()]).stdout;
-    if String::from_utf8_lossy(&offered).contains("CUDAExecutionProvider") {
-        println!("skipped: this library has CUDA");
-        return;
-    }
-    for (command, device, words) in [
-        ("score", "cuda:0", &["cuda:0 was asked for", "has no CUDA", "CPUExecutionProvider", "onnxruntime-gpu"][..]),
-        ("generate", "cuda:1", &["cuda:1 was asked for", "onnxruntime-gpu"]),
-        ("score", "tpu", &["cpu, cuda:N or auto", "tpu"]),
-    ] {
-        let output = ask(command, device);
+    let refused = |command: &str, device: &str, library: &Path, words: &[&str]| {
+        let output = ask(command, device, library);
         let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(5), "{command} {device}: {said}");
         for word in words {
             assert!(said.contains(word), "{command} {device} does not say {word:?}: {said}");
         }
+    };
+    let doctor = karat(&["doctor".to_string(), "--json".to_string()]);
+    let told: Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let facts = &told["backends"].as_array().unwrap().iter().find(|b| b["name"] == "onnxruntime").unwrap()["facts"];
+    let Some(library) = facts["library"].as_str().map(PathBuf::from) else {
+        println!("skipped: there is no ONNX Runtime library");
+        return;
+    };
+    let remedy = "doctor --fix --device cuda";
+    if !facts["providers"].as_str().unwrap().contains("CUDA") {
+        for (command, device, words) in [
+            ("score", "cuda:0", &["cuda:0 was asked for", "has no CUDA", "CPUExecutionProvider", remedy][..]),
+            ("generate", "cuda:1", &["cuda:1 was asked for", remedy]),
+            ("score", "tpu", &["cpu, cuda:N or auto", "tpu"]),
+        ] {
+            refused(command, device, &library, words);
+        }
     }
+    // The library with CUDA, on a machine that has fetched it and has no GPU.
+    let version = library.file_name().unwrap().to_string_lossy().replace("libonnxruntime.so.", "");
+    let with_cuda =
+        library.ancestors().nth(2).unwrap().join(format!("{version}-cuda")).join(library.file_name().unwrap());
+    let driver = Path::new("/dev/nvidiactl").exists();
+    if !with_cuda.is_file() || driver {
+        println!("skipped: {}", if driver { "there is a GPU" } else { "the library for CUDA was never fetched" });
+        return;
+    }
+    refused(
+        "score",
+        "cuda:0",
+        &with_cuda,
+        &["cuda:0 was asked for", "libcuda.so.1 (the NVIDIA driver", "nvidia-cublas"],
+    );
+    // It serves the CPU.
+    let output = ask("score", "cpu", &with_cuda);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

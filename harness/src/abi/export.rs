@@ -40,8 +40,8 @@ impl<B: Backend + Default> Exported<B> {
 unsafe extern "C" fn provide<B: Backend + Default>(request: Slice, out: *mut Owned) -> i32 {
     let work = || {
         // SAFETY: lent for this call.
-        let Provide { fix } = wire::decode("the request to provide", unsafe { bytes(request) }?)?;
-        wire::encode("the provisions", &B::default().provide(fix)?)
+        let Provide { fix, device } = wire::decode("the request to provide", unsafe { bytes(request) }?)?;
+        wire::encode("the provisions", &B::default().provide(fix, &device)?)
     };
     // SAFETY: `out` is the caller's.
     unsafe { answer(out, work) }

@@ -161,9 +161,9 @@ impl Backend for Foreign {
         Ok(Box::new(ForeignSession { held, info, evaluator, trainer }))
     }
 
-    fn provide(&self, fix: bool) -> Result<Provisions, BackendError> {
+    fn provide(&self, fix: bool, device: &str) -> Result<Provisions, BackendError> {
         let Some(provide) = self.calls.provide else { return Ok(Provisions::default()) };
-        let request = wire::encode("the request to provide", &Provide { fix })?;
+        let request = wire::encode("the request to provide", &Provide { fix, device: device.to_string() })?;
         let answer = call(self.calls.minor, None, |_, out| {
             // SAFETY: the request outlives the call; `out` may be written.
             unsafe { provide(lend(&request), out) }

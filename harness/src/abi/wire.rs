@@ -24,10 +24,16 @@ pub(super) struct Adapter {
     pub(super) adapter: Option<PathBuf>,
 }
 
+fn cpu() -> String {
+    "cpu".into()
+}
+
 /// What `provide` is asked.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Provide {
     pub(super) fix: bool,
+    #[serde(default = "cpu")]
+    pub(super) device: String,
 }
 
 /// An error; its kind is the status.

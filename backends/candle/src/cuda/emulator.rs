@@ -33,6 +33,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("attention_forward.cu", include_str!("../../cuda/attention_forward.cu")),
     ("attention_plain.cu", include_str!("../../cuda/attention_plain.cu")),
     ("cross_entropy.cu", include_str!("../../cuda/cross_entropy.cu")),
+    ("decode.cu", include_str!("../../cuda/decode.cu")),
     ("dropout.cu", include_str!("../../cuda/dropout.cu")),
     ("elementwise.cu", include_str!("../../cuda/elementwise.cu")),
     ("embedding.cu", include_str!("../../cuda/embedding.cu")),
@@ -40,6 +41,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("norm.cu", include_str!("../../cuda/norm.cu")),
     ("optimizer.cu", include_str!("../../cuda/optimizer.cu")),
     ("rope.cu", include_str!("../../cuda/rope.cu")),
+    ("sample.cu", include_str!("../../cuda/sample.cu")),
 ];
 
 const FLAGS: &[&str] =
@@ -47,8 +49,8 @@ const FLAGS: &[&str] =
 
 /// Bytes before and after every buffer that no kernel may write.
 const GUARD: usize = 4096;
-/// NaN as f32 and as bf16.
-const POISON: u8 = 0xff;
+/// A signaling NaN as f32 and as bf16, in the order of bytes: arithmetic never gives it, so what was overwritten shows.
+const POISON: [u8; 2] = [0xa0, 0x7f];
 /// What every device of compute capability 8.0 and later gives a block.
 const SHARED_MEMORY: u32 = 99 << 10;
 
@@ -219,6 +221,11 @@ impl Emulator {
         self.kernels.names()
     }
 
+    /// The types of a kernel's parameters, separated by commas; a pointer is `*`.
+    pub fn signature(&self, kernel: &str) -> Option<&'static str> {
+        self.kernels.signature(&CString::new(kernel).ok()?)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -240,12 +247,10 @@ impl Emulator {
         let start = buffer.address as *const u8;
         // SAFETY: `alloc` made both zones, and the buffer is held by its owner.
         let zones = unsafe {
-            [
-                std::slice::from_raw_parts(start.sub(GUARD), GUARD),
-                std::slice::from_raw_parts(start.add(buffer.bytes), GUARD),
-            ]
+            [(start.sub(GUARD), 0), (start.add(buffer.bytes), buffer.bytes)]
+                .map(|(zone, first)| (std::slice::from_raw_parts(zone, GUARD), first))
         };
-        zones.iter().all(|zone| zone.iter().all(|byte| *byte == POISON))
+        zones.iter().all(|(zone, first)| zone.iter().zip(*first..).all(|(byte, i)| *byte == POISON[i % 2]))
     }
 
     /// A matrix of a product as dense f32, one after another of its batch.
@@ -284,7 +289,11 @@ impl Gpu for Emulator {
             return Err(failed(format!("no room for {bytes} bytes on the emulated device")));
         }
         // SAFETY: just allocated, of that size.
-        unsafe { start.write_bytes(POISON, layout.size()) };
+        unsafe {
+            for i in 0..layout.size() / 2 {
+                start.cast::<[u8; 2]>().add(i).write(POISON);
+            }
+        }
         let address = start as u64 + GUARD as u64;
         let mut state = self.state();
         state.buffers.insert(address, bytes);
@@ -466,7 +475,8 @@ impl Drop for Emulator {
 
 fn layout(bytes: usize) -> Result<Layout> {
     bytes
-        .checked_add(2 * GUARD)
+        .checked_next_multiple_of(2)
+        .and_then(|even| even.checked_add(2 * GUARD))
         .and_then(|size| Layout::from_size_align(size, 4096).ok())
         .ok_or_else(|| failed(format!("no buffer has {bytes} bytes")))
 }

@@ -19,6 +19,7 @@ macro_rules! named {
 }
 
 pub mod attention;
+pub mod decode;
 pub mod optimizer;
 
 /// Most blocks of a kernel whose threads go through what is left in strides: several times what a GPU runs at once.

@@ -8,6 +8,7 @@
 //! is kept in f32 beside a rounded copy that products read; statistics, losses, gradients of weights and moments are
 //! f32, and no sum depends on the order in which blocks happen to run.
 
+pub mod cache;
 pub mod device;
 pub mod driver;
 pub mod emulator;
@@ -15,9 +16,9 @@ pub mod kernels;
 pub mod open;
 pub mod ops;
 pub mod optimizer;
+pub mod ptx;
+pub mod sample;
 mod tensor;
-
-use std::ffi::CStr;
 
 use karat::backend::BackendError;
 
@@ -30,14 +31,6 @@ use crate::nn::{self, Result, Stored};
 /// If it lies on the CPU: a mistake in the layers above.
 pub fn here(t: &nn::Tensor) -> Result<&Tensor> {
     t.cuda().ok_or_else(|| BackendError::failed("a tensor of the CPU reached a kernel of the GPU"))
-}
-
-/// The kernels, compiled: a text that ends with a zero.
-///
-/// # Errors
-/// If this build has none.
-pub fn ptx() -> Result<&'static CStr> {
-    Err(BackendError::unsupported("no CUDA device can be used: this build has no compiled kernels"))
 }
 
 /// As [`here`], for a weight.

@@ -6,13 +6,15 @@ mod sample;
 use karat::backend::{BackendError, Completion, Event, EventSink, Flow, GenerateConfig, StopReason, TokensView};
 use rayon::ThreadPool;
 
-use self::cache::{Cache, bytes_per_position};
-use self::sample::Sampler;
+use self::cache::{Caches, bytes_per_position};
+pub use self::sample::Sampler;
 use crate::model::Decoder;
-use crate::nn::{self, Result};
+use crate::nn::Result;
 
 /// Rows decoded together where the caller leaves the choice.
 const ROWS: usize = 48;
+/// The same on a GPU.
+const DEVICE_ROWS: usize = 128;
 /// The caches of all rows together should not need more.
 const CACHE_BYTES: usize = 4 << 30;
 /// Prompt tokens fed at once.
@@ -30,7 +32,7 @@ struct Decoding<'a> {
     config: &'a GenerateConfig,
     sampler: Sampler,
     slots: Vec<Slot>,
-    caches: Vec<Cache>,
+    caches: Caches,
     completions: Vec<Option<Completion>>,
     tokens: u64,
 }
@@ -53,8 +55,14 @@ pub fn generate(
     }
     let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0);
     let span = (longest + config.max_new_tokens).min(model.config.max_positions);
-    let fits = (CACHE_BYTES / (bytes_per_position(model) * span.max(1))).max(1);
-    let batch = if config.batch_size > 0 { config.batch_size } else { ROWS.min(fits) };
+    // A GPU reads the weights once for all rows, and has memory for it.
+    let (rows, bytes) = match model.device() {
+        None => (ROWS, CACHE_BYTES),
+        Some(device) => (DEVICE_ROWS, CACHE_BYTES.max((device.gpu.facts().memory / 4) as usize)),
+    };
+    let fits = (bytes / (bytes_per_position(model) * span.max(1))).max(1);
+    let batch = if config.batch_size > 0 { config.batch_size } else { rows.min(fits) };
+    let batch = batch.min(prompts.rows().max(1));
     // Long prompts first: the rows that are alone at the end are then the short ones.
     let mut queue: Vec<usize> = (0..prompts.rows()).collect();
     queue.sort_by_key(|&row| prompts.row(row).len());
@@ -63,7 +71,7 @@ pub fn generate(
         config,
         sampler: Sampler::new(config)?,
         slots: Vec::new(),
-        caches: Vec::new(),
+        caches: Caches::new(model, batch, span)?,
         completions: vec![None; prompts.rows()],
         tokens: 0,
     };
@@ -113,11 +121,10 @@ impl Decoding<'_> {
     fn admit(&mut self, rows: &[usize], prompts: TokensView<'_>) -> Result<Finished> {
         let texts: Vec<&[u32]> = rows.iter().map(|&row| prompts.row(row)).collect();
         let room = |prompt: &&[u32]| (prompt.len() + self.config.max_new_tokens).min(self.model.config.max_positions);
-        let mut caches: Vec<Cache> = texts.iter().map(|p| Cache::new(self.model, room(p))).collect();
-        let logits = cache::prefill(self.model, &texts, &mut caches)?;
+        let rooms: Vec<usize> = texts.iter().map(room).collect();
+        let logits = cache::prefill(self.model, &texts, &rooms, &mut self.caches)?;
         let first = self.slots.len();
         self.slots.extend(rows.iter().map(|&row| Slot { row, ids: Vec::new() }));
-        self.caches.extend(caches);
         self.take(first, &logits, prompts)
     }
 
@@ -130,13 +137,10 @@ impl Decoding<'_> {
 
     /// Picks a token for each slot from `first` on and retires those that are done.
     fn take(&mut self, first: usize, logits: &crate::nn::Tensor, prompts: TokensView<'_>) -> Result<Finished> {
-        let logits = nn::view(logits)?;
-        let vocab = self.model.config.vocab_size;
-        for (slot, logits) in self.slots[first..].iter_mut().zip(logits.chunks_exact(vocab)) {
-            let id = self.sampler.pick(logits, slot.row, slot.ids.len())?;
-            slot.ids.push(id);
-            self.tokens += 1;
-        }
+        let places: Vec<(usize, usize)> = self.slots[first..].iter().map(|slot| (slot.row, slot.ids.len())).collect();
+        let picked = self.sampler.pick_all(logits, &places)?;
+        self.tokens += picked.len() as u64;
+        self.slots[first..].iter_mut().zip(picked).for_each(|(slot, id)| slot.ids.push(id));
         let mut finished = Vec::new();
         for i in (first..self.slots.len()).rev() {
             let slot = &self.slots[i];

@@ -2,7 +2,8 @@
 
 use karat::backend::{BackendError, GenerateConfig};
 
-use crate::nn::Result;
+use crate::cuda;
+use crate::nn::{self, Result, Tensor};
 use crate::rng::Philox;
 
 /// Stream of the generator that belongs to sampling.
@@ -14,6 +15,7 @@ pub struct Sampler {
     top_k: usize,
     top_p: f64,
     generator: Philox,
+    config: GenerateConfig,
 }
 
 impl Sampler {
@@ -28,7 +30,24 @@ impl Sampler {
                 "temperature {temperature} must be at least 0 and top_p {top_p} above 0 and at most 1"
             )));
         }
-        Ok(Sampler { temperature, top_k, top_p, generator: Philox::new(seed) })
+        Ok(Sampler { temperature, top_k, top_p, generator: Philox::new(seed), config: config.clone() })
+    }
+
+    /// The next token of each row of `logits` `[rows, vocab]`; `places` are the row's number and how many tokens it has
+    /// generated.
+    ///
+    /// # Errors
+    /// If a logit is not a number.
+    pub fn pick_all(&self, logits: &Tensor, places: &[(usize, usize)]) -> Result<Vec<u32>> {
+        if let Some(logits) = logits.cuda() {
+            let picked = cuda::sample::pick(logits, places, &self.config)?;
+            let checked =
+                picked.into_iter().zip(places).map(|(id, &(row, place))| id.ok_or_else(|| not_a_number(row, place)));
+            return checked.collect();
+        }
+        let (view, vocab) = (nn::view(logits)?, logits.dims()[1]);
+        let rows = view.chunks_exact(vocab).zip(places);
+        rows.map(|(logits, &(row, place))| self.pick(logits, row, place)).collect()
     }
 
     /// The token after `place` generated ones of `row`. Greedy takes the largest logit, the lowest id among equals.
@@ -39,10 +58,7 @@ impl Sampler {
         let mut best = 0;
         for (id, l) in logits.iter().enumerate() {
             if l.is_nan() {
-                return Err(BackendError::failed(format!(
-                    "row {row}: a logit of new token {} is not a number",
-                    place + 1
-                )));
+                return Err(not_a_number(row, place));
             }
             if *l > logits[best] {
                 best = id;
@@ -77,6 +93,10 @@ impl Sampler {
         // Rounding can leave a sliver above the last token; tokens of weight 0 are never picked.
         Ok(kept.iter().rev().find(|k| k.1 > 0.0).map_or(best as u32, |k| k.0))
     }
+}
+
+fn not_a_number(row: usize, place: usize) -> BackendError {
+    BackendError::failed(format!("row {row}: a logit of new token {} is not a number", place + 1))
 }
 
 #[cfg(test)]

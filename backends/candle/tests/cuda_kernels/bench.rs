@@ -2,10 +2,12 @@
 
 #![allow(dead_code, reason = "each file of tests uses its part")]
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use karat_candle::cuda::device::{Arg, Buffer, Element, Gpu};
+use karat_candle::cuda::driver::Driver;
 use karat_candle::cuda::emulator::{Emulator, Order};
+use karat_candle::cuda::ptx;
 
 pub const BOTH: [Element; 2] = [Element::F32, Element::Bf16];
 
@@ -35,6 +37,15 @@ impl Held {
 impl Bench {
     pub fn gpu(&self) -> &dyn Gpu {
         &*self.gpu
+    }
+    pub fn shared_gpu(&self) -> &Arc<dyn Gpu> {
+        &self.gpu
+    }
+    /// The first `n` f32 of a buffer.
+    pub fn floats(&self, buffer: &Buffer, n: usize) -> Vec<f32> {
+        let mut floats = vec![0f32; n];
+        self.gpu.download(buffer.raw(), 0, bytemuck::cast_slice_mut(&mut floats)).unwrap();
+        floats
     }
     pub fn emulated(&self) -> bool {
         self.emulator.is_some()
@@ -108,9 +119,15 @@ pub fn prove(compute: impl Fn(&Bench) -> Vec<Vec<f32>>, check: impl Fn(&str, &[V
     }
 }
 
-/// The GPU of this machine, if there is one.
+/// The GPU of this machine, if there is one; with `KARAT_CUDA_TESTS` set there must be.
 fn driver() -> Option<Arc<dyn Gpu>> {
-    None
+    static GPU: OnceLock<Option<Arc<Driver>>> = OnceLock::new();
+    let gpu = GPU.get_or_init(|| match Driver::open(0, ptx::kernels()) {
+        Ok(driver) => Some(Arc::new(driver)),
+        Err(e) if std::env::var_os("KARAT_CUDA_TESTS").is_some() => panic!("{}", e.message),
+        Err(_) => None,
+    });
+    gpu.clone().map(|gpu| gpu as Arc<dyn Gpu>)
 }
 
 /// Reproducible values in `(-1, 1)`.

@@ -4,6 +4,11 @@
 //! the bits must not show it.
 #![allow(clippy::unwrap_used)]
 
+mod attention;
 mod bench;
 mod elementwise;
+mod generation;
 mod norm;
+mod ptx;
+mod tokens;
+mod training;

@@ -10,16 +10,48 @@ use std::sync::Mutex;
 use karat::backend::BackendError;
 use karat::fsio;
 
-use super::{REMEDY, cache_root};
+use super::{REMEDY, cache_root, cuda};
 
 /// The version that is fetched and tested with.
 pub const PINNED_VERSION: &str = "1.31.1";
 
-/// Wheel platform and SHA-256 of `libonnxruntime.so.1.31.1`, by Rust's name of the architecture (Linux with glibc).
-const PINNED: [(&str, &str, &str); 2] = [
-    ("x86_64", "manylinux_2_28_x86_64", "fc44112fbe06d7d689c57e11d3862031f64711007e4ee020f8eed5185fd2c1d3"),
-    ("aarch64", "manylinux_2_28_aarch64", "8aa3b76b28c778a2b1dd660d34161adb1d508c9ccd04ff9dc80e26eca5df8467"),
+/// A package on PyPI and what is taken from its wheel for one architecture (Rust's name of it; Linux with glibc).
+struct Pinned {
+    package: &'static str,
+    arch: &'static str,
+    platform: &'static str,
+    /// Files of `onnxruntime/capi` and their SHA-256; the first is the library itself.
+    files: &'static [(&'static str, &'static str)],
+}
+
+const LIBRARY: &str = "libonnxruntime.so.1.31.1";
+
+const FOR_CPU: [Pinned; 2] = [
+    Pinned {
+        package: "onnxruntime",
+        arch: "x86_64",
+        platform: "manylinux_2_28_x86_64",
+        files: &[(LIBRARY, "fc44112fbe06d7d689c57e11d3862031f64711007e4ee020f8eed5185fd2c1d3")],
+    },
+    Pinned {
+        package: "onnxruntime",
+        arch: "aarch64",
+        platform: "manylinux_2_28_aarch64",
+        files: &[(LIBRARY, "8aa3b76b28c778a2b1dd660d34161adb1d508c9ccd04ff9dc80e26eca5df8467")],
+    },
 ];
+
+/// For CUDA 13. The wheel has 256 MB, the files 313 MB.
+const FOR_CUDA: [Pinned; 1] = [Pinned {
+    package: "onnxruntime-gpu",
+    arch: "x86_64",
+    platform: "manylinux_2_28_x86_64",
+    files: &[
+        (LIBRARY, "5104254339ecadae808da771bd0b63b240f0dbd466514234905e54372435c303"),
+        (cuda::PROVIDER, "8387867e857499e045caff5d13ac6a5de29571c801562fa2dde0e45f1f31de52"),
+        ("libonnxruntime_providers_shared.so", "086ec1d5388f64153d9c63470d126693db9a182c8ce236d3a1119068471b8a0d"),
+    ],
+}];
 
 /// One fetch at a time in a process; between processes the rename decides.
 static FETCHING: Mutex<()> = Mutex::new(());
@@ -30,7 +62,15 @@ static FETCHING: Mutex<()> = Mutex::new(());
 /// If there is no folder to cache in.
 pub fn fetched_path() -> Result<PathBuf, BackendError> {
     let folder = cache_root()?.join("onnxruntime").join(PINNED_VERSION);
-    Ok(folder.join(format!("libonnxruntime.so.{PINNED_VERSION}")))
+    Ok(folder.join(LIBRARY))
+}
+
+/// The same for the library with CUDA: `{cache}/onnxruntime/{version}-cuda/libonnxruntime.so.{version}`.
+///
+/// # Errors
+/// As [`fetched_path`].
+pub fn fetched_cuda_path() -> Result<PathBuf, BackendError> {
+    Ok(cache_root()?.join("onnxruntime").join(format!("{PINNED_VERSION}-cuda")).join(LIBRARY))
 }
 
 /// Fetches the pinned library unless it is there; returns its path.
@@ -39,14 +79,25 @@ pub fn fetched_path() -> Result<PathBuf, BackendError> {
 /// No wheel is known for this platform, pip is missing or fails (its last words are in the message), or what it brought
 /// has another digest.
 pub fn fetch_runtime() -> Result<PathBuf, BackendError> {
+    fetch(&FOR_CPU, fetched_path()?)
+}
+
+/// Fetches the pinned library with CUDA and its provider unless it is there; returns the library's path.
+///
+/// # Errors
+/// As [`fetch_runtime`].
+pub fn fetch_cuda_runtime() -> Result<PathBuf, BackendError> {
+    fetch(&FOR_CUDA, fetched_cuda_path()?)
+}
+
+fn fetch(pinned: &[Pinned], target: PathBuf) -> Result<PathBuf, BackendError> {
     let _alone = FETCHING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let target = fetched_path()?;
     if target.is_file() {
         return Ok(target);
     }
     let arch = std::env::consts::ARCH;
-    let known = PINNED.iter().find(|(name, ..)| *name == arch && cfg!(all(target_os = "linux", target_env = "gnu")));
-    let Some((_, platform, digest)) = known else {
+    let known = pinned.iter().find(|p| p.arch == arch && cfg!(all(target_os = "linux", target_env = "gnu")));
+    let Some(Pinned { package, platform, files, .. }) = known else {
         let os = std::env::consts::OS;
         return Err(BackendError::unsupported(format!("no pinned ONNX Runtime for {os} on {arch}; {REMEDY}")));
     };
@@ -57,7 +108,7 @@ pub fn fetch_runtime() -> Result<PathBuf, BackendError> {
     std::fs::create_dir_all(folder).map_err(disk)?;
     let temporary = tempfile::Builder::new().prefix(".fetch-").tempdir_in(folder).map_err(disk)?;
     let wheels = temporary.path().join("wheel");
-    let package = format!("onnxruntime=={PINNED_VERSION}");
+    let package = format!("{package}=={PINNED_VERSION}");
     #[rustfmt::skip]
     python(Command::new("python3")
         .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"])
@@ -68,17 +119,23 @@ pub fn fetch_runtime() -> Result<PathBuf, BackendError> {
     let unpacked = temporary.path().join("unpacked");
     python(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked))?;
 
-    let library = unpacked.join("onnxruntime/capi").join(format!("libonnxruntime.so.{PINNED_VERSION}"));
-    let found = fsio::sha256_file(&library)
-        .map_err(|e| BackendError::failed(format!("the wheel {} holds no library", wheel.display())).because(&e))?;
-    if found != *digest {
-        return Err(BackendError::failed(format!(
-            "the library in {package} has SHA-256 {found}, {digest} is pinned; it was not installed. If you trust it, \
-             set KARAT_ONNXRUNTIME to a copy"
-        )));
+    let unpacked = unpacked.join("onnxruntime/capi");
+    for (name, digest) in *files {
+        let found = fsio::sha256_file(&unpacked.join(name))
+            .map_err(|e| BackendError::failed(format!("the wheel {} holds no {name}", wheel.display())).because(&e))?;
+        if found != *digest {
+            return Err(BackendError::failed(format!(
+                "{name} in {package} has SHA-256 {found}, {digest} is pinned; nothing was installed. If you trust it, set \
+                 KARAT_ONNXRUNTIME to a copy"
+            )));
+        }
     }
-    std::fs::File::open(&library).and_then(|file| file.sync_all()).map_err(disk)?;
-    std::fs::rename(&library, &target).map_err(disk)?;
+    // The library comes last: where it is, what it needs is.
+    for (name, _) in files.iter().rev() {
+        let from = unpacked.join(name);
+        std::fs::File::open(&from).and_then(|file| file.sync_all()).map_err(disk)?;
+        std::fs::rename(&from, folder.join(name)).map_err(disk)?;
+    }
     Ok(target)
 }
 

@@ -6,6 +6,7 @@
 //! reason. One that hangs or crashes while it is loaded is found out before it can take this process with it ([`LOAD_LIMIT`]).
 //! If nothing serves, the pinned version is fetched from its Python wheel ([`fetch_runtime`]).
 
+pub mod cuda;
 mod fetch;
 mod probe;
 
@@ -19,12 +20,15 @@ use karat::backend::BackendError;
 use ort::LoadDynamicError;
 use ort::environment::Environment;
 
-pub use fetch::{PINNED_VERSION, fetch_runtime, fetched_path};
+pub use fetch::{PINNED_VERSION, fetch_cuda_runtime, fetch_runtime, fetched_cuda_path, fetched_path};
 pub use probe::LIMIT as LOAD_LIMIT;
 
 /// What a user without a library should run.
 pub const REMEDY: &str =
     "run `python3 -m pip install onnxruntime==1.31.1` (or set KARAT_ONNXRUNTIME to the library's path)";
+
+/// What a user who asked for CUDA should run.
+pub const CUDA_REMEDY: &str = "run `cargo karat doctor --fix --device cuda` (fetches the library for CUDA 13: 256 MB)";
 
 /// The library in use: it cannot be unloaded or exchanged within a process.
 #[derive(Clone)]
@@ -60,12 +64,12 @@ pub fn cache_root() -> Result<PathBuf, BackendError> {
         .ok_or_else(|| BackendError::failed("no folder to cache in: set KARAT_CACHE, XDG_CACHE_HOME or HOME"))
 }
 
-/// Loads the library, or returns the one already loaded.
+/// Loads the library, or returns the one already loaded; `on_cuda` looks for one with CUDA first.
 ///
 /// # Errors
 /// No library found (and none fetched, or fetching not allowed); one that was named is broken, too old or not the one
 /// already loaded.
-pub fn load(library: Option<&Path>, may_fetch: bool) -> Result<Loaded, BackendError> {
+pub fn load(library: Option<&Path>, may_fetch: bool, on_cuda: bool) -> Result<Loaded, BackendError> {
     let mut loaded = LOADED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some(loaded) = loaded.as_ref() {
         return match library {
@@ -77,7 +81,7 @@ pub fn load(library: Option<&Path>, may_fetch: bool) -> Result<Loaded, BackendEr
             _ => Ok(loaded.clone()),
         };
     }
-    let found = find_and_load(library, may_fetch)?;
+    let found = find_and_load(library, may_fetch, on_cuda)?;
     *loaded = Some(found.clone());
     Ok(found)
 }
@@ -89,7 +93,7 @@ fn same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-fn find_and_load(library: Option<&Path>, may_fetch: bool) -> Result<Loaded, BackendError> {
+fn find_and_load(library: Option<&Path>, may_fetch: bool, on_cuda: bool) -> Result<Loaded, BackendError> {
     let variable = |name: &'static str| {
         std::env::var_os(name)
             .filter(|v| !v.is_empty())
@@ -105,12 +109,21 @@ fn find_and_load(library: Option<&Path>, may_fetch: bool) -> Result<Loaded, Back
         });
     }
     let mut trace = Vec::new();
-    let cached = fetched_path()?;
-    for candidate in [Some(cached.clone()), in_python()].into_iter().flatten() {
+    let candidates = match on_cuda {
+        // Without CUDA it may serve for nothing but to say what is missing.
+        true => [Some(fetched_cuda_path()?), in_python(), Some(fetched_path()?)],
+        false => [Some(fetched_path()?), in_python(), None],
+    };
+    for candidate in candidates.into_iter().flatten() {
         match try_load(&candidate) {
             Ok(loaded) => return Ok(loaded),
             Err(reason) => trace.push(reason),
         }
+    }
+    if on_cuda {
+        let mut error = BackendError::failed(format!("no usable ONNX Runtime library with CUDA; {CUDA_REMEDY}"));
+        error.causes = trace;
+        return Err(error);
     }
     if may_fetch {
         match fetch_runtime() {

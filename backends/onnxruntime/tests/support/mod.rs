@@ -26,7 +26,7 @@ pub fn reference() -> Option<PathBuf> {
 
 /// Whether there is a runtime library (it is fetched if need be), or a printed reason why the test is skipped.
 pub fn runtime_is_there() -> bool {
-    match runtime::load(None, true) {
+    match runtime::load(None, true, false) {
         Ok(_) => true,
         Err(error) => {
             println!("skipped: {error}");

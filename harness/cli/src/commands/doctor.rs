@@ -26,7 +26,7 @@ pub fn run(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8> {
     for name in ["candle", "onnxruntime", "replay"] {
         let loaded = found.iter().find(|f| f.name == name).map(|f| &f.plugin);
         let (state, facts, usable) = match loaded {
-            Some(Ok(plugin)) => match plugin.provide(args.fix) {
+            Some(Ok(plugin)) => match plugin.provide(args.fix, &args.device) {
                 Ok(provided) => (format!("ok, version {}", plugin.descriptor().version), provided.facts, true),
                 Err(error) => (format!("not usable yet: {error}"), Default::default(), false),
             },
