@@ -94,7 +94,7 @@ fn what_this_build_cannot_do_is_unsupported_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let base = small_model(dir.path(), "qwen3");
     for (config, name) in [
-        (OpenConfig { device: "cuda:0".into(), ..base.clone() }, "cuda:0"),
+        (OpenConfig { device: "metal".into(), ..base.clone() }, "metal"),
         (OpenConfig { dtype: Dtype::F16, ..base.clone() }, "f16"),
         (OpenConfig { options: [("turbo".to_owned(), json!(1))].into(), ..base.clone() }, "turbo"),
     ] {

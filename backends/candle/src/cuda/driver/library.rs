@@ -72,7 +72,9 @@ impl Wanted {
                     Err(_) => {}
                 }
             }
-            tried.push(from);
+            if !tried.contains(&from) {
+                tried.push(from);
+            }
         }
         let names = self.names.join(" or ");
         let broken = broken.map_or(String::new(), |e| format!("; a file of that name cannot be loaded: {e}"));
@@ -88,8 +90,8 @@ fn folders() -> Vec<(Option<PathBuf>, String)> {
             for below in below {
                 let folder = if below.is_empty() { folder.clone() } else { folder.join(below) };
                 if folder.is_dir() {
-                    let words = format!("{} ({variable})", folder.display());
-                    all.push((Some(folder), words));
+                    // The loader's path can be long and is known to whoever set it.
+                    all.push((Some(folder), variable.to_owned()));
                 }
             }
         }
