@@ -4,7 +4,7 @@
 //! which is the form that `tdpbf16ps` wants. Rustc 1.95 knows its mnemonics but not yet its intrinsics or its features,
 //! hence assembly and CPUID by hand.
 //!
-//! [`tdpbf16ps`] says in Rust what the instruction does (Intel SDM, "TDPBF16PS"): the even and the odd halves of the
+//! `tdpbf16ps` says in Rust what the instruction does (Intel SDM, "TDPBF16PS"): the even and the odd halves of the
 //! units of a tile make two chains of fused sums from zero, which are added to each other and then to the output;
 //! subnormal numbers count as zero, before and after. The sums are therefore not those of `vdpbf16ps` to the last bit.
 //! Tests run the blocking below with it on any CPU, and a CPU that has the tiles is compared with it before they are
@@ -42,7 +42,7 @@ struct Columns {
 
 /// Where tiles are multiplied.
 pub trait Tiles {
-    /// Prepares for blocks of `rows` rows, 1 to [`BLOCK`].
+    /// Prepares for blocks of `rows` rows, 1 to `BLOCK`.
     ///
     /// # Safety
     /// The CPU must have what this type uses.
@@ -144,7 +144,7 @@ fn tdpbf16ps(c: &mut [f32], a: &[u32; SIDE], b: &[[u32; SIDE]; SIDE]) {
     }
 }
 
-/// The tiles as [`tdpbf16ps`] has them.
+/// The tiles as `tdpbf16ps` has them.
 pub struct Emulated;
 
 impl Tiles for Emulated {
