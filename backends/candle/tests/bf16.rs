@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-mod common;
+mod small_runs;
 
-use common::*;
 use karat::backend::*;
+use small_runs::*;
 
 fn rows() -> Rows {
     small_rows(&[12, 7, 20, 9, 15, 5])

@@ -3,16 +3,16 @@
 //! Only the driver, cuBLAS and the hardware are left out; `scripts/gpu-checks` compares the same things on a GPU.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-mod common;
+mod small_runs;
 
 use std::path::Path;
 
-use common::*;
 use karat::backend::*;
 use karat::plugin::{Search, find};
 use karat::train::LoraConfig;
 use karat_candle::CandleBackend;
 use serde_json::json;
+use small_runs::*;
 
 /// The emulated device, or a printed reason and a return.
 macro_rules! emulator_or_skip {

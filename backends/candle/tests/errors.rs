@@ -2,15 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-mod common;
+mod small_runs;
 
 use std::path::Path;
 
-use common::*;
 use karat::backend::*;
 use karat::train::LoraConfig;
 use karat_candle::CandleBackend;
 use serde_json::json;
+use small_runs::*;
 
 fn open_error(config: &OpenConfig) -> BackendError {
     CandleBackend.open(config).err().expect("it should not open")

@@ -1,16 +1,16 @@
 //! The gradient of every trained tensor of whole models against central differences of the loss.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-mod common;
+mod small_runs;
 
 use std::collections::BTreeMap;
 
-use common::*;
 use karat::train::LoraConfig;
 use karat_candle::config::ModelConfig;
 use karat_candle::linear::{Dropout, Gradients};
 use karat_candle::model::{Batch, Decoder};
 use karat_candle::{adapter, nn};
+use small_runs::*;
 
 fn check(what: &str, model: &Decoder, trained: &BTreeMap<String, nn::Tensor>) {
     let data = small_rows(&[12, 7, 20]).tokens;

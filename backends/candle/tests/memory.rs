@@ -2,17 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-mod common;
+mod small_runs;
 
 use std::path::Path;
 use std::process::Command;
 
-use common::*;
 use karat::backend::*;
 use karat_candle::config::ModelConfig;
 use karat_candle::memory::{Training, peak};
 use karat_candle::nn::Precision;
 use serde_json::json;
+use small_runs::*;
 
 const TOKENS: usize = 512;
 

@@ -2,12 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-mod common;
+mod small_runs;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::*;
 use karat::backend::*;
 use karat::train::LoraConfig;
 use karat::train::state::{RunState, TrainerState};
@@ -15,6 +14,7 @@ use karat_candle::config::ModelConfig;
 use karat_candle::model::{Batch, Decoder};
 use karat_candle::session::CandleSession;
 use karat_candle::{adapter, nn};
+use small_runs::*;
 
 /// Six steps of two micro-batches of two rows.
 fn six_steps(method: Method, out: &Path) -> TrainPlan {

@@ -2,16 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-mod common;
+mod small_runs;
 
 use std::path::Path;
 
-use common::*;
 use karat::backend::*;
 use karat::train::LoraConfig;
 use karat_candle::config::ModelConfig;
 use karat_candle::model::{Batch, Decoder};
 use karat_candle::{adapter, nn};
+use small_runs::*;
 
 fn scores_match(folder: &Path, model: &str, file: &str) {
     let mut session = open(&OpenConfig::new(folder.join(model)));

@@ -4,12 +4,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-mod common;
+mod small_runs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use common::*;
 use karat::backend::*;
 use karat::suite::Hyperparameters;
 use karat::train::LoraConfig;
@@ -18,6 +17,7 @@ use karat_candle::config::ModelConfig;
 use karat_candle::model::Decoder;
 use karat_candle::rng::{Philox, name_key};
 use serde_json::{Value, json};
+use small_runs::*;
 
 fn references() -> Value {
     read_json(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/references.json"))

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-mod common;
+mod small_runs;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -11,11 +11,11 @@ use std::path::Path;
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::qwen3::{Config, ModelForCausalLM};
-use common::*;
 use karat::backend::*;
 use karat_candle::config::ModelConfig;
 use karat_candle::model::Decoder;
 use serde_json::json;
+use small_runs::*;
 
 /// A Qwen3 in which nothing cancels: heads that are not `hidden / heads` wide, grouped queries, norms that are not ones.
 fn write_model(folder: &Path, tied: bool) {

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-mod common;
+mod small_runs;
 #[path = "../../../harness/tests/import/writer.rs"]
 mod writer;
 
@@ -10,13 +10,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file::Content;
-use common::*;
 use karat::backend::*;
 use karat::import::Gguf;
 use karat_candle::CandleBackend;
 use safetensors::Dtype as Stored;
 use safetensors::tensor::TensorView;
 use serde_json::json;
+use small_runs::*;
 
 type Weights = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 

@@ -1,4 +1,4 @@
-//! What the tests share: the reference folder, plans, recorded events, a small random model.
+//! Small models and what is done with them: random ones and those of the reference folder, rows, plans, recorded events.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its part; a test that cannot go on should stop")]
 
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub fn reference() -> Option<PathBuf> {
 #[macro_export]
 macro_rules! reference_or_skip {
     () => {
-        match common::reference() {
+        match small_runs::reference() {
             Some(folder) => folder,
             None => {
                 eprintln!("skipped: no shared/reference folder (set KARAT_SHARED)");
