@@ -251,7 +251,7 @@ pub(super) fn values(metric: &str, run: &Run<'_>, items: &[Item]) -> Vec<Option<
 }
 
 /// The same with what each item weighs, if the metric is pooled.
-fn weighted(name: &str, run: &Run<'_>, items: &[Item]) -> Vec<Option<(f64, Option<f64>)>> {
+fn weighted(name: &str, run: &Run<'_>, items: &[Item]) -> Vec<Option<significance::Weighted>> {
     let weight = |item: &Item| metric::weight(name, run.1.get(item.id.as_str())?);
     values(name, run, items).into_iter().zip(items).map(|(v, item)| Some((v?, weight(item)))).collect()
 }
@@ -318,10 +318,9 @@ fn metric(info: &MetricInfo, runs: &[Run<'_>], inputs: &Inputs<'_>) -> Metric {
         .iter()
         .map(|run| {
             let values = values(&info.name, run, inputs.items);
-            let of_value = |(value, item): (&Option<f64>, &'_ Item)| Some(((*value)?, item.cluster.clone()));
-            let (present, clusters): (Vec<f64>, Vec<String>) =
-                values.iter().zip(inputs.items).filter_map(of_value).unzip();
-            let clusters: Vec<&str> = clusters.iter().map(String::as_str).collect();
+            let with_value =
+                values.iter().zip(inputs.items).filter_map(|(v, item)| Some(((*v)?, item.cluster.as_str())));
+            let (present, clusters): (Vec<f64>, Vec<&str>) = with_value.unzip();
             let pooled = run.0.pooled.get(&info.name);
             let (value, interval) = match pooled {
                 Some(p) => (p.value.and_then(finite), p.interval),

@@ -5,8 +5,8 @@
 //! cannot tell. What they could have told stands beside it (the minimum detectable difference). A model, metric or item that
 //! the baseline has and the report has not is a regression; reports of other data, prompts, template or decoding are refused.
 //!
-//! The difference is the mean over the items, every item counting alike, also where the table's value is pooled over tokens. Where
-//! items share a source, whole sources are drawn, as they are for the report's own comparisons: ten wordings of one question are
+//! The difference is that of the table's values: of means over the items, or of pooled values where the metric is pooled over
+//! tokens or bytes (of means against a baseline of before items carried their weights). Where items share a source, whole sources are drawn, as they are for the report's own comparisons: ten wordings of one question are
 //! no ten questions.
 //!
 //! [`check`] decides; [`text`] writes for people, [`annotations`] for GitHub, [`junit`] for a CI server; [`baseline`] keeps what is
@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use super::compare::mismatches;
 use super::model::{Direction, Metric, Report};
-use super::significance::compare_pooled_metric;
+use super::significance;
 use crate::error::{Error, Result};
 use crate::eval::stats::{Gate, Verdict, cluster_count, clustered_non_inferiority, mean, pooled_non_inferiority};
 
@@ -253,12 +253,12 @@ fn one(
     }
     let options = &baseline.statistics;
     let higher = metric.direction == Direction::Higher;
-    let (from, to, gate) = match compare_pooled_metric(&metric.name, [&before, &after], &sources, options) {
+    let (from, to, gate) = match significance::compare_pooled_metric(&metric.name, [&before, &after], &sources, options)
+    {
         Some(p) => (p.baseline, p.candidate, pooled_non_inferiority(&p, before.len(), higher, margin, options)),
         // Means of items, or a baseline of before weights were reported.
         None => {
-            let values = |side: &[(f64, Option<f64>)]| side.iter().map(|s| s.0).collect::<Vec<f64>>();
-            let (before, after) = (values(&before), values(&after));
+            let (before, after) = (significance::values(&before), significance::values(&after));
             let gate = clustered_non_inferiority(&before, &after, &sources, higher, margin, options);
             (mean(&before), mean(&after), gate)
         }

@@ -16,13 +16,21 @@ const ALPHA: f64 = 0.05;
 /// A true difference of the reported size is found four times out of five.
 const POWER: f64 = 0.8;
 
+/// An item's value of a metric and, if the metric is pooled, its weight.
+pub(super) type Weighted = (f64, Option<f64>);
+
+/// The values without their weights.
+pub(super) fn values(items: &[Weighted]) -> Vec<f64> {
+    items.iter().map(|item| item.0).collect()
+}
+
 /// One metric of two models, item by item.
 pub(super) struct Paired<'a> {
     pub metric: &'a str,
     pub direction: Direction,
-    /// Value and, if the metric is pooled, weight of each item.
-    pub baseline: Vec<Option<(f64, Option<f64>)>>,
-    pub candidate: Vec<Option<(f64, Option<f64>)>>,
+    /// None for an item without a value.
+    pub baseline: Vec<Option<Weighted>>,
+    pub candidate: Vec<Option<Weighted>>,
     /// The source of each item.
     pub clusters: Vec<&'a str>,
 }
@@ -30,13 +38,13 @@ pub(super) struct Paired<'a> {
 /// Two sides' pooled values compared, if every item has a weight on both: else there is but the mean of items.
 pub(super) fn compare_pooled_metric<C: Ord + Hash>(
     metric: &str,
-    [baseline, candidate]: [&[(f64, Option<f64>)]; 2],
+    [baseline, candidate]: [&[Weighted]; 2],
     clusters: &[C],
     options: &StatsOptions,
 ) -> Option<PooledComparison> {
     let exp = metric::info(metric).is_some_and(|m| m.corpus == Corpus::ExpOfPooled);
     let scale = if exp { Scale::Exp } else { Scale::Linear };
-    let terms = |side: &[(f64, Option<f64>)]| {
+    let terms = |side: &[Weighted]| {
         side.iter().map(|(v, w)| Some((if exp { v.ln() } else { *v }, (*w)?))).collect::<Option<Vec<_>>>()
     };
     Some(compare_pooled(&terms(baseline)?, &terms(candidate)?, clusters, scale, options))
@@ -61,7 +69,6 @@ fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
     let both = metric.baseline.iter().zip(&metric.candidate).zip(&metric.clusters);
     let (sides, clusters): ((Vec<_>, Vec<_>), Vec<&str>) =
         both.filter_map(|((a, b), cluster)| Some((((*a)?, (*b)?), *cluster))).unzip();
-    let values = |side: &[(f64, Option<f64>)]| side.iter().map(|s| s.0).collect::<Vec<f64>>();
     let (a, b) = (values(&sides.0), values(&sides.1));
     let sign = if metric.direction == Direction::Lower { -1.0 } else { 1.0 };
     let mut comparison = MetricComparison {

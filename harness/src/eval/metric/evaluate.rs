@@ -151,7 +151,7 @@ impl<'a> Context<'a> {
             "distinct1" => distinct(&self.words().candidate, 1),
             "distinct2" => distinct(&self.words().candidate, 2),
             "length_ratio" => {
-                let visible = |text: &str| text.chars().filter(|c| !python::is_space(*c)).count() as f64;
+                let visible = |text| python::visible(text).count() as f64;
                 answered(&|| visible(self.parts.answer) / visible(self.reference_answer()))
             }
             "generated_tokens" => Some(self.prediction.ids.len() as f64),
