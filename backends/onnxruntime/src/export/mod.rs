@@ -35,7 +35,14 @@
 //! from the mask inside the attention operator, which takes several new tokens after a past for one row at a time only.
 //!
 //! # Element types
-//! See [`Precision`]. On the CPU f32, f16, int8 and int4 run; bf16 is for other providers.
+//! See [`Precision`]. In standard operators f32, f16, int8 and int4 run on the CPU; bf16 is for other providers.
+//!
+//! # Whose operators
+//! `karat export` writes the operators of ONNX and of the runtime, so that others can run the model. What a session on the CPU
+//! exports for itself in f32 or bf16 is in Karat's own ([`crate::operators`]): weights packed for its kernels, in bf16 where
+//! that loses nothing, so f32 reads half the bytes a token and computes what it did. Such a model has one input more,
+//! `targets` i64 (none by default), and gives their `logprobs` and `greedy` without logits; activations, the key-value cache
+//! and adapters are f32 in bf16 too.
 
 mod build;
 mod calibrate;
