@@ -18,6 +18,7 @@ pub mod low_rank;
 pub mod mapped;
 pub mod matmul;
 pub mod norm;
+mod places;
 pub mod rope;
 pub mod simd;
 pub mod swiglu;
