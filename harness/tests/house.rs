@@ -44,6 +44,7 @@ fn unsafe_stands_only_in_the_named_files() {
             || path.starts_with("harness/src/plugin")
             || path == "harness/tests/hostile/src/table.rs"
             || path.starts_with("backends/candle/src/ops/")
+            || path.starts_with("backends/kernels/src/")
             || path.starts_with("backends/candle/src/cuda/")
             || path == "backends/candle/benches/kernels.rs"
             // One product of dense matrices by the gemm library.

@@ -5,22 +5,21 @@
 //! fixed chunk, over chunks in order. A row of a batch also gets the same bits whatever other rows surround it, so a
 //! text does not depend on how texts were batched.
 //!
+//! Matrix products, and the memory that all work in, are those of [`karat_kernels`].
+//!
 //! [`crate::nn`] wraps these for tensors and is the only caller; a device with kernels of its own joins there.
+
+pub use karat_kernels::{buffers, mapped, matmul, simd};
 
 pub mod adamw;
 pub mod attention;
-pub mod buffers;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
 pub mod low_rank;
-pub mod mapped;
-pub mod matmul;
 pub mod norm;
-mod places;
 pub mod rope;
-pub mod simd;
 pub mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;

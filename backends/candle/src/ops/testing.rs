@@ -1,20 +1,6 @@
-//! What the kernel tests share: noise, pools of a given size and gradients by finite differences.
+//! What the kernel tests share: gradients by finite differences, comparisons with f64.
 
-/// Reproducible values in `(-1, 1)`.
-pub fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 40) as f32 / (1u64 << 24) as f32) * 2.0 - 1.0
-        })
-        .collect()
-}
-
-/// Runs `f` in a pool of `threads`.
-pub fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(f)
-}
+pub use karat_kernels::testing::{noise, with_threads};
 
 /// Checks `gradient` against central differences of `loss`, a scalar in f64, at every element of `x`.
 pub fn check_gradient(what: &str, x: &[f32], gradient: &[f32], loss: impl Fn(&[f64]) -> f64) {

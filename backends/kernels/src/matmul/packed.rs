@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::kernel::{self, LANES, PANEL, Precision, Set, Tile};
 use super::pack::{self, Part};
 use super::{DEPTH, Left, Mat, MatMut, Threads, left};
-use crate::ops::buffers::{self, Buffer};
+use crate::buffers::{self, Buffer};
 
 /// A right operand `[rows, cols]`, packed whole, in a lent buffer.
 pub struct Right {
@@ -116,7 +116,7 @@ pub fn multiply_rows(c: MatMut<'_>, alpha: f32, Rows(a): &Rows<'_>, b: &Right, a
 mod tests {
     use super::super::product;
     use super::*;
-    use crate::ops::testing::noise;
+    use crate::testing::noise;
 
     #[test]
     fn a_packed_operand_gives_the_bits_of_a_plain_product_and_so_do_its_first_rows_and_columns() {

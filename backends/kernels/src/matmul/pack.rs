@@ -8,7 +8,7 @@ use half::{bf16, f16};
 
 use super::Mat;
 use super::kernel::{LANES, Precision, Set};
-use crate::ops::mapped::Elements;
+use crate::mapped::Elements;
 
 /// A part of an operand: `along` elements of the inner dimension from `start`, `across` rows or columns of the output
 /// from `first`.

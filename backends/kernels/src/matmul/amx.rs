@@ -353,7 +353,7 @@ mod tests {
     use super::super::kernel::{Precision, Set};
     use super::super::{Mat, MatMut, Product, Term, Threads, products_by};
     use super::*;
-    use crate::ops::testing::noise;
+    use crate::testing::noise;
 
     fn emulated(m: usize, n: usize, k: usize, a: Mat<'_>, b: Mat<'_>) -> Vec<f32> {
         let mut c = vec![0.5f32; m * n];

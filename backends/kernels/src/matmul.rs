@@ -23,8 +23,8 @@ pub use self::kernel::Precision;
 use self::kernel::{LANES, PANEL, Set, Tile};
 use self::pack::Part;
 use self::packed::Right;
-use super::buffers::{self, Buffer};
-use super::mapped::Elements;
+use crate::buffers::{self, Buffer};
+use crate::mapped::Elements;
 
 /// Units of the inner dimension that are summed before they are added to the output.
 pub const DEPTH: usize = 512;
@@ -405,7 +405,7 @@ mod tests {
     use half::{bf16, f16};
 
     use super::*;
-    use crate::ops::testing::{noise, with_threads};
+    use crate::testing::{noise, with_threads};
 
     fn sets() -> Vec<Set> {
         // What this CPU has, and everything below it.

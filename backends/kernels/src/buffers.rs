@@ -13,7 +13,7 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::places::Places;
+use crate::places::Places;
 
 /// Elements of a unit that [`Places`] counts in: a page of the system.
 const UNIT: usize = 1 << 10;

@@ -1,4 +1,4 @@
-//! Which part of a stretch of memory is taken: the bookkeeping of [`super::buffers`], in units, without the memory.
+//! Which part of a stretch of memory is taken: the bookkeeping of [`crate::buffers`], in units, without the memory.
 //!
 //! What soon goes away is put as low as it fits, what stays for a whole step as high as it fits, so that the two meet in
 //! the middle: as activations die from the top down in a backward pass, gradients grow down into the room that they

@@ -186,7 +186,7 @@ pub unsafe fn run(set: Set, precision: Precision, rows: usize, tile: Tile) {
 unsafe fn portable(precision: Precision, rows: usize, t: Tile) {
     let high = |u: u32| f32::from_bits(u & 0xffff_0000);
     let low = |u: u32| f32::from_bits(u << 16);
-    crate::ops::simd::simd(
+    crate::simd::simd(
         #[inline(always)]
         || {
             for first in (0..rows).step_by(4) {

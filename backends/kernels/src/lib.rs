@@ -1,0 +1,13 @@
+//! Matrix products on the CPU, in f32 and bf16, and the memory they work in; nothing of a model is in here.
+//!
+//! Every function gives the same bits on any number of threads and any instruction set (AMX sums bf16 in an order of its
+//! own: see [`matmul::amx`]). Work is split by the shape of the data alone, never by the size of the pool, and a row's
+//! result does not depend on the other rows.
+
+pub mod buffers;
+pub mod mapped;
+pub mod matmul;
+mod places;
+pub mod simd;
+#[doc(hidden)]
+pub mod testing;
