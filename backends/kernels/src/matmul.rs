@@ -28,7 +28,7 @@ pub use self::kernel::Precision;
 use self::kernel::{LANES, PANEL, Set, Tile};
 use self::pack::Part;
 use self::packed::Right;
-use crate::buffers;
+use crate::buffers::{self, Buffer};
 use crate::mapped::Elements;
 
 /// Units of the inner dimension that are summed before they are added to the output.
@@ -166,24 +166,16 @@ enum Units<'a> {
     /// The matrix itself: f32, its rows without gaps inside.
     InPlace(&'a [f32]),
     /// Packed, in a lent buffer.
-    Packed(Vec<f32>),
+    Packed(Buffer),
 }
 
 impl Left<'_> {
     fn row(&self, row: usize) -> *const u32 {
-        let units = match &self.units {
+        let units: &[f32] = match &self.units {
             Units::InPlace(data) => data,
-            Units::Packed(data) => data.as_slice(),
+            Units::Packed(data) => data,
         };
         units[row * self.stride..].as_ptr().cast()
-    }
-}
-
-impl Drop for Left<'_> {
-    fn drop(&mut self) {
-        if let Units::Packed(buffer) = &mut self.units {
-            buffers::give(std::mem::take(buffer));
-        }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use rayon::prelude::*;
 
-use super::buffers;
+use super::buffers::{self, Buffer};
 use super::matmul::packed::{Right, multiply};
 use super::matmul::{Mat, MatMut, Precision};
 use super::simd::{dot, exp, max, simd, sum_by};
@@ -146,7 +146,6 @@ pub fn forward(
             let out = MatMut::strided(&mut out[h * d..], n, d, qw);
             multiply(out, 1.0, Mat::new(&p, n, context), value, false);
         }
-        buffers::give(p);
     });
 }
 
@@ -200,13 +199,7 @@ fn tasks(precision: Precision, starts: &[usize], heads: Heads) -> Vec<Task> {
 
 /// Gradients that a task leaves: of the queries of its pairs, one block after the other, and of the keys and values that
 /// they see.
-struct Share([Vec<f32>; 3]);
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.0.iter_mut().for_each(|x| buffers::give(std::mem::take(x)));
-    }
-}
+struct Share([Buffer; 3]);
 
 /// Gradients of `q`, `k` and `v` given `dout`; what was in them is overwritten.
 #[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
@@ -275,8 +268,6 @@ pub fn backward(
             let dvs = MatMut::new(&mut dvs[..context * d], context, d);
             multiply(dvs, 1.0, p.t(), &Right::new(precision, upstream), true);
         }
-        buffers::give(p);
-        buffers::give(ds);
         Share([dqs, dks, dvs])
     };
     let shares: Vec<Share> = tasks.par_iter().with_max_len(1).map(one).collect();
@@ -296,7 +287,7 @@ fn gather(tasks: &[Task], shares: &[Share], starts: &[usize], heads: Heads, [dq,
             if task.context / heads.keys != block.row {
                 continue;
             }
-            let mut rest = dqs.as_slice();
+            let mut rest: &[f32] = dqs;
             for Pair { block: of, g } in &task.pairs {
                 let (mine, tail) = rest.split_at((of.last - of.first) * d);
                 rest = tail;
