@@ -89,7 +89,6 @@ fn log_probabilities_by(
                 // SAFETY: a block's row is taken by one task.
                 unsafe { pieces.take(block * m + row) }.fill(kept);
             }
-            buffers::give(logits);
         });
     }
     (0..m).map(|row| merged(parts.iter().skip(row).step_by(m), targets[row])).collect()

@@ -15,7 +15,7 @@ use super::executor::Executor;
 use super::kernel::{self, LANES, PANEL, Precision, Set, Tile};
 use super::pack::{self, Part};
 use super::{DEPTH, Mat, ROWS, TASKS, with_lines};
-use crate::buffers;
+use crate::buffers::{self, Buffer};
 
 /// How the numbers of a packed weight are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,7 +167,7 @@ pub(super) struct Rows<'a> {
 enum Units<'a> {
     InPlace(&'a [f32]),
     /// Rounded, in a lent buffer.
-    Packed(Vec<f32>),
+    Packed(Buffer),
 }
 
 impl<'a> Rows<'a> {
@@ -209,9 +209,9 @@ impl<'a> Rows<'a> {
         assert!(rows.end <= self.m && weight.k == self.k, "rows {rows:?} of {} x {}", self.m, self.k);
         let (b, vectors) = weight.panel(panel);
         let columns = PANEL.min(weight.n - panel * PANEL);
-        let data = match &self.units {
+        let data: &[f32] = match &self.units {
             Units::InPlace(data) => data,
-            Units::Packed(data) => data.as_slice(),
+            Units::Packed(data) => data,
         };
         let depth = DEPTH * self.precision.per_unit();
         // An inner dimension of nothing still says what the output is.
@@ -238,14 +238,6 @@ impl<'a> Rows<'a> {
                     _ => kernel::run(self.set, self.precision, rows.len(), tile),
                 }
             }
-        }
-    }
-}
-
-impl Drop for Rows<'_> {
-    fn drop(&mut self) {
-        if let Units::Packed(buffer) = &mut self.units {
-            buffers::give(std::mem::take(buffer));
         }
     }
 }
@@ -399,7 +391,6 @@ fn swiglu_by(
                 },
             );
         }
-        buffers::give(both);
     });
 }
 
