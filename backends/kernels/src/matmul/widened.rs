@@ -35,6 +35,11 @@ unsafe fn groups<const VECTORS: usize>(rows: usize, t: &Tile, odd: bool) {
     let mut first = 0;
     // SAFETY: the caller's promise; every group ends at `rows`.
     unsafe {
+        // Twenty-four sums take most of the registers and read a panel less often; few rows are slower with them.
+        while rows > 16 && rows - first >= 6 {
+            tile::<6, VECTORS>(t, first, odd);
+            first += 6;
+        }
         while rows - first >= 4 {
             tile::<4, VECTORS>(t, first, odd);
             first += 4;

@@ -8,11 +8,12 @@ use super::*;
 use crate::mapped::Elements;
 use crate::testing::{noise, with_threads};
 
-const SHAPES: [(usize, usize, usize); 9] = [
+const SHAPES: [(usize, usize, usize); 10] = [
     (1, 1, 1),
     (1, 300, 40),
     (2, 70, 700),
     (5, 8, 513),
+    (27, 200, 1027),
     (33, 200, 1027),
     (130, 65, 1029),
     (500, 49, 66),
