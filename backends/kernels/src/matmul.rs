@@ -17,6 +17,7 @@ pub mod packed;
 use std::cell::RefCell;
 use std::ops::Range;
 
+use half::bf16;
 use rayon::prelude::*;
 
 pub use self::kernel::Precision;
@@ -43,6 +44,8 @@ pub struct Mat<'a> {
     cols: usize,
     row_stride: usize,
     col_stride: usize,
+    /// It is what [`narrow`] leaves, so that rows can be multiplied in bf16 where they lie.
+    narrowed: bool,
 }
 
 impl<'a> Mat<'a> {
@@ -53,22 +56,20 @@ impl<'a> Mat<'a> {
     /// A row-major matrix without gaps, of numbers as they are stored.
     pub fn of(data: Elements<'a>, rows: usize, cols: usize) -> Self {
         check(data.len(), rows, cols, cols);
-        Mat { data, rows, cols, row_stride: cols, col_stride: 1 }
+        Mat { data, rows, cols, row_stride: cols, col_stride: 1, narrowed: false }
+    }
+    /// A row-major matrix without gaps, of what [`narrow`] left: no subnormal numbers are among them.
+    pub fn narrowed(data: &'a [bf16], rows: usize, cols: usize) -> Self {
+        Mat { narrowed: true, ..Self::of(Elements::Bf16(data), rows, cols) }
     }
     /// A row-major matrix whose rows start `row_stride` elements apart.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         check(data.len(), rows, cols, row_stride);
-        Mat { data: Elements::F32(data), rows, cols, row_stride, col_stride: 1 }
+        Mat { data: Elements::F32(data), rows, cols, row_stride, col_stride: 1, narrowed: false }
     }
     /// The transposed matrix; nothing moves.
     pub fn t(self) -> Self {
-        Mat {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            data: self.data,
-        }
+        Mat { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
     /// The same numbers at the same place in the same order.
     fn same(&self, other: &Mat<'_>) -> bool {
@@ -158,19 +159,18 @@ struct Left<'a> {
 }
 
 enum Units<'a> {
-    /// The matrix itself: f32, its rows without gaps inside.
-    InPlace(&'a [f32]),
+    /// The matrix itself, its rows without gaps inside: f32, or bf16 that are [`narrow`]'s.
+    InPlace(&'a [u32]),
     /// Packed, in a lent buffer.
     Packed(Vec<f32>),
 }
 
 impl Left<'_> {
     fn row(&self, row: usize) -> *const u32 {
-        let units = match &self.units {
-            Units::InPlace(data) => data,
-            Units::Packed(data) => data.as_slice(),
-        };
-        units[row * self.stride..].as_ptr().cast()
+        match &self.units {
+            Units::InPlace(units) => units[row * self.stride..].as_ptr(),
+            Units::Packed(data) => data[row * self.stride..].as_ptr().cast(),
+        }
     }
 }
 
@@ -182,17 +182,43 @@ impl Drop for Left<'_> {
     }
 }
 
-/// The elements, if rows can be multiplied where they lie.
-fn in_place<'a>(precision: Precision, a: &Mat<'a>) -> Option<&'a [f32]> {
-    match (precision, a.data, a.col_stride) {
-        (Precision::F32, Elements::F32(data), 1) => Some(data),
+/// Its units and how many lie between the starts of its rows, if rows can be multiplied where they lie.
+fn in_place<'a>(precision: Precision, a: &Mat<'a>) -> Option<(&'a [u32], usize)> {
+    match (precision, a.data) {
+        _ if a.col_stride != 1 => None,
+        (Precision::F32, Elements::F32(data)) => Some((bytemuck::cast_slice(data), a.row_stride)),
+        // Pairs must not straddle rows.
+        (Precision::Bf16, Elements::Bf16(data)) if a.narrowed && a.cols % 2 == 0 && a.row_stride % 2 == 0 => {
+            let units = bytemuck::try_cast_slice(&data[..data.len() / 2 * 2]).ok()?;
+            Some((units, a.row_stride / 2))
+        }
         _ => None,
     }
 }
 
+/// Rounds `x` to bf16 as products round their operands, for what is multiplied more than once: [`Mat::narrowed`]. Blocks
+/// of it are shared out among the threads of the current pool.
+pub fn narrow(x: &[f32], out: &mut [bf16]) {
+    const CHUNK: usize = 1 << 14;
+    let set = Set::of_this_cpu();
+    assert_eq!(x.len(), out.len(), "numbers and their rounded forms");
+    match x.len() <= CHUNK {
+        true => pack::narrow(set, x, out),
+        false => {
+            x.par_chunks(CHUNK).zip(out.par_chunks_mut(CHUNK)).for_each(|(x, out)| pack::narrow(set, x, out));
+        }
+    }
+}
+
+/// [`narrow`] on the calling thread.
+pub fn narrow_here(x: &[f32], out: &mut [bf16]) {
+    assert_eq!(x.len(), out.len(), "numbers and their rounded forms");
+    pack::narrow(Set::of_this_cpu(), x, out);
+}
+
 fn left<'a>(set: Set, precision: Precision, a: Mat<'a>, threads: Threads) -> Left<'a> {
-    if let Some(data) = in_place(precision, &a) {
-        return Left { of: a, units: Units::InPlace(data), stride: a.row_stride };
+    if let Some((units, stride)) = in_place(precision, &a) {
+        return Left { of: a, units: Units::InPlace(units), stride };
     }
     let stride = a.cols.div_ceil(precision.per_unit());
     let mut buffer = buffers::take(a.rows * stride);
@@ -366,7 +392,9 @@ fn rows_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, right: 
         for start in (0..k.max(1)).step_by(depth) {
             let along = depth.min(k - start);
             let (a, a_stride) = match in_place {
-                Some(data) => (data[task.rows.start * term.a.row_stride + start..].as_ptr().cast(), term.a.row_stride),
+                Some((units, stride)) => {
+                    (units[task.rows.start * stride + start / precision.per_unit()..].as_ptr(), stride)
+                }
                 None => {
                     let part = Part { start, along, first: task.rows.start, across: rows };
                     pack::left(set, precision, &term.a, part, stride, packed);
@@ -410,7 +438,7 @@ fn with_lines(units: usize, f: impl FnOnce(&mut [u32])) {
 
 #[cfg(test)]
 mod tests {
-    use half::{bf16, f16};
+    use half::f16;
 
     use super::*;
     use crate::testing::{noise, with_threads};

@@ -105,6 +105,22 @@ pub fn round(x: f32) -> u16 {
     if x.is_subnormal() { ((x.to_bits() >> 16) & 0x8000) as u16 } else { bf16::from_f32(x).to_bits() }
 }
 
+/// [`round`]s every number of `x` into `out`, of the same length.
+pub fn narrow(set: Set, x: &[f32], out: &mut [bf16]) {
+    #[cfg(target_arch = "x86_64")]
+    if with_vectors(set) {
+        // SAFETY: `set` was found on this CPU.
+        unsafe {
+            match set {
+                Set::Avx512Bf16 | Set::AmxBf16 => x86::narrow_bf16(x, out),
+                _ => x86::narrow(x, out),
+            }
+        }
+        return;
+    }
+    out.iter_mut().zip(x).for_each(|(out, x)| *out = bf16::from_bits(round(*x)));
+}
+
 fn portable<T: Number>(precision: Precision, lines: Lines<'_, T>, part: Part, layout: Layout, out: &mut [u32]) {
     let at = |i: usize, k: usize| {
         if i >= part.across || k >= part.along {
@@ -183,6 +199,8 @@ impl Number for f16 {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
+
+    use half::bf16;
 
     use super::{LANES, Layout, Lines, Number, Part, Precision};
 
@@ -449,6 +467,41 @@ mod x86 {
                 }
             }
         }
+    }
+
+    /// # Safety
+    /// The CPU must have what `R` uses.
+    #[inline(always)]
+    unsafe fn narrow_by<R: Round>(x: &[f32], out: &mut [bf16]) {
+        const WIDE: usize = 2 * LANES;
+        let n = x.len().min(out.len());
+        let (x, out) = (x.as_ptr(), out.as_mut_ptr());
+        for i in (0..n).step_by(WIDE) {
+            let rest = n - i;
+            // SAFETY: masks keep to `n` elements of both; the caller vouches for the instructions.
+            unsafe {
+                let low = _mm512_maskz_loadu_ps(mask(rest), x.add(i));
+                let high = _mm512_maskz_loadu_ps(mask(rest.saturating_sub(LANES)), x.wrapping_add(i + LANES));
+                let there = if rest >= WIDE { u32::MAX } else { (1u32 << rest) - 1 };
+                _mm512_mask_storeu_epi16(out.add(i).cast(), there, R::round_two(low, high));
+            }
+        }
+    }
+
+    /// # Safety
+    /// The CPU must have the features.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    pub unsafe fn narrow_bf16(x: &[f32], out: &mut [bf16]) {
+        // SAFETY: the caller's promise.
+        unsafe { narrow_by::<Native>(x, out) }
+    }
+
+    /// # Safety
+    /// The CPU must have the features.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub unsafe fn narrow(x: &[f32], out: &mut [bf16]) {
+        // SAFETY: the caller's promise.
+        unsafe { narrow_by::<Emulated>(x, out) }
     }
 
     /// # Safety
