@@ -16,6 +16,7 @@ extern __shared__ unsigned char karat_dynamic[];
 
 #include "ptx.h"
 
+typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
@@ -25,14 +26,14 @@ constexpr u32 WHOLE_WARP = 0xffffffffu;
 
 // bfloat16 by its bits.
 struct bf16 {
-    unsigned short bits;
+    u16 bits;
 };
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(bf16 x) { return __uint_as_float(u32(x.bits) << 16); }
 template <class T> __device__ __forceinline__ T narrow(float x);
 template <> __device__ __forceinline__ float narrow<float>(float x) { return x; }
-template <> __device__ __forceinline__ bf16 narrow<bf16>(float x) { return bf16{(unsigned short)pack_bf16(x, 0.0f)}; }
+template <> __device__ __forceinline__ bf16 narrow<bf16>(float x) { return bf16{u16(pack_bf16(x, 0.0f))}; }
 
 // Elements of T in 16 bytes.
 template <class T> constexpr int WIDE = 16 / sizeof(T);
@@ -85,6 +86,44 @@ template <int N, class T> __device__ __forceinline__ void store(T *p, const floa
         else
             v = {pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7])};
         *reinterpret_cast<uint4 *>(p) = v;
+    }
+}
+
+// A split f32: the bf16 nearest to it (ties away from zero), which products read, and the distance of their bits, a signed
+// 16-bit number. Nothing is lost and nothing is stored twice.
+__device__ __forceinline__ bf16 upper_half(float x) { return bf16{u16((__float_as_uint(x) + 0x8000u) >> 16)}; }
+__device__ __forceinline__ float join(bf16 upper, u16 lower) {
+    return __uint_as_float((u32(upper.bits) << 16) + u32(int(short(lower))));
+}
+
+// N split elements; N is 1, or 4 with both pointers on 8 bytes.
+template <int N> __device__ __forceinline__ void load_split(float (&x)[N], const bf16 *upper, const u16 *lower) {
+    if constexpr (N == 1) {
+        x[0] = join(*upper, *lower);
+    } else {
+        static_assert(N == 4);
+        const uint2 u = *reinterpret_cast<const uint2 *>(upper), l = *reinterpret_cast<const uint2 *>(lower);
+        const u32 us[2] = {u.x, u.y}, ls[2] = {l.x, l.y};
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[i] = join(bf16{u16(us[i / 2] >> 16 * (i % 2))}, u16(ls[i / 2] >> 16 * (i % 2)));
+    }
+}
+
+// N elements, split; N as above.
+template <int N> __device__ __forceinline__ void store_split(bf16 *upper, u16 *lower, const float (&x)[N]) {
+    if constexpr (N == 1) {
+        *upper = upper_half(x[0]);
+        *lower = u16(__float_as_uint(x[0]));
+    } else {
+        static_assert(N == 4);
+        u32 us[2] = {0, 0}, ls[2] = {0, 0};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            us[i / 2] |= u32(upper_half(x[i]).bits) << 16 * (i % 2);
+            ls[i / 2] |= (__float_as_uint(x[i]) & 0xffffu) << 16 * (i % 2);
+        }
+        *reinterpret_cast<uint2 *>(upper) = uint2{us[0], us[1]};
+        *reinterpret_cast<uint2 *>(lower) = uint2{ls[0], ls[1]};
     }
 }
 

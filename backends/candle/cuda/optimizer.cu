@@ -1,17 +1,19 @@
 // AdamW (arXiv 1711.05101, to the letter of torch.optim.AdamW) over all parameters in one launch, and the norm of all
 // gradients. The CPU's twin: ops/adamw.rs.
 //
-// Tensors are named by a table of 8 words each: addresses of the f32 parameter, first moment, second moment, gradient, of
-// the bf16 copy (0: none), elements, whether weight decay applies, 0. A block takes CHUNK elements; `chunks` says of which
-// tensor and the how manieth. Bytes: 28 an element of AdamW (30 with a copy), 4 of the norm.
+// Tensors are named by a table of 8 words each: addresses of the parameter, first moment, second moment, gradient, of the
+// parameter's lower halves (0: it is f32; else it is split, see common.h), elements, whether weight decay applies, 0. A
+// block takes CHUNK elements; `chunks` says of which tensor and the how manieth. Bytes: 28 an element of AdamW, 4 of the
+// norm.
 #include "common.h"
 
 constexpr int CHUNK = 8192;
 
 struct Parameter {
-    float *p, *m, *v;
+    void *p;
+    float *m, *v;
     const float *g;
-    bf16 *copy;
+    u16 *lower;
     u64 elements, decays, unused;
 };
 
@@ -26,7 +28,8 @@ KERNEL(256, karat_adamw, const u64 *tensors, const u32 *chunks, const float *cli
     const auto update = [&](auto lanes, int i) {
         constexpr int N = decltype(lanes)::value;
         float p[N], m[N], v[N], g[N];
-        load<N>(p, t.p + start + i);
+        if (t.lower) load_split<N>(p, static_cast<bf16 *>(t.p) + start + i, t.lower + start + i);
+        else load<N>(p, static_cast<float *>(t.p) + start + i);
         load<N>(m, t.m + start + i);
         load<N>(v, t.v + start + i);
         load<N>(g, t.g + start + i);
@@ -37,15 +40,10 @@ KERNEL(256, karat_adamw, const u64 *tensors, const u32 *chunks, const float *cli
             v[j] = beta2 * v[j] + second * (d * d);
             p[j] = p[j] * kept - step_size * (m[j] / (sqrtf(v[j]) / root + eps));
         }
-        store<N>(t.p + start + i, p);
+        if (t.lower) store_split<N>(static_cast<bf16 *>(t.p) + start + i, t.lower + start + i, p);
+        else store<N>(static_cast<float *>(t.p) + start + i, p);
         store<N>(t.m + start + i, m);
         store<N>(t.v + start + i, v);
-        if (t.copy) {
-            if constexpr (N == 4)
-                *reinterpret_cast<uint2 *>(t.copy + start + i) = uint2{pack_bf16(p[0], p[1]), pack_bf16(p[2], p[3])};
-            else
-                t.copy[start + i] = narrow<bf16>(p[0]);
-        }
     };
     for (int i = threadIdx.x * 4; i + 4 <= n; i += blockDim.x * 4) update(Lanes<4>(), i);
     for (int i = n / 4 * 4 + threadIdx.x; i < n; i += blockDim.x) update(Lanes<1>(), i);

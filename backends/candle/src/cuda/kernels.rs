@@ -330,15 +330,15 @@ pub fn dropout(gpu: &dyn Gpu, t: Element, [x, y]: [Arg<'_>; 2], n: usize, p: f64
     launch(gpu, n, named!(t, "dropout"), Launch::linear(blocks(threads, 256), 256), &args)
 }
 
-/// The L2 norm of every row of `W + scale B A` into `norms` f32 `[out]`: `w` `[out, in]` of type `t`, `a` f32 `[rank, in]`,
-/// `b` f32 `[out, rank]`.
+/// The L2 norm of every row of `W + scale B A` into `norms` f32 `[out]`: `w` `[out, in]` of type `t`, `a` `[rank, in]` and
+/// `b` `[out, rank]` with their lower halves: split where `t` is bf16, else f32 beside null.
 pub fn merged_norms(
     gpu: &dyn Gpu,
     t: Element,
-    [w, a, b, norms]: [Arg<'_>; 4],
+    [w, a, a_lower, b, b_lower, norms]: [Arg<'_>; 6],
     [n_out, n_in, rank]: [usize; 3],
     scale: f32,
 ) -> Result<()> {
-    let args = [w, a, b, norms, width_arg(n_in), width_arg(rank), Arg::F32(scale)];
+    let args = [w, a, a_lower, b, b_lower, norms, width_arg(n_in), width_arg(rank), Arg::F32(scale)];
     launch(gpu, n_out, named!(t, "merged_norms"), Launch::linear(n_out, 256), &args)
 }

@@ -5,7 +5,7 @@
 //! kernel sources on the CPU is the other, so that all that is written above it is tested where there is no GPU.
 //!
 //! Activations, their gradients and the operands of products are bf16, or f32 where a run asks for that; what is trained
-//! is kept in f32 beside a rounded copy that products read; statistics, losses, gradients of weights and moments are
+//! is kept in f32, a matrix split in what products read of it and the rest; statistics, losses, gradients of weights and moments are
 //! f32, and no sum depends on the order in which blocks happen to run.
 
 pub mod cache;
@@ -22,7 +22,7 @@ mod tensor;
 
 use karat::backend::BackendError;
 
-pub use self::tensor::{Angles, Device, Indices, Rows, Tensor};
+pub use self::tensor::{Angles, Device, Indices, Rows, Tensor, join, split};
 use crate::nn::{self, Result, Stored};
 
 /// A tensor that must lie on a device because the one beside it does.

@@ -65,9 +65,8 @@ pub fn copy(t: &Tensor) -> Result<nn::Tensor> {
 pub fn gather(x: &Tensor, at: &Indices) -> Result<nn::Tensor> {
     let ((_, width), device) = (x.matrix_dims(), x.device());
     let y = Tensor::activation(device, &[at.len(), width])?;
-    let operand = x.operand();
-    let arguments = [tensor::start(operand.buffer), at.on(device)?.arg(), y.arg()];
-    kernels::gather(&*device.gpu, (operand.element, y.element()), arguments, (at.len(), width))?;
+    let arguments = [x.arg(), at.on(device)?.arg(), y.arg()];
+    kernels::gather(&*device.gpu, (x.element(), y.element()), arguments, (at.len(), width))?;
     Ok(y.into())
 }
 
@@ -91,7 +90,7 @@ pub fn linear(
 ) -> Result<nn::Tensor> {
     let ((tokens, n_in), (n_out, _)) = (x.matrix_dims(), w.matrix_dims());
     let y = Tensor::activation(x.device(), &[tokens, n_out])?;
-    multiply(x.device(), y.result(), [tokens, n_out, n_in], 1.0, [x.operand(), transposed(w.operand())], 0.0)?;
+    multiply(x.device(), y.matrix(), [tokens, n_out, n_in], 1.0, [x.matrix(), transposed(w.matrix())], 0.0)?;
     if let Some((alpha, low, b)) = more {
         linear_add(&y, alpha, low, b)?;
     }
@@ -108,7 +107,7 @@ fn add_bias(y: &Tensor, bias: &Tensor) -> Result<()> {
 /// `y += alpha x w^T`.
 pub fn linear_add(y: &Tensor, alpha: f32, x: &Tensor, w: &Tensor) -> Result<()> {
     let ((tokens, n_in), (n_out, _)) = (x.matrix_dims(), w.matrix_dims());
-    multiply(y.device(), y.result(), [tokens, n_out, n_in], alpha, [x.operand(), transposed(w.operand())], 1.0)
+    multiply(y.device(), y.matrix(), [tokens, n_out, n_in], alpha, [x.matrix(), transposed(w.matrix())], 1.0)
 }
 
 /// `alpha dy w + dlow a`, added to `dx` if that is given.
@@ -124,11 +123,11 @@ pub fn linear_dx(
         Some(dx) => (dx, 1.0),
         None => (Tensor::activation(device, &[tokens, n_in])?.into(), 0.0),
     };
-    let to = here(&dx)?.result();
-    multiply(device, to, [tokens, n_in, n_out], alpha, [dy.operand(), w.operand()], beta)?;
+    let to = here(&dx)?.matrix();
+    multiply(device, to, [tokens, n_in, n_out], alpha, [dy.matrix(), w.matrix()], beta)?;
     if let Some((dlow, a)) = more {
         let r = dlow.matrix_dims().1;
-        multiply(device, to, [tokens, n_in, r], 1.0, [dlow.operand(), a.operand()], 1.0)?;
+        multiply(device, to, [tokens, n_in, r], 1.0, [dlow.matrix(), a.matrix()], 1.0)?;
     }
     Ok(dx)
 }
@@ -136,8 +135,8 @@ pub fn linear_dx(
 /// `dw += alpha dy^T x`, summed in f32.
 pub fn linear_dw(dw: &Tensor, alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()> {
     let ((tokens, n_out), (_, n_in)) = (dy.matrix_dims(), x.matrix_dims());
-    let operands = [transposed(dy.operand()), x.operand()];
-    multiply(dw.device(), dw.result(), [n_out, n_in, tokens], alpha, operands, 1.0)
+    let operands = [transposed(dy.matrix()), x.matrix()];
+    multiply(dw.device(), dw.matrix(), [n_out, n_in, tokens], alpha, operands, 1.0)
 }
 
 /// `db += sum of the rows of dy`.
@@ -265,7 +264,8 @@ pub fn dropout_add(dx: &Tensor, dy: &Tensor, p: f64, key: Key) -> Result<()> {
 /// The norms of the rows of `W + scale B A`.
 pub fn merged_norms(norms: &Tensor, w: &Tensor, [a, b]: [&Tensor; 2], scale: f32) -> Result<()> {
     let ((n_out, n_in), rank) = (w.matrix_dims(), a.matrix_dims().0);
-    let arguments = [w.arg(), a.arg(), b.arg(), norms.arg()];
+    let [[a, a_lower], [b, b_lower]] = [a.halves(), b.halves()];
+    let arguments = [w.arg(), a, a_lower, b, b_lower, norms.arg()];
     kernels::merged_norms(&*w.device().gpu, w.element(), arguments, [n_out, n_in, rank], scale)
 }
 
@@ -306,8 +306,8 @@ fn chunk(vocab: usize) -> usize {
 /// Logits in f32 of the rows `first..first + n` of `hidden`, into `logits`.
 fn project(logits: &Tensor, hidden: &Tensor, first: usize, n: usize, head: &Tensor) -> Result<()> {
     let (vocab, width) = head.matrix_dims();
-    let rows = Matrix { first: first * width, ..hidden.operand() };
-    multiply(hidden.device(), logits.result(), [n, vocab, width], 1.0, [rows, transposed(head.operand())], 0.0)
+    let rows = Matrix { first: first * width, ..hidden.matrix() };
+    multiply(hidden.device(), logits.matrix(), [n, vocab, width], 1.0, [rows, transposed(head.matrix())], 0.0)
 }
 
 /// Log-probabilities of `targets`.
@@ -364,12 +364,12 @@ pub fn head_loss(
         if let Some(rounded) = &rounded {
             kernels::narrow(&*device.gpu, [logits.arg(), rounded.arg()], n * vocab)?;
         }
-        let d = rounded.as_ref().unwrap_or(&logits).operand();
-        let to = Matrix { first: first * width, ..dhidden.result() };
-        multiply(device, to, [n, width, vocab], 1.0, [d, head.operand()], 0.0)?;
+        let d = rounded.as_ref().unwrap_or(&logits).matrix();
+        let to = Matrix { first: first * width, ..dhidden.matrix() };
+        multiply(device, to, [n, width, vocab], 1.0, [d, head.matrix()], 0.0)?;
         if let Some(dhead) = dhead {
-            let rows = Matrix { first: first * width, ..hidden.operand() };
-            multiply(device, dhead.result(), [vocab, width, n], 1.0, [transposed(d), rows], 1.0)?;
+            let rows = Matrix { first: first * width, ..hidden.matrix() };
+            multiply(device, dhead.matrix(), [vocab, width, n], 1.0, [transposed(d), rows], 1.0)?;
         }
     }
     Ok((logprobs.into(), dhidden.into()))

@@ -11,7 +11,7 @@ use crate::ops::adamw::Update;
 /// One trained tensor with what belongs to it.
 #[derive(Clone, Debug)]
 pub struct Parameter {
-    /// The parameter; its rounded copy is written by each step.
+    /// The parameter.
     pub tensor: Tensor,
     /// Its moments.
     pub moments: [Tensor; 2],
@@ -42,7 +42,7 @@ impl Optimizer {
                 parameter: p.tensor.buffer(),
                 moments: [p.moments[0].buffer(), p.moments[1].buffer()],
                 gradient: p.gradient.buffer(),
-                copy: p.tensor.rounded(),
+                lower: p.tensor.lower(),
                 elements: p.tensor.elem_count(),
                 decays: p.decays,
             })

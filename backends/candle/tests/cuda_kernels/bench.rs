@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use karat_candle::cuda::device::{Arg, Buffer, Element, Gpu};
 use karat_candle::cuda::driver::Driver;
 use karat_candle::cuda::emulator::{Emulator, Order};
-use karat_candle::cuda::ptx;
+use karat_candle::cuda::{join, ptx, split};
 
 pub const BOTH: [Element; 2] = [Element::F32, Element::Bf16];
 
@@ -69,6 +69,28 @@ impl Bench {
     }
     pub fn put_f32(&self, x: &[f32]) -> Held {
         self.put(x, Element::F32)
+    }
+    /// `x` as a matrix that is trained beside activations of the type `t`: split where they are bf16, else with nothing in the
+    /// second place.
+    pub fn put_trained(&self, x: &[f32], t: Element) -> (Held, Option<Held>) {
+        let (upper, lower): (Vec<u16>, Vec<u16>) = x.iter().map(|x| split(*x)).unzip();
+        let half = |x: Vec<u16>| self.hold(bytemuck::cast_slice(&x), Element::Bf16, x.len());
+        match t {
+            Element::F32 => (self.put_f32(x), None),
+            Element::Bf16 => (half(upper), Some(half(lower))),
+        }
+    }
+    /// What [`Bench::put_trained`] has put there.
+    pub fn get_trained(&self, (x, lower): &(Held, Option<Held>)) -> Vec<f32> {
+        let half = |held: &Held| -> Vec<u16> {
+            let mut bytes = vec![0u8; held.len * 2];
+            self.gpu.download(held.buffer.raw(), 0, &mut bytes).unwrap();
+            bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect()
+        };
+        match lower {
+            None => self.get(x),
+            Some(lower) => half(x).into_iter().zip(half(lower)).map(|(upper, lower)| join(upper, lower)).collect(),
+        }
     }
     pub fn put_u32(&self, x: &[u32]) -> Held {
         self.hold(bytemuck::cast_slice(x), Element::F32, x.len())

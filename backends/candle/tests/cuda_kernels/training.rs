@@ -1,12 +1,27 @@
-use karat_candle::cuda::device::Element;
-use karat_candle::cuda::kernels;
+use karat_candle::cuda::device::{Arg, Element};
 use karat_candle::cuda::kernels::optimizer::{Table, Trained};
+use karat_candle::cuda::{join, kernels, split};
 use karat_candle::ops::adamw::{self, Update};
 use karat_candle::ops::dropout::{self, Key};
 use karat_candle::ops::low_rank::{self, LowRank};
 use karat_candle::ops::mapped::Elements;
 
 use crate::bench::*;
+
+#[test]
+fn a_split_number_is_whole_again_and_its_upper_half_is_the_nearest_bf16() {
+    let ties = (0..256u32).map(|i| f32::from_bits(0x3f80_8000 + (i << 15)));
+    let extremes = [0.0, -0.0, 1e-40, -1e-40, f32::MIN_POSITIVE, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY];
+    for x in noise(10_000, 1).into_iter().chain(ties).chain(extremes) {
+        let (upper, lower) = split(x);
+        assert_eq!(join(upper, lower).to_bits(), x.to_bits(), "{x:e}");
+        let (nearest, upper) = (half::bf16::from_f32(x), half::bf16::from_bits(upper));
+        // The nearest one, or, half way between two, the larger.
+        let tie = x.to_bits() & 0xffff == 0x8000;
+        assert!(upper == nearest || tie && upper.to_f32().abs() > x.abs(), "{x:e}: {upper} instead of {nearest}");
+    }
+    assert_eq!(join(split(f32::NAN).0, split(f32::NAN).1).to_bits(), f32::NAN.to_bits());
+}
 
 #[test]
 fn dropout_is_the_cpus_to_the_bit() {
@@ -41,9 +56,11 @@ fn merged_norms_match_f64_and_the_cpu() {
             let (w, a, b) = (rounded(noise(n_out * n_in, 1), t), noise(rank * n_in, 2), noise(n_out * rank, 3));
             prove(
                 |d| {
-                    let (dw, da, db) = (d.put(&w, t), d.put_f32(&a), d.put_f32(&b));
+                    let (dw, (da, a_lower), (db, b_lower)) = (d.put(&w, t), d.put_trained(&a, t), d.put_trained(&b, t));
                     let norms = d.fresh(n_out, Element::F32);
-                    let args = [dw.arg(), da.arg(), db.arg(), norms.arg()];
+                    let [a_lower, b_lower] =
+                        [&a_lower, &b_lower].map(|half| half.as_ref().map_or(Arg::Null, Held::arg));
+                    let args = [dw.arg(), da.arg(), a_lower, db.arg(), b_lower, norms.arg()];
                     kernels::merged_norms(d.gpu(), t, args, [n_out, n_in, rank], 1.5).unwrap();
                     vec![d.get(&norms)]
                 },
@@ -67,37 +84,40 @@ fn merged_norms_match_f64_and_the_cpu() {
     }
 }
 
-/// Parameters of several tensors on a device, flat: parameter, moments, gradient and copy of each.
+/// Several tensors on a device; every other one is split.
 struct Tensors<'a> {
-    held: Vec<[Held; 5]>,
+    parameters: Vec<(Held, Option<Held>)>,
+    /// Moments and gradient of each.
+    beside: Vec<[Held; 3]>,
     sizes: &'a [usize],
 }
 
 impl Tensors<'_> {
     fn new<'a>(d: &Bench, sizes: &'a [usize]) -> Tensors<'a> {
-        let tensor = |(i, n): (usize, &usize)| {
-            let zeros = || d.put_f32(&vec![0.0; *n]);
-            [d.put_f32(&noise(*n, i as u64)), zeros(), zeros(), zeros(), d.fresh(*n, Element::Bf16)]
-        };
-        Tensors { held: sizes.iter().enumerate().map(tensor).collect(), sizes }
+        let stored = |i: usize| if i.is_multiple_of(2) { Element::Bf16 } else { Element::F32 };
+        let parameter = |(i, n): (usize, &usize)| d.put_trained(&noise(*n, i as u64), stored(i));
+        let beside = sizes.iter().map(|n| [(); 3].map(|()| d.put_f32(&vec![0.0; *n]))).collect();
+        Tensors { parameters: sizes.iter().enumerate().map(parameter).collect(), beside, sizes }
     }
     fn table(&self, d: &Bench) -> Table {
         let mut all = Vec::new();
-        for (i, (held, n)) in self.held.iter().zip(self.sizes).enumerate() {
-            let [parameter, m, v, gradient, copy] = held.each_ref().map(|h| &h.buffer);
-            // Every other tensor has no copy, the first two no decay.
-            let copy = (i % 2 == 0).then_some(copy);
-            all.push(Trained { parameter, moments: [m, v], gradient, copy, elements: *n, decays: i > 1 });
+        for (i, (((parameter, lower), held), n)) in self.parameters.iter().zip(&self.beside).zip(self.sizes).enumerate()
+        {
+            let [m, v, gradient] = held.each_ref().map(|h| &h.buffer);
+            let (parameter, lower) = (&parameter.buffer, lower.as_ref().map(|half| &half.buffer));
+            // The first two have no decay.
+            all.push(Trained { parameter, moments: [m, v], gradient, lower, elements: *n, decays: i > 1 });
         }
         Table::new(d.shared_gpu(), &all).unwrap()
     }
     fn set_gradients(&self, d: &Bench, gradients: &[Vec<f32>]) {
-        for (held, gradient) in self.held.iter().zip(gradients) {
-            d.gpu().upload(bytemuck::cast_slice(gradient), held[3].buffer.raw(), 0).unwrap();
+        for (held, gradient) in self.beside.iter().zip(gradients) {
+            d.gpu().upload(bytemuck::cast_slice(gradient), held[2].buffer.raw(), 0).unwrap();
         }
     }
     fn all(&self, d: &Bench) -> Vec<Vec<f32>> {
-        self.held.iter().flat_map(|h| [0, 1, 2, 4].map(|i| d.get(&h[i]))).collect()
+        let parameters = self.parameters.iter().map(|p| d.get_trained(p));
+        parameters.zip(&self.beside).flat_map(|(p, h)| [p, d.get(&h[0]), d.get(&h[1])]).collect()
     }
 }
 
@@ -140,7 +160,7 @@ fn adamw_over_all_tensors_is_the_cpus_to_the_bit() {
                 all
             },
             |device, got| {
-                let mut clips = got[sizes.len() * 4].chunks(2);
+                let mut clips = got[sizes.len() * 3].chunks(2);
                 let mut state: Vec<[Vec<f32>; 3]> = sizes
                     .iter()
                     .enumerate()
@@ -161,12 +181,8 @@ fn adamw_over_all_tensors_is_the_cpus_to_the_bit() {
                     }
                 }
                 for (i, [p, m, v]) in state.iter().enumerate() {
-                    assert_eq!(got[4 * i], *p, "{device} tensor {i}");
-                    assert_eq!([&got[4 * i + 1], &got[4 * i + 2]], [m, v], "{device} moments {i}");
-                    match i % 2 {
-                        0 => assert_eq!(got[4 * i + 3], rounded(p.clone(), Element::Bf16)),
-                        _ => assert!(got[4 * i + 3].iter().all(|x| x.is_nan())),
-                    }
+                    assert_eq!(got[3 * i], *p, "{device} tensor {i}");
+                    assert_eq!([&got[3 * i + 1], &got[3 * i + 2]], [m, v], "{device} moments {i}");
                 }
             },
         );

@@ -8,7 +8,7 @@ use crate::ops::adamw::Update;
 /// Elements that a block takes; `cuda/optimizer.cu` has the same.
 const CHUNK: usize = 8192;
 
-/// A trained tensor: f32, all of `elements` elements, but for the copy. Buffers from their beginning.
+/// A trained tensor; all is f32 of `elements` elements, but for a split parameter. Buffers from their beginning.
 #[derive(Clone, Copy, Debug)]
 pub struct Trained<'a> {
     /// The parameter.
@@ -17,8 +17,8 @@ pub struct Trained<'a> {
     pub moments: [&'a Buffer; 2],
     /// Its gradient.
     pub gradient: &'a Buffer,
-    /// The parameter in bf16, written by each update.
-    pub copy: Option<&'a Buffer>,
+    /// The parameter's lower halves, if it is split; `parameter` has the upper ones.
+    pub lower: Option<&'a Buffer>,
     /// How many.
     pub elements: usize,
     /// Whether weight decay applies.
@@ -47,9 +47,9 @@ impl Table {
         let (mut tensors, mut chunks, mut firsts) = (Vec::<u64>::new(), Vec::<u32>::new(), vec![0u32]);
         for (i, t) in (0u32..).zip(trained) {
             let [m, v] = t.moments.map(|m| m.raw().address);
-            let copy = t.copy.map_or(0, |c| c.raw().address);
+            let lower = t.lower.map_or(0, |lower| lower.raw().address);
             let (p, g) = (t.parameter.raw().address, t.gradient.raw().address);
-            tensors.extend([p, m, v, g, copy, t.elements as u64, u64::from(t.decays), 0]);
+            tensors.extend([p, m, v, g, lower, t.elements as u64, u64::from(t.decays), 0]);
             (0..t.elements.div_ceil(CHUNK) as u32).for_each(|c| chunks.extend([i, c]));
             firsts.push(chunks.len() as u32 / 2);
         }
