@@ -284,9 +284,10 @@ struct Task {
 }
 
 /// Whether the right operand is packed for all tasks, which then take rows of the output: where it is not much larger
-/// than the left one. Else the left operand is, and tasks take columns. Either way nothing is packed twice.
-fn by_rows(m: usize, n: usize) -> bool {
-    m >= ROWS && (n <= m || n <= WIDE)
+/// than the left one and that has to be packed too. Else the left operand is packed or lies ready, and tasks take columns.
+fn by_rows(precision: Precision, a: &Mat<'_>, n: usize) -> bool {
+    let ready = precision == Precision::Bf16 && in_place(precision, a).is_some();
+    !ready && a.rows >= ROWS && (n <= a.rows || n <= WIDE)
 }
 
 /// [`products`] with the instructions of `set`.
@@ -297,7 +298,7 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
     let mut tasks = Vec::new();
     for (number, p) in products.into_iter().enumerate() {
         let (m, n) = (p.c.rows, p.c.cols);
-        let by_rows = by_rows(m, n);
+        let by_rows = p.terms.first().is_some_and(|term| by_rows(precision, &term.a, n));
         let mut mine = Vec::with_capacity(p.terms.len());
         for term in p.terms {
             let (a, b) = (term.a, term.b);
@@ -322,7 +323,7 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
             (m.div_ceil(TASKS).next_multiple_of(24), n)
         } else {
             let parts = (TASKS.div_ceil(n.div_ceil(PANEL).max(1))).min(m.div_ceil(ROWS)).max(1);
-            (m.div_ceil(parts).next_multiple_of(48), PANEL)
+            (m.div_ceil(parts).next_multiple_of(if precision == Precision::F32 { 48 } else { 6 }), PANEL)
         };
         for first in (0..m).step_by(rows.max(1)) {
             for column in (0..n).step_by(columns.max(1)) {
@@ -350,8 +351,11 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
     }
 }
 
-/// A task with the left operand packed: its columns are packed as a panel, block by block of the inner dimension.
+/// A task with the left operand packed: its columns are packed as a panel, block by block of the inner dimension. What
+/// the next panel is packed from is fetched while this one is multiplied.
 fn columns_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, left: &Left<'_>, to: &Output, add: bool) {
+    /// Rows between which a part of the next panel is asked for.
+    const STRIP: usize = 96;
     debug_assert!(task.columns.end <= to.cols && task.columns.len() <= PANEL);
     let (vectors, depth, k) = (task.columns.len().div_ceil(LANES), DEPTH * precision.per_unit(), term.a.cols);
     with_lines(DEPTH * PANEL, |panel| {
@@ -360,24 +364,71 @@ fn columns_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, left
             let along = depth.min(k - start);
             let part = Part { start, along, first: task.columns.start, across: task.columns.len() };
             pack::right(set, precision, &term.b, part, vectors, panel);
-            let tile = Tile {
-                units: along.div_ceil(precision.per_unit()),
-                a: left.row(task.rows.start).wrapping_add(start / precision.per_unit()),
-                a_stride: left.stride,
-                b: panel.as_ptr(),
-                vectors,
-                columns: task.columns.len(),
-                // SAFETY: `MatMut` checked that its last element, and so this one, is inside.
-                c: unsafe { to.data.add(task.rows.start * to.row_stride + task.columns.start) },
-                c_stride: to.row_stride,
-                alpha: term.alpha,
-                add: add || start > 0,
+            let (start_of_next, next) = match start + depth < k {
+                true => (start + depth, task.columns.clone()),
+                false => (0, task.columns.end..(task.columns.end + PANEL).min(to.cols)),
             };
-            // SAFETY: `Mat` and `MatMut` checked their extents, the loop keeps to them, `right` packed
-            // `units * vectors * LANES` units, and tiles of different tasks do not overlap.
-            unsafe { kernel::run(set, precision, task.rows.len(), tile) };
+            let ahead = Ahead::new(&term.b, start_of_next..(start_of_next + depth).min(k), next);
+            let strips = task.rows.len().div_ceil(STRIP);
+            for (strip, row) in task.rows.clone().step_by(STRIP).enumerate() {
+                ahead.fetch(strip, strips);
+                let tile = Tile {
+                    units: along.div_ceil(precision.per_unit()),
+                    a: left.row(row).wrapping_add(start / precision.per_unit()),
+                    a_stride: left.stride,
+                    b: panel.as_ptr(),
+                    vectors,
+                    columns: task.columns.len(),
+                    // SAFETY: `MatMut` checked that its last element, and so this one, is inside.
+                    c: unsafe { to.data.add(row * to.row_stride + task.columns.start) },
+                    c_stride: to.row_stride,
+                    alpha: term.alpha,
+                    add: add || start > 0,
+                };
+                // SAFETY: `Mat` and `MatMut` checked their extents, the loop keeps to them, `right` packed
+                // `units * vectors * LANES` units, and tiles of different tasks do not overlap.
+                unsafe { kernel::run(set, precision, STRIP.min(task.rows.end - row), tile) };
+            }
         }
     });
+}
+
+/// A part of an operand that is soon packed: runs of bytes, one a row or column.
+struct Ahead {
+    first: *const u8,
+    runs: usize,
+    /// Bytes from one run to the next.
+    stride: usize,
+    /// Bytes of a run.
+    len: usize,
+}
+
+impl Ahead {
+    /// `rows` of the columns `columns` of `b`; nothing, where it does not lie in runs.
+    fn new(b: &Mat<'_>, rows: Range<usize>, columns: Range<usize>) -> Self {
+        let (data, size) = match b.data {
+            Elements::F32(x) => (x.as_ptr().cast::<u8>(), 4),
+            Elements::Bf16(x) => (x.as_ptr().cast(), 2),
+            Elements::F16(x) => (x.as_ptr().cast(), 2),
+        };
+        let (runs, stride, len) = match (b.row_stride, b.col_stride) {
+            (stride, 1) => (rows.len(), stride, columns.len()),
+            (1, stride) => (columns.len(), stride, rows.len()),
+            _ => (0, 0, 0),
+        };
+        let first = rows.start * b.row_stride + columns.start * b.col_stride;
+        let runs = if len == 0 { 0 } else { runs };
+        Ahead { first: data.wrapping_add(first * size), runs, stride: stride * size, len: len * size }
+    }
+
+    /// Asks for the share `part` of `parts`.
+    fn fetch(&self, part: usize, parts: usize) {
+        const LINE: usize = 64;
+        for run in self.runs * part / parts..self.runs * (part + 1) / parts {
+            let run = self.first.wrapping_add(run * self.stride);
+            (0..self.len.div_ceil(LINE) + 1).for_each(|line| kernel::prefetch(run.wrapping_add(line * LINE)));
+        }
+    }
 }
 
 /// A task with the right operand packed: its rows are packed unless they can be read in place, block by block of the
