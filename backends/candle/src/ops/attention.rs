@@ -4,11 +4,13 @@
 //! log-sum-exp that the forward pass leaves (Dao et al., arXiv 2205.14135). Sums over a row are those of that row
 //! alone, so a row's result does not depend on its neighbours.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::buffers;
 use super::matmul::packed::{Right, multiply};
-use super::matmul::{Mat, MatMut, Precision};
+use super::matmul::{Mat, MatMut, Precision, narrow, narrow_here};
 use super::simd::{dot, exp, max, simd, sum_of};
 
 /// Queries a block holds.
@@ -87,15 +89,50 @@ struct Context<'a> {
 }
 
 /// `[row][key head]`.
-fn contexts<'a>(k: &'a [f32], v: &'a [f32], starts: &[usize], heads: Heads) -> Vec<Context<'a>> {
-    let (kw, d) = (heads.k_width(), heads.dim);
+fn contexts<'a>(k: &'a Operand<'_>, v: &'a Operand<'_>, starts: &[usize], heads: Heads) -> Vec<Context<'a>> {
     let rows = starts.windows(2).flat_map(|w| {
         (0..heads.keys).map(move |head| {
-            let part = |x: &'a [f32]| Mat::strided(&x[(w[0] * kw + head * d).min(x.len())..], w[1] - w[0], d, kw);
+            let part = |x: &'a Operand<'_>| x.head(w[0]..w[1], head, heads.dim, heads.k_width());
             Context { k: part(k), v: part(v) }
         })
     });
     rows.collect()
+}
+
+/// `[tokens, heads * dim]` as products read it: itself, or rounded once for all of them.
+enum Operand<'a> {
+    Wide(&'a [f32]),
+    Narrow(Vec<f32>, usize),
+}
+
+impl<'a> Operand<'a> {
+    fn new(precision: Precision, x: &'a [f32]) -> Self {
+        if precision == Precision::F32 {
+            return Operand::Wide(x);
+        }
+        let mut buffer = buffers::take(x.len().div_ceil(2));
+        narrow(x, &mut bytemuck::cast_slice_mut(&mut buffer)[..x.len()]);
+        Operand::Narrow(buffer, x.len())
+    }
+    /// One head of `tokens`.
+    fn head(&self, tokens: Range<usize>, head: usize, dim: usize, width: usize) -> Mat<'_> {
+        let first = tokens.start * width + head * dim;
+        match self {
+            Operand::Wide(x) => Mat::strided(&x[first.min(x.len())..], tokens.len(), dim, width),
+            Operand::Narrow(buffer, n) => {
+                let x = &bytemuck::cast_slice(buffer)[first.min(*n)..*n];
+                Mat::narrowed_strided(x, tokens.len(), dim, width)
+            }
+        }
+    }
+}
+
+impl Drop for Operand<'_> {
+    fn drop(&mut self) {
+        if let Operand::Narrow(buffer, _) = self {
+            buffers::give(std::mem::take(buffer));
+        }
+    }
 }
 
 /// `q`, `out` `[tokens, queries * dim]`, `k`, `v` `[tokens, keys * dim]`; row `r` is tokens `starts[r]..starts[r + 1]`.
@@ -113,7 +150,8 @@ pub fn forward(
     lse: &mut [f32],
 ) {
     let (qw, d) = (heads.q_width(), heads.dim);
-    let packed: Vec<[Right; 2]> = contexts(k, v, starts, heads)
+    let [of_queries, k, v] = [q, k, v].map(|x| Operand::new(precision, x));
+    let packed: Vec<[Right; 2]> = contexts(&k, &v, starts, heads)
         .par_iter()
         .map(|c| [Right::new(precision, c.k.t()), Right::new(precision, c.v)])
         .collect();
@@ -124,9 +162,10 @@ pub fn forward(
         let &Block { row, start, first, last } = block;
         let (n, context) = (last - first, last - start);
         let mut p = buffers::take(n * context);
+        let mut rounded = Rounded::new(precision, n * context);
         for h in 0..heads.queries {
             let [key, value] = &packed[row * heads.keys + h / heads.group()];
-            let query = Mat::strided(&q[first * qw + h * d..], n, d, qw);
+            let query = of_queries.head(first..last, h, d, qw);
             multiply(MatMut::new(&mut p, n, context), heads.scale(), query, key, false);
             simd(
                 #[inline(always)]
@@ -140,14 +179,42 @@ pub fn forward(
                         let inverse = 1.0 / sum;
                         seen.iter_mut().for_each(|p| *p *= inverse);
                         lse[i * heads.queries + h] = top + sum.ln();
+                        rounded.row(i, p);
                     }
                 },
             );
             let out = MatMut::strided(&mut out[h * d..], n, d, qw);
-            multiply(out, 1.0, Mat::new(&p, n, context), value, false);
+            multiply(out, 1.0, rounded.mat(&p, n, context), value, false);
         }
+        rounded.give();
         buffers::give(p);
     });
+}
+
+/// Rows that products in bf16 read, rounded while they are in the nearest cache; nothing in f32.
+struct Rounded(Option<Vec<f32>>);
+
+impl Rounded {
+    /// For `n` numbers.
+    fn new(precision: Precision, n: usize) -> Self {
+        Rounded((precision == Precision::Bf16).then(|| buffers::take(n.div_ceil(2))))
+    }
+    /// Row `i`, of the length that all rows have.
+    fn row(&mut self, i: usize, row: &[f32]) {
+        if let Some(buffer) = &mut self.0 {
+            narrow_here(row, &mut bytemuck::cast_slice_mut(buffer)[i * row.len()..(i + 1) * row.len()]);
+        }
+    }
+    /// `[rows, columns]` as products read it: `x`, or what was made of its rows.
+    fn mat<'a>(&'a self, x: &'a [f32], rows: usize, columns: usize) -> Mat<'a> {
+        match &self.0 {
+            Some(buffer) => Mat::narrowed(&bytemuck::cast_slice(buffer)[..rows * columns], rows, columns),
+            None => Mat::new(x, rows, columns),
+        }
+    }
+    fn give(self) {
+        self.0.into_iter().for_each(buffers::give);
+    }
 }
 
 /// A block of queries and one head of the group that reads the same keys.
@@ -225,7 +292,8 @@ pub fn backward(
     dv: &mut [f32],
 ) {
     let (qw, d) = (heads.q_width(), heads.dim);
-    let packed: Vec<[Right; 3]> = contexts(k, v, starts, heads)
+    let [of_queries, k, v, upstreams] = [q, k, v, dout].map(|x| Operand::new(precision, x));
+    let packed: Vec<[Right; 3]> = contexts(&k, &v, starts, heads)
         .par_iter()
         .map(|c| [c.k.t(), c.v.t(), c.k].map(|m| Right::new(precision, m)))
         .collect();
@@ -237,6 +305,7 @@ pub fn backward(
         let longest = task.pairs.iter().map(|p| (p.block.last - p.block.first) * (p.block.last - p.block.start)).max();
         let [mut dqs, mut dks, mut dvs] = [queries * d, seen * d, seen * d].map(buffers::take);
         let [mut p, mut ds] = [0, 1].map(|_| buffers::take(longest.unwrap_or(0)));
+        let [mut rounded_p, mut rounded_ds] = [0, 1].map(|_| Rounded::new(precision, longest.unwrap_or(0)));
         dks.fill(0.0);
         dvs.fill(0.0);
         let mut done = 0;
@@ -244,30 +313,33 @@ pub fn backward(
             let h = task.head * heads.group() + g;
             let (b, context) = (last - first, last - start);
             let (p, ds) = (&mut p[..b * context], &mut ds[..b * context]);
-            let query = Mat::strided(&q[first * qw + h * d..], b, d, qw);
-            let upstream = Mat::strided(&dout[first * qw + h * d..], b, d, qw);
+            let [query, upstream] = [&of_queries, &upstreams].map(|x| x.head(first..last, h, d, qw));
             multiply(MatMut::new(p, b, context), heads.scale(), query, key_t, false);
             multiply(MatMut::new(ds, b, context), 1.0, upstream, value_t, false);
             simd(
                 #[inline(always)]
                 || {
-                    for (i, (p, ds)) in p.chunks_exact_mut(context).zip(ds.chunks_exact_mut(context)).enumerate() {
+                    for (i, (p_row, ds_row)) in
+                        p.chunks_exact_mut(context).zip(ds.chunks_exact_mut(context)).enumerate()
+                    {
                         let (token, seen) = (first + i, first - start + i + 1);
                         let at = token * qw + h * d;
                         let delta = dot(&out[at..at + d], &dout[at..at + d]);
                         let lse = lse[token * heads.queries + h];
-                        let (p, p_future) = p.split_at_mut(seen);
-                        let (ds, ds_future) = ds.split_at_mut(seen);
+                        let (p, p_future) = p_row.split_at_mut(seen);
+                        let (ds, ds_future) = ds_row.split_at_mut(seen);
                         p_future.fill(0.0);
                         ds_future.fill(0.0);
                         for (p, ds) in p.iter_mut().zip(ds) {
                             *p = exp(*p - lse);
                             *ds = *p * (*ds - delta);
                         }
+                        rounded_p.row(i, p_row);
+                        rounded_ds.row(i, ds_row);
                     }
                 },
             );
-            let (p, ds) = (Mat::new(p, b, context), Mat::new(ds, b, context));
+            let (p, ds) = (rounded_p.mat(p, b, context), rounded_ds.mat(ds, b, context));
             multiply(MatMut::new(&mut dqs[done..], b, d), heads.scale(), ds, key, false);
             done += b * d;
             let dks = MatMut::new(&mut dks[..context * d], context, d);
@@ -277,6 +349,8 @@ pub fn backward(
         }
         buffers::give(p);
         buffers::give(ds);
+        rounded_p.give();
+        rounded_ds.give();
         Share([dqs, dks, dvs])
     };
     let shares: Vec<Share> = tasks.par_iter().with_max_len(1).map(one).collect();
