@@ -9,6 +9,7 @@ mod fixture;
 use std::collections::BTreeSet;
 
 use karat::eval::Item;
+use karat::eval::metric::Bounds;
 use karat::report::{
     Direction, Language, Report, Role, Warning, benchmark, build, csv, html, latex, markdown, plot, verdicts,
 };
@@ -30,6 +31,8 @@ fn the_latex_table_has_a_row_a_metric_and_balanced_braces() {
         let mut report = report();
         report.language = language;
         report.metrics[0].unit = "100 %_{x}$&#\\input{/etc/passwd}".into();
+        // What unclosed reasoning can have done is a table of its own.
+        report.metrics.iter_mut().flat_map(|m| m.models.values_mut()).for_each(|value| value.truncation = None);
         let tex = latex::table(&report);
         let rows: Vec<&str> = tex.lines().filter(|l| l.ends_with("\\\\")).collect();
         assert_eq!(rows.len(), 1 + report.metrics.len());
@@ -43,6 +46,24 @@ fn the_latex_table_has_a_row_a_metric_and_balanced_braces() {
             assert_eq!(tex.matches(part).count(), 1, "{part}");
         }
         assert!(!tex.contains(['±', '−', '↑', '↓']), "signs that a text font may lack are in math mode");
+    }
+}
+
+#[test]
+fn what_unclosed_reasoning_can_have_done_is_a_latex_table_too() {
+    let mut report = report();
+    report.metrics.iter_mut().flat_map(|m| m.models.values_mut()).for_each(|value| value.truncation = None);
+    let metric = &mut report.metrics[0];
+    let (name, decimals) = (metric.name.clone(), metric.decimals);
+    let value = metric.models.get_mut("lora").unwrap();
+    value.truncation = Some(Bounds { all: 0.25, completed: Some(0.5), n_completed: 3, low: 0.125, high: 0.75 });
+    let tex = latex::table(&report);
+    let (results, unclosed) = tex.split_once("\\label{tab:medical-r1-unclosed}").unwrap();
+    assert_eq!(results.matches("\\begin{table}").count(), 2);
+    let rows: Vec<&str> = unclosed.lines().filter(|l| l.ends_with("\\\\")).collect();
+    assert!(rows.len() == 2 && rows.iter().all(|r| r.matches('&').count() == 5), "{unclosed}");
+    for part in [format!("{:.decimals$} (n = 3)", 0.5), format!("{:.decimals$}", 0.125), "lora".to_string()] {
+        assert!(rows[1].contains(&part), "{name}: {} lacks {part}", rows[1]);
     }
 }
 

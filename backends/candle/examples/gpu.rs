@@ -22,7 +22,7 @@ use karat_candle::config::ModelConfig;
 use karat_candle::cuda::device::{Buffer, Element, Gemm, Matrix};
 use karat_candle::cuda::open::{Asked, Opened, open};
 use karat_candle::cuda::optimizer::{Optimizer, Parameter};
-use karat_candle::cuda::{here, open as found};
+use karat_candle::cuda::{here, open as found, summed};
 use karat_candle::linear::Gradients;
 use karat_candle::model::{Batch, Decoder, excluded_from_decay};
 use karat_candle::nn::Indices;
@@ -298,13 +298,13 @@ fn train(args: &Args) -> Done {
         model.place(&device)?;
         model.adapter_tensors()
     };
-    let gradients = Gradients::zeros(&trained)?;
+    let gradients = Gradients::new(&trained)?;
     let parameters = trained.iter().map(|(name, t)| {
         let gradient = gradients.of(name).ok_or("no gradient")?;
         Ok::<_, Box<dyn Error>>(Parameter {
             tensor: here(t)?.clone(),
             moments: [here(&nn::zeros_like(t)?)?.clone(), here(&nn::zeros_like(t)?)?.clone()],
-            gradient: here(gradient)?.clone(),
+            gradient: summed(gradient)?.clone(),
             decays: !excluded_from_decay(name),
         })
     });

@@ -4,32 +4,32 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::cuda::Device;
-use crate::nn::{self, Mask, Precision, Result, Tensor};
+use crate::nn::{self, Gradient, Mask, Precision, Result, Tensor};
 use crate::ops::dropout::Key;
 use crate::weight::Weight;
 
 /// Gradients of the tensors that are trained, by name; a tensor that is not in here is frozen and costs nothing.
-#[derive(Clone, Debug, Default)]
-pub struct Gradients(pub BTreeMap<String, Tensor>);
+#[derive(Debug, Default)]
+pub struct Gradients(pub BTreeMap<String, Gradient>);
 
 impl Gradients {
-    /// Zeros for every tensor of `trained`.
+    /// Those of every tensor of `trained`, with nothing in them.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn zeros(trained: &BTreeMap<String, Tensor>) -> Result<Self> {
-        trained.iter().map(|(name, t)| Ok((name.clone(), nn::zeros_like(t)?))).collect::<Result<_>>().map(Gradients)
+    pub fn new(trained: &BTreeMap<String, Tensor>) -> Result<Self> {
+        trained.iter().map(|(name, t)| Ok((name.clone(), Gradient::new(t)?))).collect::<Result<_>>().map(Gradients)
     }
     /// Where the gradient of `name` is summed, if it is trained.
-    pub fn of(&self, name: &str) -> Option<&Tensor> {
+    pub fn of(&self, name: &str) -> Option<&Gradient> {
         self.0.get(name)
     }
-    /// Back to zero.
+    /// Nothing is in them from now on.
     ///
     /// # Errors
     /// If the device fails.
     pub fn clear(&self) -> Result<()> {
-        self.0.values().try_for_each(nn::clear)
+        self.0.values().try_for_each(Gradient::clear)
     }
 }
 

@@ -7,11 +7,13 @@
 //! used: forward and backward are both written out, because in candle 0.11 several fused operations cut the gradient
 //! silently and frozen weights still pay for theirs.
 
+mod gradient;
 mod narrowed;
 mod tensor;
 
 use karat::backend::BackendError;
 
+pub use self::gradient::Gradient;
 pub use self::narrowed::operand;
 use self::narrowed::{Narrowed, Operand};
 use self::tensor::activation;
@@ -21,7 +23,7 @@ pub use self::tensor::{
 use crate::cuda;
 use crate::ops::adamw::Update;
 use crate::ops::attention::Heads;
-use crate::ops::cross_entropy::Target;
+use crate::ops::cross_entropy::{Sum, Target};
 use crate::ops::dropout::Key;
 use crate::ops::low_rank::{self, LowRank};
 use crate::ops::mapped::Elements;
@@ -117,7 +119,7 @@ pub fn scatter_add(dtable: &Tensor, ids: &Indices, dy: &Tensor) -> Result<()> {
     if let Some(dtable) = dtable.cuda() {
         return cuda::ops::scatter_add(dtable, ids, dy, None);
     }
-    let _timer = Timer::new("embedding, dW", 0.0);
+    let _timer = Timer::new("rows scattered", 0.0);
     let (_, width) = dims(dtable)?;
     let dy = view(dy)?;
     edit(dtable, |dtable| embedding::scatter_add(dtable, width, ids, &dy))
@@ -125,7 +127,7 @@ pub fn scatter_add(dtable: &Tensor, ids: &Indices, dy: &Tensor) -> Result<()> {
 
 /// Gradient of an embedding from where it is read: `dtable[ids] += dx` but for the id `pad`, which has none. `dx` is used
 /// up.
-pub fn embedding_gradient(dtable: &Tensor, ids: &Indices, dx: Tensor, pad: Option<u32>) -> Result<()> {
+pub fn embedding_gradient(dtable: &Gradient, ids: &Indices, dx: Tensor, pad: Option<u32>) -> Result<()> {
     if let Some(dtable) = dtable.cuda() {
         return cuda::ops::scatter_add(dtable, ids, &dx, pad);
     }
@@ -138,7 +140,10 @@ pub fn embedding_gradient(dtable: &Tensor, ids: &Indices, dx: Tensor, pad: Optio
             rows.filter(|(_, id)| **id == pad).for_each(|(row, _)| row.fill(0.0));
         })?;
     }
-    scatter_add(dtable, ids, &dx)
+    let _timer = Timer::new("embedding, dW", 0.0);
+    let width = dims(&dx)?.1;
+    let dx = view(&dx)?;
+    dtable.edit(|dtable| embedding::scatter_add(dtable, width, ids, &dx))
 }
 
 /// `x w^T + bias`: `x` `[tokens, in]`, `w` `[out, in]`.
@@ -237,7 +242,7 @@ pub fn linear_dx_with<W: Stored, A: Stored>(
 const TALL: usize = 32;
 
 /// `dw += alpha dy^T x`.
-pub fn linear_dw(precision: Precision, dw: &Tensor, alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()> {
+pub fn linear_dw(precision: Precision, dw: &Gradient, alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()> {
     if let Some(dw) = dw.cuda() {
         return cuda::ops::linear_dw(dw, alpha, cuda::here(dy)?, cuda::here(x)?);
     }
@@ -249,21 +254,19 @@ pub fn linear_dw(precision: Precision, dw: &Tensor, alpha: f32, dy: &Tensor, x: 
     if precision == Precision::Bf16 && n_in <= TALL && n_in < n_out {
         let mut turned = buffers::take(n_in * n_out);
         product(precision, MatMut::new(&mut turned, n_in, n_out), 1.0, b.t(), a, false, Threads::Pool);
-        edit(dw, |dw| elementwise::add_turned(dw, alpha, &turned, n_in))?;
-        buffers::give(turned);
-        return Ok(());
+        return dw.add(|dw, add| elementwise::turn(dw, alpha, &turned, n_in, add));
     }
-    edit(dw, |dw| product(precision, MatMut::new(dw, n_out, n_in), alpha, a.t(), b, true, Threads::Pool))
+    dw.add(|dw, add| product(precision, MatMut::new(dw, n_out, n_in), alpha, a.t(), b, add, Threads::Pool))
 }
 
 /// `db += sum of the rows of dy`.
-pub fn bias_gradient(db: &Tensor, dy: &Tensor) -> Result<()> {
+pub fn bias_gradient(db: &Gradient, dy: &Tensor) -> Result<()> {
     if let Some(db) = db.cuda() {
         return cuda::ops::bias_gradient(db, cuda::here(dy)?);
     }
     let _timer = Timer::new("bias, gradient", 0.0);
     let dy = view(dy)?;
-    edit(db, |db| {
+    db.edit(|db| {
         for row in dy.chunks_exact(db.len()) {
             db.iter_mut().zip(row).for_each(|(b, d)| *b += d);
         }
@@ -303,10 +306,10 @@ pub fn rms_norm_backward(
     w: &Tensor,
     scale: &Tensor,
     dy: &Tensor,
-    dw: Option<&Tensor>,
+    dw: Option<&Gradient>,
 ) -> Result<Tensor> {
     if let Some(x) = x.cuda() {
-        let dw = dw.map(cuda::here).transpose()?;
+        let dw = dw.map(cuda::summed).transpose()?;
         return cuda::ops::rms_norm_backward(dx, x, cuda::here(w)?, cuda::here(scale)?, cuda::here(dy)?, dw);
     }
     let _timer = Timer::new("RMSNorm, gradient", 0.0);
@@ -320,7 +323,7 @@ pub fn rms_norm_backward(
         Some(dw) => {
             let mut sum = vec![0.0; ws.len()];
             edit(&dx, |dx| norm::backward(&xs, &ws, &scale, &dys, dx, add, Some(&mut sum)))?;
-            edit(dw, |dw| dw.iter_mut().zip(&sum).for_each(|(dw, s)| *dw += s))?;
+            dw.edit(|dw| dw.iter_mut().zip(&sum).for_each(|(dw, s)| *dw += s))?;
         }
         None => edit(&dx, |dx| norm::backward(&xs, &ws, &scale, &dys, dx, add, None))?,
     }
@@ -552,14 +555,14 @@ pub fn rows(like: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
 }
 
 /// `dm += (sum over the rows of dy * x) / n`, column by column.
-pub fn magnitude_gradient(dm: &Tensor, dy: &Tensor, x: &Tensor, n: &Tensor) -> Result<()> {
+pub fn magnitude_gradient(dm: &Gradient, dy: &Tensor, x: &Tensor, n: &Tensor) -> Result<()> {
     if let Some(dm) = dm.cuda() {
         return cuda::ops::magnitude_gradient(dm, cuda::here(dy)?, cuda::here(x)?, cuda::here(n)?);
     }
     let (dy, x, n) = (view(dy)?, view(x)?, view(n)?);
     let mut dgain = vec![0.0; n.len()];
     low_rank::gain_gradient(&mut dgain, &dy, &x);
-    edit(dm, |dm| dm.iter_mut().zip(dgain).zip(n.iter()).for_each(|((m, g), n)| *m += g / n))
+    dm.edit(|dm| dm.iter_mut().zip(dgain).zip(n.iter()).for_each(|((m, g), n)| *m += g / n))
 }
 
 /// Log-probabilities of `targets` given `hidden` and the output projection.
@@ -586,10 +589,10 @@ pub fn head_loss(
     targets: &Indices,
     head: &Weight,
     scale: f32,
-    dhead: Option<&Tensor>,
+    dhead: Option<&Gradient>,
 ) -> Result<(Tensor, Tensor)> {
     if let Some(hidden) = hidden.cuda() {
-        let dhead = dhead.map(cuda::here).transpose()?;
+        let dhead = dhead.map(cuda::summed).transpose()?;
         return cuda::ops::head_loss(hidden, targets, cuda::stored(head)?, scale, dhead);
     }
     let (hs, ws, width) = (view(hidden)?, head.view()?, head.matrix()?.1);
@@ -599,9 +602,10 @@ pub fn head_loss(
     let logprobs = match dhead {
         Some(dhead) => {
             let mut logprobs = Vec::new();
-            edit(dhead, |d| {
+            dhead.add(|sum, add| {
+                let sum = Some(Sum { sum, add });
                 logprobs =
-                    cross_entropy::train(precision, &hs, targets, ws.elements(), width, scale, &mut dhidden, Some(d));
+                    cross_entropy::train(precision, &hs, targets, ws.elements(), width, scale, &mut dhidden, sum);
             })?;
             logprobs
         }

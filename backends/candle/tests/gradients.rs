@@ -20,7 +20,7 @@ fn check(what: &str, model: &Decoder, trained: &BTreeMap<String, nn::Tensor>) {
     let (at, targets) = (nn::Indices::from(at), nn::Indices::from(targets));
     let scale = 1.0 / at.len() as f32;
     let dropout = Some(Dropout { seed: 5, step: 2, first_token: 3 });
-    let gradients = Gradients::zeros(trained).unwrap();
+    let gradients = Gradients::new(trained).unwrap();
     let none = Gradients::default();
     let loss = |gradients: &Gradients| -> f64 {
         let logprobs = model.train(&batch, (&at, &targets), scale, dropout, false, gradients).unwrap();
@@ -28,7 +28,7 @@ fn check(what: &str, model: &Decoder, trained: &BTreeMap<String, nn::Tensor>) {
     };
     loss(&gradients);
     for (name, tensor) in trained {
-        let gradient = nn::view(gradients.of(name).unwrap()).unwrap().to_vec();
+        let gradient = nn::view(&gradients.of(name).unwrap().sum().unwrap()).unwrap().to_vec();
         // Along the gradient the loss changes most, so rounding matters least.
         let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
         assert!(norm > 0.0, "{what}: {name}");

@@ -2,19 +2,26 @@
 //! back.
 //!
 //! A training step makes the same few hundred buffers over and over. Fresh memory of that size costs a page fault for
-//! every 4 KiB, which takes as long as a good part of the arithmetic; a buffer that was used before costs nothing.
+//! every 4 KiB, which takes as long as a good part of the arithmetic; memory that was used before costs nothing. So all
+//! buffers lie in one stretch of addresses, reserved once and never moved, of which only what was ever in use takes
+//! memory: a buffer of any size goes where others were before ([`Places`]), and the most that a run takes is the most
+//! that it has in use at once.
 #![allow(unsafe_code)]
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// Idle buffers by capacity. Every element of every one has been initialised.
-static IDLE: Mutex<BTreeMap<usize, Vec<Vec<f32>>>> = Mutex::new(BTreeMap::new());
+use crate::places::Places;
+
+/// Elements of a unit that [`Places`] counts in: a page of the system.
+const UNIT: usize = 1 << 10;
 
 /// Buffers below this many elements are left to the allocator, which is quick with them.
 const SMALL: usize = 1 << 12;
 
-/// Memory from this size on asks for large pages.
+/// Memory from this many bytes on asks for large pages.
 const LARGE: usize = 1 << 20;
 
 /// `n` zeros.
@@ -35,51 +42,189 @@ pub fn zeroed(n: usize) -> Vec<f32> {
     data
 }
 
-/// A buffer of `n` elements with *any* contents: whoever takes it writes all of it.
-pub fn take(n: usize) -> Vec<f32> {
+/// Numbers that are lent for a while; dropped, their memory serves the next.
+pub struct Buffer(Held);
+
+enum Held {
+    /// Small, or where there is no stretch of addresses.
+    Heap(Vec<f32>),
+    /// `len` elements from `start`, which is unit `at` of the stretch.
+    Lent { start: NonNull<f32>, len: usize, at: usize },
+}
+
+// SAFETY: the elements of a lent buffer belong to it alone until it is dropped; nothing in it is bound to a thread.
+unsafe impl Send for Buffer {}
+// SAFETY: as above; shared, it is only read.
+unsafe impl Sync for Buffer {}
+
+impl Deref for Buffer {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match &self.0 {
+            Held::Heap(data) => data,
+            // SAFETY: `lend` took these units for this buffer alone and made them accessible; fresh pages are zeros and
+            // used ones hold what was written, so every element is initialised.
+            Held::Lent { start, len, .. } => unsafe { std::slice::from_raw_parts(start.as_ptr(), *len) },
+        }
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        match &mut self.0 {
+            Held::Heap(data) => data,
+            // SAFETY: as for reading; `&mut self` makes this the only access.
+            Held::Lent { start, len, .. } => unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), *len) },
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let (Held::Lent { len, at, .. }, Some(mut stretch)) = (&self.0, stretch()) {
+            stretch.places.give(*at, len.div_ceil(UNIT));
+        }
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} numbers", self.len())
+    }
+}
+
+/// A buffer of `n` elements with *any* contents, for what is soon gone: whoever takes it writes all of it.
+pub fn take(n: usize) -> Buffer {
+    lend(n, Places::take_low)
+}
+
+/// A buffer of `n` elements with *any* contents, for what outlives the activations around it: gradients.
+pub fn take_lasting(n: usize) -> Buffer {
+    lend(n, Places::take_high)
+}
+
+fn lend(n: usize, place: fn(&mut Places, usize) -> Option<usize>) -> Buffer {
     if n < SMALL {
-        return vec![0.0; n];
+        return Buffer(Held::Heap(vec![0.0; n]));
     }
-    let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
-    // The smallest that is large enough, unless it is so large that another use will want it.
-    let fits = idle.range(n..=2 * n).next().map(|(capacity, _)| *capacity);
-    if let Some(mut buffer) = fits.and_then(|capacity| pop(&mut idle, capacity)) {
-        // SAFETY: all elements up to the capacity were initialised when it was made (below), and `n` is within it.
-        unsafe { buffer.set_len(n) };
-        return buffer;
+    let units = n.div_ceil(UNIT);
+    if let Some(mut stretch) = stretch()
+        && let Some(at) = place(&mut stretch.places, units)
+    {
+        match stretch.open(at + units) {
+            true => return Buffer(Held::Lent { start: stretch.address(at), len: n, at }),
+            false => stretch.places.give(at, units),
+        }
     }
-    // One that is too small makes room for the new one, so that rows of rising length leave no litter.
-    if let Some((&largest, _)) = idle.range(..n).next_back() {
-        drop(pop(&mut idle, largest));
-    }
-    drop(idle);
-    // A few sizes in place of very many: up to an eighth more than is asked for.
-    let step = (n.next_power_of_two() / 16).max(1);
-    let mut buffer = zeroed(n.next_multiple_of(step));
-    buffer.truncate(n);
-    buffer
+    Buffer(Held::Heap(zeroed(n)))
 }
 
-fn pop(idle: &mut BTreeMap<usize, Vec<Vec<f32>>>, capacity: usize) -> Option<Vec<f32>> {
-    let same = idle.get_mut(&capacity)?;
-    let buffer = same.pop();
-    if same.is_empty() {
-        idle.remove(&capacity);
-    }
-    buffer
-}
-
-/// Gives back a buffer that [`take`] made, for its next use.
-pub fn give(buffer: Vec<f32>) {
-    let capacity = buffer.capacity();
-    if capacity >= SMALL {
-        IDLE.lock().unwrap_or_else(PoisonError::into_inner).entry(capacity).or_default().push(buffer);
-    }
-}
-
-/// Gives all idle buffers back to the system.
+/// Gives what is not in use back to the system.
 pub fn clear() {
-    IDLE.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    if let Some(mut stretch) = stretch() {
+        stretch.clear();
+    }
+}
+
+/// Bytes from the lowest to the highest that were in use since the last [`clear`]: the memory that buffers take.
+pub fn extent() -> usize {
+    stretch().map_or(0, |stretch| stretch.places.end() * UNIT * size_of::<f32>())
+}
+
+/// Reserved addresses, of which a part from their start on is memory.
+struct Stretch {
+    start: NonNull<f32>,
+    /// Units that may be read and written.
+    open: usize,
+    places: Places,
+}
+
+// SAFETY: the addresses are the process's; nothing about them is bound to a thread.
+unsafe impl Send for Stretch {}
+
+fn stretch() -> Option<MutexGuard<'static, Stretch>> {
+    static STRETCH: OnceLock<Option<Mutex<Stretch>>> = OnceLock::new();
+    let stretch = STRETCH.get_or_init(|| Stretch::reserve().map(Mutex::new));
+    stretch.as_ref().map(|s| s.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+impl Stretch {
+    /// Where unit `at` starts.
+    fn address(&self, at: usize) -> NonNull<f32> {
+        // SAFETY: `Places` hands out units below its limit alone, and all of these lie inside the reservation.
+        unsafe { self.start.add(at * UNIT) }
+    }
+
+    #[cfg(not(unix))]
+    fn reserve() -> Option<Self> {
+        None
+    }
+
+    /// Addresses for twice the machine's memory, or for as much of that as the system allows; `None` where that is next to
+    /// nothing.
+    #[cfg(unix)]
+    fn reserve() -> Option<Self> {
+        const LEAST: usize = 1 << 28;
+        // SAFETY: asks for two numbers.
+        let (pages, page) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+        let memory = usize::try_from(pages).ok()?.checked_mul(usize::try_from(page).ok()?)?;
+        let mut bytes = memory.saturating_mul(2).min(isize::MAX as usize / 2).next_multiple_of(UNIT * 4);
+        while bytes >= LEAST {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            // SAFETY: a new mapping at an address of the system's choice; without access it takes no memory.
+            let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
+            if start != libc::MAP_FAILED {
+                let start = NonNull::new(start.cast::<f32>())?;
+                return Some(Stretch { start, open: 0, places: Places::new(bytes / (UNIT * 4)) });
+            }
+            bytes = (bytes / 2).next_multiple_of(UNIT * 4);
+        }
+        None
+    }
+
+    #[cfg(not(unix))]
+    fn open(&mut self, units: usize) -> bool {
+        units <= self.open
+    }
+
+    /// Makes the first `units` memory that can be read and written; whether the system has let it.
+    #[cfg(unix)]
+    fn open(&mut self, units: usize) -> bool {
+        /// Units that are opened at once: 64 MiB.
+        const STEP: usize = (64 << 20) / (UNIT * 4);
+        if units <= self.open {
+            return true;
+        }
+        let more = (units - self.open).next_multiple_of(STEP).min(self.places.limit() - self.open);
+        let (start, bytes) = (self.address(self.open).as_ptr().cast(), more * UNIT * 4);
+        // SAFETY: the range lies inside the reservation, and nothing in it was lent yet.
+        if unsafe { libc::mprotect(start, bytes, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
+            return false;
+        }
+        #[cfg(target_os = "linux")]
+        // SAFETY: advice changes no contents. That it is refused does no harm.
+        unsafe {
+            libc::madvise(start, bytes, libc::MADV_HUGEPAGE)
+        };
+        self.open += more;
+        true
+    }
+
+    fn clear(&mut self) {
+        for (at, units) in self.places.trim() {
+            self.give_back(at, units.min(self.open.saturating_sub(at)));
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn give_back(&self, _: usize, _: usize) {}
+
+    /// Lets the system have the memory of units that are open and free.
+    #[cfg(target_os = "linux")]
+    fn give_back(&self, at: usize, units: usize) {
+        // SAFETY: nobody holds these units, and they are of this private mapping: they read as zeros from now on.
+        unsafe { libc::madvise(self.address(at).as_ptr().cast(), units * UNIT * 4, libc::MADV_DONTNEED) };
+    }
 }
 
 #[cfg(test)]
@@ -87,16 +232,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_has_the_length_asked_for_and_comes_back() {
-        for n in [0, 5, SMALL, SMALL + 1, 100_000] {
-            let buffer = take(n);
-            assert_eq!(buffer.len(), n);
-            assert!(buffer.capacity() >= n);
-            give(buffer);
+    fn a_buffer_has_the_length_asked_for_and_its_memory_serves_again() {
+        for n in [0, 5, SMALL - 1, SMALL, SMALL + 1, 100_000] {
+            for take in [take, take_lasting] {
+                let mut buffer = take(n);
+                assert_eq!(buffer.len(), n);
+                buffer.fill(1.5);
+                assert!(buffer.iter().all(|x| *x == 1.5));
+            }
         }
-        let mut shorter = take(SMALL + 3);
-        shorter.fill(1.0);
-        give(shorter);
-        assert_eq!(take(99_000).len(), 99_000);
+    }
+
+    #[test]
+    fn buffers_in_use_at_once_share_nothing_on_any_threads() {
+        let threads: Vec<_> = (0..4u32)
+            .map(|thread| {
+                std::thread::spawn(move || {
+                    let mut held: Vec<(Buffer, f32)> = Vec::new();
+                    for i in 0..300u32 {
+                        let mark = (thread * 1000 + i) as f32;
+                        let n = 3000 + (i as usize * 7919) % 60_000;
+                        let mut buffer = if i % 3 == 0 { take_lasting(n) } else { take(n) };
+                        buffer.fill(mark);
+                        held.push((buffer, mark));
+                        if held.len() > 8 {
+                            let (buffer, mark) = held.swap_remove(i as usize % 8);
+                            assert!(buffer.iter().all(|x| *x == mark));
+                        }
+                        if i % 100 == 50 {
+                            clear();
+                        }
+                    }
+                    assert!(held.iter().all(|(buffer, mark)| buffer.iter().all(|x| x == mark)));
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|t| t.join().unwrap());
     }
 }

@@ -7,6 +7,7 @@
 pub mod buffers;
 pub mod mapped;
 pub mod matmul;
+mod places;
 pub mod simd;
 #[doc(hidden)]
 pub mod testing;

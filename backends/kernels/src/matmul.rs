@@ -24,7 +24,7 @@ pub use self::kernel::Precision;
 use self::kernel::{LANES, PANEL, Set, Tile, Unpacked};
 use self::pack::Part;
 use self::packed::Right;
-use crate::buffers;
+use crate::buffers::{self, Buffer};
 use crate::mapped::Elements;
 
 /// Units of the inner dimension that are summed before they are added to the output.
@@ -167,7 +167,7 @@ enum Units<'a> {
     /// The matrix itself, its rows without gaps inside: f32, or bf16 that are [`narrow`]'s.
     InPlace(&'a [u32]),
     /// Packed, in a lent buffer.
-    Packed(Vec<f32>),
+    Packed(Buffer),
 }
 
 impl Left<'_> {
@@ -175,14 +175,6 @@ impl Left<'_> {
         match &self.units {
             Units::InPlace(units) => units[row * self.stride..].as_ptr(),
             Units::Packed(data) => data[row * self.stride..].as_ptr().cast(),
-        }
-    }
-}
-
-impl Drop for Left<'_> {
-    fn drop(&mut self) {
-        if let Units::Packed(buffer) = &mut self.units {
-            buffers::give(std::mem::take(buffer));
         }
     }
 }

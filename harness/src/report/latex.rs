@@ -1,4 +1,5 @@
-//! The result table as LaTeX, for a paper: `booktabs`, the best in bold, ± and significance marks.
+//! The result table as LaTeX, for a paper: `booktabs`, the best in bold, ± and significance marks; and beside it, where
+//! reasoning was never closed, what that can have done to each metric.
 //!
 //! It needs `\usepackage{booktabs}`, and for Chinese a class such as `ctexart` under XeLaTeX. Everything that is not ours is
 //! escaped: a name or title can hold anything.
@@ -9,16 +10,15 @@ use super::model::{Metric, Report};
 use super::number::{self, UNDEFINED};
 use super::{tables, terms, words};
 
-/// A `table` with the rows and columns of the Markdown report, the verdict as its caption, labelled `tab:SUITE`.
+/// A `table` with the rows and columns of the Markdown report, the verdict as its caption, labelled `tab:SUITE`; where there is
+/// unclosed reasoning, a second one labelled `tab:SUITE-unclosed`.
 pub fn table(report: &Report) -> String {
     let l = report.language.labels();
     let against = report.against_base();
     let columns = report.models.len() + against.len() + 1;
-    let mut tex = String::from("% \\usepackage{booktabs}\n\\begin{table}[t]\n\\centering\n\\small\n");
-    let _ = writeln!(tex, "\\caption{{{}}}", escaped(&words::verdict(report, report.language)));
     let label: String = report.suite.name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
-    let _ = writeln!(tex, "\\label{{tab:{label}}}");
-    let _ = writeln!(tex, "\\begin{{tabular}}{{l{}}}\n\\toprule", "r".repeat(columns));
+    let mut tex = String::from("% \\usepackage{booktabs}\n");
+    begin(&mut tex, &words::verdict(report, report.language), &label, &format!("l{}", "r".repeat(columns)));
     let mut header = vec![l.metric.to_string()];
     header.extend(report.models.iter().map(|m| m.name.clone()));
     header.extend(against.iter().map(|c| format!("{} {} {}", c.candidate, l.against, c.baseline)));
@@ -38,9 +38,29 @@ pub fn table(report: &Report) -> String {
         cells.push(escaped(&tables::sample_size(metric, report)));
         row(&mut tex, &cells);
     }
-    let _ = writeln!(tex, "\\bottomrule\n\\end{{tabular}}\n\n\\smallskip\n{{\\footnotesize {}}}", escaped(l.legend));
-    tex.push_str("\\end{table}\n");
+    end(&mut tex, l.legend);
+    let unclosed = tables::truncation(report);
+    if !unclosed.is_empty() {
+        tex.push('\n');
+        begin(&mut tex, l.truncation, &format!("{label}-unclosed"), "llrrrr");
+        row(&mut tex, &tables::truncation_header(l).map(escaped));
+        tex.push_str("\\midrule\n");
+        unclosed.iter().for_each(|cells| row(&mut tex, &cells.each_ref().map(|cell| escaped(cell))));
+        end(&mut tex, l.truncation_help);
+    }
     tex
+}
+
+/// A table up to the header of its columns.
+fn begin(tex: &mut String, caption: &str, label: &str, columns: &str) {
+    let _ = writeln!(tex, "\\begin{{table}}[t]\n\\centering\n\\small\n\\caption{{{}}}", escaped(caption));
+    let _ = writeln!(tex, "\\label{{tab:{label}}}\n\\begin{{tabular}}{{{columns}}}\n\\toprule");
+}
+
+/// The end of a table, with a note below it.
+fn end(tex: &mut String, note: &str) {
+    let _ = writeln!(tex, "\\bottomrule\n\\end{{tabular}}\n\n\\smallskip\n{{\\footnotesize {}}}", escaped(note));
+    tex.push_str("\\end{table}\n");
 }
 
 fn row(tex: &mut String, cells: &[String]) {

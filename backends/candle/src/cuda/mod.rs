@@ -33,6 +33,14 @@ pub fn here(t: &nn::Tensor) -> Result<&Tensor> {
     t.cuda().ok_or_else(|| BackendError::failed("a tensor of the CPU reached a kernel of the GPU"))
 }
 
+/// As [`here`], for a gradient.
+///
+/// # Errors
+/// As [`here`].
+pub fn summed(gradient: &nn::Gradient) -> Result<&Tensor> {
+    gradient.cuda().ok_or_else(|| BackendError::failed("a gradient of the CPU reached a kernel of the GPU"))
+}
+
 /// As [`here`], for a weight.
 ///
 /// # Errors

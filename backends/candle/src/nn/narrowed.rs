@@ -9,7 +9,7 @@ use half::bf16;
 
 use super::tensor::{Tensor, View, view};
 use super::{Precision, Result};
-use crate::ops::buffers;
+use crate::ops::buffers::{self, Buffer};
 use crate::ops::matmul::{Mat, narrow};
 use crate::profile::Timer;
 
@@ -17,7 +17,7 @@ use crate::profile::Timer;
 #[derive(Debug)]
 pub(super) struct Narrowed {
     /// Two numbers to an element.
-    buffer: Vec<f32>,
+    buffer: Buffer,
     shape: Vec<usize>,
 }
 
@@ -34,12 +34,6 @@ impl Narrowed {
     }
     pub(super) fn elements(&self) -> &[bf16] {
         &cast_slice(&self.buffer)[..self.shape.iter().product()]
-    }
-}
-
-impl Drop for Narrowed {
-    fn drop(&mut self) {
-        buffers::give(std::mem::take(&mut self.buffer));
     }
 }
 

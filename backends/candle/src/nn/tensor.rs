@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::ops::{Deref, Range};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, StorageRef};
 use karat::backend::BackendError;
@@ -10,8 +10,9 @@ use karat::backend::BackendError;
 use super::Result;
 use super::narrowed::Narrowed;
 use crate::cuda::{self, Device};
+use crate::ops::buffers::{self, Buffer};
+use crate::ops::elementwise;
 use crate::ops::rope::Table;
-use crate::ops::{buffers, elementwise};
 
 fn engine(error: candle_core::Error) -> BackendError {
     BackendError::failed("candle failed").because(&error)
@@ -31,40 +32,21 @@ enum Place {
 
 /// Contiguous f32 numbers on the CPU.
 #[derive(Debug)]
-struct Held {
-    tensor: candle_core::Tensor,
-    /// The buffer came from [`buffers`] and goes back there.
-    lent: bool,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if self.lent {
-            // Nobody else has the tensor of candle: `Tensor` never hands it out.
-            let _ = self.tensor.inplace_op1(&Take);
-        }
-    }
-}
-
-struct Take;
-
-impl InplaceOp1 for Take {
-    fn name(&self) -> &'static str {
-        "take"
-    }
-    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
-        if let CpuStorage::F32(data) = storage {
-            buffers::give(std::mem::take(data));
-        }
-        Ok(())
-    }
+enum Held {
+    /// What stays: parameters and their moments.
+    Own(candle_core::Tensor),
+    /// What goes: activations and gradients, in memory that serves the next when they are dropped.
+    Lent { data: RwLock<Buffer>, shape: Vec<usize> },
 }
 
 impl Tensor {
     /// Its shape.
     pub fn dims(&self) -> &[usize] {
         match &self.0 {
-            Place::Cpu(held) => held.tensor.dims(),
+            Place::Cpu(held) => match &**held {
+                Held::Own(tensor) => tensor.dims(),
+                Held::Lent { shape, .. } => shape,
+            },
             Place::Narrowed(held) => held.dims(),
             Place::Cuda(t) => t.dims(),
         }
@@ -93,9 +75,9 @@ impl Tensor {
             Place::Cuda(_) => Ok(self.clone()),
         }
     }
-    fn cpu(&self) -> Result<&candle_core::Tensor> {
+    fn cpu(&self) -> Result<&Held> {
         match &self.0 {
-            Place::Cpu(held) => Ok(&held.tensor),
+            Place::Cpu(held) => Ok(held),
             Place::Narrowed(_) => Err(BackendError::failed("numbers rounded for products reached a kernel of f32")),
             Place::Cuda(_) => Err(BackendError::failed("a tensor of a CUDA device reached a CPU kernel")),
         }
@@ -213,14 +195,10 @@ impl Angles {
     }
 }
 
-fn hold(data: Vec<f32>, shape: &[usize], lent: bool) -> Result<Tensor> {
-    let tensor = candle_core::Tensor::from_vec(data, shape, &candle_core::Device::Cpu).map_err(engine)?;
-    Ok(Tensor(Place::Cpu(Arc::new(Held { tensor, lent }))))
-}
-
 /// A tensor of `shape` on the CPU that owns `data`: for what lasts, parameters and their like.
 pub fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
-    hold(data, shape, false)
+    let tensor = candle_core::Tensor::from_vec(data, shape, &candle_core::Device::Cpu).map_err(engine)?;
+    Ok(Tensor(Place::Cpu(Arc::new(Held::Own(tensor)))))
 }
 
 /// Zeros of `shape` on the CPU, for what lasts.
@@ -236,9 +214,12 @@ pub fn zeros_like(t: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// An activation of `shape`, `data` being from [`buffers::take`].
-pub(super) fn activation(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
-    hold(data, shape, true)
+/// A tensor of `shape` on the CPU in lent memory.
+pub(super) fn activation(data: Buffer, shape: &[usize]) -> Result<Tensor> {
+    if data.len() != shape.iter().product::<usize>() {
+        return Err(BackendError::failed(format!("{} numbers for a tensor of shape {shape:?}", data.len())));
+    }
+    Ok(Tensor(Place::Cpu(Arc::new(Held::Lent { data: RwLock::new(data), shape: shape.to_vec() }))))
 }
 
 /// Zeros where `like` lies and of its shape, for what is soon gone.
@@ -263,8 +244,10 @@ pub fn copy(t: &Tensor) -> Result<Tensor> {
 pub struct View<'a>(Seen<'a>);
 
 enum Seen<'a> {
-    /// Where they are.
-    Here(StorageRef<'a>, Range<usize>),
+    /// Of a tensor of candle.
+    Own(StorageRef<'a>, Range<usize>),
+    /// In lent memory.
+    Lent(RwLockReadGuard<'a, Buffer>),
     /// Brought from a device.
     Brought(Vec<f32>),
 }
@@ -273,10 +256,11 @@ impl Deref for View<'_> {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
         match &self.0 {
-            Seen::Here(storage, range) => match &**storage {
+            Seen::Own(storage, range) => match &**storage {
                 Storage::Cpu(CpuStorage::F32(data)) => &data[range.clone()],
                 _ => unreachable!("`view` checked the storage"),
             },
+            Seen::Lent(data) => data,
             Seen::Brought(data) => data,
         }
     }
@@ -293,11 +277,14 @@ pub fn view(t: &Tensor) -> Result<View<'_>> {
     if let Some(t) = t.cuda() {
         return t.download().map(|data| View(Seen::Brought(data)));
     }
-    let t = t.cpu()?;
+    let t = match t.cpu()? {
+        Held::Own(t) => t,
+        Held::Lent { data, .. } => return Ok(View(Seen::Lent(data.read().unwrap_or_else(PoisonError::into_inner)))),
+    };
     let (storage, layout) = t.storage_and_layout();
     let range = extent(layout)?;
     match &*storage {
-        Storage::Cpu(CpuStorage::F32(_)) => Ok(View(Seen::Here(storage, range))),
+        Storage::Cpu(CpuStorage::F32(_)) => Ok(View(Seen::Own(storage, range))),
         _ => Err(BackendError::unsupported(format!("no kernels for {:?} on {:?}", t.dtype(), t.device()))),
     }
 }
@@ -336,7 +323,13 @@ pub fn edit(t: &Tensor, f: impl FnOnce(&mut [f32])) -> Result<()> {
         f(&mut data);
         return t.set(&data);
     }
-    t.cpu()?.inplace_op1(&Edit(Cell::new(Some(f)))).map_err(engine)
+    match t.cpu()? {
+        Held::Own(t) => t.inplace_op1(&Edit(Cell::new(Some(f)))).map_err(engine),
+        Held::Lent { data, .. } => {
+            f(&mut data.write().unwrap_or_else(PoisonError::into_inner));
+            Ok(())
+        }
+    }
 }
 
 /// Puts `data` into a tensor; every clone of it sees the change.

@@ -23,6 +23,14 @@ pub struct Target {
     pub greedy: bool,
 }
 
+/// Where a gradient goes.
+pub struct Sum<'a> {
+    /// The gradient.
+    pub sum: &'a mut [f32],
+    /// Whether to add to what is in it; else it means nothing.
+    pub add: bool,
+}
+
 /// Log-sum-exp of a row of logits.
 #[inline(always)]
 pub fn log_sum_exp(logits: &[f32]) -> f32 {
@@ -58,7 +66,6 @@ pub fn score(precision: Precision, hidden: &[f32], targets: &[u32], head: Elemen
             )
         }));
     }
-    buffers::give(lent);
     all
 }
 
@@ -70,7 +77,7 @@ pub fn project(precision: Precision, hidden: &[f32], head: Elements<'_>, width: 
 }
 
 /// Forward and backward at once for the loss `scale * sum of -log p(target)`: returns `log p` of every target, writes
-/// the gradient of `hidden` to `dhidden` and adds that of `head` to `dhead` where it is trained.
+/// the gradient of `hidden` to `dhidden`, and that of `head` to `dhead` where it is trained.
 #[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
 pub fn train(
     precision: Precision,
@@ -80,8 +87,13 @@ pub fn train(
     width: usize,
     scale: f32,
     dhidden: &mut [f32],
-    mut dhead: Option<&mut [f32]>,
+    mut dhead: Option<Sum<'_>>,
 ) -> Vec<f32> {
+    if let Some(Sum { sum, add: false }) = &mut dhead
+        && targets.is_empty()
+    {
+        sum.fill(0.0);
+    }
     if precision == Precision::Bf16 {
         return blocks::train(hidden, targets, head, width, scale, dhidden, dhead);
     }
@@ -110,11 +122,11 @@ pub fn train(
         let d = Mat::new(logits, n, vocab);
         product(precision, MatMut::new(dhidden, n, width), 1.0, d, Mat::of(head, vocab, width), false, Threads::Pool);
         if let Some(dhead) = &mut dhead {
-            let c = MatMut::new(dhead, vocab, width);
-            product(precision, c, 1.0, d.t(), Mat::new(hidden, n, width), true, Threads::Pool);
+            let c = MatMut::new(dhead.sum, vocab, width);
+            product(precision, c, 1.0, d.t(), Mat::new(hidden, n, width), dhead.add, Threads::Pool);
+            dhead.add = true;
         }
     }
-    buffers::give(lent);
     all
 }
 
@@ -137,7 +149,7 @@ mod tests {
         let (tokens, width, vocab, scale) = (21, 6, 13, 0.25f32);
         let (hidden, head) = (noise(tokens * width, 1), noise(vocab * width, 2));
         let targets: Vec<u32> = (0..tokens as u32).map(|t| t * 5 % vocab as u32).collect();
-        let (mut dhidden, mut dhead) = (vec![0f32; hidden.len()], vec![0f32; head.len()]);
+        let (mut dhidden, mut dhead) = (vec![9f32; hidden.len()], vec![9f32; head.len()]);
         let got = train(
             Precision::F32,
             &hidden,
@@ -146,7 +158,7 @@ mod tests {
             width,
             scale,
             &mut dhidden,
-            Some(&mut dhead),
+            Some(Sum { sum: &mut dhead, add: false }),
         );
         let want = in_f64(&wide(&hidden), &targets, &wide(&head), width);
         assert!(got.iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6));

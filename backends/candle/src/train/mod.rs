@@ -26,7 +26,7 @@ use crate::cuda::optimizer::{Optimizer, Parameter};
 use crate::cuda::{self, Device};
 use crate::linear::{Dropout, Gradients};
 use crate::model::{Decoder, excluded_from_decay};
-use crate::nn::{self, Result, Tensor};
+use crate::nn::{self, Gradient, Result, Tensor};
 use crate::ops::adamw::Update;
 use crate::profile;
 use checkpoint::{Checkpoint, Moments};
@@ -101,7 +101,7 @@ impl Job<'_> {
             .iter()
             .map(|(name, t)| Ok((name.clone(), [nn::zeros_like(t)?, nn::zeros_like(t)?])))
             .collect::<Result<Moments>>()?;
-        let gradients = Gradients::zeros(&trained)?;
+        let gradients = Gradients::new(&trained)?;
         let fused = model.device().map(|device| fused(device, &trained, &moments, &gradients)).transpose()?;
         let (step, tokens, log, best_saved) = (0, 0, Vec::new(), None);
         let mut run = Run {
@@ -164,7 +164,7 @@ fn fused(
         Ok(Parameter {
             tensor: cuda::here(tensor)?.clone(),
             moments: [cuda::here(m)?.clone(), cuda::here(v)?.clone()],
-            gradient: cuda::here(gradient)?.clone(),
+            gradient: cuda::summed(gradient)?.clone(),
             decays: !excluded_from_decay(name),
         })
     };
@@ -320,7 +320,10 @@ impl Run<'_> {
         self.pool.install(|| {
             let sums = match &self.fused {
                 Some(fused) => fused.step(plan.max_grad_norm, &update)?,
-                None => self.gradients.0.values().map(nn::sum_of_squares).collect::<Result<_>>()?,
+                None => {
+                    let of = |gradient: &Gradient| gradient.sum().map_or(Ok(0.0), |sum| nn::sum_of_squares(&sum));
+                    self.gradients.0.values().map(of).collect::<Result<_>>()?
+                }
             };
             let mut total = 0f64;
             for (name, sum) in self.gradients.0.keys().zip(sums) {
@@ -351,7 +354,9 @@ impl Run<'_> {
                 };
                 let weight_decay = if excluded_from_decay(name) { 0.0 } else { update.weight_decay };
                 let update = Update { weight_decay, gradient_scale: clip, ..update };
-                nn::adamw(parameter, m, v, gradient, &update)?;
+                let sum = gradient.sum().map_or_else(|| nn::zero_activation(parameter), Ok)?;
+                gradient.clear()?;
+                nn::adamw(parameter, m, v, &sum, &update)?;
             }
             self.model.renorm()?;
             Ok(norm)

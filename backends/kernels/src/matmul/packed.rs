@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::kernel::{self, LANES, PANEL, Precision, Set, Tile};
 use super::pack::{self, Part};
 use super::{DEPTH, Left, Mat, MatMut, Threads, left};
-use crate::buffers;
+use crate::buffers::{self, Buffer};
 
 /// A right operand `[rows, cols]`, packed whole, in a lent buffer.
 pub struct Right {
@@ -16,7 +16,7 @@ pub struct Right {
     rows: usize,
     cols: usize,
     /// Panels of [`PANEL`] columns one after the other, the last one narrower.
-    buffer: Vec<f32>,
+    buffer: Buffer,
     /// Where the first panel starts: at a cache line.
     start: usize,
 }
@@ -62,12 +62,6 @@ impl Right {
         let vectors = PANEL.min(self.cols - column).div_ceil(LANES);
         let start = self.start + column * units + first * vectors * LANES;
         (&bytemuck::cast_slice(&self.buffer)[start..self.start + column * units + units * vectors * LANES], vectors)
-    }
-}
-
-impl Drop for Right {
-    fn drop(&mut self) {
-        buffers::give(std::mem::take(&mut self.buffer));
     }
 }
 

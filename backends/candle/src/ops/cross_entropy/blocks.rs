@@ -7,6 +7,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::Sum;
 use crate::ops::buffers;
 use crate::ops::mapped::Elements;
 use crate::ops::matmul::packed::{Right, Rows, multiply, multiply_rows};
@@ -38,7 +39,7 @@ pub fn train(
     width: usize,
     scale: f32,
     dhidden: &mut [f32],
-    mut dhead: Option<&mut [f32]>,
+    mut dhead: Option<Sum<'_>>,
 ) -> Vec<f32> {
     let vocab = head.len() / width;
     // Chunks of the same size: a short one would cost as much packing as a full one.
@@ -48,7 +49,8 @@ pub fn train(
     for ((hidden, targets), dhidden) in
         hidden.chunks(size * width).zip(targets.chunks(size)).zip(dhidden.chunks_mut(size * width))
     {
-        all.extend(one_chunk(hidden, targets, head, width, scale, dhidden, dhead.as_deref_mut()));
+        let sum = dhead.as_mut().map(|Sum { sum, add }| Sum { sum, add: std::mem::replace(add, true) });
+        all.extend(one_chunk(hidden, targets, head, width, scale, dhidden, sum));
     }
     all
 }
@@ -60,7 +62,7 @@ fn one_chunk(
     width: usize,
     scale: f32,
     dhidden: &mut [f32],
-    dhead: Option<&mut [f32]>,
+    dhead: Option<Sum<'_>>,
 ) -> Vec<f32> {
     let (n, vocab) = (targets.len(), head.len() / width);
     let blocks = vocab.div_ceil(BLOCK);
@@ -120,8 +122,9 @@ fn one_chunk(
     let each = blocks.div_ceil(PARTS);
     let parts = blocks.div_ceil(each);
     let mut sums = buffers::take(parts * n * width);
+    let add = dhead.as_ref().is_some_and(|dhead| dhead.add);
     let dheads: Vec<Option<&mut [f32]>> = match dhead {
-        Some(dhead) => dhead.chunks_mut(each * BLOCK * width).map(Some).collect(),
+        Some(dhead) => dhead.sum.chunks_mut(each * BLOCK * width).map(Some).collect(),
         None => (0..parts).map(|_| None).collect(),
     };
     let work = logits.par_chunks_mut(each * n * BLOCK).zip(sums.par_chunks_mut(n * width)).zip(dheads);
@@ -150,19 +153,17 @@ fn one_chunk(
             multiply(MatMut::new(sum, n, width), 1.0, d, &weights, i > 0);
             if let Some(dhead) = &mut dhead {
                 let rows = &mut dhead[i * BLOCK * width..][..words * width];
-                multiply(MatMut::new(rows, words, width), 1.0, d.t(), &columns, true);
+                multiply(MatMut::new(rows, words, width), 1.0, d.t(), &columns, add);
             }
         }
-        buffers::give(rounded);
     });
-    buffers::give(logits);
+    drop(logits);
     dhidden.par_chunks_mut(width).enumerate().for_each(|(t, row)| {
         row.copy_from_slice(&sums[t * width..][..width]);
         for part in sums.chunks_exact(n * width).skip(1) {
             row.iter_mut().zip(&part[t * width..][..width]).for_each(|(to, from)| *to += from);
         }
     });
-    buffers::give(sums);
     logprobs
 }
 
@@ -177,7 +178,7 @@ mod tests {
         let targets: Vec<u32> = (0..tokens as u32).map(|t| t * 397 % vocab as u32).collect();
         let (mut dhidden, mut dhead) = (vec![9f32; hidden.len()], vec![0.5f32; head.len()]);
         let head = Elements::F32(&head);
-        let d = Some(&mut dhead[..]);
+        let d = Some(Sum { sum: &mut dhead, add: true });
         let logprobs = super::super::train(precision, &hidden, &targets, head, width, 0.25, &mut dhidden, d);
         [logprobs, dhidden, dhead]
     }
@@ -196,6 +197,22 @@ mod tests {
                 assert!(error < size / 256.0, "{name} of {tokens} x {width} x {vocab}: {}", error / size);
                 assert_ne!(a, b);
             }
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_is_stored_is_the_one_that_is_added_to_zeros() {
+        let (tokens, width, vocab) = (600, 16, 5000);
+        let (hidden, head) = (noise(tokens * width, 1), noise(vocab * width, 2));
+        let targets: Vec<u32> = (0..tokens as u32).map(|t| t * 397 % vocab as u32).collect();
+        let dhead = |precision: Precision, at_first: f32, add: bool| {
+            let (mut dhidden, mut dhead) = (vec![9f32; hidden.len()], vec![at_first; head.len()]);
+            let (head, sum) = (Elements::F32(&head), Some(Sum { sum: &mut dhead, add }));
+            super::super::train(precision, &hidden, &targets, head, width, 0.25, &mut dhidden, sum);
+            dhead
+        };
+        for precision in [Precision::F32, Precision::Bf16] {
+            assert_eq!(dhead(precision, 9.0, false), dhead(precision, 0.0, true));
         }
     }
 
