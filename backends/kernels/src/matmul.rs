@@ -23,10 +23,11 @@ mod widened;
 use std::cell::RefCell;
 use std::ops::Range;
 
+use half::bf16;
 use rayon::prelude::*;
 
 pub use self::kernel::Precision;
-use self::kernel::{LANES, PANEL, Set, Tile};
+use self::kernel::{LANES, PANEL, Set, Tile, Unpacked};
 use self::pack::Part;
 use self::packed::Right;
 use crate::buffers::{self, Buffer};
@@ -49,6 +50,8 @@ pub struct Mat<'a> {
     cols: usize,
     row_stride: usize,
     col_stride: usize,
+    /// It is what [`narrow`] leaves, so that rows can be multiplied in bf16 where they lie.
+    narrowed: bool,
 }
 
 impl<'a> Mat<'a> {
@@ -59,22 +62,25 @@ impl<'a> Mat<'a> {
     /// A row-major matrix without gaps, of numbers as they are stored.
     pub fn of(data: Elements<'a>, rows: usize, cols: usize) -> Self {
         check(data.len(), rows, cols, cols);
-        Mat { data, rows, cols, row_stride: cols, col_stride: 1 }
+        Mat { data, rows, cols, row_stride: cols, col_stride: 1, narrowed: false }
+    }
+    /// A row-major matrix without gaps, of what [`narrow`] left: no subnormal numbers are among them.
+    pub fn narrowed(data: &'a [bf16], rows: usize, cols: usize) -> Self {
+        Mat { narrowed: true, ..Self::of(Elements::Bf16(data), rows, cols) }
     }
     /// A row-major matrix whose rows start `row_stride` elements apart.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         check(data.len(), rows, cols, row_stride);
-        Mat { data: Elements::F32(data), rows, cols, row_stride, col_stride: 1 }
+        Mat { data: Elements::F32(data), rows, cols, row_stride, col_stride: 1, narrowed: false }
+    }
+    /// [`Mat::narrowed`] with rows that start `row_stride` elements apart.
+    pub fn narrowed_strided(data: &'a [bf16], rows: usize, cols: usize, row_stride: usize) -> Self {
+        check(data.len(), rows, cols, row_stride);
+        Mat { data: Elements::Bf16(data), rows, cols, row_stride, col_stride: 1, narrowed: true }
     }
     /// The transposed matrix; nothing moves.
     pub fn t(self) -> Self {
-        Mat {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            data: self.data,
-        }
+        Mat { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
     /// The same numbers at the same place in the same order.
     fn same(&self, other: &Mat<'_>) -> bool {
@@ -164,33 +170,60 @@ struct Left<'a> {
 }
 
 enum Units<'a> {
-    /// The matrix itself: f32, its rows without gaps inside.
-    InPlace(&'a [f32]),
+    /// The matrix itself, its rows without gaps inside: f32, or bf16 that are [`narrow`]'s.
+    InPlace(&'a [u32]),
     /// Packed, in a lent buffer.
     Packed(Buffer),
 }
 
 impl Left<'_> {
     fn row(&self, row: usize) -> *const u32 {
-        let units: &[f32] = match &self.units {
-            Units::InPlace(data) => data,
-            Units::Packed(data) => data,
-        };
-        units[row * self.stride..].as_ptr().cast()
+        match &self.units {
+            Units::InPlace(units) => units[row * self.stride..].as_ptr(),
+            Units::Packed(data) => data[row * self.stride..].as_ptr().cast(),
+        }
     }
 }
 
-/// The elements, if rows can be multiplied where they lie.
-fn in_place<'a>(precision: Precision, a: &Mat<'a>) -> Option<&'a [f32]> {
-    match (precision, a.data, a.col_stride) {
-        (Precision::F32, Elements::F32(data), 1) => Some(data),
+/// Its units and how many lie between the starts of its rows, if rows can be multiplied where they lie.
+fn in_place<'a>(precision: Precision, a: &Mat<'a>) -> Option<(&'a [u32], usize)> {
+    match (precision, a.data) {
+        _ if a.col_stride != 1 => None,
+        (Precision::F32, Elements::F32(data)) => Some((bytemuck::cast_slice(data), a.row_stride)),
+        // Pairs must not straddle rows.
+        (Precision::Bf16, Elements::Bf16(data))
+            if a.narrowed && a.cols.is_multiple_of(2) && a.row_stride.is_multiple_of(2) =>
+        {
+            let units = bytemuck::try_cast_slice(&data[..data.len() / 2 * 2]).ok()?;
+            Some((units, a.row_stride / 2))
+        }
         _ => None,
     }
 }
 
+/// Rounds `x` to bf16 as products round their operands, for what is multiplied more than once: [`Mat::narrowed`]. Blocks
+/// of it are shared out among the threads of the current pool.
+pub fn narrow(x: &[f32], out: &mut [bf16]) {
+    const CHUNK: usize = 1 << 14;
+    let set = Set::of_this_cpu();
+    assert_eq!(x.len(), out.len(), "numbers and their rounded forms");
+    match x.len() <= CHUNK {
+        true => pack::narrow(set, x, out),
+        false => {
+            x.par_chunks(CHUNK).zip(out.par_chunks_mut(CHUNK)).for_each(|(x, out)| pack::narrow(set, x, out));
+        }
+    }
+}
+
+/// [`narrow`] on the calling thread.
+pub fn narrow_here(x: &[f32], out: &mut [bf16]) {
+    assert_eq!(x.len(), out.len(), "numbers and their rounded forms");
+    pack::narrow(Set::of_this_cpu(), x, out);
+}
+
 fn left<'a>(set: Set, precision: Precision, a: Mat<'a>, threads: Threads) -> Left<'a> {
-    if let Some(data) = in_place(precision, &a) {
-        return Left { of: a, units: Units::InPlace(data), stride: a.row_stride };
+    if let Some((units, stride)) = in_place(precision, &a) {
+        return Left { of: a, units: Units::InPlace(units), stride };
     }
     let stride = a.cols.div_ceil(precision.per_unit());
     let mut buffer = buffers::take(a.rows * stride);
@@ -255,10 +288,15 @@ struct Task {
     columns: Range<usize>,
 }
 
+/// Bytes of a left operand that stay in a core's cache while one panel after the other is multiplied with it.
+const CACHED: usize = 640 << 10;
+
 /// Whether the right operand is packed for all tasks, which then take rows of the output: where it is not much larger
-/// than the left one. Else the left operand is, and tasks take columns. Either way nothing is packed twice.
-fn by_rows(m: usize, n: usize) -> bool {
-    m >= ROWS && (n <= m || n <= WIDE)
+/// than the left one. Else the left operand is packed, and tasks take columns; so they do if that lies ready and is small.
+fn by_rows(precision: Precision, a: &Mat<'_>, n: usize) -> bool {
+    let ready = precision == Precision::Bf16 && in_place(precision, a).is_some();
+    let small = 2 * a.rows * a.cols <= CACHED;
+    !(ready && small) && a.rows >= ROWS && (n <= a.rows || n <= WIDE)
 }
 
 /// [`products`] with the instructions of `set`.
@@ -269,7 +307,7 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
     let mut tasks = Vec::new();
     for (number, p) in products.into_iter().enumerate() {
         let (m, n) = (p.c.rows, p.c.cols);
-        let by_rows = by_rows(m, n);
+        let by_rows = p.terms.first().is_some_and(|term| by_rows(precision, &term.a, n));
         let mut mine = Vec::with_capacity(p.terms.len());
         for term in p.terms {
             let (a, b) = (term.a, term.b);
@@ -291,10 +329,13 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
         terms.push(mine);
         // Whole groups of rows, so that no part ends with a slow remainder.
         let (rows, columns) = if by_rows {
-            (m.div_ceil(TASKS).next_multiple_of(24), n)
+            (m.div_ceil(TASKS).next_multiple_of(if precision == Precision::F32 { 24 } else { 12 }), n)
         } else {
-            let parts = (TASKS.div_ceil(n.div_ceil(PANEL).max(1))).min(m.div_ceil(ROWS)).max(1);
-            (m.div_ceil(parts).next_multiple_of(48), PANEL)
+            // Narrow panels rather than panels that are packed for several tasks.
+            let narrow = precision == Precision::Bf16 && n > PANEL / 2 && n.div_ceil(PANEL) < TASKS;
+            let width = if narrow { PANEL / 2 } else { PANEL };
+            let parts = (TASKS.div_ceil(n.div_ceil(width).max(1))).min(m.div_ceil(ROWS)).max(1);
+            (m.div_ceil(parts).next_multiple_of(if precision == Precision::F32 { 48 } else { 12 }), width)
         };
         for first in (0..m).step_by(rows.max(1)) {
             for column in (0..n).step_by(columns.max(1)) {
@@ -322,21 +363,34 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
     }
 }
 
+/// Rows of the left operand that do not pay for packing the right one.
+const FEW: usize = 16;
+
+/// The elements of a right operand that can be multiplied where they lie, if slowly: rows of bf16, by [`narrow`].
+fn in_rows<'a>(set: Set, precision: Precision, b: &Mat<'a>) -> Option<&'a [bf16]> {
+    match b.data {
+        Elements::Bf16(data) if b.narrowed && b.col_stride == 1 => {
+            (precision == Precision::Bf16 && set == Set::Avx512Bf16).then_some(data)
+        }
+        _ => None,
+    }
+}
+
 /// A task with the left operand packed: its columns are packed as a panel, block by block of the inner dimension.
 fn columns_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, left: &Left<'_>, to: &Output, add: bool) {
     debug_assert!(task.columns.end <= to.cols && task.columns.len() <= PANEL);
     let (vectors, depth, k) = (task.columns.len().div_ceil(LANES), DEPTH * precision.per_unit(), term.a.cols);
-    with_lines(DEPTH * PANEL, |panel| {
+    let unpacked = in_rows(set, precision, &term.b).filter(|_| task.rows.len() <= FEW);
+    with_lines(if unpacked.is_some() { 0 } else { DEPTH * PANEL }, |panel| {
         // An inner dimension of nothing still says what the output is.
         for start in (0..k.max(1)).step_by(depth) {
             let along = depth.min(k - start);
             let part = Part { start, along, first: task.columns.start, across: task.columns.len() };
-            pack::right(set, precision, &term.b, part, vectors, panel);
-            let tile = Tile {
+            let tile = |b| Tile {
                 units: along.div_ceil(precision.per_unit()),
                 a: left.row(task.rows.start).wrapping_add(start / precision.per_unit()),
                 a_stride: left.stride,
-                b: panel.as_ptr(),
+                b,
                 vectors,
                 columns: task.columns.len(),
                 // SAFETY: `MatMut` checked that its last element, and so this one, is inside.
@@ -345,9 +399,20 @@ fn columns_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, left
                 alpha: term.alpha,
                 add: add || start > 0,
             };
-            // SAFETY: `Mat` and `MatMut` checked their extents, the loop keeps to them, `right` packed
-            // `units * vectors * LANES` units, and tiles of different tasks do not overlap.
-            unsafe { kernel::run(set, precision, task.rows.len(), tile) };
+            match unpacked {
+                Some(data) => {
+                    let first = data[start * term.b.row_stride + task.columns.start..].as_ptr().cast();
+                    let b = Unpacked { first, stride: term.b.row_stride, along };
+                    // SAFETY: as below; `along` rows of these columns lie from `first`, and `set` has the instructions.
+                    unsafe { kernel::run_unpacked(task.rows.len(), tile(panel.as_ptr()), b) };
+                }
+                None => {
+                    pack::right(set, precision, &term.b, part, vectors, panel);
+                    // SAFETY: `Mat` and `MatMut` checked their extents, the loop keeps to them, `right` packed
+                    // `units * vectors * LANES` units, and tiles of different tasks do not overlap.
+                    unsafe { kernel::run(set, precision, task.rows.len(), tile(panel.as_ptr())) };
+                }
+            }
         }
     });
 }
@@ -364,7 +429,9 @@ fn rows_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, right: 
         for start in (0..k.max(1)).step_by(depth) {
             let along = depth.min(k - start);
             let (a, a_stride) = match in_place {
-                Some(data) => (data[task.rows.start * term.a.row_stride + start..].as_ptr().cast(), term.a.row_stride),
+                Some((units, stride)) => {
+                    (units[task.rows.start * stride + start / precision.per_unit()..].as_ptr(), stride)
+                }
                 None => {
                     let part = Part { start, along, first: task.rows.start, across: rows };
                     pack::left(set, precision, &term.a, part, stride, packed);
@@ -408,7 +475,7 @@ fn with_lines(units: usize, f: impl FnOnce(&mut [u32])) {
 
 #[cfg(test)]
 mod tests {
-    use half::{bf16, f16};
+    use half::f16;
 
     use super::*;
     use crate::testing::{noise, with_threads};
@@ -479,6 +546,41 @@ mod tests {
                             assert!(error < 1e-5 * (1.0 + size[i]), "{precision:?} {m}x{n}x{k}: {error}");
                         }
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn operands_that_were_rounded_before_give_the_bits_of_those_that_are_rounded_on_the_way() {
+        // Few rows and many, odd and even inner dimensions, narrow and wide outputs, several blocks.
+        for (m, n, k) in
+            [(8, 200, 130), (5, 33, 65), (16, 1100, 1300), (13, 7, 9), (200, 600, 64), (600, 96, 700), (40, 3, 1)]
+        {
+            let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+            let rounded = |x: &[f32]| {
+                let mut y = vec![bf16::ZERO; x.len()];
+                narrow(x, &mut y);
+                y
+            };
+            let (an, bn) = (rounded(&a), rounded(&b));
+            let transposed = |x: &[bf16], rows: usize, cols: usize| -> Vec<bf16> {
+                (0..cols).flat_map(|j| (0..rows).map(move |i| x[i * cols + j])).collect()
+            };
+            let (at, bt) = (transposed(&an, m, k), transposed(&bn, k, n));
+            let mut want = vec![0.5f32; m * n];
+            let plain = (Mat::new(&a, m, k), Mat::new(&b, k, n));
+            product(Precision::Bf16, MatMut::new(&mut want, m, n), 0.3, plain.0, plain.1, true, Threads::Pool);
+            for a in [Mat::narrowed(&an, m, k), Mat::narrowed(&at, k, m).t(), plain.0] {
+                for b in [
+                    Mat::narrowed(&bn, k, n),
+                    Mat::narrowed(&bt, n, k).t(),
+                    Mat::of(Elements::Bf16(&bn), k, n),
+                    plain.1,
+                ] {
+                    let mut got = vec![0.5f32; m * n];
+                    product(Precision::Bf16, MatMut::new(&mut got, m, n), 0.3, a, b, true, Threads::Pool);
+                    assert_eq!(got, want, "{m}x{n}x{k}");
                 }
             }
         }

@@ -4,12 +4,15 @@
 //! log-sum-exp that the forward pass leaves (Dao et al., arXiv 2205.14135). Sums over a row are those of that row
 //! alone, so a row's result does not depend on its neighbours.
 
+use std::ops::Range;
+
+use half::bf16;
 use rayon::prelude::*;
 
 use super::buffers::{self, Buffer};
 use super::matmul::packed::{Right, multiply};
-use super::matmul::{Mat, MatMut, Precision};
-use super::simd::{dot, exp, max, simd, sum_by};
+use super::matmul::{Mat, MatMut, Precision, narrow, narrow_here};
+use super::simd::{dot, exp, max, simd, sum_of};
 
 /// Queries a block holds.
 const BLOCK: usize = 64;
@@ -87,15 +90,42 @@ struct Context<'a> {
 }
 
 /// `[row][key head]`.
-fn contexts<'a>(k: &'a [f32], v: &'a [f32], starts: &[usize], heads: Heads) -> Vec<Context<'a>> {
-    let (kw, d) = (heads.k_width(), heads.dim);
+fn contexts<'a>(k: &'a Operand<'_>, v: &'a Operand<'_>, starts: &[usize], heads: Heads) -> Vec<Context<'a>> {
     let rows = starts.windows(2).flat_map(|w| {
         (0..heads.keys).map(move |head| {
-            let part = |x: &'a [f32]| Mat::strided(&x[(w[0] * kw + head * d).min(x.len())..], w[1] - w[0], d, kw);
+            let part = |x: &'a Operand<'_>| x.head(w[0]..w[1], head, heads.dim, heads.k_width());
             Context { k: part(k), v: part(v) }
         })
     });
     rows.collect()
+}
+
+/// `[tokens, heads * dim]` as products read it: itself, or rounded once for all of them.
+enum Operand<'a> {
+    Wide(&'a [f32]),
+    Narrow(Buffer),
+}
+
+impl<'a> Operand<'a> {
+    fn new(precision: Precision, x: &'a [f32]) -> Self {
+        if precision == Precision::F32 {
+            return Operand::Wide(x);
+        }
+        let mut buffer = buffers::take(x.len().div_ceil(2));
+        narrow(x, &mut bytemuck::cast_slice_mut(&mut buffer)[..x.len()]);
+        Operand::Narrow(buffer)
+    }
+    /// One head of `tokens`.
+    fn head(&self, tokens: Range<usize>, head: usize, dim: usize, width: usize) -> Mat<'_> {
+        let first = tokens.start * width + head * dim;
+        match self {
+            Operand::Wide(x) => Mat::strided(&x[first.min(x.len())..], tokens.len(), dim, width),
+            Operand::Narrow(buffer) => {
+                let x: &[bf16] = bytemuck::cast_slice(buffer);
+                Mat::narrowed_strided(&x[first.min(x.len())..], tokens.len(), dim, width)
+            }
+        }
+    }
 }
 
 /// `q`, `out` `[tokens, queries * dim]`, `k`, `v` `[tokens, keys * dim]`; row `r` is tokens `starts[r]..starts[r + 1]`.
@@ -113,7 +143,8 @@ pub fn forward(
     lse: &mut [f32],
 ) {
     let (qw, d) = (heads.q_width(), heads.dim);
-    let packed: Vec<[Right; 2]> = contexts(k, v, starts, heads)
+    let [of_queries, k, v] = [q, k, v].map(|x| Operand::new(precision, x));
+    let packed: Vec<[Right; 2]> = contexts(&k, &v, starts, heads)
         .par_iter()
         .map(|c| [Right::new(precision, c.k.t()), Right::new(precision, c.v)])
         .collect();
@@ -126,27 +157,53 @@ pub fn forward(
         let mut p = buffers::take(n * context);
         for h in 0..heads.queries {
             let [key, value] = &packed[row * heads.keys + h / heads.group()];
-            let query = Mat::strided(&q[first * qw + h * d..], n, d, qw);
+            let query = of_queries.head(first..last, h, d, qw);
             multiply(MatMut::new(&mut p, n, context), heads.scale(), query, key, false);
             simd(
                 #[inline(always)]
                 || {
-                    for (i, p) in p.chunks_exact_mut(context).enumerate() {
+                    for i in 0..n {
+                        let (before, p) = p.split_at_mut(i * context);
+                        let p = &mut p[..context];
                         let (seen, future) = p.split_at_mut(first - start + i + 1);
                         future.fill(0.0);
                         let top = max(seen);
                         seen.iter_mut().for_each(|p| *p = exp(*p - top));
-                        let sum = sum_by(seen.len(), |j| seen[j]);
+                        let sum = sum_of([seen], |[p]| p);
                         let inverse = 1.0 / sum;
                         seen.iter_mut().for_each(|p| *p *= inverse);
                         lse[i * heads.queries + h] = top + sum.ln();
+                        settle(precision, before, p);
                     }
                 },
             );
             let out = MatMut::strided(&mut out[h * d..], n, d, qw);
-            multiply(out, 1.0, Mat::new(&p, n, context), value, false);
+            multiply(out, 1.0, settled(precision, &p, n, context), value, false);
         }
     });
+}
+
+/// Rounds a row that only products in bf16 read while it is in the nearest cache; it goes behind those before it, into
+/// memory that they have left.
+#[inline(always)]
+fn settle(precision: Precision, before: &mut [f32], row: &mut [f32]) {
+    let n = row.len();
+    match (precision, before.len()) {
+        (Precision::F32, _) => {}
+        (Precision::Bf16, 0) => {
+            let wide = row.to_vec();
+            narrow_here(&wide, &mut bytemuck::cast_slice_mut(row)[..n]);
+        }
+        (Precision::Bf16, at) => narrow_here(row, &mut bytemuck::cast_slice_mut(before)[at..at + n]),
+    }
+}
+
+/// `[rows, columns]` of what [`settle`] has left.
+fn settled(precision: Precision, x: &[f32], rows: usize, columns: usize) -> Mat<'_> {
+    match precision {
+        Precision::F32 => Mat::new(&x[..rows * columns], rows, columns),
+        Precision::Bf16 => Mat::narrowed(&bytemuck::cast_slice(x)[..rows * columns], rows, columns),
+    }
 }
 
 /// A block of queries and one head of the group that reads the same keys.
@@ -218,7 +275,8 @@ pub fn backward(
     dv: &mut [f32],
 ) {
     let (qw, d) = (heads.q_width(), heads.dim);
-    let packed: Vec<[Right; 3]> = contexts(k, v, starts, heads)
+    let [of_queries, k, v, upstreams] = [q, k, v, dout].map(|x| Operand::new(precision, x));
+    let packed: Vec<[Right; 3]> = contexts(&k, &v, starts, heads)
         .par_iter()
         .map(|c| [c.k.t(), c.v.t(), c.k].map(|m| Right::new(precision, m)))
         .collect();
@@ -237,30 +295,34 @@ pub fn backward(
             let h = task.head * heads.group() + g;
             let (b, context) = (last - first, last - start);
             let (p, ds) = (&mut p[..b * context], &mut ds[..b * context]);
-            let query = Mat::strided(&q[first * qw + h * d..], b, d, qw);
-            let upstream = Mat::strided(&dout[first * qw + h * d..], b, d, qw);
+            let [query, upstream] = [&of_queries, &upstreams].map(|x| x.head(first..last, h, d, qw));
             multiply(MatMut::new(p, b, context), heads.scale(), query, key_t, false);
             multiply(MatMut::new(ds, b, context), 1.0, upstream, value_t, false);
             simd(
                 #[inline(always)]
                 || {
-                    for (i, (p, ds)) in p.chunks_exact_mut(context).zip(ds.chunks_exact_mut(context)).enumerate() {
+                    for i in 0..b {
+                        let [(p_before, p_row), (ds_before, ds_row)] =
+                            [&mut *p, &mut *ds].map(|x| x.split_at_mut(i * context));
+                        let (p_row, ds_row) = (&mut p_row[..context], &mut ds_row[..context]);
                         let (token, seen) = (first + i, first - start + i + 1);
                         let at = token * qw + h * d;
                         let delta = dot(&out[at..at + d], &dout[at..at + d]);
                         let lse = lse[token * heads.queries + h];
-                        let (p, p_future) = p.split_at_mut(seen);
-                        let (ds, ds_future) = ds.split_at_mut(seen);
+                        let (p, p_future) = p_row.split_at_mut(seen);
+                        let (ds, ds_future) = ds_row.split_at_mut(seen);
                         p_future.fill(0.0);
                         ds_future.fill(0.0);
                         for (p, ds) in p.iter_mut().zip(ds) {
                             *p = exp(*p - lse);
                             *ds = *p * (*ds - delta);
                         }
+                        settle(precision, p_before, p_row);
+                        settle(precision, ds_before, ds_row);
                     }
                 },
             );
-            let (p, ds) = (Mat::new(p, b, context), Mat::new(ds, b, context));
+            let (p, ds) = (settled(precision, p, b, context), settled(precision, ds, b, context));
             multiply(MatMut::new(&mut dqs[done..], b, d), heads.scale(), ds, key, false);
             done += b * d;
             let dks = MatMut::new(&mut dks[..context * d], context, d);
@@ -325,7 +387,7 @@ pub fn decode(q: &[f32], caches: &[(&[f32], &[f32])], heads: Heads, out: &mut [f
                     }
                     let top = max(&p);
                     p.iter_mut().for_each(|p| *p = exp(*p - top));
-                    let inverse = 1.0 / sum_by(p.len(), |i| p[i]);
+                    let inverse = 1.0 / sum_of([&p], |[p]| p);
                     out.fill(0.0);
                     for (p, value) in p.iter().zip(values.chunks_exact(kw)) {
                         let p = p * inverse;
