@@ -74,6 +74,7 @@
 
 pub mod abi;
 pub mod backend;
+pub mod checkpoint;
 pub mod conformance;
 pub mod data;
 pub mod error;

@@ -10,7 +10,7 @@ use karat::train::LoraConfig;
 use karat::train::config::{InitLora, Matcher, Shape};
 use karat::train::peft::{ADAPTER_CONFIG, refused};
 
-use crate::files::{TensorFile, at, write_tensors};
+use crate::files::{TensorFiles, at, write_tensors};
 use crate::linear::{Dora, Linear, Lora};
 use crate::model::Decoder;
 use crate::nn::{self, Result, Tensor};
@@ -121,7 +121,7 @@ enum Source {
     /// Drawn.
     Seed(Philox, InitLora),
     /// Read.
-    File(Box<TensorFile>),
+    File(Box<TensorFiles>),
 }
 
 impl Source {
@@ -196,9 +196,9 @@ fn attach(model: &mut Decoder, config: &LoraConfig, mut source: Source) -> Resul
 /// # Errors
 /// For missing, misshapen or stray tensors, by name.
 pub fn load(model: &mut Decoder, config: &LoraConfig, folder: &Path) -> Result<()> {
-    let file = TensorFile::open(&folder.join(WEIGHTS))?;
-    let names = file.names();
-    let path = file.path().to_owned();
+    let path = folder.join(WEIGHTS);
+    let file = TensorFiles::of_file(&path)?;
+    let names: Vec<String> = file.names().map(String::from).collect();
     attach(model, config, Source::File(Box::new(file)))?;
     let known: BTreeSet<String> = model.adapter_tensors().keys().map(|name| stored_name(name)).collect();
     match names.into_iter().find(|name| !known.contains(name)) {

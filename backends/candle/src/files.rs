@@ -3,19 +3,15 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use karat::backend::BackendError;
+use karat::checkpoint::{Layout, Location};
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
 
 use crate::nn::{Result, Stored, Tensor};
 use crate::ops::mapped::{Elements, Kind, Mapping};
 use crate::weight::{Weight, WeightView};
-
-/// No header is larger; the format says so.
-const LARGEST_HEADER: u64 = 100_000_000;
 
 /// An error about a file.
 pub fn at(path: &Path, what: impl std::fmt::Display) -> BackendError {
@@ -26,81 +22,58 @@ fn io<T>(path: &Path, what: &str, result: std::io::Result<T>) -> Result<T> {
     result.map_err(|e| at(path, what).because(&e))
 }
 
-/// A safetensors file whose header was read and checked against the file's length.
-pub struct TensorFile {
-    path: PathBuf,
-    mapping: Mapping,
-    data_start: u64,
-    metadata: Metadata,
+/// The tensors of one or several safetensors files, mapped.
+pub struct TensorFiles {
+    layout: Layout,
+    mappings: Vec<Mapping>,
 }
 
-impl TensorFile {
-    /// Opens `path` and reads its header.
+impl TensorFiles {
+    /// Maps the weights of a model's folder.
     ///
     /// # Errors
-    /// For a missing, truncated or broken file.
-    pub fn open(path: &Path) -> Result<Self> {
-        let mut file = io(path, "could not open it", File::open(path))?;
-        let length = io(path, "could not read it", file.metadata())?.len();
-        let truncated = |needed: u64| at(path, format!("truncated: {length} bytes, {needed} are needed"));
-        let mut prefix = [0u8; 8];
-        if length < 8 {
-            return Err(truncated(8));
-        }
-        io(path, "could not read it", file.read_exact(&mut prefix))?;
-        let header = u64::from_le_bytes(prefix);
-        let data_start = header.saturating_add(8);
-        if data_start > length {
-            return Err(truncated(data_start));
-        }
-        if header > LARGEST_HEADER {
-            return Err(at(path, format!("not a safetensors file: a header of {header} bytes")));
-        }
-        let mut buffer = vec![0; header as usize];
-        io(path, "could not read it", file.read_exact(&mut buffer))?;
-        let metadata: Metadata =
-            serde_json::from_slice(&buffer).map_err(|e| at(path, "not a safetensors file").because(&e))?;
-        let end = metadata.tensors().values().map(|t| t.data_offsets.1 as u64).max().unwrap_or(0);
-        match data_start + end {
-            needed if needed > length => return Err(truncated(needed)),
-            needed if needed < length => {
-                return Err(at(path, format!("{} bytes after the last tensor", length - needed)));
-            }
-            _ => {}
-        }
-        let mapping = io(path, "could not map it", Mapping::new(&file))?;
-        Ok(TensorFile { path: path.to_owned(), mapping, data_start, metadata })
+    /// As [`Layout::of_folder`]; if a file cannot be mapped.
+    pub fn of_folder(folder: &Path) -> Result<Self> {
+        Self::map(Layout::of_folder(folder)?)
     }
 
-    /// Names of the tensors in it.
-    pub fn names(&self) -> Vec<String> {
-        self.metadata.tensors().into_keys().collect()
-    }
-
-    /// A tensor as it lies in the file: nothing is read before it is used, and nothing is held twice.
+    /// Maps one file.
     ///
     /// # Errors
-    /// If it is missing, of another shape than `shape`, or of an integer type.
+    /// As [`Layout::of_file`]; if it cannot be mapped.
+    pub fn of_file(path: &Path) -> Result<Self> {
+        Self::map(Layout::of_file(path)?)
+    }
+
+    fn map(layout: Layout) -> Result<Self> {
+        let map = |path: &PathBuf| io(path, "could not map it", File::open(path).and_then(|file| Mapping::new(&file)));
+        let mappings = layout.files().iter().map(map).collect::<Result<_>>()?;
+        Ok(TensorFiles { layout, mappings })
+    }
+
+    /// Names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.layout.names()
+    }
+
+    /// A tensor as it lies in its file: nothing is read before it is used, and nothing is held twice.
+    ///
+    /// # Errors
+    /// As [`Layout::find`].
     pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
-        let Some(info) = self.metadata.info(name) else {
-            return Err(at(&self.path, format!("tensor {name} is missing")));
+        let Location { file, dtype, bytes } = self.layout.find(name, shape)?;
+        let (mapping, path) = (&self.mappings[file], &self.layout.files()[file]);
+        let range = bytes.start as usize..bytes.end as usize;
+        let kind = match dtype {
+            karat::backend::Dtype::F32 => Kind::F32,
+            karat::backend::Dtype::Bf16 => Kind::Bf16,
+            karat::backend::Dtype::F16 => Kind::F16,
         };
-        if info.shape != shape {
-            return Err(at(&self.path, format!("tensor {name} is {:?}, the configuration says {shape:?}", info.shape)));
-        }
-        let kind = match info.dtype {
-            Dtype::F32 => Kind::F32,
-            Dtype::BF16 => Kind::Bf16,
-            Dtype::F16 => Kind::F16,
-            other => return Err(at(&self.path, format!("tensor {name} is {other:?}; F32, BF16 and F16 are read"))),
-        };
-        let (start, end) =
-            (self.data_start as usize + info.data_offsets.0, self.data_start as usize + info.data_offsets.1);
-        if let Some(numbers) = self.mapping.numbers(start..end, kind) {
+        if let Some(numbers) = mapping.numbers(range.clone(), kind) {
             return Ok(Weight::Mapped { numbers, shape: shape.to_vec() });
         }
         // The format does not ask for alignment; most writers keep it.
-        let bytes = self.mapping.bytes(start..end).ok_or_else(|| at(&self.path, format!("{name} lies outside")))?;
+        let bytes = mapping.bytes(range).ok_or_else(|| at(path, format!("was shortened while {name} was read")))?;
         let data = match kind {
             Kind::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Kind::Bf16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
@@ -112,80 +85,9 @@ impl TensorFile {
     /// A copy of a tensor, widened to f32.
     ///
     /// # Errors
-    /// As [`TensorFile::weight`].
+    /// As [`TensorFiles::weight`].
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         self.weight(name, shape)?.own()
-    }
-
-    /// Where it lies.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-/// The tensors of a model folder: `model.safetensors`, or the shards its index names.
-pub struct ModelFiles {
-    files: Vec<TensorFile>,
-    place: BTreeMap<String, usize>,
-    folder: PathBuf,
-}
-
-impl ModelFiles {
-    /// Opens all files of `folder`.
-    ///
-    /// # Errors
-    /// For missing or broken files.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let single = folder.join("model.safetensors");
-        let index = folder.join("model.safetensors.index.json");
-        if !single.is_file() && index.is_file() {
-            return Self::open_shards(folder, &index);
-        }
-        let file = TensorFile::open(&single)?;
-        let place = file.names().into_iter().map(|name| (name, 0)).collect();
-        Ok(ModelFiles { files: vec![file], place, folder: folder.to_owned() })
-    }
-
-    fn open_shards(folder: &Path, index: &Path) -> Result<Self> {
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
-        let text = io(index, "could not read it", std::fs::read_to_string(index))?;
-        let parsed: Index = serde_json::from_str(&text).map_err(|e| at(index, "not an index of shards").because(&e))?;
-        let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
-        let (mut files, mut place) = (Vec::new(), BTreeMap::new());
-        for (name, shard) in &parsed.weight_map {
-            if Path::new(shard).components().count() != 1 {
-                return Err(at(index, format!("shard \"{shard}\" of {name} is not a file name")));
-            }
-            let number = match numbers.get(shard.as_str()) {
-                Some(number) => *number,
-                None => {
-                    files.push(TensorFile::open(&folder.join(shard))?);
-                    numbers.insert(shard, files.len() - 1);
-                    files.len() - 1
-                }
-            };
-            place.insert(name.clone(), number);
-        }
-        Ok(ModelFiles { files, place, folder: folder.to_owned() })
-    }
-
-    /// Names of all tensors.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.place.keys().map(String::as_str)
-    }
-
-    /// A tensor as [`TensorFile::weight`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
-        match self.place.get(name) {
-            Some(&file) => self.files[file].weight(name, shape),
-            None => Err(at(&self.folder, format!("tensor {name} is missing from the model's safetensors"))),
-        }
     }
 }
 

@@ -128,7 +128,7 @@ fn a_broken_checkpoint_is_one_clear_error_and_nothing_half_written() {
         (broken(|f| std::fs::remove_file(f.join("model.safetensors")).unwrap()), &["model.safetensors"]),
         (broken(|f| truncate(f, usize::MAX)), &["model.safetensors", "truncated"]),
         (broken(|f| truncate(f, 100)), &["model.safetensors", "truncated"]),
-        (broken(|f| truncate(f, 3)), &["model.safetensors", "too short"]),
+        (broken(|f| truncate(f, 3)), &["model.safetensors", "truncated"]),
         (broken(|f| edit_weights(f, |w| drop(w.remove(norm)))), &[norm, "missing"]),
         (broken(|f| edit_weights(f, |w| drop(w.insert(norm.into(), (vec![8], vec![1.0; 8]))))), &[norm, "[8]", "[16]"]),
         (broken(|f| edit_weights(f, |w| w.get_mut(norm).unwrap().1[3] = f32::NAN)), &[norm, "not finite"]),

@@ -9,7 +9,7 @@ use karat::train::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
 use serde_json::{Value, json};
 
 use crate::adapter;
-use crate::files::{TensorFile, at, publish_folder, remove_folder, write_tensors, write_text};
+use crate::files::{TensorFiles, at, publish_folder, remove_folder, write_tensors, write_text};
 use crate::model::Decoder;
 use crate::nn::{self, Result, Tensor};
 
@@ -149,16 +149,16 @@ pub fn restore(
         ));
     }
     let trainer = TrainerState::read(folder).map_err(as_backend_error)?;
-    let fill = |file: &TensorFile, name: &str, to: &Tensor| -> Result<()> {
+    let fill = |file: &TensorFiles, name: &str, to: &Tensor| -> Result<()> {
         let from = file.read(name, to.dims())?;
         nn::set(to, &nn::view(&from)?)
     };
-    let file = TensorFile::open(&folder.join(if lora { adapter::WEIGHTS } else { "model.safetensors" }))?;
+    let file = TensorFiles::of_file(&folder.join(if lora { adapter::WEIGHTS } else { "model.safetensors" }))?;
     for (name, t) in trained {
         let stored = if lora { adapter::stored_name(name) } else { name.clone() };
         fill(&file, &stored, t)?;
     }
-    let file = TensorFile::open(&folder.join(OPTIMIZER))?;
+    let file = TensorFiles::of_file(&folder.join(OPTIMIZER))?;
     for (name, [m, v]) in moments {
         fill(&file, &format!("exp_avg.{name}"), m)?;
         fill(&file, &format!("exp_avg_sq.{name}"), v)?;

@@ -1,0 +1,251 @@
+//! Where the tensors of a checkpoint lie: safetensors headers read and checked, shards found by their index. No number is
+//! read here; backends map or read the bytes that they are told of.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::Metadata;
+
+use crate::backend::{BackendError, Dtype};
+
+/// No header is larger; the format says so.
+const LARGEST_HEADER: u64 = 100_000_000;
+/// The weights of a model in one file.
+pub const WEIGHTS: &str = "model.safetensors";
+/// The file that says in which shard each tensor is.
+pub const INDEX: &str = "model.safetensors.index.json";
+
+fn at(path: &Path, what: impl std::fmt::Display) -> BackendError {
+    BackendError::failed(format!("{}: {what}", path.display()))
+}
+
+fn io<T>(path: &Path, what: &str, result: std::io::Result<T>) -> Result<T, BackendError> {
+    result.map_err(|e| at(path, what).because(&e))
+}
+
+/// The tensors of one or several safetensors files.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// A folder, or the only file.
+    place: PathBuf,
+    files: Vec<PathBuf>,
+    tensors: BTreeMap<String, Stored>,
+}
+
+#[derive(Clone, Debug)]
+struct Stored {
+    file: usize,
+    dtype: safetensors::Dtype,
+    shape: Vec<usize>,
+    bytes: Range<u64>,
+}
+
+/// A tensor of numbers that Karat computes with, row-major and little-endian.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Its file, by its place in [`Layout::files`].
+    pub file: usize,
+    /// How an element is stored.
+    pub dtype: Dtype,
+    /// Its first byte in the file and the one after its last; as many as its shape asks for.
+    pub bytes: Range<u64>,
+}
+
+impl Layout {
+    /// The tensors of a model's folder: those of [`WEIGHTS`], or of the shards that [`INDEX`] names.
+    ///
+    /// # Errors
+    /// If neither is there, a shard is missing or lacks what it is said to hold, or as [`Layout::of_file`].
+    pub fn of_folder(folder: &Path) -> Result<Self, BackendError> {
+        let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
+        if single.is_file() {
+            return Self::of_files(folder, vec![single]);
+        }
+        if !index.is_file() {
+            let what = format!("holds neither {WEIGHTS} nor {INDEX}; other formats of weights are not read");
+            return Err(at(folder, what));
+        }
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = io(&index, "could not read it", std::fs::read_to_string(&index))?;
+        let Index { weight_map } =
+            serde_json::from_str(&text).map_err(|e| at(&index, "not an index of shards").because(&e))?;
+        if let Some((name, shard)) = weight_map.iter().find(|(_, s)| Path::new(s).file_name() != Some(s.as_ref())) {
+            return Err(at(&index, format!("shard \"{shard}\" of {name} is not a file name")));
+        }
+        let shards: BTreeSet<&String> = weight_map.values().collect();
+        let mut layout = Self::of_files(folder, shards.into_iter().map(|shard| folder.join(shard)).collect())?;
+        let held = |name: &str, shard: &str| {
+            layout.tensors.get(name).is_some_and(|t| layout.files[t.file].file_name() == Some(shard.as_ref()))
+        };
+        if let Some((name, shard)) = weight_map.iter().find(|(name, shard)| !held(name, shard)) {
+            return Err(at(&index, format!("it promises {name} in {shard}, where it is not")));
+        }
+        // What the index does not name is not of the model.
+        layout.tensors.retain(|name, _| weight_map.contains_key(name));
+        Ok(layout)
+    }
+
+    /// The tensors of one file.
+    ///
+    /// # Errors
+    /// For a missing, truncated or broken file.
+    pub fn of_file(path: &Path) -> Result<Self, BackendError> {
+        Self::of_files(path, vec![path.to_owned()])
+    }
+
+    fn of_files(place: &Path, files: Vec<PathBuf>) -> Result<Self, BackendError> {
+        let mut tensors = BTreeMap::new();
+        for (file, path) in files.iter().enumerate() {
+            let (start, metadata) = read_header(path)?;
+            for (name, info) in metadata.tensors() {
+                let (from, to) = info.data_offsets;
+                let bytes = start + from as u64..start + to as u64;
+                let stored = Stored { file, dtype: info.dtype, shape: info.shape.clone(), bytes };
+                if tensors.insert(name.clone(), stored).is_some() {
+                    return Err(at(path, format!("{name} is in another shard too")));
+                }
+            }
+        }
+        Ok(Layout { place: place.to_owned(), files, tensors })
+    }
+
+    /// The files.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The shape of a tensor, if it is there.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|t| t.shape.as_slice())
+    }
+
+    /// Where the tensor `name` lies, which must have `shape`.
+    ///
+    /// # Errors
+    /// If it is missing, of another shape, or of a type that is not computed with.
+    pub fn find(&self, name: &str, shape: &[usize]) -> Result<Location, BackendError> {
+        let Some(stored) = self.tensors.get(name) else {
+            return Err(at(&self.place, format!("tensor {name} is missing")));
+        };
+        let path = &self.files[stored.file];
+        if stored.shape != shape {
+            let what = format!("tensor {name} is {:?}, the configuration says {shape:?}", stored.shape);
+            return Err(at(path, what));
+        }
+        let dtype = match stored.dtype {
+            safetensors::Dtype::F32 => Dtype::F32,
+            safetensors::Dtype::BF16 => Dtype::Bf16,
+            safetensors::Dtype::F16 => Dtype::F16,
+            other => return Err(at(path, format!("tensor {name} is {other:?}; F32, BF16 and F16 are read"))),
+        };
+        Ok(Location { file: stored.file, dtype, bytes: stored.bytes.clone() })
+    }
+}
+
+/// The header of a safetensors file, which is as long as that says, and where its data starts.
+fn read_header(path: &Path) -> Result<(u64, Metadata), BackendError> {
+    let mut file = io(path, "could not open it", File::open(path))?;
+    let length = io(path, "could not read it", file.metadata())?.len();
+    let truncated = |needed: u64| at(path, format!("truncated: {length} bytes, {needed} are needed"));
+    if length < 8 {
+        return Err(truncated(8));
+    }
+    let mut prefix = [0u8; 8];
+    io(path, "could not read it", file.read_exact(&mut prefix))?;
+    let header = u64::from_le_bytes(prefix);
+    let start = header.saturating_add(8);
+    if start > length {
+        return Err(truncated(start));
+    }
+    if header > LARGEST_HEADER {
+        return Err(at(path, format!("not a safetensors file: a header of {header} bytes")));
+    }
+    let mut text = vec![0; header as usize];
+    io(path, "could not read it", file.read_exact(&mut text))?;
+    // It checks that the tensors follow each other without gaps and are as large as their shapes say.
+    let metadata: Metadata =
+        serde_json::from_slice(&text).map_err(|e| at(path, "not a safetensors file").because(&e))?;
+    match start + metadata.data_len() as u64 {
+        needed if needed > length => Err(truncated(needed)),
+        needed if needed < length => Err(at(path, format!("{} bytes after the last tensor", length - needed))),
+        _ => Ok((start, metadata)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use safetensors::tensor::TensorView;
+
+    use super::*;
+
+    fn shard(folder: &Path, name: &str, tensors: &[(&str, &[usize])]) {
+        let bytes: Vec<Vec<u8>> =
+            tensors.iter().map(|(_, shape)| vec![0; shape.iter().product::<usize>() * 2]).collect();
+        let view = |i: usize| {
+            TensorView::new(safetensors::Dtype::BF16, tensors[i].1.to_vec(), &bytes[i]).expect("as long as its shape")
+        };
+        let views: HashMap<&str, TensorView<'_>> = (0..tensors.len()).map(|i| (tensors[i].0, view(i))).collect();
+        safetensors::serialize_to_file(views, None, &folder.join(name)).unwrap();
+    }
+
+    fn index(folder: &Path, map: &[(&str, &str)]) {
+        let map: BTreeMap<_, _> = map.iter().copied().collect();
+        std::fs::write(folder.join(INDEX), serde_json::json!({"weight_map": map}).to_string()).unwrap();
+    }
+
+    #[test]
+    fn every_tensor_is_found_in_its_shard_and_nothing_that_does_not_fit() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path();
+        shard(place, "1.safetensors", &[("a", &[2, 3])]);
+        shard(place, "2.safetensors", &[("b", &[4]), ("c", &[1, 1])]);
+        index(place, &[("a", "1.safetensors"), ("b", "2.safetensors"), ("c", "2.safetensors")]);
+        let layout = Layout::of_folder(place).unwrap();
+        assert_eq!(layout.names().collect::<Vec<_>>(), ["a", "b", "c"]);
+        for (name, shape) in [("a", vec![2, 3]), ("b", vec![4]), ("c", vec![1, 1])] {
+            let Location { file, dtype, bytes } = layout.find(name, &shape).unwrap();
+            let length = std::fs::metadata(&layout.files()[file]).unwrap().len();
+            assert!(dtype == Dtype::Bf16 && bytes.end <= length);
+            assert_eq!(bytes.end - bytes.start, 2 * shape.iter().product::<usize>() as u64);
+        }
+        let error = |name: &str, shape: &[usize]| layout.find(name, shape).unwrap_err().message;
+        assert!(error("d", &[1]).contains("tensor d is missing"));
+        assert!(error("a", &[3, 2]).contains("1.safetensors: tensor a is [2, 3], the configuration says [3, 2]"));
+    }
+
+    #[test]
+    fn an_index_that_lies_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path();
+        let error = || Layout::of_folder(place).unwrap_err().message;
+        assert!(error().contains("holds neither model.safetensors nor"), "{}", error());
+        shard(place, "1.safetensors", &[("a", &[2]), ("b", &[2])]);
+        shard(place, "2.safetensors", &[("c", &[2])]);
+        index(place, &[("a", "1.safetensors"), ("b", "2.safetensors")]);
+        assert!(error().contains("promises b in 2.safetensors"), "{}", error());
+        index(place, &[("a", "1.safetensors"), ("d", "2.safetensors")]);
+        assert!(error().contains("promises d in 2.safetensors"), "{}", error());
+        index(place, &[("a", "../1.safetensors")]);
+        assert!(error().contains("\"../1.safetensors\" of a is not a file name"), "{}", error());
+        index(place, &[("a", "1.safetensors"), ("c", "3.safetensors")]);
+        assert!(error().contains("3.safetensors: could not open it"), "{}", error());
+        shard(place, "2.safetensors", &[("a", &[2])]);
+        index(place, &[("a", "1.safetensors"), ("b", "2.safetensors")]);
+        assert!(error().contains("a is in another shard too"), "{}", error());
+        std::fs::write(place.join(INDEX), "{}").unwrap();
+        assert!(error().contains("index.json: not an index of shards"), "{}", error());
+    }
+}
