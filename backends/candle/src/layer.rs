@@ -7,7 +7,7 @@ use karat::backend::BackendError;
 use crate::cuda::Device;
 use crate::linear::InputGradient::{self, New, Skip};
 use crate::linear::{Adapted, Dropout, Gradients, Linear};
-use crate::nn::{self, Angles, Indices, Result, Starts, Tensor};
+use crate::nn::{self, Angles, Indices, Precision, Result, Starts, Tensor};
 use crate::ops::attention::Heads;
 
 /// RMSNorm with its weight.
@@ -36,6 +36,13 @@ impl Norm {
     /// If the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         nn::rms_norm(x, &self.weight, self.eps)
+    }
+    /// [`Norm::forward`] for what only products in `precision` read.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn operand(&self, precision: Precision, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        nn::rms_norm_operand(precision, x, &self.weight, self.eps)
     }
     /// The gradient of `x`, added to `dx` if that is given.
     ///
@@ -161,7 +168,7 @@ impl Layer {
     /// # Errors
     /// If the device fails.
     pub fn project(&self, x: &Tensor, pass: Pass<'_>) -> Result<Projected> {
-        let (normed, scale) = self.input_norm.forward(x)?;
+        let (normed, scale) = self.input_norm.operand(self.q.precision, x)?;
         let (mut q, low_q) = self.q.forward(&normed, pass.dropout)?;
         let (mut k, low_k) = self.k.forward(&normed, pass.dropout)?;
         let (v, low_v) = self.v.forward(&normed, pass.dropout)?;
@@ -182,10 +189,10 @@ impl Layer {
     pub fn finish(&self, x: &Tensor, attended: &Tensor, dropout: Option<Dropout>) -> Result<(Tensor, Finished)> {
         let (middle, low_o) = self.o.forward(attended, dropout)?;
         nn::add(&middle, x)?;
-        let (normed, scale) = self.post_norm.forward(&middle)?;
+        let (normed, scale) = self.post_norm.operand(self.gate.precision, &middle)?;
         let (gate, low_gate) = self.gate.forward(&normed, dropout)?;
         let (up, low_up) = self.up.forward(&normed, dropout)?;
-        let act = nn::swiglu(&gate, &up)?;
+        let act = nn::swiglu(self.down.precision, &gate, &up)?;
         let (y, low_down) = self.down.forward(&act, dropout)?;
         nn::add(&y, &middle)?;
         let low = [low_gate, low_up, low_down];
@@ -220,15 +227,18 @@ impl Layer {
     ) -> Result<Option<Tensor>> {
         let Saved { projected: p, attended: (out, lse), finished: f } = saved;
         let back = |linear: &Linear, x: &Tensor, low: &Option<Adapted>, dy: &Tensor, dx: InputGradient| {
-            linear.backward((x, low.as_ref()), dy, dx, pass.dropout, gradients)
+            linear.backward((x, low.as_ref()), dy, dx, gradients)
         };
         let gave = |dx: InputGradient| dx.taken().ok_or_else(|| BackendError::failed("a gradient is missing"));
 
-        let act = f.act.clone().map_or_else(|| nn::swiglu(&f.gate, &f.up), Ok)?;
+        let precision = self.o.precision;
+        let act = f.act.clone().map_or_else(|| nn::swiglu(precision, &f.gate, &f.up), Ok)?;
         let dact = gave(back(&self.down, &act, &f.low[2], &dy, New)?)?;
         drop(act);
-        let (dgate, dup) = nn::swiglu_backward(&f.gate, &f.up, &dact)?;
-        let normed = f.normed.clone().map_or_else(|| self.post_norm.forward(&f.middle).map(|n| n.0), Ok)?;
+        let wide = [&self.gate, &self.up].iter().any(|linear| linear.sums_its_gradient());
+        let for_products = if wide { Precision::F32 } else { precision };
+        let (dgate, dup) = nn::swiglu_backward(for_products, &f.gate, &f.up, &dact)?;
+        let normed = f.normed.clone().map_or_else(|| self.post_norm.operand(precision, &f.middle).map(|n| n.0), Ok)?;
         let dnormed = back(&self.gate, &normed, &f.low[0], &dgate, New)?;
         let dnormed = gave(back(&self.up, &normed, &f.low[1], &dup, dnormed)?)?;
         drop(normed);
@@ -236,7 +246,7 @@ impl Layer {
 
         let dout = gave(back(&self.o, out, &f.low_o, &dmiddle, New)?)?;
         let [mut dq, mut dk, dv] =
-            nn::attend_backward(self.o.precision, [&p.q, &p.k, &p.v], pass.starts, self.heads, (out, lse), &dout)?;
+            nn::attend_backward(precision, [&p.q, &p.k, &p.v], pass.starts, self.heads, (out, lse), &dout)?;
         nn::rotate(&dq, pass.positions, self.heads.queries, pass.table, true)?;
         nn::rotate(&dk, pass.positions, self.heads.keys, pass.table, true)?;
         if let (Some((q_norm, k_norm)), Some([(q, sq), (k, sk)])) = (&self.qk_norm, &p.raw) {
@@ -245,7 +255,7 @@ impl Layer {
         }
         // Without a trained norm and a wanted gradient of the input, nothing below the projections is asked for.
         let below = want_dx || gradients.of(&self.input_norm.name).is_some();
-        let normed = p.normed.clone().map_or_else(|| self.input_norm.forward(x).map(|n| n.0), Ok)?;
+        let normed = p.normed.clone().map_or_else(|| self.input_norm.operand(precision, x).map(|n| n.0), Ok)?;
         let dnormed = back(&self.q, &normed, &p.low[0], &dq, if below { New } else { Skip })?;
         let dnormed = back(&self.k, &normed, &p.low[1], &dk, dnormed)?;
         let dnormed = back(&self.v, &normed, &p.low[2], &dv, dnormed)?;

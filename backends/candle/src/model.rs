@@ -7,7 +7,7 @@ use karat::backend::BackendError;
 
 use crate::config::ModelConfig;
 use crate::cuda::Device;
-use crate::files::TensorFiles;
+use crate::files::ModelFiles;
 use crate::layer::{Layer, Norm, Pass, Saved};
 use crate::linear::{Dropout, Gradients, Linear};
 use crate::nn::{self, Angles, Indices, Precision, Result, Starts, Tensor};
@@ -81,7 +81,7 @@ impl Decoder {
     /// # Errors
     /// For missing, misshapen or unexpected tensors, by name.
     pub fn load(config: ModelConfig, folder: &std::path::Path) -> Result<Self> {
-        let files = TensorFiles::of_folder(folder)?;
+        let files = ModelFiles::open(folder)?;
         let model = Self::build(config, |name, shape| files.weight(name, shape))?;
         let known = model.tensors();
         let stray = files.names().find(|name| {

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::buffers::{self, Buffer};
 use super::matmul::packed::{Right, multiply};
 use super::matmul::{Mat, MatMut, Precision};
-use super::simd::{dot, exp, max, simd, sum_by};
+use super::simd::{dot, exp, max, simd, sum_of};
 
 /// Queries a block holds.
 const BLOCK: usize = 64;
@@ -136,7 +136,7 @@ pub fn forward(
                         future.fill(0.0);
                         let top = max(seen);
                         seen.iter_mut().for_each(|p| *p = exp(*p - top));
-                        let sum = sum_by(seen.len(), |j| seen[j]);
+                        let sum = sum_of([seen], |[p]| p);
                         let inverse = 1.0 / sum;
                         seen.iter_mut().for_each(|p| *p *= inverse);
                         lse[i * heads.queries + h] = top + sum.ln();
@@ -325,7 +325,7 @@ pub fn decode(q: &[f32], caches: &[(&[f32], &[f32])], heads: Heads, out: &mut [f
                     }
                     let top = max(&p);
                     p.iter_mut().for_each(|p| *p = exp(*p - top));
-                    let inverse = 1.0 / sum_by(p.len(), |i| p[i]);
+                    let inverse = 1.0 / sum_of([&p], |[p]| p);
                     out.fill(0.0);
                     for (p, value) in p.iter().zip(values.chunks_exact(kw)) {
                         let p = p * inverse;
