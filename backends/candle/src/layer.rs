@@ -212,55 +212,65 @@ impl Layer {
         Ok((y, Saved { projected, attended, finished }))
     }
 
-    /// Adds this layer's gradients to `gradients` and returns that of `x`, if `want_dx`; `dy` is used up.
+    /// Adds this layer's gradients to `gradients` and returns that of `x`, if `want_dx`. What the forward pass left and `dy`
+    /// are used up: each goes as soon as nothing needs it any more, and gradients take its memory.
     ///
     /// # Errors
     /// If the device fails.
     pub fn backward(
         &self,
         x: &Tensor,
-        saved: &Saved,
+        saved: Saved,
         dy: Tensor,
         want_dx: bool,
         pass: Pass<'_>,
         gradients: &Gradients,
     ) -> Result<Option<Tensor>> {
-        let Saved { projected: p, attended: (out, lse), finished: f } = saved;
-        let back = |linear: &Linear, x: &Tensor, low: &Option<Adapted>, dy: &Tensor, dx: InputGradient| {
+        let Saved { projected, attended: (out, lse), finished } = saved;
+        let back = |linear: &Linear, x: &Tensor, low: Option<Adapted>, dy: &Tensor, dx: InputGradient| {
             linear.backward((x, low.as_ref()), dy, dx, gradients)
         };
         let gave = |dx: InputGradient| dx.taken().ok_or_else(|| BackendError::failed("a gradient is missing"));
-
         let precision = self.o.precision;
-        let act = f.act.clone().map_or_else(|| nn::swiglu(precision, &f.gate, &f.up), Ok)?;
-        let dact = gave(back(&self.down, &act, &f.low[2], &dy, New)?)?;
+
+        let Finished { low_o, middle, scale, normed, gate, up, act, low: [low_gate, low_up, low_down] } = finished;
+        let act = act.map_or_else(|| nn::swiglu(precision, &gate, &up), Ok)?;
+        let dact = gave(back(&self.down, &act, low_down, &dy, New)?)?;
         drop(act);
         let wide = [&self.gate, &self.up].iter().any(|linear| linear.sums_its_gradient());
         let for_products = if wide { Precision::F32 } else { precision };
-        let (dgate, dup) = nn::swiglu_backward(for_products, &f.gate, &f.up, &dact)?;
-        let normed = f.normed.clone().map_or_else(|| self.post_norm.operand(precision, &f.middle).map(|n| n.0), Ok)?;
-        let dnormed = back(&self.gate, &normed, &f.low[0], &dgate, New)?;
-        let dnormed = gave(back(&self.up, &normed, &f.low[1], &dup, dnormed)?)?;
-        drop(normed);
-        let dmiddle = self.post_norm.backward(Some(dy), &f.middle, &f.scale, &dnormed, gradients)?;
+        let (dgate, dup) = nn::swiglu_backward(for_products, &gate, &up, &dact)?;
+        drop((gate, up, dact));
+        let normed = normed.map_or_else(|| self.post_norm.operand(precision, &middle).map(|n| n.0), Ok)?;
+        let dnormed = back(&self.gate, &normed, low_gate, &dgate, New)?;
+        drop(dgate);
+        let dnormed = gave(back(&self.up, &normed, low_up, &dup, dnormed)?)?;
+        drop((normed, dup));
+        let dmiddle = self.post_norm.backward(Some(dy), &middle, &scale, &dnormed, gradients)?;
+        drop((middle, dnormed));
 
-        let dout = gave(back(&self.o, out, &f.low_o, &dmiddle, New)?)?;
+        let Projected { q, k, v, normed, scale, raw, low: [low_q, low_k, low_v] } = projected;
+        let dout = gave(back(&self.o, &out, low_o, &dmiddle, New)?)?;
         let [mut dq, mut dk, dv] =
-            nn::attend_backward(precision, [&p.q, &p.k, &p.v], pass.starts, self.heads, (out, lse), &dout)?;
+            nn::attend_backward(precision, [&q, &k, &v], pass.starts, self.heads, (&out, &lse), &dout)?;
+        drop((q, k, v, out, lse, dout));
         nn::rotate(&dq, pass.positions, self.heads.queries, pass.table, true)?;
         nn::rotate(&dk, pass.positions, self.heads.keys, pass.table, true)?;
-        if let (Some((q_norm, k_norm)), Some([(q, sq), (k, sk)])) = (&self.qk_norm, &p.raw) {
-            dq = q_norm.backward(None, q, sq, &dq, gradients)?;
-            dk = k_norm.backward(None, k, sk, &dk, gradients)?;
+        if let (Some((q_norm, k_norm)), Some([(q, sq), (k, sk)])) = (&self.qk_norm, raw) {
+            dq = q_norm.backward(None, &q, &sq, &dq, gradients)?;
+            dk = k_norm.backward(None, &k, &sk, &dk, gradients)?;
         }
         // Without a trained norm and a wanted gradient of the input, nothing below the projections is asked for.
         let below = want_dx || gradients.of(&self.input_norm.name).is_some();
-        let normed = p.normed.clone().map_or_else(|| self.input_norm.operand(precision, x).map(|n| n.0), Ok)?;
-        let dnormed = back(&self.q, &normed, &p.low[0], &dq, if below { New } else { Skip })?;
-        let dnormed = back(&self.k, &normed, &p.low[1], &dk, dnormed)?;
-        let dnormed = back(&self.v, &normed, &p.low[2], &dv, dnormed)?;
+        let normed = normed.map_or_else(|| self.input_norm.operand(precision, x).map(|n| n.0), Ok)?;
+        let dnormed = back(&self.q, &normed, low_q, &dq, if below { New } else { Skip })?;
+        drop(dq);
+        let dnormed = back(&self.k, &normed, low_k, &dk, dnormed)?;
+        drop(dk);
+        let dnormed = back(&self.v, &normed, low_v, &dv, dnormed)?;
+        drop((normed, dv));
         match dnormed.taken() {
-            Some(dnormed) => self.input_norm.backward(Some(dmiddle), x, &p.scale, &dnormed, gradients).map(Some),
+            Some(dnormed) => self.input_norm.backward(Some(dmiddle), x, &scale, &dnormed, gradients).map(Some),
             None => Ok(None),
         }
     }
