@@ -129,15 +129,26 @@ pub struct Finished {
 
 /// Activations of one layer, kept for (or made again in) its backward pass.
 pub struct Saved {
-    projected: Projected,
+    normed: Option<Tensor>,
+    scale: Tensor,
+    /// Queries and keys before their norm, with the norm's scales.
+    raw: Option<[(Tensor, Tensor); 2]>,
+    /// Queries and keys as attention reads them.
+    turned: Option<[Tensor; 2]>,
+    v: Tensor,
+    low: [Option<Adapted>; 3],
     attended: (Tensor, Tensor),
     finished: Finished,
 }
 
 impl Saved {
-    /// Without what costs little to make again from the rest: normed inputs and the MLP's activation, a third of it all.
+    /// Without what costs little to make again from the rest: normed inputs, normed heads and the MLP's activation, a third
+    /// of it all.
     pub fn slim(mut self) -> Self {
-        self.projected.normed = None;
+        self.normed = None;
+        if self.raw.is_some() {
+            self.turned = None;
+        }
         (self.finished.normed, self.finished.act) = (None, None);
         self
     }
@@ -205,11 +216,21 @@ impl Layer {
     /// # Errors
     /// If the device fails.
     pub fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Result<(Tensor, Saved)> {
-        let projected = self.project(x, pass)?;
-        let attended =
-            nn::attend(self.o.precision, [&projected.q, &projected.k, &projected.v], pass.starts, self.heads)?;
+        let Projected { q, k, v, normed, scale, raw, low } = self.project(x, pass)?;
+        // Attention reads them in products alone.
+        let precision = self.o.precision;
+        let [q, k, v] = [nn::operand(precision, &q)?, nn::operand(precision, &k)?, nn::operand(precision, &v)?];
+        let attended = nn::attend(precision, [&q, &k, &v], pass.starts, self.heads)?;
         let (y, finished) = self.finish(x, &attended.0, pass.dropout)?;
-        Ok((y, Saved { projected, attended, finished }))
+        Ok((y, Saved { normed, scale, raw, turned: Some([q, k]), v, low, attended, finished }))
+    }
+
+    /// Queries and keys as attention reads them, from what they were before their norm: as [`Layer::forward`] makes them.
+    fn turned(&self, (q_norm, k_norm): &(Norm, Norm), [q, k]: [&Tensor; 2], pass: Pass<'_>) -> Result<[Tensor; 2]> {
+        let (q, k) = (q_norm.forward(q)?.0, k_norm.forward(k)?.0);
+        nn::rotate(&q, pass.positions, self.heads.queries, pass.table, false)?;
+        nn::rotate(&k, pass.positions, self.heads.keys, pass.table, false)?;
+        Ok([nn::operand(self.o.precision, &q)?, nn::operand(self.o.precision, &k)?])
     }
 
     /// Adds this layer's gradients to `gradients` and returns that of `x`, if `want_dx`. What the forward pass left and `dy`
@@ -226,7 +247,8 @@ impl Layer {
         pass: Pass<'_>,
         gradients: &Gradients,
     ) -> Result<Option<Tensor>> {
-        let Saved { projected, attended: (out, lse), finished } = saved;
+        let Saved { normed: input_normed, scale: input_scale, raw, turned, v, low, attended: (out, lse), finished } =
+            saved;
         let back = |linear: &Linear, x: &Tensor, low: Option<Adapted>, dy: &Tensor, dx: InputGradient| {
             linear.backward((x, low.as_ref()), dy, dx, gradients)
         };
@@ -249,8 +271,12 @@ impl Layer {
         let dmiddle = self.post_norm.backward(Some(dy), &middle, &scale, &dnormed, gradients)?;
         drop((middle, dnormed));
 
-        let Projected { q, k, v, normed, scale, raw, low: [low_q, low_k, low_v] } = projected;
         let dout = gave(back(&self.o, &out, low_o, &dmiddle, New)?)?;
+        let [q, k] = match (turned, &self.qk_norm, &raw) {
+            (Some(turned), ..) => turned,
+            (None, Some(norms), Some([(q, _), (k, _)])) => self.turned(norms, [q, k], pass)?,
+            _ => return Err(BackendError::failed("queries and keys are missing")),
+        };
         let [mut dq, mut dk, dv] =
             nn::attend_backward(precision, [&q, &k, &v], pass.starts, self.heads, (&out, &lse), &dout)?;
         drop((q, k, v, out, lse, dout));
@@ -262,7 +288,8 @@ impl Layer {
         }
         // Without a trained norm and a wanted gradient of the input, nothing below the projections is asked for.
         let below = want_dx || gradients.of(&self.input_norm.name).is_some();
-        let normed = normed.map_or_else(|| self.input_norm.operand(precision, x).map(|n| n.0), Ok)?;
+        let normed = input_normed.map_or_else(|| self.input_norm.operand(precision, x).map(|n| n.0), Ok)?;
+        let [low_q, low_k, low_v] = low;
         let dnormed = back(&self.q, &normed, low_q, &dq, if below { New } else { Skip })?;
         drop(dq);
         let dnormed = back(&self.k, &normed, low_k, &dk, dnormed)?;
@@ -270,7 +297,7 @@ impl Layer {
         let dnormed = back(&self.v, &normed, low_v, &dv, dnormed)?;
         drop((normed, dv));
         match dnormed.taken() {
-            Some(dnormed) => self.input_norm.backward(Some(dmiddle), x, &scale, &dnormed, gradients).map(Some),
+            Some(dnormed) => self.input_norm.backward(Some(dmiddle), x, &input_scale, &dnormed, gradients).map(Some),
             None => Ok(None),
         }
     }
