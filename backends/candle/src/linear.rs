@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::cuda::Device;
-use crate::nn::{self, Gradient, Precision, Result, Tensor};
+use crate::nn::{self, Gradient, Mask, Precision, Result, Tensor};
 use crate::ops::dropout::Key;
 use crate::weight::Weight;
 
@@ -90,6 +90,8 @@ impl Dora {
 pub struct Adapted {
     /// `A(dropout(x))`, `[tokens, r]`.
     low: Tensor,
+    /// Which elements of `x` dropout has left.
+    mask: Option<Mask>,
     /// With DoRA: `(W + s B A) dropout(x)`, `[tokens, out]`.
     product: Option<Tensor>,
 }
@@ -101,18 +103,18 @@ impl Lora {
         [(&self.a_name, &self.a), (&self.b_name, &self.b)].into_iter().chain(magnitude)
     }
 
-    /// `x` as it enters `A`.
-    fn dropped(&self, x: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
-        match self.key(x, dropout) {
-            Some(key) => nn::dropout(x, self.dropout, key),
-            None => Ok(x.clone()),
-        }
-    }
-    fn key(&self, x: &Tensor, dropout: Option<Dropout>) -> Option<Key> {
+    /// Which elements of `x` enter `A`, if not all.
+    fn mask(&self, x: &Tensor, dropout: Option<Dropout>) -> Option<Mask> {
         let d = dropout.filter(|_| self.dropout > 0.0)?;
         let width = x.dims()[1] as u64;
-        Some(Key { seed: d.seed, step: d.step, module: self.module, first: d.first_token * width })
+        let key = Key { seed: d.seed, step: d.step, module: self.module, first: d.first_token * width };
+        Some(Mask::new(x, self.dropout, key))
     }
+}
+
+/// `x` as it enters `A`, but for a factor.
+fn dropped(x: &Tensor, mask: Option<&Mask>) -> Result<(Tensor, f32)> {
+    mask.map_or_else(|| Ok((x.clone(), 1.0)), |mask| nn::dropout(x, mask))
 }
 
 /// `y = x W^T + bias`, plus the adapter's share.
@@ -142,6 +144,12 @@ impl Linear {
     /// `(in, out)`.
     pub fn widths(&self) -> (usize, usize) {
         (self.weight.dims()[1], self.weight.dims()[0])
+    }
+
+    /// Whether the gradient of its output is more than an operand of products: that of a bias or of DoRA's magnitudes is
+    /// a sum of numbers that nothing has rounded.
+    pub fn sums_its_gradient(&self) -> bool {
+        self.bias.is_some() || self.lora.as_ref().is_some_and(|lora| lora.dora.is_some())
     }
 
     /// Brings its weight, its bias and its adapter to `device`.
@@ -194,15 +202,20 @@ impl Linear {
     /// If the device fails.
     pub fn forward(&self, x: &Tensor, dropout: Option<Dropout>) -> Result<(Tensor, Option<Adapted>)> {
         let (precision, weight, bias) = (self.precision, &self.weight, self.bias.as_ref());
+        let x = &nn::operand(precision, x)?;
         let Some(lora) = &self.lora else { return Ok((nn::linear(precision, x, weight, bias)?, None)) };
-        let dropped = lora.dropped(x, dropout)?;
+        let mask = lora.mask(x, dropout);
+        let (dropped, factor) = dropped(x, mask.as_ref())?;
         let low = nn::linear(precision, &dropped, &lora.a, None)?;
+        nn::scale(&low, factor)?;
+        let low = nn::operand(precision, &low)?;
         let Some(dora) = &lora.dora else {
             let y = nn::linear_with(precision, x, weight, bias, Some((lora.scale, &low, &lora.b)))?;
-            return Ok((y, Some(Adapted { low, product: None })));
+            return Ok((y, Some(Adapted { low, mask, product: None })));
         };
         let product = nn::linear(precision, &dropped, weight, None)?;
-        let y = match (lora.key(x, dropout), bias) {
+        nn::scale(&product, factor)?;
+        let y = match (&mask, bias) {
             (Some(_), bias) => {
                 // What dropout leaves of the base's share is replaced, not scaled twice.
                 let y = nn::linear(precision, x, weight, bias)?;
@@ -213,7 +226,7 @@ impl Linear {
         };
         nn::linear_add(precision, &product, lora.scale, &low, &lora.b)?;
         nn::add_scaled(&y, &product, &dora.gain()?)?;
-        Ok((y, Some(Adapted { low, product: Some(product) })))
+        Ok((y, Some(Adapted { low, mask, product: Some(product) })))
     }
 
     /// Adds the gradients of what is trained to `gradients` and returns that of the input as `dx` asks. The input is
@@ -226,59 +239,60 @@ impl Linear {
         (x, adapted): (&Tensor, Option<&Adapted>),
         dy: &Tensor,
         dx: InputGradient,
-        dropout: Option<Dropout>,
         gradients: &Gradients,
     ) -> Result<InputGradient> {
         let precision = self.precision;
-        if let Some(dw) = gradients.of(&self.weight_name) {
-            nn::linear_dw(precision, dw, 1.0, dy, x)?;
-        }
         if let Some(db) = self.bias.as_ref().and_then(|_| gradients.of(&self.bias_name)) {
             nn::bias_gradient(db, dy)?;
+        }
+        let (whole, x, dy) = (dy, &nn::operand(precision, x)?, &nn::operand(precision, dy)?);
+        if let Some(dw) = gradients.of(&self.weight_name) {
+            nn::linear_dw(precision, dw, 1.0, dy, x)?;
         }
         let sum = match dx {
             InputGradient::Skip => None,
             InputGradient::New => Some(None),
             InputGradient::Sum(dx) => Some(Some(dx)),
         };
-        let (Some(lora), Some(Adapted { low, product })) = (&self.lora, adapted) else {
+        let (Some(lora), Some(Adapted { low, mask, product })) = (&self.lora, adapted) else {
             let dx = sum.map(|sum| nn::linear_dx(precision, sum, 1.0, dy, &self.weight)).transpose()?;
             return Ok(dx.map_or(InputGradient::Skip, InputGradient::Sum));
         };
-        let key = lora.key(x, dropout);
         // The gradient of the adapted product, and of what stands beside it under dropout.
         let scaled = match (&lora.dora, product) {
             (Some(dora), Some(product)) => {
                 let gain = dora.gain()?;
                 if let Some(dm) = gradients.of(&dora.name) {
-                    nn::magnitude_gradient(dm, dy, product, &dora.norms)?;
+                    nn::magnitude_gradient(dm, whole, product, &dora.norms)?;
                 }
-                let scaled = nn::zero_activation(dy)?;
-                nn::add_scaled(&scaled, dy, &gain)?;
+                let scaled = nn::zero_activation(whole)?;
+                nn::add_scaled(&scaled, whole, &gain)?;
                 Some(scaled)
             }
             _ => None,
         };
-        let inner = scaled.as_ref().unwrap_or(dy);
+        let inner = &scaled.as_ref().map_or_else(|| Ok(dy.clone()), |scaled| nn::operand(precision, scaled))?;
         let dlow = nn::linear_dx(precision, None, lora.scale, inner, &lora.b)?;
         if let Some(db) = gradients.of(&lora.b_name) {
             nn::linear_dw(precision, db, lora.scale, inner, low)?;
         }
+        let dlow = nn::operand(precision, &dlow)?;
         if let Some(da) = gradients.of(&lora.a_name) {
-            nn::linear_dw(precision, da, 1.0, &dlow, &lora.dropped(x, dropout)?)?;
+            let (dropped, factor) = dropped(x, mask.as_ref())?;
+            nn::linear_dw(precision, da, factor, &dlow, &dropped)?;
         }
         let Some(sum) = sum else { return Ok(InputGradient::Skip) };
-        let Some(key) = key else {
+        let Some(mask) = mask else {
             let dx = nn::linear_dx_with(precision, sum, 1.0, inner, &self.weight, Some((&dlow, &lora.a)))?;
             return Ok(InputGradient::Sum(dx));
         };
         let dx = nn::linear_dx(precision, sum, 1.0, dy, &self.weight)?;
         let mut dropped = nn::linear_dx(precision, None, 1.0, &dlow, &lora.a)?;
         if let Some(scaled) = &scaled {
-            nn::subtract(scaled, dy)?;
+            nn::subtract(scaled, whole)?;
             dropped = nn::linear_dx(precision, Some(dropped), 1.0, scaled, &self.weight)?;
         }
-        nn::dropout_add(&dx, &dropped, lora.dropout, key)?;
+        nn::dropout_add(&dx, &dropped, mask)?;
         Ok(InputGradient::Sum(dx))
     }
 }

@@ -8,11 +8,14 @@
 //! silently and frozen weights still pay for theirs.
 
 mod gradient;
+mod narrowed;
 mod tensor;
 
 use karat::backend::BackendError;
 
 pub use self::gradient::Gradient;
+pub use self::narrowed::operand;
+use self::narrowed::{Narrowed, Operand};
 use self::tensor::activation;
 pub use self::tensor::{
     Angles, Indices, Starts, Tensor, View, copy, edit, set, tensor, view, zero_activation, zeros, zeros_like,
@@ -167,15 +170,14 @@ pub fn linear_with<W: Stored, B: Stored>(
         let bias = view(bias)?;
         y.chunks_exact_mut(n_out).for_each(|y| y.copy_from_slice(&bias));
     }
-    let (xs, ws) = (view(x)?, w.view()?);
-    let mut terms =
-        vec![Term { alpha: 1.0, a: Mat::new(&xs, tokens, n_in), b: Mat::of(ws.elements(), n_out, n_in).t() }];
+    let (xs, ws) = (Operand::of(x)?, w.view()?);
+    let mut terms = vec![Term { alpha: 1.0, a: xs.mat(tokens, n_in), b: Mat::of(ws.elements(), n_out, n_in).t() }];
     let held = match more {
-        Some((alpha, low, b)) => Some((alpha, view(low)?, b.view()?, dims(low)?.1)),
+        Some((alpha, low, b)) => Some((alpha, Operand::of(low)?, b.view()?, dims(low)?.1)),
         None => None,
     };
     if let Some((alpha, low, b, r)) = &held {
-        terms.push(Term { alpha: *alpha, a: Mat::new(low, tokens, *r), b: Mat::of(b.elements(), n_out, *r).t() });
+        terms.push(Term { alpha: *alpha, a: low.mat(tokens, *r), b: Mat::of(b.elements(), n_out, *r).t() });
     }
     let c = MatMut::new(&mut y, tokens, n_out);
     products(precision, vec![Product { c, add: bias.is_some(), terms }], Threads::Pool);
@@ -189,8 +191,8 @@ pub fn linear_add(precision: Precision, y: &Tensor, alpha: f32, x: &Tensor, w: &
     }
     let ((tokens, n_in), (n_out, _)) = (dims(x)?, w.matrix()?);
     let _timer = Timer::product("products: x W^T", [tokens, n_out, n_in]);
-    let (xs, ws) = (view(x)?, w.view()?);
-    let (a, b) = (Mat::new(&xs, tokens, n_in), Mat::of(ws.elements(), n_out, n_in).t());
+    let (xs, ws) = (Operand::of(x)?, w.view()?);
+    let (a, b) = (xs.mat(tokens, n_in), Mat::of(ws.elements(), n_out, n_in).t());
     edit(y, |y| product(precision, MatMut::new(y, tokens, n_out), alpha, a, b, true, Threads::Pool))
 }
 
@@ -214,14 +216,14 @@ pub fn linear_dx_with<W: Stored, A: Stored>(
     }
     let ((tokens, n_out), (_, n_in)) = (dims(dy)?, w.matrix()?);
     let _timer = Timer::product("products: dy W", [tokens, n_in, n_out]);
-    let (dys, ws) = (view(dy)?, w.view()?);
-    let mut terms = vec![Term { alpha, a: Mat::new(&dys, tokens, n_out), b: Mat::of(ws.elements(), n_out, n_in) }];
+    let (dys, ws) = (Operand::of(dy)?, w.view()?);
+    let mut terms = vec![Term { alpha, a: dys.mat(tokens, n_out), b: Mat::of(ws.elements(), n_out, n_in) }];
     let held = match more {
-        Some((dlow, a)) => Some((view(dlow)?, a.view()?, dims(dlow)?.1)),
+        Some((dlow, a)) => Some((Operand::of(dlow)?, a.view()?, dims(dlow)?.1)),
         None => None,
     };
     if let Some((dlow, a, r)) = &held {
-        terms.push(Term { alpha: 1.0, a: Mat::new(dlow, tokens, *r), b: Mat::of(a.elements(), *r, n_in) });
+        terms.push(Term { alpha: 1.0, a: dlow.mat(tokens, *r), b: Mat::of(a.elements(), *r, n_in) });
     }
     if let Some(dx) = dx {
         edit(&dx, |dx| {
@@ -236,6 +238,9 @@ pub fn linear_dx_with<W: Stored, A: Stored>(
     activation(dx, &[tokens, n_in])
 }
 
+/// Columns up to which a weight gradient in bf16 is made transposed: the rank of an adapter.
+const TALL: usize = 32;
+
 /// `dw += alpha dy^T x`.
 pub fn linear_dw(precision: Precision, dw: &Gradient, alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()> {
     if let Some(dw) = dw.cuda() {
@@ -243,9 +248,15 @@ pub fn linear_dw(precision: Precision, dw: &Gradient, alpha: f32, dy: &Tensor, x
     }
     let ((tokens, n_out), (_, n_in)) = (dims(dy)?, dims(x)?);
     let _timer = Timer::product("products: dy^T x", [n_out, n_in, tokens]);
-    let (dys, xs) = (view(dy)?, view(x)?);
-    let (a, b) = (Mat::new(&dys, tokens, n_out).t(), Mat::new(&xs, tokens, n_in));
-    dw.add(|dw, add| product(precision, MatMut::new(dw, n_out, n_in), alpha, a, b, add, Threads::Pool))
+    let (dys, xs) = (Operand::of(dy)?, Operand::of(x)?);
+    let (a, b) = (dys.mat(tokens, n_out), xs.mat(tokens, n_in));
+    // What is much taller than wide is made lying down, where vectors run along its length.
+    if precision == Precision::Bf16 && n_in <= TALL && n_in < n_out {
+        let mut turned = buffers::take(n_in * n_out);
+        product(precision, MatMut::new(&mut turned, n_in, n_out), 1.0, b.t(), a, false, Threads::Pool);
+        return dw.edit(|dw| elementwise::add_turned(dw, alpha, &turned, n_in));
+    }
+    dw.add(|dw, add| product(precision, MatMut::new(dw, n_out, n_in), alpha, a.t(), b, add, Threads::Pool))
 }
 
 /// `db += sum of the rows of dy`.
@@ -273,6 +284,19 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     let (mut y, mut scale) = (buffers::take(xs.len()), buffers::take(runs));
     norm::forward(&xs, &ws, eps, &mut y, &mut scale);
     Ok((activation(y, x.dims())?, activation(scale, &[runs])?))
+}
+
+/// [`rms_norm`] of what only products in `precision` read.
+pub fn rms_norm_operand(precision: Precision, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    if precision == Precision::F32 || x.cuda().is_some() {
+        return rms_norm(x, w, eps);
+    }
+    let _timer = Timer::new("RMSNorm", 0.0);
+    let (xs, ws) = (view(x)?, view(w)?);
+    let mut scale = buffers::take(xs.len() / ws.len());
+    let y = Narrowed::new(x.dims(), |y| norm::forward_narrow(&xs, &ws, eps, y, &mut scale));
+    let runs = scale.len();
+    Ok((y.into(), activation(scale, &[runs])?))
 }
 
 /// Backward of [`rms_norm`]: added to `dx` if that is given, else new; `dw` where the weight is trained.
@@ -327,10 +351,11 @@ pub fn attend(
         return cuda::ops::attend(q, cuda::here(k)?, cuda::here(v)?, starts, heads);
     }
     let _timer = Timer::new("attention", attention::work(starts, heads, 2));
-    let (qs, ks, vs) = (view(q)?, view(k)?, view(v)?);
-    let tokens = dims(q)?.0;
-    let (mut out, mut lse) = (buffers::take(qs.len()), buffers::take(tokens * heads.queries));
-    attention::forward(precision, &qs, &ks, &vs, starts, heads, &mut out, &mut lse);
+    let (qs, ks, vs) = (Operand::of(q)?, Operand::of(k)?, Operand::of(v)?);
+    let ((tokens, wide), (_, narrow)) = (dims(q)?, dims(k)?);
+    let (mut out, mut lse) = (buffers::take(tokens * wide), buffers::take(tokens * heads.queries));
+    let (qs, ks, vs) = (qs.mat(tokens, wide), ks.mat(tokens, narrow), vs.mat(tokens, narrow));
+    attention::forward(precision, qs, ks, vs, starts, heads, &mut out, &mut lse);
     Ok((activation(out, q.dims())?, activation(lse, &[tokens * heads.queries])?))
 }
 
@@ -349,10 +374,12 @@ pub fn attend_backward(
         return cuda::ops::attend_backward([q, k, v], starts, heads, (out, lse), dout);
     }
     let _timer = Timer::new("attention, gradient", attention::work(starts, heads, 5));
-    let (qs, ks, vs) = (view(q)?, view(k)?, view(v)?);
-    let (mut dq, mut dk, mut dv) = (buffers::take(qs.len()), buffers::take(ks.len()), buffers::take(vs.len()));
+    let (qs, ks, vs) = (Operand::of(q)?, Operand::of(k)?, Operand::of(v)?);
+    let ((tokens, wide), (_, narrow)) = (dims(q)?, dims(k)?);
+    let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|width| buffers::take(tokens * width));
     let (out, lse, dout) = (view(out)?, view(lse)?, view(dout)?);
-    attention::backward(precision, &qs, &ks, &vs, starts, heads, &out, &lse, &dout, &mut dq, &mut dk, &mut dv);
+    let (qs, ks, vs) = (qs.mat(tokens, wide), ks.mat(tokens, narrow), vs.mat(tokens, narrow));
+    attention::backward(precision, qs, ks, vs, starts, heads, &out, &lse, &dout, &mut dq, &mut dk, &mut dv);
     Ok([activation(dq, q.dims())?, activation(dk, k.dims())?, activation(dv, v.dims())?])
 }
 
@@ -364,25 +391,36 @@ pub fn attend_cached(q: &Tensor, caches: &[(&[f32], &[f32])], heads: Heads) -> R
     activation(out, q.dims())
 }
 
-/// `silu(gate) * up`.
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+/// `silu(gate) * up`, for products in `precision`.
+pub fn swiglu(precision: Precision, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if let Some(gate) = gate.cuda() {
         return cuda::ops::swiglu(gate, cuda::here(up)?);
     }
     let _timer = Timer::new("SwiGLU", 0.0);
     let (g, u) = (view(gate)?, view(up)?);
+    if precision == Precision::Bf16 {
+        return Ok(Narrowed::new(gate.dims(), |y| swiglu::forward_narrow(&g, &u, y)).into());
+    }
     let mut y = buffers::take(g.len());
     swiglu::forward(&g, &u, &mut y);
     activation(y, gate.dims())
 }
 
-/// Gradients of `gate` and `up`.
-pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+/// Gradients of `gate` and `up`, for products in `precision` alone.
+pub fn swiglu_backward(precision: Precision, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
     if let Some(gate) = gate.cuda() {
         return cuda::ops::swiglu_backward(gate, cuda::here(up)?, cuda::here(dy)?);
     }
     let _timer = Timer::new("SwiGLU, gradient", 0.0);
     let (g, u, d) = (view(gate)?, view(up)?, view(dy)?);
+    if precision == Precision::Bf16 {
+        let mut dup = None;
+        let dgate = Narrowed::new(gate.dims(), |dg| {
+            dup = Some(Narrowed::new(up.dims(), |du| swiglu::backward_narrow(&g, &u, &d, dg, du)));
+        });
+        let dup = dup.ok_or_else(|| BackendError::failed("a gradient is missing"))?;
+        return Ok((dgate.into(), dup.into()));
+    }
     let (mut dg, mut du) = (buffers::take(g.len()), buffers::take(u.len()));
     swiglu::backward(&g, &u, &d, &mut dg, &mut du);
     Ok((activation(dg, gate.dims())?, activation(du, up.dims())?))
@@ -407,26 +445,59 @@ pub fn clear(x: &Tensor) -> Result<()> {
     edit(x, elementwise::clear)
 }
 
-/// Dropout of `x` under `key`.
-pub fn dropout(x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
-    if let Some(x) = x.cuda() {
-        return cuda::ops::dropout(x, p, key);
+/// A dropout mask: on the CPU it is drawn once for the forward and the backward pass, on CUDA kernels draw it as they go.
+#[derive(Debug)]
+pub struct Mask {
+    p: f64,
+    key: Key,
+    drawn: Option<dropout::Mask>,
+}
+
+impl Mask {
+    /// The mask of `x`'s elements under `key`.
+    pub fn new(x: &Tensor, p: f64, key: Key) -> Self {
+        let _timer = Timer::new("dropout, mask", 0.0);
+        let drawn = x.cuda().is_none().then(|| dropout::Mask::draw(x.elem_count(), p, key));
+        Mask { p, key, drawn }
     }
-    let _timer = Timer::new("dropout", 0.0);
+    fn drawn(&self) -> Result<&dropout::Mask> {
+        self.drawn.as_ref().ok_or_else(|| BackendError::failed("a dropout mask of a CUDA device reached a CPU kernel"))
+    }
+}
+
+/// What dropout leaves of `x`, and the factor that this is still to be multiplied by: 1 but for an operand of products in
+/// bf16, which would be rounded twice.
+pub fn dropout(x: &Tensor, mask: &Mask) -> Result<(Tensor, f32)> {
+    if let Some(x) = x.cuda() {
+        return Ok((cuda::ops::dropout(x, mask.p, mask.key)?, 1.0));
+    }
+    let (_timer, mask) = (Timer::new("dropout", 0.0), mask.drawn()?);
+    if let Some(rounded) = x.rounded() {
+        let y = Narrowed::new(x.dims(), |y| mask.keep(rounded.elements(), y));
+        return Ok((y.into(), mask.scale()));
+    }
     let xs = view(x)?;
     let mut y = buffers::take(xs.len());
-    dropout::apply(&xs, &mut y, p, key, false);
-    activation(y, x.dims())
+    mask.apply(&xs, &mut y, false);
+    Ok((activation(y, x.dims())?, 1.0))
 }
 
 /// `dx += dropout(dy)` under the same mask.
-pub fn dropout_add(dx: &Tensor, dy: &Tensor, p: f64, key: Key) -> Result<()> {
+pub fn dropout_add(dx: &Tensor, dy: &Tensor, mask: &Mask) -> Result<()> {
     if let Some(dx) = dx.cuda() {
-        return cuda::ops::dropout_add(dx, cuda::here(dy)?, p, key);
+        return cuda::ops::dropout_add(dx, cuda::here(dy)?, mask.p, mask.key);
     }
-    let _timer = Timer::new("dropout, gradient", 0.0);
+    let (_timer, mask) = (Timer::new("dropout, gradient", 0.0), mask.drawn()?);
     let dy = view(dy)?;
-    edit(dx, |dx| dropout::apply(&dy, dx, p, key, true))
+    edit(dx, |dx| mask.apply(&dy, dx, true))
+}
+
+/// `x *= factor`, on the CPU; a factor of 1 leaves any tensor as it is.
+pub fn scale(x: &Tensor, factor: f32) -> Result<()> {
+    match factor == 1.0 {
+        true => Ok(()),
+        false => edit(x, |x| x.iter_mut().for_each(|x| *x *= factor)),
+    }
 }
 
 /// `W + scale B A`, each row times its `gain` if one is given: a new tensor `[out, in]`, made on the CPU.

@@ -6,9 +6,12 @@
 /// Blocks that [`Philox::fill_u16`] draws at once, as vector lanes.
 pub const WIDE: usize = 16;
 
-const ROUNDS: usize = 10;
-const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+/// Rounds of a block.
+pub(crate) const ROUNDS: usize = 10;
+/// What the first and the third word of a counter are multiplied by in a round.
+pub(crate) const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+/// What is added to the key after a round.
+pub(crate) const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
 /// The generator under one key.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +23,11 @@ impl Philox {
     /// The generator keyed by `seed`.
     pub fn new(seed: u64) -> Self {
         Philox { key: [seed as u32, (seed >> 32) as u32] }
+    }
+
+    /// The key of the first round.
+    pub(crate) fn key(&self) -> [u32; 2] {
+        self.key
     }
 
     /// The four words of block `counter`.

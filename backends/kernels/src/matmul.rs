@@ -17,6 +17,7 @@ pub mod packed;
 use std::cell::RefCell;
 use std::ops::Range;
 
+use half::bf16;
 use rayon::prelude::*;
 
 pub use self::kernel::Precision;
@@ -43,6 +44,8 @@ pub struct Mat<'a> {
     cols: usize,
     row_stride: usize,
     col_stride: usize,
+    /// It is what [`narrow`] leaves, so that rows can be multiplied in bf16 where they lie.
+    narrowed: bool,
 }
 
 impl<'a> Mat<'a> {
@@ -53,22 +56,30 @@ impl<'a> Mat<'a> {
     /// A row-major matrix without gaps, of numbers as they are stored.
     pub fn of(data: Elements<'a>, rows: usize, cols: usize) -> Self {
         check(data.len(), rows, cols, cols);
-        Mat { data, rows, cols, row_stride: cols, col_stride: 1 }
+        Mat { data, rows, cols, row_stride: cols, col_stride: 1, narrowed: false }
+    }
+    /// A row-major matrix without gaps, of what [`narrow`] left: no subnormal numbers are among them.
+    pub fn narrowed(data: &'a [bf16], rows: usize, cols: usize) -> Self {
+        Mat { narrowed: true, ..Self::of(Elements::Bf16(data), rows, cols) }
     }
     /// A row-major matrix whose rows start `row_stride` elements apart.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         check(data.len(), rows, cols, row_stride);
-        Mat { data: Elements::F32(data), rows, cols, row_stride, col_stride: 1 }
+        Mat { data: Elements::F32(data), rows, cols, row_stride, col_stride: 1, narrowed: false }
+    }
+    /// Some of its rows and columns; nothing moves.
+    pub fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        assert!(rows.end <= self.rows && cols.end <= self.cols, "a part of a matrix lies outside of it");
+        let first = (rows.start * self.row_stride + cols.start * self.col_stride).min(self.data.len());
+        Mat { data: self.data.slice(first..self.data.len()), rows: rows.len(), cols: cols.len(), ..self }
+    }
+    /// Its rows and columns.
+    pub fn dims(&self) -> (usize, usize) {
+        (self.rows, self.cols)
     }
     /// The transposed matrix; nothing moves.
     pub fn t(self) -> Self {
-        Mat {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            data: self.data,
-        }
+        Mat { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
     /// The same numbers at the same place in the same order.
     fn same(&self, other: &Mat<'_>) -> bool {
@@ -158,33 +169,58 @@ struct Left<'a> {
 }
 
 enum Units<'a> {
-    /// The matrix itself: f32, its rows without gaps inside.
-    InPlace(&'a [f32]),
+    /// The matrix itself, its rows without gaps inside: f32, or bf16 that are [`narrow`]'s.
+    InPlace(&'a [u32]),
     /// Packed, in a lent buffer.
     Packed(Buffer),
 }
 
 impl Left<'_> {
     fn row(&self, row: usize) -> *const u32 {
-        let units: &[f32] = match &self.units {
-            Units::InPlace(data) => data,
-            Units::Packed(data) => data,
-        };
-        units[row * self.stride..].as_ptr().cast()
+        match &self.units {
+            Units::InPlace(units) => units[row * self.stride..].as_ptr(),
+            Units::Packed(data) => data[row * self.stride..].as_ptr().cast(),
+        }
     }
 }
 
-/// The elements, if rows can be multiplied where they lie.
-fn in_place<'a>(precision: Precision, a: &Mat<'a>) -> Option<&'a [f32]> {
-    match (precision, a.data, a.col_stride) {
-        (Precision::F32, Elements::F32(data), 1) => Some(data),
+/// Its units and how many lie between the starts of its rows, if rows can be multiplied where they lie.
+fn in_place<'a>(precision: Precision, a: &Mat<'a>) -> Option<(&'a [u32], usize)> {
+    match (precision, a.data) {
+        _ if a.col_stride != 1 => None,
+        (Precision::F32, Elements::F32(data)) => Some((bytemuck::cast_slice(data), a.row_stride)),
+        // Pairs must not straddle rows.
+        (Precision::Bf16, Elements::Bf16(data)) if a.narrowed && a.cols % 2 == 0 && a.row_stride % 2 == 0 => {
+            let units = bytemuck::try_cast_slice(&data[..data.len() / 2 * 2]).ok()?;
+            Some((units, a.row_stride / 2))
+        }
         _ => None,
     }
 }
 
+/// Rounds `x` to bf16 as products round their operands, for what is multiplied more than once: [`Mat::narrowed`]. Blocks
+/// of it are shared out among the threads of the current pool.
+pub fn narrow(x: &[f32], out: &mut [bf16]) {
+    const CHUNK: usize = 1 << 14;
+    let set = Set::of_this_cpu();
+    assert_eq!(x.len(), out.len(), "numbers and their rounded forms");
+    match x.len() <= CHUNK {
+        true => pack::narrow(set, x, out),
+        false => {
+            x.par_chunks(CHUNK).zip(out.par_chunks_mut(CHUNK)).for_each(|(x, out)| pack::narrow(set, x, out));
+        }
+    }
+}
+
+/// [`narrow`] on the calling thread.
+pub fn narrow_here(x: &[f32], out: &mut [bf16]) {
+    assert_eq!(x.len(), out.len(), "numbers and their rounded forms");
+    pack::narrow(Set::of_this_cpu(), x, out);
+}
+
 fn left<'a>(set: Set, precision: Precision, a: Mat<'a>, threads: Threads) -> Left<'a> {
-    if let Some(data) = in_place(precision, &a) {
-        return Left { of: a, units: Units::InPlace(data), stride: a.row_stride };
+    if let Some((units, stride)) = in_place(precision, &a) {
+        return Left { of: a, units: Units::InPlace(units), stride };
     }
     let stride = a.cols.div_ceil(precision.per_unit());
     let mut buffer = buffers::take(a.rows * stride);
@@ -250,9 +286,10 @@ struct Task {
 }
 
 /// Whether the right operand is packed for all tasks, which then take rows of the output: where it is not much larger
-/// than the left one. Else the left operand is, and tasks take columns. Either way nothing is packed twice.
-fn by_rows(m: usize, n: usize) -> bool {
-    m >= ROWS && (n <= m || n <= WIDE)
+/// than the left one and that has to be packed too. Else the left operand is packed or lies ready, and tasks take columns.
+fn by_rows(precision: Precision, a: &Mat<'_>, n: usize) -> bool {
+    let ready = precision == Precision::Bf16 && in_place(precision, a).is_some();
+    !ready && a.rows >= ROWS && (n <= a.rows || n <= WIDE)
 }
 
 /// [`products`] with the instructions of `set`.
@@ -263,7 +300,7 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
     let mut tasks = Vec::new();
     for (number, p) in products.into_iter().enumerate() {
         let (m, n) = (p.c.rows, p.c.cols);
-        let by_rows = by_rows(m, n);
+        let by_rows = p.terms.first().is_some_and(|term| by_rows(precision, &term.a, n));
         let mut mine = Vec::with_capacity(p.terms.len());
         for term in p.terms {
             let (a, b) = (term.a, term.b);
@@ -288,7 +325,7 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
             (m.div_ceil(TASKS).next_multiple_of(24), n)
         } else {
             let parts = (TASKS.div_ceil(n.div_ceil(PANEL).max(1))).min(m.div_ceil(ROWS)).max(1);
-            (m.div_ceil(parts).next_multiple_of(48), PANEL)
+            (m.div_ceil(parts).next_multiple_of(if precision == Precision::F32 { 48 } else { 6 }), PANEL)
         };
         for first in (0..m).step_by(rows.max(1)) {
             for column in (0..n).step_by(columns.max(1)) {
@@ -316,8 +353,11 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
     }
 }
 
-/// A task with the left operand packed: its columns are packed as a panel, block by block of the inner dimension.
+/// A task with the left operand packed: its columns are packed as a panel, block by block of the inner dimension. What
+/// the next panel is packed from is fetched while this one is multiplied.
 fn columns_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, left: &Left<'_>, to: &Output, add: bool) {
+    /// Rows between which a part of the next panel is asked for.
+    const STRIP: usize = 96;
     debug_assert!(task.columns.end <= to.cols && task.columns.len() <= PANEL);
     let (vectors, depth, k) = (task.columns.len().div_ceil(LANES), DEPTH * precision.per_unit(), term.a.cols);
     with_lines(DEPTH * PANEL, |panel| {
@@ -326,24 +366,71 @@ fn columns_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, left
             let along = depth.min(k - start);
             let part = Part { start, along, first: task.columns.start, across: task.columns.len() };
             pack::right(set, precision, &term.b, part, vectors, panel);
-            let tile = Tile {
-                units: along.div_ceil(precision.per_unit()),
-                a: left.row(task.rows.start).wrapping_add(start / precision.per_unit()),
-                a_stride: left.stride,
-                b: panel.as_ptr(),
-                vectors,
-                columns: task.columns.len(),
-                // SAFETY: `MatMut` checked that its last element, and so this one, is inside.
-                c: unsafe { to.data.add(task.rows.start * to.row_stride + task.columns.start) },
-                c_stride: to.row_stride,
-                alpha: term.alpha,
-                add: add || start > 0,
+            let (start_of_next, next) = match start + depth < k {
+                true => (start + depth, task.columns.clone()),
+                false => (0, task.columns.end..(task.columns.end + PANEL).min(to.cols)),
             };
-            // SAFETY: `Mat` and `MatMut` checked their extents, the loop keeps to them, `right` packed
-            // `units * vectors * LANES` units, and tiles of different tasks do not overlap.
-            unsafe { kernel::run(set, precision, task.rows.len(), tile) };
+            let ahead = Ahead::new(&term.b, start_of_next..(start_of_next + depth).min(k), next);
+            let strips = task.rows.len().div_ceil(STRIP);
+            for (strip, row) in task.rows.clone().step_by(STRIP).enumerate() {
+                ahead.fetch(strip, strips);
+                let tile = Tile {
+                    units: along.div_ceil(precision.per_unit()),
+                    a: left.row(row).wrapping_add(start / precision.per_unit()),
+                    a_stride: left.stride,
+                    b: panel.as_ptr(),
+                    vectors,
+                    columns: task.columns.len(),
+                    // SAFETY: `MatMut` checked that its last element, and so this one, is inside.
+                    c: unsafe { to.data.add(row * to.row_stride + task.columns.start) },
+                    c_stride: to.row_stride,
+                    alpha: term.alpha,
+                    add: add || start > 0,
+                };
+                // SAFETY: `Mat` and `MatMut` checked their extents, the loop keeps to them, `right` packed
+                // `units * vectors * LANES` units, and tiles of different tasks do not overlap.
+                unsafe { kernel::run(set, precision, STRIP.min(task.rows.end - row), tile) };
+            }
         }
     });
+}
+
+/// A part of an operand that is soon packed: runs of bytes, one a row or column.
+struct Ahead {
+    first: *const u8,
+    runs: usize,
+    /// Bytes from one run to the next.
+    stride: usize,
+    /// Bytes of a run.
+    len: usize,
+}
+
+impl Ahead {
+    /// `rows` of the columns `columns` of `b`; nothing, where it does not lie in runs.
+    fn new(b: &Mat<'_>, rows: Range<usize>, columns: Range<usize>) -> Self {
+        let (data, size) = match b.data {
+            Elements::F32(x) => (x.as_ptr().cast::<u8>(), 4),
+            Elements::Bf16(x) => (x.as_ptr().cast(), 2),
+            Elements::F16(x) => (x.as_ptr().cast(), 2),
+        };
+        let (runs, stride, len) = match (b.row_stride, b.col_stride) {
+            (stride, 1) => (rows.len(), stride, columns.len()),
+            (1, stride) => (columns.len(), stride, rows.len()),
+            _ => (0, 0, 0),
+        };
+        let first = rows.start * b.row_stride + columns.start * b.col_stride;
+        let runs = if len == 0 { 0 } else { runs };
+        Ahead { first: data.wrapping_add(first * size), runs, stride: stride * size, len: len * size }
+    }
+
+    /// Asks for the share `part` of `parts`.
+    fn fetch(&self, part: usize, parts: usize) {
+        const LINE: usize = 64;
+        for run in self.runs * part / parts..self.runs * (part + 1) / parts {
+            let run = self.first.wrapping_add(run * self.stride);
+            (0..self.len.div_ceil(LINE) + 1).for_each(|line| kernel::prefetch(run.wrapping_add(line * LINE)));
+        }
+    }
 }
 
 /// A task with the right operand packed: its rows are packed unless they can be read in place, block by block of the
@@ -358,7 +445,9 @@ fn rows_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, right: 
         for start in (0..k.max(1)).step_by(depth) {
             let along = depth.min(k - start);
             let (a, a_stride) = match in_place {
-                Some(data) => (data[task.rows.start * term.a.row_stride + start..].as_ptr().cast(), term.a.row_stride),
+                Some((units, stride)) => {
+                    (units[task.rows.start * stride + start / precision.per_unit()..].as_ptr(), stride)
+                }
                 None => {
                     let part = Part { start, along, first: task.rows.start, across: rows };
                     pack::left(set, precision, &term.a, part, stride, packed);
@@ -402,7 +491,7 @@ fn with_lines(units: usize, f: impl FnOnce(&mut [u32])) {
 
 #[cfg(test)]
 mod tests {
-    use half::{bf16, f16};
+    use half::f16;
 
     use super::*;
     use crate::testing::{noise, with_threads};

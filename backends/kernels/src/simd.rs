@@ -29,20 +29,22 @@ fn fold(lanes: [f32; LANES]) -> f32 {
     sum[0]
 }
 
-/// `sum_i f(i)` over `0..n` in fixed lanes.
+/// `sum_i f([x0[i], x1[i], ...])` in fixed lanes, over the elements of the first slice; the others are at least as long.
 #[inline(always)]
-pub fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+pub fn sum_of<const N: usize>(x: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
+    let n = x[0].len();
     let mut lanes = [0f32; LANES];
     let whole = n / LANES * LANES;
-    let mut i = 0;
-    while i < whole {
+    // Slices of a known length: an index that has to be checked would not be vectorised.
+    for i in (0..whole).step_by(LANES) {
+        let part = x.map(|x| &x[i..i + LANES]);
         for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(i + l);
+            *lane += f(part.map(|part| part[l]));
         }
-        i += LANES;
     }
+    let rest = x.map(|x| &x[whole..n]);
     for (l, lane) in lanes.iter_mut().enumerate().take(n - whole) {
-        *lane += f(whole + l);
+        *lane += f(rest.map(|rest| rest[l]));
     }
     fold(lanes)
 }
@@ -51,8 +53,7 @@ pub fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
 #[inline(always)]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let n = a.len().min(b.len());
-    let (a, b) = (&a[..n], &b[..n]);
-    sum_by(n, |i| a[i] * b[i])
+    sum_of([&a[..n], &b[..n]], |[a, b]| a * b)
 }
 
 /// The largest element; negative infinity for an empty slice. NaN elements are skipped.

@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, StorageRef};
 use karat::backend::BackendError;
 
 use super::Result;
+use super::narrowed::Narrowed;
 use crate::cuda::{self, Device};
 use crate::ops::buffers::{self, Buffer};
 use crate::ops::elementwise;
@@ -24,6 +25,8 @@ pub struct Tensor(Place);
 #[derive(Clone, Debug)]
 enum Place {
     Cpu(Arc<Held>),
+    /// On the CPU, rounded for the products that read it: [`super::narrowed`].
+    Narrowed(Arc<Narrowed>),
     Cuda(cuda::Tensor),
 }
 
@@ -44,6 +47,7 @@ impl Tensor {
                 Held::Own(tensor) => tensor.dims(),
                 Held::Lent { shape, .. } => shape,
             },
+            Place::Narrowed(held) => held.dims(),
             Place::Cuda(t) => t.dims(),
         }
     }
@@ -54,7 +58,7 @@ impl Tensor {
     /// The tensor on its CUDA device, if it lies on one.
     pub(crate) fn cuda(&self) -> Option<&cuda::Tensor> {
         match &self.0 {
-            Place::Cpu(_) => None,
+            Place::Cpu(_) | Place::Narrowed(_) => None,
             Place::Cuda(t) => Some(t),
         }
     }
@@ -65,15 +69,34 @@ impl Tensor {
     /// If the device has no room.
     pub fn place(&self, device: &Arc<Device>) -> Result<Self> {
         match &self.0 {
-            Place::Cpu(_) => cuda::Tensor::master(device, &view(self)?, self.dims()).map(Tensor::from),
+            Place::Cpu(_) | Place::Narrowed(_) => {
+                cuda::Tensor::master(device, &view(self)?, self.dims()).map(Tensor::from)
+            }
             Place::Cuda(_) => Ok(self.clone()),
         }
     }
     fn cpu(&self) -> Result<&Held> {
         match &self.0 {
             Place::Cpu(held) => Ok(held),
+            Place::Narrowed(_) => Err(BackendError::failed("numbers rounded for products reached a kernel of f32")),
             Place::Cuda(_) => Err(BackendError::failed("a tensor of a CUDA device reached a CPU kernel")),
         }
+    }
+}
+
+impl Tensor {
+    /// The numbers, if they were rounded for products.
+    pub(super) fn rounded(&self) -> Option<&Narrowed> {
+        match &self.0 {
+            Place::Narrowed(held) => Some(held),
+            _ => None,
+        }
+    }
+}
+
+impl From<Narrowed> for Tensor {
+    fn from(held: Narrowed) -> Self {
+        Tensor(Place::Narrowed(Arc::new(held)))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::simd::{simd, sum_by};
+use super::simd::{simd, sum_of};
 
 const CHUNK: usize = 1 << 14;
 
@@ -60,7 +60,7 @@ pub fn sum_of_squares(g: &[f32]) -> f64 {
         .map(|g| {
             f64::from(simd(
                 #[inline(always)]
-                || sum_by(g.len(), |i| g[i] * g[i]),
+                || sum_of([g], |[g]| g * g),
             ))
         })
         .collect();

@@ -4,12 +4,14 @@
 //! log-sum-exp that the forward pass leaves (Dao et al., arXiv 2205.14135). Sums over a row are those of that row
 //! alone, so a row's result does not depend on its neighbours.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::buffers::{self, Buffer};
 use super::matmul::packed::{Right, multiply};
 use super::matmul::{Mat, MatMut, Precision};
-use super::simd::{dot, exp, max, simd, sum_by};
+use super::simd::{dot, exp, max, simd, sum_of};
 
 /// Queries a block holds.
 const BLOCK: usize = 64;
@@ -31,6 +33,10 @@ impl Heads {
     }
     fn k_width(&self) -> usize {
         self.keys * self.dim
+    }
+    /// The columns of a head.
+    fn columns(&self, head: usize) -> Range<usize> {
+        head * self.dim..(head + 1) * self.dim
     }
     fn group(&self) -> usize {
         self.queries / self.keys
@@ -87,11 +93,10 @@ struct Context<'a> {
 }
 
 /// `[row][key head]`.
-fn contexts<'a>(k: &'a [f32], v: &'a [f32], starts: &[usize], heads: Heads) -> Vec<Context<'a>> {
-    let (kw, d) = (heads.k_width(), heads.dim);
+fn contexts<'a>(k: Mat<'a>, v: Mat<'a>, starts: &[usize], heads: Heads) -> Vec<Context<'a>> {
     let rows = starts.windows(2).flat_map(|w| {
         (0..heads.keys).map(move |head| {
-            let part = |x: &'a [f32]| Mat::strided(&x[(w[0] * kw + head * d).min(x.len())..], w[1] - w[0], d, kw);
+            let part = |x: Mat<'a>| x.part(w[0]..w[1], heads.columns(head));
             Context { k: part(k), v: part(v) }
         })
     });
@@ -104,9 +109,9 @@ fn contexts<'a>(k: &'a [f32], v: &'a [f32], starts: &[usize], heads: Heads) -> V
 #[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
 pub fn forward(
     precision: Precision,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    q: Mat<'_>,
+    k: Mat<'_>,
+    v: Mat<'_>,
     starts: &[usize],
     heads: Heads,
     out: &mut [f32],
@@ -126,7 +131,7 @@ pub fn forward(
         let mut p = buffers::take(n * context);
         for h in 0..heads.queries {
             let [key, value] = &packed[row * heads.keys + h / heads.group()];
-            let query = Mat::strided(&q[first * qw + h * d..], n, d, qw);
+            let query = q.part(first..last, heads.columns(h));
             multiply(MatMut::new(&mut p, n, context), heads.scale(), query, key, false);
             simd(
                 #[inline(always)]
@@ -136,7 +141,7 @@ pub fn forward(
                         future.fill(0.0);
                         let top = max(seen);
                         seen.iter_mut().for_each(|p| *p = exp(*p - top));
-                        let sum = sum_by(seen.len(), |j| seen[j]);
+                        let sum = sum_of([seen], |[p]| p);
                         let inverse = 1.0 / sum;
                         seen.iter_mut().for_each(|p| *p *= inverse);
                         lse[i * heads.queries + h] = top + sum.ln();
@@ -205,9 +210,9 @@ struct Share([Buffer; 3]);
 #[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
 pub fn backward(
     precision: Precision,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    q: Mat<'_>,
+    k: Mat<'_>,
+    v: Mat<'_>,
     starts: &[usize],
     heads: Heads,
     out: &[f32],
@@ -237,7 +242,7 @@ pub fn backward(
             let h = task.head * heads.group() + g;
             let (b, context) = (last - first, last - start);
             let (p, ds) = (&mut p[..b * context], &mut ds[..b * context]);
-            let query = Mat::strided(&q[first * qw + h * d..], b, d, qw);
+            let query = q.part(first..last, heads.columns(h));
             let upstream = Mat::strided(&dout[first * qw + h * d..], b, d, qw);
             multiply(MatMut::new(p, b, context), heads.scale(), query, key_t, false);
             multiply(MatMut::new(ds, b, context), 1.0, upstream, value_t, false);
@@ -325,7 +330,7 @@ pub fn decode(q: &[f32], caches: &[(&[f32], &[f32])], heads: Heads, out: &mut [f
                     }
                     let top = max(&p);
                     p.iter_mut().for_each(|p| *p = exp(*p - top));
-                    let inverse = 1.0 / sum_by(p.len(), |i| p[i]);
+                    let inverse = 1.0 / sum_of([&p], |[p]| p);
                     out.fill(0.0);
                     for (p, value) in p.iter().zip(values.chunks_exact(kw)) {
                         let p = p * inverse;
@@ -367,14 +372,21 @@ mod tests {
         out
     }
 
+    fn mats<'a>([q, k, v]: [&'a [f32]; 3]) -> [Mat<'a>; 3] {
+        let tokens = q.len() / HEADS.q_width();
+        [(q, HEADS.q_width()), (k, HEADS.k_width()), (v, HEADS.k_width())].map(|(x, width)| Mat::new(x, tokens, width))
+    }
+
     fn run(precision: Precision, starts: &[usize]) -> [Vec<f32>; 8] {
         let t = starts[starts.len() - 1];
         let (qn, kn) = (t * HEADS.q_width(), t * HEADS.k_width());
         let (q, k, v, g) = (noise(qn, 1), noise(kn, 2), noise(kn, 3), noise(qn, 4));
         let (mut out, mut lse) = (vec![0f32; qn], vec![0f32; t * HEADS.queries]);
-        forward(precision, &q, &k, &v, starts, HEADS, &mut out, &mut lse);
+        let [qs, ks, vs] = mats([&q, &k, &v]);
+        forward(precision, qs, ks, vs, starts, HEADS, &mut out, &mut lse);
         let (mut dq, mut dk, mut dv) = (vec![9f32; qn], vec![9f32; kn], vec![9f32; kn]);
-        backward(precision, &q, &k, &v, starts, HEADS, &out, &lse, &g, &mut dq, &mut dk, &mut dv);
+        let [qs, ks, vs] = mats([&q, &k, &v]);
+        backward(precision, qs, ks, vs, starts, HEADS, &out, &lse, &g, &mut dq, &mut dk, &mut dv);
         [q, k, v, g, out, dq, dk, dv]
     }
 
@@ -422,9 +434,11 @@ mod tests {
                 let part = |x: &[f32], width: usize| x[w[0] * width..w[1] * width].to_vec();
                 let (q, k, v, g) = (part(&q, qw), part(&k, kw), part(&v, kw), part(&g, qw));
                 let (mut out, mut lse) = (vec![0f32; n * qw], vec![0f32; n * HEADS.queries]);
-                forward(precision, &q, &k, &v, &[0, n], HEADS, &mut out, &mut lse);
+                let [qs, ks, vs] = mats([&q, &k, &v]);
+                forward(precision, qs, ks, vs, &[0, n], HEADS, &mut out, &mut lse);
                 let (mut dq, mut dk, mut dv) = (vec![9f32; n * qw], vec![9f32; n * kw], vec![9f32; n * kw]);
-                backward(precision, &q, &k, &v, &[0, n], HEADS, &out, &lse, &g, &mut dq, &mut dk, &mut dv);
+                let [qs, ks, vs] = mats([&q, &k, &v]);
+                backward(precision, qs, ks, vs, &[0, n], HEADS, &out, &lse, &g, &mut dq, &mut dk, &mut dv);
                 for (alone, (of, width)) in [out, dq, dk, dv].iter().zip(all.iter().zip([qw, qw, kw, kw])) {
                     assert_eq!(*alone, part(of, width), "{precision:?}");
                 }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::buffers;
 use super::mapped::Elements;
 use super::matmul::{Mat, MatMut, Precision, Threads, product};
-use super::simd::{exp, max, simd, sum_by};
+use super::simd::{exp, max, simd, sum_of};
 
 /// Tokens whose logits exist at once: at most 32 MiB of them, 16 to 256 tokens. Depends on the vocabulary alone.
 pub fn chunk(vocab: usize) -> usize {
@@ -35,7 +35,7 @@ pub struct Sum<'a> {
 #[inline(always)]
 pub fn log_sum_exp(logits: &[f32]) -> f32 {
     let top = max(logits);
-    let sum = sum_by(logits.len(), |i| exp(logits[i] - top));
+    let sum = sum_of([logits], |[l]| exp(l - top));
     top + sum.ln()
 }
 

@@ -2,11 +2,29 @@
 
 use rayon::prelude::*;
 
+use super::simd::simd;
+
 const CHUNK: usize = 1 << 14;
 
 /// `x += y`.
 pub fn add(x: &mut [f32], y: &[f32]) {
-    x.par_chunks_mut(CHUNK).zip(y.par_chunks(CHUNK)).for_each(|(x, y)| x.iter_mut().zip(y).for_each(|(x, y)| *x += y));
+    x.par_chunks_mut(CHUNK).zip(y.par_chunks(CHUNK)).for_each(|(x, y)| {
+        simd(
+            #[inline(always)]
+            || x.iter_mut().zip(y).for_each(|(x, y)| *x += y),
+        );
+    });
+}
+
+/// `x += alpha y^T`: `x` `[rows, columns]`, `y` `[columns, rows]`.
+pub fn add_turned(x: &mut [f32], alpha: f32, y: &[f32], columns: usize) {
+    let rows = x.len() / columns.max(1);
+    x.par_chunks_mut(CHUNK / 4 / columns.max(1) * columns.max(1)).enumerate().for_each(|(chunk, x)| {
+        let first = chunk * (CHUNK / 4 / columns.max(1));
+        for (i, x) in x.chunks_exact_mut(columns).enumerate() {
+            x.iter_mut().enumerate().for_each(|(j, x)| *x = alpha.mul_add(y[j * rows + first + i], *x));
+        }
+    });
 }
 
 /// `x = 0`.
@@ -26,6 +44,13 @@ mod tests {
         let want: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
         add(&mut x, &y);
         assert_eq!(x, want);
+        let turned = noise(n - n % 7, 3);
+        let mut y = want[..turned.len()].to_vec();
+        add_turned(&mut y, 0.5, &turned, 7);
+        let rows = turned.len() / 7;
+        for (i, (y, x)) in y.iter().zip(&want).enumerate() {
+            assert_eq!(*y, 0.5f32.mul_add(turned[i % 7 * rows + i / 7], *x));
+        }
         clear(&mut x);
         assert!(x.iter().all(|x| *x == 0.0));
     }

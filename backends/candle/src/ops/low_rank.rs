@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::mapped::Elements;
-use super::simd::{simd, sum_by};
+use super::simd::{simd, sum_of};
 
 /// A low-rank change of a weight.
 #[derive(Clone, Copy)]
@@ -67,7 +67,7 @@ pub fn norms(w: Elements<'_>, change: LowRank<'_>, norms: &mut [f32]) {
                 || {
                     change.add_row(o, row, delta);
                     // In parts, so that a long row loses nothing.
-                    let sum: f64 = row.chunks(1 << 12).map(|x| f64::from(sum_by(x.len(), |i| x[i] * x[i]))).sum();
+                    let sum: f64 = row.chunks(1 << 12).map(|x| f64::from(sum_of([x], |[x]| x * x))).sum();
                     *norm = sum.sqrt() as f32;
                 },
             );

@@ -1,11 +1,26 @@
 //! RMSNorm: `y = w x / sqrt(mean(x^2) + eps)` over rows (Zhang & Sennrich, arXiv 1910.07467).
 
+use half::bf16;
 use rayon::prelude::*;
 
-use super::simd::{simd, sum_by};
+use super::matmul::narrow_here;
+use super::simd::{simd, sum_of};
 
 /// Rows a task takes; also the chunk in which the weight gradient is summed first.
 const ROWS: usize = 64;
+
+/// One row; its `1 / sqrt(mean(x^2) + eps)`.
+#[inline(always)]
+fn row(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) -> f32 {
+    let (width, y) = (w.len(), &mut y[..w.len()]);
+    let x = &x[..width];
+    let mean = sum_of([x], |[x]| x * x) / width as f32;
+    let r = 1.0 / (mean + eps).sqrt();
+    for i in 0..width {
+        y[i] = w[i] * (x[i] * r);
+    }
+    r
+}
 
 /// `x`, `y` `[rows, width]`, `w` `[width]`; leaves `1 / sqrt(mean(x^2) + eps)` of each row in `scale` `[rows]`.
 pub fn forward(x: &[f32], w: &[f32], eps: f32, y: &mut [f32], scale: &mut [f32]) {
@@ -16,15 +31,27 @@ pub fn forward(x: &[f32], w: &[f32], eps: f32, y: &mut [f32], scale: &mut [f32])
                 #[inline(always)]
                 || {
                     for ((y, x), scale) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(scale) {
-                        let mean = sum_by(width, |i| x[i] * x[i]) / width as f32;
-                        let r = 1.0 / (mean + eps).sqrt();
-                        *scale = r;
-                        for i in 0..width {
-                            y[i] = w[i] * (x[i] * r);
-                        }
+                        *scale = row(x, w, eps, y);
                     }
                 },
             );
+        },
+    );
+}
+
+/// [`forward`], the result rounded as products round it.
+pub fn forward_narrow(x: &[f32], w: &[f32], eps: f32, y: &mut [bf16], scale: &mut [f32]) {
+    let width = w.len();
+    y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).zip(scale.par_chunks_mut(ROWS)).for_each(
+        |((y, x), scale)| {
+            let mut wide = vec![0f32; width];
+            for ((y, x), scale) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(scale) {
+                *scale = simd(
+                    #[inline(always)]
+                    || row(x, w, eps, &mut wide),
+                );
+                narrow_here(&wide, y);
+            }
         },
     );
 }
@@ -44,7 +71,7 @@ pub fn backward(x: &[f32], w: &[f32], scale: &[f32], dy: &[f32], dx: &mut [f32],
                     for (((dx, x), dy), &r) in
                         dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dy.chunks_exact(width)).zip(scale)
                     {
-                        let c = r * r * r / width as f32 * sum_by(width, |i| w[i] * dy[i] * x[i]);
+                        let c = r * r * r / width as f32 * sum_of([w, dy, x], |[w, dy, x]| w * dy * x);
                         for i in 0..width {
                             let d = r * w[i] * dy[i] - c * x[i];
                             dx[i] = if add { dx[i] + d } else { d };
@@ -98,6 +125,11 @@ mod tests {
         let (mut y, mut scale) = (vec![0f32; rows * width], vec![0f32; rows]);
         forward(&x, &w, eps as f32, &mut y, &mut scale);
         assert_close("y", &y, &in_f64(&wide(&x), &wide(&w), eps), 1e-6);
+        let (mut narrowed, mut want) = (vec![bf16::ZERO; y.len()], vec![bf16::ZERO; y.len()]);
+        let mut same = vec![0f32; rows];
+        forward_narrow(&x, &w, eps as f32, &mut narrowed, &mut same);
+        narrow_here(&y, &mut want);
+        assert_eq!((narrowed, same), (want, scale.clone()));
         let (mut dx, mut dw) = (vec![0f32; rows * width], vec![0f32; width]);
         backward(&x, &w, &scale, &g, &mut dx, false, Some(&mut dw));
         check_gradient("x", &x, &dx, |x| weigh(&in_f64(x, &wide(&w), eps), &g));

@@ -154,6 +154,18 @@ pub struct Tile {
     pub add: bool,
 }
 
+/// Asks for the cache line of an address, which need not be one of this process; nothing happens where that cannot be.
+#[inline(always)]
+pub fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch touches no memory that the program can see and never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Computes `rows` rows of a tile.
 ///
 /// # Safety

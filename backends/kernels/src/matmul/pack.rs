@@ -105,6 +105,22 @@ pub fn round(x: f32) -> u16 {
     if x.is_subnormal() { ((x.to_bits() >> 16) & 0x8000) as u16 } else { bf16::from_f32(x).to_bits() }
 }
 
+/// [`round`]s every number of `x` into `out`, of the same length.
+pub fn narrow(set: Set, x: &[f32], out: &mut [bf16]) {
+    #[cfg(target_arch = "x86_64")]
+    if with_vectors(set) {
+        // SAFETY: `set` was found on this CPU.
+        unsafe {
+            match set {
+                Set::Avx512Bf16 | Set::AmxBf16 => x86::narrow_bf16(x, out),
+                _ => x86::narrow(x, out),
+            }
+        }
+        return;
+    }
+    out.iter_mut().zip(x).for_each(|(out, x)| *out = bf16::from_bits(round(*x)));
+}
+
 fn portable<T: Number>(precision: Precision, lines: Lines<'_, T>, part: Part, layout: Layout, out: &mut [u32]) {
     let at = |i: usize, k: usize| {
         if i >= part.across || k >= part.along {
@@ -183,6 +199,8 @@ impl Number for f16 {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
+
+    use half::bf16;
 
     use super::{LANES, Layout, Lines, Number, Part, Precision};
 
@@ -380,6 +398,10 @@ mod x86 {
         let (line, unit) = (lines.across_stride, lines.along_stride);
         let origin = lines.data.as_ptr().wrapping_add(part.first * line + part.start * unit);
         let out = out.as_mut_ptr();
+        if precision == Precision::Bf16 && T::ROUNDED && line == 1 && layout.line == 1 {
+            // SAFETY: the caller's promise; numbers that need no rounding are bf16.
+            return unsafe { interleave(origin.cast(), unit, part, layout, out) };
+        }
         // Sides of a 16 x 16 block: lines (what is beyond the last is zero) and units.
         for i in (0..layout.padded).step_by(LANES) {
             let have = part.across.saturating_sub(i).min(LANES);
@@ -396,6 +418,40 @@ mod x86 {
                         block::<T, R>(precision, (line, unit), from, to, layout, (LANES, LANES, LANES * per_unit));
                     } else {
                         block::<T, R>(precision, (line, unit), from, to, layout, (have, want, there));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Columns of bf16 that lie side by side, two rows of them to a row of units.
+    ///
+    /// # Safety
+    /// `part.along` rows of `part.across` elements, `step` apart, must be readable from `from`; the packed form must be
+    /// inside the buffer at `out`.
+    #[inline(always)]
+    unsafe fn interleave(from: *const u16, step: usize, part: Part, layout: Layout, out: *mut u32) {
+        const WIDE: usize = 2 * LANES;
+        // SAFETY: masks keep to what is there, and to the lines that are written.
+        unsafe {
+            let low = _mm512_set_epi16(
+                47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2,
+                33, 1, 32, 0,
+            );
+            let high = _mm512_add_epi16(low, _mm512_set1_epi16(LANES as i16));
+            for u in 0..part.along.div_ceil(2) {
+                let first = from.wrapping_add(2 * u * step);
+                let second = if 2 * u + 1 < part.along { u32::MAX } else { 0 };
+                let to = out.wrapping_add(u * layout.unit);
+                for i in (0..layout.padded).step_by(WIDE) {
+                    let rest = part.across.saturating_sub(i);
+                    let there = if rest >= WIDE { u32::MAX } else { (1u32 << rest) - 1 };
+                    let load = |p: *const u16, mask| flushed(_mm512_maskz_loadu_epi16(mask, p.wrapping_add(i).cast()));
+                    let (a, b) = (load(first, there), load(first.wrapping_add(step), there & second));
+                    _mm512_storeu_si512(to.wrapping_add(i).cast(), _mm512_permutex2var_epi16(a, low, b));
+                    if i + LANES < layout.padded {
+                        let units = _mm512_permutex2var_epi16(a, high, b);
+                        _mm512_storeu_si512(to.wrapping_add(i + LANES).cast(), units);
                     }
                 }
             }
@@ -449,6 +505,41 @@ mod x86 {
                 }
             }
         }
+    }
+
+    /// # Safety
+    /// The CPU must have what `R` uses.
+    #[inline(always)]
+    unsafe fn narrow_by<R: Round>(x: &[f32], out: &mut [bf16]) {
+        const WIDE: usize = 2 * LANES;
+        let n = x.len().min(out.len());
+        let (x, out) = (x.as_ptr(), out.as_mut_ptr());
+        for i in (0..n).step_by(WIDE) {
+            let rest = n - i;
+            // SAFETY: masks keep to `n` elements of both; the caller vouches for the instructions.
+            unsafe {
+                let low = _mm512_maskz_loadu_ps(mask(rest), x.add(i));
+                let high = _mm512_maskz_loadu_ps(mask(rest.saturating_sub(LANES)), x.wrapping_add(i + LANES));
+                let there = if rest >= WIDE { u32::MAX } else { (1u32 << rest) - 1 };
+                _mm512_mask_storeu_epi16(out.add(i).cast(), there, R::round_two(low, high));
+            }
+        }
+    }
+
+    /// # Safety
+    /// The CPU must have the features.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    pub unsafe fn narrow_bf16(x: &[f32], out: &mut [bf16]) {
+        // SAFETY: the caller's promise.
+        unsafe { narrow_by::<Native>(x, out) }
+    }
+
+    /// # Safety
+    /// The CPU must have the features.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub unsafe fn narrow(x: &[f32], out: &mut [bf16]) {
+        // SAFETY: the caller's promise.
+        unsafe { narrow_by::<Emulated>(x, out) }
     }
 
     /// # Safety

@@ -11,7 +11,7 @@ use crate::ops::buffers;
 use crate::ops::mapped::Elements;
 use crate::ops::matmul::packed::{Right, Rows, multiply, multiply_rows};
 use crate::ops::matmul::{Mat, MatMut, Precision, Threads};
-use crate::ops::simd::{exp, max, simd, sum_by};
+use crate::ops::simd::{exp, max, simd, sum_of};
 
 /// Words of a block: its logits for the tokens of a chunk, and its rows of the projection, fit into a core's cache.
 const BLOCK: usize = 256;
@@ -83,17 +83,19 @@ fn one_chunk(
             let words = words(block);
             let weights = Right::new(PRECISION, rows_of(block).t());
             multiply_rows(MatMut::strided(logits, n, words, BLOCK), 1.0, &rows, &weights, false);
+            let mut sums = vec![(0.0, 0.0); n];
             simd(
                 #[inline(always)]
                 || {
-                    let rows = logits.chunks_exact(BLOCK).map(|row| &row[..words]);
-                    rows.map(|row| {
+                    // A plain loop: a closure in an iterator of its own would be compiled for the plainest instructions.
+                    for (row, sums) in logits.chunks_exact(BLOCK).zip(&mut sums) {
+                        let row = &row[..words];
                         let top = max(row);
-                        (top, sum_by(words, |i| exp(row[i] - top)))
-                    })
-                    .collect()
+                        *sums = (top, sum_of([row], |[l]| exp(l - top)));
+                    }
                 },
-            )
+            );
+            sums
         })
         .collect();
     drop(rows);

@@ -1,0 +1,110 @@
+//! Drawing and using masks with AVX-512: sixteen blocks of the generator side by side, a bit of a mask register an
+//! element. The bits are those of the plain loops.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::WORD;
+use crate::rng::{MULTIPLIERS, Philox, ROUNDS, WEYL};
+
+/// Whether this CPU has what the functions below use.
+pub fn here() -> bool {
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
+}
+
+/// High and low halves of `multiplier * x`, lane by lane.
+///
+/// # Safety
+/// The CPU must have AVX-512.
+#[inline(always)]
+unsafe fn multiply(multiplier: u32, x: __m512i) -> (__m512i, __m512i) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        const ODD: __mmask16 = 0xaaaa;
+        let m = _mm512_set1_epi64(i64::from(multiplier));
+        let even = _mm512_mul_epu32(x, m);
+        let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(x), m);
+        let high = _mm512_mask_blend_epi32(ODD, _mm512_srli_epi64::<32>(even), odd);
+        let low = _mm512_mask_blend_epi32(ODD, even, _mm512_slli_epi64::<32>(odd));
+        (high, low)
+    }
+}
+
+/// Which of the numbers that [`Philox::fill_u16`] draws for `index` are at least `threshold`: a bit each, in order.
+///
+/// # Safety
+/// [`here`] must hold.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn draw(generator: &Philox, index: u64, [a, b]: [u32; 2], threshold: u16) -> [u16; 8] {
+    let mut counters = [[0u32; 16]; 2];
+    for l in 0..16 {
+        let n = index.wrapping_mul(16).wrapping_add(l as u64);
+        (counters[0][l], counters[1][l]) = (n as u32, (n >> 32) as u32);
+    }
+    // SAFETY: the features are enabled; the loads are of arrays of 16 words.
+    unsafe {
+        let [mut c0, mut c1] = [0, 1].map(|i: usize| _mm512_loadu_si512(counters[i].as_ptr().cast()));
+        let [mut c2, mut c3] = [a, b].map(|word| _mm512_set1_epi32(word as i32));
+        let mut k = generator.key();
+        for _ in 0..ROUNDS {
+            let [k0, k1] = k.map(|word| _mm512_set1_epi32(word as i32));
+            let (high0, low0) = multiply(MULTIPLIERS[0], c0);
+            let (high1, low1) = multiply(MULTIPLIERS[1], c2);
+            c0 = _mm512_ternarylogic_epi32::<0x96>(high1, c1, k0);
+            c2 = _mm512_ternarylogic_epi32::<0x96>(high0, c3, k1);
+            (c1, c3) = (low1, low0);
+            k = [k[0].wrapping_add(WEYL[0]), k[1].wrapping_add(WEYL[1])];
+        }
+        let (threshold, half) = (_mm512_set1_epi32(i32::from(threshold)), _mm512_set1_epi32(0xffff));
+        let mut words = [0; 8];
+        for (words, c) in words.chunks_exact_mut(2).zip([c0, c1, c2, c3]) {
+            words[0] = _mm512_cmpge_epu32_mask(_mm512_and_si512(c, half), threshold);
+            words[1] = _mm512_cmpge_epu32_mask(_mm512_srli_epi32::<16>(c), threshold);
+        }
+        words
+    }
+}
+
+/// See [`super::Mask::apply`].
+///
+/// # Safety
+/// [`here`] must hold; there must be a word for every [`WORD`] elements of `y`, which is as long as `x`.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn apply(words: &[u16], scale: f32, x: &[f32], y: &mut [f32], add: bool) {
+    let n = y.len();
+    assert!(x.len() == n && words.len() * WORD >= n, "a mask of {} words for {n} elements", words.len());
+    // SAFETY: masks keep to `n` elements of both.
+    unsafe {
+        let scale = _mm512_set1_ps(scale);
+        for (i, word) in words[..n.div_ceil(WORD)].iter().enumerate() {
+            let at = i * WORD;
+            let there = if n - at >= WORD { u16::MAX } else { (1 << (n - at)) - 1 };
+            let kept = _mm512_maskz_mul_ps(*word, _mm512_maskz_loadu_ps(there & *word, x.as_ptr().add(at)), scale);
+            let y = y.as_mut_ptr().add(at);
+            let v = if add { _mm512_add_ps(_mm512_maskz_loadu_ps(there, y), kept) } else { kept };
+            _mm512_mask_storeu_ps(y, there, v);
+        }
+    }
+}
+
+/// See [`super::Mask::keep`].
+///
+/// # Safety
+/// As [`apply`].
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn keep(words: &[u16], x: &[bf16], y: &mut [bf16]) {
+    let n = y.len();
+    assert!(x.len() == n && words.len() * WORD >= n, "a mask of {} words for {n} elements", words.len());
+    // SAFETY: masks keep to `n` elements of both.
+    unsafe {
+        for at in (0..n).step_by(2 * WORD) {
+            let second = words.get(at / WORD + 1).copied().unwrap_or(0);
+            let word = u32::from(words[at / WORD]) | u32::from(second) << 16;
+            let there = if n - at >= 2 * WORD { u32::MAX } else { (1 << (n - at)) - 1 };
+            let kept = _mm512_maskz_loadu_epi16(there & word, x.as_ptr().add(at).cast());
+            _mm512_mask_storeu_epi16(y.as_mut_ptr().add(at).cast(), there, kept);
+        }
+    }
+}
