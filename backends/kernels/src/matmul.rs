@@ -10,9 +10,14 @@
 #![allow(unsafe_code)]
 
 pub mod amx;
+pub mod executor;
 pub mod kernel;
+pub mod log_probability;
 pub mod pack;
 pub mod packed;
+pub mod stored;
+#[cfg(target_arch = "x86_64")]
+mod widened;
 
 use std::cell::RefCell;
 use std::ops::Range;

@@ -1,13 +1,13 @@
 //! Karat's side of `bench/bench.py`: reads one JSON task a line, answers with one JSON object a line.
 //!
-//! `{"open": DIR, "threads": N, "options": {..}}` opens a model; `{"score": [[ids]..]}` and
+//! `{"open": DIR, "threads": N, "dtype": "f32", "options": {..}}` opens a model; `{"score": [[ids]..]}` and
 //! `{"generate": [[ids]..], "new": N, "batch": B, "stop": [ids]}` are timed. Started by the script.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
-use karat::backend::{Backend, BackendError, Event, Flow, GenerateConfig, OpenConfig, Session, Tokens};
+use karat::backend::{Backend, BackendError, Dtype, Event, Flow, GenerateConfig, OpenConfig, Session, Tokens};
 use karat_onnxruntime::OnnxRuntimeBackend;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ struct Task {
     open: Option<String>,
     #[serde(default)]
     threads: usize,
+    dtype: Option<Dtype>,
     #[serde(default)]
     options: BTreeMap<String, Value>,
     score: Option<Vec<Vec<u32>>>,
@@ -32,7 +33,8 @@ struct Task {
 
 fn answer(task: Task, session: &mut Option<Box<dyn Session>>) -> Result<Value, BackendError> {
     if let Some(model) = task.open {
-        let config = OpenConfig { threads: task.threads, options: task.options, ..OpenConfig::new(model) };
+        let dtype = task.dtype.unwrap_or_default();
+        let config = OpenConfig { threads: task.threads, dtype, options: task.options, ..OpenConfig::new(model) };
         let began = Instant::now();
         let opened = OnnxRuntimeBackend.open(&config)?;
         let info = opened.info();

@@ -13,6 +13,7 @@ use crate::export::{Exported, MODEL, Manifest};
 use crate::fixed;
 use crate::kv::{self, Kv};
 use crate::lora::Fed;
+use crate::operators::{self, Operators};
 use crate::options::Options;
 use crate::provider::Provider;
 use crate::runtime::Loaded;
@@ -57,6 +58,50 @@ pub struct Decoder {
     graphs: u64,
 }
 
+/// What a run of whole rows is fed, but for what it is to give: ids and mask `[rows, longest]`, an empty past, the adapter.
+fn whole_rows<'a>(
+    model: &Manifest,
+    adapter: &'a Fed,
+    rows: &[&[u32]],
+) -> ort::Result<Vec<(Cow<'a, str>, SessionInputValue<'a>)>> {
+    let seq = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+    let (mut ids, mut mask) = (vec![0i64; rows.len() * seq], vec![0i64; rows.len() * seq]);
+    for (r, row) in rows.iter().enumerate() {
+        for (s, &id) in row.iter().enumerate() {
+            ids[r * seq + s] = i64::from(id);
+            mask[r * seq + s] = 1;
+        }
+    }
+    let mut inputs: Vec<(Cow<'_, str>, SessionInputValue<'_>)> =
+        Vec::with_capacity(2 + 2 * model.layers + adapter.tensors.len());
+    inputs.push(("input_ids".into(), Tensor::from_array(([rows.len(), seq], ids))?.into()));
+    inputs.push(("attention_mask".into(), Tensor::from_array(([rows.len(), seq], mask))?.into()));
+    for layer in 0..model.layers {
+        for part in ["key", "value"] {
+            let past = kv::empty(model, rows.len())?;
+            inputs.push((format!("past_key_values.{layer}.{part}").into(), past.into()));
+        }
+    }
+    inputs.extend(adapter.tensors.iter().map(|(name, tensor)| (name.as_str().into(), tensor.into())));
+    Ok(inputs)
+}
+
+/// The token after each of `rows`, padded to `seq`: `[rows, seq]`, -1 where none follows.
+fn next_tokens(rows: &[&[u32]], seq: usize) -> Vec<i64> {
+    let mut targets = vec![-1i64; rows.len() * seq];
+    for (targets, row) in targets.chunks_exact_mut(seq.max(1)).zip(rows) {
+        targets.iter_mut().zip(&row[1..]).for_each(|(target, &id)| *target = i64::from(id));
+    }
+    targets
+}
+
+/// Log-probabilities of these targets, and logits of no position.
+fn only_targets(targets: Vec<i64>) -> ort::Result<[(Cow<'static, str>, SessionInputValue<'static>); 2]> {
+    let beyond = Tensor::from_array(([1usize], vec![i64::MAX]))?;
+    let targets = Tensor::from_array(([targets.len()], targets))?;
+    Ok([("first_logit".into(), beyond.into()), ("targets".into(), targets.into())])
+}
+
 /// Which positions get logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Logits {
@@ -82,6 +127,10 @@ impl Decoder {
         let doing = format!("ONNX Runtime refuses {}", path.display());
         let refused = failed::<ort::Error>(&doing);
         let builder = configure(&loaded.environment, provider, threads, options.spin);
+        let builder = builder.and_then(|builder| match exported.manifest.operators {
+            Operators::Standard => Ok(builder),
+            Operators::Karat => Ok(builder.with_operators(operators::domain()?)?),
+        });
         let session = builder.and_then(|mut builder| builder.commit_from_file(&path)).map_err(refused)?;
         let fixed = options.fixed_buffers || provider.captures();
         let model = exported.manifest.clone();
@@ -109,30 +158,39 @@ impl Decoder {
     /// If the runtime fails.
     pub fn batch<R>(&mut self, rows: &[&[u32]], read: impl FnOnce(&[f32]) -> R) -> Result<R, BackendError> {
         let running = failed("ONNX Runtime failed while scoring");
-        let seq = rows.iter().map(|row| row.len()).max().unwrap_or(0);
-        let (mut ids, mut mask) = (vec![0i64; rows.len() * seq], vec![0i64; rows.len() * seq]);
-        for (r, row) in rows.iter().enumerate() {
-            for (s, &id) in row.iter().enumerate() {
-                ids[r * seq + s] = i64::from(id);
-                mask[r * seq + s] = 1;
-            }
-        }
-        let mut inputs: Vec<(Cow<'_, str>, SessionInputValue<'_>)> =
-            Vec::with_capacity(2 + 2 * self.model.layers + self.adapter.tensors.len());
-        inputs.push(("input_ids".into(), Tensor::from_array(([rows.len(), seq], ids)).map_err(&running)?.into()));
-        inputs.push(("attention_mask".into(), Tensor::from_array(([rows.len(), seq], mask)).map_err(&running)?.into()));
-        for layer in 0..self.model.layers {
-            for part in ["key", "value"] {
-                let past = kv::empty(&self.model, rows.len()).map_err(&running)?;
-                inputs.push((format!("past_key_values.{layer}.{part}").into(), past.into()));
-            }
-        }
-        inputs.extend(self.adapter.tensors.iter().map(|(name, tensor)| (name.as_str().into(), tensor.into())));
+        let inputs = whole_rows(&self.model, &self.adapter, rows).map_err(&running)?;
         let wanted = OutputSelector::no_default().with("logits");
         let options = self.uncaptured().map_err(&running)?.with_outputs(wanted);
         let outputs = self.session.run_with_options(inputs, &options).map_err(&running)?;
         let (_, logits) = outputs["logits"].try_extract_tensor::<f32>().map_err(&running)?;
         Ok(read(logits))
+    }
+
+    /// Whether the model gives log-probabilities without logits ([`Decoder::log_probabilities`]).
+    pub fn gives_log_probabilities(&self) -> bool {
+        self.model.operators == Operators::Karat
+    }
+
+    /// Runs rows from their beginning: the log-probability of every token but the first of each row, and whether it was the
+    /// most probable.
+    ///
+    /// # Errors
+    /// If the runtime fails.
+    pub fn log_probabilities(&mut self, rows: &[&[u32]]) -> Result<Vec<Vec<(f32, bool)>>, BackendError> {
+        let running = failed("ONNX Runtime failed while scoring");
+        let mut inputs = whole_rows(&self.model, &self.adapter, rows).map_err(&running)?;
+        let seq = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+        inputs.extend(only_targets(next_tokens(rows, seq)).map_err(&running)?);
+        let wanted = OutputSelector::no_default().with("logprobs").with("greedy");
+        let options = self.uncaptured().map_err(&running)?.with_outputs(wanted);
+        let outputs = self.session.run_with_options(inputs, &options).map_err(&running)?;
+        let (_, logprobs) = outputs["logprobs"].try_extract_tensor::<f32>().map_err(&running)?;
+        let (_, greedy) = outputs["greedy"].try_extract_tensor::<u8>().map_err(&running)?;
+        let row = |(r, row): (usize, &&[u32])| {
+            let places = r * seq..r * seq + row.len().saturating_sub(1);
+            logprobs[places.clone()].iter().copied().zip(greedy[places].iter().map(|&g| g != 0)).collect()
+        };
+        Ok(rows.iter().enumerate().map(row).collect())
     }
 
     /// Appends `ids` (`[slots, seq]`) to the rows in `kv`, whose lengths become `totals`; `read` gets the logits. With

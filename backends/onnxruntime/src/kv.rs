@@ -53,7 +53,7 @@ impl Kv {
         let allocate = failed("could not allocate the key-value cache");
         let allocator = provider.allocator(session).map_err(&allocate)?;
         let mut binding = session.create_binding().map_err(&allocate)?;
-        let caches = match model.weights.activations() {
+        let caches = match model.activations() {
             Dtype::F16 => Caches::F16(bound(&mut binding, &allocator, model, slots, capacity).map_err(&allocate)?),
             Dtype::Bf16 => Caches::Bf16(bound(&mut binding, &allocator, model, slots, capacity).map_err(&allocate)?),
             Dtype::F32 => Caches::F32(bound(&mut binding, &allocator, model, slots, capacity).map_err(&allocate)?),
@@ -108,7 +108,7 @@ impl Kv {
 }
 
 fn element_bytes(model: &Manifest) -> usize {
-    if model.weights.activations() == Dtype::F32 { size_of::<f32>() } else { size_of::<f16>() }
+    if model.activations() == Dtype::F32 { size_of::<f32>() } else { size_of::<f16>() }
 }
 
 /// A past of no tokens for `rows` rows.
@@ -117,7 +117,7 @@ fn element_bytes(model: &Manifest) -> usize {
 /// If the runtime cannot make a tensor.
 pub fn empty(model: &Manifest, rows: usize) -> ort::Result<DynTensor> {
     let shape = [rows, model.kv_heads, 0, model.head_dim];
-    match model.weights.activations() {
+    match model.activations() {
         Dtype::F16 => Tensor::from_array((shape, Vec::<f16>::new())).map(Tensor::upcast),
         Dtype::Bf16 => Tensor::from_array((shape, Vec::<bf16>::new())).map(Tensor::upcast),
         Dtype::F32 => Tensor::from_array((shape, Vec::<f32>::new())).map(Tensor::upcast),

@@ -15,6 +15,7 @@ pub mod adapter;
 pub mod checkpoint;
 pub mod config;
 pub mod export;
+pub mod operators;
 pub mod options;
 pub mod runtime;
 
@@ -37,6 +38,8 @@ use karat::backend::{
     Provisions, Session, Weights,
 };
 
+use export::Exported;
+use operators::Operators;
 use provider::Provider;
 pub use runtime::fetch_runtime;
 
@@ -77,7 +80,7 @@ impl Backend for OnnxRuntimeBackend {
         let asked = Provider::asked(&config.device, options.provider.as_deref())?;
         // Before the export, which may take long, and be for nothing.
         let wants_bf16 = config.dtype == Dtype::Bf16 || options.weights == Some(export::Precision::Bf16);
-        if wants_bf16 && asked == Some(Provider::Cpu) {
+        if wants_bf16 && asked == Some(Provider::Cpu) && options.operators == Some(Operators::Standard) {
             return Err(provider::no_bf16());
         }
         if config.weights == Weights::Random {
@@ -88,7 +91,8 @@ impl Backend for OnnxRuntimeBackend {
         Provider::offers(asked, &loaded)?;
         let merged = config.merge_into.as_deref().map(|folder| merge(config, folder)).transpose()?;
         let config = merged.as_ref().unwrap_or(config);
-        let exported = export::open_or_export(config, &options)?;
+        let (provider, operators) = settle(config, &options, asked, &loaded)?;
+        let exported = export::open_or_export(config, &options, operators)?;
         let weights = exported.manifest.weights;
         // f32 is also what is asked for when nobody asks.
         if config.dtype != Dtype::F32 && config.dtype != weights.activations() {
@@ -98,7 +102,6 @@ impl Backend for OnnxRuntimeBackend {
                 config.dtype
             ));
         }
-        let provider = Provider::settle(asked, &loaded, weights.activations())?;
         Ok(Box::new(session::OnnxSession::open(config, &options, exported, &loaded, provider)?))
     }
 
@@ -125,6 +128,39 @@ impl Backend for OnnxRuntimeBackend {
 
     fn export(&self, config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportSummary, BackendError> {
         export::export(config, sink)
+    }
+}
+
+/// Where the model of `config` will run, and in whose operators: those it was exported in, or those it will be.
+///
+/// # Errors
+/// A provider that is not there or cannot run such operators in such an element type.
+fn settle(
+    config: &OpenConfig,
+    options: &options::Options,
+    asked: Option<Provider>,
+    loaded: &runtime::Loaded,
+) -> Result<(Provider, Operators), BackendError> {
+    let (weights, wanted) = match Exported::is_meant_by(&config.model) {
+        true => {
+            let there = Exported::open(&config.model)?.manifest;
+            (there.weights, Some(there.operators))
+        }
+        false => (options.weights.unwrap_or(config.dtype.into()), options.operators),
+    };
+    let asked = if wanted == Some(Operators::Karat) { Some(asked.unwrap_or(Provider::Cpu)) } else { asked };
+    let own = wanted != Some(Operators::Standard);
+    let provider = Provider::settle(asked, loaded, weights.activations(), own)?;
+    let possible = provider == Provider::Cpu && matches!(weights, export::Precision::F32 | export::Precision::Bf16);
+    match wanted {
+        Some(Operators::Karat) if !possible => Err(BackendError::unsupported(format!(
+            "Karat's operators in ONNX Runtime compute in f32 and bf16 on the CPU, not in {weights} on {}; leave out the option \
+             operators",
+            provider.device()
+        ))),
+        Some(operators) => Ok((provider, operators)),
+        None if possible => Ok((provider, Operators::Karat)),
+        None => Ok((provider, Operators::Standard)),
     }
 }
 

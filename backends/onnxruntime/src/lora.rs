@@ -58,7 +58,7 @@ impl Fed {
             for (side, shape, values) in
                 [("A", [input, factors.rank], factors.a), ("B", [factors.rank, output], factors.b)]
             {
-                let made = match model.weights.activations() {
+                let made = match model.activations() {
                     Dtype::F16 => {
                         let narrow: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
                         if narrow.iter().any(|v| !v.is_finite()) {

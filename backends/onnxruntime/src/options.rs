@@ -7,6 +7,7 @@ use karat::backend::{AdapterMode, BackendError};
 use serde_json::Value;
 
 use crate::export::Precision;
+use crate::operators::Operators;
 
 /// Parsed options with their defaults.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +36,9 @@ pub struct Options {
     /// `weights`: what the weights of an exported checkpoint become: `f32`, `f16`, `bf16`, `int8` or `int4`; the element
     /// type of the session if absent.
     pub weights: Option<Precision>,
+    /// `operators`: `karat` (this backend's own, whose weights are packed for its kernels) or `standard` (ONNX's and the
+    /// runtime's); by default `karat` on the CPU for f32 and bf16, else `standard`.
+    pub operators: Option<Operators>,
     /// `adapter_mode`: `merge` (default) adds an adapter to the weights at export; `runtime` feeds it to a resident base,
     /// so that adapters can be exchanged.
     pub adapter_mode: AdapterMode,
@@ -42,7 +46,7 @@ pub struct Options {
 
 impl Options {
     /// The known keys.
-    pub const KEYS: [&'static str; 11] = [
+    pub const KEYS: [&'static str; 12] = [
         "adapter_mode",
         "cache_dir",
         "context",
@@ -50,6 +54,7 @@ impl Options {
         "fetch_runtime",
         "fixed_buffers",
         "library",
+        "operators",
         "provider",
         "score_positions",
         "spin",
@@ -90,6 +95,8 @@ impl Options {
         };
         let name = |v: &Value| v.as_str().map(String::from).ok_or_else(|| wrong("provider", "a name", v));
         let weights = |v: &Value| v.as_str().ok_or_else(|| wrong("weights", "the name of an element type", v))?.parse();
+        let operators =
+            |v: &Value| v.as_str().ok_or_else(|| wrong("operators", "\"karat\" or \"standard\"", v))?.parse();
         let mode = |v: &Value| {
             let mode = v.as_str().and_then(AdapterMode::parse);
             mode.ok_or_else(|| wrong("adapter_mode", "\"merge\" or \"runtime\"", v))
@@ -97,6 +104,7 @@ impl Options {
         Ok(Options {
             provider: options.get("provider").map(name).transpose()?,
             weights: options.get("weights").map(weights).transpose()?,
+            operators: options.get("operators").map(operators).transpose()?,
             adapter_mode: options.get("adapter_mode").map(mode).transpose()?.unwrap_or_default(),
             library: path("library")?,
             fetch_runtime: flag("fetch_runtime", true)?,

@@ -90,24 +90,24 @@ impl Provider {
         }
     }
 
-    /// The provider that will run a model with activations in `dtype`.
+    /// The provider that will run a model in `dtype`, in Karat's operators where that may be (`own`).
     ///
     /// # Errors
     /// The one asked for is not there, or cannot compute in `dtype`.
-    pub fn settle(asked: Option<Provider>, loaded: &Loaded, dtype: Dtype) -> Result<Provider, BackendError> {
+    pub fn settle(asked: Option<Provider>, loaded: &Loaded, dtype: Dtype, own: bool) -> Result<Provider, BackendError> {
         Self::offers(asked, loaded)?;
         match asked {
             Some(Provider::Cuda { .. }) if dtype == Dtype::F32 => Err(BackendError::unsupported(
                 "ONNX Runtime has no f32 kernel of GroupQueryAttention on CUDA (quantized weights compute in f32 too); use the \
                  element type f16 or bf16",
             )),
-            Some(Provider::Cpu) if dtype == Dtype::Bf16 => Err(no_bf16()),
+            Some(Provider::Cpu) if dtype == Dtype::Bf16 && !own => Err(no_bf16()),
             Some(provider) => Ok(provider),
             // What has no CUDA kernel runs where it can.
             None if dtype != Dtype::F32 && has_cuda() && cuda::ready(&loaded.path).is_ok() => {
                 Ok(Provider::Cuda { device: 0, graph: false })
             }
-            None if dtype == Dtype::Bf16 => Err(no_bf16()),
+            None if dtype == Dtype::Bf16 && !own => Err(no_bf16()),
             None => Ok(Provider::Cpu),
         }
     }
@@ -176,10 +176,11 @@ impl Provider {
     }
 }
 
-/// bf16 where there is no CUDA.
+/// bf16 in standard operators where there is no CUDA.
 pub fn no_bf16() -> BackendError {
     BackendError::unsupported(
-        "the onnxruntime backend cannot compute in bf16 on the CPU (ONNX Runtime has no such kernels there); use f32 or f16",
+        "the onnxruntime backend cannot compute in bf16 on the CPU in standard operators (ONNX Runtime has no such kernels there); \
+         use operators = \"karat\" with the checkpoint, or f32 or f16",
     )
 }
 

@@ -29,7 +29,9 @@ pub fn score(
             "row {row} has {length} tokens, the model holds at most {longest}; truncate it"
         )));
     }
-    let positions = (LOGITS_BYTES / (decoder.model.vocab * size_of::<f32>())).clamp(1, positions);
+    // What logits may take bounds stretches, and whole rows where they have logits.
+    let stretch = (LOGITS_BYTES / (decoder.model.vocab * size_of::<f32>())).clamp(1, positions);
+    let positions = if decoder.gives_log_probabilities() { positions } else { stretch };
     // Rows of one token or none have nothing to score. The sort is stable: equal lengths keep their order.
     let mut order: Vec<usize> = (0..tokens.rows()).filter(|&row| tokens.row(row).len() > 1).collect();
     order.sort_by_key(|&row| tokens.row(row).len());
@@ -42,7 +44,7 @@ pub fn score(
         let (batch, later) = rest.split_at(size);
         let rows: Vec<&[u32]> = batch.iter().map(|&row| tokens.row(row)).collect();
         let results = match rows.as_slice() {
-            [row] if row.len() > positions => vec![score_long(decoder, pool, row, positions)?],
+            [row] if row.len() > positions => vec![score_long(decoder, pool, row, stretch)?],
             rows => score_batch(decoder, pool, rows)?,
         };
         batch.iter().zip(results).for_each(|(&row, result)| scored[row] = result);
@@ -105,6 +107,13 @@ fn score_batch(
     pool: &ThreadPool,
     rows: &[&[u32]],
 ) -> Result<Vec<Vec<(f32, bool)>>, BackendError> {
+    if decoder.gives_log_probabilities() {
+        let scored = decoder.log_probabilities(rows)?;
+        return match scored.iter().flatten().any(|(logprob, _)| logprob.is_nan()) {
+            true => Err(BackendError::failed("the model's logits are not numbers")),
+            false => Ok(scored),
+        };
+    }
     let vocab = decoder.model.vocab;
     let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
     decoder.batch(rows, |logits| {

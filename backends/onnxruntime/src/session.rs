@@ -6,11 +6,13 @@ use karat::backend::{
     AdapterMode, BackendError, Completion, Evaluator, EventSink, GenerateConfig, OpenConfig, Scores, Session,
     SessionInfo, TokensView,
 };
+use karat_kernels::matmul::kernel::Set;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::decoder::{Decoder, failed};
-use crate::export::Exported;
+use crate::export::{Exported, Manifest, Precision};
 use crate::lora::Fed;
+use crate::operators::Operators;
 use crate::options::Options;
 use crate::provider::Provider;
 use crate::runtime::{self, Loaded};
@@ -83,20 +85,33 @@ impl Session for OnnxSession {
             dtype: model.weights.activations(),
             threads: self.threads,
             // A provider that cannot be had is an error, so the one that was asked for is the one that runs.
-            kernels: vec![format!(
+            kernels: std::iter::once(format!(
                 "{}: {}{}, GroupQueryAttention {}, weights {}",
                 self.library,
                 self.decoder.provider.name(),
                 if self.decoder.provider.captures() { " (captured graphs)" } else { "" },
-                model.weights.activations(),
+                model.activations(),
                 model.weights
-            )],
+            ))
+            .chain(own_kernels(model))
+            .collect(),
             parameters: model.parameters,
             adapter_parameters: model.adapter_parameters + self.decoder.adapter.parameters,
             vocab_size: model.vocab,
             max_positions: self.context,
         }
     }
+}
+
+/// Karat's operators, as this CPU runs them.
+fn own_kernels(model: &Manifest) -> Option<String> {
+    let set = Set::of_this_cpu();
+    let products = match (model.operators, model.weights) {
+        (Operators::Standard, _) => return None,
+        (Operators::Karat, Precision::Bf16) => "bf16, f32 sums",
+        (Operators::Karat, _) => "f32, weights read as bf16 where that loses nothing",
+    };
+    Some(format!("karat.MatMul, SwiGlu, LogProbs: {products} ({})", set.name()))
 }
 
 impl Evaluator for OnnxSession {

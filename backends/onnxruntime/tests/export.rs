@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use karat::backend::{BackendError, BackendErrorKind, Dtype as Precision, OpenConfig, Weights};
+use karat::backend::{BackendError, BackendErrorKind, OpenConfig, Weights};
 use karat_onnxruntime::export::{DATA, Exported, MANIFEST, MODEL, Request, export_cached, export_to, unheard};
 use safetensors::tensor::Dtype;
 use serde_json::json;
@@ -264,6 +264,11 @@ fn options_and_requests_that_are_not_served_are_named() {
     let with_option = |key: &'static str, value: serde_json::Value| {
         move |config: &mut OpenConfig| drop(config.options.insert(key.into(), value))
     };
+    let with_options = |pairs: [(&'static str, serde_json::Value); 2]| {
+        move |config: &mut OpenConfig| {
+            pairs.into_iter().for_each(|(key, value)| drop(config.options.insert(key.into(), value)))
+        }
+    };
     type Change = Box<dyn FnOnce(&mut OpenConfig)>;
     let cases: Vec<(Change, &str)> = vec![
         (Box::new(with_option("spinn", json!(true))), "\"spinn\" (known: adapter_mode, cache_dir"),
@@ -271,8 +276,10 @@ fn options_and_requests_that_are_not_served_are_named() {
         (Box::new(with_option("context", json!(0))), "context"),
         (Box::new(with_option("library", json!(7))), "library"),
         (Box::new(|c| c.device = "cuda:0".into()), "cuda:0"),
-        (Box::new(|c| c.dtype = Precision::Bf16), "bf16"),
-        (Box::new(with_option("weights", json!("bf16"))), "bf16 on the CPU"),
+        (Box::new(with_options([("operators", json!("standard")), ("weights", json!("bf16"))])), "bf16 on the CPU"),
+        (Box::new(with_options([("operators", json!("karat")), ("weights", json!("int8"))])), "not in int8 on cpu"),
+        (Box::new(with_options([("operators", json!("karat")), ("weights", json!("f16"))])), "not in f16 on cpu"),
+        (Box::new(with_option("operators", json!("own"))), "\"karat\" or \"standard\", not \"own\""),
         (Box::new(with_option("weights", json!("int3"))), "\"int3\" (known: f32, f16, bf16, int8, int4)"),
         (Box::new(with_option("adapter_mode", json!("both"))), "\"merge\" or \"runtime\""),
         (Box::new(|c| c.weights = Weights::Random), "weights"),

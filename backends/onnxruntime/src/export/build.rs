@@ -13,6 +13,9 @@ use super::quantize::{BLOCK, Quantized, blocks, quantize, zero_point_bytes};
 use crate::adapter::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::config::DecoderConfig;
+use crate::operators::Operators;
+
+use super::own::Own;
 
 /// The domain of ONNX Runtime's own operators.
 const MS: &str = "com.microsoft";
@@ -29,6 +32,8 @@ pub struct Source<'a> {
     pub adapter_inputs: bool,
     /// What is written.
     pub precision: Precision,
+    /// In whose operators.
+    pub operators: Operators,
 }
 
 impl Source<'_> {
@@ -72,6 +77,8 @@ pub struct Builder<'a> {
     pub linears: BTreeMap<String, [usize; 2]>,
     /// Parameters of the base model.
     pub parameters: u64,
+    /// The embedding, for a tied head, in Karat's operators.
+    pub table: Option<Own>,
     /// How large the input channels of the linear layers are, where that decides how they are quantized.
     pub channels: BTreeMap<String, Vec<f32>>,
 }
@@ -85,12 +92,26 @@ struct Packed {
 
 impl Builder<'_> {
     /// A node of ONNX's own domain.
-    pub fn node(&mut self, op: &str, name: &str, inputs: &[&str], outputs: &[&str], attributes: &[(&str, Attribute)]) {
+    pub fn node(
+        &mut self,
+        op: &str,
+        name: &str,
+        inputs: &[&str],
+        outputs: &[&str],
+        attributes: &[(&str, Attribute<'_>)],
+    ) {
         self.graph.nodes.push(node("", op, name, inputs, outputs, attributes));
     }
 
     /// A node of the runtime's domain.
-    pub fn ms(&mut self, op: &str, name: &str, inputs: &[&str], outputs: &[&str], attributes: &[(&str, Attribute)]) {
+    pub fn ms(
+        &mut self,
+        op: &str,
+        name: &str,
+        inputs: &[&str],
+        outputs: &[&str],
+        attributes: &[(&str, Attribute<'_>)],
+    ) {
         self.graph.nodes.push(node(MS, op, name, inputs, outputs, attributes));
     }
 
@@ -150,7 +171,12 @@ impl Builder<'_> {
     }
 
     /// [`Source::read_rows`], noted.
-    fn read_rows(&mut self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>, BackendError> {
+    pub(super) fn read_rows(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        rows: Range<usize>,
+    ) -> Result<Vec<f32>, BackendError> {
         self.use_tensor(name)?;
         self.source.read_rows(name, shape, rows)
     }
@@ -171,14 +197,14 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn declare(&mut self, name: &str, element: Element, shape: &[usize], offset: u64) {
+    pub(super) fn declare(&mut self, name: &str, element: Element, shape: &[usize], offset: u64) {
         let placed = self.data.end(offset);
         self.graph.initializers.push(self.data.initializer(name, element, shape, placed));
     }
 
-    /// Stretches of whole rows of a matrix `[rows, columns]`.
-    fn stretches(rows: usize, columns: usize) -> impl Iterator<Item = Range<usize>> {
-        let step = (STRETCH / columns).max(1);
+    /// Stretches of whole rows of a matrix `[rows, columns]`, multiples of `group` but for the last.
+    pub(super) fn stretches(rows: usize, columns: usize, group: usize) -> impl Iterator<Item = Range<usize>> {
+        let step = (STRETCH / columns / group).max(1) * group;
         (0..rows.div_ceil(step)).map(move |i| i * step..rows.min((i + 1) * step))
     }
 
@@ -187,6 +213,12 @@ impl Builder<'_> {
         let (vocab, hidden) = (self.config.vocab, self.config.hidden);
         let path = "/model/embed_tokens";
         self.parameters += (vocab * hidden) as u64;
+        if self.source.operators == Operators::Karat {
+            let table = self.own_table(name, vocab, hidden)?;
+            self.own("Gather", path, &[name, ids], &[output], std::slice::from_ref(&table));
+            self.table = Some(table);
+            return Ok(());
+        }
         match self.source.precision.head_bits() {
             None => {
                 self.table(name, vocab, hidden)?;
@@ -215,6 +247,9 @@ impl Builder<'_> {
         if !tied {
             self.parameters += (vocab * hidden) as u64;
         }
+        if self.source.operators == Operators::Karat {
+            return self.own_head(x, name, tied, output);
+        }
         match self.source.precision.head_bits() {
             None => {
                 if !tied {
@@ -239,7 +274,7 @@ impl Builder<'_> {
     /// Writes a matrix as it is stored, a stretch of rows at a time.
     fn table(&mut self, name: &str, rows: usize, columns: usize) -> Result<(), BackendError> {
         let offset = self.data.begin()?;
-        for stretch in Self::stretches(rows, columns) {
+        for stretch in Self::stretches(rows, columns, 1) {
             let values = self.read_rows(name, &[rows, columns], stretch)?;
             self.data.put_floats(name, &values, self.element)?;
         }
@@ -264,7 +299,7 @@ impl Builder<'_> {
         }
         let offset = self.data.begin()?;
         let (mut scales, mut zero_points) = (Vec::new(), Vec::new());
-        for stretch in Self::stretches(rows, columns) {
+        for stretch in Self::stretches(rows, columns, 1) {
             let values = self.read_rows(name, &[rows, columns], stretch)?;
             let quantized = quantize(&values, columns, bits, None);
             self.data.put(&quantized.weights)?;
@@ -311,6 +346,20 @@ impl Builder<'_> {
         self.ms("MatMulNBits", path, &[x, &w.weights, &w.scales, &w.zero_points], &[y], &attributes);
     }
 
+    /// The weight of a linear layer, `[output, input]`, noted.
+    pub(super) fn linear_weight(
+        &mut self,
+        module: &str,
+        input: usize,
+        output: usize,
+    ) -> Result<Vec<f32>, BackendError> {
+        self.use_tensor(&format!("{module}.weight"))?;
+        let weight = self.source.linear(module, output, input)?;
+        self.parameters += weight.len() as u64;
+        self.linears.insert(module.to_string(), [input, output]);
+        Ok(weight)
+    }
+
     /// `x W^T (+ b)` with the adapter merged, or beside it as factors that may be fed.
     pub fn linear(
         &mut self,
@@ -322,11 +371,8 @@ impl Builder<'_> {
     ) -> Result<String, BackendError> {
         let name = format!("{module}.weight");
         let path = format!("/{}", module.replace('.', "/"));
-        self.use_tensor(&name)?;
-        let weight = self.source.linear(module, output, input)?;
-        self.parameters += weight.len() as u64;
-        self.linears.insert(module.to_string(), [input, output]);
-        let mut result = format!("{module}.product");
+        let weight = self.linear_weight(module, input, output)?;
+        let result = format!("{module}.product");
         match self.source.precision.layer_bits(module, self.config.layers) {
             None => {
                 // The runtime's product wants [input, output].
@@ -348,6 +394,19 @@ impl Builder<'_> {
                 self.matmul_bits(&format!("{path}/MatMul"), x, &packed, input, output, bits, &result);
             }
         }
+        self.linear_rest(module, x, result, [input, output], bias)
+    }
+
+    /// What comes after the product of a linear layer: its bias, the factors of an adapter.
+    pub(super) fn linear_rest(
+        &mut self,
+        module: &str,
+        x: &str,
+        mut result: String,
+        [input, output]: [usize; 2],
+        bias: bool,
+    ) -> Result<String, BackendError> {
+        let path = format!("/{}", module.replace('.', "/"));
         if bias {
             let bias = self.vector(&format!("{module}.bias"), output)?;
             let sum = format!("{module}.biased");

@@ -83,10 +83,7 @@ impl DataFile {
                 _ => None,
             };
             if let Some(value) = overflow {
-                return Err(BackendError::failed(format!(
-                    "{tensor} holds {value}, which {} cannot hold; export it as f32",
-                    element.name()
-                )));
+                return Err(beyond(tensor, *value, element));
             }
             self.put(&bytes)?;
         }
@@ -107,6 +104,11 @@ impl DataFile {
         file.sync_all().map_err(|e| disk(&self.path, &e))?;
         Ok(self.offset)
     }
+}
+
+/// A value that the element type cannot hold.
+pub(super) fn beyond(tensor: &str, value: f32, element: Element) -> BackendError {
+    BackendError::failed(format!("{tensor} holds {value}, which {} cannot hold; export it as f32", element.name()))
 }
 
 fn disk(path: &Path, error: &std::io::Error) -> BackendError {

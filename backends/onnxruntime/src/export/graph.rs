@@ -24,6 +24,7 @@ use super::data::DataFile;
 use super::proto::{Attribute, Dim, Element, Graph, Message, inline_tensor, model, value_info};
 use crate::adapter::{tied_embedding, unknown_tensor};
 use crate::config::DecoderConfig;
+use crate::operators::{self, Operators};
 
 /// What was written.
 pub struct Written {
@@ -52,16 +53,19 @@ pub fn write_decoder(
         Some(4) => calibrate::channels(config, source, sink)?,
         _ => BTreeMap::new(),
     };
+    let own = source.operators == Operators::Karat;
     let mut builder = Builder {
         config,
         source,
         sink,
         data: DataFile::create(data)?,
-        graph: Graph::default(),
-        element: source.precision.element(),
+        graph: Graph { operators: own.then_some((operators::DOMAIN, operators::VERSION)), ..Graph::default() },
+        // What Karat's operators multiply is rounded inside them.
+        element: if own { Element::F32 } else { source.precision.element() },
         used: BTreeSet::new(),
         linears: BTreeMap::new(),
         parameters: 0,
+        table: None,
         channels,
     };
     builder.build()?;
@@ -135,6 +139,12 @@ impl Builder<'_> {
             }
         }
         inputs.push(value_info("first_logit", Element::I64, &[Dim::Size(1)]));
+        if self.source.operators == Operators::Karat {
+            let targets = [Dim::Name("targets_length")];
+            inputs.push(value_info("targets", Element::I64, &targets));
+            outputs.push(value_info("logprobs", Element::F32, &targets));
+            outputs.push(value_info("greedy", Element::U8, &targets));
+        }
         self.graph.inputs = inputs;
         self.graph.outputs = outputs;
     }
@@ -176,6 +186,9 @@ impl Builder<'_> {
     fn constants(&mut self) {
         let c = self.config;
         self.i64("first_logit", &[1], &[0]);
+        if self.source.operators == Operators::Karat {
+            self.i64("targets", &[0], &[]);
+        }
         self.i64("i64.end", &[1], &[i64::MAX]);
         self.i64("i64.last_axis", &[1], &[-1]);
         self.i64("shape.heads", &[3], &[0, -1, c.head_dim as i64]);
@@ -213,9 +226,9 @@ impl Builder<'_> {
         };
 
         let attention = format!("{module}.self_attn");
-        let mut query = self.linear(&format!("{attention}.q_proj"), &normed, c.hidden, q, c.qkv_bias)?;
-        let mut key = self.linear(&format!("{attention}.k_proj"), &normed, c.hidden, kv, c.qkv_bias)?;
-        let value = self.linear(&format!("{attention}.v_proj"), &normed, c.hidden, kv, c.qkv_bias)?;
+        let projections = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
+        let projections = projections.map(|(name, size)| (format!("{attention}.{name}"), size, c.qkv_bias));
+        let [mut query, mut key, value] = self.linears(&normed, c.hidden, projections)?;
         if c.qk_norm() {
             query = self.head_norm(&format!("{attention}.q_norm"), &query, "shape.query")?;
             key = self.head_norm(&format!("{attention}.k_norm"), &key, "shape.key")?;
@@ -248,7 +261,8 @@ impl Builder<'_> {
                 ("rotary_interleaved", Attribute::Int(0)),
             ],
         );
-        let branch = self.linear(&format!("{attention}.o_proj"), &attended, q, c.hidden, c.o_bias)?;
+        let output = (format!("{attention}.o_proj"), c.hidden, c.o_bias);
+        let [branch] = self.linears(&attended, q, [output])?;
 
         let weight = self.vector(&format!("{module}.post_attention_layernorm.weight"), c.hidden)?;
         let name = format!("{path}/post_attention_layernorm");
@@ -256,14 +270,44 @@ impl Builder<'_> {
         root = at("root2");
 
         let normed = at("normed2");
-        let gate = self.linear(&format!("{module}.mlp.gate_proj"), &normed, c.hidden, c.intermediate, c.mlp_bias)?;
-        let up = self.linear(&format!("{module}.mlp.up_proj"), &normed, c.hidden, c.intermediate, c.mlp_bias)?;
-        let (sigmoid, silu, gated) = (at("sigmoid"), at("silu"), at("gated"));
-        self.node("Sigmoid", &format!("{path}/mlp/Sigmoid"), &[&gate], &[&sigmoid], &[]);
-        self.node("Mul", &format!("{path}/mlp/SiLU"), &[&gate, &sigmoid], &[&silu], &[]);
-        self.node("Mul", &format!("{path}/mlp/Mul"), &[&silu, &up], &[&gated], &[]);
-        let branch = self.linear(&format!("{module}.mlp.down_proj"), &gated, c.intermediate, c.hidden, c.mlp_bias)?;
+        let gated = self.gated_unit(&format!("{module}.mlp"), &normed, &at("gated"))?;
+        let down = (format!("{module}.mlp.down_proj"), c.hidden, c.mlp_bias);
+        let [branch] = self.linears(&gated, c.intermediate, [down])?;
         Ok((root, Some(branch)))
+    }
+
+    /// `silu(x G^T) * (x U^T)`.
+    fn gated_unit(&mut self, mlp: &str, x: &str, output: &str) -> Result<String, BackendError> {
+        let c = self.config;
+        if self.source.operators == Operators::Karat && !c.mlp_bias && !self.source.adapter_inputs {
+            self.own_swiglu(x, c.hidden, c.intermediate, mlp, output)?;
+            return Ok(output.to_string());
+        }
+        let both = ["gate_proj", "up_proj"].map(|name| (format!("{mlp}.{name}"), c.intermediate, c.mlp_bias));
+        let [gate, up] = self.linears(x, c.hidden, both)?;
+        let path = format!("/{}", mlp.replace("model.layers", "model/layers").replace(".mlp", "/mlp"));
+        let (sigmoid, silu) = (format!("{output}.sigmoid"), format!("{output}.silu"));
+        self.node("Sigmoid", &format!("{path}/Sigmoid"), &[&gate], &[&sigmoid], &[]);
+        self.node("Mul", &format!("{path}/SiLU"), &[&gate, &sigmoid], &[&silu], &[]);
+        self.node("Mul", &format!("{path}/Mul"), &[&silu, &up], &[output], &[]);
+        Ok(output.to_string())
+    }
+
+    /// Linear layers of one `x` `[.., input]`: the module's name, its outputs and whether it has a bias.
+    fn linears<const N: usize>(
+        &mut self,
+        x: &str,
+        input: usize,
+        layers: [(String, usize, bool); N],
+    ) -> Result<[String; N], BackendError> {
+        let results = match self.source.operators {
+            Operators::Karat => self.own_linears(x, input, &layers)?,
+            Operators::Standard => {
+                let each = layers.iter().map(|(module, output, bias)| self.linear(module, x, input, *output, *bias));
+                each.collect::<Result<Vec<String>, BackendError>>()?
+            }
+        };
+        Ok(results.try_into().expect("a result for every layer"))
     }
 
     /// Root-mean-square norm of every head of `x` `[batch, seq, heads * head_dim]`.

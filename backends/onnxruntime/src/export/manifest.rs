@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use karat::backend::{AdapterMode, BackendError};
+use karat::backend::{AdapterMode, BackendError, Dtype};
 use karat::fsio;
 use serde::{Deserialize, Serialize};
 
 use super::precision::Precision;
+use crate::operators::Operators;
+
 use super::{DATA, MANIFEST, MODEL, proto};
 
 /// Raised when the graph or the manifest changes: older exports in a cache are then left alone and made anew.
-pub const FORMAT: u32 = 4;
+pub const FORMAT: u32 = 5;
 
 /// What an export folder says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +28,9 @@ pub struct Manifest {
     pub base: String,
     /// What the weights are stored as.
     pub weights: Precision,
+    /// In whose operators the graph is.
+    #[serde(default)]
+    pub operators: Operators,
     /// How an adapter gets in.
     pub adapter_mode: AdapterMode,
     /// Linear layers whose LoRA may be fed (`{module}.lora_A.weight` `[input, rank]`, `{module}.lora_B.weight`
@@ -55,6 +60,17 @@ pub struct Manifest {
     pub model_sha256: String,
     /// Bytes of `model.onnx.data`.
     pub data_bytes: u64,
+}
+
+impl Manifest {
+    /// The element type of activations, the key-value cache and an adapter that is fed. Karat's own operators round
+    /// what they multiply, and nothing else.
+    pub fn activations(&self) -> Dtype {
+        match self.operators {
+            Operators::Standard => self.weights.activations(),
+            Operators::Karat => Dtype::F32,
+        }
+    }
 }
 
 /// An export on disk whose files are as long as its manifest says.

@@ -35,7 +35,14 @@
 //! from the mask inside the attention operator, which takes several new tokens after a past for one row at a time only.
 //!
 //! # Element types
-//! See [`Precision`]. On the CPU f32, f16, int8 and int4 run; bf16 is for other providers.
+//! See [`Precision`]. In standard operators f32, f16, int8 and int4 run on the CPU; bf16 is for other providers.
+//!
+//! # Whose operators
+//! `karat export` writes the operators of ONNX and of the runtime, so that others can run the model. What a session on the CPU
+//! exports for itself in f32 or bf16 is in Karat's own ([`crate::operators`]): weights packed for its kernels, in bf16 where
+//! that loses nothing, so f32 reads half the bytes a token and computes what it did. Such a model has one input more,
+//! `targets` i64 (none by default), and gives their `logprobs` and `greedy` without logits; activations, the key-value cache
+//! and adapters are f32 in bf16 too.
 
 mod build;
 mod calibrate;
@@ -45,6 +52,7 @@ mod folder;
 mod genai;
 mod graph;
 mod manifest;
+mod own;
 mod precision;
 mod proto;
 mod quantize;
@@ -62,6 +70,7 @@ use karat::fsio;
 use crate::adapter::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::config::DecoderConfig;
+use crate::operators::{self, Operators};
 use crate::options::Options;
 use crate::runtime::cache_root;
 use build::Source;
@@ -105,14 +114,23 @@ pub struct Request<'a> {
     pub weights: Precision,
     /// Whether adapters may be fed to the exported model.
     pub adapter_mode: AdapterMode,
+    /// In whose operators.
+    pub operators: Operators,
     /// Adapters to lie beside the model, in the mode `runtime`.
     pub beside: &'a [NamedAdapter],
 }
 
 impl<'a> Request<'a> {
-    /// The base model alone, in f32.
+    /// The base model alone, in f32, in standard operators.
     pub fn new(model: &'a Path) -> Self {
-        Request { model, adapter: None, weights: Precision::F32, adapter_mode: AdapterMode::Merge, beside: &[] }
+        Request {
+            model,
+            adapter: None,
+            weights: Precision::F32,
+            adapter_mode: AdapterMode::Merge,
+            operators: Operators::Standard,
+            beside: &[],
+        }
     }
 
     /// With an adapter merged, if there is one.
@@ -137,7 +155,11 @@ impl<'a> Request<'a> {
             }
         }
         let (weights, mode) = (self.weights, self.adapter_mode.name());
-        let all = format!("karat-onnx {FORMAT} {weights} {mode}\n{base}\n{adapter}\n{beside:?}\n");
+        let operators = match self.operators {
+            Operators::Standard => String::new(),
+            Operators::Karat => format!(" {} {}", operators::DOMAIN, operators::VERSION),
+        };
+        let all = format!("karat-onnx {FORMAT} {weights} {mode}{operators}\n{base}\n{adapter}\n{beside:?}\n");
         Ok(Keys { base, beside, key: fsio::sha256(all.as_bytes()) })
     }
 }
@@ -273,6 +295,7 @@ fn write(
         adapter: adapter.as_ref(),
         adapter_inputs: request.adapter_mode == AdapterMode::Runtime,
         precision: request.weights,
+        operators: request.operators,
     };
     let written = write_decoder(config, &source, &inside.join(DATA), sink)?;
     let bytes = written.model.into_bytes();
@@ -295,6 +318,7 @@ fn write(
         base: keys.base,
         adapters: keys.beside,
         weights: request.weights,
+        operators: request.operators,
         adapter_mode: request.adapter_mode,
         adapter_inputs: written.adapter_inputs,
         layers: config.layers,
@@ -319,13 +343,19 @@ fn write(
 ///
 /// # Errors
 /// As [`export_to`]; an adapter for an export that takes none; an element type that is not the export's.
-pub fn open_or_export(config: &OpenConfig, options: &Options) -> Result<Exported, BackendError> {
+pub fn open_or_export(config: &OpenConfig, options: &Options, operators: Operators) -> Result<Exported, BackendError> {
     if Exported::is_meant_by(&config.model) {
         let exported = Exported::open(&config.model)?;
         let place = config.model.display();
         let (written, mode) = (exported.manifest.weights, exported.manifest.adapter_mode);
         if options.weights.is_some_and(|wanted| wanted != written) {
             return Err(BackendError::unsupported(format!("{place} is already exported as {written}")));
+        }
+        if options.operators.is_some_and(|wanted| wanted != exported.manifest.operators) {
+            return Err(BackendError::unsupported(format!(
+                "{place} is already exported in {} operators",
+                exported.manifest.operators
+            )));
         }
         if config.adapter.is_some() && mode == AdapterMode::Merge {
             return Err(BackendError::unsupported(format!(
@@ -340,6 +370,7 @@ pub fn open_or_export(config: &OpenConfig, options: &Options) -> Result<Exported
         adapter: config.adapter.as_deref().filter(|_| options.adapter_mode == AdapterMode::Merge),
         weights: options.weights.unwrap_or(config.dtype.into()),
         adapter_mode: options.adapter_mode,
+        operators,
         beside: &[],
     };
     // The export of a model that is there for a moment goes with it.

@@ -100,9 +100,11 @@ impl Message {
 
 /// A node's attribute.
 #[derive(Clone, Copy, Debug)]
-pub enum Attribute {
+pub enum Attribute<'a> {
     /// `INT`.
     Int(i64),
+    /// `INTS`.
+    Ints(&'a [i64]),
     /// `FLOAT`.
     Float(f32),
 }
@@ -114,7 +116,7 @@ pub fn node(
     name: &str,
     inputs: &[&str],
     outputs: &[&str],
-    attributes: &[(&str, Attribute)],
+    attributes: &[(&str, Attribute<'_>)],
 ) -> Message {
     let mut node = Message::new();
     node = inputs.iter().fold(node, |node, input| node.bytes(1, input));
@@ -125,6 +127,7 @@ pub fn node(
         let attribute = match *value {
             Attribute::Float(x) => attribute.float(2, x).int(20, 1),
             Attribute::Int(i) => attribute.int(3, i).int(20, 2),
+            Attribute::Ints(list) => list.iter().fold(attribute, |attribute, &i| attribute.int(8, i)).int(20, 7),
         };
         node = node.message(5, &attribute);
     }
@@ -185,9 +188,11 @@ pub struct Graph {
     pub inputs: Vec<Message>,
     /// What comes out.
     pub outputs: Vec<Message>,
+    /// A set of operators beside those of every model: domain and version.
+    pub operators: Option<(&'static str, u64)>,
 }
 
-/// `ModelProto` with opset 21 of ONNX and opset 1 of `com.microsoft`.
+/// `ModelProto` with opset 21 of ONNX, opset 1 of `com.microsoft` and the graph's own.
 pub fn model(name: &str, graph: &Graph, metadata: &[(&str, String)]) -> Message {
     let body = Message::new()
         .messages(1, &graph.nodes)
@@ -202,6 +207,10 @@ pub fn model(name: &str, graph: &Graph, metadata: &[(&str, String)]) -> Message 
         .bytes(3, env!("CARGO_PKG_VERSION"))
         .message(7, &body)
         .messages(8, &OPSETS.map(|(domain, version)| opset(domain, version as i64)));
+    let model = match graph.operators {
+        Some((domain, version)) => model.message(8, &opset(domain, version as i64)),
+        None => model,
+    };
     metadata.iter().fold(model, |model, (key, value)| model.message(14, &Message::new().bytes(1, key).bytes(2, value)))
 }
 
