@@ -77,7 +77,7 @@ fn others(c: &mut Criterion) {
         group.bench_function(id("attention, backward"), |b| {
             b.iter(|| {
                 let (dq, dk, dv) = (&mut dq, &mut dk, &mut dv);
-                attention::backward(precision, qs, ks, vs, &[0, 512], heads, &out, &lse, &q, dq, dk, dv);
+                attention::backward(precision, qs, ks, vs, &[0, 512], heads, &out, &lse, (&q, qs), dq, dk, dv);
             });
         });
     }

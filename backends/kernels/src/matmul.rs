@@ -26,7 +26,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 pub use self::kernel::Precision;
-use self::kernel::{LANES, PANEL, Set, Tile};
+use self::kernel::{LANES, PANEL, Set, Tile, Unpacked};
 use self::pack::Part;
 use self::packed::Right;
 use crate::buffers::{self, Buffer};
@@ -290,11 +290,15 @@ struct Task {
     columns: Range<usize>,
 }
 
+/// Bytes of a left operand that stay in a core's cache while one panel after the other is multiplied with it.
+const CACHED: usize = 640 << 10;
+
 /// Whether the right operand is packed for all tasks, which then take rows of the output: where it is not much larger
-/// than the left one and that has to be packed too. Else the left operand is packed or lies ready, and tasks take columns.
+/// than the left one. Else the left operand is packed, and tasks take columns; so they do if that lies ready and is small.
 fn by_rows(precision: Precision, a: &Mat<'_>, n: usize) -> bool {
     let ready = precision == Precision::Bf16 && in_place(precision, a).is_some();
-    !ready && a.rows >= ROWS && (n <= a.rows || n <= WIDE)
+    let small = 2 * a.rows * a.cols <= CACHED;
+    !(ready && small) && a.rows >= ROWS && (n <= a.rows || n <= WIDE)
 }
 
 /// [`products`] with the instructions of `set`.
@@ -327,10 +331,13 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
         terms.push(mine);
         // Whole groups of rows, so that no part ends with a slow remainder.
         let (rows, columns) = if by_rows {
-            (m.div_ceil(TASKS).next_multiple_of(24), n)
+            (m.div_ceil(TASKS).next_multiple_of(if precision == Precision::F32 { 24 } else { 12 }), n)
         } else {
-            let parts = (TASKS.div_ceil(n.div_ceil(PANEL).max(1))).min(m.div_ceil(ROWS)).max(1);
-            (m.div_ceil(parts).next_multiple_of(if precision == Precision::F32 { 48 } else { 6 }), PANEL)
+            // Narrow panels rather than panels that are packed for several tasks.
+            let narrow = precision == Precision::Bf16 && n > PANEL / 2 && n.div_ceil(PANEL) < TASKS;
+            let width = if narrow { PANEL / 2 } else { PANEL };
+            let parts = (TASKS.div_ceil(n.div_ceil(width).max(1))).min(m.div_ceil(ROWS)).max(1);
+            (m.div_ceil(parts).next_multiple_of(if precision == Precision::F32 { 48 } else { 12 }), width)
         };
         for first in (0..m).step_by(rows.max(1)) {
             for column in (0..n).step_by(columns.max(1)) {
@@ -358,84 +365,58 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
     }
 }
 
-/// A task with the left operand packed: its columns are packed as a panel, block by block of the inner dimension. What
-/// the next panel is packed from is fetched while this one is multiplied.
+/// Rows of the left operand that do not pay for packing the right one.
+const FEW: usize = 16;
+
+/// The elements of a right operand that can be multiplied where they lie, if slowly: rows of bf16, by [`narrow`].
+fn in_rows<'a>(set: Set, precision: Precision, b: &Mat<'a>) -> Option<&'a [bf16]> {
+    match b.data {
+        Elements::Bf16(data) if b.narrowed && b.col_stride == 1 => {
+            (precision == Precision::Bf16 && set == Set::Avx512Bf16).then_some(data)
+        }
+        _ => None,
+    }
+}
+
+/// A task with the left operand packed: its columns are packed as a panel, block by block of the inner dimension.
 fn columns_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, left: &Left<'_>, to: &Output, add: bool) {
-    /// Rows between which a part of the next panel is asked for.
-    const STRIP: usize = 96;
     debug_assert!(task.columns.end <= to.cols && task.columns.len() <= PANEL);
     let (vectors, depth, k) = (task.columns.len().div_ceil(LANES), DEPTH * precision.per_unit(), term.a.cols);
-    with_lines(DEPTH * PANEL, |panel| {
+    let unpacked = in_rows(set, precision, &term.b).filter(|_| task.rows.len() <= FEW);
+    with_lines(if unpacked.is_some() { 0 } else { DEPTH * PANEL }, |panel| {
         // An inner dimension of nothing still says what the output is.
         for start in (0..k.max(1)).step_by(depth) {
             let along = depth.min(k - start);
             let part = Part { start, along, first: task.columns.start, across: task.columns.len() };
-            pack::right(set, precision, &term.b, part, vectors, panel);
-            let (start_of_next, next) = match start + depth < k {
-                true => (start + depth, task.columns.clone()),
-                false => (0, task.columns.end..(task.columns.end + PANEL).min(to.cols)),
+            let tile = |b| Tile {
+                units: along.div_ceil(precision.per_unit()),
+                a: left.row(task.rows.start).wrapping_add(start / precision.per_unit()),
+                a_stride: left.stride,
+                b,
+                vectors,
+                columns: task.columns.len(),
+                // SAFETY: `MatMut` checked that its last element, and so this one, is inside.
+                c: unsafe { to.data.add(task.rows.start * to.row_stride + task.columns.start) },
+                c_stride: to.row_stride,
+                alpha: term.alpha,
+                add: add || start > 0,
             };
-            let ahead = Ahead::new(&term.b, start_of_next..(start_of_next + depth).min(k), next);
-            let strips = task.rows.len().div_ceil(STRIP);
-            for (strip, row) in task.rows.clone().step_by(STRIP).enumerate() {
-                ahead.fetch(strip, strips);
-                let tile = Tile {
-                    units: along.div_ceil(precision.per_unit()),
-                    a: left.row(row).wrapping_add(start / precision.per_unit()),
-                    a_stride: left.stride,
-                    b: panel.as_ptr(),
-                    vectors,
-                    columns: task.columns.len(),
-                    // SAFETY: `MatMut` checked that its last element, and so this one, is inside.
-                    c: unsafe { to.data.add(row * to.row_stride + task.columns.start) },
-                    c_stride: to.row_stride,
-                    alpha: term.alpha,
-                    add: add || start > 0,
-                };
-                // SAFETY: `Mat` and `MatMut` checked their extents, the loop keeps to them, `right` packed
-                // `units * vectors * LANES` units, and tiles of different tasks do not overlap.
-                unsafe { kernel::run(set, precision, STRIP.min(task.rows.end - row), tile) };
+            match unpacked {
+                Some(data) => {
+                    let first = data[start * term.b.row_stride + task.columns.start..].as_ptr().cast();
+                    let b = Unpacked { first, stride: term.b.row_stride, along };
+                    // SAFETY: as below; `along` rows of these columns lie from `first`, and `set` has the instructions.
+                    unsafe { kernel::run_unpacked(task.rows.len(), tile(panel.as_ptr()), b) };
+                }
+                None => {
+                    pack::right(set, precision, &term.b, part, vectors, panel);
+                    // SAFETY: `Mat` and `MatMut` checked their extents, the loop keeps to them, `right` packed
+                    // `units * vectors * LANES` units, and tiles of different tasks do not overlap.
+                    unsafe { kernel::run(set, precision, task.rows.len(), tile(panel.as_ptr())) };
+                }
             }
         }
     });
-}
-
-/// A part of an operand that is soon packed: runs of bytes, one a row or column.
-struct Ahead {
-    first: *const u8,
-    runs: usize,
-    /// Bytes from one run to the next.
-    stride: usize,
-    /// Bytes of a run.
-    len: usize,
-}
-
-impl Ahead {
-    /// `rows` of the columns `columns` of `b`; nothing, where it does not lie in runs.
-    fn new(b: &Mat<'_>, rows: Range<usize>, columns: Range<usize>) -> Self {
-        let (data, size) = match b.data {
-            Elements::F32(x) => (x.as_ptr().cast::<u8>(), 4),
-            Elements::Bf16(x) => (x.as_ptr().cast(), 2),
-            Elements::F16(x) => (x.as_ptr().cast(), 2),
-        };
-        let (runs, stride, len) = match (b.row_stride, b.col_stride) {
-            (stride, 1) => (rows.len(), stride, columns.len()),
-            (1, stride) => (columns.len(), stride, rows.len()),
-            _ => (0, 0, 0),
-        };
-        let first = rows.start * b.row_stride + columns.start * b.col_stride;
-        let runs = if len == 0 { 0 } else { runs };
-        Ahead { first: data.wrapping_add(first * size), runs, stride: stride * size, len: len * size }
-    }
-
-    /// Asks for the share `part` of `parts`.
-    fn fetch(&self, part: usize, parts: usize) {
-        const LINE: usize = 64;
-        for run in self.runs * part / parts..self.runs * (part + 1) / parts {
-            let run = self.first.wrapping_add(run * self.stride);
-            (0..self.len.div_ceil(LINE) + 1).for_each(|line| kernel::prefetch(run.wrapping_add(line * LINE)));
-        }
-    }
 }
 
 /// A task with the right operand packed: its rows are packed unless they can be read in place, block by block of the
@@ -567,6 +548,41 @@ mod tests {
                             assert!(error < 1e-5 * (1.0 + size[i]), "{precision:?} {m}x{n}x{k}: {error}");
                         }
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn operands_that_were_rounded_before_give_the_bits_of_those_that_are_rounded_on_the_way() {
+        // Few rows and many, odd and even inner dimensions, narrow and wide outputs, several blocks.
+        for (m, n, k) in
+            [(8, 200, 130), (5, 33, 65), (16, 1100, 1300), (13, 7, 9), (200, 600, 64), (600, 96, 700), (40, 3, 1)]
+        {
+            let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+            let rounded = |x: &[f32]| {
+                let mut y = vec![bf16::ZERO; x.len()];
+                narrow(x, &mut y);
+                y
+            };
+            let (an, bn) = (rounded(&a), rounded(&b));
+            let transposed = |x: &[bf16], rows: usize, cols: usize| -> Vec<bf16> {
+                (0..cols).flat_map(|j| (0..rows).map(move |i| x[i * cols + j])).collect()
+            };
+            let (at, bt) = (transposed(&an, m, k), transposed(&bn, k, n));
+            let mut want = vec![0.5f32; m * n];
+            let plain = (Mat::new(&a, m, k), Mat::new(&b, k, n));
+            product(Precision::Bf16, MatMut::new(&mut want, m, n), 0.3, plain.0, plain.1, true, Threads::Pool);
+            for a in [Mat::narrowed(&an, m, k), Mat::narrowed(&at, k, m).t(), plain.0] {
+                for b in [
+                    Mat::narrowed(&bn, k, n),
+                    Mat::narrowed(&bt, n, k).t(),
+                    Mat::of(Elements::Bf16(&bn), k, n),
+                    plain.1,
+                ] {
+                    let mut got = vec![0.5f32; m * n];
+                    product(Precision::Bf16, MatMut::new(&mut got, m, n), 0.3, a, b, true, Threads::Pool);
+                    assert_eq!(got, want, "{m}x{n}x{k}");
                 }
             }
         }

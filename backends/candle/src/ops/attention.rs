@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::buffers::{self, Buffer};
 use super::matmul::packed::{Right, multiply};
-use super::matmul::{Mat, MatMut, Precision};
+use super::matmul::{Mat, MatMut, Precision, narrow, narrow_here};
 use super::simd::{dot, exp, max, simd, sum_of};
 
 /// Queries a block holds.
@@ -129,6 +129,7 @@ pub fn forward(
         let &Block { row, start, first, last } = block;
         let (n, context) = (last - first, last - start);
         let mut p = buffers::take(n * context);
+        let mut rounded = Rounded::new(precision, n * context);
         for h in 0..heads.queries {
             let [key, value] = &packed[row * heads.keys + h / heads.group()];
             let query = q.part(first..last, heads.columns(h));
@@ -145,13 +146,37 @@ pub fn forward(
                         let inverse = 1.0 / sum;
                         seen.iter_mut().for_each(|p| *p *= inverse);
                         lse[i * heads.queries + h] = top + sum.ln();
+                        rounded.row(i, p);
                     }
                 },
             );
             let out = MatMut::strided(&mut out[h * d..], n, d, qw);
-            multiply(out, 1.0, Mat::new(&p, n, context), value, false);
+            multiply(out, 1.0, rounded.mat(&p, n, context), value, false);
         }
     });
+}
+
+/// Rows that products in bf16 read, rounded while they are in the nearest cache; nothing in f32.
+struct Rounded(Option<Buffer>);
+
+impl Rounded {
+    /// For `n` numbers.
+    fn new(precision: Precision, n: usize) -> Self {
+        Rounded((precision == Precision::Bf16).then(|| buffers::take(n.div_ceil(2))))
+    }
+    /// Row `i`, of the length that all rows have.
+    fn row(&mut self, i: usize, row: &[f32]) {
+        if let Some(buffer) = &mut self.0 {
+            narrow_here(row, &mut bytemuck::cast_slice_mut(buffer)[i * row.len()..(i + 1) * row.len()]);
+        }
+    }
+    /// `[rows, columns]` as products read it: `x`, or what was made of its rows.
+    fn mat<'a>(&'a self, x: &'a [f32], rows: usize, columns: usize) -> Mat<'a> {
+        match &self.0 {
+            Some(buffer) => Mat::narrowed(&bytemuck::cast_slice(buffer)[..rows * columns], rows, columns),
+            None => Mat::new(x, rows, columns),
+        }
+    }
 }
 
 /// A block of queries and one head of the group that reads the same keys.
@@ -206,7 +231,7 @@ fn tasks(precision: Precision, starts: &[usize], heads: Heads) -> Vec<Task> {
 /// they see.
 struct Share([Buffer; 3]);
 
-/// Gradients of `q`, `k` and `v` given `dout`; what was in them is overwritten.
+/// Gradients of `q`, `k` and `v` given `dout`, and `dout` as products read it; what was in them is overwritten.
 #[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
 pub fn backward(
     precision: Precision,
@@ -217,7 +242,7 @@ pub fn backward(
     heads: Heads,
     out: &[f32],
     lse: &[f32],
-    dout: &[f32],
+    (dout, upstreams): (&[f32], Mat<'_>),
     dq: &mut [f32],
     dk: &mut [f32],
     dv: &mut [f32],
@@ -235,6 +260,7 @@ pub fn backward(
         let longest = task.pairs.iter().map(|p| (p.block.last - p.block.first) * (p.block.last - p.block.start)).max();
         let [mut dqs, mut dks, mut dvs] = [queries * d, seen * d, seen * d].map(buffers::take);
         let [mut p, mut ds] = [0, 1].map(|_| buffers::take(longest.unwrap_or(0)));
+        let [mut rounded_p, mut rounded_ds] = [0, 1].map(|_| Rounded::new(precision, longest.unwrap_or(0)));
         dks.fill(0.0);
         dvs.fill(0.0);
         let mut done = 0;
@@ -242,30 +268,33 @@ pub fn backward(
             let h = task.head * heads.group() + g;
             let (b, context) = (last - first, last - start);
             let (p, ds) = (&mut p[..b * context], &mut ds[..b * context]);
-            let query = q.part(first..last, heads.columns(h));
-            let upstream = Mat::strided(&dout[first * qw + h * d..], b, d, qw);
+            let [query, upstream] = [q, upstreams].map(|x| x.part(first..last, heads.columns(h)));
             multiply(MatMut::new(p, b, context), heads.scale(), query, key_t, false);
             multiply(MatMut::new(ds, b, context), 1.0, upstream, value_t, false);
             simd(
                 #[inline(always)]
                 || {
-                    for (i, (p, ds)) in p.chunks_exact_mut(context).zip(ds.chunks_exact_mut(context)).enumerate() {
+                    for (i, (p_row, ds_row)) in
+                        p.chunks_exact_mut(context).zip(ds.chunks_exact_mut(context)).enumerate()
+                    {
                         let (token, seen) = (first + i, first - start + i + 1);
                         let at = token * qw + h * d;
                         let delta = dot(&out[at..at + d], &dout[at..at + d]);
                         let lse = lse[token * heads.queries + h];
-                        let (p, p_future) = p.split_at_mut(seen);
-                        let (ds, ds_future) = ds.split_at_mut(seen);
+                        let (p, p_future) = p_row.split_at_mut(seen);
+                        let (ds, ds_future) = ds_row.split_at_mut(seen);
                         p_future.fill(0.0);
                         ds_future.fill(0.0);
                         for (p, ds) in p.iter_mut().zip(ds) {
                             *p = exp(*p - lse);
                             *ds = *p * (*ds - delta);
                         }
+                        rounded_p.row(i, p_row);
+                        rounded_ds.row(i, ds_row);
                     }
                 },
             );
-            let (p, ds) = (Mat::new(p, b, context), Mat::new(ds, b, context));
+            let (p, ds) = (rounded_p.mat(p, b, context), rounded_ds.mat(ds, b, context));
             multiply(MatMut::new(&mut dqs[done..], b, d), heads.scale(), ds, key, false);
             done += b * d;
             let dks = MatMut::new(&mut dks[..context * d], context, d);
@@ -385,8 +414,8 @@ mod tests {
         let [qs, ks, vs] = mats([&q, &k, &v]);
         forward(precision, qs, ks, vs, starts, HEADS, &mut out, &mut lse);
         let (mut dq, mut dk, mut dv) = (vec![9f32; qn], vec![9f32; kn], vec![9f32; kn]);
-        let [qs, ks, vs] = mats([&q, &k, &v]);
-        backward(precision, qs, ks, vs, starts, HEADS, &out, &lse, &g, &mut dq, &mut dk, &mut dv);
+        let ([qs, ks, vs], [gs, ..]) = (mats([&q, &k, &v]), mats([&g, &k, &v]));
+        backward(precision, qs, ks, vs, starts, HEADS, &out, &lse, (&g, gs), &mut dq, &mut dk, &mut dv);
         [q, k, v, g, out, dq, dk, dv]
     }
 
@@ -437,8 +466,8 @@ mod tests {
                 let [qs, ks, vs] = mats([&q, &k, &v]);
                 forward(precision, qs, ks, vs, &[0, n], HEADS, &mut out, &mut lse);
                 let (mut dq, mut dk, mut dv) = (vec![9f32; n * qw], vec![9f32; n * kw], vec![9f32; n * kw]);
-                let [qs, ks, vs] = mats([&q, &k, &v]);
-                backward(precision, qs, ks, vs, &[0, n], HEADS, &out, &lse, &g, &mut dq, &mut dk, &mut dv);
+                let ([qs, ks, vs], [gs, ..]) = (mats([&q, &k, &v]), mats([&g, &k, &v]));
+                backward(precision, qs, ks, vs, &[0, n], HEADS, &out, &lse, (&g, gs), &mut dq, &mut dk, &mut dv);
                 for (alone, (of, width)) in [out, dq, dk, dv].iter().zip(all.iter().zip([qw, qw, kw, kw])) {
                     assert_eq!(*alone, part(of, width), "{precision:?}");
                 }

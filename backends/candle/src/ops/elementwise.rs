@@ -19,11 +19,20 @@ pub fn add(x: &mut [f32], y: &[f32]) {
 /// `x += alpha y^T`: `x` `[rows, columns]`, `y` `[columns, rows]`.
 pub fn add_turned(x: &mut [f32], alpha: f32, y: &[f32], columns: usize) {
     let rows = x.len() / columns.max(1);
-    x.par_chunks_mut(CHUNK / 4 / columns.max(1) * columns.max(1)).enumerate().for_each(|(chunk, x)| {
-        let first = chunk * (CHUNK / 4 / columns.max(1));
-        for (i, x) in x.chunks_exact_mut(columns).enumerate() {
-            x.iter_mut().enumerate().for_each(|(j, x)| *x = alpha.mul_add(y[j * rows + first + i], *x));
-        }
+    let each = (CHUNK / 4 / columns.max(1)).max(1);
+    x.par_chunks_mut(each * columns.max(1)).enumerate().for_each(|(chunk, x)| {
+        simd(
+            #[inline(always)]
+            || {
+                let here = x.len() / columns;
+                for j in 0..columns {
+                    let y = &y[j * rows + chunk * each..][..here];
+                    for (x, y) in x.chunks_exact_mut(columns).zip(y) {
+                        x[j] = alpha.mul_add(*y, x[j]);
+                    }
+                }
+            },
+        );
     });
 }
 

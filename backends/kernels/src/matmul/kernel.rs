@@ -154,6 +154,32 @@ pub struct Tile {
     pub add: bool,
 }
 
+/// A right operand that is multiplied where it lies: rows of bf16.
+#[derive(Clone, Copy)]
+pub struct Unpacked {
+    /// The first row's first column.
+    pub first: *const u16,
+    /// Elements from one row to the next.
+    pub stride: usize,
+    /// Rows.
+    pub along: usize,
+}
+
+/// Computes `rows` rows of a bf16 tile whose right operand is `b` in place of the tile's own; a pair of its rows is put
+/// side by side for every group of rows, so that few should be asked for. The bits are those of [`run`].
+///
+/// # Safety
+/// As [`run`], with `b.along` rows of `columns` elements; the CPU must have AVX512-BF16.
+pub unsafe fn run_unpacked(rows: usize, tile: Tile, b: Unpacked) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        x86::run_unpacked(rows, tile, b);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (rows, tile, b);
+}
+
 /// Asks for the cache line of an address, which need not be one of this process; nothing happens where that cannot be.
 #[inline(always)]
 pub fn prefetch(address: *const u8) {
@@ -244,7 +270,7 @@ unsafe fn portable(precision: Precision, rows: usize, t: Tile) {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{LANES, Tile};
+    use super::{LANES, Tile, Unpacked};
 
     /// One unit of one row times one vector of columns.
     trait Step {
@@ -331,6 +357,83 @@ mod x86 {
                     };
                     _mm512_mask_storeu_ps(c, mask, sum);
                 }
+            }
+        }
+    }
+
+    /// `ROWS` rows of two vectors, the right operand's rows put side by side on the way.
+    ///
+    /// # Safety
+    /// As [`super::run_unpacked`].
+    #[inline(always)]
+    unsafe fn unpacked<const ROWS: usize>(t: &Tile, b: Unpacked, first: usize) {
+        /// Rows between a load and the fetching of what comes later.
+        const AHEAD: usize = 24;
+        // SAFETY: the caller's promise; masks keep to the columns and to the rows that are there.
+        unsafe {
+            let low = _mm512_set_epi16(
+                47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2,
+                33, 1, 32, 0,
+            );
+            let high = _mm512_add_epi16(low, _mm512_set1_epi16(LANES as i16));
+            for column in (0..t.columns).step_by(2 * LANES) {
+                let width = (t.columns - column).min(2 * LANES);
+                let mask = if width == 2 * LANES { u32::MAX } else { (1u32 << width) - 1 };
+                let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+                let mut a = t.a.add(first * t.a_stride);
+                let mut row = b.first.add(column);
+                for u in 0..t.units {
+                    let second = if 2 * u + 1 < b.along { mask } else { 0 };
+                    let (x, y) = (
+                        _mm512_maskz_loadu_epi16(mask, row.cast()),
+                        _mm512_maskz_loadu_epi16(second, row.wrapping_add(b.stride).cast()),
+                    );
+                    super::prefetch(row.wrapping_add(AHEAD * b.stride).cast());
+                    super::prefetch(row.wrapping_add((AHEAD + 1) * b.stride).cast());
+                    let columns = [_mm512_permutex2var_epi16(x, low, y), _mm512_permutex2var_epi16(x, high, y)];
+                    for r in 0..ROWS {
+                        let row = _mm512_set1_epi32(*a.add(r * t.a_stride) as i32);
+                        for v in 0..2 {
+                            sums[r][v] = Pair::step(row, columns[v], sums[r][v]);
+                        }
+                    }
+                    a = a.add(1);
+                    row = row.wrapping_add(2 * b.stride);
+                }
+                let alpha = _mm512_set1_ps(t.alpha);
+                for r in 0..ROWS {
+                    for v in 0..2 {
+                        let mask = (mask >> (v * LANES)) as __mmask16;
+                        let c = t.c.wrapping_add((first + r) * t.c_stride + column + v * LANES);
+                        let sum = match t.add {
+                            true => _mm512_fmadd_ps(alpha, sums[r][v], _mm512_maskz_loadu_ps(mask, c)),
+                            false => _mm512_mul_ps(alpha, sums[r][v]),
+                        };
+                        _mm512_mask_storeu_ps(c, mask, sum);
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`super::run_unpacked`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    pub unsafe fn run_unpacked(rows: usize, t: Tile, b: Unpacked) {
+        let mut first = 0;
+        // SAFETY: the caller's promise; every group ends at `rows`.
+        unsafe {
+            while rows - first >= 8 {
+                unpacked::<8>(&t, b, first);
+                first += 8;
+            }
+            if rows - first >= 4 {
+                unpacked::<4>(&t, b, first);
+                first += 4;
+            }
+            while rows > first {
+                unpacked::<1>(&t, b, first);
+                first += 1;
             }
         }
     }

@@ -4,13 +4,14 @@
 //! Logits stay f32. Between the two passes they wait in memory, block after block; the sums of the softmax and the
 //! gradient of the hidden states are put together from the blocks in their order.
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::Sum;
 use crate::ops::buffers;
 use crate::ops::mapped::Elements;
 use crate::ops::matmul::packed::{Right, Rows, multiply, multiply_rows};
-use crate::ops::matmul::{Mat, MatMut, Precision, Threads};
+use crate::ops::matmul::{Mat, MatMut, Precision, Threads, narrow_here};
 use crate::ops::simd::{exp, max, simd, sum_of};
 
 /// Words of a block: its logits for the tokens of a chunk, and its rows of the projection, fit into a core's cache.
@@ -128,24 +129,26 @@ fn one_chunk(
     };
     let work = logits.par_chunks_mut(each * n * BLOCK).zip(sums.par_chunks_mut(n * width)).zip(dheads);
     work.with_max_len(1).enumerate().for_each(|(part, ((logits, sum), mut dhead))| {
+        let mut rounded = buffers::take((n * BLOCK).div_ceil(2));
         for (i, logits) in logits.chunks_exact_mut(n * BLOCK).enumerate() {
             let block = part * each + i;
             let words = words(block);
+            let rounded: &mut [bf16] = &mut bytemuck::cast_slice_mut(&mut rounded)[..n * words];
             simd(
                 #[inline(always)]
                 || {
-                    for (row, lse) in logits.chunks_exact_mut(BLOCK).zip(&lse) {
-                        row[..words].iter_mut().for_each(|l| *l = exp(*l - lse) * scale);
+                    let rows = logits.chunks_exact_mut(BLOCK).zip(rounded.chunks_exact_mut(words));
+                    for (t, ((row, rounded), lse)) in rows.zip(&lse).enumerate() {
+                        let row = &mut row[..words];
+                        row.iter_mut().for_each(|l| *l = exp(*l - lse) * scale);
+                        if targets[t] as usize / BLOCK == block {
+                            row[targets[t] as usize % BLOCK] -= scale;
+                        }
+                        narrow_here(row, rounded);
                     }
                 },
             );
-            for t in 0..n {
-                let (of, at) = place(t);
-                if of == block {
-                    logits[at] -= scale;
-                }
-            }
-            let d = Mat::strided(logits, n, words, BLOCK);
+            let d = Mat::narrowed(rounded, n, words);
             let weights = Right::new(PRECISION, rows_of(block));
             multiply(MatMut::new(sum, n, width), 1.0, d, &weights, i > 0);
             if let Some(dhead) = &mut dhead {
