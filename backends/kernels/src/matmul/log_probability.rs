@@ -104,7 +104,7 @@ fn add(part: &mut Part, logits: &[f32], first: u32, target: u32) {
         part.token = first + logits.iter().position(|&x| x == largest).unwrap_or_default() as u32;
     }
     let largest = part.largest;
-    part.sum += f64::from(simd::sum_by(logits.len(), |i| simd::exp(logits[i] - largest)));
+    part.sum += f64::from(simd::sum_of([logits], |[l]| simd::exp(l - largest)));
     if let Some(logit) = logits.get(target.wrapping_sub(first) as usize) {
         part.target = *logit;
     }
