@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::buffers::{self, Buffer};
 use super::matmul::packed::{Right, multiply};
-use super::matmul::{Mat, MatMut, Precision, narrow, narrow_here};
+use super::matmul::{Mat, MatMut, Precision, narrow_here};
 use super::simd::{dot, exp, max, simd, sum_of};
 
 /// Queries a block holds.
