@@ -11,6 +11,7 @@
 
 pub mod amx;
 pub mod executor;
+pub mod gated;
 pub mod kernel;
 pub mod log_probability;
 pub mod pack;

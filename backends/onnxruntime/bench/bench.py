@@ -44,13 +44,15 @@ def decode(worker, new, batch=1):
     return batch * new / (long - short)
 
 
-def table(title, results, reference):
-    print(f"\n### {title}\n\n| | tokens/s, median | all | ratio |\n| :-- | --: | :-- | --: |")
-    ours = statistics.median(results[reference])
+def table(title, results, *references):
+    ours = {name: statistics.median(results[name]) for name in references if name in results}
+    heads = "".join(f" {name}, times |" for name in ours)
+    print(f"\n### {title}\n\n| | tokens/s, median | all |{heads}\n| :-- | --: | :-- |{' --: |' * len(ours)}")
     for name, values in results.items():
         median = statistics.median(values)
         every = ", ".join(f"{v:.1f}" for v in values)
-        print(f"| {name} | {median:.1f} | {every} | {ours / median:.2f} |")
+        ratios = "".join(f" {speed / median:.2f} |" for speed in ours.values())
+        print(f"| {name} | {median:.1f} | {every} |{ratios}")
     print(flush=True)
 
 
@@ -79,6 +81,7 @@ def main():
     parse.add_argument("--batches", type=int, nargs="*", default=[8, 32])
     parse.add_argument("--only", help="just the workers (and batch sizes) whose name holds this")
     parse.add_argument("--record", help="a JSON file that rounds are added to; the table is of all rounds in it")
+    parse.add_argument("--standard", action="store_true", help="also our f32 in standard operators")
     parse.add_argument("--option", action="append", default=[], help="KEY=JSON for Karat's backend")
     args = parse.parse_args()
     options = {k: json.loads(v) for k, v in (o.split("=", 1) for o in args.option)}
@@ -89,9 +92,9 @@ def main():
     def wanted(name):
         return not args.only or args.only in name
 
-    def karat(name="Karat f32", **more):
+    def karat(name="Karat f32", dtype="f32", **more):
         worker = Worker(name, [args.karat])
-        worker.ask(open=args.model, threads=args.threads, options={**options, **more})
+        worker.ask(open=args.model, threads=args.threads, dtype=dtype, options={**options, **more})
         return worker
 
     def torch(dtype):
@@ -106,6 +109,10 @@ def main():
 
     # A worker is opened if any of its names may be wanted: those of a suite have their batch size at the end.
     starts = [("Karat f32", karat)]
+    if args.piece != "int4":
+        starts.append(("Karat bf16", lambda: karat("Karat bf16", dtype="bf16")))
+    if args.standard:
+        starts.append(("Karat f32, standard operators", lambda: karat("Karat f32, standard operators", operators="standard")))
     if args.piece in ("int4", "score"):
         few = "int4" if args.piece == "int4" else "int8"
         starts.append((f"Karat {few}", lambda: karat(f"Karat {few}", weights=few)))
@@ -127,8 +134,8 @@ def main():
                 # The first turn warms caches and allocators.
                 if turn > 0:
                     note(worker.name, speed)
-        reference = "Karat int4" if args.piece == "int4" else "Karat f32"
-        table(f"decode at batch 1, {args.new} tokens after 32", results, reference)
+        references = ["Karat int4"] if args.piece == "int4" else ["Karat f32", "Karat bf16"]
+        table(f"decode at batch 1, {args.new} tokens after 32", results, *references)
     elif args.piece == "score":
         asked = rows(24, 48, 256)
         count = sum(map(len, asked))
@@ -139,7 +146,7 @@ def main():
                     told = worker.ask(score=asked, **({"batch": batch} if batch else {}))
                     if turn > 0:
                         note(worker.name + (f", batch {batch}" if batch else ""), count / told["seconds"])
-        table(f"scoring 24 rows of 48 to 256 tokens, {count} in all", results, "Karat f32")
+        table(f"scoring 24 rows of 48 to 256 tokens, {count} in all", results, "Karat f32", "Karat bf16")
     else:
         if args.prompts:
             given = json.loads(pathlib.Path(args.prompts).read_text())
@@ -169,7 +176,7 @@ def main():
             new, scored = news[0], sum(map(len, references)) / len(references)
             print(f"{new:.0f} new and {scored:.0f} scored tokens an item")
             whole = {n: [new / (new / r[0] + scored / r[1]) for r in rates] for n, rates in results.items()}
-            table("a whole evaluation: new tokens a second, scoring included", whole, "Karat f32")
+            table("a whole evaluation: new tokens a second, scoring included", whole, "Karat f32", "Karat bf16")
 
 
 main()

@@ -39,6 +39,7 @@ use karat::backend::{
 };
 
 use export::Exported;
+use karat_kernels::matmul::kernel::Set;
 use operators::Operators;
 use provider::Provider;
 pub use runtime::fetch_runtime;
@@ -92,6 +93,9 @@ impl Backend for OnnxRuntimeBackend {
         let merged = config.merge_into.as_deref().map(|folder| merge(config, folder)).transpose()?;
         let config = merged.as_ref().unwrap_or(config);
         let (provider, operators) = settle(config, &options, asked, &loaded)?;
+        if operators == Operators::Karat {
+            Set::chosen().as_ref().map_err(BackendError::unsupported)?;
+        }
         let exported = export::open_or_export(config, &options, operators)?;
         let weights = exported.manifest.weights;
         // f32 is also what is asked for when nobody asks.

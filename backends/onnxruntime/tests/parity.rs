@@ -6,8 +6,9 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use karat::backend::{GenerateConfig, StopReason};
+use karat::backend::{GenerateConfig, OpenConfig, StopReason};
 use safetensors::SafeTensors;
+use serde_json::json;
 use support::*;
 
 fn forward_agrees(model: &str, numbers_file: &str) {
@@ -19,8 +20,21 @@ fn folder_agrees(model: &Path, numbers_file: &Path) {
     if !runtime_is_there() {
         return;
     }
+    for operators in ["standard", "karat"] {
+        graph_agrees(model, numbers_file, operators);
+    }
+}
+
+fn graph_agrees(model: &Path, numbers_file: &Path, operators: &str) {
     let cache = tempfile::tempdir().unwrap();
-    let mut session = open(model, cache.path(), |config| config.threads = 4).unwrap();
+    let open_with = |threads: usize| {
+        let change = |config: &mut OpenConfig| {
+            config.threads = threads;
+            config.options.insert("operators".into(), json!(operators));
+        };
+        open(model, cache.path(), change).unwrap()
+    };
+    let mut session = open_with(4);
     let expected = read_json(numbers_file);
     let prompts = expected["prompts"].as_array().unwrap();
     let rows: Vec<Vec<u32>> = prompts.iter().map(|p| ids(&p["input_ids"])).collect();
@@ -30,11 +44,12 @@ fn folder_agrees(model: &Path, numbers_file: &Path) {
     let wanted: Vec<f64> = prompts.iter().flat_map(|p| numbers(&p["token_logprobs"])).collect();
     assert_eq!(scores.logprobs.len(), wanted.len());
     let worst = scores.logprobs.iter().zip(&wanted).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
-    println!("{}: largest difference of {} log-probabilities: {worst:.2e}", model.display(), wanted.len());
+    let count = wanted.len();
+    println!("{} ({operators}): largest difference of {count} log-probabilities: {worst:.2e}", model.display());
     assert!(worst < 1e-4, "{worst}");
 
     // The same bits from one thread as from all, at a size where products are divided among them.
-    let mut alone = open(model, cache.path(), |config| config.threads = 1).unwrap();
+    let mut alone = open_with(1);
     assert!(score(&mut alone, &rows) == scores, "scores depend on the number of threads");
 
     let stop = read_json(&model.join("config.json"))["eos_token_id"].as_u64().unwrap() as u32;

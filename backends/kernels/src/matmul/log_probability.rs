@@ -5,15 +5,18 @@
 //! of `e^(logit - largest)` (Milakov and Gimelshein, arXiv 1805.02867). Blocks are merged in the order of the vocabulary, so
 //! threads and other rows change no bits.
 #![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop, reason = "constant bounds, so that registers are used instead of memory")]
 
 use super::executor::Executor;
-use super::kernel::{PANEL, Precision, Set};
+use super::kernel::{LANES, PANEL, Precision, Set};
 use super::stored::{Pieces, Rows, Stored};
 use crate::buffers;
 use crate::simd;
 
 /// Panels of a block of the vocabulary.
 const BLOCK: usize = 16;
+/// Logits of a row that are computed before they are looked at.
+const WIDTH: usize = 4 * PANEL;
 /// Rows of a task at most.
 const ROWS: usize = 240;
 
@@ -68,19 +71,22 @@ fn log_probabilities_by(
         on.each(blocks * groups, &|task| {
             let (block, first) = (task / groups, task % groups * ROWS);
             let rows = first..(first + ROWS).min(m);
-            let mut logits = buffers::take(rows.len() * PANEL);
+            let mut logits = buffers::take(rows.len() * WIDTH);
             let mut kept = [NOTHING; ROWS];
-            for panel in block * BLOCK..((block + 1) * BLOCK).min(panels) {
-                let columns = PANEL.min(vocab - panel * PANEL);
-                // SAFETY: the buffer has room for these rows of the panel's columns, and is this task's own.
-                unsafe { left.times(rows.clone(), &head, panel, logits.as_mut_ptr(), columns) };
-                let first_token = (panel * PANEL) as u32;
+            let end = ((block + 1) * BLOCK * PANEL).min(vocab);
+            for first_token in (block * BLOCK * PANEL..end).step_by(WIDTH) {
+                let columns = WIDTH.min(end - first_token);
+                for column in (0..columns).step_by(PANEL) {
+                    let (panel, c) = ((first_token + column) / PANEL, logits[column..].as_mut_ptr());
+                    // SAFETY: the buffer has room for these rows of `columns` logits, and is this task's own.
+                    unsafe { left.times(rows.clone(), &head, panel, c, columns) };
+                }
                 simd::simd(
                     #[inline(always)]
                     || {
                         let of_rows = kept.iter_mut().zip(logits.chunks_exact(columns)).zip(&targets[rows.clone()]);
                         for ((part, logits), &target) in of_rows {
-                            add(part, logits, first_token, target);
+                            add(part, logits, first_token as u32, target);
                         }
                     },
                 );
@@ -97,17 +103,47 @@ fn log_probabilities_by(
 /// Adds the logits of the tokens from `first` on.
 #[inline(always)]
 fn add(part: &mut Part, logits: &[f32], first: u32, target: u32) {
-    let largest = simd::max(logits);
+    // Sixteen lanes in a fixed order, over chunks of known length, so that they are registers.
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for l in 0..LANES {
+            lanes[l] = if chunk[l] > lanes[l] { chunk[l] } else { lanes[l] };
+        }
+    }
+    let largest = simd::max(rest).max(highest(lanes));
     if largest > part.largest {
         part.sum *= f64::from(part.largest - largest).exp();
         part.largest = largest;
         part.token = first + logits.iter().position(|&x| x == largest).unwrap_or_default() as u32;
     }
     let largest = part.largest;
-    part.sum += f64::from(simd::sum_of([logits], |[l]| simd::exp(l - largest)));
+    let mut sums = [0f32; LANES];
+    for chunk in chunks {
+        for l in 0..LANES {
+            sums[l] += simd::exp(chunk[l] - largest);
+        }
+    }
+    for (sum, &logit) in sums.iter_mut().zip(rest) {
+        *sum += simd::exp(logit - largest);
+    }
+    part.sum += f64::from(simd::sum_of([&sums], |[x]| x));
     if let Some(logit) = logits.get(target.wrapping_sub(first) as usize) {
         part.target = *logit;
     }
+}
+
+/// The largest of the lanes.
+#[inline(always)]
+fn highest(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] = if lanes[l + width] > lanes[l] { lanes[l + width] } else { lanes[l] };
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 fn merged<'a>(parts: impl Iterator<Item = &'a Part> + Clone, target: u32) -> (f32, bool) {

@@ -89,7 +89,7 @@ impl<T> Pieces<T> {
     }
 
     /// Where an element is.
-    fn at(&self, offset: usize) -> *mut T {
+    pub(super) fn at(&self, offset: usize) -> *mut T {
         debug_assert!(offset < self.len);
         self.data.wrapping_add(offset)
     }
@@ -276,10 +276,10 @@ unsafe fn widened(set: Set, rows: usize, tile: Tile, along: usize, pairs: &[u32]
 const FEW: usize = 16;
 
 /// Rows of a task at most: what is computed of them stays in the cache.
-const MOST: usize = 480;
+pub(super) const MOST: usize = 480;
 
 /// Rows that each task takes of `m`, where there are so many panels.
-fn rows_of_task(m: usize, panels: usize, most: usize) -> usize {
+pub(super) fn rows_of_task(m: usize, panels: usize, most: usize) -> usize {
     let parts = TASKS.div_ceil(panels.max(1)).min(m.div_ceil(ROWS)).max(m.div_ceil(most)).max(1);
     // Whole groups of rows, so that no part ends with a slow remainder.
     m.div_ceil(parts).max(1).next_multiple_of(48)
@@ -333,67 +333,6 @@ impl Stored<'_> {
     }
 }
 
-/// `silu(x G^T) * (x U^T)`, `silu(z) = z / (1 + e^-z)` (Shazeer, arXiv 2002.05202), of `x` `[m, k]` into `output` `[m, n]`.
-///
-/// # Panics
-/// As [`multiply`].
-pub fn swiglu(
-    precision: Precision,
-    x: &[f32],
-    k: usize,
-    [gate, up]: [Stored<'_>; 2],
-    output: &mut [f32],
-    on: &dyn Executor,
-) {
-    swiglu_by(Set::of_this_cpu(), precision, x, k, [gate, up], output, on);
-}
-
-fn swiglu_by(
-    set: Set,
-    precision: Precision,
-    x: &[f32],
-    k: usize,
-    [gate, up]: [Stored<'_>; 2],
-    output: &mut [f32],
-    on: &dyn Executor,
-) {
-    let left = Rows::new(set, precision, x, k, on);
-    let n = gate.n;
-    gate.fits(precision, k);
-    up.fits(precision, k);
-    assert!(up.n == n && output.len() == left.m * n, "gate and up of {n} and {}, output {}", up.n, output.len());
-    let panels = n.div_ceil(PANEL);
-    let rows = rows_of_task(left.m, panels, MOST / 2);
-    let parts = left.m.div_ceil(rows);
-    let output = Pieces::new(output, 1);
-    on.each(panels * parts, &|task| {
-        let (panel, first) = (task / parts, task % parts * rows);
-        let rows = first..(first + rows).min(left.m);
-        let columns = PANEL.min(n - panel * PANEL);
-        let size = rows.len() * columns;
-        let mut both = buffers::take(2 * size);
-        let (gates, ups) = both.split_at_mut(size);
-        // SAFETY: the buffers have room for these rows of the panel's columns, and are this task's own.
-        unsafe {
-            left.times(rows.clone(), &gate, panel, gates.as_mut_ptr(), columns);
-            left.times(rows.clone(), &up, panel, ups.as_mut_ptr(), columns);
-        }
-        for (i, row) in rows.enumerate() {
-            // SAFETY: a row of the panel's columns inside the output; no two tasks have a tile in common.
-            let out = unsafe { std::slice::from_raw_parts_mut(output.at(row * n + panel * PANEL), columns) };
-            let (gates, ups) = (&gates[i * columns..][..columns], &ups[i * columns..][..columns]);
-            crate::simd::simd(
-                #[inline(always)]
-                || {
-                    for ((out, &gate), &up) in out.iter_mut().zip(gates).zip(ups) {
-                        *out = gate * crate::simd::sigmoid(gate) * up;
-                    }
-                },
-            );
-        }
-    });
-}
-
 /// Rows `ids` of a weight into `output` `[ids, k]`.
 ///
 /// # Panics
@@ -412,162 +351,4 @@ pub fn gather(weight: Stored<'_>, ids: &[usize], output: &mut [f32], on: &dyn Ex
 }
 
 #[cfg(test)]
-mod tests {
-    use half::bf16;
-
-    use super::super::{MatMut, Threads, product};
-    use super::*;
-    use crate::mapped::Elements;
-    use crate::testing::{noise, with_threads};
-
-    const SHAPES: [(usize, usize, usize); 9] = [
-        (1, 1, 1),
-        (1, 300, 40),
-        (2, 70, 700),
-        (5, 8, 513),
-        (33, 200, 1027),
-        (130, 65, 1029),
-        (500, 49, 66),
-        (3, 129, 2),
-        (0, 20, 7),
-    ];
-
-    fn sets() -> Vec<Set> {
-        let all = [Set::Portable, Set::Avx512, Set::Avx512Bf16];
-        all.into_iter().filter(|set| *set <= Set::of_this_cpu()).collect()
-    }
-
-    fn bytes(packed: &[u32]) -> &[u8] {
-        bytemuck::cast_slice(packed)
-    }
-
-    /// The product of the same numbers by the kernels that pack as they go.
-    fn unpacked(precision: Precision, x: &[f32], w: &[bf16], (m, n, k): (usize, usize, usize)) -> Vec<f32> {
-        let mut want = vec![0f32; m * n];
-        let weight = Mat::of(Elements::Bf16(w), n, k).t();
-        product(precision, MatMut::new(&mut want, m, n), 1.0, Mat::new(x, m, k), weight, false, Threads::One);
-        want
-    }
-
-    #[test]
-    fn a_stored_weight_gives_the_bits_of_a_plain_product_in_every_shape_and_instruction_set() {
-        for (m, n, k) in SHAPES {
-            let (x, w) = (noise(m * k, 1), noise(n * k, 2));
-            let narrow: Vec<bf16> = w.iter().map(|x| bf16::from_f32(*x)).collect();
-            let wide: Vec<f32> = narrow.iter().map(|x| x.to_f32()).collect();
-            for set in sets() {
-                for (storage, precision) in
-                    [(Storage::F32, Precision::F32), (Storage::Bf16, Precision::F32), (Storage::Bf16, Precision::Bf16)]
-                {
-                    let packed = storage.pack_by(set, &wide, k, &Threads::One);
-                    assert_eq!(bytes(&packed).len(), storage.bytes(n, k));
-                    let weight = Stored::new(bytes(&packed), storage, n, k).unwrap();
-                    let mut got = vec![f32::NAN; m * n];
-                    let mut layers = [Layer { weight, output: &mut got }];
-                    multiply_by(set, precision, &x, k, &mut layers, &Threads::Pool);
-                    let want = unpacked(precision, &x, &narrow, (m, n, k));
-                    assert!(got == want, "{set:?} {storage:?} {precision:?} {m}x{n}x{k}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn rounding_into_storage_is_rounding_of_the_product() {
-        let (m, n, k) = (7, 130, 77);
-        let (x, w) = (noise(m * k, 1), noise(n * k, 2));
-        let mut want = vec![0f32; m * n];
-        let weight = Mat::new(&w, n, k).t();
-        product(Precision::Bf16, MatMut::new(&mut want, m, n), 1.0, Mat::new(&x, m, k), weight, false, Threads::One);
-        let packed = Storage::Bf16.pack(&w, k, &Threads::Pool);
-        let weight = Stored::new(bytes(&packed), Storage::Bf16, n, k).unwrap();
-        let mut got = vec![0f32; m * n];
-        multiply(Precision::Bf16, &x, k, &mut [Layer { weight, output: &mut got }], &Threads::Pool);
-        assert!(got == want);
-    }
-
-    #[test]
-    fn a_weight_packed_in_stretches_of_panels_is_the_weight_packed_at_once() {
-        let (n, k) = (64 * 3 + 20, 33);
-        let w = noise(n * k, 4);
-        for storage in [Storage::F32, Storage::Bf16] {
-            let whole = storage.pack(&w, k, &Threads::Pool);
-            let parts = w.chunks(2 * PANEL * k).flat_map(|rows| storage.pack(rows, k, &Threads::One));
-            assert_eq!(parts.collect::<Vec<u32>>(), whole);
-        }
-    }
-
-    #[test]
-    fn rows_come_back_as_they_went_in() {
-        for (n, k) in [(1, 1), (70, 5), (200, 64), (64, 33)] {
-            let w: Vec<f32> = noise(n * k, 6).iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
-            for storage in [Storage::F32, Storage::Bf16] {
-                let packed = storage.pack(&w, k, &Threads::Pool);
-                let weight = Stored::new(bytes(&packed), storage, n, k).unwrap();
-                let ids: Vec<usize> = (0..3 * n).map(|i| i * 7 % n).collect();
-                let mut got = vec![0f32; ids.len() * k];
-                gather(weight, &ids, &mut got, &Threads::Pool);
-                let want: Vec<f32> = ids.iter().flat_map(|id| w[id * k..][..k].to_vec()).collect();
-                assert_eq!(got, want);
-            }
-        }
-    }
-
-    #[test]
-    fn what_bf16_would_lose_is_stored_in_f32() {
-        assert_eq!(Storage::without_loss(&[1.0, -0.0, 0.15625, f32::INFINITY]), Storage::Bf16);
-        assert_eq!(Storage::without_loss(&[1.0, 0.1]), Storage::F32);
-        // A bf16, but one that products in bf16 take as zero.
-        assert_eq!(Storage::without_loss(&[f32::from_bits(1 << 16)]), Storage::F32);
-        assert!(Stored::new(bytes(&[0; 16]), Storage::Bf16, 1, 3).is_none());
-        assert!(Stored::new(bytes(&[0; 32]), Storage::Bf16, 1, 3).is_some());
-    }
-
-    #[test]
-    fn several_weights_at_once_are_the_same_as_one_by_one_on_any_number_of_threads() {
-        let (m, k) = (150, 96);
-        let x = noise(m * k, 1);
-        let weights: Vec<(usize, Vec<u32>)> =
-            [90, 8, 64].map(|n| (n, Storage::Bf16.pack(&noise(n * k, n as u64), k, &Threads::One))).into();
-        for precision in [Precision::F32, Precision::Bf16] {
-            let run = |which: &[usize], threads| {
-                let mut outputs: Vec<Vec<f32>> = which.iter().map(|&i| vec![0f32; m * weights[i].0]).collect();
-                let mut layers: Vec<Layer<'_>> = Vec::new();
-                for (&i, output) in which.iter().zip(&mut outputs) {
-                    let (n, packed) = &weights[i];
-                    layers.push(Layer { weight: Stored::new(bytes(packed), Storage::Bf16, *n, k).unwrap(), output });
-                }
-                with_threads(threads, || multiply(precision, &x, k, &mut layers, &Threads::Pool));
-                outputs
-            };
-            let together = run(&[0, 1, 2], 3);
-            assert!(together == [run(&[0], 1), run(&[1], 2), run(&[2], 1)].concat());
-        }
-    }
-
-    #[test]
-    fn swiglu_is_the_two_products_and_the_gate_in_every_instruction_set() {
-        for (m, n, k) in [(1, 70, 33), (250, 130, 600), (17, 64, 64)] {
-            let (x, g, u) = (noise(m * k, 1), noise(n * k, 2), noise(n * k, 3));
-            let packed = [&g, &u].map(|w| Storage::Bf16.pack(w, k, &Threads::Pool));
-            let weights = [0, 1].map(|i| Stored::new(bytes(&packed[i]), Storage::Bf16, n, k).unwrap());
-            for precision in [Precision::F32, Precision::Bf16] {
-                let products = weights.map(|weight| {
-                    let mut output = vec![0f32; m * n];
-                    multiply(precision, &x, k, &mut [Layer { weight, output: &mut output }], &Threads::Pool);
-                    output
-                });
-                let want: Vec<f32> = products[0]
-                    .iter()
-                    .zip(&products[1])
-                    .map(|(&gate, &up)| gate * crate::simd::sigmoid(gate) * up)
-                    .collect();
-                for set in sets() {
-                    let mut got = vec![0f32; m * n];
-                    swiglu_by(set, precision, &x, k, weights, &mut got, &Threads::Pool);
-                    assert!(got == want, "{set:?} {precision:?} {m}x{n}x{k}");
-                }
-            }
-        }
-    }
-}
+mod tests;
