@@ -254,7 +254,7 @@ pub fn linear_dw(precision: Precision, dw: &Gradient, alpha: f32, dy: &Tensor, x
     if precision == Precision::Bf16 && n_in <= TALL && n_in < n_out {
         let mut turned = buffers::take(n_in * n_out);
         product(precision, MatMut::new(&mut turned, n_in, n_out), 1.0, b.t(), a, false, Threads::Pool);
-        return dw.edit(|dw| elementwise::add_turned(dw, alpha, &turned, n_in));
+        return dw.add(|dw, add| elementwise::turn(dw, alpha, &turned, n_in, add));
     }
     dw.add(|dw, add| product(precision, MatMut::new(dw, n_out, n_in), alpha, a.t(), b, add, Threads::Pool))
 }

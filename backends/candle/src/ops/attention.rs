@@ -129,7 +129,6 @@ pub fn forward(
         let &Block { row, start, first, last } = block;
         let (n, context) = (last - first, last - start);
         let mut p = buffers::take(n * context);
-        let mut rounded = Rounded::new(precision, n * context);
         for h in 0..heads.queries {
             let [key, value] = &packed[row * heads.keys + h / heads.group()];
             let query = q.part(first..last, heads.columns(h));
@@ -137,7 +136,9 @@ pub fn forward(
             simd(
                 #[inline(always)]
                 || {
-                    for (i, p) in p.chunks_exact_mut(context).enumerate() {
+                    for i in 0..n {
+                        let (before, p) = p.split_at_mut(i * context);
+                        let p = &mut p[..context];
                         let (seen, future) = p.split_at_mut(first - start + i + 1);
                         future.fill(0.0);
                         let top = max(seen);
@@ -146,36 +147,36 @@ pub fn forward(
                         let inverse = 1.0 / sum;
                         seen.iter_mut().for_each(|p| *p *= inverse);
                         lse[i * heads.queries + h] = top + sum.ln();
-                        rounded.row(i, p);
+                        settle(precision, before, p);
                     }
                 },
             );
             let out = MatMut::strided(&mut out[h * d..], n, d, qw);
-            multiply(out, 1.0, rounded.mat(&p, n, context), value, false);
+            multiply(out, 1.0, settled(precision, &p, n, context), value, false);
         }
     });
 }
 
-/// Rows that products in bf16 read, rounded while they are in the nearest cache; nothing in f32.
-struct Rounded(Option<Buffer>);
+/// Rounds a row that only products in bf16 read while it is in the nearest cache; it goes behind those before it, into
+/// memory that they have left.
+#[inline(always)]
+fn settle(precision: Precision, before: &mut [f32], row: &mut [f32]) {
+    let n = row.len();
+    match (precision, before.len()) {
+        (Precision::F32, _) => {}
+        (Precision::Bf16, 0) => {
+            let wide = row.to_vec();
+            narrow_here(&wide, &mut bytemuck::cast_slice_mut(row)[..n]);
+        }
+        (Precision::Bf16, at) => narrow_here(row, &mut bytemuck::cast_slice_mut(before)[at..at + n]),
+    }
+}
 
-impl Rounded {
-    /// For `n` numbers.
-    fn new(precision: Precision, n: usize) -> Self {
-        Rounded((precision == Precision::Bf16).then(|| buffers::take(n.div_ceil(2))))
-    }
-    /// Row `i`, of the length that all rows have.
-    fn row(&mut self, i: usize, row: &[f32]) {
-        if let Some(buffer) = &mut self.0 {
-            narrow_here(row, &mut bytemuck::cast_slice_mut(buffer)[i * row.len()..(i + 1) * row.len()]);
-        }
-    }
-    /// `[rows, columns]` as products read it: `x`, or what was made of its rows.
-    fn mat<'a>(&'a self, x: &'a [f32], rows: usize, columns: usize) -> Mat<'a> {
-        match &self.0 {
-            Some(buffer) => Mat::narrowed(&bytemuck::cast_slice(buffer)[..rows * columns], rows, columns),
-            None => Mat::new(x, rows, columns),
-        }
+/// `[rows, columns]` of what [`settle`] has left.
+fn settled(precision: Precision, x: &[f32], rows: usize, columns: usize) -> Mat<'_> {
+    match precision {
+        Precision::F32 => Mat::new(&x[..rows * columns], rows, columns),
+        Precision::Bf16 => Mat::narrowed(&bytemuck::cast_slice(x)[..rows * columns], rows, columns),
     }
 }
 
@@ -260,7 +261,6 @@ pub fn backward(
         let longest = task.pairs.iter().map(|p| (p.block.last - p.block.first) * (p.block.last - p.block.start)).max();
         let [mut dqs, mut dks, mut dvs] = [queries * d, seen * d, seen * d].map(buffers::take);
         let [mut p, mut ds] = [0, 1].map(|_| buffers::take(longest.unwrap_or(0)));
-        let [mut rounded_p, mut rounded_ds] = [0, 1].map(|_| Rounded::new(precision, longest.unwrap_or(0)));
         dks.fill(0.0);
         dvs.fill(0.0);
         let mut done = 0;
@@ -274,9 +274,10 @@ pub fn backward(
             simd(
                 #[inline(always)]
                 || {
-                    for (i, (p_row, ds_row)) in
-                        p.chunks_exact_mut(context).zip(ds.chunks_exact_mut(context)).enumerate()
-                    {
+                    for i in 0..b {
+                        let [(p_before, p_row), (ds_before, ds_row)] =
+                            [&mut *p, &mut *ds].map(|x| x.split_at_mut(i * context));
+                        let (p_row, ds_row) = (&mut p_row[..context], &mut ds_row[..context]);
                         let (token, seen) = (first + i, first - start + i + 1);
                         let at = token * qw + h * d;
                         let delta = dot(&out[at..at + d], &dout[at..at + d]);
@@ -289,12 +290,12 @@ pub fn backward(
                             *p = exp(*p - lse);
                             *ds = *p * (*ds - delta);
                         }
-                        rounded_p.row(i, p_row);
-                        rounded_ds.row(i, ds_row);
+                        settle(precision, p_before, p_row);
+                        settle(precision, ds_before, ds_row);
                     }
                 },
             );
-            let (p, ds) = (rounded_p.mat(p, b, context), rounded_ds.mat(ds, b, context));
+            let (p, ds) = (settled(precision, p, b, context), settled(precision, ds, b, context));
             multiply(MatMut::new(&mut dqs[done..], b, d), heads.scale(), ds, key, false);
             done += b * d;
             let dks = MatMut::new(&mut dks[..context * d], context, d);

@@ -16,8 +16,8 @@ pub fn add(x: &mut [f32], y: &[f32]) {
     });
 }
 
-/// `x += alpha y^T`: `x` `[rows, columns]`, `y` `[columns, rows]`.
-pub fn add_turned(x: &mut [f32], alpha: f32, y: &[f32], columns: usize) {
+/// `x = alpha y^T` or, with `add`, `x += alpha y^T`: `x` `[rows, columns]`, `y` `[columns, rows]`.
+pub fn turn(x: &mut [f32], alpha: f32, y: &[f32], columns: usize, add: bool) {
     let rows = x.len() / columns.max(1);
     let each = (CHUNK / 4 / columns.max(1)).max(1);
     x.par_chunks_mut(each * columns.max(1)).enumerate().for_each(|(chunk, x)| {
@@ -28,7 +28,7 @@ pub fn add_turned(x: &mut [f32], alpha: f32, y: &[f32], columns: usize) {
                 for j in 0..columns {
                     let y = &y[j * rows + chunk * each..][..here];
                     for (x, y) in x.chunks_exact_mut(columns).zip(y) {
-                        x[j] = alpha.mul_add(*y, x[j]);
+                        x[j] = if add { alpha.mul_add(*y, x[j]) } else { alpha * y };
                     }
                 }
             },
@@ -55,11 +55,13 @@ mod tests {
         assert_eq!(x, want);
         let turned = noise(n - n % 7, 3);
         let mut y = want[..turned.len()].to_vec();
-        add_turned(&mut y, 0.5, &turned, 7);
+        turn(&mut y, 0.5, &turned, 7, true);
         let rows = turned.len() / 7;
         for (i, (y, x)) in y.iter().zip(&want).enumerate() {
             assert_eq!(*y, 0.5f32.mul_add(turned[i % 7 * rows + i / 7], *x));
         }
+        turn(&mut y, 0.5, &turned, 7, false);
+        assert!(y.iter().enumerate().all(|(i, y)| *y == 0.5 * turned[i % 7 * rows + i / 7]));
         clear(&mut x);
         assert!(x.iter().all(|x| *x == 0.0));
     }
