@@ -196,7 +196,9 @@ fn in_place<'a>(precision: Precision, a: &Mat<'a>) -> Option<(&'a [u32], usize)>
         _ if a.col_stride != 1 => None,
         (Precision::F32, Elements::F32(data)) => Some((bytemuck::cast_slice(data), a.row_stride)),
         // Pairs must not straddle rows.
-        (Precision::Bf16, Elements::Bf16(data)) if a.narrowed && a.cols % 2 == 0 && a.row_stride % 2 == 0 => {
+        (Precision::Bf16, Elements::Bf16(data))
+            if a.narrowed && a.cols.is_multiple_of(2) && a.row_stride.is_multiple_of(2) =>
+        {
             let units = bytemuck::try_cast_slice(&data[..data.len() / 2 * 2]).ok()?;
             Some((units, a.row_stride / 2))
         }

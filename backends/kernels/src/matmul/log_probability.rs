@@ -127,7 +127,7 @@ fn add(part: &mut Part, logits: &[f32], first: u32, target: u32) {
     for (sum, &logit) in sums.iter_mut().zip(rest) {
         *sum += simd::exp(logit - largest);
     }
-    part.sum += f64::from(simd::sum_of([&sums], |[x]| x));
+    part.sum += f64::from(simd::sum_of([&sums], |[s]| s));
     if let Some(logit) = logits.get(target.wrapping_sub(first) as usize) {
         part.target = *logit;
     }

@@ -398,7 +398,9 @@ mod x86 {
         let (line, unit) = (lines.across_stride, lines.along_stride);
         let origin = lines.data.as_ptr().wrapping_add(part.first * line + part.start * unit);
         let out = out.as_mut_ptr();
-        if precision == Precision::Bf16 && T::ROUNDED && line == 1 && layout.line == 1 {
+        // Whole vectors of lines: a right operand, and not a left one of a single unit.
+        let vectors = layout.line == 1 && layout.unit == layout.padded && layout.padded.is_multiple_of(LANES);
+        if precision == Precision::Bf16 && T::ROUNDED && line == 1 && vectors {
             // SAFETY: the caller's promise; numbers that need no rounding are bf16.
             return unsafe { interleave(origin.cast(), unit, part, layout, out) };
         }

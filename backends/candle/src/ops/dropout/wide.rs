@@ -38,14 +38,11 @@ unsafe fn multiply(multiplier: u32, x: __m512i) -> (__m512i, __m512i) {
 /// [`here`] must hold.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn draw(generator: &Philox, index: u64, [a, b]: [u32; 2], threshold: u16) -> [u16; 8] {
-    let mut counters = [[0u32; 16]; 2];
-    for l in 0..16 {
-        let n = index.wrapping_mul(16).wrapping_add(l as u64);
-        (counters[0][l], counters[1][l]) = (n as u32, (n >> 32) as u32);
-    }
+    let places: [u64; 16] = std::array::from_fn(|l| index.wrapping_mul(16).wrapping_add(l as u64));
+    let counters = [places.map(|n| n as u32), places.map(|n| (n >> 32) as u32)];
     // SAFETY: the features are enabled; the loads are of arrays of 16 words.
     unsafe {
-        let [mut c0, mut c1] = [0, 1].map(|i: usize| _mm512_loadu_si512(counters[i].as_ptr().cast()));
+        let [mut c0, mut c1] = counters.each_ref().map(|words| _mm512_loadu_si512(words.as_ptr().cast()));
         let [mut c2, mut c3] = [a, b].map(|word| _mm512_set1_epi32(word as i32));
         let mut k = generator.key();
         for _ in 0..ROUNDS {
