@@ -129,15 +129,26 @@ pub struct Finished {
 
 /// Activations of one layer, kept for (or made again in) its backward pass.
 pub struct Saved {
-    projected: Projected,
+    normed: Option<Tensor>,
+    scale: Tensor,
+    /// Queries and keys before their norm, with the norm's scales.
+    raw: Option<[(Tensor, Tensor); 2]>,
+    /// Queries and keys as attention reads them.
+    turned: Option<[Tensor; 2]>,
+    v: Tensor,
+    low: [Option<Adapted>; 3],
     attended: (Tensor, Tensor),
     finished: Finished,
 }
 
 impl Saved {
-    /// Without what costs little to make again from the rest: normed inputs and the MLP's activation, a third of it all.
+    /// Without what costs little to make again from the rest: normed inputs, normed heads and the MLP's activation, a third
+    /// of it all.
     pub fn slim(mut self) -> Self {
-        self.projected.normed = None;
+        self.normed = None;
+        if self.raw.is_some() {
+            self.turned = None;
+        }
         (self.finished.normed, self.finished.act) = (None, None);
         self
     }
@@ -205,62 +216,88 @@ impl Layer {
     /// # Errors
     /// If the device fails.
     pub fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Result<(Tensor, Saved)> {
-        let projected = self.project(x, pass)?;
-        let attended =
-            nn::attend(self.o.precision, [&projected.q, &projected.k, &projected.v], pass.starts, self.heads)?;
+        let Projected { q, k, v, normed, scale, raw, low } = self.project(x, pass)?;
+        // Attention reads them in products alone.
+        let precision = self.o.precision;
+        let [q, k, v] = [nn::operand(precision, &q)?, nn::operand(precision, &k)?, nn::operand(precision, &v)?];
+        let attended = nn::attend(precision, [&q, &k, &v], pass.starts, self.heads)?;
         let (y, finished) = self.finish(x, &attended.0, pass.dropout)?;
-        Ok((y, Saved { projected, attended, finished }))
+        Ok((y, Saved { normed, scale, raw, turned: Some([q, k]), v, low, attended, finished }))
     }
 
-    /// Adds this layer's gradients to `gradients` and returns that of `x`, if `want_dx`; `dy` is used up.
+    /// Queries and keys as attention reads them, from what they were before their norm: as [`Layer::forward`] makes them.
+    fn turned(&self, (q_norm, k_norm): &(Norm, Norm), [q, k]: [&Tensor; 2], pass: Pass<'_>) -> Result<[Tensor; 2]> {
+        let (q, k) = (q_norm.forward(q)?.0, k_norm.forward(k)?.0);
+        nn::rotate(&q, pass.positions, self.heads.queries, pass.table, false)?;
+        nn::rotate(&k, pass.positions, self.heads.keys, pass.table, false)?;
+        Ok([nn::operand(self.o.precision, &q)?, nn::operand(self.o.precision, &k)?])
+    }
+
+    /// Adds this layer's gradients to `gradients` and returns that of `x`, if `want_dx`. What the forward pass left and `dy`
+    /// are used up: each goes as soon as nothing needs it any more, and gradients take its memory.
     ///
     /// # Errors
     /// If the device fails.
     pub fn backward(
         &self,
         x: &Tensor,
-        saved: &Saved,
+        saved: Saved,
         dy: Tensor,
         want_dx: bool,
         pass: Pass<'_>,
         gradients: &Gradients,
     ) -> Result<Option<Tensor>> {
-        let Saved { projected: p, attended: (out, lse), finished: f } = saved;
-        let back = |linear: &Linear, x: &Tensor, low: &Option<Adapted>, dy: &Tensor, dx: InputGradient| {
+        let Saved { normed: input_normed, scale: input_scale, raw, turned, v, low, attended: (out, lse), finished } =
+            saved;
+        let back = |linear: &Linear, x: &Tensor, low: Option<Adapted>, dy: &Tensor, dx: InputGradient| {
             linear.backward((x, low.as_ref()), dy, dx, gradients)
         };
         let gave = |dx: InputGradient| dx.taken().ok_or_else(|| BackendError::failed("a gradient is missing"));
-
         let precision = self.o.precision;
-        let act = f.act.clone().map_or_else(|| nn::swiglu(precision, &f.gate, &f.up), Ok)?;
-        let dact = gave(back(&self.down, &act, &f.low[2], &dy, New)?)?;
+
+        let Finished { low_o, middle, scale, normed, gate, up, act, low: [low_gate, low_up, low_down] } = finished;
+        let act = act.map_or_else(|| nn::swiglu(precision, &gate, &up), Ok)?;
+        let dact = gave(back(&self.down, &act, low_down, &dy, New)?)?;
         drop(act);
         let wide = [&self.gate, &self.up].iter().any(|linear| linear.sums_its_gradient());
         let for_products = if wide { Precision::F32 } else { precision };
-        let (dgate, dup) = nn::swiglu_backward(for_products, &f.gate, &f.up, &dact)?;
-        let normed = f.normed.clone().map_or_else(|| self.post_norm.operand(precision, &f.middle).map(|n| n.0), Ok)?;
-        let dnormed = back(&self.gate, &normed, &f.low[0], &dgate, New)?;
-        let dnormed = gave(back(&self.up, &normed, &f.low[1], &dup, dnormed)?)?;
-        drop(normed);
-        let dmiddle = self.post_norm.backward(Some(dy), &f.middle, &f.scale, &dnormed, gradients)?;
+        let (dgate, dup) = nn::swiglu_backward(for_products, &gate, &up, &dact)?;
+        drop((gate, up, dact));
+        let normed = normed.map_or_else(|| self.post_norm.operand(precision, &middle).map(|n| n.0), Ok)?;
+        let dnormed = back(&self.gate, &normed, low_gate, &dgate, New)?;
+        drop(dgate);
+        let dnormed = gave(back(&self.up, &normed, low_up, &dup, dnormed)?)?;
+        drop((normed, dup));
+        let dmiddle = self.post_norm.backward(Some(dy), &middle, &scale, &dnormed, gradients)?;
+        drop((middle, dnormed));
 
-        let dout = gave(back(&self.o, out, &f.low_o, &dmiddle, New)?)?;
+        let dout = gave(back(&self.o, &out, low_o, &dmiddle, New)?)?;
+        let [q, k] = match (turned, &self.qk_norm, &raw) {
+            (Some(turned), ..) => turned,
+            (None, Some(norms), Some([(q, _), (k, _)])) => self.turned(norms, [q, k], pass)?,
+            _ => return Err(BackendError::failed("queries and keys are missing")),
+        };
         let [mut dq, mut dk, dv] =
-            nn::attend_backward(precision, [&p.q, &p.k, &p.v], pass.starts, self.heads, (out, lse), &dout)?;
+            nn::attend_backward(precision, [&q, &k, &v], pass.starts, self.heads, (&out, &lse), &dout)?;
+        drop((q, k, v, out, lse, dout));
         nn::rotate(&dq, pass.positions, self.heads.queries, pass.table, true)?;
         nn::rotate(&dk, pass.positions, self.heads.keys, pass.table, true)?;
-        if let (Some((q_norm, k_norm)), Some([(q, sq), (k, sk)])) = (&self.qk_norm, &p.raw) {
-            dq = q_norm.backward(None, q, sq, &dq, gradients)?;
-            dk = k_norm.backward(None, k, sk, &dk, gradients)?;
+        if let (Some((q_norm, k_norm)), Some([(q, sq), (k, sk)])) = (&self.qk_norm, raw) {
+            dq = q_norm.backward(None, &q, &sq, &dq, gradients)?;
+            dk = k_norm.backward(None, &k, &sk, &dk, gradients)?;
         }
         // Without a trained norm and a wanted gradient of the input, nothing below the projections is asked for.
         let below = want_dx || gradients.of(&self.input_norm.name).is_some();
-        let normed = p.normed.clone().map_or_else(|| self.input_norm.operand(precision, x).map(|n| n.0), Ok)?;
-        let dnormed = back(&self.q, &normed, &p.low[0], &dq, if below { New } else { Skip })?;
-        let dnormed = back(&self.k, &normed, &p.low[1], &dk, dnormed)?;
-        let dnormed = back(&self.v, &normed, &p.low[2], &dv, dnormed)?;
+        let normed = input_normed.map_or_else(|| self.input_norm.operand(precision, x).map(|n| n.0), Ok)?;
+        let [low_q, low_k, low_v] = low;
+        let dnormed = back(&self.q, &normed, low_q, &dq, if below { New } else { Skip })?;
+        drop(dq);
+        let dnormed = back(&self.k, &normed, low_k, &dk, dnormed)?;
+        drop(dk);
+        let dnormed = back(&self.v, &normed, low_v, &dv, dnormed)?;
+        drop((normed, dv));
         match dnormed.taken() {
-            Some(dnormed) => self.input_norm.backward(Some(dmiddle), x, &p.scale, &dnormed, gradients).map(Some),
+            Some(dnormed) => self.input_norm.backward(Some(dmiddle), x, &input_scale, &dnormed, gradients).map(Some),
             None => Ok(None),
         }
     }

@@ -376,14 +376,7 @@ impl Decoder {
             let (y, saved) = layer.forward(&x, pass)?;
             kept.push((std::mem::replace(&mut x, y), (!recompute).then(|| saved.slim())));
         }
-        let chosen = nn::gather(&x, at)?;
-        let (normed, norm_scale) = self.norm.forward(&chosen)?;
-        let head_gradient = gradients.of(if self.config.tied { EMBEDDING } else { HEAD });
-        let (logprobs, dnormed) = nn::head_loss(self.precision, &normed, targets, &self.head, scale, head_gradient)?;
-        let dchosen = self.norm.backward(None, &chosen, &norm_scale, &dnormed, gradients)?;
-        let mut dx = nn::zero_activation(&x)?;
-        nn::scatter_add(&dx, at, &dchosen)?;
-        drop(x);
+        let (logprobs, mut dx) = self.head_loss(x, at, targets, scale, gradients)?;
         let embedding_gradient = gradients.of(EMBEDDING);
         for (i, layer) in self.layers.iter().enumerate().rev() {
             let Some((x, saved)) = kept.pop() else { break };
@@ -392,7 +385,7 @@ impl Decoder {
                 None => layer.forward(&x, pass)?.1,
             };
             let want = i > 0 || embedding_gradient.is_some();
-            match layer.backward(&x, &saved, dx, want, pass, gradients)? {
+            match layer.backward(&x, saved, dx, want, pass, gradients)? {
                 Some(next) => dx = next,
                 None => return Ok(logprobs),
             }
@@ -401,6 +394,25 @@ impl Decoder {
             nn::embedding_gradient(embedding_gradient, &batch.ids, dx, self.config.pad)?;
         }
         Ok(logprobs)
+    }
+
+    /// Forward and backward of what comes after the layers, for their output `x`: log-probabilities and the gradient of `x`.
+    fn head_loss(
+        &self,
+        x: Tensor,
+        at: &Indices,
+        targets: &Indices,
+        scale: f32,
+        gradients: &Gradients,
+    ) -> Result<(Tensor, Tensor)> {
+        let chosen = nn::gather(&x, at)?;
+        let (normed, norm_scale) = self.norm.forward(&chosen)?;
+        let head_gradient = gradients.of(if self.config.tied { EMBEDDING } else { HEAD });
+        let (logprobs, dnormed) = nn::head_loss(self.precision, &normed, targets, &self.head, scale, head_gradient)?;
+        let dchosen = self.norm.backward(None, &chosen, &norm_scale, &dnormed, gradients)?;
+        let dx = nn::zero_activation(&x)?;
+        nn::scatter_add(&dx, at, &dchosen)?;
+        Ok((logprobs, dx))
     }
 }
 

@@ -351,10 +351,11 @@ pub fn attend(
         return cuda::ops::attend(q, cuda::here(k)?, cuda::here(v)?, starts, heads);
     }
     let _timer = Timer::new("attention", attention::work(starts, heads, 2));
-    let (qs, ks, vs) = (view(q)?, view(k)?, view(v)?);
-    let tokens = dims(q)?.0;
-    let (mut out, mut lse) = (buffers::take(qs.len()), buffers::take(tokens * heads.queries));
-    attention::forward(precision, &qs, &ks, &vs, starts, heads, &mut out, &mut lse);
+    let (qs, ks, vs) = (Operand::of(q)?, Operand::of(k)?, Operand::of(v)?);
+    let ((tokens, wide), (_, narrow)) = (dims(q)?, dims(k)?);
+    let (mut out, mut lse) = (buffers::take(tokens * wide), buffers::take(tokens * heads.queries));
+    let (qs, ks, vs) = (qs.mat(tokens, wide), ks.mat(tokens, narrow), vs.mat(tokens, narrow));
+    attention::forward(precision, qs, ks, vs, starts, heads, &mut out, &mut lse);
     Ok((activation(out, q.dims())?, activation(lse, &[tokens * heads.queries])?))
 }
 
@@ -372,11 +373,27 @@ pub fn attend_backward(
             [cuda::here(k)?, cuda::here(v)?, cuda::here(out)?, cuda::here(lse)?, cuda::here(dout)?];
         return cuda::ops::attend_backward([q, k, v], starts, heads, (out, lse), dout);
     }
+    let rounded = operand(precision, dout)?;
     let _timer = Timer::new("attention, gradient", attention::work(starts, heads, 5));
-    let (qs, ks, vs) = (view(q)?, view(k)?, view(v)?);
-    let (mut dq, mut dk, mut dv) = (buffers::take(qs.len()), buffers::take(ks.len()), buffers::take(vs.len()));
-    let (out, lse, dout) = (view(out)?, view(lse)?, view(dout)?);
-    attention::backward(precision, &qs, &ks, &vs, starts, heads, &out, &lse, &dout, &mut dq, &mut dk, &mut dv);
+    let (qs, ks, vs) = (Operand::of(q)?, Operand::of(k)?, Operand::of(v)?);
+    let ((tokens, wide), (_, narrow)) = (dims(q)?, dims(k)?);
+    let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|width| buffers::take(tokens * width));
+    let (out, lse, dout, upstreams) = (view(out)?, view(lse)?, view(dout)?, Operand::of(&rounded)?);
+    let (qs, ks, vs) = (qs.mat(tokens, wide), ks.mat(tokens, narrow), vs.mat(tokens, narrow));
+    attention::backward(
+        precision,
+        qs,
+        ks,
+        vs,
+        starts,
+        heads,
+        &out,
+        &lse,
+        (&dout, upstreams.mat(tokens, wide)),
+        &mut dq,
+        &mut dk,
+        &mut dv,
+    );
     Ok([activation(dq, q.dims())?, activation(dk, k.dims())?, activation(dv, v.dims())?])
 }
 

@@ -73,10 +73,15 @@ impl<'a> Mat<'a> {
         check(data.len(), rows, cols, row_stride);
         Mat { data: Elements::F32(data), rows, cols, row_stride, col_stride: 1, narrowed: false }
     }
-    /// [`Mat::narrowed`] with rows that start `row_stride` elements apart.
-    pub fn narrowed_strided(data: &'a [bf16], rows: usize, cols: usize, row_stride: usize) -> Self {
-        check(data.len(), rows, cols, row_stride);
-        Mat { data: Elements::Bf16(data), rows, cols, row_stride, col_stride: 1, narrowed: true }
+    /// Some of its rows and columns; nothing moves.
+    pub fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        assert!(rows.end <= self.rows && cols.end <= self.cols, "a part of a matrix lies outside of it");
+        let first = (rows.start * self.row_stride + cols.start * self.col_stride).min(self.data.len());
+        Mat { data: self.data.slice(first..self.data.len()), rows: rows.len(), cols: cols.len(), ..self }
+    }
+    /// Its rows and columns.
+    pub fn dims(&self) -> (usize, usize) {
+        (self.rows, self.cols)
     }
     /// The transposed matrix; nothing moves.
     pub fn t(self) -> Self {

@@ -6,12 +6,11 @@
 
 use std::ops::Range;
 
-use half::bf16;
 use rayon::prelude::*;
 
 use super::buffers::{self, Buffer};
 use super::matmul::packed::{Right, multiply};
-use super::matmul::{Mat, MatMut, Precision, narrow, narrow_here};
+use super::matmul::{Mat, MatMut, Precision, narrow_here};
 use super::simd::{dot, exp, max, simd, sum_of};
 
 /// Queries a block holds.
@@ -34,6 +33,10 @@ impl Heads {
     }
     fn k_width(&self) -> usize {
         self.keys * self.dim
+    }
+    /// The columns of a head.
+    fn columns(&self, head: usize) -> Range<usize> {
+        head * self.dim..(head + 1) * self.dim
     }
     fn group(&self) -> usize {
         self.queries / self.keys
@@ -90,42 +93,14 @@ struct Context<'a> {
 }
 
 /// `[row][key head]`.
-fn contexts<'a>(k: &'a Operand<'_>, v: &'a Operand<'_>, starts: &[usize], heads: Heads) -> Vec<Context<'a>> {
+fn contexts<'a>(k: Mat<'a>, v: Mat<'a>, starts: &[usize], heads: Heads) -> Vec<Context<'a>> {
     let rows = starts.windows(2).flat_map(|w| {
         (0..heads.keys).map(move |head| {
-            let part = |x: &'a Operand<'_>| x.head(w[0]..w[1], head, heads.dim, heads.k_width());
+            let part = |x: Mat<'a>| x.part(w[0]..w[1], heads.columns(head));
             Context { k: part(k), v: part(v) }
         })
     });
     rows.collect()
-}
-
-/// `[tokens, heads * dim]` as products read it: itself, or rounded once for all of them.
-enum Operand<'a> {
-    Wide(&'a [f32]),
-    Narrow(Buffer),
-}
-
-impl<'a> Operand<'a> {
-    fn new(precision: Precision, x: &'a [f32]) -> Self {
-        if precision == Precision::F32 {
-            return Operand::Wide(x);
-        }
-        let mut buffer = buffers::take(x.len().div_ceil(2));
-        narrow(x, &mut bytemuck::cast_slice_mut(&mut buffer)[..x.len()]);
-        Operand::Narrow(buffer)
-    }
-    /// One head of `tokens`.
-    fn head(&self, tokens: Range<usize>, head: usize, dim: usize, width: usize) -> Mat<'_> {
-        let first = tokens.start * width + head * dim;
-        match self {
-            Operand::Wide(x) => Mat::strided(&x[first.min(x.len())..], tokens.len(), dim, width),
-            Operand::Narrow(buffer) => {
-                let x: &[bf16] = bytemuck::cast_slice(buffer);
-                Mat::narrowed_strided(&x[first.min(x.len())..], tokens.len(), dim, width)
-            }
-        }
-    }
 }
 
 /// `q`, `out` `[tokens, queries * dim]`, `k`, `v` `[tokens, keys * dim]`; row `r` is tokens `starts[r]..starts[r + 1]`.
@@ -134,17 +109,16 @@ impl<'a> Operand<'a> {
 #[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
 pub fn forward(
     precision: Precision,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    q: Mat<'_>,
+    k: Mat<'_>,
+    v: Mat<'_>,
     starts: &[usize],
     heads: Heads,
     out: &mut [f32],
     lse: &mut [f32],
 ) {
     let (qw, d) = (heads.q_width(), heads.dim);
-    let [of_queries, k, v] = [q, k, v].map(|x| Operand::new(precision, x));
-    let packed: Vec<[Right; 2]> = contexts(&k, &v, starts, heads)
+    let packed: Vec<[Right; 2]> = contexts(k, v, starts, heads)
         .par_iter()
         .map(|c| [Right::new(precision, c.k.t()), Right::new(precision, c.v)])
         .collect();
@@ -157,7 +131,7 @@ pub fn forward(
         let mut p = buffers::take(n * context);
         for h in 0..heads.queries {
             let [key, value] = &packed[row * heads.keys + h / heads.group()];
-            let query = of_queries.head(first..last, h, d, qw);
+            let query = q.part(first..last, heads.columns(h));
             multiply(MatMut::new(&mut p, n, context), heads.scale(), query, key, false);
             simd(
                 #[inline(always)]
@@ -258,25 +232,24 @@ fn tasks(precision: Precision, starts: &[usize], heads: Heads) -> Vec<Task> {
 /// they see.
 struct Share([Buffer; 3]);
 
-/// Gradients of `q`, `k` and `v` given `dout`; what was in them is overwritten.
+/// Gradients of `q`, `k` and `v` given `dout`, and `dout` as products read it; what was in them is overwritten.
 #[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
 pub fn backward(
     precision: Precision,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    q: Mat<'_>,
+    k: Mat<'_>,
+    v: Mat<'_>,
     starts: &[usize],
     heads: Heads,
     out: &[f32],
     lse: &[f32],
-    dout: &[f32],
+    (dout, upstreams): (&[f32], Mat<'_>),
     dq: &mut [f32],
     dk: &mut [f32],
     dv: &mut [f32],
 ) {
     let (qw, d) = (heads.q_width(), heads.dim);
-    let [of_queries, k, v, upstreams] = [q, k, v, dout].map(|x| Operand::new(precision, x));
-    let packed: Vec<[Right; 3]> = contexts(&k, &v, starts, heads)
+    let packed: Vec<[Right; 3]> = contexts(k, v, starts, heads)
         .par_iter()
         .map(|c| [c.k.t(), c.v.t(), c.k].map(|m| Right::new(precision, m)))
         .collect();
@@ -295,7 +268,7 @@ pub fn backward(
             let h = task.head * heads.group() + g;
             let (b, context) = (last - first, last - start);
             let (p, ds) = (&mut p[..b * context], &mut ds[..b * context]);
-            let [query, upstream] = [&of_queries, &upstreams].map(|x| x.head(first..last, h, d, qw));
+            let [query, upstream] = [q, upstreams].map(|x| x.part(first..last, heads.columns(h)));
             multiply(MatMut::new(p, b, context), heads.scale(), query, key_t, false);
             multiply(MatMut::new(ds, b, context), 1.0, upstream, value_t, false);
             simd(
@@ -429,14 +402,21 @@ mod tests {
         out
     }
 
+    fn mats<'a>([q, k, v]: [&'a [f32]; 3]) -> [Mat<'a>; 3] {
+        let tokens = q.len() / HEADS.q_width();
+        [(q, HEADS.q_width()), (k, HEADS.k_width()), (v, HEADS.k_width())].map(|(x, width)| Mat::new(x, tokens, width))
+    }
+
     fn run(precision: Precision, starts: &[usize]) -> [Vec<f32>; 8] {
         let t = starts[starts.len() - 1];
         let (qn, kn) = (t * HEADS.q_width(), t * HEADS.k_width());
         let (q, k, v, g) = (noise(qn, 1), noise(kn, 2), noise(kn, 3), noise(qn, 4));
         let (mut out, mut lse) = (vec![0f32; qn], vec![0f32; t * HEADS.queries]);
-        forward(precision, &q, &k, &v, starts, HEADS, &mut out, &mut lse);
+        let [qs, ks, vs] = mats([&q, &k, &v]);
+        forward(precision, qs, ks, vs, starts, HEADS, &mut out, &mut lse);
         let (mut dq, mut dk, mut dv) = (vec![9f32; qn], vec![9f32; kn], vec![9f32; kn]);
-        backward(precision, &q, &k, &v, starts, HEADS, &out, &lse, &g, &mut dq, &mut dk, &mut dv);
+        let ([qs, ks, vs], [gs, ..]) = (mats([&q, &k, &v]), mats([&g, &k, &v]));
+        backward(precision, qs, ks, vs, starts, HEADS, &out, &lse, (&g, gs), &mut dq, &mut dk, &mut dv);
         [q, k, v, g, out, dq, dk, dv]
     }
 
@@ -484,9 +464,11 @@ mod tests {
                 let part = |x: &[f32], width: usize| x[w[0] * width..w[1] * width].to_vec();
                 let (q, k, v, g) = (part(&q, qw), part(&k, kw), part(&v, kw), part(&g, qw));
                 let (mut out, mut lse) = (vec![0f32; n * qw], vec![0f32; n * HEADS.queries]);
-                forward(precision, &q, &k, &v, &[0, n], HEADS, &mut out, &mut lse);
+                let [qs, ks, vs] = mats([&q, &k, &v]);
+                forward(precision, qs, ks, vs, &[0, n], HEADS, &mut out, &mut lse);
                 let (mut dq, mut dk, mut dv) = (vec![9f32; n * qw], vec![9f32; n * kw], vec![9f32; n * kw]);
-                backward(precision, &q, &k, &v, &[0, n], HEADS, &out, &lse, &g, &mut dq, &mut dk, &mut dv);
+                let ([qs, ks, vs], [gs, ..]) = (mats([&q, &k, &v]), mats([&g, &k, &v]));
+                backward(precision, qs, ks, vs, &[0, n], HEADS, &out, &lse, (&g, gs), &mut dq, &mut dk, &mut dv);
                 for (alone, (of, width)) in [out, dq, dk, dv].iter().zip(all.iter().zip([qw, qw, kw, kw])) {
                     assert_eq!(*alone, part(of, width), "{precision:?}");
                 }

@@ -3,6 +3,7 @@ use karat_candle::cuda::kernels::attention::{Rows, attention, attention_backward
 use karat_candle::nn::Precision;
 use karat_candle::ops::attention as cpu;
 use karat_candle::ops::attention::Heads;
+use karat_candle::ops::matmul::Mat;
 
 use crate::bench::*;
 
@@ -121,7 +122,9 @@ fn check(t: Element, case: &Case) {
                 }
             }
             let (mut out, mut lse) = (vec![0f32; q.len()], vec![0f32; tokens * queries]);
-            cpu::forward(Precision::F32, &q, &k, &v, &starts, heads, &mut out, &mut lse);
+            let widths = [heads.queries, heads.keys, heads.keys].map(|n| n * heads.dim);
+            let [qs, ks, vs] = [(&q, 0), (&k, 1), (&v, 2)].map(|(x, i)| Mat::new(x, tokens, widths[i]));
+            cpu::forward(Precision::F32, qs, ks, vs, &starts, heads, &mut out, &mut lse);
             assert!(distance(&got[0], &wide(&out)) < near * size, "{what}: the CPU's output");
         },
     );
