@@ -1,6 +1,7 @@
 //! An exported decoder in a runtime session, and its two ways to run: a whole batch without a cache, and a step with one.
 
 use std::borrow::Cow;
+use std::sync::{Mutex, PoisonError};
 
 use karat::backend::BackendError;
 use ort::environment::Environment;
@@ -127,11 +128,18 @@ impl Decoder {
         let doing = format!("ONNX Runtime refuses {}", path.display());
         let refused = failed::<ort::Error>(&doing);
         let builder = configure(&loaded.environment, provider, threads, options.spin);
-        let builder = builder.and_then(|builder| match exported.manifest.operators {
-            Operators::Standard => Ok(builder),
-            Operators::Karat => Ok(builder.with_operators(operators::domain()?)?),
-        });
-        let session = builder.and_then(|mut builder| builder.commit_from_file(&path)).map_err(refused)?;
+        let session = match exported.manifest.operators {
+            Operators::Standard => builder.and_then(|mut builder| builder.commit_from_file(&path)),
+            Operators::Karat => {
+                // The runtime looks whether it knows the domain and then adds it: two sessions at once would both add it, and
+                // the second be refused.
+                static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+                let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+                let with = builder.and_then(|builder| Ok(builder.with_operators(operators::domain()?)?));
+                with.and_then(|mut builder| builder.commit_from_file(&path))
+            }
+        }
+        .map_err(refused)?;
         let fixed = options.fixed_buffers || provider.captures();
         let model = exported.manifest.clone();
         Ok(Decoder { session, provider, model, adapter: Fed::default(), fixed, graphs: 0 })
