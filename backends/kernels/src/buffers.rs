@@ -4,7 +4,7 @@
 //! A training step makes the same few hundred buffers over and over. Fresh memory of that size costs a page fault for
 //! every 4 KiB, which takes as long as a good part of the arithmetic; memory that was used before costs nothing. So all
 //! buffers lie in one stretch of addresses, reserved once and never moved, of which only what was ever in use takes
-//! memory: a buffer of any size goes where others were before ([`Places`]), and the most that a run takes is the most
+//! memory: a buffer of any size goes where others were before (`places`), and the most that a run takes is the most
 //! that it has in use at once.
 #![allow(unsafe_code)]
 

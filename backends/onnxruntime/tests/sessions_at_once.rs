@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[allow(dead_code, reason = "this file uses a part")]
 mod support;
 
 use std::sync::Barrier;

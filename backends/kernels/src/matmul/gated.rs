@@ -9,7 +9,7 @@ use crate::{buffers, simd};
 /// `silu(x G^T) * (x U^T)`, `silu(z) = z / (1 + e^-z)` (Shazeer, arXiv 2002.05202), of `x` `[m, k]` into `output` `[m, n]`.
 ///
 /// # Panics
-/// As [`multiply`].
+/// As [`multiply`](super::stored::multiply).
 pub fn swiglu(
     precision: Precision,
     x: &[f32],
