@@ -8,6 +8,7 @@ use karat_candle::cuda::device::{Arg, Buffer, Element, Gpu};
 use karat_candle::cuda::driver::Driver;
 use karat_candle::cuda::emulator::{Emulator, Order};
 use karat_candle::cuda::{join, ptx, split};
+pub use karat_kernels::testing::noise;
 
 pub const BOTH: [Element; 2] = [Element::F32, Element::Bf16];
 
@@ -150,17 +151,6 @@ fn driver() -> Option<Arc<dyn Gpu>> {
         Err(_) => None,
     });
     gpu.clone().map(|gpu| gpu as Arc<dyn Gpu>)
-}
-
-/// Reproducible values in `(-1, 1)`.
-pub fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 40) as f32 / (1u64 << 24) as f32) * 2.0 - 1.0
-        })
-        .collect()
 }
 
 pub fn scaled(mut x: Vec<f32>, by: f32) -> Vec<f32> {

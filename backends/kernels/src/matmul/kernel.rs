@@ -315,6 +315,37 @@ mod x86 {
         }
     }
 
+    impl Tile {
+        /// Puts the sums of the rows from `first` and the columns from `column` on into the output.
+        ///
+        /// # Safety
+        /// The output must have the rows and all of the tile's columns; the CPU must have AVX-512.
+        #[inline(always)]
+        pub(in crate::matmul) unsafe fn store<const ROWS: usize, const VECTORS: usize>(
+            &self,
+            first: usize,
+            column: usize,
+            sums: [[__m512; VECTORS]; ROWS],
+        ) {
+            // SAFETY: the caller's promise; masks keep to the columns.
+            unsafe {
+                let alpha = _mm512_set1_ps(self.alpha);
+                for r in 0..ROWS {
+                    for v in 0..VECTORS {
+                        let columns = self.columns.saturating_sub(column + v * LANES).min(LANES);
+                        let mask = ((1u32 << columns) - 1) as __mmask16;
+                        let c = self.c.wrapping_add((first + r) * self.c_stride + column + v * LANES);
+                        let sum = match self.add {
+                            true => _mm512_fmadd_ps(alpha, sums[r][v], _mm512_maskz_loadu_ps(mask, c)),
+                            false => _mm512_mul_ps(alpha, sums[r][v]),
+                        };
+                        _mm512_mask_storeu_ps(c, mask, sum);
+                    }
+                }
+            }
+        }
+    }
+
     /// `ROWS` rows of `VECTORS` vectors, the sums in registers.
     ///
     /// # Safety
@@ -345,19 +376,7 @@ mod x86 {
                 a = a.add(1);
                 b = b.add(VECTORS * LANES);
             }
-            let alpha = _mm512_set1_ps(t.alpha);
-            for r in 0..ROWS {
-                for v in 0..VECTORS {
-                    let columns = t.columns.saturating_sub(v * LANES).min(LANES);
-                    let mask = ((1u32 << columns) - 1) as __mmask16;
-                    let c = t.c.add((first + r) * t.c_stride + v * LANES);
-                    let sum = match t.add {
-                        true => _mm512_fmadd_ps(alpha, sums[r][v], _mm512_maskz_loadu_ps(mask, c)),
-                        false => _mm512_mul_ps(alpha, sums[r][v]),
-                    };
-                    _mm512_mask_storeu_ps(c, mask, sum);
-                }
-            }
+            t.store(first, 0, sums);
         }
     }
 
@@ -400,18 +419,7 @@ mod x86 {
                     a = a.add(1);
                     row = row.wrapping_add(2 * b.stride);
                 }
-                let alpha = _mm512_set1_ps(t.alpha);
-                for r in 0..ROWS {
-                    for v in 0..2 {
-                        let mask = (mask >> (v * LANES)) as __mmask16;
-                        let c = t.c.wrapping_add((first + r) * t.c_stride + column + v * LANES);
-                        let sum = match t.add {
-                            true => _mm512_fmadd_ps(alpha, sums[r][v], _mm512_maskz_loadu_ps(mask, c)),
-                            false => _mm512_mul_ps(alpha, sums[r][v]),
-                        };
-                        _mm512_mask_storeu_ps(c, mask, sum);
-                    }
-                }
+                t.store(first, column, sums);
             }
         }
     }

@@ -94,18 +94,6 @@ unsafe fn tile<const ROWS: usize, const VECTORS: usize>(t: &Tile, first: usize, 
                 }
             }
         }
-        let alpha = _mm512_set1_ps(t.alpha);
-        for r in 0..ROWS {
-            for v in 0..VECTORS {
-                let columns = t.columns.saturating_sub(v * LANES).min(LANES);
-                let mask = ((1u32 << columns) - 1) as __mmask16;
-                let c = t.c.add((first + r) * t.c_stride + v * LANES);
-                let sum = match t.add {
-                    true => _mm512_fmadd_ps(alpha, sums[r][v], _mm512_maskz_loadu_ps(mask, c)),
-                    false => _mm512_mul_ps(alpha, sums[r][v]),
-                };
-                _mm512_mask_storeu_ps(c, mask, sum);
-            }
-        }
+        t.store(first, 0, sums);
     }
 }
