@@ -42,7 +42,7 @@ impl Args {
         self.0.get(key).and_then(|v| v.parse().ok()).unwrap_or(default)
     }
     fn device(&self, dtype: Dtype) -> Result<Opened, Box<dyn Error>> {
-        Ok(open(Asked::of(&self.text("device", "cuda:0"))?, dtype)?)
+        Ok(open(Asked::of(&self.text("device", "cuda:0"))?, dtype, true)?)
     }
 }
 

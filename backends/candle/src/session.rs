@@ -1,5 +1,6 @@
 //! A session: one model, at most one adapter, a pool of threads.
 
+use std::collections::BTreeMap;
 use std::thread::available_parallelism;
 
 use karat::backend::{
@@ -12,6 +13,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use crate::adapter;
 use crate::config::ModelConfig;
 use crate::cuda::open::{Asked, Opened, open};
+use crate::cuda::pool::trim;
 use crate::model::{Batch, Decoder};
 use crate::nn::{Precision, Result};
 use crate::ops::buffers;
@@ -50,10 +52,7 @@ impl CandleSession {
                 ));
             }
         };
-        if let Some(key) = config.options.keys().next() {
-            return Err(BackendError::unsupported(format!("option \"{key}\": this backend has no options")));
-        }
-        let opened_on = open(asked, config.dtype)?;
+        let opened_on = open(asked, config.dtype, graphs(&config.options)?)?;
         let threads = match config.threads {
             0 => available_parallelism().map_or(1, usize::from),
             n => n,
@@ -85,6 +84,29 @@ impl CandleSession {
         }
         let parameters = model.tensors().values().map(|t| t.elem_count() as u64).sum();
         Ok(CandleSession { model, pool, opened: config.clone(), opened_on, parameters, trained: false })
+    }
+
+    /// Leaves memory of the device that nobody uses to others.
+    fn trim(&self) {
+        if let Some(device) = &self.opened_on.device {
+            trim(&*device.gpu);
+        }
+    }
+}
+
+/// The one option there is, `cuda_graph`: whether steps of generation on a GPU are recorded and played again (default true).
+fn graphs(options: &BTreeMap<String, serde_json::Value>) -> Result<bool> {
+    if let Some(key) = options.keys().find(|key| *key != "cuda_graph") {
+        return Err(BackendError::unsupported(format!(
+            "the candle backend has no option \"{key}\" (known: cuda_graph)"
+        )));
+    }
+    match options.get("cuda_graph") {
+        None => Ok(true),
+        Some(value) => value.as_bool().ok_or_else(|| {
+            let what = format!("the option cuda_graph of the candle backend must be true or false, not {value}");
+            BackendError::unsupported(what)
+        }),
     }
 }
 
@@ -146,6 +168,7 @@ impl Evaluator for CandleSession {
                 return Err(BackendError::cancelled());
             }
         }
+        self.trim();
         Ok(scores)
     }
 
@@ -155,7 +178,9 @@ impl Evaluator for CandleSession {
         config: &GenerateConfig,
         sink: &mut dyn EventSink,
     ) -> Result<Vec<Completion>> {
-        crate::generate::generate(&self.model, &self.pool, prompts, config, sink)
+        let completions = crate::generate::generate(&self.model, &self.pool, prompts, config, sink);
+        self.trim();
+        completions
     }
 }
 
@@ -178,7 +203,9 @@ impl Trainer for CandleSession {
                  start from",
             ));
         }
-        let CandleSession { model, pool, opened, .. } = self;
-        Job { model, source: &opened.model, pool, train, eval, plan }.run(sink)
+        let CandleSession { model, pool, opened, .. } = &mut *self;
+        let summary = Job { model, source: &opened.model, pool, train, eval, plan }.run(sink);
+        self.trim();
+        summary
     }
 }

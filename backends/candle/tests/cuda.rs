@@ -3,17 +3,6 @@
 //! Only the driver, cuBLAS and the hardware are left out; `scripts/gpu-checks` compares the same things on a GPU.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-mod small_runs;
-
-use std::path::Path;
-
-use karat::backend::*;
-use karat::plugin::{Search, find};
-use karat::train::LoraConfig;
-use karat_candle::CandleBackend;
-use serde_json::json;
-use small_runs::*;
-
 /// The emulated device, or a printed reason and a return.
 macro_rules! emulator_or_skip {
     () => {
@@ -23,6 +12,19 @@ macro_rules! emulator_or_skip {
         }
     };
 }
+
+mod small_runs;
+#[path = "cuda/steps.rs"]
+mod steps;
+
+use std::path::Path;
+
+use karat::backend::*;
+use karat::plugin::{Search, find};
+use karat::train::LoraConfig;
+use karat_candle::CandleBackend;
+use serde_json::json;
+use small_runs::*;
 
 fn on_cuda(base: &OpenConfig) -> OpenConfig {
     OpenConfig { device: "cuda:emulated".into(), ..base.clone() }

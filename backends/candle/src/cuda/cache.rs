@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use karat::backend::BackendError;
+use karat::backend::{BackendError, GenerateConfig};
 
 use super::device::Element;
 use super::kernels::decode::{self, Cache};
 use super::tensor::Indices;
-use super::{Device, Tensor, here};
+use super::{Device, Tensor, here, sample};
 use crate::nn::{self, Result};
 use crate::ops::attention::Heads;
 
@@ -24,18 +24,67 @@ pub struct Slots {
     free: Vec<u32>,
     /// Positions of each sequence, those of the pass under way included.
     lengths: Vec<u32>,
+    /// Where the tokens of the pass under way go.
     pass: Option<Feed>,
+    numbers: Numbers,
 }
 
 /// Where the tokens of a pass go, and what its queries see.
 #[derive(Debug)]
 struct Feed {
-    /// Slot and position of each token.
-    to: [Indices; 2],
+    slots: Indices,
+    positions: Indices,
     tokens: usize,
-    /// Slot and length of each sequence.
-    sequences: [Indices; 2],
-    longest: usize,
+    /// In a step: the length of each sequence with its new token, and a bound of them all.
+    lengths: Option<(Indices, usize)>,
+}
+
+/// What changes from one step of decoding to the next, always in the same places: so steps can be recorded. The kernels of a
+/// step count on and leave the token they picked, so that the host has nothing to say until sequences come or go.
+#[derive(Debug)]
+struct Numbers {
+    /// One row of `most` numbers for each of [`Number`].
+    all: Indices,
+    most: usize,
+    /// They are those of the sequences that there are.
+    current: bool,
+}
+
+/// What is known of each sequence. Those that count on stand last.
+#[derive(Clone, Copy, Debug)]
+enum Number {
+    /// The token to be fed, then the one picked.
+    Id,
+    /// Its slot.
+    Slot,
+    /// Its number for the generator of draws.
+    Row,
+    /// Where its token goes.
+    Position,
+    /// How long it is then.
+    Length,
+    /// Tokens it has generated.
+    Place,
+}
+
+const NUMBERS: usize = 6;
+const COUNTING: usize = 3;
+
+impl Numbers {
+    fn of(&self, which: Number) -> Indices {
+        self.all.part(which as usize * self.most)
+    }
+}
+
+/// The inputs of a step, on the device.
+#[derive(Debug)]
+pub struct Step {
+    /// The token of each sequence.
+    pub ids: nn::Indices,
+    /// Where it stands.
+    pub positions: nn::Indices,
+    /// Sequences, and what [`decode::length_class`] says of the longest: steps that agree in both are the same launches.
+    pub class: (usize, usize),
 }
 
 impl Slots {
@@ -48,7 +97,13 @@ impl Slots {
         let layers = (0..layers).map(|_| Ok([part()?, part()?])).collect::<Result<_>>()?;
         let (taken, lengths, pass) = (Vec::new(), Vec::new(), None);
         let free = (0..most as u32).rev().collect();
-        Ok(Slots { device: device.clone(), layers, positions, heads, taken, free, lengths, pass })
+        let numbers = Numbers { all: Indices::any(device, NUMBERS * most)?, most, current: false };
+        Ok(Slots { device: device.clone(), layers, positions, heads, taken, free, lengths, pass, numbers })
+    }
+
+    /// Where they lie.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
     }
 
     /// Positions of each sequence.
@@ -64,6 +119,7 @@ impl Slots {
         let slot = self.free.pop().ok_or_else(|| BackendError::failed("more sequences than slots of the cache"))?;
         self.taken.push(slot);
         self.lengths.push(0);
+        self.numbers.current = false;
         Ok(())
     }
 
@@ -71,9 +127,17 @@ impl Slots {
     pub fn swap_remove(&mut self, i: usize) {
         self.free.push(self.taken.swap_remove(i));
         self.lengths.swap_remove(i);
+        self.numbers.current = false;
     }
 
-    /// Gives the tokens of a pass their places: `starts[i]..starts[i + 1]` go to sequence `first + i`.
+    fn outgrown(&self) -> Result<()> {
+        match self.lengths.iter().find(|length| **length as usize > self.positions) {
+            Some(length) => Err(BackendError::failed(format!("{length} tokens in a slot for {}", self.positions))),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives the tokens of prompts their places: `starts[i]..starts[i + 1]` go to sequence `first + i`.
     ///
     /// # Errors
     /// If a sequence outgrows its slot, or the device fails.
@@ -85,18 +149,67 @@ impl Slots {
             slots.extend((0..more).map(|_| slot));
             positions.extend(*length..*length + more);
             *length += more;
-            if *length as usize > self.positions {
-                return Err(BackendError::failed(format!("{length} tokens in a slot for {}", self.positions)));
-            }
         }
+        self.outgrown()?;
         let upload = |host: &[u32]| Indices::upload(&self.device, host);
-        self.pass = Some(Feed {
-            tokens: slots.len(),
-            to: [upload(&slots)?, upload(&positions)?],
-            longest: self.lengths.iter().max().map_or(0, |l| *l as usize),
-            sequences: [upload(&self.taken)?, upload(&self.lengths)?],
-        });
+        let (tokens, slots, positions) = (slots.len(), upload(&slots)?, upload(&positions)?);
+        self.pass = Some(Feed { slots, positions, tokens, lengths: None });
         Ok(())
+    }
+
+    /// Gives each sequence the place of one token more, `ids`; `places` are its number for the generator of draws and how many
+    /// tokens it has generated. Nothing goes to the device where the sequences are those of the step before and `ids` what
+    /// it picked.
+    ///
+    /// # Errors
+    /// As [`Slots::extend`].
+    pub fn step(&mut self, ids: &[u32], places: &[(usize, usize)]) -> Result<Step> {
+        let (n, positions) = (self.taken.len(), self.lengths.clone());
+        self.lengths.iter_mut().for_each(|length| *length += 1);
+        self.outgrown()?;
+        let numbers = &mut self.numbers;
+        if !std::mem::replace(&mut numbers.current, true) {
+            let mut host = vec![0u32; NUMBERS * numbers.most];
+            for i in 0..n {
+                let (row, place) = places[i];
+                let of_sequence = [ids[i], self.taken[i], row as u32, positions[i], self.lengths[i], place as u32];
+                of_sequence.into_iter().enumerate().for_each(|(which, x)| host[which * numbers.most + i] = x);
+            }
+            numbers.all.set(&self.device, &host)?;
+        }
+        let longest = self.lengths.iter().max().map_or(0, |length| *length as usize);
+        let longest = decode::length_class(longest, self.positions);
+        let [at, lengths] = [Number::Position, Number::Length].map(|which| numbers.of(which));
+        self.pass = Some(Feed {
+            slots: numbers.of(Number::Slot),
+            positions: at.clone(),
+            tokens: n,
+            lengths: Some((lengths, longest)),
+        });
+        Ok(Step {
+            ids: nn::Indices::placed(ids.to_vec(), numbers.of(Number::Id)),
+            positions: nn::Indices::placed(positions, at),
+            class: (n, longest),
+        })
+    }
+
+    /// Picks the next token of each sequence by its `logits` and counts on, all on the device: the last launches of a step.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn pick(&self, logits: &nn::Tensor, config: &GenerateConfig) -> Result<()> {
+        let numbers = &self.numbers;
+        let [row, place, id] = [Number::Row, Number::Place, Number::Id].map(|which| numbers.of(which));
+        sample::pick_into(here(logits)?, [row.arg(), place.arg(), id.arg()], config)?;
+        decode::increment(&*self.device.gpu, numbers.of(Number::Position).arg(), COUNTING * numbers.most)
+    }
+
+    /// What [`Slots::pick`] has picked, nothing where a logit was not a number.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn picked(&self) -> Result<Vec<Option<u32>>> {
+        Ok(sample::picked(self.numbers.of(Number::Id).get(self.taken.len())?))
     }
 
     fn layer(&self, l: usize) -> Cache<'_> {
@@ -116,7 +229,7 @@ impl Slots {
     pub fn remember(&self, l: usize, k: &nn::Tensor, v: &nn::Tensor) -> Result<()> {
         let feed = self.feed()?;
         let (k, v) = (here(k)?, here(v)?);
-        let arguments = [k.arg(), v.arg(), feed.to[0].arg(), feed.to[1].arg()];
+        let arguments = [k.arg(), v.arg(), feed.slots.arg(), feed.positions.arg()];
         let strides = [self.heads.keys * self.heads.dim; 2];
         decode::append(&*self.device.gpu, k.element(), arguments, &self.layer(l), feed.tokens, strides)
     }
@@ -124,16 +237,18 @@ impl Slots {
     /// One query of each sequence, `[sequences, queries * dim]`, against its slot.
     ///
     /// # Errors
-    /// If the device fails.
+    /// If the device fails, or this is no step.
     pub fn attend(&self, l: usize, q: &nn::Tensor) -> Result<nn::Tensor> {
         let (feed, q) = (self.feed()?, here(q)?);
+        let Some((lengths, longest)) = &feed.lengths else {
+            return Err(BackendError::failed("a prompt attends to itself, not to the cache"));
+        };
         let (sequences, width) = q.matrix_dims();
         let out = Tensor::activation(&self.device, &[sequences, width])?;
-        let scratch = decode::scratch(sequences, feed.longest, self.heads);
+        let scratch = decode::scratch(sequences, *longest, self.heads);
         let partial = Tensor::any(&self.device, Element::F32, &[scratch])?;
-        let [slots, lengths] = &feed.sequences;
-        let arguments = [q.arg(), slots.arg(), lengths.arg(), out.arg(), partial.arg()];
-        let shape = (sequences, feed.longest, width);
+        let arguments = [q.arg(), feed.slots.arg(), lengths.arg(), out.arg(), partial.arg()];
+        let shape = (sequences, *longest, width);
         decode::decode(&*self.device.gpu, q.element(), arguments, &self.layer(l), shape)?;
         Ok(out.into())
     }

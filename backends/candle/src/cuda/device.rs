@@ -1,11 +1,13 @@
 //! What is asked of a device: memory, launches of kernels by name, matrix products.
 //!
 //! All work of one device goes into one queue and is done in that order, so memory that is freed may be given out again
-//! at once. Only [`Gpu::download`] and [`Gpu::synchronize`] wait.
+//! at once, which [`super::pool`] does. Only [`Gpu::download`] and [`Gpu::synchronize`] wait.
 
 use std::fmt;
 use std::sync::Arc;
 
+use super::graph::RawGraph;
+use super::pool::{Pool, Pools};
 use crate::nn::Result;
 
 /// Device memory without an owner. In the emulator the address is the host's.
@@ -21,6 +23,8 @@ pub struct RawBuffer {
 pub struct Buffer {
     gpu: Arc<dyn Gpu>,
     raw: RawBuffer,
+    /// The pool that it is of.
+    home: Arc<Pool>,
 }
 
 impl Buffer {
@@ -29,7 +33,8 @@ impl Buffer {
     /// # Errors
     /// If the device has no room.
     pub fn new(gpu: &Arc<dyn Gpu>, bytes: usize) -> Result<Self> {
-        Ok(Buffer { gpu: gpu.clone(), raw: gpu.alloc(bytes.max(1))? })
+        let home = gpu.pools().current();
+        Ok(Buffer { gpu: gpu.clone(), raw: home.get(&**gpu, bytes.max(1))?, home })
     }
     /// Where it lies.
     pub fn raw(&self) -> RawBuffer {
@@ -43,7 +48,9 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.gpu.free(self.raw);
+        if let Some(raw) = self.home.give(&*self.gpu, self.raw) {
+            self.gpu.free(raw);
+        }
     }
 }
 
@@ -226,6 +233,38 @@ pub trait Gpu: Send + Sync {
     /// If something queued has failed.
     fn synchronize(&self) -> Result<()>;
 
-    /// Most bytes that buffers ever took at the same time, and since when that is asked again with `reset`.
+    /// Most bytes that buffers ever took at the same time, those that wait in a pool included, and since when that is asked
+    /// again with `reset`.
     fn peak_memory(&self, reset: bool) -> u64;
+
+    /// Its pools of memory.
+    fn pools(&self) -> &Pools;
+
+    /// A buffer of a pool is given out again: its contents mean nothing.
+    fn lent(&self, _: RawBuffer) {}
+
+    /// A buffer waits in a pool, a private one or the device's own: nobody may use it but a recording with memory of the
+    /// former.
+    fn parked(&self, _: RawBuffer, _private: bool) {}
+
+    /// Records from now on, instead of doing it, what this thread queues: [`super::graph::Graph`].
+    ///
+    /// # Errors
+    /// If the device cannot, or records already.
+    fn begin_graph(&self) -> Result<()>;
+
+    /// What was recorded.
+    ///
+    /// # Errors
+    /// If something was asked for meanwhile that cannot be recorded.
+    fn end_graph(&self) -> Result<RawGraph>;
+
+    /// Queues what was recorded.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    fn play_graph(&self, graph: RawGraph) -> Result<()>;
+
+    /// Forgets a recording, once what is queued has been done.
+    fn drop_graph(&self, graph: RawGraph);
 }

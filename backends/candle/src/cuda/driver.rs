@@ -16,6 +16,8 @@ use karat::backend::BackendError;
 use self::api::{Address, Blas, Cuda, Handle, Status};
 use self::columns::Columns;
 use super::device::{Arg, Facts, Gemm, Gpu, Launch, RawBuffer};
+use super::graph::RawGraph;
+use super::pool::Pools;
 use crate::nn::Result;
 
 /// The oldest driver whose compiler takes the kernels: that of CUDA 13.0.
@@ -156,12 +158,33 @@ pub struct Driver {
     cublas: Handle,
     module: Handle,
     workspace: Address,
+    pools: Pools,
+    state: Mutex<State>,
+}
+
+/// What changes.
+#[derive(Default)]
+struct State {
     /// Kernels by name, with the dynamic shared memory that each was allowed so far.
-    kernels: Mutex<HashMap<&'static str, (usize, u32)>>,
+    kernels: HashMap<&'static str, (usize, u32)>,
+    /// The stream records.
+    recording: bool,
+    /// What was given back meanwhile.
+    freed: Vec<Address>,
+}
+
+impl State {
+    /// What a recording could not repeat.
+    fn not_recorded(&self, what: &str) -> Result<()> {
+        match self.recording {
+            true => Err(BackendError::failed(format!("{what} while a graph is recorded"))),
+            false => Ok(()),
+        }
+    }
 }
 
 // SAFETY: the driver may be called from any thread in which the context is current, which every method sees to; cuBLAS's
-// handle is used by one thread at a time because `kernels` is held meanwhile.
+// handle is used by one thread at a time because `state` is held meanwhile.
 unsafe impl Send for Driver {}
 // SAFETY: as above.
 unsafe impl Sync for Driver {}
@@ -222,7 +245,8 @@ impl Driver {
             cublas: ptr::null_mut(),
             module: ptr::null_mut(),
             workspace: 0,
-            kernels: Mutex::default(),
+            pools: Pools::default(),
+            state: Mutex::default(),
         };
         driver.start(ptx)?;
         Ok(driver)
@@ -309,8 +333,8 @@ impl Driver {
     }
 
     /// Makes the context current in this thread and keeps others away from what is not safe to share.
-    fn enter(&self) -> Result<MutexGuard<'_, HashMap<&'static str, (usize, u32)>>> {
-        let guard = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+    fn enter(&self) -> Result<MutexGuard<'_, State>> {
+        let guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the context lives as long as `self`.
         self.ok("enter the device", unsafe { (self.cuda.cuCtxSetCurrent)(self.context) })?;
         Ok(guard)
@@ -330,6 +354,9 @@ impl Drop for Driver {
         // SAFETY: each handle is one that the driver gave and nobody uses any more: buffers hold on to the device.
         unsafe {
             (self.cuda.cuCtxSetCurrent)(self.context);
+            for raw in self.pools.own().close() {
+                (self.cuda.cuMemFreeAsync)(raw.address, self.stream);
+            }
             if !self.cublas.is_null() {
                 (self.blas.cublasDestroy_v2)(self.cublas);
             }
@@ -363,7 +390,8 @@ impl Gpu for Driver {
     }
 
     fn alloc(&self, bytes: usize) -> Result<RawBuffer> {
-        let _guard = self.enter()?;
+        let state = self.enter()?;
+        state.not_recorded("an allocation")?;
         let mut address = 0;
         // SAFETY: the stream is alive, the pointer to an address.
         match unsafe { (self.cuda.cuMemAllocAsync)(&mut address, bytes, self.stream) } {
@@ -378,7 +406,10 @@ impl Gpu for Driver {
     }
 
     fn free(&self, buffer: RawBuffer) {
-        if let Ok(_guard) = self.enter() {
+        if let Ok(mut state) = self.enter() {
+            if state.recording {
+                return state.freed.push(buffer.address);
+            }
             // SAFETY: the address is one of `alloc`, given back once; what is queued before still finds it.
             unsafe { (self.cuda.cuMemFreeAsync)(buffer.address, self.stream) };
         }
@@ -386,7 +417,8 @@ impl Gpu for Driver {
 
     fn upload(&self, from: &[u8], to: RawBuffer, offset: usize) -> Result<()> {
         let to = inside(to, offset, from.len())?;
-        let _guard = self.enter()?;
+        let state = self.enter()?;
+        state.not_recorded("a copy from the host")?;
         // SAFETY: both ranges are as long as is said. Memory of the host that is not pinned has been read when the call
         // returns.
         let status = unsafe { (self.cuda.cuMemcpyHtoDAsync_v2)(to, from.as_ptr().cast(), from.len(), self.stream) };
@@ -395,7 +427,8 @@ impl Gpu for Driver {
 
     fn download(&self, from: RawBuffer, offset: usize, to: &mut [u8]) -> Result<()> {
         let from = inside(from, offset, to.len())?;
-        let _guard = self.enter()?;
+        let state = self.enter()?;
+        state.not_recorded("a copy to the host")?;
         // SAFETY: both ranges are as long as is said, and `to` is borrowed until all has arrived.
         unsafe {
             let status = (self.cuda.cuMemcpyDtoHAsync_v2)(to.as_mut_ptr().cast(), from, to.len(), self.stream);
@@ -422,8 +455,8 @@ impl Gpu for Driver {
     }
 
     fn launch(&self, kernel: &'static str, launch: Launch, arguments: &[Arg<'_>]) -> Result<()> {
-        let mut kernels = self.enter()?;
-        let (function, allowed) = match kernels.get(kernel) {
+        let mut state = self.enter()?;
+        let (function, allowed) = match state.kernels.get(kernel) {
             Some(known) => *known,
             None => {
                 let name = CString::new(kernel).map_err(|_| BackendError::failed("a kernel's name with a zero"))?;
@@ -431,7 +464,7 @@ impl Gpu for Driver {
                 // SAFETY: the module is alive, the name ends with a zero.
                 let status = unsafe { (self.cuda.cuModuleGetFunction)(&mut function, self.module, name.as_ptr()) };
                 self.ok(&format!("find the kernel {kernel}"), status)?;
-                *kernels.entry(kernel).or_insert((function as usize, UNASKED_SHARED))
+                *state.kernels.entry(kernel).or_insert((function as usize, UNASKED_SHARED))
             }
         };
         if launch.shared > allowed {
@@ -441,7 +474,7 @@ impl Gpu for Driver {
                 (self.cuda.cuFuncSetAttribute)(f, api::FUNCTION_SHARED_MEMORY, bytes)
             };
             self.ok(&format!("give {kernel} {} bytes of shared memory", launch.shared), status)?;
-            kernels.insert(kernel, (function, launch.shared));
+            state.kernels.insert(kernel, (function, launch.shared));
         }
         // Every argument in eight bytes of its own; the driver reads as many as the kernel says.
         let mut values: Vec<u64> = arguments
@@ -541,7 +574,8 @@ impl Gpu for Driver {
     }
 
     fn synchronize(&self) -> Result<()> {
-        let _guard = self.enter()?;
+        let state = self.enter()?;
+        state.not_recorded("waiting")?;
         // SAFETY: the stream is alive.
         self.ok("finish what was queued", unsafe { (self.cuda.cuStreamSynchronize)(self.stream) })
     }
@@ -558,5 +592,55 @@ impl Gpu for Driver {
             }
         }
         peak
+    }
+
+    fn pools(&self) -> &Pools {
+        &self.pools
+    }
+
+    fn begin_graph(&self) -> Result<()> {
+        let mut state = self.enter()?;
+        state.not_recorded("a second recording")?;
+        // SAFETY: the stream is alive, and not the legacy one.
+        let begun = unsafe { (self.cuda.cuStreamBeginCapture_v2)(self.stream, api::CAPTURE_THIS_THREAD) };
+        self.ok("begin to record a graph", begun)?;
+        state.recording = true;
+        Ok(())
+    }
+
+    fn end_graph(&self) -> Result<RawGraph> {
+        let mut state = self.enter()?;
+        let (mut graph, mut ready): (Handle, Handle) = (ptr::null_mut(), ptr::null_mut());
+        state.recording = false;
+        // SAFETY: the stream is alive, the pointers are to handles; the graph is done with once it is made ready. What was
+        // given back is an address of `alloc`, and the recording that used it has yet to run or never will.
+        unsafe {
+            let ended = (self.cuda.cuStreamEndCapture)(self.stream, &mut graph);
+            for address in state.freed.drain(..) {
+                (self.cuda.cuMemFreeAsync)(address, self.stream);
+            }
+            self.ok("record a graph", ended)?;
+            if graph.is_null() {
+                return Err(BackendError::failed("CUDA failed to record a graph: it holds nothing"));
+            }
+            let made = (self.cuda.cuGraphInstantiateWithFlags)(&mut ready, graph, 0);
+            (self.cuda.cuGraphDestroy)(graph);
+            self.ok("make a graph ready", made)?;
+        }
+        Ok(RawGraph(ready as u64))
+    }
+
+    fn play_graph(&self, graph: RawGraph) -> Result<()> {
+        let state = self.enter()?;
+        state.not_recorded("a graph")?;
+        // SAFETY: the handle is one of `end_graph` that nobody has dropped: `Graph` owns it.
+        self.ok("launch a graph", unsafe { (self.cuda.cuGraphLaunch)(graph.0 as Handle, self.stream) })
+    }
+
+    fn drop_graph(&self, graph: RawGraph) {
+        if let Ok(_guard) = self.enter() {
+            // SAFETY: as above; where it still runs, it goes when that is done.
+            unsafe { (self.cuda.cuGraphExecDestroy)(graph.0 as Handle) };
+        }
     }
 }

@@ -58,27 +58,28 @@ pub struct Opened {
     pub facts: Vec<String>,
 }
 
-/// Opens what `asked` names, to compute in `dtype`.
+/// Opens what `asked` names, to compute in `dtype`, with steps of generation recorded if `graphs`.
 ///
 /// # Errors
 /// If it is not there, naming what is missing; never for [`Asked::Auto`].
-pub fn open(asked: Asked, dtype: Dtype) -> Result<Opened> {
+pub fn open(asked: Asked, dtype: Dtype, graphs: bool) -> Result<Opened> {
     let cpu = |facts| Opened { device: None, name: "cpu".into(), facts };
     match asked {
         Asked::Cpu => Ok(cpu(Vec::new())),
-        Asked::Cuda(number) => on(number, dtype),
+        Asked::Cuda(number) => on(number, dtype, graphs),
         Asked::Auto => {
-            Ok(on(0, dtype).unwrap_or_else(|e| cpu(vec![format!("device auto is the CPU here: {}", e.message)])))
+            Ok(on(0, dtype, graphs)
+                .unwrap_or_else(|e| cpu(vec![format!("device auto is the CPU here: {}", e.message)])))
         }
         Asked::Emulated => {
             let emulator: Arc<dyn Gpu> = Emulator::new()?;
             let facts = vec![format!("{}: it says nothing of a GPU's speed", emulator.facts().name)];
-            Ok(with(emulator, dtype, "cuda:emulated".into(), facts))
+            Ok(with(emulator, (dtype, graphs), "cuda:emulated".into(), facts))
         }
     }
 }
 
-fn on(number: usize, dtype: Dtype) -> Result<Opened> {
+fn on(number: usize, dtype: Dtype, graphs: bool) -> Result<Opened> {
     let driver = Driver::open(number, ptx::kernels())?;
     let (facts, cublas) = (driver.facts().clone(), driver.cublas_version());
     let (major, minor) = facts.compute_capability;
@@ -90,12 +91,12 @@ fn on(number: usize, dtype: Dtype) -> Result<Opened> {
         },
         "attention, elementwise: Karat's CUDA kernels".into(),
     ];
-    Ok(with(Arc::new(driver), dtype, format!("cuda:{number}"), text))
+    Ok(with(Arc::new(driver), (dtype, graphs), format!("cuda:{number}"), text))
 }
 
-fn with(gpu: Arc<dyn Gpu>, dtype: Dtype, name: String, facts: Vec<String>) -> Opened {
+fn with(gpu: Arc<dyn Gpu>, (dtype, graphs): (Dtype, bool), name: String, facts: Vec<String>) -> Opened {
     let activations = if dtype == Dtype::F32 { Element::F32 } else { Element::Bf16 };
-    Opened { device: Some(Arc::new(Device { gpu, activations })), name, facts }
+    Opened { device: Some(Arc::new(Device { gpu, activations, graphs })), name, facts }
 }
 
 /// What was found of CUDA on this machine and what this plugin brings: for `karat doctor`.
@@ -129,8 +130,8 @@ mod tests {
 
     #[test]
     fn the_automatic_choice_says_why_it_is_the_cpu() {
-        let opened = open(Asked::Auto, Dtype::Bf16).unwrap();
-        match open(Asked::Cuda(0), Dtype::Bf16) {
+        let opened = open(Asked::Auto, Dtype::Bf16, true).unwrap();
+        match open(Asked::Cuda(0), Dtype::Bf16, true) {
             Ok(_) => assert_eq!(opened.name, "cuda:0"),
             Err(error) => {
                 assert_eq!(opened.name, "cpu");

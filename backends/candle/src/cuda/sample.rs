@@ -3,7 +3,7 @@
 use karat::backend::GenerateConfig;
 
 use super::Tensor;
-use super::device::{Buffer, Element};
+use super::device::{Arg, Buffer, Element};
 use super::kernels::decode;
 use super::tensor::{self, Indices};
 use crate::nn::Result;
@@ -14,15 +14,27 @@ use crate::nn::Result;
 /// # Errors
 /// If the device fails.
 pub fn pick(logits: &Tensor, places: &[(usize, usize)], config: &GenerateConfig) -> Result<Vec<Option<u32>>> {
-    let (device, (rows, vocab)) = (logits.device(), logits.matrix_dims());
+    let (device, rows) = (logits.device(), logits.matrix_dims().0);
     let numbers = |f: fn(&(usize, usize)) -> u32| Indices::upload(device, &places.iter().map(f).collect::<Vec<_>>());
     let (row, place) = (numbers(|p| p.0 as u32)?, numbers(|p| p.1 as u32)?);
-    let ids = Buffer::new(&device.gpu, rows * 4)?;
+    let ids = Indices::any(device, rows)?;
+    pick_into(logits, [row.arg(), place.arg(), ids.arg()], config)?;
+    Ok(picked(ids.get(rows)?))
+}
+
+/// [`pick`] from numbers that are on the device, to a place there: rows, places, ids.
+///
+/// # Errors
+/// As there.
+pub fn pick_into(logits: &Tensor, [row, place, ids]: [Arg<'_>; 3], config: &GenerateConfig) -> Result<()> {
+    let (device, shape) = (logits.device(), logits.matrix_dims());
     // Weights of a draw; a greedy one has none.
-    let weights = Buffer::new(&device.gpu, if config.temperature > 0.0 { rows * vocab * 8 } else { 8 })?;
-    let arguments = [logits.arg(), row.arg(), place.arg(), tensor::start(&ids), tensor::start(&weights)];
-    decode::sample(&*device.gpu, Element::F32, arguments, (rows, vocab), config)?;
-    let mut picked = vec![0u32; rows];
-    device.gpu.download(ids.raw(), 0, bytemuck::cast_slice_mut(&mut picked))?;
-    Ok(picked.into_iter().map(|id| (id != decode::NOT_A_NUMBER).then_some(id)).collect())
+    let weights = Buffer::new(&device.gpu, if config.temperature > 0.0 { shape.0 * shape.1 * 8 } else { 8 })?;
+    let arguments = [logits.arg(), row, place, ids, tensor::start(&weights)];
+    decode::sample(&*device.gpu, Element::F32, arguments, shape, config)
+}
+
+/// What the kernel has left, read.
+pub fn picked(ids: Vec<u32>) -> Vec<Option<u32>> {
+    ids.into_iter().map(|id| (id != decode::NOT_A_NUMBER).then_some(id)).collect()
 }

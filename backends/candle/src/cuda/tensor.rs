@@ -18,6 +18,8 @@ pub struct Device {
     pub gpu: Arc<dyn Gpu>,
     /// Of activations, their gradients, and the operands of products.
     pub activations: Element,
+    /// Whether steps of generation are recorded and played again: [`super::graph`].
+    pub graphs: bool,
 }
 
 impl fmt::Debug for Device {
@@ -231,10 +233,12 @@ impl Tensor {
     }
 }
 
-/// Whole numbers on a device.
-#[derive(Debug)]
+/// Whole numbers on a device; clones share them.
+#[derive(Clone, Debug)]
 pub struct Indices {
-    buffer: Buffer,
+    buffer: Arc<Buffer>,
+    /// The first of them.
+    first: usize,
 }
 
 impl Indices {
@@ -243,19 +247,48 @@ impl Indices {
     /// # Errors
     /// If the device has no room.
     pub fn upload(device: &Arc<Device>, host: &[u32]) -> Result<Self> {
-        let buffer = Buffer::new(&device.gpu, size_of_val(host))?;
-        if !host.is_empty() {
-            device.gpu.upload(bytemuck::cast_slice(host), buffer.raw(), 0)?;
+        let new = Self::any(device, host.len())?;
+        new.set(device, host)?;
+        Ok(new)
+    }
+    /// Room for `n` numbers.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn any(device: &Arc<Device>, n: usize) -> Result<Self> {
+        Ok(Indices { buffer: Arc::new(Buffer::new(&device.gpu, n * size_of::<u32>())?), first: 0 })
+    }
+    /// Puts `host` where they begin.
+    ///
+    /// # Errors
+    /// If there is no room for as many, or the device fails.
+    pub fn set(&self, device: &Device, host: &[u32]) -> Result<()> {
+        match host.is_empty() {
+            true => Ok(()),
+            false => device.gpu.upload(bytemuck::cast_slice(host), self.buffer.raw(), self.first * size_of::<u32>()),
         }
-        Ok(Indices { buffer })
+    }
+    /// The first `n` of them, once what is queued is done.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn get(&self, n: usize) -> Result<Vec<u32>> {
+        let mut host = vec![0u32; n];
+        let first = self.first * size_of::<u32>();
+        self.buffer.gpu().download(self.buffer.raw(), first, bytemuck::cast_slice_mut(&mut host))?;
+        Ok(host)
+    }
+    /// Those from `first` on, in the same place.
+    pub fn part(&self, first: usize) -> Self {
+        Indices { buffer: self.buffer.clone(), first: self.first + first }
     }
     /// As the argument of a kernel.
     pub fn arg(&self) -> Arg<'_> {
-        Arg::Buffer(&self.buffer, 0)
+        self.from(0)
     }
     /// The same, from the element `first` on.
     pub fn from(&self, first: usize) -> Arg<'_> {
-        Arg::Buffer(&self.buffer, first * size_of::<u32>())
+        Arg::Buffer(&self.buffer, (self.first + first) * size_of::<u32>())
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::cuda::cache::Slots;
 use crate::layer::{Pass, Projected};
 use crate::model::{Batch, Decoder};
-use crate::nn::{self, Indices, Result, Starts, Tensor};
+use crate::nn::{self, Angles, Indices, Result, Starts, Tensor};
 use crate::ops::attention::Heads;
 
 /// Keys and values of one sequence on the CPU: for each layer `[positions, keys * dim]`.
@@ -66,6 +66,14 @@ impl Caches {
         match &mut self.0 {
             Place::Cpu(caches) => drop(caches.swap_remove(i)),
             Place::Cuda(slots) => slots.swap_remove(i),
+        }
+    }
+
+    /// The slots on a device, if they are there.
+    pub fn slots(&mut self) -> Option<&mut Slots> {
+        match &mut self.0 {
+            Place::Cpu(_) => None,
+            Place::Cuda(slots) => Some(slots),
         }
     }
 
@@ -144,7 +152,7 @@ pub fn prefill(model: &Decoder, prompts: &[&[u32]], rooms: &[usize], caches: &mu
     model.logits(&nn::gather(&x, &last.into())?)
 }
 
-/// Feeds one token to each sequence; logits `[sequences, vocab]`.
+/// Feeds one token to each sequence of the CPU's caches; logits `[sequences, vocab]`.
 ///
 /// # Errors
 /// If the device fails.
@@ -153,15 +161,29 @@ pub fn step(model: &Decoder, ids: &[u32], caches: &mut Caches) -> Result<Tensor>
     let starts = Starts::from((0..=ids.len()).collect::<Vec<_>>());
     let table = model.table(positions.iter().max().map_or(0, |p| *p as usize + 1));
     let (positions, ids) = (Indices::from(positions), Indices::from(ids.to_vec()));
-    let pass = Pass { starts: &starts, positions: &positions, table: &table, dropout: None };
     caches.extend(0, &starts)?;
-    let mut x = nn::embed(&model.embedding, &ids)?;
+    let logits = feed(model, (&ids, &positions, &starts), &table, caches)?;
+    caches.extended(0, &starts);
+    Ok(logits)
+}
+
+/// The forward pass of one token of each sequence, whose place the caches know.
+///
+/// # Errors
+/// If the device fails.
+pub fn feed(
+    model: &Decoder,
+    (ids, positions, starts): (&Indices, &Indices, &Starts),
+    table: &Angles,
+    caches: &mut Caches,
+) -> Result<Tensor> {
+    let pass = Pass { starts, positions, table, dropout: None };
+    let mut x = nn::embed(&model.embedding, ids)?;
     for (l, layer) in model.layers.iter().enumerate() {
         let p = layer.project(&x, pass)?;
-        caches.remember(l, 0, &starts, &p)?;
+        caches.remember(l, 0, starts, &p)?;
         let attended = caches.attend(l, &p.q, layer.heads)?;
         x = layer.finish(&x, &attended, None)?.0;
     }
-    caches.extended(0, &starts);
     model.logits(&x)
 }

@@ -1,12 +1,14 @@
 //! Free generation: many rows decoded together, each token by token, a finished row's slot going to the next prompt.
 
 mod cache;
+mod recorded;
 mod sample;
 
-use karat::backend::{BackendError, Completion, Event, EventSink, Flow, GenerateConfig, StopReason, TokensView};
+use karat::backend::{BackendError, Completion, Event, EventSink, Flow, GenerateConfig, Level, StopReason, TokensView};
 use rayon::ThreadPool;
 
 use self::cache::{Caches, bytes_per_position};
+use self::recorded::Steps;
 pub use self::sample::Sampler;
 use crate::model::Decoder;
 use crate::nn::Result;
@@ -33,6 +35,8 @@ struct Decoding<'a> {
     sampler: Sampler,
     slots: Vec<Slot>,
     caches: Caches,
+    /// On a device.
+    steps: Option<Steps>,
     completions: Vec<Option<Completion>>,
     tokens: u64,
 }
@@ -72,6 +76,7 @@ pub fn generate(
         sampler: Sampler::new(config)?,
         slots: Vec::new(),
         caches: Caches::new(model, batch, span)?,
+        steps: model.device().map(|device| Steps::new(model, device, span)),
         completions: vec![None; prompts.rows()],
         tokens: 0,
     };
@@ -98,6 +103,11 @@ pub fn generate(
             false => decoding.admit(&next, prompts),
         })?;
         finished.extend(more);
+        if let Some(message) = decoding.steps.as_mut().and_then(Steps::complaint)
+            && sink.event(Event::Log { level: Level::Warn, message }) == Flow::Stop
+        {
+            return Err(BackendError::cancelled());
+        }
         for (row, completion) in finished {
             decoding.completions[row] = Some(completion.clone());
             if sink.event(Event::Completion { row, completion }) == Flow::Stop {
@@ -125,20 +135,31 @@ impl Decoding<'_> {
         let logits = cache::prefill(self.model, &texts, &rooms, &mut self.caches)?;
         let first = self.slots.len();
         self.slots.extend(rows.iter().map(|&row| Slot { row, ids: Vec::new() }));
-        self.take(first, &logits, prompts)
+        let picked = self.sampler.pick_all(&logits, &self.places(first))?;
+        Ok(self.take(first, picked, prompts))
+    }
+
+    /// The row of each slot from `first` on and how many tokens it has generated.
+    fn places(&self, first: usize) -> Vec<(usize, usize)> {
+        self.slots[first..].iter().map(|slot| (slot.row, slot.ids.len())).collect()
     }
 
     /// Feeds the last token of every slot and picks the next.
     fn step(&mut self, prompts: TokensView<'_>) -> Result<Finished> {
         let last: Vec<u32> = self.slots.iter().filter_map(|slot| slot.ids.last().copied()).collect();
-        let logits = cache::step(self.model, &last, &mut self.caches)?;
-        self.take(0, &logits, prompts)
+        let places = self.places(0);
+        let picked = match &mut self.steps {
+            Some(steps) => {
+                let picked = steps.take(self.model, &mut self.caches, &last, &places, self.config)?;
+                self::sample::numbers(picked, &places)?
+            }
+            None => self.sampler.pick_all(&cache::step(self.model, &last, &mut self.caches)?, &places)?,
+        };
+        Ok(self.take(0, picked, prompts))
     }
 
-    /// Picks a token for each slot from `first` on and retires those that are done.
-    fn take(&mut self, first: usize, logits: &crate::nn::Tensor, prompts: TokensView<'_>) -> Result<Finished> {
-        let places: Vec<(usize, usize)> = self.slots[first..].iter().map(|slot| (slot.row, slot.ids.len())).collect();
-        let picked = self.sampler.pick_all(logits, &places)?;
+    /// Gives each slot from `first` on its token and retires those that are done.
+    fn take(&mut self, first: usize, picked: Vec<u32>, prompts: TokensView<'_>) -> Finished {
         self.tokens += picked.len() as u64;
         self.slots[first..].iter_mut().zip(picked).for_each(|(slot, id)| slot.ids.push(id));
         let mut finished = Vec::new();
@@ -156,6 +177,6 @@ impl Decoding<'_> {
             finished.push((slot.row, Completion { ids: slot.ids, stop }));
         }
         finished.reverse();
-        Ok(finished)
+        finished
     }
 }

@@ -40,10 +40,7 @@ impl Sampler {
     /// If a logit is not a number.
     pub fn pick_all(&self, logits: &Tensor, places: &[(usize, usize)]) -> Result<Vec<u32>> {
         if let Some(logits) = logits.cuda() {
-            let picked = cuda::sample::pick(logits, places, &self.config)?;
-            let checked =
-                picked.into_iter().zip(places).map(|(id, &(row, place))| id.ok_or_else(|| not_a_number(row, place)));
-            return checked.collect();
+            return numbers(cuda::sample::pick(logits, places, &self.config)?, places);
         }
         let (view, vocab) = (nn::view(logits)?, logits.dims()[1]);
         let rows = view.chunks_exact(vocab).zip(places);
@@ -93,6 +90,15 @@ impl Sampler {
         // Rounding can leave a sliver above the last token; tokens of weight 0 are never picked.
         Ok(kept.iter().rev().find(|k| k.1 > 0.0).map_or(best as u32, |k| k.0))
     }
+}
+
+/// The tokens that a device picked for `places`.
+///
+/// # Errors
+/// If a logit was not a number.
+pub fn numbers(picked: Vec<Option<u32>>, places: &[(usize, usize)]) -> Result<Vec<u32>> {
+    let checked = picked.into_iter().zip(places).map(|(id, &(row, place))| id.ok_or_else(|| not_a_number(row, place)));
+    checked.collect()
 }
 
 fn not_a_number(row: usize, place: usize) -> BackendError {

@@ -115,6 +115,10 @@ pub struct Indices {
 }
 
 impl Indices {
+    /// Numbers that are on a device already: `host`, or what kernels make of them.
+    pub(crate) fn placed(host: Vec<u32>, device: cuda::Indices) -> Self {
+        Indices { host, device: OnceLock::from(device) }
+    }
     /// The copy on `device`.
     pub(crate) fn on(&self, device: &Arc<Device>) -> Result<&cuda::Indices> {
         if let Some(there) = self.device.get() {

@@ -1,5 +1,5 @@
 use karat::backend::GenerateConfig;
-use karat_candle::cuda::device::Element;
+use karat_candle::cuda::device::{Arg, Element, Gemm, Matrix};
 use karat_candle::cuda::kernels::decode::{self, Cache, NOT_A_NUMBER};
 use karat_candle::generate::Sampler;
 use karat_candle::ops::attention as cpu;
@@ -139,5 +139,68 @@ fn a_logit_that_is_no_number_is_no_token() {
             Vec::new()
         },
         |_, _| {},
+    );
+}
+
+#[test]
+fn a_recording_does_what_was_recorded_each_time_it_is_played() {
+    use karat_candle::cuda::device::Buffer;
+    use karat_candle::cuda::graph::Graph;
+    use karat_candle::cuda::kernels;
+    use karat_candle::cuda::pool::Arena;
+
+    prove(
+        |d| {
+            let arena = Arena::new(d.shared_gpu());
+            let (x, y) = (d.put_f32(&[1.0, 2.0, 3.0, 4.0]), d.put_f32(&[0.5; 4]));
+            // x += y twice over memory that comes and goes, y += y by a product with one.
+            let one = d.put_f32(&[1.0]);
+            let work = || {
+                arena.within(|| {
+                    let copy = Buffer::new(d.shared_gpu(), 16)?;
+                    d.gpu().zero(copy.raw(), 0, 16)?;
+                    kernels::add(d.gpu(), Element::F32, [Arg::Buffer(&copy, 0), y.arg()], 4)?;
+                    kernels::add(d.gpu(), Element::F32, [x.arg(), Arg::Buffer(&copy, 0)], 4)?;
+                    let of = |buffer| Matrix {
+                        buffer,
+                        first: 0,
+                        element: Element::F32,
+                        stride: 1,
+                        batch_stride: 0,
+                        transposed: false,
+                    };
+                    let (a, b, c) = (of(&copy), of(&one.buffer), of(&y.buffer));
+                    d.gpu().gemm(&Gemm { m: 4, n: 1, k: 1, alpha: 1.0, a, b, beta: 1.0, c, batch: 1 })
+                })
+            };
+            // As it comes, then recorded: which does nothing.
+            work().unwrap();
+            let graph = Graph::record(d.shared_gpu(), work).unwrap();
+            assert_eq!((d.get(&x), d.get(&y)), (vec![1.5, 2.5, 3.5, 4.5], vec![1.0; 4]));
+            // Others may use memory meanwhile, but not that of the recording.
+            let other = d.put_f32(&[9.0; 4]);
+            graph.play().unwrap();
+            graph.play().unwrap();
+            assert_eq!((d.get(&x), d.get(&y)), (vec![4.5, 5.5, 6.5, 7.5], vec![4.0; 4]));
+            assert_eq!(d.get(&other), [9.0; 4]);
+
+            // What could not be played again is refused, and the device goes on.
+            let too_large = || arena.within(|| Buffer::new(d.shared_gpu(), 4096).map(drop));
+            type Ask<'a> = &'a dyn Fn() -> karat_candle::nn::Result<()>;
+            let refused: [(&str, Ask<'_>); 4] = [
+                ("an allocation", &too_large),
+                ("a copy from the host", &|| d.gpu().upload(&[0; 4], x.buffer.raw(), 0)),
+                ("a copy to the host", &|| d.gpu().download(x.buffer.raw(), 0, &mut [0; 4])),
+                ("waiting", &|| d.gpu().synchronize()),
+            ];
+            for (what, ask) in refused {
+                let error = Graph::record(d.shared_gpu(), ask).unwrap_err();
+                assert_eq!(error.message, format!("{what} while a graph is recorded"));
+                ask().unwrap();
+            }
+            graph.play().unwrap();
+            vec![d.get(&y)]
+        },
+        |device, got| assert_eq!(got[0], [8.0; 4], "{device}"),
     );
 }

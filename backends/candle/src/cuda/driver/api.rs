@@ -3,7 +3,7 @@
 //! Signatures and numbers are those of `cuda.h` and `cublas_v2.h` (13.0), which have not changed since 11.4.
 #![allow(unsafe_code, non_snake_case)]
 
-use std::ffi::{c_char, c_int, c_longlong, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_longlong, c_uint, c_ulonglong, c_void};
 
 use libloading::Library;
 
@@ -62,6 +62,12 @@ functions! {
         cuStreamCreate(*mut Handle, c_uint) -> Status;
         cuStreamSynchronize(Handle) -> Status;
         cuStreamDestroy_v2(Handle) -> Status;
+        cuStreamBeginCapture_v2(Handle, c_int) -> Status;
+        cuStreamEndCapture(Handle, *mut Handle) -> Status;
+        cuGraphInstantiateWithFlags(*mut Handle, Handle, c_ulonglong) -> Status;
+        cuGraphDestroy(Handle) -> Status;
+        cuGraphLaunch(Handle, Handle) -> Status;
+        cuGraphExecDestroy(Handle) -> Status;
         cuMemAllocAsync(*mut Address, usize, Handle) -> Status;
         cuMemFreeAsync(Address, Handle) -> Status;
         cuMemcpyHtoDAsync_v2(Address, *const c_void, usize, Handle) -> Status;
@@ -131,6 +137,8 @@ pub const FUNCTION_SHARED_MEMORY: i32 = 8;
 pub const JIT_ERROR_LOG: i32 = 5;
 /// `CUjit_option`: how much room there is.
 pub const JIT_ERROR_LOG_BYTES: i32 = 6;
+/// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`: other threads may allocate meanwhile.
+pub const CAPTURE_THIS_THREAD: i32 = 1;
 /// `CU_STREAM_NON_BLOCKING`.
 pub const STREAM_NON_BLOCKING: u32 = 1;
 

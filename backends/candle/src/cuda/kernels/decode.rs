@@ -10,6 +10,12 @@ use crate::ops::attention::Heads;
 /// Positions that a block goes through.
 const SPLIT: usize = 128;
 
+/// The `longest` to give [`scratch`] and [`decode`] where the longest sequence has `longest` positions and none will have more
+/// than `most`: of few kinds, so that launches stay the same over many steps. What is too much costs blocks that end at once.
+pub fn length_class(longest: usize, most: usize) -> usize {
+    blocks(longest, SPLIT).next_power_of_two().min(blocks(most, SPLIT)) * SPLIT
+}
+
 /// Keys and values of one layer: `[slots, slot_stride]` each, a slot being positions of `keys * dim` elements back to back.
 #[derive(Clone, Copy, Debug)]
 pub struct Cache<'a> {
