@@ -9,6 +9,7 @@
 //! stored in, for one row as for many.
 #![allow(unsafe_code)]
 
+mod ahead;
 pub mod amx;
 pub mod executor;
 pub mod gated;
@@ -297,11 +298,13 @@ struct Task {
 const CACHED: usize = 640 << 10;
 
 /// Whether the right operand is packed for all tasks, which then take rows of the output: where it is not much larger
-/// than the left one. Else the left operand is packed, and tasks take columns; so they do if that lies ready and is small.
-fn by_rows(precision: Precision, a: &Mat<'_>, n: usize) -> bool {
-    let ready = precision == Precision::Bf16 && in_place(precision, a).is_some();
+/// than the left one. Else the left operand is packed, and tasks take columns; so they do if that lies ready and is small,
+/// unless rows of the right one are so long that reading a panel's columns of each would wait for memory.
+fn by_rows(precision: Precision, a: &Mat<'_>, b: &Mat<'_>) -> bool {
+    let (n, ready) = (b.cols, precision == Precision::Bf16 && in_place(precision, a).is_some());
     let small = 2 * a.rows * a.cols <= CACHED;
-    !(ready && small) && a.rows >= ROWS && (n <= a.rows || n <= WIDE)
+    let long = ready && b.col_stride == 1 && (2 * PANEL..=4 * a.rows).contains(&n);
+    a.rows >= ROWS && (long || !(ready && small) && (n <= a.rows || n <= WIDE))
 }
 
 /// [`products`] with the instructions of `set`.
@@ -312,7 +315,7 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
     let mut tasks = Vec::new();
     for (number, p) in products.into_iter().enumerate() {
         let (m, n) = (p.c.rows, p.c.cols);
-        let by_rows = p.terms.first().is_some_and(|term| by_rows(precision, &term.a, n));
+        let by_rows = p.terms.first().is_some_and(|term| by_rows(precision, &term.a, &term.b));
         let mut mine = Vec::with_capacity(p.terms.len());
         for term in p.terms {
             let (a, b) = (term.a, term.b);
@@ -334,7 +337,8 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
         terms.push(mine);
         // Whole groups of rows, so that no part ends with a slow remainder.
         let (rows, columns) = if by_rows {
-            (m.div_ceil(TASKS).next_multiple_of(if precision == Precision::F32 { 24 } else { 12 }), n)
+            let (parts, group) = if precision == Precision::F32 { (TASKS, 24) } else { (3 * TASKS / 2, 12) };
+            (m.div_ceil(parts).next_multiple_of(group), n)
         } else {
             // Narrow panels rather than panels that are packed for several tasks.
             let narrow = precision == Precision::Bf16 && n > PANEL / 2 && n.div_ceil(PANEL) < TASKS;

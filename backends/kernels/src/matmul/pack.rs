@@ -7,7 +7,7 @@
 use half::{bf16, f16};
 
 use super::Mat;
-use super::kernel::{LANES, Precision, Set};
+use super::kernel::{LANES, Precision, Set, prefetch};
 use crate::mapped::Elements;
 
 /// A part of an operand: `along` elements of the inner dimension from `start`, `across` rows or columns of the output
@@ -202,7 +202,7 @@ mod x86 {
 
     use half::bf16;
 
-    use super::{LANES, Layout, Lines, Number, Part, Precision};
+    use super::{LANES, Layout, Lines, Number, Part, Precision, prefetch};
 
     /// Rounds 16 numbers to bf16, each in the low half of its lane.
     trait Round {
@@ -412,6 +412,12 @@ mod x86 {
                 let from = origin.wrapping_add(i * line + u * per_unit * unit);
                 let to = out.wrapping_add(i * layout.line + u * layout.unit);
                 let there = part.along - u * per_unit;
+                // The same elements of the next lines, which lie far from these.
+                if unit == 1 && layout.unit != 1 {
+                    for l in LANES..2 * LANES {
+                        prefetch(from.wrapping_add(l * line).cast());
+                    }
+                }
                 // SAFETY: lines `i..i + have` and elements up to `part.along` are inside the operand; `i + want` lines
                 // and the units up to `units` are inside the output.
                 unsafe {

@@ -4,6 +4,7 @@
 
 use rayon::prelude::*;
 
+use super::ahead::Ahead;
 use super::kernel::{self, LANES, PANEL, Precision, Set, Tile};
 use super::pack::{self, Part};
 use super::{DEPTH, Left, Mat, MatMut, Threads, left};
@@ -29,26 +30,43 @@ impl Right {
 
     /// Packs `b` with the instructions of `set`.
     pub(super) fn by(set: Set, precision: Precision, b: Mat<'_>, threads: Threads) -> Self {
-        /// Units that a thread packs at once.
-        const UNITS: usize = 128;
+        /// Units that a thread packs at once, of a panel and of whole rows.
+        const UNITS: [usize; 2] = [128, 8];
         let units = b.rows.div_ceil(precision.per_unit());
         let size = units * b.cols.next_multiple_of(LANES);
         let mut buffer = buffers::take(size + LANES);
         let start = buffer.as_ptr().align_offset(64).min(LANES);
+        // Rows that lie side by side are read whole and in their order, the next ones fetched meanwhile: reading some columns
+        // of each would wait for memory at every row.
+        let in_rows = b.col_stride == 1;
+        let each = UNITS[usize::from(in_rows)];
+        let panels = || (0..b.cols).step_by(PANEL).map(|first| (first, PANEL.min(b.cols - first)));
+        let mut parts: Vec<Vec<(Part, &mut [u32])>> = Vec::new();
         let mut rest: &mut [u32] = bytemuck::cast_slice_mut(&mut buffer[start..start + size]);
-        let mut parts = Vec::new();
-        for first in (0..b.cols).step_by(PANEL) {
-            let across = PANEL.min(b.cols - first);
-            let vectors = across.div_ceil(LANES);
-            for unit in (0..units).step_by(UNITS) {
-                let start = unit * precision.per_unit();
-                let along = (UNITS * precision.per_unit()).min(b.rows - start);
-                let (out, tail) = rest.split_at_mut(UNITS.min(units - unit) * vectors * LANES);
-                parts.push((Part { start, along, first, across }, vectors, out));
-                rest = tail;
+        for (number, (first, across)) in panels().enumerate() {
+            let line = across.next_multiple_of(LANES);
+            let (panel, tail) = rest.split_at_mut(units * line);
+            rest = tail;
+            for (i, out) in panel.chunks_mut(each * line).enumerate() {
+                let start = i * each * precision.per_unit();
+                let along = (each * precision.per_unit()).min(b.rows - start);
+                let part = (Part { start, along, first, across }, out);
+                match in_rows && number > 0 {
+                    true => parts[i].push(part),
+                    false => parts.push(vec![part]),
+                }
             }
         }
-        let pack = |(part, vectors, out)| pack::right(set, precision, &b, part, vectors, out);
+        let pack = |parts: Vec<(Part, &mut [u32])>| {
+            let rows = parts.first().map_or(0, |(part, _)| part.start + part.along);
+            let next = rows..if in_rows { (rows + each * precision.per_unit()).min(b.rows) } else { rows };
+            let mut ahead = Ahead::of(&b, next, 0..b.cols);
+            let share = ahead.lines().div_ceil(parts.len().max(1));
+            for (part, out) in parts {
+                ahead.fetch(share);
+                pack::right(set, precision, &b, part, part.across.div_ceil(LANES), out);
+            }
+        };
         match threads {
             Threads::One => parts.into_iter().for_each(pack),
             Threads::Pool => parts.into_par_iter().for_each(pack),

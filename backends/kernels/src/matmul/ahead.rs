@@ -1,0 +1,58 @@
+//! Fetching what is read next: a weight comes from main memory each time it is used, and a processor that waits for it
+//! computes nothing.
+
+use std::ops::Range;
+
+use super::Mat;
+use super::kernel::prefetch;
+use crate::mapped::Elements;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Rows of a matrix that are read soon, those asked for so far taken off.
+pub struct Ahead {
+    /// Where the next run of cache lines starts.
+    run: *const u8,
+    /// Bytes from the start of one run to that of the next.
+    stride: usize,
+    /// Runs that are left, this one among them.
+    runs: usize,
+    /// Cache lines of a run.
+    lines: usize,
+    /// Lines of this run that were asked for.
+    done: usize,
+}
+
+impl Ahead {
+    /// Some rows and columns of `m`, whose rows lie without gaps inside; nothing of another matrix.
+    pub fn of(m: &Mat<'_>, rows: Range<usize>, cols: Range<usize>) -> Self {
+        let (data, size) = match m.data {
+            Elements::F32(x) => (x.as_ptr().cast::<u8>(), 4),
+            Elements::Bf16(x) => (x.as_ptr().cast(), 2),
+            Elements::F16(x) => (x.as_ptr().cast(), 2),
+        };
+        let first = data.wrapping_add((rows.start * m.row_stride + cols.start) * size);
+        // The first run's place in its cache line stands for that of all.
+        let offset = first as usize % LINE;
+        let lines = (offset + cols.len() * size).div_ceil(LINE);
+        let runs = if m.col_stride == 1 { rows.len() } else { 0 };
+        Ahead { run: first.wrapping_sub(offset), stride: m.row_stride * size, runs, lines, done: 0 }
+    }
+
+    /// Cache lines that are left.
+    pub fn lines(&self) -> usize {
+        self.runs * self.lines - self.done
+    }
+
+    /// Asks for the next `count` lines, as far as there are any.
+    pub fn fetch(&mut self, count: usize) {
+        for _ in 0..count.min(self.lines()) {
+            prefetch(self.run.wrapping_add(self.done * LINE));
+            self.done += 1;
+            if self.done == self.lines {
+                (self.run, self.runs, self.done) = (self.run.wrapping_add(self.stride), self.runs - 1, 0);
+            }
+        }
+    }
+}
