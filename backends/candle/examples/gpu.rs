@@ -9,7 +9,7 @@
 //! | `products` | matrix products of many shapes against f64 |
 //! | `parity` | 20 training steps, scores and texts of a small model against the CPU's |
 //! | `train` | tokens a second: `method=full|lora recompute=0|1 tokens=2048 steps=10 shape=0.6b|tiny` |
-//! | `decode` | new tokens a second: `batch=8 prompt=128 new=128 shape=0.6b|tiny` |
+//! | `decode` | new tokens a second, steps recorded as a graph and not: `batch=8 prompt=128 new=128 shape=0.6b|tiny` |
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -359,27 +359,48 @@ fn decode(args: &Args) -> Done {
     let shape = args.text("shape", "0.6b");
     let dir = folder(&shape)?;
     let device = args.text("device", "cuda:0");
-    let open = OpenConfig { weights: Weights::Random, device, dtype: Dtype::Bf16, ..OpenConfig::new(&dir) };
     let vocab = ModelConfig::read(&dir)?.vocab_size;
-    let mut session = CandleBackend.open(&open)?;
-    let evaluator = session.evaluator().ok_or("no evaluator")?;
     let prompts: Tokens = (0..batch as u32).map(|s| ids(prompt, vocab, s)).collect();
-    let mut run = |new: usize, temperature: f64| -> Result<f64, Box<dyn Error>> {
-        let config =
-            GenerateConfig { temperature, top_p: 0.95, batch_size: batch, ..GenerateConfig::greedy(new, vec![]) };
-        let started = Instant::now();
-        evaluator.generate(prompts.view(), &config, &mut |_: Event| Flow::Continue)?;
-        Ok(started.elapsed().as_secs_f64())
-    };
-    run(4, 0.0)?;
-    // What one token more takes: the prompt's share falls out of the difference.
-    let (short, greedy) = (run(2, 0.0)?, run(new + 2, 0.0)?);
-    let sampled = run(new + 2, 0.8)?;
+    let mut texts = Vec::new();
+    for graph in [true, false] {
+        let options = [("cuda_graph".to_owned(), graph.into())].into();
+        let open = OpenConfig {
+            weights: Weights::Random,
+            device: device.clone(),
+            dtype: Dtype::Bf16,
+            options,
+            ..OpenConfig::new(&dir)
+        };
+        let mut session = CandleBackend.open(&open)?;
+        let evaluator = session.evaluator().ok_or("no evaluator")?;
+        let mut complaint = None;
+        let mut run = |new: usize, temperature: f64| -> Result<(f64, Vec<Completion>), Box<dyn Error>> {
+            let config =
+                GenerateConfig { temperature, top_p: 0.95, batch_size: batch, ..GenerateConfig::greedy(new, vec![]) };
+            let mut sink = |event: Event| {
+                if let Event::Log { message, .. } = event {
+                    complaint = Some(message);
+                }
+                Flow::Continue
+            };
+            let started = Instant::now();
+            let texts = evaluator.generate(prompts.view(), &config, &mut sink)?;
+            Ok((started.elapsed().as_secs_f64(), texts))
+        };
+        run(4, 0.0)?;
+        // What one token more takes: the prompt's share falls out of the difference.
+        let (short, _) = run(2, 0.0)?;
+        let (greedy, greedy_texts) = run(new + 2, 0.0)?;
+        let (sampled, sampled_texts) = run(new + 2, 0.8)?;
+        let rate = |seconds: f64| (batch * new) as f64 / (seconds - short);
+        say(json!({
+            "section": "decode", "who": "karat", "shape": shape, "batch": batch, "prompt": prompt, "new": new, "graph": graph,
+            "tokens_per_second": rate(greedy), "sampled_tokens_per_second": rate(sampled),
+            "ms_a_step": (greedy - short) / new as f64 * 1e3, "complaint": complaint,
+        }));
+        texts.push((greedy_texts, sampled_texts));
+    }
     std::fs::remove_dir_all(&dir)?;
-    let rate = |seconds: f64| (batch * new) as f64 / (seconds - short);
-    say(json!({
-        "section": "decode", "who": "karat", "shape": shape, "batch": batch, "prompt": prompt, "new": new,
-        "tokens_per_second": rate(greedy), "sampled_tokens_per_second": rate(sampled), "ms_a_step": (greedy - short) / new as f64 * 1e3,
-    }));
+    say(json!({"section": "graph", "shape": shape, "batch": batch, "ok": texts[0] == texts[1]}));
     Ok(())
 }

@@ -107,4 +107,7 @@ for method, who, dtype in [("full", "torch autocast", torch.float32), ("full", "
             print(f"{who} {method} recompute={recompute}: {error}", file=sys.stderr)
         torch.cuda.empty_cache()
 for batch in [1, 8, 64]:
-    decode(batch)
+    try:
+        decode(batch)
+    except Exception as error:
+        print(f"decode {batch}: {error}", file=sys.stderr)

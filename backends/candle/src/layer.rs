@@ -44,6 +44,13 @@ impl Norm {
     pub fn operand(&self, precision: Precision, x: &Tensor) -> Result<(Tensor, Tensor)> {
         nn::rms_norm_operand(precision, x, &self.weight, self.eps)
     }
+    /// `x += y`, then [`Norm::operand`] of it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn operand_of_sum(&self, precision: Precision, x: &Tensor, y: &Tensor) -> Result<(Tensor, Tensor)> {
+        nn::add_rms_norm_operand(precision, x, y, &self.weight, self.eps)
+    }
     /// The gradient of `x`, added to `dx` if that is given.
     ///
     /// # Errors
@@ -188,8 +195,7 @@ impl Layer {
             let ((nq, sq), (nk, sk)) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
             raw = Some([(std::mem::replace(&mut q, nq), sq), (std::mem::replace(&mut k, nk), sk)]);
         }
-        nn::rotate(&q, pass.positions, self.heads.queries, pass.table, false)?;
-        nn::rotate(&k, pass.positions, self.heads.keys, pass.table, false)?;
+        nn::rotate([&q, &k], pass.positions, self.heads, pass.table, false)?;
         Ok(Projected { q, k, v, normed: Some(normed), scale, raw, low: [low_q, low_k, low_v] })
     }
 
@@ -199,8 +205,7 @@ impl Layer {
     /// If the device fails.
     pub fn finish(&self, x: &Tensor, attended: &Tensor, dropout: Option<Dropout>) -> Result<(Tensor, Finished)> {
         let (middle, low_o) = self.o.forward(attended, dropout)?;
-        nn::add(&middle, x)?;
-        let (normed, scale) = self.post_norm.operand(self.gate.precision, &middle)?;
+        let (normed, scale) = self.post_norm.operand_of_sum(self.gate.precision, &middle, x)?;
         let (gate, low_gate) = self.gate.forward(&normed, dropout)?;
         let (up, low_up) = self.up.forward(&normed, dropout)?;
         let act = nn::swiglu(self.down.precision, &gate, &up)?;
@@ -228,8 +233,7 @@ impl Layer {
     /// Queries and keys as attention reads them, from what they were before their norm: as [`Layer::forward`] makes them.
     fn turned(&self, (q_norm, k_norm): &(Norm, Norm), [q, k]: [&Tensor; 2], pass: Pass<'_>) -> Result<[Tensor; 2]> {
         let (q, k) = (q_norm.forward(q)?.0, k_norm.forward(k)?.0);
-        nn::rotate(&q, pass.positions, self.heads.queries, pass.table, false)?;
-        nn::rotate(&k, pass.positions, self.heads.keys, pass.table, false)?;
+        nn::rotate([&q, &k], pass.positions, self.heads, pass.table, false)?;
         Ok([nn::operand(self.o.precision, &q)?, nn::operand(self.o.precision, &k)?])
     }
 
@@ -280,8 +284,7 @@ impl Layer {
         let [mut dq, mut dk, dv] =
             nn::attend_backward(precision, [&q, &k, &v], pass.starts, self.heads, (&out, &lse), &dout)?;
         drop((q, k, v, out, lse, dout));
-        nn::rotate(&dq, pass.positions, self.heads.queries, pass.table, true)?;
-        nn::rotate(&dk, pass.positions, self.heads.keys, pass.table, true)?;
+        nn::rotate([&dq, &dk], pass.positions, self.heads, pass.table, true)?;
         if let (Some((q_norm, k_norm)), Some([(q, sq), (k, sk)])) = (&self.qk_norm, raw) {
             dq = q_norm.backward(None, &q, &sq, &dq, gradients)?;
             dk = k_norm.backward(None, &k, &sk, &dk, gradients)?;

@@ -299,6 +299,21 @@ pub fn rms_norm_operand(precision: Precision, x: &Tensor, w: &Tensor, eps: f32) 
     Ok((y.into(), activation(scale, &[runs])?))
 }
 
+/// `x += y`, then [`rms_norm_operand`] of it.
+pub fn add_rms_norm_operand(
+    precision: Precision,
+    x: &Tensor,
+    y: &Tensor,
+    w: &Tensor,
+    eps: f32,
+) -> Result<(Tensor, Tensor)> {
+    if let Some(x) = x.cuda() {
+        return cuda::ops::add_rms_norm(x, cuda::here(y)?, cuda::here(w)?, eps);
+    }
+    add(x, y)?;
+    rms_norm_operand(precision, x, w, eps)
+}
+
 /// Backward of [`rms_norm`]: added to `dx` if that is given, else new; `dw` where the weight is trained.
 pub fn rms_norm_backward(
     dx: Option<Tensor>,
@@ -330,13 +345,14 @@ pub fn rms_norm_backward(
     Ok(dx)
 }
 
-/// Rotates `x` `[tokens, heads * head_dim]` in place; `inverse` is the gradient.
-pub fn rotate(x: &Tensor, positions: &Indices, heads: usize, angles: &Angles, inverse: bool) -> Result<()> {
-    if let Some(x) = x.cuda() {
-        return cuda::ops::rotate(x, positions, heads, angles, inverse);
+/// Rotates `q` `[tokens, queries * dim]` and `k` `[tokens, keys * dim]` in place; `inverse` is the gradient.
+pub fn rotate([q, k]: [&Tensor; 2], positions: &Indices, heads: Heads, angles: &Angles, inverse: bool) -> Result<()> {
+    if let Some(q) = q.cuda() {
+        return cuda::ops::rotate([q, cuda::here(k)?], positions, heads, angles, inverse);
     }
     let _timer = Timer::new("rotary embedding", 0.0);
-    edit(x, |x| rope::rotate(x, positions, heads, &angles.table, inverse))
+    edit(q, |q| rope::rotate(q, positions, heads.queries, &angles.table, inverse))?;
+    edit(k, |k| rope::rotate(k, positions, heads.keys, &angles.table, inverse))
 }
 
 /// Causal attention over packed rows, its products in `precision`: the output `[tokens, queries * dim]` and the

@@ -165,6 +165,16 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f32) -> Result<(nn::Tensor, nn::Ten
     Ok((y.into(), scale.into()))
 }
 
+/// `x += y`, then [`rms_norm`] of it.
+pub fn add_rms_norm(x: &Tensor, y: &Tensor, w: &Tensor, eps: f32) -> Result<(nn::Tensor, nn::Tensor)> {
+    let width = w.elem_count();
+    let runs = x.elem_count() / width;
+    let (normed, scale) = (like(x)?, Tensor::any(x.device(), Element::F32, &[runs])?);
+    let arguments = [x.arg(), y.arg(), w.arg(), normed.arg(), scale.arg()];
+    kernels::add_rms_norm(&*x.device().gpu, x.element(), arguments, (runs, width), eps)?;
+    Ok((normed.into(), scale.into()))
+}
+
 /// Backward of [`rms_norm`].
 pub fn rms_norm_backward(
     dx: Option<nn::Tensor>,
@@ -211,13 +221,12 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(nn::T
     Ok((dgate.into(), dup.into()))
 }
 
-/// Rotates `x` `[tokens, heads * head_dim]` in place.
-pub fn rotate(x: &Tensor, positions: &Indices, heads: usize, angles: &Angles, inverse: bool) -> Result<()> {
-    let (device, (tokens, width)) = (x.device(), x.matrix_dims());
+/// Rotates `q` and `k` `[tokens, heads * head_dim]` in place.
+pub fn rotate([q, k]: [&Tensor; 2], positions: &Indices, heads: Heads, angles: &Angles, inverse: bool) -> Result<()> {
+    let (device, (tokens, q_width), k_width) = (q.device(), q.matrix_dims(), k.matrix_dims().1);
     let angles = angles.on(device)?;
-    let heads = Heads { queries: heads, keys: 0, dim: width / heads };
-    let arguments = [x.arg(), Arg::Null, positions.on(device)?.arg(), angles.cos.arg(), angles.sin.arg()];
-    kernels::rope(&*device.gpu, x.element(), arguments, (tokens, heads, [width, 0]), inverse)
+    let arguments = [q.arg(), k.arg(), positions.on(device)?.arg(), angles.cos.arg(), angles.sin.arg()];
+    kernels::rope(&*device.gpu, q.element(), arguments, (tokens, heads, [q_width, k_width]), inverse)
 }
 
 /// Causal attention over packed rows: the output and the log-sum-exps.

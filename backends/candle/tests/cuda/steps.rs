@@ -137,8 +137,9 @@ fn a_steady_step_of_generation_is_one_launch_and_one_copy_of_ids() {
     }
 }
 
-/// Launches of a layer in a step of generation (4 norms, 2 rotations, the cache, 2 of attention, 2 sums, SwiGLU) and products.
-const LAYER: (u64, u64) = (12, 7);
+/// Launches of a layer in a step of generation (3 norms, a sum with its norm, the rotation, the cache, 2 of attention, SwiGLU, a
+/// sum) and products.
+const LAYER: (u64, u64) = (10, 7);
 
 #[test]
 fn a_steady_step_of_training_allocates_nothing_and_waits_for_what_is_logged() {
@@ -162,7 +163,16 @@ fn a_steady_step_of_training_allocates_nothing_and_waits_for_what_is_logged() {
                 let (train, eval) = (rows.view(), none.view());
                 Job { model: &mut b.model, source, pool: &b.pool, train, eval, plan: &plan }.run(&mut sink).unwrap();
                 let last = *apart(&counts).last().unwrap();
-                eprintln!("{method:?} {micros} {recompute}: {last:?}");
+                if micros == 1 {
+                    // Of two layers. More of them is a step that takes the host longer: see where they come from.
+                    let most = match (&method, recompute) {
+                        (Method::Full, false) => (76, 45),
+                        (Method::Full, true) => (80, 59),
+                        (Method::Lora(_), false) => (95, 108),
+                        (Method::Lora(_), true) => (113, 150),
+                    };
+                    assert_eq!((last.launches, last.products), most, "{method:?} {recompute}");
+                }
                 assert_eq!((last.allocated, last.freed, last.waits), (0, 0, 0), "{last:?}");
                 // The gradients' norms, and for each micro-batch the log-probabilities of its targets.
                 assert_eq!(last.downloads, 1 + u64::from(micros), "{last:?}");
