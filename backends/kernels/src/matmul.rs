@@ -23,6 +23,7 @@ mod widened;
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::bf16;
 use rayon::prelude::*;
@@ -307,6 +308,22 @@ fn by_rows(precision: Precision, a: &Mat<'_>, b: &Mat<'_>) -> bool {
     a.rows >= ROWS && (long || !(ready && small) && (n <= a.rows || n <= WIDE))
 }
 
+/// `0..n` in parts of `size`, the last of them halved once or twice where that leaves multiples of `least`.
+fn split(n: usize, size: usize, least: usize) -> Vec<Range<usize>> {
+    let (mut parts, mut first) = (Vec::new(), 0);
+    while first < n {
+        let halvings = match (n - first).div_ceil(size) {
+            0..=2 => 2,
+            3..=4 => 1,
+            _ => 0,
+        };
+        let part = (0..halvings).fold(size, |part, _| if part.is_multiple_of(2 * least) { part / 2 } else { part });
+        parts.push(first..(first + part).min(n));
+        first += part;
+    }
+    parts
+}
+
 /// [`products`] with the instructions of `set`.
 fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threads: Threads) {
     let mut lefts: Vec<Left<'_>> = Vec::new();
@@ -335,21 +352,24 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
             mine.push(Packed { term, whole });
         }
         terms.push(mine);
-        // Whole groups of rows, so that no part ends with a slow remainder.
-        let (rows, columns) = if by_rows {
-            let (parts, group) = if precision == Precision::F32 { (TASKS, 24) } else { (3 * TASKS / 2, 12) };
-            (m.div_ceil(parts).next_multiple_of(group), n)
-        } else {
-            // Narrow panels rather than panels that are packed for several tasks.
-            let narrow = precision == Precision::Bf16 && n > PANEL / 2 && n.div_ceil(PANEL) < TASKS;
-            let width = if narrow { PANEL / 2 } else { PANEL };
-            let parts = (TASKS.div_ceil(n.div_ceil(width).max(1))).min(m.div_ceil(ROWS)).max(1);
-            (m.div_ceil(parts).next_multiple_of(if precision == Precision::F32 { 48 } else { 12 }), width)
+        // Whole groups of rows, so that no part ends with a slow remainder. The last parts are small: when one thread is done,
+        // the others are soon.
+        let (rows, columns) = match (precision, by_rows) {
+            (Precision::F32, true) => (split(m, m.div_ceil(TASKS).next_multiple_of(24), 24), split(n, n, n)),
+            (Precision::Bf16, true) => (split(m, m.div_ceil(TASKS).next_multiple_of(48), 12), split(n, n, n)),
+            (_, false) => {
+                // Narrow panels rather than panels that are packed for several tasks.
+                let narrow = precision == Precision::Bf16 && n > PANEL / 2 && n.div_ceil(PANEL) < TASKS;
+                let width = if narrow { PANEL / 2 } else { PANEL };
+                let parts = (TASKS.div_ceil(n.div_ceil(width).max(1))).min(m.div_ceil(ROWS)).max(1);
+                let rows = m.div_ceil(parts).next_multiple_of(if precision == Precision::F32 { 48 } else { 12 });
+                let least = if precision == Precision::F32 { PANEL } else { PANEL / 2 };
+                (split(m, rows, rows), split(n, width, least))
+            }
         };
-        for first in (0..m).step_by(rows.max(1)) {
-            for column in (0..n).step_by(columns.max(1)) {
-                let (rows, columns) = (first..(first + rows).min(m), column..(column + columns).min(n));
-                tasks.push(Task { product: number, rows, columns });
+        for rows in &rows {
+            for columns in &columns {
+                tasks.push(Task { product: number, rows: rows.clone(), columns: columns.clone() });
             }
         }
         outputs.push(Output { data: p.c.data.as_mut_ptr(), cols: n, row_stride: p.c.row_stride, add: p.add });
@@ -368,7 +388,16 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
     match threads {
         Threads::One => tasks.iter().for_each(run),
         Threads::Pool if tasks.len() == 1 => tasks.iter().for_each(run),
-        Threads::Pool => tasks.par_iter().with_max_len(1).for_each(run),
+        // Each takes the next one: nobody waits for longer than a task.
+        Threads::Pool => {
+            let next = AtomicUsize::new(0);
+            let threads = rayon::current_num_threads().min(tasks.len());
+            (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+                while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    run(task);
+                }
+            });
+        }
     }
 }
 
@@ -593,6 +622,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn parts_cover_everything_once_and_the_last_are_small() {
+        for (n, size, least) in
+            [(512, 48, 12), (1536, 64, 32), (576, 32, 32), (7, 48, 12), (1, 1, 1), (0, 12, 12), (100, 48, 24)]
+        {
+            let parts = split(n, size, least);
+            let mut next = 0;
+            for part in &parts {
+                assert!(part.start == next && !part.is_empty() && part.len() <= size);
+                assert!(part.end == n || part.len() % least == 0, "{part:?} of {n}");
+                next = part.end;
+            }
+            assert_eq!(next, n);
+        }
+        let sizes: Vec<usize> = split(512, 48, 12).iter().map(Range::len).collect();
+        assert_eq!(sizes, [[48; 7].as_slice(), &[24; 4], &[12; 6], &[8]].concat());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::buffers::{self, Buffer};
 use super::matmul::packed::{Right, multiply};
 use super::matmul::{Mat, MatMut, Precision, narrow_here};
-use super::simd::{dot, exp, max, simd, sum_of};
+use super::simd::{dot, exp, exp_fused, max, simd, sum_of};
 
 /// Queries a block holds.
 const BLOCK: usize = 64;
@@ -142,7 +142,14 @@ pub fn forward(
                         let (seen, future) = p.split_at_mut(first - start + i + 1);
                         future.fill(0.0);
                         let top = max(seen);
-                        seen.iter_mut().for_each(|p| *p = exp(*p - top));
+                        match precision {
+                            Precision::F32 => seen.iter_mut().for_each(|p| *p = exp(*p - top)),
+                            Precision::Bf16 => {
+                                for p in &mut *seen {
+                                    *p = exp_fused(*p - top);
+                                }
+                            }
+                        }
                         let sum = sum_of([seen], |[p]| p);
                         let inverse = 1.0 / sum;
                         seen.iter_mut().for_each(|p| *p *= inverse);
@@ -286,9 +293,19 @@ pub fn backward(
                         let (ds, ds_future) = ds_row.split_at_mut(seen);
                         p_future.fill(0.0);
                         ds_future.fill(0.0);
-                        for (p, ds) in p.iter_mut().zip(ds) {
-                            *p = exp(*p - lse);
-                            *ds = *p * (*ds - delta);
+                        match precision {
+                            Precision::F32 => {
+                                for (p, ds) in p.iter_mut().zip(ds) {
+                                    *p = exp(*p - lse);
+                                    *ds = *p * (*ds - delta);
+                                }
+                            }
+                            Precision::Bf16 => {
+                                for (p, ds) in p.iter_mut().zip(ds) {
+                                    *p = exp_fused(*p - lse);
+                                    *ds = *p * (*ds - delta);
+                                }
+                            }
                         }
                         settle(precision, p_before, p_row);
                         settle(precision, ds_before, ds_row);

@@ -12,7 +12,7 @@ use crate::ops::buffers;
 use crate::ops::mapped::Elements;
 use crate::ops::matmul::packed::{Right, Rows, multiply, multiply_rows};
 use crate::ops::matmul::{Mat, MatMut, Precision, Threads, narrow_here};
-use crate::ops::simd::{exp, max, simd, sum_of};
+use crate::ops::simd::{exp_fused, max, simd, sum_of};
 
 /// Words of a block: its logits for the tokens of a chunk, and its rows of the projection, fit into a core's cache.
 const BLOCK: usize = 256;
@@ -92,7 +92,7 @@ fn one_chunk(
                     for (row, sums) in logits.chunks_exact(BLOCK).zip(&mut sums) {
                         let row = &row[..words];
                         let top = max(row);
-                        *sums = (top, sum_of([row], |[l]| exp(l - top)));
+                        *sums = (top, sum_of([row], |[l]| exp_fused(l - top)));
                     }
                 },
             );
@@ -140,7 +140,7 @@ fn one_chunk(
                     let rows = logits.chunks_exact_mut(BLOCK).zip(rounded.chunks_exact_mut(words));
                     for (t, ((row, rounded), lse)) in rows.zip(&lse).enumerate() {
                         let row = &mut row[..words];
-                        row.iter_mut().for_each(|l| *l = exp(*l - lse) * scale);
+                        row.iter_mut().for_each(|l| *l = exp_fused(*l - lse) * scale);
                         if targets[t] as usize / BLOCK == block {
                             row[targets[t] as usize % BLOCK] -= scale;
                         }
