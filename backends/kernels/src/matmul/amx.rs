@@ -9,6 +9,10 @@
 //! subnormal numbers count as zero, before and after. The sums are therefore not those of `vdpbf16ps` to the last bit.
 //! Tests run the blocking below with it on any CPU, and a CPU that has the tiles is compared with it before they are
 //! used.
+//!
+//! No CPU with tiles was at hand when this was written. Bochs 3.1, which models a Sapphire Rapids in software of its own,
+//! agrees with `tdpbf16ps` to the bit and passes the tests of this crate on tiles under Linux (once it saves tiles rightly
+//! when threads change, which it did not).
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop, reason = "the formula's indices")]
 

@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::super::gated::swiglu_by;
-use super::super::{MatMut, Threads, product};
+use super::super::{MatMut, Product, Term, Threads, product, products_by};
 use super::*;
 use crate::mapped::Elements;
 use crate::testing::{noise, with_threads};
@@ -22,19 +22,19 @@ const SHAPES: [(usize, usize, usize); 10] = [
 ];
 
 fn sets() -> Vec<Set> {
-    let all = [Set::Portable, Set::Avx512, Set::Avx512Bf16];
-    all.into_iter().filter(|set| *set <= Set::of_this_cpu()).collect()
+    let all = [Set::Portable, Set::Avx512, Set::Avx512Bf16, Set::AmxBf16];
+    all.into_iter().filter(|set| *set <= Set::of_this_cpu()).chain([Set::Emulated]).collect()
 }
 
 fn bytes(packed: &[u32]) -> &[u8] {
     bytemuck::cast_slice(packed)
 }
 
-/// The product of the same numbers by the kernels that pack as they go.
-fn unpacked(precision: Precision, x: &[f32], w: &[bf16], (m, n, k): (usize, usize, usize)) -> Vec<f32> {
+/// The product of the same numbers by the kernels of `set` that pack as they go; tiles sum in another order than vectors.
+fn unpacked(set: Set, precision: Precision, x: &[f32], w: &[bf16], (m, n, k): (usize, usize, usize)) -> Vec<f32> {
     let mut want = vec![0f32; m * n];
-    let weight = Mat::of(Elements::Bf16(w), n, k).t();
-    product(precision, MatMut::new(&mut want, m, n), 1.0, Mat::new(x, m, k), weight, false, Threads::One);
+    let terms = vec![Term { alpha: 1.0, a: Mat::new(x, m, k), b: Mat::of(Elements::Bf16(w), n, k).t() }];
+    products_by(set, precision, vec![Product { c: MatMut::new(&mut want, m, n), add: false, terms }], Threads::One);
     want
 }
 
@@ -54,7 +54,7 @@ fn a_stored_weight_gives_the_bits_of_a_plain_product_in_every_shape_and_instruct
                 let mut got = vec![f32::NAN; m * n];
                 let mut layers = [Layer { weight, output: &mut got }];
                 multiply_by(set, precision, &x, k, &mut layers, &Threads::Pool);
-                let want = unpacked(precision, &x, &narrow, (m, n, k));
+                let want = unpacked(set, precision, &x, &narrow, (m, n, k));
                 assert!(got == want, "{set:?} {storage:?} {precision:?} {m}x{n}x{k}");
             }
         }
@@ -141,17 +141,15 @@ fn swiglu_is_the_two_products_and_the_gate_in_every_instruction_set() {
         let packed = [&g, &u].map(|w| Storage::Bf16.pack(w, k, &Threads::Pool));
         let weights = [0, 1].map(|i| Stored::new(bytes(&packed[i]), Storage::Bf16, n, k).unwrap());
         for precision in [Precision::F32, Precision::Bf16] {
-            let products = weights.map(|weight| {
-                let mut output = vec![0f32; m * n];
-                multiply(precision, &x, k, &mut [Layer { weight, output: &mut output }], &Threads::Pool);
-                output
-            });
-            let want: Vec<f32> = products[0]
-                .iter()
-                .zip(&products[1])
-                .map(|(&gate, &up)| gate * crate::simd::sigmoid(gate) * up)
-                .collect();
             for set in sets() {
+                let products = weights.map(|weight| {
+                    let mut output = vec![0f32; m * n];
+                    let mut layers = [Layer { weight, output: &mut output }];
+                    multiply_by(set, precision, &x, k, &mut layers, &Threads::Pool);
+                    output
+                });
+                let gated = |(&gate, &up): (&f32, &f32)| gate * crate::simd::sigmoid(gate) * up;
+                let want: Vec<f32> = products[0].iter().zip(&products[1]).map(gated).collect();
                 let mut got = vec![0f32; m * n];
                 swiglu_by(set, precision, &x, k, weights, &mut got, &Threads::Pool);
                 assert!(got == want, "{set:?} {precision:?} {m}x{n}x{k}");
