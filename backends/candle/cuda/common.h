@@ -127,6 +127,21 @@ template <int N> __device__ __forceinline__ void store_split(bf16 *upper, u16 *l
     }
 }
 
+// N elements of a gradient, f32 or, with `narrow`, bf16; N is 1, or 4 with the pointer on 16 or 8 bytes.
+template <int N> __device__ __forceinline__ void load_gradient(float (&x)[N], const void *p, u64 first, bool narrow) {
+    if (!narrow) {
+        load<N>(x, static_cast<const float *>(p) + first);
+    } else if constexpr (N == 1) {
+        x[0] = widen(static_cast<const bf16 *>(p)[first]);
+    } else {
+        static_assert(N == 4);
+        const uint2 v = *reinterpret_cast<const uint2 *>(static_cast<const bf16 *>(p) + first);
+        const u32 word[2] = {v.x, v.y};
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[i] = widen(bf16{u16(word[i / 2] >> 16 * (i % 2))});
+    }
+}
+
 // Calls `f` with a compile-time 1 or WIDE<T>, the latter if `width` allows for it.
 template <int N> struct Lanes {
     static constexpr int value = N;

@@ -2,9 +2,9 @@
 // gradients. The CPU's twin: ops/adamw.rs.
 //
 // Tensors are named by a table of 8 words each: addresses of the parameter, first moment, second moment, gradient, of the
-// parameter's lower halves (0: it is f32; else it is split, see common.h), elements, whether weight decay applies, 0. A
-// block takes CHUNK elements; `chunks` says of which tensor and the how manieth. Bytes: 28 an element of AdamW, 4 of the
-// norm.
+// parameter's lower halves (0: it is f32; else it is split, see common.h), elements, whether weight decay applies, whether the
+// gradient is bf16. A block takes CHUNK elements; `chunks` says of which tensor and the how manieth. Bytes: 28 an element of
+// AdamW, 4 of the norm; 2 less each where the gradient is bf16.
 #include "common.h"
 
 constexpr int CHUNK = 8192;
@@ -12,9 +12,9 @@ constexpr int CHUNK = 8192;
 struct Parameter {
     void *p;
     float *m, *v;
-    const float *g;
+    const void *g;
     u16 *lower;
-    u64 elements, decays, unused;
+    u64 elements, decays, narrow;
 };
 
 KERNEL(256, karat_adamw, const u64 *tensors, const u32 *chunks, const float *clip, float step_size, float root, float keep,
@@ -32,7 +32,7 @@ KERNEL(256, karat_adamw, const u64 *tensors, const u32 *chunks, const float *cli
         else load<N>(p, static_cast<float *>(t.p) + start + i);
         load<N>(m, t.m + start + i);
         load<N>(v, t.v + start + i);
-        load<N>(g, t.g + start + i);
+        load_gradient<N>(g, t.g, start + i, t.narrow);
 #pragma unroll
         for (int j = 0; j < N; j++) {
             const float d = g[j] * scale;
@@ -57,11 +57,15 @@ KERNEL(256, karat_square_sums, const u64 *tensors, const u32 *chunks, double *su
     double sum = 0.0;
     for (int i = threadIdx.x * 4; i + 4 <= n; i += blockDim.x * 4) {
         float g[4];
-        load<4>(g, t.g + start + i);
+        load_gradient<4>(g, t.g, start + i, t.narrow);
 #pragma unroll
         for (int j = 0; j < 4; j++) sum += double(g[j]) * double(g[j]);
     }
-    for (int i = n / 4 * 4 + threadIdx.x; i < n; i += blockDim.x) sum += double(t.g[start + i]) * double(t.g[start + i]);
+    for (int i = n / 4 * 4 + threadIdx.x; i < n; i += blockDim.x) {
+        float g[1];
+        load_gradient<1>(g, t.g, start + i, t.narrow);
+        sum += double(g[0]) * double(g[0]);
+    }
     sum = block_sum(sum);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }

@@ -22,7 +22,7 @@ use karat_candle::config::ModelConfig;
 use karat_candle::cuda::device::{Buffer, Element, Gemm, Matrix};
 use karat_candle::cuda::open::{Asked, Opened, open};
 use karat_candle::cuda::optimizer::{Optimizer, Parameter};
-use karat_candle::cuda::{here, open as found, summed};
+use karat_candle::cuda::{here, open as found};
 use karat_candle::linear::Gradients;
 use karat_candle::model::{Batch, Decoder, excluded_from_decay};
 use karat_candle::nn::Indices;
@@ -298,13 +298,11 @@ fn train(args: &Args) -> Done {
         model.place(&device)?;
         model.adapter_tensors()
     };
-    let gradients = Gradients::new(&trained)?;
+    let gradients = if full { Gradients::of_one_batch(&trained)? } else { Gradients::new(&trained)? };
     let parameters = trained.iter().map(|(name, t)| {
-        let gradient = gradients.of(name).ok_or("no gradient")?;
         Ok::<_, Box<dyn Error>>(Parameter {
             tensor: here(t)?.clone(),
             moments: [here(&nn::zeros_like(t)?)?.clone(), here(&nn::zeros_like(t)?)?.clone()],
-            gradient: summed(gradient)?.clone(),
             decays: !excluded_from_decay(name),
         })
     });
@@ -334,7 +332,7 @@ fn train(args: &Args) -> Done {
             step: step as u32 + 1,
             gradient_scale: 1.0,
         };
-        norm = optimizer.step(1.0, &update)?.iter().sum::<f64>().sqrt();
+        norm = optimizer.step(gradients.0.values(), 1.0, &update)?.iter().sum::<f64>().sqrt();
         loss = nn::view(&logprobs)?.iter().map(|l| -f64::from(*l)).sum::<f64>() / count as f64;
         if step >= 2 {
             seconds.push(started.elapsed().as_secs_f64());

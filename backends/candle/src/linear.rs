@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::cuda::Device;
+use crate::cuda::pool::trim;
 use crate::nn::{self, Gradient, Mask, Precision, Result, Tensor};
 use crate::ops::dropout::Key;
 use crate::weight::Weight;
@@ -20,6 +21,14 @@ impl Gradients {
     pub fn new(trained: &BTreeMap<String, Tensor>) -> Result<Self> {
         trained.iter().map(|(name, t)| Ok((name.clone(), Gradient::new(t)?))).collect::<Result<_>>().map(Gradients)
     }
+    /// As [`Gradients::new`], for steps of one micro-batch each: [`Gradient::of_one_batch`].
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn of_one_batch(trained: &BTreeMap<String, Tensor>) -> Result<Self> {
+        let of = |(name, t): (&String, &Tensor)| Ok((name.clone(), Gradient::of_one_batch(t)?));
+        trained.iter().map(of).collect::<Result<_>>().map(Gradients)
+    }
     /// Where the gradient of `name` is summed, if it is trained.
     pub fn of(&self, name: &str) -> Option<&Gradient> {
         self.0.get(name)
@@ -29,7 +38,11 @@ impl Gradients {
     /// # Errors
     /// If the device fails.
     pub fn clear(&self) -> Result<()> {
-        self.0.values().try_for_each(Gradient::clear)
+        self.0.values().try_for_each(Gradient::clear)?;
+        if let Some(device) = self.0.values().find_map(Gradient::shares) {
+            trim(&*device.gpu);
+        }
+        Ok(())
     }
 }
 

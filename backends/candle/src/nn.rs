@@ -2,7 +2,7 @@
 //!
 //! The layers above speak only in these functions; here the kernels of the device where the numbers lie are found for
 //! them, the CPU's ([`crate::ops`]) or CUDA's ([`crate::cuda`]). On the CPU a [`Tensor`] is candle's, contiguous f32 whose
-//! buffers are used again; on CUDA, activations are bf16 or f32 as the device was opened, and what is summed stays f32.
+//! buffers are used again; on CUDA, activations are bf16 or f32 as the device was opened, and sums are f32.
 //! Frozen weights may also be bf16 or f16 in a file ([`crate::weight`]). Candle's own automatic differentiation is not
 //! used: forward and backward are both written out, because in candle 0.11 several fused operations cut the gradient
 //! silently and frozen weights still pay for theirs.
@@ -129,8 +129,8 @@ pub fn scatter_add(dtable: &Tensor, ids: &Indices, dy: &Tensor) -> Result<()> {
 /// Gradient of an embedding from where it is read: `dtable[ids] += dx` but for the id `pad`, which has none. `dx` is used
 /// up.
 pub fn embedding_gradient(dtable: &Gradient, ids: &Indices, dx: Tensor, pad: Option<u32>) -> Result<()> {
-    if let Some(dtable) = dtable.cuda() {
-        return cuda::ops::scatter_add(dtable, ids, &dx, pad);
+    if dtable.cuda().is_some() {
+        return cuda::ops::scatter_add(&dtable.whole()?, ids, &dx, pad);
     }
     if let Some(pad) = pad
         && ids.contains(&pad)
@@ -245,7 +245,7 @@ const TALL: usize = 32;
 /// `dw += alpha dy^T x`.
 pub fn linear_dw(precision: Precision, dw: &Gradient, alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()> {
     if let Some(dw) = dw.cuda() {
-        return cuda::ops::linear_dw(dw, alpha, cuda::here(dy)?, cuda::here(x)?);
+        return cuda::ops::linear_dw(dw?, alpha, cuda::here(dy)?, cuda::here(x)?);
     }
     let ((tokens, n_out), (_, n_in)) = (dims(dy)?, dims(x)?);
     let _timer = Timer::product("products: dy^T x", [n_out, n_in, tokens]);
@@ -262,8 +262,8 @@ pub fn linear_dw(precision: Precision, dw: &Gradient, alpha: f32, dy: &Tensor, x
 
 /// `db += sum of the rows of dy`.
 pub fn bias_gradient(db: &Gradient, dy: &Tensor) -> Result<()> {
-    if let Some(db) = db.cuda() {
-        return cuda::ops::bias_gradient(db, cuda::here(dy)?);
+    if let Some(dy) = dy.cuda() {
+        return cuda::ops::bias_gradient(&db.whole()?, dy);
     }
     let _timer = Timer::new("bias, gradient", 0.0);
     let dy = view(dy)?;
@@ -328,8 +328,8 @@ pub fn rms_norm_backward(
     dw: Option<&Gradient>,
 ) -> Result<Tensor> {
     if let Some(x) = x.cuda() {
-        let dw = dw.map(cuda::summed).transpose()?;
-        return cuda::ops::rms_norm_backward(dx, x, cuda::here(w)?, cuda::here(scale)?, cuda::here(dy)?, dw);
+        let dw = dw.map(Gradient::whole).transpose()?;
+        return cuda::ops::rms_norm_backward(dx, x, cuda::here(w)?, cuda::here(scale)?, cuda::here(dy)?, dw.as_ref());
     }
     let _timer = Timer::new("RMSNorm, gradient", 0.0);
     let (xs, ws, dys, scale) = (Operand::of(x)?, view(w)?, view(dy)?, view(scale)?);
@@ -684,8 +684,8 @@ pub fn rows(like: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
 
 /// `dm += (sum over the rows of dy * x) / n`, column by column.
 pub fn magnitude_gradient(dm: &Gradient, dy: &Tensor, x: &Tensor, n: &Tensor) -> Result<()> {
-    if let Some(dm) = dm.cuda() {
-        return cuda::ops::magnitude_gradient(dm, cuda::here(dy)?, cuda::here(x)?, cuda::here(n)?);
+    if let Some(dy) = dy.cuda() {
+        return cuda::ops::magnitude_gradient(&dm.whole()?, dy, cuda::here(x)?, cuda::here(n)?);
     }
     let (dy, x, n) = (view(dy)?, view(x)?, view(n)?);
     let mut dgain = vec![0.0; n.len()];
@@ -720,7 +720,6 @@ pub fn head_loss(
     dhead: Option<&Gradient>,
 ) -> Result<(Tensor, Tensor)> {
     if let Some(hidden) = hidden.cuda() {
-        let dhead = dhead.map(cuda::summed).transpose()?;
         return cuda::ops::head_loss(hidden, targets, cuda::stored(head)?, scale, dhead);
     }
     let (hs, ws, width) = (view(hidden)?, head.view()?, head.matrix()?.1);

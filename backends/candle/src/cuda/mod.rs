@@ -5,8 +5,9 @@
 //! kernel sources on the CPU is the other, so that all that is written above it is tested where there is no GPU.
 //!
 //! Activations, their gradients and the operands of products are bf16, or f32 where a run asks for that; what is trained
-//! is kept in f32, a matrix split in what products read of it and the rest; statistics, losses, gradients of weights and moments are
-//! f32, and no sum depends on the order in which blocks happen to run.
+//! is kept in f32, a matrix split in what products read of it and the rest; statistics, losses, sums of gradients and moments are
+//! f32, and no sum depends on the order in which blocks happen to run. The gradient of a matrix that one product gives, which no
+//! other micro-batch adds to, is kept as bf16, as autocast's is.
 
 pub mod cache;
 pub mod device;
@@ -14,6 +15,7 @@ pub mod driver;
 pub mod emulator;
 pub mod graph;
 pub mod kernels;
+pub mod memory;
 pub mod open;
 pub mod ops;
 pub mod optimizer;
@@ -33,14 +35,6 @@ use crate::nn::{self, Result, Stored};
 /// If it lies on the CPU: a mistake in the layers above.
 pub fn here(t: &nn::Tensor) -> Result<&Tensor> {
     t.cuda().ok_or_else(|| BackendError::failed("a tensor of the CPU reached a kernel of the GPU"))
-}
-
-/// As [`here`], for a gradient.
-///
-/// # Errors
-/// As [`here`].
-pub fn summed(gradient: &nn::Gradient) -> Result<&Tensor> {
-    gradient.cuda().ok_or_else(|| BackendError::failed("a gradient of the CPU reached a kernel of the GPU"))
 }
 
 /// As [`here`], for a weight.

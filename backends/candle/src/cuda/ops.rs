@@ -1,8 +1,10 @@
 //! The operations of [`crate::nn`] on a device: one launch or product each, in the order they are called.
 
+use karat::backend::BackendError;
+
 use super::device::{Arg, Buffer, Element, Gemm, Matrix};
 use super::kernels::{self, Groups, attention as packed};
-use super::{Device, Tensor, here, tensor};
+use super::{Device, Tensor, here, pool, tensor};
 use crate::nn::{self, Angles, Indices, Result, Starts};
 use crate::ops::attention::Heads;
 use crate::ops::cross_entropy::Target;
@@ -132,11 +134,12 @@ pub fn linear_dx(
     Ok(dx)
 }
 
-/// `dw += alpha dy^T x`, summed in f32.
-pub fn linear_dw(dw: &Tensor, alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()> {
+/// `dw += alpha dy^T x`, summed in f32; stored where nothing is in `dw`.
+pub fn linear_dw((dw, filled): (Tensor, bool), alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()> {
     let ((tokens, n_out), (_, n_in)) = (dy.matrix_dims(), x.matrix_dims());
     let operands = [transposed(dy.matrix()), x.matrix()];
-    multiply(dw.device(), dw.matrix(), [n_out, n_in, tokens], alpha, operands, 1.0)
+    let beta = if filled { 1.0 } else { 0.0 };
+    multiply(dw.device(), dw.matrix(), [n_out, n_in, tokens], alpha, operands, beta)
 }
 
 /// `db += sum of the rows of dy`.
@@ -308,7 +311,7 @@ pub fn rows(shape: &Tensor, bias: Option<&Tensor>) -> Result<nn::Tensor> {
 }
 
 /// Tokens whose logits exist at once: about 320 MiB of them in f32. Depends on the vocabulary alone.
-fn chunk(vocab: usize) -> usize {
+pub fn chunk(vocab: usize) -> usize {
     ((80 << 20) / vocab.max(1)).clamp(128, 4096) / 128 * 128
 }
 
@@ -347,16 +350,23 @@ pub fn logits(hidden: &Tensor, head: &Tensor) -> Result<nn::Tensor> {
     Ok(logits.into())
 }
 
-/// Log-probabilities of `targets` and the gradient of `hidden`; that of the projection is added to `dhead`.
+/// Log-probabilities of `targets` and the gradient of `hidden`; that of the projection is added to `dhead`. Its sum over several
+/// chunks is f32 whatever `dhead` keeps, and rounded once.
 pub fn head_loss(
     hidden: &Tensor,
     targets: &Indices,
     head: &Tensor,
     scale: f32,
-    dhead: Option<&Tensor>,
+    dhead: Option<&nn::Gradient>,
 ) -> Result<(nn::Tensor, nn::Tensor)> {
     let (device, (vocab, width)) = (hidden.device(), head.matrix_dims());
     let (count, size) = (targets.len(), chunk(vocab).min(targets.len()));
+    let narrow = dhead.filter(|dhead| dhead.narrow() && count > size);
+    let mut sum = match (dhead, narrow) {
+        (None, _) => None,
+        (Some(_), Some(_)) => Some((Tensor::any(device, Element::F32, head.dims())?, false)),
+        (Some(dhead), None) => dhead.cuda().transpose()?,
+    };
     let logprobs = Tensor::any(device, Element::F32, &[count])?;
     let dhidden = like(hidden)?;
     let logits = Tensor::any(device, Element::F32, &[size, vocab])?;
@@ -376,10 +386,25 @@ pub fn head_loss(
         let d = rounded.as_ref().unwrap_or(&logits).matrix();
         let to = Matrix { first: first * width, ..dhidden.matrix() };
         multiply(device, to, [n, width, vocab], 1.0, [d, head.matrix()], 0.0)?;
-        if let Some(dhead) = dhead {
+        if let Some((sum, filled)) = &mut sum {
             let rows = Matrix { first: first * width, ..hidden.matrix() };
-            multiply(device, dhead.matrix(), [vocab, width, n], 1.0, [transposed(d), rows], 1.0)?;
+            let beta = if std::mem::replace(filled, true) { 1.0 } else { 0.0 };
+            multiply(device, sum.matrix(), [vocab, width, n], 1.0, [transposed(d), rows], beta)?;
         }
+    }
+    // The logits' memory goes before the gradient's comes.
+    drop((logits, rounded));
+    if narrow.is_some() {
+        pool::trim(&*device.gpu);
+    }
+    if let (Some(dhead), Some((sum, _))) = (narrow, sum) {
+        match dhead.cuda().transpose()? {
+            Some((to, false)) => kernels::narrow(&*device.gpu, [sum.arg(), to.arg()], vocab * width)?,
+            _ => return Err(BackendError::failed("the projection's gradient has been written before")),
+        }
+    }
+    if dhead.is_some_and(|dhead| dhead.shares().is_some()) {
+        pool::trim(&*device.gpu);
     }
     Ok((logprobs.into(), dhidden.into()))
 }

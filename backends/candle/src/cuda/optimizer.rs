@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 
+use karat::backend::BackendError;
+
 use super::kernels::optimizer::{Table, Trained};
 use super::{Device, Tensor};
-use crate::nn::Result;
+use crate::nn::{Gradient, Result};
 use crate::ops::adamw::Update;
 
 /// One trained tensor with what belongs to it.
@@ -15,8 +17,6 @@ pub struct Parameter {
     pub tensor: Tensor,
     /// Its moments.
     pub moments: [Tensor; 2],
-    /// Its gradient.
-    pub gradient: Tensor,
     /// Whether weight decay applies.
     pub decays: bool,
 }
@@ -41,7 +41,6 @@ impl Optimizer {
             .map(|p| Trained {
                 parameter: p.tensor.buffer(),
                 moments: [p.moments[0].buffer(), p.moments[1].buffer()],
-                gradient: p.gradient.buffer(),
                 lower: p.tensor.lower(),
                 elements: p.tensor.elem_count(),
                 decays: p.decays,
@@ -51,13 +50,24 @@ impl Optimizer {
         Ok(Optimizer { device: device.clone(), table, parameters })
     }
 
-    /// Clips the gradients to `max_norm` (0: never) and updates; `update.gradient_scale` is not read. Returns the sum of
-    /// squares of each gradient in the order of the parameters. Where one is not finite, nothing has changed.
+    /// Clips `gradients`, in the order of the parameters, to `max_norm` (0: never) and updates; `update.gradient_scale` is not
+    /// read. Returns the sum of squares of each gradient. Where one is not finite, nothing has changed.
     ///
     /// # Errors
-    /// If the device fails.
-    pub fn step(&self, max_norm: f64, update: &Update) -> Result<Vec<f64>> {
+    /// If the device fails, or these are not the parameters' gradients.
+    pub fn step<'a>(
+        &self,
+        gradients: impl Iterator<Item = &'a Gradient>,
+        max_norm: f64,
+        update: &Update,
+    ) -> Result<Vec<f64>> {
         let gpu = &*self.device.gpu;
+        let gradients = gradients.map(Gradient::whole).collect::<Result<Vec<Tensor>>>()?;
+        let fits = |(p, g): (&Parameter, &Tensor)| p.tensor.dims() == g.dims();
+        if gradients.len() != self.parameters.len() || !self.parameters.iter().zip(&gradients).all(fits) {
+            return Err(BackendError::failed("the gradients are not those of the parameters"));
+        }
+        self.table.point(gpu, &gradients.iter().map(|g| (g.buffer(), g.element())).collect::<Vec<_>>())?;
         self.table.measure(gpu, max_norm)?;
         self.table.adamw(gpu, update)?;
         let mut sums = vec![0f64; self.parameters.len()];

@@ -2,7 +2,7 @@
 //!
 //! All work of a device is done in the order of one queue, so what is given back can be given out again at once. A step that
 //! asks for the same sizes as the one before it so allocates nothing. What waits counts as taken: with what is in use it stays
-//! below the most that ever was in use and [`slack`] more; beyond that the oldest goes back to the device.
+//! below the most that ever was in use and [`SLACK`] more; beyond that the oldest goes back to the device.
 //!
 //! A pool of its own ([`Arena`]) is for work that is recorded once and played again ([`super::graph`]): nobody else gets that
 //! memory while the recording lives.
@@ -13,10 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::device::{Gpu, RawBuffer};
 use crate::nn::Result;
 
-/// Bytes that may wait beyond the most that was in use at once.
-pub fn slack(most: usize) -> usize {
-    most / 16 + (64 << 20)
-}
+/// Bytes that may wait beyond the most that was in use at once: what a layer of a large batch works with waits while the head
+/// works, and the other way round.
+const SLACK: usize = 256 << 20;
 
 /// Memory given back.
 #[derive(Debug, Default)]
@@ -90,7 +89,7 @@ impl Pool {
         }
         if !self.private {
             let (would, most) = (state.in_use + bytes, state.most.max(state.in_use + bytes));
-            while would + state.idle > most + slack(most)
+            while would + state.idle > most + SLACK
                 && let Some(raw) = state.oldest()
             {
                 gpu.free(raw);
@@ -159,7 +158,8 @@ impl Pools {
     }
 }
 
-/// Gives what waits in the device's own pool back to the device: for the end of a piece of work.
+/// Gives what waits in the device's own pool back to the device: for the end of a piece of work, and where what comes next wants
+/// the memory in other sizes.
 pub fn trim(gpu: &dyn Gpu) {
     gpu.pools().own.drain().into_iter().for_each(|raw| gpu.free(raw));
 }

@@ -126,7 +126,10 @@ pub fn forward<O: Number>(
     let blocks = query_blocks(starts);
     let outs = split(out, &blocks, qw);
     let lses = split(lse, &blocks, heads.queries);
-    blocks.par_iter().zip(outs).zip(lses).with_max_len(1).for_each(|((block, out), lse)| {
+    // Those that see most come first, each to whoever is free: the last ones to end are short.
+    let mut work: Vec<_> = blocks.iter().zip(outs).zip(lses).collect();
+    work.sort_by_key(|((block, _), _)| std::cmp::Reverse(block.last - block.start));
+    work.into_iter().par_bridge().for_each(|((block, out), lse)| {
         let &Block { row, start, first, last } = block;
         let (n, context) = (last - first, last - start);
         let [mut p, mut tile] = [n * context, n * d].map(buffers::take);

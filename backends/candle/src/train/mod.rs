@@ -105,8 +105,9 @@ impl Job<'_> {
             .iter()
             .map(|(name, t)| Ok((name.clone(), [nn::zeros_like(t)?, nn::zeros_like(t)?])))
             .collect::<Result<Moments>>()?;
-        let gradients = Gradients::new(&trained)?;
-        let fused = model.device().map(|device| fused(device, &trained, &moments, &gradients)).transpose()?;
+        let once = lora.is_none() && plan.steps.iter().all(|micros| micros.len() == 1);
+        let gradients = if once { Gradients::of_one_batch(&trained)? } else { Gradients::new(&trained)? };
+        let fused = model.device().map(|device| fused(device, &trained, &moments)).transpose()?;
         let (step, tokens, log, best_saved) = (0, 0, Vec::new(), None);
         let mut run = Run {
             model,
@@ -170,20 +171,13 @@ fn announce(
 }
 
 /// The optimizer of a device.
-fn fused(
-    device: &Arc<Device>,
-    trained: &BTreeMap<String, Tensor>,
-    moments: &Moments,
-    gradients: &Gradients,
-) -> Result<Optimizer> {
-    let missing = || BackendError::failed("a trained tensor has no gradient or no moments");
+fn fused(device: &Arc<Device>, trained: &BTreeMap<String, Tensor>, moments: &Moments) -> Result<Optimizer> {
+    let missing = || BackendError::failed("a trained tensor has no moments");
     let of_tensor = |(name, tensor): (&String, &Tensor)| {
         let [m, v] = moments.get(name).ok_or_else(missing)?;
-        let gradient = gradients.of(name).ok_or_else(missing)?;
         Ok(Parameter {
             tensor: cuda::here(tensor)?.clone(),
             moments: [cuda::here(m)?.clone(), cuda::here(v)?.clone()],
-            gradient: cuda::summed(gradient)?.clone(),
             decays: !excluded_from_decay(name),
         })
     };
@@ -338,7 +332,7 @@ impl Run<'_> {
         };
         self.pool.install(|| {
             let sums = match &self.fused {
-                Some(fused) => fused.step(plan.max_grad_norm, &update)?,
+                Some(fused) => fused.step(self.gradients.0.values(), plan.max_grad_norm, &update)?,
                 None => {
                     let of = |gradient: &Gradient| gradient.sum().map_or(Ok(0.0), |sum| nn::sum_of_squares(&sum));
                     self.gradients.0.values().map(of).collect::<Result<_>>()?

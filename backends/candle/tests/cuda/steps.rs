@@ -142,7 +142,7 @@ fn a_steady_step_of_generation_is_one_launch_and_one_copy_of_ids() {
 const LAYER: (u64, u64) = (10, 7);
 
 #[test]
-fn a_steady_step_of_training_allocates_nothing_and_waits_for_what_is_logged() {
+fn a_steady_step_of_training_keeps_its_memory_and_waits_for_what_is_logged_alone() {
     emulator_or_skip!();
     for method in [Method::Full, lora(0.1)] {
         for micros in [1, 2u32] {
@@ -173,13 +173,20 @@ fn a_steady_step_of_training_allocates_nothing_and_waits_for_what_is_logged() {
                     };
                     assert_eq!((last.launches, last.products), most, "{method:?} {recompute}");
                 }
-                assert_eq!((last.allocated, last.freed, last.waits), (0, 0, 0), "{last:?}");
+                assert_eq!((last.allocated, last.waits), (last.freed, 0), "{last:?}");
+                // The gradients of one micro-batch and the logits take turns with the same memory.
+                if method != Method::Full || micros > 1 {
+                    assert_eq!(last.allocated, 0, "{last:?}");
+                }
                 // The gradients' norms, and for each micro-batch the log-probabilities of its targets.
                 assert_eq!(last.downloads, 1 + u64::from(micros), "{last:?}");
                 // For each micro-batch: ids, starts, positions, places and targets; what orders the rows of the head's gradient
                 // (3), and where the embedding is trained, of its own (3).
                 let of_embedding = if method == Method::Full { 3 } else { 0 };
-                assert_eq!(last.uploads, u64::from(micros) * (8 + of_embedding), "{last:?}");
+                let of_batch = u64::from(micros) * (8 + of_embedding);
+                // And where gradients have no places of their own, those they have this time.
+                let of_table = u64::from(method == Method::Full && micros == 1);
+                assert!((of_batch..=of_batch + of_table).contains(&last.uploads), "{last:?}");
             }
         }
     }

@@ -84,6 +84,11 @@ fn merged_norms_match_f64_and_the_cpu() {
     }
 }
 
+/// How the gradient of tensor `i` is kept: split and whole parameters with both kinds.
+fn gradient_of(i: usize) -> Element {
+    if i.is_multiple_of(3) { Element::Bf16 } else { Element::F32 }
+}
+
 /// Several tensors on a device; every other one is split.
 struct Tensors<'a> {
     parameters: Vec<(Held, Option<Held>)>,
@@ -96,23 +101,35 @@ impl Tensors<'_> {
     fn new<'a>(d: &Bench, sizes: &'a [usize]) -> Tensors<'a> {
         let stored = |i: usize| if i.is_multiple_of(2) { Element::Bf16 } else { Element::F32 };
         let parameter = |(i, n): (usize, &usize)| d.put_trained(&noise(*n, i as u64), stored(i));
-        let beside = sizes.iter().map(|n| [(); 3].map(|()| d.put_f32(&vec![0.0; *n]))).collect();
+        let beside = |(i, n): (usize, &usize)| {
+            let zeros = vec![0.0; *n];
+            [d.put_f32(&zeros), d.put_f32(&zeros), d.put(&zeros, gradient_of(i))]
+        };
+        let beside = sizes.iter().enumerate().map(beside).collect();
         Tensors { parameters: sizes.iter().enumerate().map(parameter).collect(), beside, sizes }
     }
     fn table(&self, d: &Bench) -> Table {
         let mut all = Vec::new();
         for (i, (((parameter, lower), held), n)) in self.parameters.iter().zip(&self.beside).zip(self.sizes).enumerate()
         {
-            let [m, v, gradient] = held.each_ref().map(|h| &h.buffer);
+            let [m, v, _] = held.each_ref().map(|h| &h.buffer);
             let (parameter, lower) = (&parameter.buffer, lower.as_ref().map(|half| &half.buffer));
             // The first two have no decay.
-            all.push(Trained { parameter, moments: [m, v], gradient, lower, elements: *n, decays: i > 1 });
+            all.push(Trained { parameter, moments: [m, v], lower, elements: *n, decays: i > 1 });
         }
-        Table::new(d.shared_gpu(), &all).unwrap()
+        let table = Table::new(d.shared_gpu(), &all).unwrap();
+        let gradients: Vec<_> = self.beside.iter().map(|[.., g]| (&g.buffer, g.element)).collect();
+        table.point(d.gpu(), &gradients).unwrap();
+        table
     }
     fn set_gradients(&self, d: &Bench, gradients: &[Vec<f32>]) {
         for (held, gradient) in self.beside.iter().zip(gradients) {
-            d.gpu().upload(bytemuck::cast_slice(gradient), held[2].buffer.raw(), 0).unwrap();
+            let narrow: Vec<half::bf16> = gradient.iter().map(|x| half::bf16::from_f32(*x)).collect();
+            let bytes: &[u8] = match held[2].element {
+                Element::F32 => bytemuck::cast_slice(gradient),
+                Element::Bf16 => bytemuck::cast_slice(&narrow),
+            };
+            d.gpu().upload(bytes, held[2].buffer.raw(), 0).unwrap();
         }
     }
     fn all(&self, d: &Bench) -> Vec<Vec<f32>> {
@@ -127,7 +144,9 @@ fn adamw_over_all_tensors_is_the_cpus_to_the_bit() {
     let update =
         Update { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 0, gradient_scale: f64::NAN };
     let gradients = |step: u32| -> Vec<Vec<f32>> {
-        sizes.iter().enumerate().map(|(i, n)| scaled(noise(*n, u64::from(step) * 100 + i as u64), 0.3)).collect()
+        let gradient =
+            |(i, n): (usize, &usize)| rounded(scaled(noise(*n, u64::from(step) * 100 + i as u64), 0.3), gradient_of(i));
+        sizes.iter().enumerate().map(gradient).collect()
     };
     for max_norm in [0.0, 1.0, 1e6] {
         prove(

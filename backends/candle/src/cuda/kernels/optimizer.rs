@@ -1,6 +1,8 @@
 //! Launches over all parameters at once: AdamW, the norm of the gradients and what it is clipped to.
 
-use super::super::device::{Arg, Buffer, Gpu, Launch};
+use std::sync::{Mutex, PoisonError};
+
+use super::super::device::{Arg, Buffer, Element, Gpu, Launch};
 use super::launch;
 use crate::nn::Result;
 use crate::ops::adamw::Update;
@@ -8,15 +10,13 @@ use crate::ops::adamw::Update;
 /// Elements that a block takes; `cuda/optimizer.cu` has the same.
 const CHUNK: usize = 8192;
 
-/// A trained tensor; all is f32 of `elements` elements, but for a split parameter. Buffers from their beginning.
+/// A trained tensor without its gradient; all is f32 of `elements` elements, but for a split parameter. Buffers from their beginning.
 #[derive(Clone, Copy, Debug)]
 pub struct Trained<'a> {
     /// The parameter.
     pub parameter: &'a Buffer,
     /// Its moments.
     pub moments: [&'a Buffer; 2],
-    /// Its gradient.
-    pub gradient: &'a Buffer,
     /// The parameter's lower halves, if it is split; `parameter` has the upper ones.
     pub lower: Option<&'a Buffer>,
     /// How many.
@@ -25,10 +25,18 @@ pub struct Trained<'a> {
     pub decays: bool,
 }
 
-/// The table of all trained tensors on a device. It holds addresses: the buffers must stay where they are.
+/// Words of a tensor in the table, and which of them say where its gradient is and whether that is bf16.
+const WORDS: usize = 8;
+const GRADIENT: usize = 3;
+const NARROW: usize = 7;
+
+/// The table of all trained tensors on a device. It holds addresses: the buffers must stay where they are, but for the
+/// gradients', which [`Table::point`] gives.
 #[derive(Debug)]
 pub struct Table {
     tensors: Buffer,
+    /// What is in `tensors`.
+    words: Mutex<Vec<u64>>,
     chunks: Buffer,
     firsts: Buffer,
     sums: Buffer,
@@ -48,8 +56,7 @@ impl Table {
         for (i, t) in (0u32..).zip(trained) {
             let [m, v] = t.moments.map(|m| m.raw().address);
             let lower = t.lower.map_or(0, |lower| lower.raw().address);
-            let (p, g) = (t.parameter.raw().address, t.gradient.raw().address);
-            tensors.extend([p, m, v, g, lower, t.elements as u64, u64::from(t.decays), 0]);
+            tensors.extend([t.parameter.raw().address, m, v, 0, lower, t.elements as u64, u64::from(t.decays), 0]);
             (0..t.elements.div_ceil(CHUNK) as u32).for_each(|c| chunks.extend([i, c]));
             firsts.push(chunks.len() as u32 / 2);
         }
@@ -68,9 +75,27 @@ impl Table {
             sums: Buffer::new(gpu, blocks * 8)?,
             of_tensor: Buffer::new(gpu, count * 8)?,
             clip: Buffer::new(gpu, 8)?,
+            words: Mutex::new(tensors),
             blocks,
             count,
         })
+    }
+
+    /// Says where the gradients are, in the order of the table, each f32 or bf16. Uploads the table if that has changed.
+    ///
+    /// # Errors
+    /// As [`Gpu::launch`].
+    pub fn point(&self, gpu: &dyn Gpu, gradients: &[(&Buffer, Element)]) -> Result<()> {
+        let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = words.clone();
+        for (tensor, (buffer, element)) in words.chunks_exact_mut(WORDS).zip(gradients) {
+            tensor[GRADIENT] = buffer.raw().address;
+            tensor[NARROW] = u64::from(*element == Element::Bf16);
+        }
+        match *words == before {
+            true => Ok(()),
+            false => gpu.upload(bytemuck::cast_slice(&words), self.tensors.raw(), 0),
+        }
     }
 
     /// The norm of all gradients, then the factor that clips it to `max_norm` (0: never): two f32, where both are NaN if a
