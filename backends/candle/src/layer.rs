@@ -232,14 +232,34 @@ impl Layer {
         Ok(Attended { scale, raw, turned: Some([q, k]), v, low, out, lse })
     }
 
-    /// From what attention gave to what the last projection reads, and what is left for the backward pass.
-    fn activate(&self, x: &Tensor, out: &Tensor, dropout: Option<Dropout>) -> Result<(Tensor, Finished)> {
+    /// From what attention gave to what the last projection reads, and what is left for the backward pass. Without `act`
+    /// nothing is made for the last projection.
+    fn activate(
+        &self,
+        x: &Tensor,
+        out: &Tensor,
+        dropout: Option<Dropout>,
+        act: bool,
+    ) -> Result<(Option<Tensor>, Finished)> {
         let (middle, low_o) = self.o.forward(out, dropout)?;
         let (normed, scale) = self.post_norm.operand_of_sum(self.gate.precision, &middle, x)?;
-        let (gate, low_gate) = self.gate.forward(&normed, dropout)?;
-        let (up, low_up) = self.up.forward(&normed, dropout)?;
+        let (mut gate, low_gate) = self.gate.forward(&normed, dropout)?;
+        if !act {
+            gate = nn::operand(self.down.precision, &gate)?;
+        }
+        let (mut up, low_up) = self.up.forward(&normed, dropout)?;
         drop(normed);
-        let (act, [gate, up]) = nn::swiglu_keeping(self.down.precision, gate, up)?;
+        let act = match act {
+            true => {
+                let act;
+                (act, [gate, up]) = nn::swiglu_keeping(self.down.precision, gate, up)?;
+                Some(act)
+            }
+            false => {
+                up = nn::operand(self.down.precision, &up)?;
+                None
+            }
+        };
         Ok((act, Finished { low_o, middle, scale, gate, up, low: [low_gate, low_up, None] }))
     }
 
@@ -274,7 +294,8 @@ impl Layer {
     /// If the device fails.
     pub fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Result<(Tensor, Saved)> {
         let attended = self.attend(x, pass)?;
-        let (act, mut finished) = self.activate(x, &attended.out, pass.dropout)?;
+        let (act, mut finished) = self.activate(x, &attended.out, pass.dropout, true)?;
+        let act = act.ok_or_else(|| BackendError::failed("an activation is missing"))?;
         let (y, low_down) = self.down.forward(&act, pass.dropout)?;
         nn::add(&y, &finished.middle)?;
         finished.low[2] = low_down;
@@ -288,8 +309,11 @@ impl Layer {
     /// If the device fails.
     pub fn again(&self, x: &Tensor, pass: Pass<'_>) -> Result<Saved> {
         let attended = self.attend(x, pass)?;
-        let (act, mut finished) = self.activate(x, &attended.out, pass.dropout)?;
-        finished.low[2] = self.down.adapted(&act, pass.dropout)?;
+        // Only an adapter on the last projection leaves something of what it reads.
+        let (act, mut finished) = self.activate(x, &attended.out, pass.dropout, self.down.lora.is_some())?;
+        if let Some(act) = act {
+            finished.low[2] = self.down.adapted(&act, pass.dropout)?;
+        }
         finished.middle = nn::operand(self.o.precision, &finished.middle)?;
         Ok(Saved(attended, finished))
     }
