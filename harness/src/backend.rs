@@ -670,7 +670,7 @@ pub struct StepEvent {
 pub enum Level {
     /// For developers.
     Debug,
-    /// For users who ask.
+    /// For users: shown with the progress.
     Info,
     /// Something is off, the run goes on.
     Warn,

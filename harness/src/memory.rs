@@ -1,5 +1,7 @@
 //! Memory of this process, plugins included, as Linux tells it; nothing where the system does not.
 
+use std::path::Path;
+
 /// Resident memory now, in bytes.
 pub fn resident() -> Option<u64> {
     status("VmRSS:")
@@ -11,7 +13,60 @@ pub fn peak() -> Option<u64> {
 }
 
 fn status(key: &str) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    kilobytes(&std::fs::read_to_string("/proc/self/status").ok()?, key)
+}
+
+/// The bytes that a line of `/proc` tells in kB.
+fn kilobytes(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// What this process could still take before the system runs out: the machine's memory that is free or can be freed, or
+/// less where a control group (a container) has a limit.
+pub fn available() -> Option<u64> {
+    let machine = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let machine = kilobytes(&machine, "MemAvailable:")?;
+    Some(left_in_groups().map_or(machine, |groups| groups.min(machine)))
+}
+
+/// What the control groups (version 2) that this process is in have left; nothing where none has a limit.
+fn left_in_groups() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let root = Path::new("/sys/fs/cgroup");
+    let of = |folder: &Path| {
+        let read = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
+        left_in_group(&read("memory.max")?, &read("memory.current")?, &read("memory.stat")?)
+    };
+    root.join(path).ancestors().take_while(|folder| folder.starts_with(root)).filter_map(of).min()
+}
+
+/// What a group has left by its three files; pages of files that it caches can be freed.
+fn left_in_group(max: &str, current: &str, stat: &str) -> Option<u64> {
+    let limit: u64 = max.trim().parse().ok()?;
+    let current: u64 = current.trim().parse().ok()?;
+    let cached = |key: &str| stat.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
+    let cached = cached("active_file ")? + cached("inactive_file ")?;
+    Some(limit.saturating_sub(current.saturating_sub(cached)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_has_left_what_its_limit_says_and_caches_can_be_freed() {
+        let stat = "anon 500\nfile 300\ninactive_file 100\nactive_file 200\n";
+        assert_eq!(left_in_group("1000\n", "850\n", stat), Some(450));
+        assert_eq!(left_in_group("500\n", "850\n", stat), Some(0));
+        assert_eq!(left_in_group("max\n", "850\n", stat), None);
+    }
+
+    #[test]
+    fn a_system_that_tells_has_some_memory_left() {
+        if cfg!(target_os = "linux") {
+            assert!(available().is_some_and(|bytes| bytes > 1 << 20));
+        }
+    }
 }

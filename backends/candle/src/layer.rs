@@ -115,48 +115,52 @@ pub struct Projected {
     pub k: Tensor,
     /// Values `[tokens, keys * dim]`.
     pub v: Tensor,
-    normed: Option<Tensor>,
+}
+
+/// What comes out of the projections, as it is, and what they leave for their backward pass.
+struct Raw {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     scale: Tensor,
-    /// Queries and keys before their norm, with the norm's scales.
-    raw: Option<[(Tensor, Tensor); 2]>,
     low: [Option<Adapted>; 3],
 }
 
-/// What the second half of a layer leaves for its backward pass.
-pub struct Finished {
-    low_o: Option<Adapted>,
-    middle: Tensor,
-    scale: Tensor,
-    normed: Option<Tensor>,
-    gate: Tensor,
-    up: Tensor,
-    act: Option<Tensor>,
-    low: [Option<Adapted>; 3],
-}
-
-/// Activations of one layer, kept for (or made again in) its backward pass.
-pub struct Saved {
-    normed: Option<Tensor>,
+/// What the attention's half of a layer leaves for its backward pass.
+struct Attended {
     scale: Tensor,
     /// Queries and keys before their norm, with the norm's scales.
-    raw: Option<[(Tensor, Tensor); 2]>,
+    raw: Option<([Tensor; 2], [Tensor; 2])>,
     /// Queries and keys as attention reads them.
     turned: Option<[Tensor; 2]>,
     v: Tensor,
     low: [Option<Adapted>; 3],
-    attended: (Tensor, Tensor),
-    finished: Finished,
+    out: Tensor,
+    lse: Tensor,
 }
 
+/// What the MLP's half of a layer leaves for its backward pass.
+struct Finished {
+    low_o: Option<Adapted>,
+    middle: Tensor,
+    scale: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    low: [Option<Adapted>; 3],
+}
+
+/// Activations of one layer, kept for (or made again in) its backward pass. Of training in bf16 they are kept in bf16, as
+/// PyTorch's autocast keeps the output of every product: the forward pass reads gate, up and the residual stream in f32 and
+/// they are rounded when they are kept; heads are rounded before their norm, so that both passes make the same queries and
+/// keys of them. Gradients stay nearer to those of f32 than autocast's (`bench/exactness.py`).
+pub struct Saved(Attended, Finished);
+
 impl Saved {
-    /// Without what costs little to make again from the rest: normed inputs, normed heads and the MLP's activation, a third
-    /// of it all.
+    /// Without what costs little to make again from the rest: normed heads.
     pub fn slim(mut self) -> Self {
-        self.normed = None;
-        if self.raw.is_some() {
-            self.turned = None;
+        if self.0.raw.is_some() {
+            self.0.turned = None;
         }
-        (self.finished.normed, self.finished.act) = (None, None);
         self
     }
 }
@@ -181,39 +185,87 @@ impl Layer {
         [&self.input_norm, &self.post_norm].into_iter().chain(qk)
     }
 
-    /// Norm, projections, head norms and rotation of `x` `[tokens, hidden]`.
+    /// Norm and projections of `x` `[tokens, hidden]`.
+    fn raw(&self, x: &Tensor, pass: Pass<'_>) -> Result<Raw> {
+        let (normed, scale) = self.input_norm.operand(self.q.precision, x)?;
+        let (q, low_q) = self.q.forward(&normed, pass.dropout)?;
+        let (k, low_k) = self.k.forward(&normed, pass.dropout)?;
+        let (v, low_v) = self.v.forward(&normed, pass.dropout)?;
+        Ok(Raw { q, k, v, scale, low: [low_q, low_k, low_v] })
+    }
+
+    /// Queries and keys normed, rotated and rounded for products in `precision`, with the scales of their norms.
+    fn turned(
+        &self,
+        precision: Precision,
+        raw: [Tensor; 2],
+        pass: Pass<'_>,
+    ) -> Result<([Tensor; 2], Option<[Tensor; 2]>)> {
+        let norms = self.qk_norm.as_ref().map(|(q, k)| [q, k].map(|norm| (&norm.weight, norm.eps)));
+        nn::turned(precision, raw, norms, pass.positions, self.heads, pass.table)
+    }
+
+    /// Norm, projections, head norms and rotation of `x` `[tokens, hidden]`, none of them rounded: for generation, which
+    /// remembers keys and values in f32.
     ///
     /// # Errors
     /// If the device fails.
     pub fn project(&self, x: &Tensor, pass: Pass<'_>) -> Result<Projected> {
-        let (normed, scale) = self.input_norm.operand(self.q.precision, x)?;
-        let (mut q, low_q) = self.q.forward(&normed, pass.dropout)?;
-        let (mut k, low_k) = self.k.forward(&normed, pass.dropout)?;
-        let (v, low_v) = self.v.forward(&normed, pass.dropout)?;
-        let mut raw = None;
-        if let Some((q_norm, k_norm)) = &self.qk_norm {
-            let ((nq, sq), (nk, sk)) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
-            raw = Some([(std::mem::replace(&mut q, nq), sq), (std::mem::replace(&mut k, nk), sk)]);
-        }
-        nn::rotate([&q, &k], pass.positions, self.heads, pass.table, false)?;
-        Ok(Projected { q, k, v, normed: Some(normed), scale, raw, low: [low_q, low_k, low_v] })
+        let Raw { q, k, v, .. } = self.raw(x, pass)?;
+        let ([q, k], _) = self.turned(Precision::F32, [q, k], pass)?;
+        Ok(Projected { q, k, v })
     }
 
-    /// Output projection, residual and MLP; `attended` is what attention gave for `x`.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn finish(&self, x: &Tensor, attended: &Tensor, dropout: Option<Dropout>) -> Result<(Tensor, Finished)> {
-        let (middle, low_o) = self.o.forward(attended, dropout)?;
+    /// Everything up to what attention gives for `x` `[tokens, hidden]`.
+    fn attend(&self, x: &Tensor, pass: Pass<'_>) -> Result<Attended> {
+        // Attention reads them in products alone.
+        let precision = self.o.precision;
+        let Raw { q, k, v, scale, low } = self.raw(x, pass)?;
+        let v = nn::operand(precision, &v)?;
+        let raw = match self.qk_norm {
+            Some(_) => [nn::operand(precision, &q)?, nn::operand(precision, &k)?],
+            None => [q, k],
+        };
+        let ([q, k], scales) = self.turned(precision, raw.clone(), pass)?;
+        let raw = scales.map(|scales| (raw, scales));
+        let (out, lse) = nn::attend(precision, [&q, &k, &v], pass.starts, self.heads)?;
+        Ok(Attended { scale, raw, turned: Some([q, k]), v, low, out, lse })
+    }
+
+    /// From what attention gave to what the last projection reads, and what is left for the backward pass.
+    fn activate(&self, x: &Tensor, out: &Tensor, dropout: Option<Dropout>) -> Result<(Tensor, Finished)> {
+        let (middle, low_o) = self.o.forward(out, dropout)?;
         let (normed, scale) = self.post_norm.operand_of_sum(self.gate.precision, &middle, x)?;
         let (gate, low_gate) = self.gate.forward(&normed, dropout)?;
         let (up, low_up) = self.up.forward(&normed, dropout)?;
+        drop(normed);
+        let (act, [gate, up]) = nn::swiglu_keeping(self.down.precision, gate, up)?;
+        Ok((act, Finished { low_o, middle, scale, gate, up, low: [low_gate, low_up, None] }))
+    }
+
+    /// Output projection, residual and MLP; `out` is what attention gave for `x`. No backward pass follows.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn finish(&self, x: &Tensor, out: &Tensor) -> Result<Tensor> {
+        let (middle, _) = self.o.forward(out, None)?;
+        let (normed, _) = self.post_norm.operand_of_sum(self.gate.precision, &middle, x)?;
+        let (gate, up) = (self.gate.forward(&normed, None)?.0, self.up.forward(&normed, None)?.0);
+        drop(normed);
         let act = nn::swiglu(self.down.precision, &gate, &up)?;
-        let (y, low_down) = self.down.forward(&act, dropout)?;
+        drop((gate, up));
+        let (y, _) = self.down.forward(&act, None)?;
         nn::add(&y, &middle)?;
-        let low = [low_gate, low_up, low_down];
-        let (normed, act) = (Some(normed), Some(act));
-        Ok((y, Finished { low_o, middle, scale, normed, gate, up, act, low }))
+        Ok(y)
+    }
+
+    /// The layer's output for `x` `[tokens, hidden]`, where no backward pass follows.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn infer(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
+        let out = self.attend(x, pass)?.out;
+        self.finish(x, &out)
     }
 
     /// The layer's output for `x` `[tokens, hidden]` and what its backward pass needs.
@@ -221,20 +273,25 @@ impl Layer {
     /// # Errors
     /// If the device fails.
     pub fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Result<(Tensor, Saved)> {
-        let Projected { q, k, v, normed, scale, raw, low } = self.project(x, pass)?;
-        // Attention reads them in products alone.
-        let precision = self.o.precision;
-        let [q, k, v] = [nn::operand(precision, &q)?, nn::operand(precision, &k)?, nn::operand(precision, &v)?];
-        let attended = nn::attend(precision, [&q, &k, &v], pass.starts, self.heads)?;
-        let (y, finished) = self.finish(x, &attended.0, pass.dropout)?;
-        Ok((y, Saved { normed, scale, raw, turned: Some([q, k]), v, low, attended, finished }))
+        let attended = self.attend(x, pass)?;
+        let (act, mut finished) = self.activate(x, &attended.out, pass.dropout)?;
+        let (y, low_down) = self.down.forward(&act, pass.dropout)?;
+        nn::add(&y, &finished.middle)?;
+        finished.low[2] = low_down;
+        finished.middle = nn::operand(self.o.precision, &finished.middle)?;
+        Ok((y, Saved(attended, finished)))
     }
 
-    /// Queries and keys as attention reads them, from what they were before their norm: as [`Layer::forward`] makes them.
-    fn turned(&self, (q_norm, k_norm): &(Norm, Norm), [q, k]: [&Tensor; 2], pass: Pass<'_>) -> Result<[Tensor; 2]> {
-        let (q, k) = (q_norm.forward(q)?.0, k_norm.forward(k)?.0);
-        nn::rotate([&q, &k], pass.positions, self.heads, pass.table, false)?;
-        Ok([nn::operand(self.o.precision, &q)?, nn::operand(self.o.precision, &k)?])
+    /// What [`Layer::forward`] leaves for the backward pass, to the bit, without the output, which takes one more product.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn again(&self, x: &Tensor, pass: Pass<'_>) -> Result<Saved> {
+        let attended = self.attend(x, pass)?;
+        let (act, mut finished) = self.activate(x, &attended.out, pass.dropout)?;
+        finished.low[2] = self.down.adapted(&act, pass.dropout)?;
+        finished.middle = nn::operand(self.o.precision, &finished.middle)?;
+        Ok(Saved(attended, finished))
     }
 
     /// Adds this layer's gradients to `gradients` and returns that of `x`, if `want_dx`. What the forward pass left and `dy`
@@ -251,23 +308,22 @@ impl Layer {
         pass: Pass<'_>,
         gradients: &Gradients,
     ) -> Result<Option<Tensor>> {
-        let Saved { normed: input_normed, scale: input_scale, raw, turned, v, low, attended: (out, lse), finished } =
-            saved;
+        let Saved(Attended { scale: input_scale, raw, turned, v, low, out, lse }, finished) = saved;
         let back = |linear: &Linear, x: &Tensor, low: Option<Adapted>, dy: &Tensor, dx: InputGradient| {
             linear.backward((x, low.as_ref()), dy, dx, gradients)
         };
         let gave = |dx: InputGradient| dx.taken().ok_or_else(|| BackendError::failed("a gradient is missing"));
         let precision = self.o.precision;
 
-        let Finished { low_o, middle, scale, normed, gate, up, act, low: [low_gate, low_up, low_down] } = finished;
-        let act = act.map_or_else(|| nn::swiglu(precision, &gate, &up), Ok)?;
+        let Finished { low_o, middle, scale, gate, up, low: [low_gate, low_up, low_down] } = finished;
+        let act = nn::swiglu(precision, &gate, &up)?;
         let dact = gave(back(&self.down, &act, low_down, &dy, New)?)?;
         drop(act);
         let wide = [&self.gate, &self.up].iter().any(|linear| linear.sums_its_gradient());
         let for_products = if wide { Precision::F32 } else { precision };
         let (dgate, dup) = nn::swiglu_backward(for_products, &gate, &up, &dact)?;
         drop((gate, up, dact));
-        let normed = normed.map_or_else(|| self.post_norm.operand(precision, &middle).map(|n| n.0), Ok)?;
+        let (normed, _) = self.post_norm.operand(precision, &middle)?;
         let dnormed = back(&self.gate, &normed, low_gate, &dgate, New)?;
         drop(dgate);
         let dnormed = gave(back(&self.up, &normed, low_up, &dup, dnormed)?)?;
@@ -276,22 +332,22 @@ impl Layer {
         drop((middle, dnormed));
 
         let dout = gave(back(&self.o, &out, low_o, &dmiddle, New)?)?;
-        let [q, k] = match (turned, &self.qk_norm, &raw) {
-            (Some(turned), ..) => turned,
-            (None, Some(norms), Some([(q, _), (k, _)])) => self.turned(norms, [q, k], pass)?,
+        let [q, k] = match (turned, &raw) {
+            (Some(turned), _) => turned,
+            (None, Some((raw, _))) => self.turned(precision, raw.clone(), pass)?.0,
             _ => return Err(BackendError::failed("queries and keys are missing")),
         };
         let [mut dq, mut dk, dv] =
             nn::attend_backward(precision, [&q, &k, &v], pass.starts, self.heads, (&out, &lse), &dout)?;
         drop((q, k, v, out, lse, dout));
         nn::rotate([&dq, &dk], pass.positions, self.heads, pass.table, true)?;
-        if let (Some((q_norm, k_norm)), Some([(q, sq), (k, sk)])) = (&self.qk_norm, raw) {
+        if let (Some((q_norm, k_norm)), Some(([q, k], [sq, sk]))) = (&self.qk_norm, raw) {
             dq = q_norm.backward(None, &q, &sq, &dq, gradients)?;
             dk = k_norm.backward(None, &k, &sk, &dk, gradients)?;
         }
         // Without a trained norm and a wanted gradient of the input, nothing below the projections is asked for.
         let below = want_dx || gradients.of(&self.input_norm.name).is_some();
-        let normed = input_normed.map_or_else(|| self.input_norm.operand(precision, x).map(|n| n.0), Ok)?;
+        let (normed, _) = self.input_norm.operand(precision, x)?;
         let [low_q, low_k, low_v] = low;
         let dnormed = back(&self.q, &normed, low_q, &dq, if below { New } else { Skip })?;
         drop(dq);

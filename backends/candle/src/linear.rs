@@ -116,6 +116,13 @@ impl Lora {
         [(&self.a_name, &self.a), (&self.b_name, &self.b)].into_iter().chain(magnitude)
     }
 
+    /// `A(dropped)` times `factor`, as `B` reads it.
+    fn low(&self, precision: Precision, dropped: &Tensor, factor: f32) -> Result<Tensor> {
+        let low = nn::linear(precision, dropped, &self.a, None)?;
+        nn::scale(&low, factor)?;
+        nn::operand(precision, &low)
+    }
+
     /// Which elements of `x` enter `A`, if not all.
     fn mask(&self, x: &Tensor, dropout: Option<Dropout>) -> Option<Mask> {
         let d = dropout.filter(|_| self.dropout > 0.0)?;
@@ -219,9 +226,7 @@ impl Linear {
         let Some(lora) = &self.lora else { return Ok((nn::linear(precision, x, weight, bias)?, None)) };
         let mask = lora.mask(x, dropout);
         let (dropped, factor) = dropped(x, mask.as_ref())?;
-        let low = nn::linear(precision, &dropped, &lora.a, None)?;
-        nn::scale(&low, factor)?;
-        let low = nn::operand(precision, &low)?;
+        let low = lora.low(precision, &dropped, factor)?;
         let Some(dora) = &lora.dora else {
             let y = nn::linear_with(precision, x, weight, bias, Some((lora.scale, &low, &lora.b)))?;
             return Ok((y, Some(Adapted { low, mask, product: None })));
@@ -240,6 +245,24 @@ impl Linear {
         nn::linear_add(precision, &product, lora.scale, &low, &lora.b)?;
         nn::add_scaled(&y, &product, &dora.gain()?)?;
         Ok((y, Some(Adapted { low, mask, product: Some(product) })))
+    }
+
+    /// What [`Linear::forward`] leaves for the backward pass, to the bit, without its output.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn adapted(&self, x: &Tensor, dropout: Option<Dropout>) -> Result<Option<Adapted>> {
+        match &self.lora {
+            None => Ok(None),
+            Some(Lora { dora: Some(_), .. }) => self.forward(x, dropout).map(|(_, adapted)| adapted),
+            Some(lora) => {
+                let x = nn::operand(self.precision, x)?;
+                let mask = lora.mask(&x, dropout);
+                let (dropped, factor) = dropped(&x, mask.as_ref())?;
+                let low = lora.low(self.precision, &dropped, factor)?;
+                Ok(Some(Adapted { low, mask, product: None }))
+            }
+        }
     }
 
     /// Adds the gradients of what is trained to `gradients` and returns that of the input as `dx` asks. The input is

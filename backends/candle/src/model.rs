@@ -169,6 +169,11 @@ impl Decoder {
         self.device.as_ref()
     }
 
+    /// Name of the output projection: the embedding's where it is tied.
+    pub fn head_name(&self) -> &'static str {
+        if self.config.tied { EMBEDDING } else { HEAD }
+    }
+
     /// Computes products with weights in `precision` from now on; a fresh decoder does so in f32.
     pub fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
@@ -325,7 +330,7 @@ impl Decoder {
         let pass = Pass { starts: &batch.starts, positions: &batch.positions, table: &table, dropout: None };
         let mut x = nn::embed(&self.embedding, &batch.ids)?;
         for layer in &self.layers {
-            x = layer.forward(&x, pass)?.0;
+            x = layer.infer(&x, pass)?;
         }
         Ok(x)
     }
@@ -374,15 +379,22 @@ impl Decoder {
         let mut kept: Vec<(Tensor, Option<Saved>)> = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
             let (y, saved) = layer.forward(&x, pass)?;
-            kept.push((std::mem::replace(&mut x, y), (!recompute).then(|| saved.slim())));
+            let input = std::mem::replace(&mut x, y);
+            kept.push(match recompute {
+                true => (input, None),
+                false => (nn::operand(self.precision, &input)?, Some(saved.slim())),
+            });
         }
         let (logprobs, mut dx) = self.head_loss(x, at, targets, scale, gradients)?;
         let embedding_gradient = gradients.of(EMBEDDING);
         for (i, layer) in self.layers.iter().enumerate().rev() {
             let Some((x, saved)) = kept.pop() else { break };
-            let saved = match saved {
-                Some(saved) => saved,
-                None => layer.forward(&x, pass)?.1,
+            let (x, saved) = match saved {
+                Some(saved) => (x, saved),
+                None => {
+                    let saved = layer.again(&x, pass)?;
+                    (nn::operand(self.precision, &x)?, saved)
+                }
             };
             let want = i > 0 || embedding_gradient.is_some();
             match layer.backward(&x, saved, dx, want, pass, gradients)? {
@@ -407,7 +419,7 @@ impl Decoder {
     ) -> Result<(Tensor, Tensor)> {
         let chosen = nn::gather(&x, at)?;
         let (normed, norm_scale) = self.norm.forward(&chosen)?;
-        let head_gradient = gradients.of(if self.config.tied { EMBEDDING } else { HEAD });
+        let head_gradient = gradients.of(self.head_name());
         let (logprobs, dnormed) = nn::head_loss(self.precision, &normed, targets, &self.head, scale, head_gradient)?;
         let dchosen = self.norm.backward(None, &chosen, &norm_scale, &dnormed, gradients)?;
         let dx = nn::zero_activation(&x)?;

@@ -29,6 +29,7 @@ use crate::ops::low_rank::{self, LowRank};
 use crate::ops::mapped::Elements;
 pub use crate::ops::matmul::Precision;
 use crate::ops::matmul::{Mat, MatMut, Product, Term, Threads, product, products};
+use crate::ops::number::Number;
 use crate::ops::{adamw, attention, buffers, cross_entropy, dropout, elementwise, embedding, norm, rope, swiglu};
 use crate::profile::Timer;
 use crate::weight::{Weight, WeightView};
@@ -292,9 +293,12 @@ pub fn rms_norm_operand(precision: Precision, x: &Tensor, w: &Tensor, eps: f32) 
         return rms_norm(x, w, eps);
     }
     let _timer = Timer::new("RMSNorm", 0.0);
-    let (xs, ws) = (view(x)?, view(w)?);
-    let mut scale = buffers::take(xs.len() / ws.len());
-    let y = Narrowed::new(x.dims(), |y| norm::forward_narrow(&xs, &ws, eps, y, &mut scale));
+    let (xs, ws) = (Operand::of(x)?, view(w)?);
+    let mut scale = buffers::take(x.elem_count() / ws.len());
+    let y = Narrowed::new(x.dims(), |y| match &xs {
+        Operand::Wide(x) => norm::forward_narrow(x, &ws, eps, y, &mut scale),
+        Operand::Narrow(x) => norm::forward_narrow(x, &ws, eps, y, &mut scale),
+    });
     let runs = scale.len();
     Ok((y.into(), activation(scale, &[runs])?))
 }
@@ -328,19 +332,25 @@ pub fn rms_norm_backward(
         return cuda::ops::rms_norm_backward(dx, x, cuda::here(w)?, cuda::here(scale)?, cuda::here(dy)?, dw.as_ref());
     }
     let _timer = Timer::new("RMSNorm, gradient", 0.0);
-    let (xs, ws, dys, scale) = (view(x)?, view(w)?, view(dy)?, view(scale)?);
-    let add = dx.is_some();
-    let dx = match dx {
-        Some(dx) => dx,
-        None => zero_activation(x)?,
+    let (xs, ws, dys, scale) = (Operand::of(x)?, view(w)?, view(dy)?, view(scale)?);
+    let mut sum = dw.map(|_| vec![0.0; ws.len()]);
+    let mut backward = |dx: &mut [f32], add: bool| match &xs {
+        Operand::Wide(x) => norm::backward(x, &ws, &scale, &dys, dx, add, sum.as_deref_mut()),
+        Operand::Narrow(x) => norm::backward(x, &ws, &scale, &dys, dx, add, sum.as_deref_mut()),
     };
-    match dw {
-        Some(dw) => {
-            let mut sum = vec![0.0; ws.len()];
-            edit(&dx, |dx| norm::backward(&xs, &ws, &scale, &dys, dx, add, Some(&mut sum)))?;
-            dw.edit(|dw| dw.iter_mut().zip(&sum).for_each(|(dw, s)| *dw += s))?;
+    let dx = match dx {
+        Some(dx) => {
+            edit(&dx, |dx| backward(dx, true))?;
+            dx
         }
-        None => edit(&dx, |dx| norm::backward(&xs, &ws, &scale, &dys, dx, add, None))?,
+        None => {
+            let mut dx = buffers::take(x.elem_count());
+            backward(&mut dx, false);
+            activation(dx, x.dims())?
+        }
+    };
+    if let (Some(dw), Some(sum)) = (dw, sum) {
+        dw.edit(|dw| dw.iter_mut().zip(&sum).for_each(|(dw, s)| *dw += s))?;
     }
     Ok(dx)
 }
@@ -355,8 +365,61 @@ pub fn rotate([q, k]: [&Tensor; 2], positions: &Indices, heads: Heads, angles: &
     edit(k, |k| rope::rotate(k, positions, heads.keys, &angles.table, inverse))
 }
 
-/// Causal attention over packed rows, its products in `precision`: the output `[tokens, queries * dim]` and the
-/// log-sum-exps in f32.
+/// Norm of heads: its weight and its epsilon.
+pub type HeadNorm<'a> = (&'a Tensor, f32);
+
+/// Queries `[tokens, queries * dim]` and keys `[tokens, keys * dim]` as attention in `precision` reads them: normed if there
+/// are norms, rotated, rounded; also the scale of each head's norm. What comes in is used up.
+pub fn turned(
+    precision: Precision,
+    [q, k]: [Tensor; 2],
+    norms: Option<[HeadNorm<'_>; 2]>,
+    positions: &Indices,
+    heads: Heads,
+    angles: &Angles,
+) -> Result<([Tensor; 2], Option<[Tensor; 2]>)> {
+    if precision == Precision::Bf16 && q.cuda().is_none() {
+        let [of_q, of_k] = norms.map_or([None, None], |norms| norms.map(Some));
+        let (q, sq) = turned_narrow(&q, of_q, positions, heads.queries, angles)?;
+        let (k, sk) = turned_narrow(&k, of_k, positions, heads.keys, angles)?;
+        return Ok(([q, k], sq.zip(sk).map(|(sq, sk)| [sq, sk])));
+    }
+    let (turned, scales) = match norms {
+        None => ([q, k], None),
+        Some([(of_q, eps_q), (of_k, eps_k)]) => {
+            let ((q, sq), (k, sk)) = (rms_norm(&q, of_q, eps_q)?, rms_norm(&k, of_k, eps_k)?);
+            ([q, k], Some([sq, sk]))
+        }
+    };
+    rotate(turned.each_ref(), positions, heads, angles, false)?;
+    Ok((turned, scales))
+}
+
+/// One side of [`turned`] on the CPU in bf16.
+fn turned_narrow(
+    x: &Tensor,
+    norm: Option<HeadNorm<'_>>,
+    positions: &Indices,
+    heads: usize,
+    angles: &Angles,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let _timer = Timer::new("heads normed and rotated", 0.0);
+    let (xs, table) = (Operand::of(x)?, &angles.table);
+    let weight = norm.map(|(w, eps)| Ok((view(w)?, eps))).transpose()?;
+    let mut scale = norm.map(|_| buffers::take(positions.len() * heads));
+    let y = Narrowed::new(x.dims(), |y| {
+        let norm = weight.as_ref().zip(scale.as_deref_mut()).map(|((w, eps), scale)| (&**w, *eps, scale));
+        match &xs {
+            Operand::Wide(x) => rope::forward_narrow(x, norm, positions, heads, table, y),
+            Operand::Narrow(x) => rope::forward_narrow(x, norm, positions, heads, table, y),
+        }
+    });
+    let scale = scale.map(|scale| activation(scale, &[positions.len() * heads])).transpose()?;
+    Ok((y.into(), scale))
+}
+
+/// Causal attention over packed rows, its products in `precision`: the output `[tokens, queries * dim]`, rounded for the
+/// product that reads it, and the log-sum-exps in f32.
 pub fn attend(
     precision: Precision,
     [q, k, v]: [&Tensor; 3],
@@ -369,10 +432,20 @@ pub fn attend(
     let _timer = Timer::new("attention", attention::work(starts, heads, 2));
     let (qs, ks, vs) = (Operand::of(q)?, Operand::of(k)?, Operand::of(v)?);
     let ((tokens, wide), (_, narrow)) = (dims(q)?, dims(k)?);
-    let (mut out, mut lse) = (buffers::take(tokens * wide), buffers::take(tokens * heads.queries));
+    let mut lse = buffers::take(tokens * heads.queries);
     let (qs, ks, vs) = (qs.mat(tokens, wide), ks.mat(tokens, narrow), vs.mat(tokens, narrow));
-    attention::forward(precision, qs, ks, vs, starts, heads, &mut out, &mut lse);
-    Ok((activation(out, q.dims())?, activation(lse, &[tokens * heads.queries])?))
+    let out = match precision {
+        Precision::F32 => {
+            let mut out = buffers::take(tokens * wide);
+            attention::forward(precision, qs, ks, vs, starts, heads, &mut out, &mut lse);
+            activation(out, q.dims())?
+        }
+        Precision::Bf16 => Narrowed::new(q.dims(), |out| {
+            attention::forward(precision, qs, ks, vs, starts, heads, out, &mut lse);
+        })
+        .into(),
+    };
+    Ok((out, activation(lse, &[tokens * heads.queries])?))
 }
 
 /// Backward of [`attend`]: gradients of `q`, `k`, `v`.
@@ -394,22 +467,17 @@ pub fn attend_backward(
     let (qs, ks, vs) = (Operand::of(q)?, Operand::of(k)?, Operand::of(v)?);
     let ((tokens, wide), (_, narrow)) = (dims(q)?, dims(k)?);
     let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|width| buffers::take(tokens * width));
-    let (out, lse, dout, upstreams) = (view(out)?, view(lse)?, view(dout)?, Operand::of(&rounded)?);
+    let (out, lse, dout, upstreams) = (Operand::of(out)?, view(lse)?, view(dout)?, Operand::of(&rounded)?);
     let (qs, ks, vs) = (qs.mat(tokens, wide), ks.mat(tokens, narrow), vs.mat(tokens, narrow));
-    attention::backward(
-        precision,
-        qs,
-        ks,
-        vs,
-        starts,
-        heads,
-        &out,
-        &lse,
-        (&dout, upstreams.mat(tokens, wide)),
-        &mut dq,
-        &mut dk,
-        &mut dv,
-    );
+    let (douts, into) = ((&*dout, upstreams.mat(tokens, wide)), (&mut dq[..], &mut dk[..], &mut dv[..]));
+    match &out {
+        Operand::Wide(out) => {
+            attention::backward(precision, qs, ks, vs, starts, heads, out, &lse, douts, into.0, into.1, into.2);
+        }
+        Operand::Narrow(out) => {
+            attention::backward(precision, qs, ks, vs, starts, heads, out, &lse, douts, into.0, into.1, into.2);
+        }
+    }
     Ok([activation(dq, q.dims())?, activation(dk, k.dims())?, activation(dv, v.dims())?])
 }
 
@@ -427,13 +495,29 @@ pub fn swiglu(precision: Precision, gate: &Tensor, up: &Tensor) -> Result<Tensor
         return cuda::ops::swiglu(gate, cuda::here(up)?);
     }
     let _timer = Timer::new("SwiGLU", 0.0);
-    let (g, u) = (view(gate)?, view(up)?);
-    if precision == Precision::Bf16 {
-        return Ok(Narrowed::new(gate.dims(), |y| swiglu::forward_narrow(&g, &u, y)).into());
+    if precision == Precision::F32 {
+        let mut y = buffers::take(gate.elem_count());
+        swiglu::forward(&view(gate)?, &view(up)?, &mut y);
+        return activation(y, gate.dims());
     }
-    let mut y = buffers::take(g.len());
-    swiglu::forward(&g, &u, &mut y);
-    activation(y, gate.dims())
+    let y = match (Operand::of(gate)?, Operand::of(up)?) {
+        (Operand::Wide(g), Operand::Wide(u)) => Narrowed::new(gate.dims(), |y| swiglu::forward(&g, &u, y)),
+        (Operand::Narrow(g), Operand::Narrow(u)) => Narrowed::new(gate.dims(), |y| swiglu::forward(g, u, y)),
+        _ => return Err(BackendError::failed("a gate that is rounded meets an input that is not")),
+    };
+    Ok(y.into())
+}
+
+/// [`swiglu`], and what the backward pass reads of `gate` and `up`: on the CPU in bf16, for products in it.
+pub fn swiglu_keeping(precision: Precision, gate: Tensor, up: Tensor) -> Result<(Tensor, [Tensor; 2])> {
+    if precision == Precision::F32 || gate.cuda().is_some() {
+        return Ok((swiglu(precision, &gate, &up)?, [gate, up]));
+    }
+    let _timer = Timer::new("SwiGLU", 0.0);
+    let [mut y, mut kept_gate, mut kept_up] = [0; 3].map(|_| Narrowed::of(gate.dims()));
+    let kept = [kept_gate.elements_mut(), kept_up.elements_mut()];
+    swiglu::forward_keeping(&view(&gate)?, &view(&up)?, y.elements_mut(), kept);
+    Ok((y.into(), [kept_gate.into(), kept_up.into()]))
 }
 
 /// Gradients of `gate` and `up`, for products in `precision` alone.
@@ -442,18 +526,29 @@ pub fn swiglu_backward(precision: Precision, gate: &Tensor, up: &Tensor, dy: &Te
         return cuda::ops::swiglu_backward(gate, cuda::here(up)?, cuda::here(dy)?);
     }
     let _timer = Timer::new("SwiGLU, gradient", 0.0);
-    let (g, u, d) = (view(gate)?, view(up)?, view(dy)?);
+    let (g, u, d) = (Operand::of(gate)?, Operand::of(up)?, view(dy)?);
     if precision == Precision::Bf16 {
-        let mut dup = None;
-        let dgate = Narrowed::new(gate.dims(), |dg| {
-            dup = Some(Narrowed::new(up.dims(), |du| swiglu::backward_narrow(&g, &u, &d, dg, du)));
-        });
-        let dup = dup.ok_or_else(|| BackendError::failed("a gradient is missing"))?;
-        return Ok((dgate.into(), dup.into()));
+        let [mut dg, mut du] = [gate, up].map(|x| Narrowed::of(x.dims()));
+        swiglu_gradients((&g, &u), &d, dg.elements_mut(), du.elements_mut())?;
+        return Ok((dg.into(), du.into()));
     }
-    let (mut dg, mut du) = (buffers::take(g.len()), buffers::take(u.len()));
-    swiglu::backward(&g, &u, &d, &mut dg, &mut du);
+    let [mut dg, mut du] = [gate, up].map(|x| buffers::take(x.elem_count()));
+    swiglu_gradients((&g, &u), &d, &mut dg, &mut du)?;
     Ok((activation(dg, gate.dims())?, activation(du, up.dims())?))
+}
+
+fn swiglu_gradients<O: Number>(
+    operands: (&Operand<'_>, &Operand<'_>),
+    dy: &[f32],
+    dgate: &mut [O],
+    dup: &mut [O],
+) -> Result<()> {
+    match operands {
+        (Operand::Wide(g), Operand::Wide(u)) => swiglu::backward(g, u, dy, dgate, dup),
+        (Operand::Narrow(g), Operand::Narrow(u)) => swiglu::backward(g, u, dy, dgate, dup),
+        _ => return Err(BackendError::failed("a gate that is rounded meets an input that is not")),
+    }
+    Ok(())
 }
 
 /// `x += y`.

@@ -60,6 +60,10 @@ impl Weight {
     pub fn elem_count(&self) -> usize {
         self.dims().iter().product()
     }
+    /// Bytes that they take in host memory, those of a mapped file included.
+    pub fn bytes(&self) -> u64 {
+        (self.elem_count() * self.kind().size()) as u64
+    }
     /// How the elements are stored.
     pub fn kind(&self) -> Kind {
         match self {

@@ -45,6 +45,8 @@ fn child() {
     let open = OpenConfig { dtype, threads: 2, ..OpenConfig::new(&model) };
     let (result, events) = train(&open, &plan, &rows, &Rows::default(), |_| false);
     result.unwrap();
+    let said = |e: &Event| matches!(e, Event::Log { level: Level::Info, message } if message.starts_with("about "));
+    assert!(events.iter().any(said), "nothing is said of the memory that this will take");
     assert_eq!(step_events(&events).len(), 2);
     println!("peak={}", karat::memory::peak().unwrap() - before);
 }
@@ -71,6 +73,7 @@ fn peaks_are_as_the_formula_says() {
         (true, false, true, false),
         (false, false, true, false),
         (true, true, true, false),
+        (true, true, false, false),
         (false, true, false, false),
     ] {
         let flag = |on: bool| if on { "1" } else { "0" };
@@ -87,18 +90,19 @@ fn peaks_are_as_the_formula_says() {
         assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
         let measured: u64 = text.split("peak=").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap();
         let parameters = file / 4;
-        let want = peak(
-            &config,
-            &Training {
-                parameters,
-                trained: if adapter { parameters / 50 } else { parameters },
-                mapped: if adapter { file } else { 0 },
-                tokens: TOKENS,
-                micro_batches: if two { 2 } else { 1 },
-                precision: if bf16 { Precision::Bf16 } else { Precision::F32 },
-                recompute,
-            },
-        );
+        let trained = if adapter { parameters / 50 } else { parameters };
+        let run = Training {
+            weights: if adapter { file + 4 * trained } else { 4 * parameters },
+            trained,
+            full: !adapter,
+            head: !adapter,
+            tokens: TOKENS,
+            evaluated: 0,
+            micro_batches: if two { 2 } else { 1 },
+            precision: if bf16 { Precision::Bf16 } else { Precision::F32 },
+            recompute,
+        };
+        let want = peak(&config, &run).total();
         println!(
             "bf16 {bf16}, lora {adapter}, recompute {recompute}, two {two}: {measured} measured, {want} by the formula"
         );

@@ -101,6 +101,7 @@ impl Observer for Progress<'_> {
                     self.show(stage, *done, *total, format!("{rate:.0} tokens/s"));
                 }
                 Event::Log { level: Level::Warn, message } => self.say(&format!("warning: {stage}: {message}")),
+                Event::Log { level: Level::Info, message } => self.say(&format!("  {stage}  {message}")),
                 _ => {}
             },
             _ => {}

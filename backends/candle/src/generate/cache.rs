@@ -145,7 +145,7 @@ pub fn prefill(model: &Decoder, prompts: &[&[u32]], rooms: &[usize], caches: &mu
         let p = layer.project(&x, pass)?;
         caches.remember(l, first, &batch.starts, &p)?;
         let (attended, _) = nn::attend(layer.o.precision, [&p.q, &p.k, &p.v], &batch.starts, layer.heads)?;
-        x = layer.finish(&x, &attended, None)?.0;
+        x = layer.finish(&x, &attended)?;
     }
     caches.extended(first, &batch.starts);
     let last: Vec<u32> = batch.starts[1..].iter().map(|end| *end as u32 - 1).collect();
@@ -183,7 +183,7 @@ pub fn feed(
         let p = layer.project(&x, pass)?;
         caches.remember(l, 0, starts, &p)?;
         let attended = caches.attend(l, &p.q, layer.heads)?;
-        x = layer.finish(&x, &attended, None)?.0;
+        x = layer.finish(&x, &attended)?;
     }
     model.logits(&x)
 }

@@ -1,8 +1,10 @@
-//! Activations and their gradients that feed products only, kept as bf16.
+//! Activations and their gradients in bf16: what feeds products only, and what the backward pass keeps.
 //!
 //! A product in bf16 rounds its operands. What is an operand more than once (a normed input of three projections, the
 //! gradient of an output for the input's and the weight's gradient) is rounded once instead, in half the memory, and
-//! multiplied where it lies; the bits of all products stay what they were.
+//! multiplied where it lies; the bits of all products stay what they were. What the backward pass reads elementwise
+//! (gate and up, heads before their norm) is kept rounded too, as PyTorch's autocast keeps the output of every product;
+//! kernels widen it as they read ([`crate::ops::number`]).
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use half::bf16;
@@ -24,10 +26,18 @@ pub(super) struct Narrowed {
 impl Narrowed {
     /// Of `shape`; `fill` writes all of it, with what [`narrow`] makes.
     pub(super) fn new(shape: &[usize], fill: impl FnOnce(&mut [bf16])) -> Self {
+        let mut made = Self::of(shape);
+        fill(made.elements_mut());
+        made
+    }
+    /// Of `shape`, with any contents: whoever asks for it writes all of it, with what [`narrow`] makes.
+    pub(super) fn of(shape: &[usize]) -> Self {
         let n: usize = shape.iter().product();
-        let mut buffer = buffers::take(n.div_ceil(2));
-        fill(&mut cast_slice_mut(&mut buffer)[..n]);
-        Narrowed { buffer, shape: shape.to_vec() }
+        Narrowed { buffer: buffers::take(n.div_ceil(2)), shape: shape.to_vec() }
+    }
+    pub(super) fn elements_mut(&mut self) -> &mut [bf16] {
+        let n = self.shape.iter().product();
+        &mut cast_slice_mut(&mut self.buffer)[..n]
     }
     pub(super) fn dims(&self) -> &[usize] {
         &self.shape

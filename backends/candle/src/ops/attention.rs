@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::buffers::{self, Buffer};
 use super::matmul::packed::{Right, multiply};
 use super::matmul::{Mat, MatMut, Precision, narrow_here};
+use super::number::Number;
 use super::simd::{dot, exp, exp_fused, max, simd, sum_of};
 
 /// Queries a block holds.
@@ -76,7 +77,7 @@ fn query_blocks(starts: &[usize]) -> Vec<Block> {
 }
 
 /// Splits `x` of `[tokens, width]` at the blocks' ends.
-fn split<'a>(mut x: &'a mut [f32], blocks: &[Block], width: usize) -> Vec<&'a mut [f32]> {
+fn split<'a, T>(mut x: &'a mut [T], blocks: &[Block], width: usize) -> Vec<&'a mut [T]> {
     let mut parts = Vec::with_capacity(blocks.len());
     for block in blocks {
         let (head, tail) = x.split_at_mut((block.last - block.first) * width);
@@ -105,16 +106,16 @@ fn contexts<'a>(k: Mat<'a>, v: Mat<'a>, starts: &[usize], heads: Heads) -> Vec<C
 
 /// `q`, `out` `[tokens, queries * dim]`, `k`, `v` `[tokens, keys * dim]`; row `r` is tokens `starts[r]..starts[r + 1]`.
 /// Leaves the log-sum-exp of every query's scores in `lse` `[tokens, queries]`. Scores and weights are rounded to
-/// `precision` where they are multiplied; the softmax is f32.
+/// `precision` where they are multiplied; the softmax is f32, and so is the output before it is rounded to what `out` holds.
 #[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
-pub fn forward(
+pub fn forward<O: Number>(
     precision: Precision,
     q: Mat<'_>,
     k: Mat<'_>,
     v: Mat<'_>,
     starts: &[usize],
     heads: Heads,
-    out: &mut [f32],
+    out: &mut [O],
     lse: &mut [f32],
 ) {
     let (qw, d) = (heads.q_width(), heads.dim);
@@ -131,7 +132,7 @@ pub fn forward(
     work.into_iter().par_bridge().for_each(|((block, out), lse)| {
         let &Block { row, start, first, last } = block;
         let (n, context) = (last - first, last - start);
-        let mut p = buffers::take(n * context);
+        let [mut p, mut tile] = [n * context, n * d].map(buffers::take);
         for h in 0..heads.queries {
             let [key, value] = &packed[row * heads.keys + h / heads.group()];
             let query = q.part(first..last, heads.columns(h));
@@ -161,8 +162,10 @@ pub fn forward(
                     }
                 },
             );
-            let out = MatMut::strided(&mut out[h * d..], n, d, qw);
-            multiply(out, 1.0, settled(precision, &p, n, context), value, false);
+            multiply(MatMut::new(&mut tile, n, d), 1.0, settled(precision, &p, n, context), value, false);
+            out.chunks_exact_mut(qw)
+                .zip(tile.chunks_exact(d))
+                .for_each(|(out, row)| O::keep(row, &mut out[h * d..][..d]));
         }
     });
 }
@@ -244,14 +247,14 @@ struct Share([Buffer; 3]);
 
 /// Gradients of `q`, `k` and `v` given `dout`, and `dout` as products read it; what was in them is overwritten.
 #[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
-pub fn backward(
+pub fn backward<O: Number>(
     precision: Precision,
     q: Mat<'_>,
     k: Mat<'_>,
     v: Mat<'_>,
     starts: &[usize],
     heads: Heads,
-    out: &[f32],
+    out: &[O],
     lse: &[f32],
     (dout, upstreams): (&[f32], Mat<'_>),
     dq: &mut [f32],
@@ -273,7 +276,7 @@ pub fn backward(
         let [mut p, mut ds] = [0, 1].map(|_| buffers::take(longest.unwrap_or(0)));
         dks.fill(0.0);
         dvs.fill(0.0);
-        let mut done = 0;
+        let (mut done, mut tile) = (0, vec![0f32; d]);
         for &Pair { block: Block { start, first, last, .. }, g } in &task.pairs {
             let h = task.head * heads.group() + g;
             let (b, context) = (last - first, last - start);
@@ -290,7 +293,7 @@ pub fn backward(
                         let (p_row, ds_row) = (&mut p_row[..context], &mut ds_row[..context]);
                         let (token, seen) = (first + i, first - start + i + 1);
                         let at = token * qw + h * d;
-                        let delta = dot(&out[at..at + d], &dout[at..at + d]);
+                        let delta = dot(O::wide(&out[at..at + d], &mut tile), &dout[at..at + d]);
                         let lse = lse[token * heads.queries + h];
                         let (p, p_future) = p_row.split_at_mut(seen);
                         let (ds, ds_future) = ds_row.split_at_mut(seen);

@@ -19,6 +19,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod low_rank;
 pub mod norm;
+pub mod number;
 pub mod rope;
 pub mod swiglu;
 #[cfg(test)]

@@ -4,6 +4,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::matmul::narrow_here;
+use super::number::Number;
 use super::simd::{simd, sum_of};
 
 /// Rows a task takes; also the chunk in which the weight gradient is summed first.
@@ -11,7 +12,7 @@ const ROWS: usize = 64;
 
 /// One row; its `1 / sqrt(mean(x^2) + eps)`.
 #[inline(always)]
-fn row(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) -> f32 {
+pub(super) fn row(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) -> f32 {
     let (width, y) = (w.len(), &mut y[..w.len()]);
     let x = &x[..width];
     let mean = sum_of([x], |[x]| x * x) / width as f32;
@@ -40,15 +41,15 @@ pub fn forward(x: &[f32], w: &[f32], eps: f32, y: &mut [f32], scale: &mut [f32])
 }
 
 /// [`forward`], the result rounded as products round it.
-pub fn forward_narrow(x: &[f32], w: &[f32], eps: f32, y: &mut [bf16], scale: &mut [f32]) {
+pub fn forward_narrow<T: Number>(x: &[T], w: &[f32], eps: f32, y: &mut [bf16], scale: &mut [f32]) {
     let width = w.len();
     y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).zip(scale.par_chunks_mut(ROWS)).for_each(
         |((y, x), scale)| {
-            let mut wide = vec![0f32; width];
+            let [mut tile, mut wide] = [0; 2].map(|_| vec![0f32; width]);
             for ((y, x), scale) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(scale) {
                 *scale = simd(
                     #[inline(always)]
-                    || row(x, w, eps, &mut wide),
+                    || row(T::wide(x, &mut tile), w, eps, &mut wide),
                 );
                 narrow_here(&wide, y);
             }
@@ -58,19 +59,29 @@ pub fn forward_narrow(x: &[f32], w: &[f32], eps: f32, y: &mut [bf16], scale: &mu
 
 /// Given `dy`, writes `dx = r w dy - x r^3 / width * sum(w dy x)` (added to `dx` with `add`) and adds
 /// `sum over rows of dy x r` to `dw` where the weight is trained.
-pub fn backward(x: &[f32], w: &[f32], scale: &[f32], dy: &[f32], dx: &mut [f32], add: bool, dw: Option<&mut [f32]>) {
+pub fn backward<T: Number>(
+    x: &[T],
+    w: &[f32],
+    scale: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+    add: bool,
+    dw: Option<&mut [f32]>,
+) {
     let width = w.len();
     dx.par_chunks_mut(ROWS * width)
         .zip(x.par_chunks(ROWS * width))
         .zip(dy.par_chunks(ROWS * width))
         .zip(scale.par_chunks(ROWS))
         .for_each(|(((dx, x), dy), scale)| {
+            let mut tile = vec![0f32; width];
             simd(
                 #[inline(always)]
                 || {
                     for (((dx, x), dy), &r) in
                         dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dy.chunks_exact(width)).zip(scale)
                     {
+                        let x = T::wide(x, &mut tile);
                         let c = r * r * r / width as f32 * sum_of([w, dy, x], |[w, dy, x]| w * dy * x);
                         for i in 0..width {
                             let d = r * w[i] * dy[i] - c * x[i];
@@ -86,11 +97,12 @@ pub fn backward(x: &[f32], w: &[f32], scale: &[f32], dy: &[f32], dx: &mut [f32],
         .zip(dy.par_chunks(ROWS * width))
         .zip(scale.par_chunks(ROWS))
         .map(|((x, dy), scale)| {
-            let mut sum = vec![0f32; width];
+            let [mut sum, mut tile] = [0; 2].map(|_| vec![0f32; width]);
             simd(
                 #[inline(always)]
                 || {
                     for ((x, dy), &r) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(scale) {
+                        let x = T::wide(x, &mut tile);
                         for i in 0..width {
                             sum[i] += dy[i] * (x[i] * r);
                         }
@@ -118,6 +130,22 @@ mod tests {
         rows.collect()
     }
 
+    fn kept_numbers_are_read_as_they_are(x: &[f32], w: &[f32], g: &[f32]) {
+        let mut kept = vec![bf16::ZERO; x.len()];
+        narrow_here(x, &mut kept);
+        let rounded: Vec<f32> = kept.iter().map(|x| x.to_f32()).collect();
+        let [mut a, mut b] = [0; 2].map(|_| vec![bf16::ZERO; x.len()]);
+        let [mut of_rounded, mut of_kept] = [0; 2].map(|_| vec![0f32; x.len() / w.len()]);
+        forward_narrow(&rounded, w, 1e-5, &mut a, &mut of_rounded);
+        forward_narrow(&kept, w, 1e-5, &mut b, &mut of_kept);
+        assert_eq!((a, &of_rounded), (b, &of_kept));
+        let [mut dx, mut of_dx] = [0; 2].map(|_| vec![0.5f32; x.len()]);
+        let [mut dw, mut of_dw] = [0; 2].map(|_| vec![0f32; w.len()]);
+        backward(&rounded, w, &of_kept, g, &mut dx, true, Some(&mut dw));
+        backward(&kept, w, &of_kept, g, &mut of_dx, true, Some(&mut of_dw));
+        assert_eq!((dx, dw), (of_dx, of_dw));
+    }
+
     #[test]
     fn forward_and_backward_match_f64() {
         let (rows, width, eps) = (5, 19, 1e-5);
@@ -130,6 +158,7 @@ mod tests {
         forward_narrow(&x, &w, eps as f32, &mut narrowed, &mut same);
         narrow_here(&y, &mut want);
         assert_eq!((narrowed, same), (want, scale.clone()));
+        kept_numbers_are_read_as_they_are(&x, &w, &g);
         let (mut dx, mut dw) = (vec![0f32; rows * width], vec![0f32; width]);
         backward(&x, &w, &scale, &g, &mut dx, false, Some(&mut dw));
         check_gradient("x", &x, &dx, |x| weigh(&in_f64(x, &wide(&w), eps), &g));

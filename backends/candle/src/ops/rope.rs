@@ -1,8 +1,15 @@
 //! Rotary position embedding, the half-split form of Llama and Qwen (Su et al., arXiv 2104.09864).
 
+use half::bf16;
 use rayon::prelude::*;
 
+use super::matmul::narrow_here;
+use super::norm;
+use super::number::Number;
 use super::simd::simd;
+
+/// Tokens that a task takes.
+const ROWS: usize = 32;
 
 /// Cosines and sines of `position * theta^(-2 i / head_dim)`, `[positions, head_dim / 2]` each.
 #[derive(Clone, Debug, Default)]
@@ -35,31 +42,85 @@ impl Table {
     }
 }
 
+/// Rotates the heads of one token.
+#[inline(always)]
+fn turn(row: &mut [f32], cos: &[f32], sin: &[f32], inverse: bool) {
+    let half = cos.len();
+    let sin = &sin[..half];
+    for head in row.chunks_exact_mut(2 * half) {
+        let (a, b) = head.split_at_mut(half);
+        for i in 0..half {
+            let s = if inverse { -sin[i] } else { sin[i] };
+            let (u, v) = (a[i], b[i]);
+            a[i] = u * cos[i] - v * s;
+            b[i] = v * cos[i] + u * s;
+        }
+    }
+}
+
 /// Rotates every head of `x` `[tokens, heads * head_dim]` in place by the angle of the token's position; `inverse`
 /// rotates back, which is also the gradient.
 pub fn rotate(x: &mut [f32], positions: &[u32], heads: usize, table: &Table, inverse: bool) {
     let half = table.half;
     let width = heads * 2 * half;
-    const ROWS: usize = 32;
     x.par_chunks_mut(ROWS * width).zip(positions.par_chunks(ROWS)).for_each(|(x, positions)| {
         simd(
             #[inline(always)]
             || {
                 for (row, &position) in x.chunks_exact_mut(width).zip(positions) {
                     let at = position as usize * half;
-                    let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
-                    for head in row.chunks_exact_mut(2 * half) {
-                        let (a, b) = head.split_at_mut(half);
-                        for i in 0..half {
-                            let s = if inverse { -sin[i] } else { sin[i] };
-                            let (u, v) = (a[i], b[i]);
-                            a[i] = u * cos[i] - v * s;
-                            b[i] = v * cos[i] + u * s;
-                        }
-                    }
+                    turn(row, &table.cos[at..at + half], &table.sin[at..at + half], inverse);
                 }
             },
         );
+    });
+}
+
+/// RMSNorm of each head: its weight, its epsilon, and where the scale of each head goes.
+pub type HeadNorm<'a> = (&'a [f32], f32, &'a mut [f32]);
+
+/// Heads as attention in bf16 reads them, in one pass: [`norm::forward`] of each head of `x` `[tokens, heads * head_dim]` if
+/// there is a norm, then [`rotate`], then rounded as products round. The bits are those of the three in a row.
+pub fn forward_narrow<T: Number>(
+    x: &[T],
+    norm: Option<HeadNorm<'_>>,
+    positions: &[u32],
+    heads: usize,
+    table: &Table,
+    y: &mut [bf16],
+) {
+    let half = table.half;
+    let width = heads * 2 * half;
+    let (norm, scale) = norm.map_or((None, None), |(w, eps, scale)| (Some((w, eps)), Some(scale)));
+    let mut scales: Vec<Option<&mut [f32]>> = match scale {
+        Some(scale) => scale.chunks_mut(ROWS * heads).map(Some).collect(),
+        None => positions.chunks(ROWS).map(|_| None).collect(),
+    };
+    let rows = y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).zip(positions.par_chunks(ROWS));
+    rows.zip(scales.par_iter_mut()).for_each(|(((y, x), positions), scale)| {
+        let [mut tile, mut wide] = [0; 2].map(|_| vec![0f32; width]);
+        for (t, ((y, x), &position)) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(positions).enumerate()
+        {
+            let at = position as usize * half;
+            simd(
+                #[inline(always)]
+                || {
+                    let x = T::wide(x, &mut tile);
+                    match (norm, scale.as_deref_mut()) {
+                        (Some((w, eps)), Some(scale)) => {
+                            let scale = &mut scale[t * heads..][..heads];
+                            let each = wide.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)).zip(scale);
+                            for ((y, x), scale) in each {
+                                *scale = norm::row(x, w, eps, y);
+                            }
+                        }
+                        _ => wide.copy_from_slice(x),
+                    }
+                    turn(&mut wide, &table.cos[at..at + half], &table.sin[at..at + half], false);
+                },
+            );
+            narrow_here(&wide, y);
+        }
     });
 }
 
@@ -98,5 +159,30 @@ mod tests {
         check_gradient("x", &x, &dx, |x| weigh(&in_f64(x, &positions, heads, head_dim, 1e4), &g));
         rotate(&mut y, &positions, heads, &table, true);
         assert_close("back", &y, &wide(&x), 1e-6);
+    }
+
+    #[test]
+    fn one_pass_gives_the_bits_of_norm_rotation_and_rounding_in_a_row() {
+        let (heads, head_dim, tokens) = (3, 8, 70u32);
+        let positions: Vec<u32> = (0..tokens).map(|t| t * 5 % 64).collect();
+        let table = Table::new(1e4, head_dim, 64);
+        let n = positions.len() * heads * head_dim;
+        let (x, w) = (noise(n, 1), noise(head_dim, 2));
+        let mut kept = vec![bf16::ZERO; n];
+        narrow_here(&x, &mut kept);
+        let x: Vec<f32> = kept.iter().map(|x| x.to_f32()).collect();
+        let [mut want_scale, mut scale] = [0; 2].map(|_| vec![0f32; n / head_dim]);
+        let [mut want, mut got] = [0; 2].map(|_| vec![bf16::ZERO; n]);
+        let mut y = vec![0f32; n];
+        norm::forward(&x, &w, 1e-6, &mut y, &mut want_scale);
+        rotate(&mut y, &positions, heads, &table, false);
+        narrow_here(&y, &mut want);
+        forward_narrow(&kept, Some((&w, 1e-6, &mut scale)), &positions, heads, &table, &mut got);
+        assert_eq!((&want, &want_scale), (&got, &scale));
+        let mut y = x.clone();
+        rotate(&mut y, &positions, heads, &table, false);
+        narrow_here(&y, &mut want);
+        forward_narrow(&x, None, &positions, heads, &table, &mut got);
+        assert_eq!(want, got);
     }
 }

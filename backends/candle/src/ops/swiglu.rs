@@ -4,11 +4,12 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::matmul::narrow_here;
+use super::number::Number;
 use super::simd::{sigmoid, simd};
 
 const CHUNK: usize = 1 << 14;
 
-/// Numbers that are rounded together, while they are in the nearest cache.
+/// Numbers that are worked on together, while they are in the nearest cache.
 const BLOCK: usize = 512;
 
 #[inline(always)]
@@ -28,61 +29,60 @@ fn backward_of([gate, up, dy]: [&[f32]; 3], dgate: &mut [f32], dup: &mut [f32]) 
 }
 
 /// `y = gate sigmoid(gate) up`, elementwise.
-pub fn forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
+pub fn forward<T: Number, O: Number>(gate: &[T], up: &[T], y: &mut [O]) {
     y.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(|((y, gate), up)| {
-        simd(
-            #[inline(always)]
-            || forward_of(gate, up, y),
-        );
+        let [mut of_gate, mut of_up, mut wide] = [[0f32; BLOCK]; 3];
+        for ((y, gate), up) in y.chunks_mut(BLOCK).zip(gate.chunks(BLOCK)).zip(up.chunks(BLOCK)) {
+            let wide = &mut wide[..y.len()];
+            simd(
+                #[inline(always)]
+                || forward_of(T::wide(gate, &mut of_gate), T::wide(up, &mut of_up), wide),
+            );
+            O::keep(wide, y);
+        }
     });
 }
 
-/// [`forward`], the result rounded as products round it.
-pub fn forward_narrow(gate: &[f32], up: &[f32], y: &mut [bf16]) {
-    y.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(|((y, gate), up)| {
+/// [`forward`], rounded as products round it; `kept` is what [`backward`] will read of `gate` and `up`, rounded while they
+/// are in the cache. The result is that of the numbers themselves: the loss does not change, its derivative is taken at
+/// a point up to 2^-9 of them away.
+pub fn forward_keeping(gate: &[f32], up: &[f32], y: &mut [bf16], [kept_gate, kept_up]: [&mut [bf16]; 2]) {
+    let kept = kept_gate.par_chunks_mut(CHUNK).zip(kept_up.par_chunks_mut(CHUNK));
+    let operands = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
+    y.par_chunks_mut(CHUNK).zip(kept).zip(operands).for_each(|((y, (kept_gate, kept_up)), (gate, up))| {
         let mut wide = [0f32; BLOCK];
-        for ((y, gate), up) in y.chunks_mut(BLOCK).zip(gate.chunks(BLOCK)).zip(up.chunks(BLOCK)) {
+        let kept = kept_gate.chunks_mut(BLOCK).zip(kept_up.chunks_mut(BLOCK));
+        let operands = gate.chunks(BLOCK).zip(up.chunks(BLOCK));
+        for ((y, (kept_gate, kept_up)), (gate, up)) in y.chunks_mut(BLOCK).zip(kept).zip(operands) {
             let wide = &mut wide[..y.len()];
             simd(
                 #[inline(always)]
                 || forward_of(gate, up, wide),
             );
             narrow_here(wide, y);
+            narrow_here(gate, kept_gate);
+            narrow_here(up, kept_up);
         }
     });
 }
 
 /// Gradients of `gate` and `up` given `dy`.
-pub fn backward(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+pub fn backward<T: Number, O: Number>(gate: &[T], up: &[T], dy: &[f32], dgate: &mut [O], dup: &mut [O]) {
     dgate
         .par_chunks_mut(CHUNK)
         .zip(dup.par_chunks_mut(CHUNK))
         .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK)))
         .for_each(|((dgate, dup), ((gate, up), dy))| {
-            simd(
-                #[inline(always)]
-                || backward_of([gate, up, dy], dgate, dup),
-            );
-        });
-}
-
-/// [`backward`], the gradients rounded as products round them.
-pub fn backward_narrow(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [bf16], dup: &mut [bf16]) {
-    dgate
-        .par_chunks_mut(CHUNK)
-        .zip(dup.par_chunks_mut(CHUNK))
-        .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK)))
-        .for_each(|((dgate, dup), ((gate, up), dy))| {
-            let mut wide = [[0f32; BLOCK]; 2];
+            let [mut of_gate, mut of_up, mut dg, mut du] = [[0f32; BLOCK]; 4];
             let operands = gate.chunks(BLOCK).zip(up.chunks(BLOCK)).zip(dy.chunks(BLOCK));
             for ((dgate, dup), ((gate, up), dy)) in dgate.chunks_mut(BLOCK).zip(dup.chunks_mut(BLOCK)).zip(operands) {
-                let [dg, du] = wide.each_mut().map(|wide| &mut wide[..gate.len()]);
+                let (dg, du) = (&mut dg[..dy.len()], &mut du[..dy.len()]);
                 simd(
                     #[inline(always)]
-                    || backward_of([gate, up, dy], dg, du),
+                    || backward_of([T::wide(gate, &mut of_gate), T::wide(up, &mut of_up), dy], dg, du),
                 );
-                narrow_here(dg, dgate);
-                narrow_here(du, dup);
+                O::keep(dg, dgate);
+                O::keep(du, dup);
             }
         });
 }
@@ -106,15 +106,28 @@ mod tests {
         let (mut dgate, mut dup) = (vec![0f32; 77], vec![0f32; 77]);
         backward(&gate, &up, &g, &mut dgate, &mut dup);
         check_gradient("gate", &gate, &dgate, |x| weigh(&in_f64(x, &wide(&up)), &g));
+        check_gradient("up", &up, &dup, |x| weigh(&in_f64(&wide(&gate), x), &g));
         let narrowed = |x: &[f32]| {
             let mut y = vec![bf16::ZERO; x.len()];
             narrow_here(x, &mut y);
             y
         };
-        let [mut a, mut b, mut c] = [0, 1, 2].map(|_| vec![bf16::ZERO; 77]);
-        forward_narrow(&gate, &up, &mut a);
-        backward_narrow(&gate, &up, &g, &mut b, &mut c);
-        assert_eq!([a, b, c], [&y, &dgate, &dup].map(|x| narrowed(x)));
-        check_gradient("up", &up, &dup, |x| weigh(&in_f64(&wide(&gate), x), &g));
+        let [mut a, mut b, mut c, mut kept_gate, mut kept_up] = [0; 5].map(|_| vec![bf16::ZERO; 77]);
+        forward(&gate, &up, &mut a);
+        backward(&gate, &up, &g, &mut b, &mut c);
+        assert_eq!([&a, &b, &c], [&y, &dgate, &dup].map(|x| narrowed(x)).each_ref());
+        let mut same = a.clone();
+        forward_keeping(&gate, &up, &mut same, [&mut kept_gate, &mut kept_up]);
+        assert_eq!([same, kept_gate.clone(), kept_up.clone()], [a, narrowed(&gate), narrowed(&up)]);
+        // What was kept is read as the numbers that it is.
+        let [rounded_gate, rounded_up] =
+            [&kept_gate, &kept_up].map(|x| x.iter().map(|x| x.to_f32()).collect::<Vec<_>>());
+        let [mut want, mut got] = [0; 2].map(|_| [0; 3].map(|_| vec![0f32; 77]));
+        let ([y, dgate, dup], [y_kept, dgate_kept, dup_kept]) = (&mut want, &mut got);
+        forward(&rounded_gate, &rounded_up, y);
+        forward(&kept_gate, &kept_up, y_kept);
+        backward(&rounded_gate, &rounded_up, &g, dgate, dup);
+        backward(&kept_gate, &kept_up, &g, dgate_kept, dup_kept);
+        assert_eq!(want, got);
     }
 }

@@ -25,6 +25,7 @@ use crate::adapter;
 use crate::cuda::optimizer::{Optimizer, Parameter};
 use crate::cuda::{self, Device};
 use crate::linear::{Dropout, Gradients};
+use crate::memory::{Training, held, peak};
 use crate::model::{Decoder, excluded_from_decay};
 use crate::nn::{self, Gradient, Result, Tensor};
 use crate::ops::adamw::Update;
@@ -96,6 +97,9 @@ impl Job<'_> {
                 Some(config.clone())
             }
         };
+        if model.device().is_none() {
+            announce(model, plan, train, eval, sink);
+        }
         let trained = if lora.is_some() { model.adapter_tensors() } else { model.own()? };
         let moments = trained
             .iter()
@@ -148,6 +152,21 @@ impl Job<'_> {
             seconds: started.elapsed().as_secs_f64(),
             peak_memory: run.model.device().map_or_else(memory::peak, |device| Some(device.gpu.peak_memory(false))),
         })
+    }
+}
+
+/// Says how much memory the run will need, and warns where the machine has less.
+fn announce(
+    model: &Decoder,
+    plan: &TrainPlan,
+    train: LabelledView<'_>,
+    eval: LabelledView<'_>,
+    sink: &mut dyn EventSink,
+) {
+    let run = Training::of(model, plan, train, eval);
+    for (level, message) in run.remarks(&peak(&model.config, &run), held(model), memory::available()) {
+        // Who wants the run to stop says so again at its first step.
+        let _ = sink.event(Event::Log { level, message });
     }
 }
 

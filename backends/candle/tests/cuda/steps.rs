@@ -167,9 +167,9 @@ fn a_steady_step_of_training_keeps_its_memory_and_waits_for_what_is_logged_alone
                     // Of two layers. More of them is a step that takes the host longer: see where they come from.
                     let most = match (&method, recompute) {
                         (Method::Full, false) => (76, 45),
-                        (Method::Full, true) => (80, 59),
+                        (Method::Full, true) => (84, 57),
                         (Method::Lora(_), false) => (95, 108),
-                        (Method::Lora(_), true) => (113, 150),
+                        (Method::Lora(_), true) => (117, 146),
                     };
                     assert_eq!((last.launches, last.products), most, "{method:?} {recompute}");
                 }
