@@ -392,8 +392,9 @@ impl Decoder {
             let (x, saved) = match saved {
                 Some(saved) => (x, saved),
                 None => {
-                    let saved = layer.again(&x, pass)?;
-                    (nn::operand(self.precision, &x)?, saved)
+                    let (saved, rounded) = (layer.again(&x, pass)?, nn::operand(self.precision, &x)?);
+                    drop(x);
+                    (rounded, saved)
                 }
             };
             let want = i > 0 || embedding_gradient.is_some();
