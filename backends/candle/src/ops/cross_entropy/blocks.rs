@@ -20,9 +20,9 @@ const BLOCK: usize = 256;
 const PARTS: usize = 16;
 const PRECISION: Precision = Precision::Bf16;
 
-/// Tokens whose logits exist at once at most: 64 MiB of them, 16 to 512 tokens. Depends on the vocabulary alone.
+/// Tokens whose logits exist at once at most: 96 MiB of them, 16 to 512 tokens. Depends on the vocabulary alone.
 pub fn chunk(vocab: usize) -> usize {
-    ((16 << 20) / vocab.max(1)).clamp(16, 512)
+    ((24 << 20) / vocab.max(1)).clamp(16, 512)
 }
 
 /// Bytes that training needs for `tokens` tokens of a chunk: logits, and the gradient of the hidden states by parts.
