@@ -508,7 +508,7 @@ pub fn swiglu(precision: Precision, gate: &Tensor, up: &Tensor) -> Result<Tensor
     Ok(y.into())
 }
 
-/// [`swiglu`], and what the backward pass reads of `gate` and `up`: on the CPU in bf16, for products in it.
+/// [`swiglu()`], and what the backward pass reads of `gate` and `up`: on the CPU in bf16, for products in it.
 pub fn swiglu_keeping(precision: Precision, gate: Tensor, up: Tensor) -> Result<(Tensor, [Tensor; 2])> {
     if precision == Precision::F32 || gate.cuda().is_some() {
         return Ok((swiglu(precision, &gate, &up)?, [gate, up]));

@@ -2,7 +2,7 @@
 //!
 //! All work of a device is done in the order of one queue, so what is given back can be given out again at once. A step that
 //! asks for the same sizes as the one before it so allocates nothing. What waits counts as taken: with what is in use it stays
-//! below the most that ever was in use and [`SLACK`] more; beyond that the oldest goes back to the device.
+//! below the most that ever was in use and a little more (`SLACK`); beyond that the oldest goes back to the device.
 //!
 //! A pool of its own ([`Arena`]) is for work that is recorded once and played again ([`super::graph`]): nobody else gets that
 //! memory while the recording lives.
