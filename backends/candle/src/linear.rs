@@ -116,11 +116,14 @@ impl Lora {
         [(&self.a_name, &self.a), (&self.b_name, &self.b)].into_iter().chain(magnitude)
     }
 
-    /// `A(dropped)` times `factor`, as `B` reads it.
-    fn low(&self, precision: Precision, dropped: &Tensor, factor: f32) -> Result<Tensor> {
-        let low = nn::linear(precision, dropped, &self.a, None)?;
+    /// `A(dropout(x))` as `B` reads it, for the backward pass too; and `x` as it enters `A`, but for a factor.
+    fn lowered(&self, precision: Precision, x: &Tensor, dropout: Option<Dropout>) -> Result<(Adapted, Tensor, f32)> {
+        let mask = self.mask(x, dropout);
+        let (dropped, factor) = dropped(x, mask.as_ref())?;
+        let low = nn::linear(precision, &dropped, &self.a, None)?;
         nn::scale(&low, factor)?;
-        nn::operand(precision, &low)
+        let low = nn::operand(precision, &low)?;
+        Ok((Adapted { low, mask, product: None }, dropped, factor))
     }
 
     /// Which elements of `x` enter `A`, if not all.
@@ -224,16 +227,14 @@ impl Linear {
         let (precision, weight, bias) = (self.precision, &self.weight, self.bias.as_ref());
         let x = &nn::operand(precision, x)?;
         let Some(lora) = &self.lora else { return Ok((nn::linear(precision, x, weight, bias)?, None)) };
-        let mask = lora.mask(x, dropout);
-        let (dropped, factor) = dropped(x, mask.as_ref())?;
-        let low = lora.low(precision, &dropped, factor)?;
+        let (adapted, dropped, factor) = lora.lowered(precision, x, dropout)?;
         let Some(dora) = &lora.dora else {
-            let y = nn::linear_with(precision, x, weight, bias, Some((lora.scale, &low, &lora.b)))?;
-            return Ok((y, Some(Adapted { low, mask, product: None })));
+            let y = nn::linear_with(precision, x, weight, bias, Some((lora.scale, &adapted.low, &lora.b)))?;
+            return Ok((y, Some(adapted)));
         };
         let product = nn::linear(precision, &dropped, weight, None)?;
         nn::scale(&product, factor)?;
-        let y = match (&mask, bias) {
+        let y = match (&adapted.mask, bias) {
             (Some(_), bias) => {
                 // What dropout leaves of the base's share is replaced, not scaled twice.
                 let y = nn::linear(precision, x, weight, bias)?;
@@ -242,9 +243,9 @@ impl Linear {
             }
             (None, bias) => nn::rows(&product, bias)?,
         };
-        nn::linear_add(precision, &product, lora.scale, &low, &lora.b)?;
+        nn::linear_add(precision, &product, lora.scale, &adapted.low, &lora.b)?;
         nn::add_scaled(&y, &product, &dora.gain()?)?;
-        Ok((y, Some(Adapted { low, mask, product: Some(product) })))
+        Ok((y, Some(Adapted { product: Some(product), ..adapted })))
     }
 
     /// What [`Linear::forward`] leaves for the backward pass, to the bit, without its output.
@@ -257,10 +258,7 @@ impl Linear {
             Some(Lora { dora: Some(_), .. }) => self.forward(x, dropout).map(|(_, adapted)| adapted),
             Some(lora) => {
                 let x = nn::operand(self.precision, x)?;
-                let mask = lora.mask(&x, dropout);
-                let (dropped, factor) = dropped(&x, mask.as_ref())?;
-                let low = lora.low(self.precision, &dropped, factor)?;
-                Ok(Some(Adapted { low, mask, product: None }))
+                Ok(Some(lora.lowered(self.precision, &x, dropout)?.0))
             }
         }
     }
