@@ -23,11 +23,11 @@ mod widened;
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::bf16;
 use rayon::prelude::*;
 
+use self::executor::Executor;
 pub use self::kernel::Precision;
 use self::kernel::{LANES, PANEL, Set, Tile, Unpacked};
 use self::pack::Part;
@@ -385,20 +385,7 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
             add = true;
         }
     };
-    match threads {
-        Threads::One => tasks.iter().for_each(run),
-        Threads::Pool if tasks.len() == 1 => tasks.iter().for_each(run),
-        // Each takes the next one: nobody waits for longer than a task.
-        Threads::Pool => {
-            let next = AtomicUsize::new(0);
-            let threads = rayon::current_num_threads().min(tasks.len());
-            (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
-                while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    run(task);
-                }
-            });
-        }
-    }
+    threads.each(tasks.len(), &|task| run(&tasks[task]));
 }
 
 /// Rows of the left operand that do not pay for packing the right one.

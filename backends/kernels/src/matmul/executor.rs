@@ -1,5 +1,7 @@
 //! Who carries out the tasks of a product.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use rayon::prelude::*;
 
 use super::Threads;
@@ -14,7 +16,20 @@ impl Executor for Threads {
     fn each(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
         match self {
             Threads::One => (0..count).for_each(task),
-            Threads::Pool => (0..count).into_par_iter().with_max_len(1).for_each(task),
+            Threads::Pool if count == 1 => task(0),
+            // Each takes the next one: nobody waits for longer than a task.
+            Threads::Pool => {
+                let next = AtomicUsize::new(0);
+                let threads = rayon::current_num_threads().min(count);
+                (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+                    loop {
+                        match next.fetch_add(1, Ordering::Relaxed) {
+                            number if number < count => task(number),
+                            _ => break,
+                        }
+                    }
+                });
+            }
         }
     }
 }
