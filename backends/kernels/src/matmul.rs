@@ -28,6 +28,7 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
+use self::ahead::Ahead;
 use self::executor::Executor;
 pub use self::kernel::Precision;
 use self::kernel::{LANES, PANEL, Set, Tail, Tile, Unpacked};
@@ -316,17 +317,12 @@ struct Task {
     columns: Range<usize>,
 }
 
-/// Bytes of a left operand that stay in a core's cache while one panel after the other is multiplied with it.
-const CACHED: usize = 640 << 10;
-
 /// Whether the right operand is packed for all tasks, which then take rows of the output: where it is not much larger
-/// than the left one. Else the left operand is packed, and tasks take columns; so they do if that lies ready and is small,
-/// unless rows of the right one are so long that reading a panel's columns of each would wait for memory.
+/// than the left one, and that does not lie ready to be multiplied. Else tasks take columns, whose panels each packs into
+/// its core's cache while the next ones are fetched.
 fn by_rows(precision: Precision, a: &Mat<'_>, b: &Mat<'_>) -> bool {
-    let (n, ready) = (b.cols, precision == Precision::Bf16 && in_place(precision, a).is_some());
-    let small = 2 * a.rows * a.cols <= CACHED;
-    let long = ready && b.col_stride == 1 && (2 * PANEL..=4 * a.rows).contains(&n);
-    a.rows >= ROWS && (long || !(ready && small) && (n <= a.rows || n <= WIDE))
+    let ready = precision == Precision::Bf16 && in_place(precision, a).is_some();
+    a.rows >= ROWS && !ready && (b.cols <= a.rows || b.cols <= WIDE)
 }
 
 /// `0..n` in parts of `size`, the last of them halved once or twice where that leaves multiples of `least`.
@@ -402,7 +398,14 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
         }
         outputs.push(Output { data: p.c.data.as_mut_ptr(), cols: n, row_stride: p.c.row_stride, add: p.add });
     }
-    let run = |task: &Task| {
+    // What whoever takes a task takes next if all tasks take as long.
+    let stride = if threads == Threads::Pool { rayon::current_num_threads() } else { 1 };
+    let run = |number: usize| {
+        let task = &tasks[number];
+        let next = tasks.get(number + stride).and_then(|next| {
+            let b = &terms[next.product].first()?.term.b;
+            Some((b, next.columns.clone()))
+        });
         let output = &outputs[task.product];
         let mut add = output.add;
         for Packed { term, whole, tail } in &terms[task.product] {
@@ -410,7 +413,7 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
             match whole {
                 Whole::Left(place) => {
                     let tail = tail.and_then(|(term, whole)| Some((term, whole.left(&lefts)?)));
-                    columns_of(set, precision, task, (term, &lefts[*place]), tail, output, add);
+                    columns_of(set, precision, task, (term, &lefts[*place]), tail, output, add, next.clone());
                 }
                 Whole::Right(right) => {
                     let tail = tail.and_then(|(term, whole)| Some((term, whole.right()?)));
@@ -420,7 +423,7 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
             add = true;
         }
     };
-    threads.each(tasks.len(), &|task| run(&tasks[task]));
+    threads.each(tasks.len(), &run);
 }
 
 /// Rows of the left operand that do not pay for packing the right one.
@@ -436,7 +439,9 @@ fn in_rows<'a>(set: Set, precision: Precision, b: &Mat<'a>) -> Option<&'a [bf16]
     }
 }
 
-/// A task with the left operand packed: its columns are packed as a panel, block by block of the inner dimension.
+/// A task with the left operand packed: its columns are packed as a panel, block by block of the inner dimension. The next
+/// block is fetched meanwhile; after the last one, the columns of the operand that `next` names.
+#[allow(clippy::too_many_arguments, reason = "the parts of a task")]
 fn columns_of(
     set: Set,
     precision: Precision,
@@ -445,6 +450,7 @@ fn columns_of(
     tail: Option<(&Term<'_>, &Left<'_>)>,
     to: &Output,
     add: bool,
+    next: Option<(&Mat<'_>, Range<usize>)>,
 ) {
     debug_assert!(task.columns.end <= to.cols && task.columns.len() <= PANEL);
     let (vectors, depth, k) = (task.columns.len().div_ceil(LANES), DEPTH * precision.per_unit(), term.a.cols);
@@ -482,10 +488,19 @@ fn columns_of(
                 }
                 None => {
                     pack::right(set, precision, &term.b, part_of(start, along), vectors, panel);
-                    let tail = if start + along < k { Tail::NONE } else { last };
+                    let block = |b: &Mat<'_>, start: usize, columns| {
+                        Ahead::of(b, start..(start + depth).min(b.rows), columns)
+                    };
+                    let (tail, mut ahead) = match &next {
+                        _ if start + along < k => (Tail::NONE, block(&term.b, start + along, task.columns.clone())),
+                        Some((b, columns)) => (last, block(b, 0, columns.clone())),
+                        None => (last, Ahead::nothing()),
+                    };
                     // SAFETY: `Mat` and `MatMut` checked their extents, the loop keeps to them, `right` packed
                     // `units * vectors * LANES` units of each term, and tiles of different tasks do not overlap.
-                    unsafe { kernel::run_with(set, precision, task.rows.len(), tile(panel.as_ptr()), tail) };
+                    unsafe {
+                        kernel::run_with(set, precision, task.rows.len(), tile(panel.as_ptr()), tail, &mut ahead)
+                    };
                 }
             }
         }
@@ -549,7 +564,7 @@ fn rows_of(
                 });
                 // SAFETY: as in `columns_of`; `rows` rows of `units` units were packed or lie in the operand, and the
                 // panel holds its units from `first` on.
-                unsafe { kernel::run_with(set, precision, rows, tile, tail) };
+                unsafe { kernel::run_with(set, precision, rows, tile, tail, &mut Ahead::nothing()) };
             }
         }
     });

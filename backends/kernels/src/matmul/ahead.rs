@@ -25,7 +25,12 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// Some rows and columns of `m`, whose rows lie without gaps inside; nothing of another matrix.
+    /// Nothing.
+    pub fn nothing() -> Self {
+        Ahead { run: std::ptr::null(), stride: 0, runs: 0, lines: 0, done: 0 }
+    }
+
+    /// Some rows and columns of `m`, whose rows or columns lie without gaps inside; nothing of another matrix.
     pub fn of(m: &Mat<'_>, rows: Range<usize>, cols: Range<usize>) -> Self {
         let (data, size) = match m.data {
             Elements::F32(x) => (x.as_ptr().cast::<u8>(), 4),
@@ -33,11 +38,18 @@ impl Ahead {
             Elements::F16(x) => (x.as_ptr().cast(), 2),
         };
         let first = data.wrapping_add((rows.start * m.row_stride + cols.start) * size);
+        let (runs, along, stride) = match (m.row_stride, m.col_stride) {
+            (stride, 1) => (rows.len(), cols.len(), stride),
+            (1, stride) => (cols.len(), rows.len(), stride),
+            _ => return Self::nothing(),
+        };
+        if runs == 0 || along == 0 {
+            return Self::nothing();
+        }
         // The first run's place in its cache line stands for that of all.
         let offset = first as usize % LINE;
-        let lines = (offset + cols.len() * size).div_ceil(LINE);
-        let runs = if m.col_stride == 1 { rows.len() } else { 0 };
-        Ahead { run: first.wrapping_sub(offset), stride: m.row_stride * size, runs, lines, done: 0 }
+        let lines = (offset + along * size).div_ceil(LINE);
+        Ahead { run: first.wrapping_sub(offset), stride: stride * size, runs, lines, done: 0 }
     }
 
     /// Cache lines that are left.
@@ -46,8 +58,12 @@ impl Ahead {
     }
 
     /// Asks for the next `count` lines, as far as there are any.
+    #[inline(always)]
     pub fn fetch(&mut self, count: usize) {
-        for _ in 0..count.min(self.lines()) {
+        for _ in 0..count {
+            if self.runs == 0 {
+                return;
+            }
             prefetch(self.run.wrapping_add(self.done * LINE));
             self.done += 1;
             if self.done == self.lines {

@@ -13,6 +13,8 @@
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop, reason = "constant bounds, so that registers are used instead of memory")]
 
+use super::ahead::Ahead;
+
 /// Columns that a panel of the packed right operand has at most.
 pub const PANEL: usize = 64;
 /// Lanes of a vector.
@@ -222,23 +224,25 @@ pub fn prefetch(address: *const u8) {
 /// As there.
 pub unsafe fn run(set: Set, precision: Precision, rows: usize, tile: Tile) {
     // SAFETY: the caller's promise.
-    unsafe { run_with(set, precision, rows, tile, Tail::NONE) }
+    unsafe { run_with(set, precision, rows, tile, Tail::NONE, &mut Ahead::nothing()) }
 }
 
-/// Computes `rows` rows of a tile, the sums of `tail` in the same chains.
+/// Computes `rows` rows of a tile, the sums of `tail` in the same chains. Meanwhile the instructions of AVX-512 ask for as
+/// much of what lies `ahead` as they can: a cache line at a time between many multiplications, for a processor that waits
+/// for many already forgets what else it is asked for.
 ///
 /// # Safety
 /// All that `tile` describes must lie inside its buffers: `rows` rows of `units` units from `a`, `units * vectors *
 /// LANES` units from `b`, `rows` rows of `columns` elements from `c`, which nothing else reads or writes meanwhile; so
 /// must what `tail` describes. The CPU must have the instructions of `set`.
-pub unsafe fn run_with(set: Set, precision: Precision, rows: usize, tile: Tile, tail: Tail) {
+pub unsafe fn run_with(set: Set, precision: Precision, rows: usize, tile: Tile, tail: Tail, ahead: &mut Ahead) {
     // SAFETY: the caller vouches for the tile and for the set.
     unsafe {
         match (set, precision) {
             #[cfg(target_arch = "x86_64")]
-            (Set::Avx512Bf16, Precision::Bf16) => x86::run_bf16(rows, tile, tail),
+            (Set::Avx512Bf16, Precision::Bf16) => x86::run_bf16(rows, tile, tail, ahead),
             #[cfg(target_arch = "x86_64")]
-            (Set::AmxBf16 | Set::Avx512Bf16 | Set::Avx512, Precision::F32) => x86::run_f32(rows, tile, tail),
+            (Set::AmxBf16 | Set::Avx512Bf16 | Set::Avx512, Precision::F32) => x86::run_f32(rows, tile, tail, ahead),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             (Set::AmxBf16, Precision::Bf16) => {
                 super::amx::run::<super::amx::Hardware>(rows, tile);
@@ -254,7 +258,7 @@ pub unsafe fn run_with(set: Set, precision: Precision, rows: usize, tile: Tile, 
                 }
             }
             #[cfg(target_arch = "x86_64")]
-            (Set::Avx512, Precision::Bf16) => x86::run_pairs(rows, tile, tail),
+            (Set::Avx512, Precision::Bf16) => x86::run_pairs(rows, tile, tail, ahead),
             _ => portable(precision, rows, tile, tail),
         }
     }
@@ -315,7 +319,10 @@ unsafe fn portable(precision: Precision, rows: usize, t: Tile, tail: Tail) {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{LANES, Tail, Tile, Unpacked};
+    use super::{Ahead, LANES, Tail, Tile, Unpacked};
+
+    /// Units between two cache lines that are asked for.
+    const EACH: usize = 16;
 
     /// One unit of one row times one vector of columns.
     trait Step {
@@ -396,7 +403,12 @@ mod x86 {
     /// # Safety
     /// As [`super::run`].
     #[inline(always)]
-    unsafe fn tile<S: Step, const ROWS: usize, const VECTORS: usize>(t: &Tile, tail: &Tail, first: usize) {
+    unsafe fn tile<S: Step, const ROWS: usize, const VECTORS: usize>(
+        t: &Tile,
+        tail: &Tail,
+        first: usize,
+        ahead: &mut Ahead,
+    ) {
         // SAFETY: the caller's promise about `t`; masks keep loads and stores of `c` to its columns.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
@@ -406,7 +418,13 @@ mod x86 {
                     _mm_prefetch::<_MM_HINT_T0>(t.c.wrapping_add((first + r) * t.c_stride + v * LANES).cast());
                 }
             }
-            chain::<S, ROWS, VECTORS>(t.units, t.a.add(first * t.a_stride), t.a_stride, t.b, &mut sums);
+            let (mut a, mut b) = (t.a.add(first * t.a_stride), t.b);
+            for start in (0..t.units).step_by(EACH) {
+                let units = EACH.min(t.units - start);
+                ahead.fetch(1);
+                chain::<S, ROWS, VECTORS>(units, a, t.a_stride, b, &mut sums);
+                (a, b) = (a.wrapping_add(units), b.wrapping_add(units * VECTORS * LANES));
+            }
             if tail.units > 0 {
                 let a = tail.a.add(first * tail.a_stride);
                 chain::<S, ROWS, VECTORS>(tail.units, a, tail.a_stride, tail.b, &mut sums);
@@ -517,24 +535,29 @@ mod x86 {
     /// # Safety
     /// As [`super::run`].
     #[inline(always)]
-    unsafe fn rows<S: Step, const MOST: usize, const VECTORS: usize>(rows: usize, t: &Tile, tail: &Tail) {
+    unsafe fn rows<S: Step, const MOST: usize, const VECTORS: usize>(
+        rows: usize,
+        t: &Tile,
+        tail: &Tail,
+        ahead: &mut Ahead,
+    ) {
         let mut first = 0;
         // SAFETY: the caller's promise; every group ends at `rows`.
         unsafe {
             while rows - first >= MOST {
-                tile::<S, MOST, VECTORS>(t, tail, first);
+                tile::<S, MOST, VECTORS>(t, tail, first, ahead);
                 first += MOST;
             }
             while rows - first >= 4 {
-                tile::<S, 4, VECTORS>(t, tail, first);
+                tile::<S, 4, VECTORS>(t, tail, first, ahead);
                 first += 4;
             }
             if rows - first >= 2 {
-                tile::<S, 2, VECTORS>(t, tail, first);
+                tile::<S, 2, VECTORS>(t, tail, first, ahead);
                 first += 2;
             }
             if rows > first {
-                tile::<S, 1, VECTORS>(t, tail, first);
+                tile::<S, 1, VECTORS>(t, tail, first, ahead);
             }
         }
     }
@@ -542,14 +565,14 @@ mod x86 {
     /// # Safety
     /// As [`super::run`].
     #[inline(always)]
-    unsafe fn by_vectors<S: Step>(n: usize, t: Tile, tail: Tail) {
+    unsafe fn by_vectors<S: Step>(n: usize, t: Tile, tail: Tail, ahead: &mut Ahead) {
         // SAFETY: the caller's promise.
         unsafe {
             match t.vectors {
-                1 => rows::<S, 16, 1>(n, &t, &tail),
-                2 => rows::<S, 12, 2>(n, &t, &tail),
-                3 => rows::<S, 8, 3>(n, &t, &tail),
-                _ => rows::<S, 6, 4>(n, &t, &tail),
+                1 => rows::<S, 16, 1>(n, &t, &tail, ahead),
+                2 => rows::<S, 12, 2>(n, &t, &tail, ahead),
+                3 => rows::<S, 8, 3>(n, &t, &tail, ahead),
+                _ => rows::<S, 6, 4>(n, &t, &tail, ahead),
             }
         }
     }
@@ -557,25 +580,25 @@ mod x86 {
     /// # Safety
     /// As [`super::run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    pub unsafe fn run_bf16(n: usize, t: Tile, tail: Tail) {
+    pub unsafe fn run_bf16(n: usize, t: Tile, tail: Tail, ahead: &mut Ahead) {
         // SAFETY: the caller's promise; the features are enabled here.
-        unsafe { by_vectors::<Pair>(n, t, tail) }
+        unsafe { by_vectors::<Pair>(n, t, tail, ahead) }
     }
 
     /// # Safety
     /// As [`super::run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub unsafe fn run_f32(n: usize, t: Tile, tail: Tail) {
+    pub unsafe fn run_f32(n: usize, t: Tile, tail: Tail, ahead: &mut Ahead) {
         // SAFETY: the caller's promise; the features are enabled here.
-        unsafe { by_vectors::<Single>(n, t, tail) }
+        unsafe { by_vectors::<Single>(n, t, tail, ahead) }
     }
 
     /// # Safety
     /// As [`super::run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub unsafe fn run_pairs(n: usize, t: Tile, tail: Tail) {
+    pub unsafe fn run_pairs(n: usize, t: Tile, tail: Tail, ahead: &mut Ahead) {
         // SAFETY: the caller's promise; the features are enabled here.
-        unsafe { by_vectors::<Halves>(n, t, tail) }
+        unsafe { by_vectors::<Halves>(n, t, tail, ahead) }
     }
 }
 
