@@ -386,25 +386,16 @@ fn adapter_gradients(
 ) -> Result<Vec<Tensor>> {
     let adapters: Vec<_> = upstreams.iter().filter_map(|up| Some((up, up.adapter()?))).collect();
     let products: Vec<_> = adapters.iter().map(|(up, (lora, _))| (lora.scale, &up.inner, &lora.b)).collect();
-    let mut dlows = nn::lowered_gradients(precision, &products)?;
-    for dlow in &mut dlows {
-        *dlow = nn::operand(precision, dlow)?;
-    }
-    let mut entered = Vec::with_capacity(adapters.len());
-    for (_, (lora, adapted)) in &adapters {
-        let trained = gradients.of(&lora.a_name);
-        entered.push(trained.map(|_| dropped(x, adapted.mask.as_ref())).transpose()?);
-    }
-    let mut sums = Vec::with_capacity(2 * adapters.len());
-    for (((up, (lora, adapted)), dlow), entered) in adapters.iter().zip(&dlows).zip(&entered) {
+    let dlows = nn::lowered_gradients(precision, &products)?;
+    for ((up, (lora, adapted)), dlow) in adapters.iter().zip(&dlows) {
         if let Some(db) = gradients.of(&lora.b_name) {
-            sums.push((db, adapted.scale, &up.inner, &adapted.low));
+            nn::linear_dw(precision, db, adapted.scale, &up.inner, &adapted.low)?;
         }
-        if let (Some(da), Some((dropped, factor))) = (gradients.of(&lora.a_name), entered) {
-            sums.push((da, *factor, dlow, dropped));
+        if let Some(da) = gradients.of(&lora.a_name) {
+            let (dropped, factor) = dropped(x, adapted.mask.as_ref())?;
+            nn::linear_dw(precision, da, factor, dlow, &dropped)?;
         }
     }
-    nn::linear_dws(precision, &sums)?;
     Ok(dlows)
 }
 
@@ -419,7 +410,7 @@ impl<'a> Branch<'a> {
         if let Some(dw) = gradients.of(&layer.weight_name) {
             nn::linear_dw(precision, dw, 1.0, &dy, x)?;
         }
-        let dora = layer.lora.as_ref().and_then(|lora| lora.dora.as_ref());
+        let dora = layer.dora().map(|(_, dora)| dora);
         let product = self.adapted.as_ref().and_then(|adapted| adapted.product.as_ref());
         // The gradient of the adapted product, and of what stands beside it under dropout.
         let scaled = match dora.zip(product) {

@@ -341,11 +341,6 @@ pub fn linear_dx_with<W: Stored, A: Stored>(
 /// Columns up to which a weight gradient in bf16 is made transposed: the rank of an adapter.
 const TALL: usize = 32;
 
-/// `dw += alpha dy^T x` for every `(dw, alpha, dy, x)`.
-pub fn linear_dws(precision: Precision, of: &[(&Gradient, f32, &Tensor, &Tensor)]) -> Result<()> {
-    of.iter().try_for_each(|(dw, alpha, dy, x)| linear_dw(precision, dw, *alpha, dy, x))
-}
-
 /// `dw += alpha dy^T x`.
 pub fn linear_dw(precision: Precision, dw: &Gradient, alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()> {
     if let Some(dw) = dw.cuda() {
