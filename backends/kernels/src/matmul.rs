@@ -12,6 +12,7 @@
 
 mod ahead;
 pub mod amx;
+pub mod dots;
 pub mod executor;
 pub mod gated;
 pub mod kernel;
