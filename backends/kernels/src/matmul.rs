@@ -489,9 +489,8 @@ fn columns_of(
                 }
                 None => {
                     pack::right(set, precision, &term.b, part_of(start, along), vectors, panel);
-                    let block = |b: &Mat<'_>, start: usize, columns| {
-                        Ahead::of(b, start..(start + depth).min(b.rows), columns)
-                    };
+                    let block =
+                        |b: &Mat<'_>, start: usize, columns| Ahead::of(b, start..(start + depth).min(b.rows), columns);
                     let (tail, mut ahead) = match &next {
                         _ if start + along < k => (Tail::NONE, block(&term.b, start + along, task.columns.clone())),
                         Some((b, columns)) => (last, block(b, 0, columns.clone())),
