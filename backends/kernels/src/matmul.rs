@@ -11,12 +11,14 @@
 
 mod ahead;
 pub mod amx;
+pub mod assembled;
 pub mod executor;
 pub mod gated;
 pub mod kernel;
 pub mod log_probability;
 pub mod pack;
 pub mod packed;
+pub mod softmax;
 pub mod stored;
 #[cfg(target_arch = "x86_64")]
 mod widened;

@@ -4,15 +4,17 @@
 //! log-sum-exp that the forward pass leaves (Dao et al., arXiv 2205.14135). Sums over a row are those of that row
 //! alone, so a row's result does not depend on its neighbours.
 
+mod tiles;
+
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::buffers::{self, Buffer};
 use super::matmul::packed::{Right, multiply};
-use super::matmul::{Mat, MatMut, Precision, narrow_here};
+use super::matmul::{Mat, MatMut, Precision};
 use super::number::Number;
-use super::simd::{dot, exp, exp_fused, max, simd, sum_of};
+use super::simd::{dot, exp, max, simd, sum_of};
 
 /// Queries a block holds.
 const BLOCK: usize = 64;
@@ -118,6 +120,9 @@ pub fn forward<O: Number>(
     out: &mut [O],
     lse: &mut [f32],
 ) {
+    if precision == Precision::Bf16 {
+        return tiles::forward([q, k, v], starts, heads, out, lse);
+    }
     let (qw, d) = (heads.q_width(), heads.dim);
     let packed: Vec<[Right; 2]> = contexts(k, v, starts, heads)
         .par_iter()
@@ -141,28 +146,19 @@ pub fn forward<O: Number>(
                 #[inline(always)]
                 || {
                     for i in 0..n {
-                        let (before, p) = p.split_at_mut(i * context);
-                        let p = &mut p[..context];
+                        let p = &mut p[i * context..][..context];
                         let (seen, future) = p.split_at_mut(first - start + i + 1);
                         future.fill(0.0);
                         let top = max(seen);
-                        match precision {
-                            Precision::F32 => seen.iter_mut().for_each(|p| *p = exp(*p - top)),
-                            Precision::Bf16 => {
-                                for p in &mut *seen {
-                                    *p = exp_fused(*p - top);
-                                }
-                            }
-                        }
+                        seen.iter_mut().for_each(|p| *p = exp(*p - top));
                         let sum = sum_of([seen], |[p]| p);
                         let inverse = 1.0 / sum;
                         seen.iter_mut().for_each(|p| *p *= inverse);
                         lse[i * heads.queries + h] = top + sum.ln();
-                        settle(precision, before, p);
                     }
                 },
             );
-            multiply(MatMut::new(&mut tile, n, d), 1.0, settled(precision, &p, n, context), value, false);
+            multiply(MatMut::new(&mut tile, n, d), 1.0, Mat::new(&p, n, context), value, false);
             out.chunks_exact_mut(qw)
                 .zip(tile.chunks_exact(d))
                 .for_each(|(out, row)| O::keep(row, &mut out[h * d..][..d]));
@@ -170,80 +166,34 @@ pub fn forward<O: Number>(
     });
 }
 
-/// Rounds a row that only products in bf16 read while it is in the nearest cache; it goes behind those before it, into
-/// memory that they have left.
-#[inline(always)]
-fn settle(precision: Precision, before: &mut [f32], row: &mut [f32]) {
-    let n = row.len();
-    match (precision, before.len()) {
-        (Precision::F32, _) => {}
-        (Precision::Bf16, 0) => {
-            let wide = row.to_vec();
-            narrow_here(&wide, &mut bytemuck::cast_slice_mut(row)[..n]);
-        }
-        (Precision::Bf16, at) => narrow_here(row, &mut bytemuck::cast_slice_mut(before)[at..at + n]),
-    }
-}
-
-/// `[rows, columns]` of what [`settle`] has left.
-fn settled(precision: Precision, x: &[f32], rows: usize, columns: usize) -> Mat<'_> {
-    match precision {
-        Precision::F32 => Mat::new(&x[..rows * columns], rows, columns),
-        Precision::Bf16 => Mat::narrowed(&bytemuck::cast_slice(x)[..rows * columns], rows, columns),
-    }
-}
-
-/// A block of queries and one head of the group that reads the same keys.
-#[derive(Clone, Copy)]
-struct Pair {
-    block: Block,
-    /// In the group.
-    g: usize,
-}
-
-/// Work on one row and one key head that is done in order: it sums up the gradients of its keys and values.
+/// Work on some queries of one row that is done in order: it sums up the gradients of the keys and values that they see.
 struct Task {
     /// In [`contexts`].
     context: usize,
-    /// Key head.
-    head: usize,
-    pairs: Vec<Pair>,
+    /// Query heads; all of them read the same keys.
+    heads: Range<usize>,
+    /// Where the row starts.
+    start: usize,
+    /// Tokens.
+    queries: Range<usize>,
 }
 
-/// Tasks of every row and key head, in their order. In f32 there is one for each, so that the gradient of a key is one
-/// sum over its queries; in bf16 they are as many as keep several threads busy, of about the same work, depending on
-/// the row and the model alone.
-fn tasks(precision: Precision, starts: &[usize], heads: Heads) -> Vec<Task> {
-    /// Tasks of a row, over all its key heads.
-    const TASKS: usize = 16;
-    let blocks = query_blocks(starts);
-    let mut tasks = Vec::new();
-    for blocks in blocks.chunk_by(|a, b| a.row == b.row) {
-        let parts = match precision {
-            Precision::F32 => 1,
-            Precision::Bf16 => TASKS.div_ceil(heads.keys).min(blocks.len()),
-        };
-        let work = |block: &Block| block.last - block.start;
-        let all: usize = blocks.iter().map(work).sum::<usize>() * heads.group();
-        for head in 0..heads.keys {
-            let mut done = 0;
-            let mut pairs: Vec<Vec<Pair>> = (0..parts).map(|_| Vec::new()).collect();
-            for &block in blocks {
-                for g in 0..heads.group() {
-                    pairs[(done * parts / all).min(parts - 1)].push(Pair { block, g });
-                    done += work(&block);
-                }
-            }
-            let context = blocks[0].row * heads.keys + head;
-            tasks.extend(pairs.into_iter().filter(|p| !p.is_empty()).map(|pairs| Task { context, head, pairs }));
-        }
-    }
-    tasks
-}
-
-/// Gradients that a task leaves: of the queries of its pairs, one block after the other, and of the keys and values that
-/// they see.
+/// Gradients that a task leaves: of its queries, `[heads, queries, dim]`, and of the keys and of the values that they see,
+/// `[keys, dim]`.
 struct Share([Buffer; 3]);
+
+/// In f32 there is one task for each row and key head, so that the gradient of a key is one sum over its queries.
+fn whole_tasks(starts: &[usize], heads: Heads) -> Vec<Task> {
+    let rows = starts.windows(2).enumerate().flat_map(|(row, w)| {
+        (0..heads.keys).map(move |head| Task {
+            context: row * heads.keys + head,
+            heads: head * heads.group()..(head + 1) * heads.group(),
+            start: w[0],
+            queries: w[0]..w[1],
+        })
+    });
+    rows.filter(|task| !task.queries.is_empty()).collect()
+}
 
 /// Gradients of `q`, `k` and `v` given `dout`, and `dout` as products read it; what was in them is overwritten.
 #[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
@@ -261,75 +211,82 @@ pub fn backward<O: Number>(
     dk: &mut [f32],
     dv: &mut [f32],
 ) {
-    let (qw, d) = (heads.q_width(), heads.dim);
+    let (tasks, shares) = match precision {
+        Precision::F32 => {
+            let tasks = whole_tasks(starts, heads);
+            let shares = whole_backward([q, k, v], starts, heads, &tasks, (out, lse), (dout, upstreams));
+            (tasks, shares)
+        }
+        Precision::Bf16 => {
+            let tasks = tiles::tasks(starts, heads);
+            let shares = tiles::backward([q, k, v], starts, heads, &tasks, (out, lse), (dout, upstreams));
+            (tasks, shares)
+        }
+    };
+    gather(&tasks, &shares, starts, heads, [dq, dk, dv]);
+}
+
+fn whole_backward<O: Number>(
+    [q, k, v]: [Mat<'_>; 3],
+    starts: &[usize],
+    heads: Heads,
+    tasks: &[Task],
+    (out, lse): (&[O], &[f32]),
+    (dout, upstreams): (&[f32], Mat<'_>),
+) -> Vec<Share> {
+    let (qw, d, precision) = (heads.q_width(), heads.dim, Precision::F32);
     let packed: Vec<[Right; 3]> = contexts(k, v, starts, heads)
         .par_iter()
         .map(|c| [c.k.t(), c.v.t(), c.k].map(|m| Right::new(precision, m)))
         .collect();
-    let tasks = tasks(precision, starts, heads);
     let one = |task: &Task| {
         let [key_t, value_t, key] = &packed[task.context];
-        let seen = task.pairs.last().map_or(0, |p| p.block.last - p.block.start);
-        let queries: usize = task.pairs.iter().map(|p| p.block.last - p.block.first).sum();
-        let longest = task.pairs.iter().map(|p| (p.block.last - p.block.first) * (p.block.last - p.block.start)).max();
-        let [mut dqs, mut dks, mut dvs] = [queries * d, seen * d, seen * d].map(buffers::take);
-        let [mut p, mut ds] = [0, 1].map(|_| buffers::take(longest.unwrap_or(0)));
+        let n = task.queries.len();
+        let [mut dqs, mut dks, mut dvs] = [task.heads.len(), 1, 1].map(|heads| buffers::take(heads * n * d));
+        let [mut p, mut ds] = [0, 1].map(|_| buffers::take(BLOCK.min(n) * n));
         dks.fill(0.0);
         dvs.fill(0.0);
-        let (mut done, mut tile) = (0, vec![0f32; d]);
-        for &Pair { block: Block { start, first, last, .. }, g } in &task.pairs {
-            let h = task.head * heads.group() + g;
-            let (b, context) = (last - first, last - start);
-            let (p, ds) = (&mut p[..b * context], &mut ds[..b * context]);
-            let [query, upstream] = [q, upstreams].map(|x| x.part(first..last, heads.columns(h)));
-            multiply(MatMut::new(p, b, context), heads.scale(), query, key_t, false);
-            multiply(MatMut::new(ds, b, context), 1.0, upstream, value_t, false);
-            simd(
-                #[inline(always)]
-                || {
-                    for i in 0..b {
-                        let [(p_before, p_row), (ds_before, ds_row)] =
-                            [&mut *p, &mut *ds].map(|x| x.split_at_mut(i * context));
-                        let (p_row, ds_row) = (&mut p_row[..context], &mut ds_row[..context]);
-                        let (token, seen) = (first + i, first - start + i + 1);
-                        let at = token * qw + h * d;
-                        let delta = dot(O::wide(&out[at..at + d], &mut tile), &dout[at..at + d]);
-                        let lse = lse[token * heads.queries + h];
-                        let (p, p_future) = p_row.split_at_mut(seen);
-                        let (ds, ds_future) = ds_row.split_at_mut(seen);
-                        p_future.fill(0.0);
-                        ds_future.fill(0.0);
-                        match precision {
-                            Precision::F32 => {
-                                for (p, ds) in p.iter_mut().zip(ds) {
-                                    *p = exp(*p - lse);
-                                    *ds = *p * (*ds - delta);
-                                }
-                            }
-                            Precision::Bf16 => {
-                                for (p, ds) in p.iter_mut().zip(ds) {
-                                    *p = exp_fused(*p - lse);
-                                    *ds = *p * (*ds - delta);
-                                }
+        let mut tile = vec![0f32; d];
+        for first in task.queries.clone().step_by(BLOCK) {
+            for h in task.heads.clone() {
+                let last = (first + BLOCK).min(task.queries.end);
+                let (b, context) = (last - first, last - task.start);
+                let (p, ds) = (&mut p[..b * context], &mut ds[..b * context]);
+                let [query, upstream] = [q, upstreams].map(|x| x.part(first..last, heads.columns(h)));
+                multiply(MatMut::new(p, b, context), heads.scale(), query, key_t, false);
+                multiply(MatMut::new(ds, b, context), 1.0, upstream, value_t, false);
+                simd(
+                    #[inline(always)]
+                    || {
+                        let rows = p.chunks_exact_mut(context).zip(ds.chunks_exact_mut(context));
+                        for (token, (p, ds)) in (first..last).zip(rows) {
+                            let at = token * qw + h * d;
+                            let delta = dot(O::wide(&out[at..at + d], &mut tile), &dout[at..at + d]);
+                            let lse = lse[token * heads.queries + h];
+                            let seen = token - task.start + 1;
+                            let (p, p_future) = p.split_at_mut(seen);
+                            let (ds, ds_future) = ds.split_at_mut(seen);
+                            p_future.fill(0.0);
+                            ds_future.fill(0.0);
+                            for (p, ds) in p.iter_mut().zip(ds) {
+                                *p = exp(*p - lse);
+                                *ds = *p * (*ds - delta);
                             }
                         }
-                        settle(precision, p_before, p_row);
-                        settle(precision, ds_before, ds_row);
-                    }
-                },
-            );
-            let (p, ds) = (settled(precision, p, b, context), settled(precision, ds, b, context));
-            multiply(MatMut::new(&mut dqs[done..], b, d), heads.scale(), ds, key, false);
-            done += b * d;
-            let dks = MatMut::new(&mut dks[..context * d], context, d);
-            multiply(dks, heads.scale(), ds.t(), &Right::new(precision, query), true);
-            let dvs = MatMut::new(&mut dvs[..context * d], context, d);
-            multiply(dvs, 1.0, p.t(), &Right::new(precision, upstream), true);
+                    },
+                );
+                let (p, ds) = (Mat::new(p, b, context), Mat::new(ds, b, context));
+                let at = ((h - task.heads.start) * n + first - task.start) * d;
+                multiply(MatMut::new(&mut dqs[at..], b, d), heads.scale(), ds, key, false);
+                let dks = MatMut::new(&mut dks[..context * d], context, d);
+                multiply(dks, heads.scale(), ds.t(), &Right::new(precision, query), true);
+                let dvs = MatMut::new(&mut dvs[..context * d], context, d);
+                multiply(dvs, 1.0, p.t(), &Right::new(precision, upstream), true);
+            }
         }
         Share([dqs, dks, dvs])
     };
-    let shares: Vec<Share> = tasks.par_iter().with_max_len(1).map(one).collect();
-    gather(&tasks, &shares, starts, heads, [dq, dk, dv]);
+    tasks.par_iter().with_max_len(1).map(one).collect()
 }
 
 /// Puts the gradients together, those of a key or value in the order of the tasks.
@@ -341,26 +298,23 @@ fn gather(tasks: &[Task], shares: &[Share], starts: &[usize], heads: Heads, [dq,
         // The zero that changes no number it is added to, not even another zero.
         dk.fill(-0.0);
         dv.fill(-0.0);
+        let (begin, end) = (block.first - block.start, block.last - block.start);
         for (task, Share([dqs, dks, dvs])) in tasks.iter().zip(shares) {
-            if task.context / heads.keys != block.row {
+            if task.start != block.start || task.queries.end <= block.first {
                 continue;
             }
-            let mut rest: &[f32] = dqs;
-            for Pair { block: of, g } in &task.pairs {
-                let (mine, tail) = rest.split_at((of.last - of.first) * d);
-                rest = tail;
-                if of.first == block.first {
-                    let h = task.head * heads.group() + g;
-                    dq.chunks_exact_mut(qw).zip(mine.chunks_exact(d)).for_each(|(to, from)| {
-                        to[h * d..][..d].copy_from_slice(from);
-                    });
+            let (n, key_head) = (task.queries.len(), task.heads.start / heads.group());
+            let both = block.first.max(task.queries.start)..block.last.min(task.queries.end);
+            for (g, h) in task.heads.clone().enumerate() {
+                for token in both.clone() {
+                    let from = &dqs[(g * n + token - task.queries.start) * d..][..d];
+                    dq[(token - block.first) * qw + h * d..][..d].copy_from_slice(from);
                 }
             }
-            let first = (block.first - block.start) * d;
             for (to, from) in [(&mut *dk, dks), (&mut *dv, dvs)] {
-                let Some(from) = from.get(first..) else { continue };
+                let from = &from[begin * d..(end * d).min(from.len())];
                 for (to, from) in to.chunks_exact_mut(kw).zip(from.chunks_exact(d)) {
-                    to[task.head * d..][..d].iter_mut().zip(from).for_each(|(to, from)| *to += from);
+                    to[key_head * d..][..d].iter_mut().zip(from).for_each(|(to, from)| *to += from);
                 }
             }
         }
