@@ -8,6 +8,7 @@ mod tiles;
 
 use std::ops::Range;
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::buffers::{self, Buffer};
@@ -15,6 +16,7 @@ use super::matmul::packed::{Right, multiply};
 use super::matmul::{Mat, MatMut, Precision};
 use super::number::Number;
 use super::simd::{dot, exp, max, simd, sum_of};
+use super::{norm, rope};
 
 /// Queries a block holds.
 const BLOCK: usize = 64;
@@ -195,35 +197,66 @@ fn whole_tasks(starts: &[usize], heads: Heads) -> Vec<Task> {
     rows.filter(|task| !task.queries.is_empty()).collect()
 }
 
-/// Gradients of `q`, `k` and `v` given `dout`, and `dout` as products read it; what was in them is overwritten.
-#[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
+/// Gradients of `q`, `k` and `v` given `dout`; what was in them is overwritten.
 pub fn backward<O: Number>(
     precision: Precision,
-    q: Mat<'_>,
-    k: Mat<'_>,
-    v: Mat<'_>,
+    [q, k, v]: [Mat<'_>; 3],
     starts: &[usize],
     heads: Heads,
-    out: &[O],
-    lse: &[f32],
-    (dout, upstreams): (&[f32], Mat<'_>),
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
+    (out, lse): (&[O], &[f32]),
+    dout: &[f32],
+    into: [&mut [f32]; 3],
 ) {
-    let (tasks, shares) = match precision {
+    match precision {
         Precision::F32 => {
             let tasks = whole_tasks(starts, heads);
-            let shares = whole_backward([q, k, v], starts, heads, &tasks, (out, lse), (dout, upstreams));
-            (tasks, shares)
+            let shares = whole_backward([q, k, v], starts, heads, &tasks, (out, lse), dout);
+            gather(&tasks, &shares, starts, heads, None, into);
         }
         Precision::Bf16 => {
             let tasks = tiles::tasks(starts, heads);
-            let shares = tiles::backward([q, k, v], starts, heads, &tasks, (out, lse), (dout, upstreams));
-            (tasks, shares)
+            let shares = tiles::backward([q, k, v], starts, heads, &tasks, (out, lse), dout);
+            gather(&tasks, &shares, starts, heads, None, into);
         }
-    };
-    gather(&tasks, &shares, starts, heads, [dq, dk, dv]);
+    }
+}
+
+/// What lies between the projections and attention.
+pub struct Before<'a> {
+    /// Position of each token.
+    pub positions: &'a [u32],
+    /// Angles by which queries and keys were turned.
+    pub table: &'a rope::Table,
+    /// The norms of the heads of `q` and `k`, if there are any.
+    pub norms: Option<[Normed<'a>; 2]>,
+}
+
+/// The norm of heads, as its backward pass needs it.
+pub struct Normed<'a> {
+    /// What was normed, `[tokens, heads * dim]`.
+    pub x: &'a [bf16],
+    /// Its weight, `[dim]`.
+    pub weight: &'a [f32],
+    /// The scale of each head, `[tokens, heads]`.
+    pub scale: &'a [f32],
+    /// Whether the gradient of the weight is wanted.
+    pub trained: bool,
+}
+
+/// [`backward`] in bf16 and what comes before attention too: gradients of what the projections gave, rounded where `G` is
+/// bf16, and of the norms' weights, `[dim]`, or nothing for one that is not trained.
+pub fn backward_before<O: Number, G: Number>(
+    [q, k, v]: [Mat<'_>; 3],
+    starts: &[usize],
+    heads: Heads,
+    (out, lse): (&[O], &[f32]),
+    dout: &[f32],
+    before: &Before<'_>,
+    into: [&mut [G]; 3],
+) -> [Vec<f32>; 2] {
+    let tasks = tiles::tasks(starts, heads);
+    let shares = tiles::backward([q, k, v], starts, heads, &tasks, (out, lse), dout);
+    gather(&tasks, &shares, starts, heads, Some(before), into)
 }
 
 fn whole_backward<O: Number>(
@@ -232,9 +265,10 @@ fn whole_backward<O: Number>(
     heads: Heads,
     tasks: &[Task],
     (out, lse): (&[O], &[f32]),
-    (dout, upstreams): (&[f32], Mat<'_>),
+    dout: &[f32],
 ) -> Vec<Share> {
     let (qw, d, precision) = (heads.q_width(), heads.dim, Precision::F32);
+    let upstreams = Mat::new(dout, q.dims().0, qw);
     let packed: Vec<[Right; 3]> = contexts(k, v, starts, heads)
         .par_iter()
         .map(|c| [c.k.t(), c.v.t(), c.k].map(|m| Right::new(precision, m)))
@@ -289,36 +323,90 @@ fn whole_backward<O: Number>(
     tasks.par_iter().with_max_len(1).map(one).collect()
 }
 
-/// Puts the gradients together, those of a key or value in the order of the tasks.
-fn gather(tasks: &[Task], shares: &[Share], starts: &[usize], heads: Heads, [dq, dk, dv]: [&mut [f32]; 3]) {
+/// Puts the gradients together, those of a key or value in the order of the tasks, and takes them back through what came
+/// before; the gradients of the norms' weights.
+fn gather<G: Number>(
+    tasks: &[Task],
+    shares: &[Share],
+    starts: &[usize],
+    heads: Heads,
+    before: Option<&Before<'_>>,
+    [dq, dk, dv]: [&mut [G]; 3],
+) -> [Vec<f32>; 2] {
     let (qw, kw, d) = (heads.q_width(), heads.k_width(), heads.dim);
+    let norms = before.and_then(|before| before.norms.as_ref());
+    let nothing = || [0, 1].map(|of| vec![0f32; if norms.is_some_and(|norms| norms[of].trained) { d } else { 0 }]);
     let blocks = query_blocks(starts);
     let outs = split(dq, &blocks, qw).into_iter().zip(split(dk, &blocks, kw)).zip(split(dv, &blocks, kw));
-    blocks.par_iter().zip(outs.collect::<Vec<_>>()).for_each(|(block, ((dq, dk), dv))| {
-        // The zero that changes no number it is added to, not even another zero.
-        dk.fill(-0.0);
-        dv.fill(-0.0);
-        let (begin, end) = (block.first - block.start, block.last - block.start);
-        for (task, Share([dqs, dks, dvs])) in tasks.iter().zip(shares) {
-            if task.start != block.start || task.queries.end <= block.first {
-                continue;
-            }
-            let (n, key_head) = (task.queries.len(), task.heads.start / heads.group());
-            let both = block.first.max(task.queries.start)..block.last.min(task.queries.end);
-            for (g, h) in task.heads.clone().enumerate() {
-                for token in both.clone() {
-                    let from = &dqs[(g * n + token - task.queries.start) * d..][..d];
-                    dq[(token - block.first) * qw + h * d..][..d].copy_from_slice(from);
+    let sums: Vec<[Vec<f32>; 2]> = blocks
+        .par_iter()
+        .zip(outs.collect::<Vec<_>>())
+        .map(|(block, ((dq, dk), dv))| {
+            let reaches = |task: &Task| task.start == block.start && task.queries.end > block.first;
+            let mine: Vec<(&Task, &Share)> = tasks.iter().zip(shares).filter(|(task, _)| reaches(task)).collect();
+            let [mut row, mut tile] = [qw.max(kw), d].map(|n| vec![0f32; n]);
+            let mut sums = nothing();
+            simd(
+                #[inline(always)]
+                || {
+                    for (at, token) in (block.first..block.last).enumerate() {
+                        for (task, Share([dqs, ..])) in &mine {
+                            let (n, i) = (task.queries.len(), token.wrapping_sub(task.queries.start));
+                            for (g, h) in task.heads.clone().enumerate().filter(|_| i < n) {
+                                row[h * d..][..d].copy_from_slice(&dqs[(g * n + i) * d..][..d]);
+                            }
+                        }
+                        let through = before.map(|before| (before, token));
+                        leave(&mut row[..qw], through.map(|x| (x, 0)), &mut tile, &mut sums, &mut dq[at * qw..][..qw]);
+                        for (which, to) in [&mut *dk, &mut *dv].into_iter().enumerate() {
+                            // The zero that changes no number it is added to, not even another zero.
+                            row[..kw].fill(-0.0);
+                            for (task, Share(parts)) in &mine {
+                                let at = (token - task.start) * d;
+                                let Some(part) = parts[1 + which].get(at..at + d) else { continue };
+                                let to = &mut row[task.heads.start / heads.group() * d..][..d];
+                                to.iter_mut().zip(part).for_each(|(to, from)| *to += from);
+                            }
+                            let through = through.filter(|_| which == 0).map(|x| (x, 1));
+                            leave(&mut row[..kw], through, &mut tile, &mut sums, &mut to[at * kw..][..kw]);
+                        }
+                    }
+                },
+            );
+            sums
+        })
+        .collect();
+    let mut all = nothing();
+    for (sum, part) in sums.iter().flat_map(|sums| sums.iter().enumerate()) {
+        all[sum].iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+    }
+    all
+}
+
+/// Puts one token's gradients of `q` (0) or `k` (1) where they go, those of what came before if there is anything.
+#[inline(always)]
+fn leave<G: Number>(
+    row: &mut [f32],
+    through: Option<((&Before<'_>, usize), usize)>,
+    tile: &mut [f32],
+    sums: &mut [Vec<f32>; 2],
+    to: &mut [G],
+) {
+    if let Some(((before, token), of)) = through {
+        before.table.turn_back(row, before.positions[token]);
+        if let Some(norms) = &before.norms {
+            let (Normed { x, weight, scale, .. }, sum) = (&norms[of], &mut sums[of]);
+            let (d, first) = (weight.len(), token * (row.len() / weight.len()));
+            for (h, dy) in row.chunks_exact_mut(d).enumerate() {
+                let (x, r) = (bf16::wide(&x[(first + h) * d..][..d], tile), scale[first + h]);
+                for ((sum, dy), x) in sum.iter_mut().zip(&*dy).zip(x) {
+                    *sum += dy * (x * r);
                 }
-            }
-            for (to, from) in [(&mut *dk, dks), (&mut *dv, dvs)] {
-                let from = &from[begin * d..(end * d).min(from.len())];
-                for (to, from) in to.chunks_exact_mut(kw).zip(from.chunks_exact(d)) {
-                    to[key_head * d..][..d].iter_mut().zip(from).for_each(|(to, from)| *to += from);
-                }
+                norm::row_backward(x, weight, r, dy);
             }
         }
-    });
+    }
+    G::keep(row, to);
 }
 
 /// One query per sequence against its cache: `q`, `out` `[sequences, queries * dim]`; `caches[s]` are the keys and
@@ -392,8 +480,8 @@ mod tests {
         let [qs, ks, vs] = mats([&q, &k, &v]);
         forward(precision, qs, ks, vs, starts, HEADS, &mut out, &mut lse);
         let (mut dq, mut dk, mut dv) = (vec![9f32; qn], vec![9f32; kn], vec![9f32; kn]);
-        let ([qs, ks, vs], [gs, ..]) = (mats([&q, &k, &v]), mats([&g, &k, &v]));
-        backward(precision, qs, ks, vs, starts, HEADS, &out, &lse, (&g, gs), &mut dq, &mut dk, &mut dv);
+        let into = [&mut dq[..], &mut dk, &mut dv];
+        backward(precision, mats([&q, &k, &v]), starts, HEADS, (&out[..], &lse), &g, into);
         [q, k, v, g, out, dq, dk, dv]
     }
 
@@ -444,8 +532,8 @@ mod tests {
                 let [qs, ks, vs] = mats([&q, &k, &v]);
                 forward(precision, qs, ks, vs, &[0, n], HEADS, &mut out, &mut lse);
                 let (mut dq, mut dk, mut dv) = (vec![9f32; n * qw], vec![9f32; n * kw], vec![9f32; n * kw]);
-                let ([qs, ks, vs], [gs, ..]) = (mats([&q, &k, &v]), mats([&g, &k, &v]));
-                backward(precision, qs, ks, vs, &[0, n], HEADS, &out, &lse, (&g, gs), &mut dq, &mut dk, &mut dv);
+                let into = [&mut dq[..], &mut dk, &mut dv];
+                backward(precision, mats([&q, &k, &v]), &[0, n], HEADS, (&out[..], &lse), &g, into);
                 for (alone, (of, width)) in [out, dq, dk, dv].iter().zip(all.iter().zip([qw, qw, kw, kw])) {
                     assert_eq!(*alone, part(of, width), "{precision:?}");
                 }

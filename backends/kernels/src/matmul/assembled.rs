@@ -107,7 +107,10 @@ pub fn multiply(
     add: bool,
 ) {
     let (per_unit, m, n, k) = (a.precision.per_unit(), c.rows, c.cols, along.len());
-    assert!(a.precision == b.precision && row + m <= a.rows && along.end <= a.cols && n > 0, "a part of a left operand");
+    assert!(
+        a.precision == b.precision && row + m <= a.rows && along.end <= a.cols && n > 0,
+        "a part of a left operand"
+    );
     assert!(along.start.is_multiple_of(per_unit) && first.is_multiple_of(per_unit) && column.is_multiple_of(PANEL));
     let units: &[u32] = bytemuck::cast_slice(&a.buffer);
     for at in (0..n).step_by(PANEL) {

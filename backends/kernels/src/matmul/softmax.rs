@@ -44,7 +44,9 @@ pub fn weigh(
         assert!(rows.len() <= weights.rows && padded <= weights.cols);
         let line = weights.cols;
         let out: &mut [u16] = bytemuck::cast_slice_mut(&mut weights.buffer);
-        for (i, ((row, scores), out)) in rows.iter_mut().zip(scores.chunks(stride)).zip(out.chunks_mut(line)).enumerate() {
+        for (i, ((row, scores), out)) in
+            rows.iter_mut().zip(scores.chunks(stride)).zip(out.chunks_mut(line)).enumerate()
+        {
             let (scores, out) = (&scores[..width], &mut out[..padded]);
             // SAFETY: the set has the instructions; the slices are as long as asked for.
             unsafe { x86::weigh(scores, seen(i).min(width), row, out) };

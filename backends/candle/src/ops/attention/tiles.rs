@@ -7,6 +7,7 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::{Heads, Share, Task, contexts};
@@ -15,7 +16,7 @@ use crate::ops::matmul::assembled::{Left, multiply, turn};
 use crate::ops::matmul::executor::Executor;
 use crate::ops::matmul::packed::Right;
 use crate::ops::matmul::softmax::{Differentiated, Known, Softmax, weigh};
-use crate::ops::matmul::{Mat, MatMut, Precision, Threads};
+use crate::ops::matmul::{Mat, MatMut, Precision, Threads, narrow_here};
 use crate::ops::number::Number;
 use crate::ops::simd::{dot, simd};
 
@@ -69,13 +70,7 @@ fn strips<'a, O>(starts: &[usize], heads: Heads, out: &'a mut [O], lse: &'a mut 
 }
 
 /// [`super::forward`] in bf16.
-pub fn forward<O: Number>(
-    [q, k, v]: [Mat<'_>; 3],
-    starts: &[usize],
-    heads: Heads,
-    out: &mut [O],
-    lse: &mut [f32],
-) {
+pub fn forward<O: Number>([q, k, v]: [Mat<'_>; 3], starts: &[usize], heads: Heads, out: &mut [O], lse: &mut [f32]) {
     let d = heads.dim;
     let packed: Vec<[Right; 2]> =
         contexts(k, v, starts, heads).par_iter().map(|c| [Right::new(BF16, c.k.t()), Right::new(BF16, c.v)]).collect();
@@ -153,8 +148,14 @@ pub(super) fn backward<O: Number>(
     heads: Heads,
     tasks: &[Task],
     (out, lse): (&[O], &[f32]),
-    (dout, upstreams): (&[f32], Mat<'_>),
+    dout: &[f32],
 ) -> Vec<Share> {
+    let tokens = q.dims().0;
+    let mut deltas = buffers::take(tokens * heads.queries);
+    let mut rounded = buffers::take(dout.len().div_ceil(2));
+    let rounded: &mut [bf16] = &mut bytemuck::cast_slice_mut(&mut rounded)[..dout.len()];
+    upstream((out, dout), heads, rounded, &mut deltas);
+    let upstreams = Mat::narrowed(rounded, tokens, heads.q_width());
     let packed: Vec<[Right; 3]> = contexts(k, v, starts, heads)
         .par_iter()
         .map(|c| [c.k.t(), c.v.t(), c.k].map(|m| Right::new(BF16, m)))
@@ -162,21 +163,42 @@ pub(super) fn backward<O: Number>(
     let shares: Vec<OnceLock<Share>> = tasks.iter().map(|_| OnceLock::new()).collect();
     Threads::Pool.each(tasks.len(), &|number| {
         let task = &tasks[number];
-        let share = one(task, heads, &packed[task.context], [q, upstreams], (out, lse), dout);
+        let share = one(task, heads, &packed[task.context], [q, upstreams], [lse, &deltas]);
         let _ = shares[number].set(share);
     });
     shares.into_iter().flat_map(OnceLock::into_inner).collect()
 }
 
-fn one<O: Number>(
+/// The gradient of the output as products read it, and the sum over each head of the output times its gradient, which is that
+/// over the weights times theirs, `[tokens, queries]`.
+fn upstream<O: Number>((out, dout): (&[O], &[f32]), heads: Heads, rounded: &mut [bf16], deltas: &mut [f32]) {
+    /// Tokens of a task.
+    const TOKENS: usize = 16;
+    let (n, d) = (TOKENS * heads.q_width(), heads.dim);
+    let tokens = out.par_chunks(n).zip(dout.par_chunks(n));
+    let made = rounded.par_chunks_mut(n).zip(deltas.par_chunks_mut(TOKENS * heads.queries));
+    made.zip(tokens).for_each(|((rounded, deltas), (out, dout))| {
+        let mut tile = vec![0f32; d];
+        simd(
+            #[inline(always)]
+            || {
+                for ((delta, out), dout) in deltas.iter_mut().zip(out.chunks_exact(d)).zip(dout.chunks_exact(d)) {
+                    *delta = dot(O::wide(out, &mut tile), dout);
+                }
+            },
+        );
+        narrow_here(dout, rounded);
+    });
+}
+
+fn one(
     task: &Task,
     heads: Heads,
     [key_t, value_t, key]: &[Right; 3],
     operands: [Mat<'_>; 2],
-    (out, lse): (&[O], &[f32]),
-    dout: &[f32],
+    [lse, deltas]: [&[f32]; 2],
 ) -> Share {
-    let (qw, d, n, head) = (heads.q_width(), heads.dim, task.queries.len(), task.heads.start);
+    let (d, n, head) = (heads.dim, task.queries.len(), task.heads.start);
     // Positions in the row.
     let (begin, end) = (task.queries.start - task.start, task.queries.end - task.start);
     let (most, widest) = (QUERIES.min(n), KEYS.min(end));
@@ -188,17 +210,6 @@ fn one<O: Number>(
     let mut known = Vec::with_capacity(SIDE);
     let mut tiles = [0; 2].map(|_| buffers::take(SIDE * SIDE));
     let mut sums = [0; 2].map(|_| buffers::take(d * widest));
-    let mut wide = vec![0f32; d];
-    let mut deltas = vec![0f32; n];
-    simd(
-        #[inline(always)]
-        || {
-            for (delta, token) in deltas.iter_mut().zip(task.queries.clone()) {
-                let at = token * qw + head * d;
-                *delta = dot(O::wide(&out[at..at + d], &mut wide), &dout[at..at + d]);
-            }
-        },
-    );
     for block in (0..end).step_by(KEYS) {
         let width = KEYS.min(end - block);
         sums.iter_mut().for_each(|sum| sum.fill(0.0));
@@ -214,7 +225,8 @@ fn one<O: Number>(
                 rows.put((0, 0), operand);
                 lying.put((0, 0), operand.t());
             }
-            [&mut made.weights, &mut made.gradients].map(|right| right.reshape(queries, context));
+            made.weights.reshape(queries, context);
+            made.gradients.reshape(queries, context);
             for strip in (0..queries).step_by(SIDE) {
                 let height = SIDE.min(queries - strip);
                 // One past the last key of this block that a query of the strip sees.
@@ -229,10 +241,9 @@ fn one<O: Number>(
                     of(p, heads.scale(), &rows[0], key_t);
                     of(ds, 1.0, &rows[1], value_t);
                     known.clear();
-                    known.extend((first + strip..first + strip + height).map(|i| Known {
-                        lse: lse[(task.start + i) * heads.queries + head],
-                        delta: deltas[i - begin],
-                        seen: (i + 1).saturating_sub(block + column),
+                    known.extend((first + strip..first + strip + height).map(|i| {
+                        let [lse, delta] = [lse, deltas].map(|x| x[(task.start + i) * heads.queries + head]);
+                        Known { lse, delta, seen: (i + 1).saturating_sub(block + column) }
                     }));
                     made.put((strip, column), across, &known, p, ds);
                 }
@@ -246,8 +257,11 @@ fn one<O: Number>(
                 let across = SIDE.min(context - column);
                 // The first strip that sees one of these keys.
                 let from = (block + column).saturating_sub(first) / SIDE * SIDE;
-                for (((sum, right), lying), alpha) in
-                    sums.iter_mut().zip([&made.weights, &made.gradients]).zip([&lying[1], &lying[0]]).zip([1.0, heads.scale()])
+                for (((sum, right), lying), alpha) in sums
+                    .iter_mut()
+                    .zip([&made.weights, &made.gradients])
+                    .zip([&lying[1], &lying[0]])
+                    .zip([1.0, heads.scale()])
                 {
                     let to = MatMut::strided(&mut sum[column..], d, across, widest);
                     multiply(to, alpha, (lying, 0, from..queries), (right, from, column), true);
