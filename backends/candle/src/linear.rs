@@ -101,8 +101,10 @@ impl Dora {
 /// What the backward pass needs of an adapter's forward pass.
 #[derive(Debug)]
 pub struct Adapted {
-    /// `A(dropout(x))`, `[tokens, r]`.
+    /// `A(dropout(x))`, `[tokens, r]`, as `B` reads it: [`nn::lowered`].
     low: Tensor,
+    /// What it is still to be multiplied by for the adapter's scale.
+    scale: f32,
     /// Which elements of `x` dropout has left.
     mask: Option<Mask>,
     /// With DoRA: `(W + s B A) dropout(x)`, `[tokens, out]`.
@@ -120,10 +122,8 @@ impl Lora {
     fn lowered(&self, precision: Precision, x: &Tensor, dropout: Option<Dropout>) -> Result<(Adapted, Tensor, f32)> {
         let mask = self.mask(x, dropout);
         let (dropped, factor) = dropped(x, mask.as_ref())?;
-        let low = nn::linear(precision, &dropped, &self.a, None)?;
-        nn::scale(&low, factor)?;
-        let low = nn::operand(precision, &low)?;
-        Ok((Adapted { low, mask, product: None }, dropped, factor))
+        let (low, scale) = nn::lowered(precision, &dropped, &self.a, factor, self.scale)?;
+        Ok((Adapted { low, scale, mask, product: None }, dropped, factor))
     }
 
     /// Which elements of `x` enter `A`, if not all.
@@ -229,7 +229,7 @@ impl Linear {
         let Some(lora) = &self.lora else { return Ok((nn::linear(precision, x, weight, bias)?, None)) };
         let (adapted, dropped, factor) = lora.lowered(precision, x, dropout)?;
         let Some(dora) = &lora.dora else {
-            let y = nn::linear_with(precision, x, weight, bias, Some((lora.scale, &adapted.low, &lora.b)))?;
+            let y = nn::linear_with(precision, x, weight, bias, Some((adapted.scale, &adapted.low, &lora.b)))?;
             return Ok((y, Some(adapted)));
         };
         let product = nn::linear(precision, &dropped, weight, None)?;
@@ -243,7 +243,7 @@ impl Linear {
             }
             (None, bias) => nn::rows(&product, bias)?,
         };
-        nn::linear_add(precision, &product, lora.scale, &adapted.low, &lora.b)?;
+        nn::linear_add(precision, &product, adapted.scale, &adapted.low, &lora.b)?;
         nn::add_scaled(&y, &product, &dora.gain()?)?;
         Ok((y, Some(Adapted { product: Some(product), ..adapted })))
     }
@@ -288,7 +288,7 @@ impl Linear {
             InputGradient::New => Some(None),
             InputGradient::Sum(dx) => Some(Some(dx)),
         };
-        let (Some(lora), Some(Adapted { low, mask, product })) = (&self.lora, adapted) else {
+        let (Some(lora), Some(Adapted { low, scale, mask, product })) = (&self.lora, adapted) else {
             let dx = sum.map(|sum| nn::linear_dx(precision, sum, 1.0, dy, &self.weight)).transpose()?;
             return Ok(dx.map_or(InputGradient::Skip, InputGradient::Sum));
         };
@@ -308,7 +308,7 @@ impl Linear {
         let inner = &scaled.as_ref().map_or_else(|| Ok(dy.clone()), |scaled| nn::operand(precision, scaled))?;
         let dlow = nn::linear_dx(precision, None, lora.scale, inner, &lora.b)?;
         if let Some(db) = gradients.of(&lora.b_name) {
-            nn::linear_dw(precision, db, lora.scale, inner, low)?;
+            nn::linear_dw(precision, db, *scale, inner, low)?;
         }
         let dlow = nn::operand(precision, &dlow)?;
         if let Some(da) = gradients.of(&lora.a_name) {

@@ -185,6 +185,19 @@ pub fn linear_with<W: Stored, B: Stored>(
     activation(y, &[tokens, n_out])
 }
 
+/// What an adapter's second matrix reads: `factor x a^T` `[tokens, r]` for products in `precision`, and what of `scale` it is
+/// still to be multiplied by. Where products round their operands it has been multiplied by all of it, before it is
+/// rounded: so the adapter's share of an output goes on with the sums of the layer's.
+pub fn lowered(precision: Precision, x: &Tensor, a: &Tensor, factor: f32, scale: f32) -> Result<(Tensor, f32)> {
+    let low = linear(precision, x, a, None)?;
+    if precision == Precision::F32 || low.cuda().is_some() {
+        self::scale(&low, factor)?;
+        return Ok((low, scale));
+    }
+    self::scale(&low, factor * scale)?;
+    Ok((operand(precision, &low)?, 1.0))
+}
+
 /// `y += alpha x w^T`.
 pub fn linear_add(precision: Precision, y: &Tensor, alpha: f32, x: &Tensor, w: &impl Stored) -> Result<()> {
     if let Some(y) = y.cuda() {

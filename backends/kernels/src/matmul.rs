@@ -3,7 +3,8 @@
 //! An element of a product is the same bits whatever the other rows and columns are, on any number of threads and any
 //! instruction set: it is one chain of fused multiply-adds over each block of the inner dimension ([`DEPTH`]), the
 //! blocks' sums added in order ([`kernel`] says how for bf16). A product may have several terms, `c = a1 b1 + a2 b2`:
-//! they are then summed while a tile of the output is in the cache.
+//! they are then summed while a tile of the output is in the cache; in bf16 a short one ([`SHORT`]) goes on with the last
+//! chain of the term before it, while its sums are in registers.
 //!
 //! Operands are packed block by block just before use ([`pack`]): a weight is read where it lies, in the type it is
 //! stored in, for one row as for many.
@@ -31,7 +32,7 @@ use rayon::prelude::*;
 
 use self::executor::Executor;
 pub use self::kernel::Precision;
-use self::kernel::{LANES, PANEL, Set, Tile, Unpacked};
+use self::kernel::{LANES, PANEL, Set, Tail, Tile, Unpacked};
 use self::pack::Part;
 use self::packed::Right;
 use crate::buffers::{self, Buffer};
@@ -39,6 +40,9 @@ use crate::mapped::Elements;
 
 /// Units of the inner dimension that are summed before they are added to the output.
 pub const DEPTH: usize = 512;
+/// Elements of the inner dimension up to which a term in bf16 goes on with the sums of the one before it, if both have the same
+/// factor: the ranks of adapters.
+pub const SHORT: usize = 64;
 /// A product is cut in so many tasks at least, if it is large enough; more threads than that find nothing to do.
 const TASKS: usize = 16;
 /// Rows of a task at least: packing a panel is paid by so many.
@@ -281,6 +285,8 @@ unsafe impl Send for Output {}
 struct Packed<'a> {
     term: Term<'a>,
     whole: Whole,
+    /// A short term that goes on with the sums of this one, packed likewise.
+    tail: Option<(Term<'a>, Whole)>,
 }
 
 enum Whole {
@@ -288,6 +294,21 @@ enum Whole {
     Left(usize),
     /// The right operand; tasks pack rows of the left one.
     Right(Right),
+}
+
+impl Whole {
+    fn left<'a, 'b>(&self, lefts: &'b [Left<'a>]) -> Option<&'b Left<'a>> {
+        match self {
+            Whole::Left(place) => lefts.get(*place),
+            Whole::Right(_) => None,
+        }
+    }
+    fn right(&self) -> Option<&Right> {
+        match self {
+            Whole::Left(_) => None,
+            Whole::Right(right) => Some(right),
+        }
+    }
 }
 
 /// Rows and columns of one task.
@@ -335,7 +356,7 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
     for (number, p) in products.into_iter().enumerate() {
         let (m, n) = (p.c.rows, p.c.cols);
         let by_rows = p.terms.first().is_some_and(|term| by_rows(precision, &term.a, &term.b));
-        let mut mine = Vec::with_capacity(p.terms.len());
+        let mut mine: Vec<Packed<'_>> = Vec::with_capacity(p.terms.len());
         for term in p.terms {
             let (a, b) = (term.a, term.b);
             let k = a.cols;
@@ -351,7 +372,14 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
                     lefts.len() - 1
                 }))
             };
-            mine.push(Packed { term, whole });
+            let goes_on = |before: &&mut Packed<'_>| {
+                let same = before.term.alpha.to_bits() == term.alpha.to_bits();
+                precision == Precision::Bf16 && k <= SHORT && before.tail.is_none() && same
+            };
+            match mine.last_mut().filter(goes_on) {
+                Some(before) => before.tail = Some((term, whole)),
+                None => mine.push(Packed { term, whole, tail: None }),
+            }
         }
         terms.push(mine);
         // Whole groups of rows, so that no part ends with a slow remainder. The last parts are small: when one thread is done,
@@ -379,10 +407,17 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
     let run = |task: &Task| {
         let output = &outputs[task.product];
         let mut add = output.add;
-        for Packed { term, whole } in &terms[task.product] {
+        for Packed { term, whole, tail } in &terms[task.product] {
+            let tail = tail.as_ref();
             match whole {
-                Whole::Left(place) => columns_of(set, precision, task, term, &lefts[*place], output, add),
-                Whole::Right(right) => rows_of(set, precision, task, term, right, output, add),
+                Whole::Left(place) => {
+                    let tail = tail.and_then(|(term, whole)| Some((term, whole.left(&lefts)?)));
+                    columns_of(set, precision, task, (term, &lefts[*place]), tail, output, add);
+                }
+                Whole::Right(right) => {
+                    let tail = tail.and_then(|(term, whole)| Some((term, whole.right()?)));
+                    rows_of(set, precision, task, (term, right), tail, output, add);
+                }
             }
             add = true;
         }
@@ -404,15 +439,29 @@ fn in_rows<'a>(set: Set, precision: Precision, b: &Mat<'a>) -> Option<&'a [bf16]
 }
 
 /// A task with the left operand packed: its columns are packed as a panel, block by block of the inner dimension.
-fn columns_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, left: &Left<'_>, to: &Output, add: bool) {
+fn columns_of(
+    set: Set,
+    precision: Precision,
+    task: &Task,
+    (term, left): (&Term<'_>, &Left<'_>),
+    tail: Option<(&Term<'_>, &Left<'_>)>,
+    to: &Output,
+    add: bool,
+) {
     debug_assert!(task.columns.end <= to.cols && task.columns.len() <= PANEL);
     let (vectors, depth, k) = (task.columns.len().div_ceil(LANES), DEPTH * precision.per_unit(), term.a.cols);
-    let unpacked = in_rows(set, precision, &term.b).filter(|_| task.rows.len() <= FEW);
-    with_lines(if unpacked.is_some() { 0 } else { DEPTH * PANEL }, |panel| {
+    let unpacked = in_rows(set, precision, &term.b).filter(|_| task.rows.len() <= FEW && tail.is_none());
+    let after = tail.map_or(0, |(tail, _)| tail.a.cols.div_ceil(precision.per_unit()));
+    with_lines(if unpacked.is_some() { 0 } else { (DEPTH + after) * PANEL }, |lines| {
+        let (panel, rest) = lines.split_at_mut(lines.len() - after * PANEL);
+        let part_of = |start, along| Part { start, along, first: task.columns.start, across: task.columns.len() };
+        let last = tail.map_or(Tail::NONE, |(tail, left)| {
+            pack::right(set, precision, &tail.b, part_of(0, tail.a.cols), vectors, rest);
+            Tail { units: after, a: left.row(task.rows.start), a_stride: left.stride, b: rest.as_ptr() }
+        });
         // An inner dimension of nothing still says what the output is.
         for start in (0..k.max(1)).step_by(depth) {
             let along = depth.min(k - start);
-            let part = Part { start, along, first: task.columns.start, across: task.columns.len() };
             let tile = |b| Tile {
                 units: along.div_ceil(precision.per_unit()),
                 a: left.row(task.rows.start).wrapping_add(start / precision.per_unit()),
@@ -434,10 +483,11 @@ fn columns_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, left
                     unsafe { kernel::run_unpacked(task.rows.len(), tile(panel.as_ptr()), b) };
                 }
                 None => {
-                    pack::right(set, precision, &term.b, part, vectors, panel);
+                    pack::right(set, precision, &term.b, part_of(start, along), vectors, panel);
+                    let tail = if start + along < k { Tail::NONE } else { last };
                     // SAFETY: `Mat` and `MatMut` checked their extents, the loop keeps to them, `right` packed
-                    // `units * vectors * LANES` units, and tiles of different tasks do not overlap.
-                    unsafe { kernel::run(set, precision, task.rows.len(), tile(panel.as_ptr())) };
+                    // `units * vectors * LANES` units of each term, and tiles of different tasks do not overlap.
+                    unsafe { kernel::run_with(set, precision, task.rows.len(), tile(panel.as_ptr()), tail) };
                 }
             }
         }
@@ -446,25 +496,38 @@ fn columns_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, left
 
 /// A task with the right operand packed: its rows are packed unless they can be read in place, block by block of the
 /// inner dimension, and multiplied with all panels.
-fn rows_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, right: &Right, to: &Output, add: bool) {
+fn rows_of(
+    set: Set,
+    precision: Precision,
+    task: &Task,
+    (term, right): (&Term<'_>, &Right),
+    tail: Option<(&Term<'_>, &Right)>,
+    to: &Output,
+    add: bool,
+) {
     debug_assert!(task.columns == (0..to.cols));
     let (depth, k, rows) = (DEPTH * precision.per_unit(), term.a.cols, task.rows.len());
-    let in_place = in_place(precision, &term.a);
     // Rows a power of two apart would share few places of the cache.
-    let stride = DEPTH.min(k.div_ceil(precision.per_unit())) + LANES;
-    with_lines(if in_place.is_some() { 0 } else { rows * stride }, |packed| {
+    let stride_of = |a: &Mat<'_>| DEPTH.min(a.cols.div_ceil(precision.per_unit())) + LANES;
+    let room_of = |a: &Mat<'_>| if in_place(precision, a).is_some() { 0 } else { rows * stride_of(a) };
+    let after = tail.map_or(0, |(tail, _)| room_of(&tail.a));
+    with_lines(room_of(&term.a) + after, |lines| {
+        let (packed, rest) = lines.split_at_mut(lines.len() - after);
+        // A block of the task's rows, and how far apart they are.
+        let block = |a: &Mat<'_>, start: usize, along: usize, packed: &mut [u32]| match in_place(precision, a) {
+            Some((units, stride)) => {
+                (units[task.rows.start * stride + start / precision.per_unit()..].as_ptr(), stride)
+            }
+            None => {
+                let part = Part { start, along, first: task.rows.start, across: rows };
+                pack::left(set, precision, a, part, stride_of(a), packed);
+                (packed.as_ptr(), stride_of(a))
+            }
+        };
+        let last = tail.map(|(tail, right)| (block(&tail.a, 0, tail.a.cols, rest), tail.a.cols, right));
         for start in (0..k.max(1)).step_by(depth) {
             let along = depth.min(k - start);
-            let (a, a_stride) = match in_place {
-                Some((units, stride)) => {
-                    (units[task.rows.start * stride + start / precision.per_unit()..].as_ptr(), stride)
-                }
-                None => {
-                    let part = Part { start, along, first: task.rows.start, across: rows };
-                    pack::left(set, precision, &term.a, part, stride, packed);
-                    (packed.as_ptr(), stride)
-                }
-            };
+            let (a, a_stride) = block(&term.a, start, along, packed);
             let first = start / precision.per_unit();
             for column in (0..to.cols).step_by(PANEL) {
                 let columns = PANEL.min(to.cols - column);
@@ -482,9 +545,13 @@ fn rows_of(set: Set, precision: Precision, task: &Task, term: &Term<'_>, right: 
                     alpha: term.alpha,
                     add: add || start > 0,
                 };
+                let tail = last.filter(|_| start + along == k).map_or(Tail::NONE, |((a, a_stride), k, right)| {
+                    let b = right.panel(column, 0).0.as_ptr();
+                    Tail { units: k.div_ceil(precision.per_unit()), a, a_stride, b }
+                });
                 // SAFETY: as in `columns_of`; `rows` rows of `units` units were packed or lie in the operand, and the
                 // panel holds its units from `first` on.
-                unsafe { kernel::run(set, precision, rows, tile) };
+                unsafe { kernel::run_with(set, precision, rows, tile, tail) };
             }
         }
     });
@@ -675,6 +742,52 @@ mod tests {
             for (x, got) in x.iter().zip(got) {
                 let want = if x.is_subnormal() { bf16::from_f32(0.0f32.copysign(*x)) } else { bf16::from_f32(*x) };
                 assert_eq!(got, want.to_bits(), "{set:?} {x:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_short_term_goes_on_with_the_chain_of_the_one_before_it() {
+        // Rows and columns of the output in tasks of either kind; ranks odd and even; several blocks before it.
+        for (m, n, k, r) in
+            [(5, 70, 130, 8), (130, 200, 2200, 3), (200, 1100, 64, 64), (300, 40, 1024, 1), (40, 90, 0, 8)]
+        {
+            let (a, b, low, up) = (noise(m * k, 1), noise(k * n, 2), noise(m * r, 3), noise(r * n, 4));
+            let (k_whole, depth) = (k.next_multiple_of(2), 2 * DEPTH);
+            // The same units one after the other, from where the last block of the first term starts.
+            let last = k_whole.saturating_sub(1) / depth * depth;
+            let beside = |x: &[f32], columns: usize, from: usize, y: &[f32]| -> Vec<f32> {
+                let row = |i: usize| {
+                    let zeros = vec![0.0; k_whole - k];
+                    [&x[i * columns + from..(i + 1) * columns], &zeros, &y[i * r..(i + 1) * r]].concat()
+                };
+                (0..m).flat_map(row).collect()
+            };
+            let joined = beside(&a, k, last, &low);
+            let below = [&b[last * n..], &vec![0.0; (k_whole - k) * n], &up].concat();
+            let width = k_whole - last + r;
+            for set in sets() {
+                let run = |set: Set, terms: Vec<Term<'_>>| {
+                    let mut c = vec![0.25f32; m * n];
+                    let product = Product { c: MatMut::new(&mut c, m, n), add: true, terms };
+                    products_by(set, Precision::Bf16, vec![product], Threads::Pool);
+                    c
+                };
+                let term = |a, b| Term { alpha: 0.5, a, b };
+                let (x, w) = (Mat::new(&a, m, k), Mat::new(&b, k, n));
+                let short = term(Mat::new(&low, m, r), Mat::new(&up, r, n));
+                let got = run(set, vec![term(x, w), short]);
+                let whole = (width <= depth).then(|| {
+                    let end = term(Mat::new(&joined, m, width), Mat::new(&below, width, n));
+                    let start = term(x.part(0..m, 0..last), w.part(0..last, 0..n));
+                    run(set, if last > 0 { vec![start, end] } else { vec![end] })
+                });
+                assert!(whole.is_none_or(|whole| whole == got), "{set:?} {m}x{n}x{k}+{r}");
+                assert_eq!(got, run(Set::Portable, vec![term(x, w), short]), "{set:?} {m}x{n}x{k}+{r}");
+                // With another factor it is a sum of its own, and in f32 always.
+                let other = run(set, vec![term(x, w), Term { alpha: 0.25, ..short }]);
+                let apart = other.iter().zip(&got).filter(|(a, b)| a != b).count();
+                assert!(apart > 0, "{set:?} {m}x{n}x{k}+{r}");
             }
         }
     }

@@ -154,6 +154,30 @@ pub struct Tile {
     pub add: bool,
 }
 
+/// Units that the chains of a tile's sums end with, of operands of their own: a second term of few units costs those units
+/// alone, and no second pass over the output. On AMX it is a second pass.
+#[derive(Clone, Copy)]
+pub struct Tail {
+    /// Units of the inner dimension.
+    pub units: usize,
+    /// The left operand's first row.
+    pub a: *const u32,
+    /// Units from one of its rows to the next.
+    pub a_stride: usize,
+    /// The packed right operand, `[units][vectors * LANES]`.
+    pub b: *const u32,
+}
+
+impl Tail {
+    /// Nothing more.
+    pub const NONE: Tail = Tail { units: 0, a: std::ptr::null(), a_stride: 0, b: std::ptr::null() };
+
+    /// What is multiplied in its place in a second pass over the output of `tile`.
+    fn alone(self, tile: Tile) -> Tile {
+        Tile { units: self.units, a: self.a, a_stride: self.a_stride, b: self.b, add: true, ..tile }
+    }
+}
+
 /// A right operand that is multiplied where it lies: rows of bf16.
 #[derive(Clone, Copy)]
 pub struct Unpacked {
@@ -192,27 +216,46 @@ pub fn prefetch(address: *const u8) {
     let _ = address;
 }
 
-/// Computes `rows` rows of a tile.
+/// [`run_with`] nothing more.
+///
+/// # Safety
+/// As there.
+pub unsafe fn run(set: Set, precision: Precision, rows: usize, tile: Tile) {
+    // SAFETY: the caller's promise.
+    unsafe { run_with(set, precision, rows, tile, Tail::NONE) }
+}
+
+/// Computes `rows` rows of a tile, the sums of `tail` in the same chains.
 ///
 /// # Safety
 /// All that `tile` describes must lie inside its buffers: `rows` rows of `units` units from `a`, `units * vectors *
-/// LANES` units from `b`, `rows` rows of `columns` elements from `c`, which nothing else reads or writes meanwhile. The
-/// CPU must have the instructions of `set`.
-pub unsafe fn run(set: Set, precision: Precision, rows: usize, tile: Tile) {
+/// LANES` units from `b`, `rows` rows of `columns` elements from `c`, which nothing else reads or writes meanwhile; so
+/// must what `tail` describes. The CPU must have the instructions of `set`.
+pub unsafe fn run_with(set: Set, precision: Precision, rows: usize, tile: Tile, tail: Tail) {
     // SAFETY: the caller vouches for the tile and for the set.
     unsafe {
         match (set, precision) {
             #[cfg(target_arch = "x86_64")]
-            (Set::Avx512Bf16, Precision::Bf16) => x86::run_bf16(rows, tile),
+            (Set::Avx512Bf16, Precision::Bf16) => x86::run_bf16(rows, tile, tail),
             #[cfg(target_arch = "x86_64")]
-            (Set::AmxBf16 | Set::Avx512Bf16 | Set::Avx512, Precision::F32) => x86::run_f32(rows, tile),
+            (Set::AmxBf16 | Set::Avx512Bf16 | Set::Avx512, Precision::F32) => x86::run_f32(rows, tile, tail),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            (Set::AmxBf16, Precision::Bf16) => super::amx::run::<super::amx::Hardware>(rows, tile),
+            (Set::AmxBf16, Precision::Bf16) => {
+                super::amx::run::<super::amx::Hardware>(rows, tile);
+                if tail.units > 0 {
+                    super::amx::run::<super::amx::Hardware>(rows, tail.alone(tile));
+                }
+            }
             #[cfg(test)]
-            (Set::Emulated, Precision::Bf16) => super::amx::run::<super::amx::Emulated>(rows, tile),
+            (Set::Emulated, Precision::Bf16) => {
+                super::amx::run::<super::amx::Emulated>(rows, tile);
+                if tail.units > 0 {
+                    super::amx::run::<super::amx::Emulated>(rows, tail.alone(tile));
+                }
+            }
             #[cfg(target_arch = "x86_64")]
-            (Set::Avx512, Precision::Bf16) => x86::run_pairs(rows, tile),
-            _ => portable(precision, rows, tile),
+            (Set::Avx512, Precision::Bf16) => x86::run_pairs(rows, tile, tail),
+            _ => portable(precision, rows, tile, tail),
         }
     }
 }
@@ -221,7 +264,7 @@ pub unsafe fn run(set: Set, precision: Precision, rows: usize, tile: Tile) {
 ///
 /// # Safety
 /// As [`run`].
-unsafe fn portable(precision: Precision, rows: usize, t: Tile) {
+unsafe fn portable(precision: Precision, rows: usize, t: Tile, tail: Tail) {
     let high = |u: u32| f32::from_bits(u & 0xffff_0000);
     let low = |u: u32| f32::from_bits(u << 16);
     crate::simd::simd(
@@ -231,13 +274,15 @@ unsafe fn portable(precision: Precision, rows: usize, t: Tile) {
                 let rows = (rows - first).min(4);
                 for v in 0..t.vectors {
                     let mut sums = [[0f32; LANES]; 4];
-                    for u in 0..t.units {
+                    let units = (0..t.units).map(|u| (t.a, t.a_stride, t.b, u));
+                    for (a, a_stride, b, u) in units.chain((0..tail.units).map(|u| (tail.a, tail.a_stride, tail.b, u)))
+                    {
                         // SAFETY: the caller's promise covers `units` units of `b` and of each row of `a`.
-                        let b = unsafe { &*t.b.add((u * t.vectors + v) * LANES).cast::<[u32; LANES]>() };
+                        let b = unsafe { &*b.add((u * t.vectors + v) * LANES).cast::<[u32; LANES]>() };
                         for (r, sums) in sums.iter_mut().enumerate() {
                             let row = first + r.min(rows - 1);
                             // SAFETY: as above.
-                            let a = unsafe { *t.a.add(row * t.a_stride + u) };
+                            let a = unsafe { *a.add(row * a_stride + u) };
                             match precision {
                                 Precision::F32 => {
                                     for l in 0..LANES {
@@ -270,7 +315,7 @@ unsafe fn portable(precision: Precision, rows: usize, t: Tile) {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{LANES, Tile, Unpacked};
+    use super::{LANES, Tail, Tile, Unpacked};
 
     /// One unit of one row times one vector of columns.
     trait Step {
@@ -351,24 +396,46 @@ mod x86 {
     /// # Safety
     /// As [`super::run`].
     #[inline(always)]
-    unsafe fn tile<S: Step, const ROWS: usize, const VECTORS: usize>(t: &Tile, first: usize) {
+    unsafe fn tile<S: Step, const ROWS: usize, const VECTORS: usize>(t: &Tile, tail: &Tail, first: usize) {
         // SAFETY: the caller's promise about `t`; masks keep loads and stores of `c` to its columns.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-            let (mut a, mut b) = (t.a.add(first * t.a_stride), t.b);
             // A weight gradient lies in main memory: what it is added to is fetched while the sums are made.
             for r in 0..ROWS {
                 for v in 0..VECTORS {
                     _mm_prefetch::<_MM_HINT_T0>(t.c.wrapping_add((first + r) * t.c_stride + v * LANES).cast());
                 }
             }
-            for _ in 0..t.units {
+            chain::<S, ROWS, VECTORS>(t.units, t.a.add(first * t.a_stride), t.a_stride, t.b, &mut sums);
+            if tail.units > 0 {
+                let a = tail.a.add(first * tail.a_stride);
+                chain::<S, ROWS, VECTORS>(tail.units, a, tail.a_stride, tail.b, &mut sums);
+            }
+            t.store(first, 0, sums);
+        }
+    }
+
+    /// Goes on with the sums over `units` units.
+    ///
+    /// # Safety
+    /// As [`super::run`], of the rows from `a` and the columns from `b`.
+    #[inline(always)]
+    unsafe fn chain<S: Step, const ROWS: usize, const VECTORS: usize>(
+        units: usize,
+        mut a: *const u32,
+        a_stride: usize,
+        mut b: *const u32,
+        sums: &mut [[__m512; VECTORS]; ROWS],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            for _ in 0..units {
                 let mut columns = [_mm512_setzero_si512(); VECTORS];
                 for v in 0..VECTORS {
                     columns[v] = _mm512_loadu_si512(b.add(v * LANES).cast());
                 }
                 for r in 0..ROWS {
-                    let row = _mm512_set1_epi32(*a.add(r * t.a_stride) as i32);
+                    let row = _mm512_set1_epi32(*a.add(r * a_stride) as i32);
                     for v in 0..VECTORS {
                         sums[r][v] = S::step(row, columns[v], sums[r][v]);
                     }
@@ -376,7 +443,6 @@ mod x86 {
                 a = a.add(1);
                 b = b.add(VECTORS * LANES);
             }
-            t.store(first, 0, sums);
         }
     }
 
@@ -451,24 +517,24 @@ mod x86 {
     /// # Safety
     /// As [`super::run`].
     #[inline(always)]
-    unsafe fn rows<S: Step, const MOST: usize, const VECTORS: usize>(rows: usize, t: &Tile) {
+    unsafe fn rows<S: Step, const MOST: usize, const VECTORS: usize>(rows: usize, t: &Tile, tail: &Tail) {
         let mut first = 0;
         // SAFETY: the caller's promise; every group ends at `rows`.
         unsafe {
             while rows - first >= MOST {
-                tile::<S, MOST, VECTORS>(t, first);
+                tile::<S, MOST, VECTORS>(t, tail, first);
                 first += MOST;
             }
             while rows - first >= 4 {
-                tile::<S, 4, VECTORS>(t, first);
+                tile::<S, 4, VECTORS>(t, tail, first);
                 first += 4;
             }
             if rows - first >= 2 {
-                tile::<S, 2, VECTORS>(t, first);
+                tile::<S, 2, VECTORS>(t, tail, first);
                 first += 2;
             }
             if rows > first {
-                tile::<S, 1, VECTORS>(t, first);
+                tile::<S, 1, VECTORS>(t, tail, first);
             }
         }
     }
@@ -476,14 +542,14 @@ mod x86 {
     /// # Safety
     /// As [`super::run`].
     #[inline(always)]
-    unsafe fn by_vectors<S: Step>(n: usize, t: Tile) {
+    unsafe fn by_vectors<S: Step>(n: usize, t: Tile, tail: Tail) {
         // SAFETY: the caller's promise.
         unsafe {
             match t.vectors {
-                1 => rows::<S, 16, 1>(n, &t),
-                2 => rows::<S, 12, 2>(n, &t),
-                3 => rows::<S, 8, 3>(n, &t),
-                _ => rows::<S, 6, 4>(n, &t),
+                1 => rows::<S, 16, 1>(n, &t, &tail),
+                2 => rows::<S, 12, 2>(n, &t, &tail),
+                3 => rows::<S, 8, 3>(n, &t, &tail),
+                _ => rows::<S, 6, 4>(n, &t, &tail),
             }
         }
     }
@@ -491,25 +557,25 @@ mod x86 {
     /// # Safety
     /// As [`super::run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    pub unsafe fn run_bf16(n: usize, t: Tile) {
+    pub unsafe fn run_bf16(n: usize, t: Tile, tail: Tail) {
         // SAFETY: the caller's promise; the features are enabled here.
-        unsafe { by_vectors::<Pair>(n, t) }
+        unsafe { by_vectors::<Pair>(n, t, tail) }
     }
 
     /// # Safety
     /// As [`super::run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub unsafe fn run_f32(n: usize, t: Tile) {
+    pub unsafe fn run_f32(n: usize, t: Tile, tail: Tail) {
         // SAFETY: the caller's promise; the features are enabled here.
-        unsafe { by_vectors::<Single>(n, t) }
+        unsafe { by_vectors::<Single>(n, t, tail) }
     }
 
     /// # Safety
     /// As [`super::run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub unsafe fn run_pairs(n: usize, t: Tile) {
+    pub unsafe fn run_pairs(n: usize, t: Tile, tail: Tail) {
         // SAFETY: the caller's promise; the features are enabled here.
-        unsafe { by_vectors::<Halves>(n, t) }
+        unsafe { by_vectors::<Halves>(n, t, tail) }
     }
 }
 
