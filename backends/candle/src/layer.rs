@@ -6,7 +6,7 @@ use karat::backend::BackendError;
 
 use crate::cuda::Device;
 use crate::linear::InputGradient::{self, New, Skip};
-use crate::linear::{Adapted, Dropout, Gradients, Linear};
+use crate::linear::{self, Adapted, Branch, Dropout, Gradients, Linear};
 use crate::nn::{self, Angles, Attention, Indices, Precision, Result, Starts, Tensor};
 use crate::ops::attention::Heads;
 
@@ -188,9 +188,10 @@ impl Layer {
     /// Norm and projections of `x` `[tokens, hidden]`.
     fn raw(&self, x: &Tensor, pass: Pass<'_>) -> Result<Raw> {
         let (normed, scale) = self.input_norm.operand(self.q.precision, x)?;
-        let (q, low_q) = self.q.forward(&normed, pass.dropout)?;
-        let (k, low_k) = self.k.forward(&normed, pass.dropout)?;
-        let (v, low_v) = self.v.forward(&normed, pass.dropout)?;
+        let [q, k, v] = linear::lowered([&self.q, &self.k, &self.v], &normed, pass.dropout)?;
+        let (q, low_q) = self.q.forward(&normed, q)?;
+        let (k, low_k) = self.k.forward(&normed, k)?;
+        let (v, low_v) = self.v.forward(&normed, v)?;
         Ok(Raw { q, k, v, scale, low: [low_q, low_k, low_v] })
     }
 
@@ -241,13 +242,15 @@ impl Layer {
         dropout: Option<Dropout>,
         act: bool,
     ) -> Result<(Option<Tensor>, Finished)> {
-        let (middle, low_o) = self.o.forward(out, dropout)?;
+        let [low_o] = linear::lowered([&self.o], out, dropout)?;
+        let (middle, low_o) = self.o.forward(out, low_o)?;
         let (normed, scale) = self.post_norm.operand_of_sum(self.gate.precision, &middle, x)?;
-        let (mut gate, low_gate) = self.gate.forward(&normed, dropout)?;
+        let [low_gate, low_up] = linear::lowered([&self.gate, &self.up], &normed, dropout)?;
+        let (mut gate, low_gate) = self.gate.forward(&normed, low_gate)?;
         if !act {
             gate = nn::operand(self.down.precision, &gate)?;
         }
-        let (mut up, low_up) = self.up.forward(&normed, dropout)?;
+        let (mut up, low_up) = self.up.forward(&normed, low_up)?;
         drop(normed);
         let act = match act {
             true => {
@@ -268,13 +271,17 @@ impl Layer {
     /// # Errors
     /// If the device fails.
     pub fn finish(&self, x: &Tensor, out: &Tensor) -> Result<Tensor> {
-        let (middle, _) = self.o.forward(out, None)?;
+        let out = &nn::operand(self.o.precision, out)?;
+        let [low] = linear::lowered([&self.o], out, None)?;
+        let (middle, _) = self.o.forward(out, low)?;
         let (normed, _) = self.post_norm.operand_of_sum(self.gate.precision, &middle, x)?;
-        let (gate, up) = (self.gate.forward(&normed, None)?.0, self.up.forward(&normed, None)?.0);
+        let [gate, up] = linear::lowered([&self.gate, &self.up], &normed, None)?;
+        let (gate, up) = (self.gate.forward(&normed, gate)?.0, self.up.forward(&normed, up)?.0);
         drop(normed);
         let act = nn::swiglu(self.down.precision, &gate, &up)?;
         drop((gate, up));
-        let (y, _) = self.down.forward(&act, None)?;
+        let [low] = linear::lowered([&self.down], &act, None)?;
+        let (y, _) = self.down.forward(&act, low)?;
         nn::add(&y, &middle)?;
         Ok(y)
     }
@@ -296,7 +303,8 @@ impl Layer {
         let attended = self.attend(x, pass)?;
         let (act, mut finished) = self.activate(x, &attended.out, pass.dropout, true)?;
         let act = act.ok_or_else(|| BackendError::failed("an activation is missing"))?;
-        let (y, low_down) = self.down.forward(&act, pass.dropout)?;
+        let [low] = linear::lowered([&self.down], &act, pass.dropout)?;
+        let (y, low_down) = self.down.forward(&act, low)?;
         nn::add(&y, &finished.middle)?;
         finished.low[2] = low_down;
         finished.middle = nn::operand(self.o.precision, &finished.middle)?;
@@ -333,29 +341,28 @@ impl Layer {
         gradients: &Gradients,
     ) -> Result<Option<Tensor>> {
         let Saved(Attended { scale: input_scale, raw, turned, v, low, out, lse }, finished) = saved;
-        let back = |linear: &Linear, x: &Tensor, low: Option<Adapted>, dy: &Tensor, dx: InputGradient| {
-            linear.backward((x, low.as_ref()), dy, dx, gradients)
-        };
         let gave = |dx: InputGradient| dx.taken().ok_or_else(|| BackendError::failed("a gradient is missing"));
         let precision = self.o.precision;
 
         let Finished { low_o, middle, scale, gate, up, low: [low_gate, low_up, low_down] } = finished;
         let act = nn::swiglu(precision, &gate, &up)?;
-        let dact = gave(back(&self.down, &act, low_down, &dy, New)?)?;
+        let down = Branch { layer: &self.down, adapted: low_down, dy: dy.clone() };
+        let dact = gave(linear::backward([down], &act, New, gradients)?)?;
         drop(act);
         let wide = [&self.gate, &self.up].iter().any(|linear| linear.sums_its_gradient());
         let for_products = if wide { Precision::F32 } else { precision };
         let (dgate, dup) = nn::swiglu_backward(for_products, &gate, &up, &dact)?;
         drop((gate, up, dact));
         let (normed, _) = self.post_norm.operand(precision, &middle)?;
-        let dnormed = back(&self.gate, &normed, low_gate, &dgate, New)?;
-        drop(dgate);
-        let dnormed = gave(back(&self.up, &normed, low_up, &dup, dnormed)?)?;
-        drop((normed, dup));
+        let branches = [(&self.gate, low_gate, dgate), (&self.up, low_up, dup)];
+        let branches = branches.map(|(layer, adapted, dy)| Branch { layer, adapted, dy });
+        let dnormed = gave(linear::backward(branches, &normed, New, gradients)?)?;
+        drop(normed);
         let dmiddle = self.post_norm.backward(Some(dy), &middle, &scale, &dnormed, gradients)?;
         drop((middle, dnormed));
 
-        let dout = gave(back(&self.o, &out, low_o, &dmiddle, New)?)?;
+        let o = Branch { layer: &self.o, adapted: low_o, dy: dmiddle.clone() };
+        let dout = gave(linear::backward([o], &out, New, gradients)?)?;
         let [q, k] = match (turned, &raw) {
             (Some(turned), _) => turned,
             (None, Some((raw, _))) => self.turned(precision, raw.clone(), pass)?.0,
@@ -373,12 +380,10 @@ impl Layer {
         let below = want_dx || gradients.of(&self.input_norm.name).is_some();
         let (normed, _) = self.input_norm.operand(precision, x)?;
         let [low_q, low_k, low_v] = low;
-        let dnormed = back(&self.q, &normed, low_q, &dq, if below { New } else { Skip })?;
-        drop(dq);
-        let dnormed = back(&self.k, &normed, low_k, &dk, dnormed)?;
-        drop(dk);
-        let dnormed = back(&self.v, &normed, low_v, &dv, dnormed)?;
-        drop((normed, dv));
+        let branches = [(&self.q, low_q, dq), (&self.k, low_k, dk), (&self.v, low_v, dv)];
+        let branches = branches.map(|(layer, adapted, dy)| Branch { layer, adapted, dy });
+        let dnormed = linear::backward(branches, &normed, if below { New } else { Skip }, gradients)?;
+        drop(normed);
         match dnormed.taken() {
             Some(dnormed) => self.input_norm.backward(Some(dmiddle), x, &input_scale, &dnormed, gradients).map(Some),
             None => Ok(None),

@@ -1,11 +1,12 @@
-//! A linear layer, with or without a LoRA adapter, forward and backward.
+//! Linear layers, with or without LoRA adapters, forward and backward. Those that read the same input are worked on
+//! together where their adapters are concerned: a product with few columns pays when it is one of several.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::cuda::Device;
 use crate::cuda::pool::trim;
-use crate::nn::{self, Gradient, Mask, Precision, Result, Tensor};
+use crate::nn::{self, Gradient, Lower, Mask, Precision, Result, Tensor};
 use crate::ops::dropout::Key;
 use crate::weight::Weight;
 
@@ -118,14 +119,6 @@ impl Lora {
         [(&self.a_name, &self.a), (&self.b_name, &self.b)].into_iter().chain(magnitude)
     }
 
-    /// `A(dropout(x))` as `B` reads it, for the backward pass too; and `x` as it enters `A`, but for a factor.
-    fn lowered(&self, precision: Precision, x: &Tensor, dropout: Option<Dropout>) -> Result<(Adapted, Tensor, f32)> {
-        let mask = self.mask(x, dropout);
-        let (dropped, factor) = dropped(x, mask.as_ref())?;
-        let (low, scale) = nn::lowered(precision, &dropped, &self.a, factor, self.scale)?;
-        Ok((Adapted { low, scale, mask, product: None }, dropped, factor))
-    }
-
     /// Which elements of `x` enter `A`, if not all.
     fn mask(&self, x: &Tensor, dropout: Option<Dropout>) -> Option<Mask> {
         let d = dropout.filter(|_| self.dropout > 0.0)?;
@@ -219,19 +212,21 @@ impl Linear {
         Ok(())
     }
 
-    /// `y` for `x` `[tokens, in]`, and what the backward pass needs of the adapter.
+    /// `y` for `x` `[tokens, in]` of which [`lowered`] has made `adapted`, and that with what else the backward pass needs.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn forward(&self, x: &Tensor, dropout: Option<Dropout>) -> Result<(Tensor, Option<Adapted>)> {
+    pub fn forward(&self, x: &Tensor, adapted: Option<Adapted>) -> Result<(Tensor, Option<Adapted>)> {
         let (precision, weight, bias) = (self.precision, &self.weight, self.bias.as_ref());
         let x = &nn::operand(precision, x)?;
-        let Some(lora) = &self.lora else { return Ok((nn::linear(precision, x, weight, bias)?, None)) };
-        let (adapted, dropped, factor) = lora.lowered(precision, x, dropout)?;
+        let (Some(lora), Some(adapted)) = (&self.lora, adapted) else {
+            return Ok((nn::linear(precision, x, weight, bias)?, None));
+        };
         let Some(dora) = &lora.dora else {
             let y = nn::linear_with(precision, x, weight, bias, Some((adapted.scale, &adapted.low, &lora.b)))?;
             return Ok((y, Some(adapted)));
         };
+        let (dropped, factor) = dropped(x, adapted.mask.as_ref())?;
         let product = nn::linear(precision, &dropped, weight, None)?;
         nn::scale(&product, factor)?;
         let y = match (&adapted.mask, bias) {
@@ -248,86 +243,194 @@ impl Linear {
         Ok((y, Some(Adapted { product: Some(product), ..adapted })))
     }
 
-    /// What [`Linear::forward`] leaves for the backward pass, to the bit, without its output.
+    /// What [`lowered`] and [`Linear::forward`] leave for the backward pass, to the bit, without the output.
     ///
     /// # Errors
     /// If the device fails.
     pub fn adapted(&self, x: &Tensor, dropout: Option<Dropout>) -> Result<Option<Adapted>> {
-        match &self.lora {
-            None => Ok(None),
-            Some(Lora { dora: Some(_), .. }) => self.forward(x, dropout).map(|(_, adapted)| adapted),
-            Some(lora) => {
-                let x = nn::operand(self.precision, x)?;
-                Ok(Some(lora.lowered(self.precision, &x, dropout)?.0))
-            }
+        let x = &nn::operand(self.precision, x)?;
+        let [adapted] = lowered([self], x, dropout)?;
+        match self.lora.as_ref().and_then(|lora| lora.dora.as_ref()) {
+            Some(_) => self.forward(x, adapted).map(|(_, adapted)| adapted),
+            None => Ok(adapted),
         }
     }
+}
 
-    /// Adds the gradients of what is trained to `gradients` and returns that of the input as `dx` asks. The input is
-    /// `x` and what [`Linear::forward`] left of it.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn backward(
-        &self,
-        (x, adapted): (&Tensor, Option<&Adapted>),
-        dy: &Tensor,
-        dx: InputGradient,
-        gradients: &Gradients,
-    ) -> Result<InputGradient> {
-        let precision = self.precision;
-        if let Some(db) = self.bias.as_ref().and_then(|_| gradients.of(&self.bias_name)) {
-            nn::bias_gradient(db, dy)?;
+/// What the adapters of `layers` make of the `x` `[tokens, in]` that all of them read, and their backward passes need.
+///
+/// # Errors
+/// If the device fails.
+pub fn lowered<const N: usize>(
+    layers: [&Linear; N],
+    x: &Tensor,
+    dropout: Option<Dropout>,
+) -> Result<[Option<Adapted>; N]> {
+    let mut adapted = [const { None }; N];
+    let Some(precision) = layers.iter().find(|layer| layer.lora.is_some()).map(|layer| layer.precision) else {
+        return Ok(adapted);
+    };
+    let x = &nn::operand(precision, x)?;
+    let mut entering = Vec::with_capacity(N);
+    for (layer, adapted) in layers.iter().zip(&mut adapted) {
+        if let Some(lora) = &layer.lora {
+            let mask = lora.mask(x, dropout);
+            let (dropped, factor) = dropped(x, mask.as_ref())?;
+            entering.push((lora, dropped, factor, mask, adapted));
         }
-        let (whole, x, dy) = (dy, &nn::operand(precision, x)?, &nn::operand(precision, dy)?);
-        if let Some(dw) = gradients.of(&self.weight_name) {
-            nn::linear_dw(precision, dw, 1.0, dy, x)?;
+    }
+    let products: Vec<Lower<'_>> = entering
+        .iter()
+        .map(|(lora, x, factor, ..)| Lower { x, a: &lora.a, factor: *factor, scale: lora.scale })
+        .collect();
+    let lows = nn::lowered(precision, &products)?;
+    drop(products);
+    for ((low, scale), (.., mask, adapted)) in lows.into_iter().zip(entering) {
+        *adapted = Some(Adapted { low, scale, mask, product: None });
+    }
+    Ok(adapted)
+}
+
+/// One of the layers that read the same input, in the backward pass, and what that uses up.
+pub struct Branch<'a> {
+    /// The layer.
+    pub layer: &'a Linear,
+    /// What its forward pass has left.
+    pub adapted: Option<Adapted>,
+    /// The gradient of its output.
+    pub dy: Tensor,
+}
+
+/// The gradient of a branch's output as its products read it.
+struct Upstream<'a> {
+    layer: &'a Linear,
+    adapted: Option<Adapted>,
+    dy: Tensor,
+    /// That of the adapted product where that is another one, and the whole unrounded: with DoRA.
+    scaled: Option<[Tensor; 2]>,
+    /// That of the adapted product for products.
+    inner: Tensor,
+}
+
+impl Upstream<'_> {
+    /// Its adapter and what that has left.
+    fn adapter(&self) -> Option<(&Lora, &Adapted)> {
+        self.layer.lora.as_ref().zip(self.adapted.as_ref())
+    }
+}
+
+/// Adds the gradients of what is trained in `branches` to `gradients` and returns that of the input `x` of all of them as
+/// `dx` asks.
+///
+/// # Errors
+/// If the device fails.
+pub fn backward<const N: usize>(
+    branches: [Branch<'_>; N],
+    x: &Tensor,
+    dx: InputGradient,
+    gradients: &Gradients,
+) -> Result<InputGradient> {
+    let Some(precision) = branches.first().map(|branch| branch.layer.precision) else { return Ok(dx) };
+    let x = &nn::operand(precision, x)?;
+    let mut upstreams = Vec::with_capacity(N);
+    for branch in branches {
+        upstreams.push(branch.upstream(x, gradients)?);
+    }
+    let dlows = adapter_gradients(precision, &upstreams, x, gradients)?;
+    let mut sum = match dx {
+        InputGradient::Skip => return Ok(InputGradient::Skip),
+        InputGradient::New => None,
+        InputGradient::Sum(dx) => Some(dx),
+    };
+    let mut dlows = dlows.iter();
+    for up in upstreams {
+        let dlow = up.adapter().and_then(|adapter| Some((adapter, dlows.next()?)));
+        sum = Some(up.add_to(sum, dlow)?);
+    }
+    Ok(sum.map_or(InputGradient::New, InputGradient::Sum))
+}
+
+/// Adds the gradients of the adapters' matrices to `gradients` and returns those of what the first ones give, of every branch
+/// that has an adapter.
+fn adapter_gradients(
+    precision: Precision,
+    upstreams: &[Upstream<'_>],
+    x: &Tensor,
+    gradients: &Gradients,
+) -> Result<Vec<Tensor>> {
+    let adapters: Vec<_> = upstreams.iter().filter_map(|up| Some((up, up.adapter()?))).collect();
+    let products: Vec<_> = adapters.iter().map(|(up, (lora, _))| (lora.scale, &up.inner, &lora.b)).collect();
+    let mut dlows = nn::lowered_gradients(precision, &products)?;
+    for dlow in &mut dlows {
+        *dlow = nn::operand(precision, dlow)?;
+    }
+    let mut entered = Vec::with_capacity(adapters.len());
+    for (_, (lora, adapted)) in &adapters {
+        let trained = gradients.of(&lora.a_name);
+        entered.push(trained.map(|_| dropped(x, adapted.mask.as_ref())).transpose()?);
+    }
+    let mut sums = Vec::with_capacity(2 * adapters.len());
+    for (((up, (lora, adapted)), dlow), entered) in adapters.iter().zip(&dlows).zip(&entered) {
+        if let Some(db) = gradients.of(&lora.b_name) {
+            sums.push((db, adapted.scale, &up.inner, &adapted.low));
         }
-        let sum = match dx {
-            InputGradient::Skip => None,
-            InputGradient::New => Some(None),
-            InputGradient::Sum(dx) => Some(Some(dx)),
-        };
-        let (Some(lora), Some(Adapted { low, scale, mask, product })) = (&self.lora, adapted) else {
-            let dx = sum.map(|sum| nn::linear_dx(precision, sum, 1.0, dy, &self.weight)).transpose()?;
-            return Ok(dx.map_or(InputGradient::Skip, InputGradient::Sum));
-        };
+        if let (Some(da), Some((dropped, factor))) = (gradients.of(&lora.a_name), entered) {
+            sums.push((da, *factor, dlow, dropped));
+        }
+    }
+    nn::linear_dws(precision, &sums)?;
+    Ok(dlows)
+}
+
+impl<'a> Branch<'a> {
+    /// Adds the gradients of its bias, its weight and its magnitudes, and rounds that of its output for products.
+    fn upstream(self, x: &Tensor, gradients: &Gradients) -> Result<Upstream<'a>> {
+        let (layer, precision) = (self.layer, self.layer.precision);
+        if let Some(db) = layer.bias.as_ref().and_then(|_| gradients.of(&layer.bias_name)) {
+            nn::bias_gradient(db, &self.dy)?;
+        }
+        let dy = nn::operand(precision, &self.dy)?;
+        if let Some(dw) = gradients.of(&layer.weight_name) {
+            nn::linear_dw(precision, dw, 1.0, &dy, x)?;
+        }
+        let dora = layer.lora.as_ref().and_then(|lora| lora.dora.as_ref());
+        let product = self.adapted.as_ref().and_then(|adapted| adapted.product.as_ref());
         // The gradient of the adapted product, and of what stands beside it under dropout.
-        let scaled = match (&lora.dora, product) {
-            (Some(dora), Some(product)) => {
+        let scaled = match dora.zip(product) {
+            Some((dora, product)) => {
                 let gain = dora.gain()?;
                 if let Some(dm) = gradients.of(&dora.name) {
-                    nn::magnitude_gradient(dm, whole, product, &dora.norms)?;
+                    nn::magnitude_gradient(dm, &self.dy, product, &dora.norms)?;
                 }
-                let scaled = nn::zero_activation(whole)?;
-                nn::add_scaled(&scaled, whole, &gain)?;
-                Some(scaled)
+                let scaled = nn::zero_activation(&self.dy)?;
+                nn::add_scaled(&scaled, &self.dy, &gain)?;
+                Some([scaled, self.dy])
             }
-            _ => None,
+            None => None,
         };
-        let inner = &scaled.as_ref().map_or_else(|| Ok(dy.clone()), |scaled| nn::operand(precision, scaled))?;
-        let dlow = nn::linear_dx(precision, None, lora.scale, inner, &lora.b)?;
-        if let Some(db) = gradients.of(&lora.b_name) {
-            nn::linear_dw(precision, db, *scale, inner, low)?;
-        }
-        let dlow = nn::operand(precision, &dlow)?;
-        if let Some(da) = gradients.of(&lora.a_name) {
-            let (dropped, factor) = dropped(x, mask.as_ref())?;
-            nn::linear_dw(precision, da, factor, &dlow, &dropped)?;
-        }
-        let Some(sum) = sum else { return Ok(InputGradient::Skip) };
-        let Some(mask) = mask else {
-            let dx = nn::linear_dx_with(precision, sum, 1.0, inner, &self.weight, Some((&dlow, &lora.a)))?;
-            return Ok(InputGradient::Sum(dx));
+        let inner = scaled.as_ref().map_or_else(|| Ok(dy.clone()), |[scaled, _]| nn::operand(precision, scaled))?;
+        Ok(Upstream { layer, adapted: self.adapted, dy, scaled, inner })
+    }
+}
+
+impl Upstream<'_> {
+    /// The gradient of the branch's input added to `dx`, that of what its adapter made of it given.
+    fn add_to(&self, dx: Option<Tensor>, adapter: Option<((&Lora, &Adapted), &Tensor)>) -> Result<Tensor> {
+        let (weight, precision) = (&self.layer.weight, self.layer.precision);
+        let Some(((lora, adapted), dlow)) = adapter else {
+            return nn::linear_dx(precision, dx, 1.0, &self.dy, weight);
         };
-        let dx = nn::linear_dx(precision, sum, 1.0, dy, &self.weight)?;
-        let mut dropped = nn::linear_dx(precision, None, 1.0, &dlow, &lora.a)?;
-        if let Some(scaled) = &scaled {
+        let Some(mask) = &adapted.mask else {
+            return nn::linear_dx_with(precision, dx, 1.0, &self.inner, weight, Some((dlow, &lora.a)));
+        };
+        let dx = nn::linear_dx(precision, dx, 1.0, &self.dy, weight)?;
+        let mut dropped = nn::linear_dx(precision, None, 1.0, dlow, &lora.a)?;
+        if let Some([scaled, whole]) = &self.scaled {
             nn::subtract(scaled, whole)?;
-            dropped = nn::linear_dx(precision, Some(dropped), 1.0, scaled, &self.weight)?;
+            dropped = nn::linear_dx(precision, Some(dropped), 1.0, scaled, weight)?;
         }
         nn::dropout_add(&dx, &dropped, mask)?;
-        Ok(InputGradient::Sum(dx))
+        Ok(dx)
     }
 }
 

@@ -26,8 +26,10 @@ use crate::ops::attention::{Before, Heads, Normed};
 use crate::ops::cross_entropy::{Sum, Target};
 use crate::ops::dropout::Key;
 use crate::ops::low_rank::{self, LowRank};
+use crate::ops::lowered::{Lowering, lower};
 use crate::ops::mapped::Elements;
 pub use crate::ops::matmul::Precision;
+use crate::ops::matmul::dots::Columns;
 use crate::ops::matmul::{Mat, MatMut, Product, Term, Threads, product, products};
 use crate::ops::number::Number;
 use crate::ops::{adamw, attention, buffers, cross_entropy, dropout, elementwise, embedding, norm, rope, swiglu};
@@ -185,17 +187,83 @@ pub fn linear_with<W: Stored, B: Stored>(
     activation(y, &[tokens, n_out])
 }
 
-/// What an adapter's second matrix reads: `factor x a^T` `[tokens, r]` for products in `precision`, and what of `scale` it is
-/// still to be multiplied by. Where products round their operands it has been multiplied by all of it, before it is
+/// Whether products in `precision` round what they read of `x`: on the CPU in bf16.
+fn rounds(precision: Precision, x: &Tensor) -> bool {
+    precision == Precision::Bf16 && x.cuda().is_none()
+}
+
+/// The first product of an adapter.
+#[derive(Clone, Copy)]
+pub struct Lower<'a> {
+    /// `[tokens, in]`, all but for `factor`.
+    pub x: &'a Tensor,
+    /// `[r, in]`.
+    pub a: &'a Tensor,
+    /// What `x` is still to be multiplied by.
+    pub factor: f32,
+    /// What the adapter's share is multiplied by.
+    pub scale: f32,
+}
+
+/// What the second matrices of adapters read: `factor x a^T` `[tokens, r]` for products in `precision`, and what of `scale`
+/// it is still to be multiplied by. Where products round their operands it has been multiplied by all of it, before it is
 /// rounded: so the adapter's share of an output goes on with the sums of the layer's.
-pub fn lowered(precision: Precision, x: &Tensor, a: &Tensor, factor: f32, scale: f32) -> Result<(Tensor, f32)> {
-    let low = linear(precision, x, a, None)?;
-    if precision == Precision::F32 || low.cuda().is_some() {
-        self::scale(&low, factor)?;
-        return Ok((low, scale));
+pub fn lowered(precision: Precision, of: &[Lower<'_>]) -> Result<Vec<(Tensor, f32)>> {
+    if !of.iter().all(|of| rounds(precision, of.x)) {
+        let alone = |of: &Lower<'_>| {
+            let low = linear(precision, of.x, of.a, None)?;
+            scale(&low, of.factor)?;
+            Ok((low, of.scale))
+        };
+        return of.iter().map(alone).collect();
     }
-    self::scale(&low, factor * scale)?;
-    Ok((operand(precision, &low)?, 1.0))
+    let _timer = Timer::new("products: x A^T", work_of(of.iter().map(|of| (of.x, of.a)))?);
+    let xs: Vec<Operand<'_>> = of.iter().map(|of| Operand::of(of.x)).collect::<Result<_>>()?;
+    let matrices: Vec<View<'_>> = of.iter().map(|of| view(of.a)).collect::<Result<_>>()?;
+    let mut made = Vec::with_capacity(of.len());
+    for of in of {
+        made.push(Narrowed::of(&[dims(of.x)?.0, dims(of.a)?.0]));
+    }
+    let (mut jobs, mut rest, mut first) = (Vec::new(), &mut made[..], 0);
+    for same in of.chunk_by(|a, b| a.x.is(b.x)) {
+        let (rows, k) = dims(same[0].x)?;
+        let (here, after) = rest.split_at_mut(same.len());
+        rest = after;
+        let matrices = matrices[first..first + same.len()].iter();
+        let matrices: Vec<Mat<'_>> = matrices.map(|a| Mat::new(a, a.len() / k.max(1), k).t()).collect();
+        let to =
+            same.iter().zip(here).map(|(of, to)| (to.dims()[1], of.factor * of.scale, to.elements_mut())).collect();
+        jobs.push(Lowering { x: xs[first].mat(rows, k), w: Columns::new(k, &matrices), to });
+        first += same.len();
+    }
+    lower(jobs);
+    Ok(made.into_iter().map(|low| (low.into(), 1.0)).collect())
+}
+
+/// The gradients of what [`lowered`] gives, `alpha dy b` for every `(alpha, dy, b)`, as products read them.
+pub fn lowered_gradients(precision: Precision, of: &[(f32, &Tensor, &Tensor)]) -> Result<Vec<Tensor>> {
+    if !of.iter().all(|(_, dy, _)| rounds(precision, dy)) {
+        return of.iter().map(|(alpha, dy, b)| linear_dx(precision, None, *alpha, dy, *b)).collect();
+    }
+    let _timer = Timer::new("products: dy B", work_of(of.iter().map(|(_, dy, b)| (*dy, *b)))?);
+    let dys: Vec<Operand<'_>> = of.iter().map(|(_, dy, _)| Operand::of(dy)).collect::<Result<_>>()?;
+    let mut made = Vec::with_capacity(of.len());
+    for (_, dy, b) in of {
+        made.push(Narrowed::of(&[dims(dy)?.0, dims(b)?.1]));
+    }
+    let mut jobs = Vec::with_capacity(of.len());
+    for (((alpha, _, b), dy), to) in of.iter().zip(&dys).zip(&mut made) {
+        let (rows, (n_out, r)) = (to.dims()[0], dims(b)?);
+        let w = Columns::new(n_out, &[Mat::new(&view(b)?, n_out, r)]);
+        jobs.push(Lowering { x: dy.mat(rows, n_out), w, to: vec![(r, *alpha, to.elements_mut())] });
+    }
+    lower(jobs);
+    Ok(made.into_iter().map(Tensor::from).collect())
+}
+
+/// Floating-point operations of products of matrices with adapters' matrices: each element of a row with each of the other's.
+fn work_of<'a>(pairs: impl Iterator<Item = (&'a Tensor, &'a Tensor)>) -> Result<f64> {
+    pairs.map(|(x, w)| Ok(2.0 * dims(x)?.0 as f64 * w.elem_count() as f64)).sum()
 }
 
 /// `y += alpha x w^T`.
@@ -254,6 +322,11 @@ pub fn linear_dx_with<W: Stored, A: Stored>(
 
 /// Columns up to which a weight gradient in bf16 is made transposed: the rank of an adapter.
 const TALL: usize = 32;
+
+/// `dw += alpha dy^T x` for every `(dw, alpha, dy, x)`.
+pub fn linear_dws(precision: Precision, of: &[(&Gradient, f32, &Tensor, &Tensor)]) -> Result<()> {
+    of.iter().try_for_each(|(dw, alpha, dy, x)| linear_dw(precision, dw, *alpha, dy, x))
+}
 
 /// `dw += alpha dy^T x`.
 pub fn linear_dw(precision: Precision, dw: &Gradient, alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()> {

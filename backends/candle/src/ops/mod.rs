@@ -18,6 +18,7 @@ pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
 pub mod low_rank;
+pub mod lowered;
 pub mod norm;
 pub mod number;
 pub mod rope;
