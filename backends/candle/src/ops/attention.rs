@@ -442,6 +442,7 @@ pub fn decode(q: &[f32], caches: &[(&[f32], &[f32])], heads: Heads, out: &mut [f
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::matmul::narrow_here;
     use crate::ops::testing::{assert_close, check_gradient, noise, weigh, wide, with_threads};
 
     const HEADS: Heads = Heads { queries: 4, keys: 2, dim: 6 };
@@ -538,6 +539,42 @@ mod tests {
                     assert_eq!(*alone, part(of, width), "{precision:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_way_back_through_what_came_before_is_that_of_its_parts_in_a_row() {
+        let (starts, d) = ([0, 70, 100], HEADS.dim);
+        let [q, k, v, g, out, mut dq, mut dk, dv] = run(Precision::Bf16, &starts);
+        let positions: Vec<u32> = (0..70).chain(0..30).collect();
+        let table = rope::Table::new(1e4, d, 70);
+        let narrowed = |x: &[f32]| {
+            let mut y = vec![bf16::ZERO; x.len()];
+            narrow_here(x, &mut y);
+            y
+        };
+        let (xs, ws) = ([&q, &k].map(|x| narrowed(x)), [noise(d, 5), noise(d, 6)]);
+        let scales = [&q, &k].map(|x| noise(x.len() / d, 7).iter().map(|x| 1.0 + x * x).collect::<Vec<f32>>());
+        let mut want_sums = [vec![0f32; d], vec![0f32; d]];
+        for (i, (dx, heads)) in [(&mut dq, HEADS.queries), (&mut dk, HEADS.keys)].into_iter().enumerate() {
+            rope::rotate(dx, &positions, heads, &table, true);
+            let dy = dx.clone();
+            norm::backward(&xs[i], &ws[i], &scales[i], &dy, dx, false, Some(&mut want_sums[i]));
+        }
+        let mut lse = vec![0f32; 100 * HEADS.queries];
+        let mut same = vec![0f32; out.len()];
+        let [qs, ks, vs] = mats([&q, &k, &v]);
+        forward(Precision::Bf16, qs, ks, vs, &starts, HEADS, &mut same, &mut lse);
+        assert_eq!(same, out);
+        let normed = |i: usize| Normed { x: &xs[i], weight: &ws[i], scale: &scales[i], trained: true };
+        let before = Before { positions: &positions, table: &table, norms: Some([normed(0), normed(1)]) };
+        let [mut a, mut b, mut c] = [dq.len(), dk.len(), dv.len()].map(|n| vec![bf16::ZERO; n]);
+        let into = [&mut a[..], &mut b, &mut c];
+        let read = mats([&q, &k, &v]);
+        let sums = backward_before(read, &starts, HEADS, (&out[..], &lse), &g, &before, into);
+        assert_eq!([a, b, c], [&dq, &dk, &dv].map(|x| narrowed(x)));
+        for (sum, want) in sums.iter().zip(&want_sums) {
+            assert_close("dw", sum, &wide(want), 1e-5);
         }
     }
 

@@ -39,6 +39,15 @@ impl Left {
         pack::left(self.set, self.precision, &a, part, stride, &mut units[first..]);
     }
 
+    /// Its first rows and columns.
+    pub fn part(&self, rows: usize, cols: usize) -> Mat<'_> {
+        let all = match self.precision {
+            Precision::F32 => Mat::new(&self.buffer, self.rows, self.cols),
+            Precision::Bf16 => Mat::narrowed(bytemuck::cast_slice(&self.buffer), self.rows, self.cols),
+        };
+        all.part(0..rows, 0..cols)
+    }
+
     /// The unit of `row` and `column`, from where on there is room for as many rows and columns.
     fn first(&self, (row, column): (usize, usize), rows: usize, cols: usize) -> usize {
         let per_unit = self.precision.per_unit();
@@ -143,4 +152,51 @@ pub fn turn(x: &[f32], rows: usize, cols: usize, stride: usize, out: &mut [f32])
     let x = Mat::strided(x, rows, cols, stride).t();
     let part = Part { start: 0, along: rows, first: 0, across: cols };
     pack::left(Set::of_this_cpu(), Precision::F32, &x, part, rows, bytemuck::cast_slice_mut(out));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Threads, product};
+    use super::*;
+    use crate::testing::noise;
+
+    #[test]
+    fn operands_put_part_by_part_give_the_bits_of_a_plain_product_and_so_do_parts_of_them() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let (m, n, k) = (70, 150, 90);
+            let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+            let mut left = Left::room(precision, m, k);
+            let mut right = Right::room(precision, 200, 200);
+            right.reshape(k, n);
+            for rows in [0..64, 64..m] {
+                for columns in [0..64, 64..k] {
+                    left.put((rows.start, columns.start), Mat::new(&a, m, k).part(rows.clone(), columns));
+                }
+            }
+            for rows in [0..32, 32..k] {
+                for columns in [0..64, 64..128, 128..n] {
+                    right.put((rows.start, columns.start), Mat::new(&b, k, n).part(rows.clone(), columns));
+                }
+            }
+            for (rows, along, columns) in [(0..m, 0..k, 0..n), (5..20, 12..80, 64..150), (64..m, 0..32, 128..140)] {
+                let (height, width) = (rows.len(), columns.len());
+                let [mut want, mut got] = [0, 1].map(|_| vec![0.5f32; height * width]);
+                let a = Mat::new(&a, m, k).part(rows.clone(), along.clone());
+                let b = Mat::new(&b, k, n).part(along.clone(), columns.clone());
+                product(precision, MatMut::new(&mut want, height, width), 0.3, a, b, true, Threads::One);
+                let from = (&right, along.start, columns.start);
+                multiply(MatMut::new(&mut got, height, width), 0.3, (&left, rows.start, along), from, true);
+                assert_eq!(got, want, "{precision:?} {rows:?} {columns:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn turning_moves_every_number_to_its_place() {
+        let (rows, cols, stride) = (37, 21, 40);
+        let x = noise(rows * stride, 1);
+        let mut turned = vec![0f32; rows * cols];
+        turn(&x, rows, cols, stride, &mut turned);
+        assert!((0..rows * cols).all(|i| turned[i] == x[i % rows * stride + i / rows]));
+    }
 }

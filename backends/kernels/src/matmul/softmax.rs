@@ -272,3 +272,77 @@ mod x86 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::noise;
+
+    /// The sets whose results are compared: that of this CPU, and plain loops.
+    const SETS: [fn() -> Set; 2] = [Set::of_this_cpu, || Set::Portable];
+
+    #[test]
+    fn blocks_of_scores_become_the_weights_of_a_whole_row_in_the_same_bits_on_any_instructions() {
+        const N: usize = 150;
+        let scores: Vec<f32> = noise(3 * N, 1).iter().map(|x| x * 20.0).collect();
+        let made = SETS.map(|set| {
+            let mut rows = [Softmax::default(); 3];
+            let mut kept = Vec::new();
+            for block in [0..100, 100..N] {
+                let mut x: Vec<f32> = scores.chunks(N).flat_map(|row| row[block.clone()].to_vec()).collect();
+                let mut weights = Left::room(Precision::Bf16, 3, 100);
+                weights.set = set();
+                let seen = |row: usize| [N, 120, 101][row] - block.start;
+                weigh(&mut x, (block.len(), block.len()), &mut rows, seen, &mut weights);
+                let bits: &[u16] = bytemuck::cast_slice(&weights.buffer);
+                kept.push(bits.chunks(100).map(|row| row[..block.len()].to_vec()).collect::<Vec<_>>());
+            }
+            (rows.map(|row| [row.top, row.sum, row.kept].map(f32::to_bits)), kept)
+        });
+        assert_eq!(made[0], made[1]);
+        let (rows, kept) = &made[0];
+        for (i, [top, sum, shrunk]) in rows.map(|row| row.map(f32::from_bits)).into_iter().enumerate() {
+            let seen = [N, 120, 101][i];
+            let row: Vec<f64> = scores[i * N..][..seen].iter().map(|x| f64::from(*x)).collect();
+            let most = row.iter().copied().fold(f64::MIN, f64::max);
+            let all: f64 = row.iter().map(|x| (x - most).exp()).sum();
+            assert!(f64::from(top) == most && (f64::from(sum) - all).abs() < 1e-5 * all);
+            for j in 0..N {
+                let (block, at) = if j < 100 { (0, j) } else { (1, j - 100) };
+                let weight = f64::from(half::bf16::from_bits(kept[block][i][at]).to_f32());
+                let weight = weight * if block == 0 { f64::from(shrunk) } else { 1.0 };
+                let want = row.get(j).map_or(0.0, |x| (x - most).exp());
+                assert!((weight - want).abs() <= want / 250.0, "{i} {j}: {weight} {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_pass_over_a_tile_gives_the_bits_of_several() {
+        for height in [64, 13, 1] {
+            let (scores, gradients) = (noise(64 * PANEL, 1), noise(64 * PANEL, 2));
+            let rows: Vec<Known> = (0..height)
+                .map(|i| Known { lse: 0.1 * i as f32, delta: 0.3 - 0.01 * i as f32, seen: [64, 5 * i, 0][i % 3] })
+                .collect();
+            let made = SETS.map(|set| {
+                let [weights, gradients_of] = [0; 2].map(|_| Right::with_room(set(), Precision::Bf16, 80, 128));
+                let mut made =
+                    Differentiated { weights, gradients: gradients_of, lines: Left::room(Precision::Bf16, 80, 128) };
+                made.lines.set = set();
+                for buffer in [&mut made.weights.buffer, &mut made.gradients.buffer, &mut made.lines.buffer] {
+                    buffer.fill(0.0);
+                }
+                made.put((16, 64), PANEL, &rows, &mut scores.clone(), &mut gradients.clone());
+                [(&made.weights.buffer, made.weights.start), (&made.gradients.buffer, made.gradients.start)]
+                    .map(|(buffer, start)| {
+                        buffer[start..].iter().take(40 * 128).map(|x| x.to_bits()).collect::<Vec<_>>()
+                    })
+                    .into_iter()
+                    .chain([made.lines.buffer.iter().map(|x| x.to_bits()).collect()])
+                    .collect::<Vec<_>>()
+            });
+            assert_eq!(made[0], made[1], "{height} rows");
+            assert!(made[0].iter().all(|x| x.iter().any(|x| *x != 0)));
+        }
+    }
+}

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::{Heads, Share, Task, contexts};
+use super::{Context, Heads, Share, Task, contexts};
 use crate::ops::buffers;
 use crate::ops::matmul::assembled::{Left, multiply, turn};
 use crate::ops::matmul::executor::Executor;
@@ -69,11 +69,19 @@ fn strips<'a, O>(starts: &[usize], heads: Heads, out: &'a mut [O], lse: &'a mut 
     all
 }
 
+/// The transposed `x`, packed from a copy: its own rows lie far apart, many of them in the same places of the cache.
+fn turned(x: Mat<'_>) -> Right {
+    let (rows, cols) = x.dims();
+    let mut near = Left::room(BF16, rows, cols);
+    near.put((0, 0), x);
+    Right::new(BF16, near.part(rows, cols).t())
+}
+
 /// [`super::forward`] in bf16.
 pub fn forward<O: Number>([q, k, v]: [Mat<'_>; 3], starts: &[usize], heads: Heads, out: &mut [O], lse: &mut [f32]) {
     let d = heads.dim;
-    let packed: Vec<[Right; 2]> =
-        contexts(k, v, starts, heads).par_iter().map(|c| [Right::new(BF16, c.k.t()), Right::new(BF16, c.v)]).collect();
+    let pack = |c: &Context<'_>| [turned(c.k), Right::new(BF16, c.v)];
+    let packed: Vec<[Right; 2]> = contexts(k, v, starts, heads).par_iter().map(pack).collect();
     strips(starts, heads, out, lse).into_iter().par_bridge().for_each(|mut strip| {
         let [key, value] = &packed[strip.context];
         let (first, n) = (strip.queries.start - strip.start, strip.queries.len());
@@ -156,10 +164,8 @@ pub(super) fn backward<O: Number>(
     let rounded: &mut [bf16] = &mut bytemuck::cast_slice_mut(&mut rounded)[..dout.len()];
     upstream((out, dout), heads, rounded, &mut deltas);
     let upstreams = Mat::narrowed(rounded, tokens, heads.q_width());
-    let packed: Vec<[Right; 3]> = contexts(k, v, starts, heads)
-        .par_iter()
-        .map(|c| [c.k.t(), c.v.t(), c.k].map(|m| Right::new(BF16, m)))
-        .collect();
+    let pack = |c: &Context<'_>| [turned(c.k), turned(c.v), Right::new(BF16, c.k)];
+    let packed: Vec<[Right; 3]> = contexts(k, v, starts, heads).par_iter().map(pack).collect();
     let shares: Vec<OnceLock<Share>> = tasks.iter().map(|_| OnceLock::new()).collect();
     Threads::Pool.each(tasks.len(), &|number| {
         let task = &tasks[number];
@@ -223,7 +229,8 @@ fn one(
             for ((rows, lying), operand) in rows.iter_mut().zip(&mut lying).zip(operands) {
                 let operand = operand.part(tokens.clone(), heads.columns(head));
                 rows.put((0, 0), operand);
-                lying.put((0, 0), operand.t());
+                // Its own rows lie far apart, many of them in the same places of the cache.
+                lying.put((0, 0), rows.part(queries, d).t());
             }
             made.weights.reshape(queries, context);
             made.gradients.reshape(queries, context);
