@@ -1,7 +1,7 @@
 //! What training needs in memory, as a formula.
 //!
 //! With `T` trained numbers, `t` tokens in the largest micro-batch, `e` in the largest batch of the evaluation, `c` tokens of
-//! a logits chunk ([`chunk`]; in bf16 [`blocks::chunk`]), widths `h` (hidden), `i` (inner), `q` and `k` (query and key heads
+//! a chunk of the head's ([`chunk`]; in bf16 [`blocks::chunk`]), widths `h` (hidden), `i` (inner), `q` and `k` (query and key heads
 //! times their width), `L` layers and vocabulary `V`, in bytes, `b` being 2 in bf16 and 4 in f32:
 //!
 //! ```text
@@ -12,8 +12,8 @@
 //! layer        b t (h + 2 q + 2 k + 2 i): what a layer leaves for its backward pass
 //! again        b t (2 h + i), and b t (q + k) more with norms on the heads: what it does not leave, all at once
 //! backward     4 t (h + i) + b t (h + 2 i), gradients of activations beside them
-//! head         16 t h, and logits: f32: 4 c V, and as much again where they are transposed for a product; bf16: 4 c V,
-//!              and 64 c h for the gradient of the hidden states by parts
+//! head         16 t h, and in f32 logits, 4 c V, and as much again where they are transposed for a product; in bf16
+//!              64 c h for the gradient of the hidden states by parts and, where the head is trained, exponentials, 2 c V
 //! evaluation   4 e (2 h + 2 i) + b e (q + i), a layer at a time, or 8 e h and its logits
 //! ```
 //!
@@ -175,7 +175,7 @@ pub fn peak(config: &ModelConfig, run: &Training) -> Needs {
     let rows = chunk(config.vocab_size) as u64;
     let logits = match run.precision {
         Precision::F32 => t.min(rows) * vocab * if run.head { 8 } else { 4 },
-        Precision::Bf16 => blocks::room(t.min(blocks::chunk(config.vocab_size) as u64), vocab, h),
+        Precision::Bf16 => blocks::room(t.min(blocks::chunk(config.vocab_size, run.head) as u64), vocab, h, run.head),
     };
     let head = 16 * t * h + logits;
     let of_head = if run.head { 4 * vocab * h } else { 0 };

@@ -117,6 +117,28 @@ pub fn exp_fused(x: f32) -> f32 {
     if x < -87.336_54 { 0.0 } else { y }
 }
 
+/// `e^x 2^-shift` for a whole number `shift`, in the steps of [`exp_fused`] and as exact: the power of two comes off the
+/// exponent. 0 where the result is below 2^-126; `x` is at most 1e6 in size, and the result at most 2^127.
+#[inline(always)]
+pub fn exp_shifted(x: f32, shift: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0;
+    const LEAST: f32 = -1e6;
+    // Infinity below becomes a number; a NaN stays one.
+    let x = if x < LEAST { LEAST } else { x };
+    let n = x.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
+    let mut p = 1.987_569_1e-4;
+    p = f32::mul_add(p, r, 1.398_199_9e-3);
+    p = f32::mul_add(p, r, 8.333_452e-3);
+    p = f32::mul_add(p, r, 4.166_579_6e-2);
+    p = f32::mul_add(p, r, 1.666_666_5e-1);
+    p = f32::mul_add(p, r, 0.5);
+    let y = p.mul_add(r * r, r) + 1.0;
+    // The exponent's bits are those of a whole number from 0 to 254; 0 stands for zero.
+    let exponent = (n - shift).clamp(-127.0, 127.0) + (ROUND + 127.0);
+    y * f32::from_bits(exponent.to_bits() << 23)
+}
+
 /// `1 / (1 + e^-x)`.
 #[inline(always)]
 pub fn sigmoid(x: f32) -> f32 {
@@ -165,12 +187,39 @@ mod tests {
     }
 
     #[test]
+    fn a_shifted_exponential_is_as_close_wherever_its_argument_lies() {
+        let mut worst = 0f64;
+        for shift in [-1400i32, -100, -1, 0, 7, 126, 1400] {
+            for i in 0..200_000 {
+                let x = (f64::from(shift) * std::f64::consts::LN_2 - 87.0 + f64::from(i) * (175.0 / 200_000.0)) as f32;
+                let want = (f64::from(x) - f64::from(shift) * std::f64::consts::LN_2).exp();
+                let got = f64::from(exp_shifted(x, shift as f32));
+                worst = worst.max((got - want).abs() / (f64::from(f32::EPSILON) * want));
+            }
+        }
+        assert!(worst < 0.75, "{worst} ulp");
+        assert_eq!(
+            [exp_shifted(0.0, 0.0), exp_shifted(0.0, 3.0), exp_shifted(0.0, -60.0)],
+            [1.0, 0.125, 2f32.powi(60)]
+        );
+        assert_eq!(exp_shifted(-200.0, 0.0), 0.0);
+        assert_eq!(exp_shifted(f32::NEG_INFINITY, -10.0), 0.0);
+        assert!(exp_shifted(f32::NAN, 5.0).is_nan() && exp_shifted(f32::INFINITY, 5.0).is_nan());
+    }
+
+    #[test]
     fn instruction_sets_agree_bit_for_bit() {
         let x: Vec<f32> = (0..1000).map(|i| ((i * 37) % 101) as f32 / 17.0 - 2.0).collect();
         let plain: Vec<u32> = x.iter().map(|&x| exp(x).to_bits()).collect();
         let wide: Vec<u32> = simd(
             #[inline(always)]
             || x.iter().map(|&x| exp(x).to_bits()).collect(),
+        );
+        assert_eq!(plain, wide);
+        let plain: Vec<u32> = x.iter().map(|&x| exp_shifted(x, 3.0).to_bits()).collect();
+        let wide: Vec<u32> = simd(
+            #[inline(always)]
+            || x.iter().map(|&x| exp_shifted(x, 3.0).to_bits()).collect(),
         );
         assert_eq!(plain, wide);
         let plain: Vec<u32> = x.iter().map(|&x| exp_fused(x).to_bits()).collect();
