@@ -188,10 +188,8 @@ impl Layer {
     /// Norm and projections of `x` `[tokens, hidden]`.
     fn raw(&self, x: &Tensor, pass: Pass<'_>) -> Result<Raw> {
         let (normed, scale) = self.input_norm.operand(self.q.precision, x)?;
-        let [q, k, v] = linear::lowered([&self.q, &self.k, &self.v], &normed, pass.dropout)?;
-        let (q, low_q) = self.q.forward(&normed, q)?;
-        let (k, low_k) = self.k.forward(&normed, k)?;
-        let (v, low_v) = self.v.forward(&normed, v)?;
+        let layers = [&self.q, &self.k, &self.v];
+        let [(q, low_q), (k, low_k), (v, low_v)] = linear::forward(layers, &normed, pass.dropout)?;
         Ok(Raw { q, k, v, scale, low: [low_q, low_k, low_v] })
     }
 
@@ -242,15 +240,9 @@ impl Layer {
         dropout: Option<Dropout>,
         act: bool,
     ) -> Result<(Option<Tensor>, Finished)> {
-        let [low_o] = linear::lowered([&self.o], out, dropout)?;
-        let (middle, low_o) = self.o.forward(out, low_o)?;
+        let [(middle, low_o)] = linear::forward([&self.o], out, dropout)?;
         let (normed, scale) = self.post_norm.operand_of_sum(self.gate.precision, &middle, x)?;
-        let [low_gate, low_up] = linear::lowered([&self.gate, &self.up], &normed, dropout)?;
-        let (mut gate, low_gate) = self.gate.forward(&normed, low_gate)?;
-        if !act {
-            gate = nn::operand(self.down.precision, &gate)?;
-        }
-        let (mut up, low_up) = self.up.forward(&normed, low_up)?;
+        let [(mut gate, low_gate), (mut up, low_up)] = linear::forward([&self.gate, &self.up], &normed, dropout)?;
         drop(normed);
         let act = match act {
             true => {
@@ -259,6 +251,7 @@ impl Layer {
                 Some(act)
             }
             false => {
+                gate = nn::operand(self.down.precision, &gate)?;
                 up = nn::operand(self.down.precision, &up)?;
                 None
             }
@@ -271,17 +264,13 @@ impl Layer {
     /// # Errors
     /// If the device fails.
     pub fn finish(&self, x: &Tensor, out: &Tensor) -> Result<Tensor> {
-        let out = &nn::operand(self.o.precision, out)?;
-        let [low] = linear::lowered([&self.o], out, None)?;
-        let (middle, _) = self.o.forward(out, low)?;
+        let [(middle, _)] = linear::forward([&self.o], out, None)?;
         let (normed, _) = self.post_norm.operand_of_sum(self.gate.precision, &middle, x)?;
-        let [gate, up] = linear::lowered([&self.gate, &self.up], &normed, None)?;
-        let (gate, up) = (self.gate.forward(&normed, gate)?.0, self.up.forward(&normed, up)?.0);
+        let [(gate, _), (up, _)] = linear::forward([&self.gate, &self.up], &normed, None)?;
         drop(normed);
         let act = nn::swiglu(self.down.precision, &gate, &up)?;
         drop((gate, up));
-        let [low] = linear::lowered([&self.down], &act, None)?;
-        let (y, _) = self.down.forward(&act, low)?;
+        let [(y, _)] = linear::forward([&self.down], &act, None)?;
         nn::add(&y, &middle)?;
         Ok(y)
     }
@@ -303,8 +292,7 @@ impl Layer {
         let attended = self.attend(x, pass)?;
         let (act, mut finished) = self.activate(x, &attended.out, pass.dropout, true)?;
         let act = act.ok_or_else(|| BackendError::failed("an activation is missing"))?;
-        let [low] = linear::lowered([&self.down], &act, pass.dropout)?;
-        let (y, low_down) = self.down.forward(&act, low)?;
+        let [(y, low_down)] = linear::forward([&self.down], &act, pass.dropout)?;
         nn::add(&y, &finished.middle)?;
         finished.low[2] = low_down;
         finished.middle = nn::operand(self.o.precision, &finished.middle)?;

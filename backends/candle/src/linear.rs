@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use karat::backend::BackendError;
+
 use crate::cuda::Device;
 use crate::cuda::pool::trim;
-use crate::nn::{self, Gradient, Lower, Mask, Precision, Result, Tensor};
+use crate::nn::{self, Affine, Gradient, Lower, Mask, Precision, Result, Tensor};
 use crate::ops::dropout::Key;
 use crate::weight::Weight;
 
@@ -212,20 +214,9 @@ impl Linear {
         Ok(())
     }
 
-    /// `y` for `x` `[tokens, in]` of which [`lowered`] has made `adapted`, and that with what else the backward pass needs.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn forward(&self, x: &Tensor, adapted: Option<Adapted>) -> Result<(Tensor, Option<Adapted>)> {
+    /// `y` and what the backward pass needs, with DoRA, for `x` of which [`lowered`] has made `adapted`.
+    fn decomposed(&self, x: &Tensor, (lora, dora): (&Lora, &Dora), adapted: Adapted) -> Result<(Tensor, Adapted)> {
         let (precision, weight, bias) = (self.precision, &self.weight, self.bias.as_ref());
-        let x = &nn::operand(precision, x)?;
-        let (Some(lora), Some(adapted)) = (&self.lora, adapted) else {
-            return Ok((nn::linear(precision, x, weight, bias)?, None));
-        };
-        let Some(dora) = &lora.dora else {
-            let y = nn::linear_with(precision, x, weight, bias, Some((adapted.scale, &adapted.low, &lora.b)))?;
-            return Ok((y, Some(adapted)));
-        };
         let (dropped, factor) = dropped(x, adapted.mask.as_ref())?;
         let product = nn::linear(precision, &dropped, weight, None)?;
         nn::scale(&product, factor)?;
@@ -240,37 +231,72 @@ impl Linear {
         };
         nn::linear_add(precision, &product, adapted.scale, &adapted.low, &lora.b)?;
         nn::add_scaled(&y, &product, &dora.gain()?)?;
-        Ok((y, Some(Adapted { product: Some(product), ..adapted })))
+        Ok((y, Adapted { product: Some(product), ..adapted }))
     }
 
-    /// What [`lowered`] and [`Linear::forward`] leave for the backward pass, to the bit, without the output.
+    /// Its adapter, if that has magnitudes.
+    fn dora(&self) -> Option<(&Lora, &Dora)> {
+        self.lora.as_ref().and_then(|lora| Some((lora, lora.dora.as_ref()?)))
+    }
+
+    /// What [`forward`] leaves for the backward pass, to the bit, without the output.
     ///
     /// # Errors
     /// If the device fails.
     pub fn adapted(&self, x: &Tensor, dropout: Option<Dropout>) -> Result<Option<Adapted>> {
-        let x = &nn::operand(self.precision, x)?;
-        let [adapted] = lowered([self], x, dropout)?;
-        match self.lora.as_ref().and_then(|lora| lora.dora.as_ref()) {
-            Some(_) => self.forward(x, adapted).map(|(_, adapted)| adapted),
-            None => Ok(adapted),
+        if self.dora().is_some() {
+            let [(_, adapted)] = forward([self], x, dropout)?;
+            return Ok(adapted);
         }
+        let [adapted] = lowered([self], &nn::operand(self.precision, x)?, dropout)?;
+        Ok(adapted)
     }
 }
 
-/// What the adapters of `layers` make of the `x` `[tokens, in]` that all of them read, and their backward passes need.
+/// The outputs of `layers` for the `x` `[tokens, in]` that all of them read, each with what the backward pass needs of the
+/// layer's adapter.
 ///
 /// # Errors
 /// If the device fails.
-pub fn lowered<const N: usize>(
+pub fn forward<const N: usize>(
     layers: [&Linear; N],
     x: &Tensor,
     dropout: Option<Dropout>,
-) -> Result<[Option<Adapted>; N]> {
+) -> Result<[(Tensor, Option<Adapted>); N]> {
+    let precision = layers.first().map_or_else(Precision::default, |layer| layer.precision);
+    let x = &nn::operand(precision, x)?;
+    let adapted = lowered(layers, x, dropout)?;
+    // With magnitudes an output is made of several products.
+    let plain: Vec<Affine<'_, Weight>> = layers
+        .iter()
+        .zip(&adapted)
+        .filter(|(layer, _)| layer.dora().is_none())
+        .map(|(layer, adapted)| {
+            let more = layer.lora.as_ref().zip(adapted.as_ref()).map(|(lora, of)| (of.scale, &of.low, &lora.b));
+            Affine { w: &layer.weight, bias: layer.bias.as_ref(), more }
+        })
+        .collect();
+    let mut plain = nn::linears(precision, x, &plain)?.into_iter();
+    let mut made = Vec::with_capacity(N);
+    for (layer, adapted) in layers.into_iter().zip(adapted) {
+        match (layer.dora(), adapted) {
+            (Some(dora), Some(adapted)) => {
+                let (y, adapted) = layer.decomposed(x, dora, adapted)?;
+                made.push((y, Some(adapted)));
+            }
+            (_, adapted) => made.extend(plain.next().map(|y| (y, adapted))),
+        }
+    }
+    made.try_into().map_err(|_| BackendError::failed("a product is missing"))
+}
+
+/// What the adapters of `layers` make of the `x` `[tokens, in]` that all of them read, rounded for products, and their
+/// backward passes need.
+fn lowered<const N: usize>(layers: [&Linear; N], x: &Tensor, dropout: Option<Dropout>) -> Result<[Option<Adapted>; N]> {
     let mut adapted = [const { None }; N];
     let Some(precision) = layers.iter().find(|layer| layer.lora.is_some()).map(|layer| layer.precision) else {
         return Ok(adapted);
     };
-    let x = &nn::operand(precision, x)?;
     let mut entering = Vec::with_capacity(N);
     for (layer, adapted) in layers.iter().zip(&mut adapted) {
         if let Some(lora) = &layer.lora {
@@ -360,25 +386,16 @@ fn adapter_gradients(
 ) -> Result<Vec<Tensor>> {
     let adapters: Vec<_> = upstreams.iter().filter_map(|up| Some((up, up.adapter()?))).collect();
     let products: Vec<_> = adapters.iter().map(|(up, (lora, _))| (lora.scale, &up.inner, &lora.b)).collect();
-    let mut dlows = nn::lowered_gradients(precision, &products)?;
-    for dlow in &mut dlows {
-        *dlow = nn::operand(precision, dlow)?;
-    }
-    let mut entered = Vec::with_capacity(adapters.len());
-    for (_, (lora, adapted)) in &adapters {
-        let trained = gradients.of(&lora.a_name);
-        entered.push(trained.map(|_| dropped(x, adapted.mask.as_ref())).transpose()?);
-    }
-    let mut sums = Vec::with_capacity(2 * adapters.len());
-    for (((up, (lora, adapted)), dlow), entered) in adapters.iter().zip(&dlows).zip(&entered) {
+    let dlows = nn::lowered_gradients(precision, &products)?;
+    for ((up, (lora, adapted)), dlow) in adapters.iter().zip(&dlows) {
         if let Some(db) = gradients.of(&lora.b_name) {
-            sums.push((db, adapted.scale, &up.inner, &adapted.low));
+            nn::linear_dw(precision, db, adapted.scale, &up.inner, &adapted.low)?;
         }
-        if let (Some(da), Some((dropped, factor))) = (gradients.of(&lora.a_name), entered) {
-            sums.push((da, *factor, dlow, dropped));
+        if let Some(da) = gradients.of(&lora.a_name) {
+            let (dropped, factor) = dropped(x, adapted.mask.as_ref())?;
+            nn::linear_dw(precision, da, factor, dlow, &dropped)?;
         }
     }
-    nn::linear_dws(precision, &sums)?;
     Ok(dlows)
 }
 
@@ -393,7 +410,7 @@ impl<'a> Branch<'a> {
         if let Some(dw) = gradients.of(&layer.weight_name) {
             nn::linear_dw(precision, dw, 1.0, &dy, x)?;
         }
-        let dora = layer.lora.as_ref().and_then(|lora| lora.dora.as_ref());
+        let dora = layer.dora().map(|(_, dora)| dora);
         let product = self.adapted.as_ref().and_then(|adapted| adapted.product.as_ref());
         // The gradient of the adapted product, and of what stands beside it under dropout.
         let scaled = match dora.zip(product) {

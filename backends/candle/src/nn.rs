@@ -149,42 +149,60 @@ pub fn embedding_gradient(dtable: &Gradient, ids: &Indices, dx: Tensor, pad: Opt
     dtable.edit(|dtable| embedding::scatter_add(dtable, width, ids, &dx))
 }
 
-/// `x w^T + bias`: `x` `[tokens, in]`, `w` `[out, in]`.
-pub fn linear(precision: Precision, x: &Tensor, w: &impl Stored, bias: Option<&Tensor>) -> Result<Tensor> {
-    linear_with::<_, Tensor>(precision, x, w, bias, None)
+/// A linear layer: what an input is multiplied by, and what is added.
+pub struct Affine<'a, W> {
+    /// `[out, in]`.
+    pub w: &'a W,
+    /// `[out]`.
+    pub bias: Option<&'a Tensor>,
+    /// `alpha low b^T`, summed in the same pass: `alpha`, `low` `[tokens, r]`, `b` `[out, r]`.
+    pub more: Option<(f32, &'a Tensor, &'a Tensor)>,
 }
 
-/// `x w^T + bias + alpha low b^T`, the last term in the same pass: `low` `[tokens, r]`, `b` `[out, r]`.
-pub fn linear_with<W: Stored, B: Stored>(
-    precision: Precision,
-    x: &Tensor,
-    w: &W,
-    bias: Option<&Tensor>,
-    more: Option<(f32, &Tensor, &B)>,
-) -> Result<Tensor> {
+/// `x w^T + bias`: `x` `[tokens, in]`, `w` `[out, in]`.
+pub fn linear(precision: Precision, x: &Tensor, w: &impl Stored, bias: Option<&Tensor>) -> Result<Tensor> {
+    let mut y = linears(precision, x, &[Affine { w, bias, more: None }])?;
+    y.pop().ok_or_else(|| BackendError::failed("a product is missing"))
+}
+
+/// `x w^T + bias`, and what more there is, for each of `layers`: all products at once, so that threads wait for each other
+/// once.
+pub fn linears<W: Stored>(precision: Precision, x: &Tensor, layers: &[Affine<'_, W>]) -> Result<Vec<Tensor>> {
     if let Some(x) = x.cuda() {
-        let more = more.map(|(alpha, low, b)| Ok((alpha, cuda::here(low)?, cuda::stored(b)?))).transpose()?;
-        return cuda::ops::linear(x, cuda::stored(w)?, bias, more);
+        let alone = |of: &Affine<'_, W>| {
+            let more = of.more.map(|(alpha, low, b)| Ok((alpha, cuda::here(low)?, cuda::stored(b)?))).transpose()?;
+            cuda::ops::linear(x, cuda::stored(of.w)?, of.bias, more)
+        };
+        return layers.iter().map(alone).collect();
     }
-    let ((tokens, n_in), (n_out, _)) = (dims(x)?, w.matrix()?);
-    let _timer = Timer::product("products: x W^T", [tokens, n_out, n_in]);
-    let mut y = buffers::take(tokens * n_out);
-    if let Some(bias) = bias {
-        let bias = view(bias)?;
-        y.chunks_exact_mut(n_out).for_each(|y| y.copy_from_slice(&bias));
+    let (tokens, n_in) = dims(x)?;
+    let outputs: Vec<usize> = layers.iter().map(|of| Ok(of.w.matrix()?.0)).collect::<Result<_>>()?;
+    let _timer = Timer::product("products: x W^T", [tokens, outputs.iter().sum(), n_in]);
+    let mut ys: Vec<_> = outputs.iter().map(|n_out| buffers::take(tokens * n_out)).collect();
+    for ((of, y), n_out) in layers.iter().zip(&mut ys).zip(&outputs) {
+        if let Some(bias) = of.bias {
+            let bias = view(bias)?;
+            y.chunks_exact_mut(*n_out).for_each(|y| y.copy_from_slice(&bias));
+        }
     }
-    let (xs, ws) = (Operand::of(x)?, w.view()?);
-    let mut terms = vec![Term { alpha: 1.0, a: xs.mat(tokens, n_in), b: Mat::of(ws.elements(), n_out, n_in).t() }];
-    let held = match more {
-        Some((alpha, low, b)) => Some((alpha, Operand::of(low)?, b.view()?, dims(low)?.1)),
-        None => None,
-    };
-    if let Some((alpha, low, b, r)) = &held {
-        terms.push(Term { alpha: *alpha, a: low.mat(tokens, *r), b: Mat::of(b.elements(), n_out, *r).t() });
+    let xs = Operand::of(x)?;
+    let weights: Vec<WeightView<'_>> = layers.iter().map(|of| of.w.view()).collect::<Result<_>>()?;
+    let mut held = Vec::with_capacity(layers.len());
+    for of in layers {
+        let more = of.more.map(|(alpha, low, b)| Ok((alpha, Operand::of(low)?, view(b)?, dims(low)?.1)));
+        held.push(more.transpose()?);
     }
-    let c = MatMut::new(&mut y, tokens, n_out);
-    products(precision, vec![Product { c, add: bias.is_some(), terms }], Threads::Pool);
-    activation(y, &[tokens, n_out])
+    let mut jobs = Vec::with_capacity(layers.len());
+    for ((((of, y), n_out), w), more) in layers.iter().zip(&mut ys).zip(&outputs).zip(&weights).zip(&held) {
+        let b = Mat::of(w.elements(), *n_out, n_in).t();
+        let mut terms = vec![Term { alpha: 1.0, a: xs.mat(tokens, n_in), b }];
+        if let Some((alpha, low, b, r)) = more {
+            terms.push(Term { alpha: *alpha, a: low.mat(tokens, *r), b: Mat::new(b, *n_out, *r).t() });
+        }
+        jobs.push(Product { c: MatMut::new(y, tokens, *n_out), add: of.bias.is_some(), terms });
+    }
+    products(precision, jobs, Threads::Pool);
+    ys.into_iter().zip(outputs).map(|(y, n_out)| activation(y, &[tokens, n_out])).collect()
 }
 
 /// Whether products in `precision` round what they read of `x`: on the CPU in bf16.
@@ -322,11 +340,6 @@ pub fn linear_dx_with<W: Stored, A: Stored>(
 
 /// Columns up to which a weight gradient in bf16 is made transposed: the rank of an adapter.
 const TALL: usize = 32;
-
-/// `dw += alpha dy^T x` for every `(dw, alpha, dy, x)`.
-pub fn linear_dws(precision: Precision, of: &[(&Gradient, f32, &Tensor, &Tensor)]) -> Result<()> {
-    of.iter().try_for_each(|(dw, alpha, dy, x)| linear_dw(precision, dw, *alpha, dy, x))
-}
 
 /// `dw += alpha dy^T x`.
 pub fn linear_dw(precision: Precision, dw: &Gradient, alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()> {
