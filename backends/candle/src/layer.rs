@@ -242,7 +242,17 @@ impl Layer {
     ) -> Result<(Option<Tensor>, Finished)> {
         let [(middle, low_o)] = linear::forward([&self.o], out, dropout)?;
         let (normed, scale) = self.post_norm.operand_of_sum(self.gate.precision, &middle, x)?;
-        let [(mut gate, low_gate), (mut up, low_up)] = linear::forward([&self.gate, &self.up], &normed, dropout)?;
+        let [(mut gate, low_gate), (mut up, low_up)] = match act {
+            true => linear::forward([&self.gate, &self.up], &normed, dropout)?,
+            // Rounded one after the other, so that one of them at a time is there in f32.
+            false => {
+                let kept = |layer: &Linear| -> Result<(Tensor, Option<Adapted>)> {
+                    let [(y, low)] = linear::forward([layer], &normed, dropout)?;
+                    Ok((nn::operand(self.down.precision, &y)?, low))
+                };
+                [kept(&self.gate)?, kept(&self.up)?]
+            }
+        };
         drop(normed);
         let act = match act {
             true => {
@@ -250,11 +260,7 @@ impl Layer {
                 (act, [gate, up]) = nn::swiglu_keeping(self.down.precision, gate, up)?;
                 Some(act)
             }
-            false => {
-                gate = nn::operand(self.down.precision, &gate)?;
-                up = nn::operand(self.down.precision, &up)?;
-                None
-            }
+            false => None,
         };
         Ok((act, Finished { low_o, middle, scale, gate, up, low: [low_gate, low_up, None] }))
     }
