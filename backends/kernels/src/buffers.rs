@@ -126,6 +126,14 @@ pub fn clear() {
     }
 }
 
+/// Says how many bytes will be in use at once at most, as far as is known: what lasts is then put at their end from the start.
+/// No memory is taken for that.
+pub fn expect(bytes: usize) {
+    if let Some(mut stretch) = stretch() {
+        stretch.places.expect(bytes.div_ceil(UNIT * size_of::<f32>()));
+    }
+}
+
 /// Bytes from the lowest to the highest that were in use since the last [`clear`]: the memory that buffers take.
 pub fn extent() -> usize {
     stretch().map_or(0, |stretch| stretch.places.end() * UNIT * size_of::<f32>())

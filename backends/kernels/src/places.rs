@@ -32,6 +32,17 @@ impl Places {
         self.limit
     }
 
+    /// Goes on as if `units` had been in use: what stays is put below that end from the start, and not wherever the end
+    /// then was.
+    pub fn expect(&mut self, units: usize) {
+        let units = units.min(self.limit);
+        if units > self.end {
+            let (at, size) = (self.end, units - self.end);
+            self.end = units;
+            self.give(at, size);
+        }
+    }
+
     /// Takes the lowest `size` units that are free side by side.
     pub fn take_low(&mut self, size: usize) -> Option<usize> {
         match self.free.iter().find(|(_, free)| **free >= size).map(|(at, free)| (*at, *free)) {
@@ -115,6 +126,19 @@ mod tests {
         assert_eq!([p.take_high(20), p.take_high(10)], [Some(60), Some(50)]);
         assert_eq!(p.take_low(15), Some(30));
         assert_eq!(p.end(), 80);
+    }
+
+    #[test]
+    fn what_stays_is_put_below_an_end_that_is_expected() {
+        let mut p = Places::new(100);
+        assert_eq!(p.take_low(10), Some(0));
+        p.expect(60);
+        p.expect(50);
+        assert_eq!((p.end(), p.take_high(20), p.take_low(15)), (60, Some(40), Some(10)));
+        // More than expected goes on at the end.
+        assert_eq!((p.take_low(20), p.take_high(15), p.end()), (Some(60), Some(25), 80));
+        p.expect(1000);
+        assert_eq!(p.end(), 100);
     }
 
     #[test]

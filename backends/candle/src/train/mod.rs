@@ -29,6 +29,7 @@ use crate::memory::{Training, held, peak};
 use crate::model::{Decoder, excluded_from_decay};
 use crate::nn::{self, Gradient, Result, Tensor};
 use crate::ops::adamw::Update;
+use crate::ops::buffers;
 use crate::profile;
 use checkpoint::{Checkpoint, Moments};
 use examples::{Examples, check_labels, label_tokens};
@@ -155,7 +156,7 @@ impl Job<'_> {
     }
 }
 
-/// Says how much memory the run will need, and warns where the machine has less.
+/// Says how much memory the run will need, and warns where the machine has less; gradients are put below that end.
 fn announce(
     model: &Decoder,
     plan: &TrainPlan,
@@ -164,7 +165,9 @@ fn announce(
     sink: &mut dyn EventSink,
 ) {
     let run = Training::of(model, plan, train, eval);
-    for (level, message) in run.remarks(&peak(&model.config, &run), held(model), memory::available()) {
+    let needs = peak(&model.config, &run);
+    buffers::expect(usize::try_from(needs.passes).unwrap_or(usize::MAX));
+    for (level, message) in run.remarks(&needs, held(model), memory::available()) {
         // Who wants the run to stop says so again at its first step.
         let _ = sink.event(Event::Log { level, message });
     }
