@@ -76,8 +76,8 @@ fn others(c: &mut Criterion) {
         group.throughput(Throughput::Elements(attention::work(&[0, 512], heads, 5) as u64));
         group.bench_function(id("attention, backward"), |b| {
             b.iter(|| {
-                let (dq, dk, dv) = (&mut dq, &mut dk, &mut dv);
-                attention::backward(precision, qs, ks, vs, &[0, 512], heads, &out, &lse, (&q, qs), dq, dk, dv);
+                let into = [&mut dq[..], &mut dk, &mut dv];
+                attention::backward(precision, [qs, ks, vs], &[0, 512], heads, (&out[..], &lse), &q, into);
             });
         });
     }

@@ -7,7 +7,7 @@ use karat::backend::BackendError;
 use crate::cuda::Device;
 use crate::linear::InputGradient::{self, New, Skip};
 use crate::linear::{self, Adapted, Branch, Dropout, Gradients, Linear};
-use crate::nn::{self, Angles, Indices, Precision, Result, Starts, Tensor};
+use crate::nn::{self, Angles, Attention, Indices, Precision, Result, Starts, Tensor};
 use crate::ops::attention::Heads;
 
 /// RMSNorm with its weight.
@@ -362,14 +362,14 @@ impl Layer {
             (None, Some((raw, _))) => self.turned(precision, raw.clone(), pass)?.0,
             _ => return Err(BackendError::failed("queries and keys are missing")),
         };
-        let [mut dq, mut dk, dv] =
-            nn::attend_backward(precision, [&q, &k, &v], pass.starts, self.heads, (&out, &lse), &dout)?;
-        drop((q, k, v, out, lse, dout));
-        nn::rotate([&dq, &dk], pass.positions, self.heads, pass.table, true)?;
-        if let (Some((q_norm, k_norm)), Some(([q, k], [sq, sk]))) = (&self.qk_norm, raw) {
-            dq = q_norm.backward(None, &q, &sq, &dq, gradients)?;
-            dk = k_norm.backward(None, &k, &sk, &dk, gradients)?;
-        }
+        let wide = [&self.q, &self.k, &self.v].iter().any(|linear| linear.sums_its_gradient());
+        let leaving = if wide { Precision::F32 } else { precision };
+        let norms = self.qk_norm.as_ref().zip(raw.as_ref()).map(|((q_norm, k_norm), ([q, k], [sq, sk]))| {
+            [(q_norm, q, sq), (k_norm, k, sk)].map(|(norm, x, s)| (&norm.weight, x, s, gradients.of(&norm.name)))
+        });
+        let of = Attention { read: [&q, &k, &v], starts: pass.starts, heads: self.heads, out: &out, lse: &lse };
+        let [dq, dk, dv] = nn::attend_backward(precision, leaving, of, &dout, (pass.positions, pass.table), norms)?;
+        drop((q, k, v, out, lse, dout, raw));
         // Without a trained norm and a wanted gradient of the input, nothing below the projections is asked for.
         let below = want_dx || gradients.of(&self.input_norm.name).is_some();
         let (normed, _) = self.input_norm.operand(precision, x)?;

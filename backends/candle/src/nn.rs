@@ -22,7 +22,7 @@ pub use self::tensor::{
 };
 use crate::cuda;
 use crate::ops::adamw::Update;
-use crate::ops::attention::Heads;
+use crate::ops::attention::{Before, Heads, Normed};
 use crate::ops::cross_entropy::{Sum, Target};
 use crate::ops::dropout::Key;
 use crate::ops::low_rank::{self, LowRank};
@@ -547,37 +547,113 @@ pub fn attend(
     Ok((out, activation(lse, &[tokens * heads.queries])?))
 }
 
-/// Backward of [`attend`]: gradients of `q`, `k`, `v`.
+/// The norm of heads, as its backward pass needs it: its weight, what was normed, the scale of each head, and where the
+/// gradient of the weight is summed.
+pub type NormedHeads<'a> = (&'a Tensor, &'a Tensor, &'a Tensor, Option<&'a Gradient>);
+
+/// What attention made of its operands and needs again.
+#[derive(Clone, Copy)]
+pub struct Attention<'a> {
+    /// Queries, keys and values as it read them.
+    pub read: [&'a Tensor; 3],
+    /// Where rows start.
+    pub starts: &'a Starts,
+    /// Its shape.
+    pub heads: Heads,
+    /// Its output.
+    pub out: &'a Tensor,
+    /// The log-sum-exps of its scores.
+    pub lse: &'a Tensor,
+}
+
+/// Backward of [`attend`] and [`turned`]: gradients of queries, keys and values as they came in, `leaving` for products in
+/// bf16 alone, or wide.
 pub fn attend_backward(
     precision: Precision,
-    [q, k, v]: [&Tensor; 3],
-    starts: &Starts,
-    heads: Heads,
-    (out, lse): (&Tensor, &Tensor),
+    leaving: Precision,
+    of: Attention<'_>,
     dout: &Tensor,
+    (positions, angles): (&Indices, &Angles),
+    norms: Option<[NormedHeads<'_>; 2]>,
 ) -> Result<[Tensor; 3]> {
-    if let Some(q) = q.cuda() {
-        let [k, v, out, lse, dout] =
-            [cuda::here(k)?, cuda::here(v)?, cuda::here(out)?, cuda::here(lse)?, cuda::here(dout)?];
-        return cuda::ops::attend_backward([q, k, v], starts, heads, (out, lse), dout);
+    if precision == Precision::Bf16 && dout.cuda().is_none() {
+        return attend_backward_narrow(leaving, of, dout, (positions, angles), norms);
     }
-    let rounded = operand(precision, dout)?;
+    let Attention { read: [q, k, v], starts, heads, out, lse } = of;
+    let [dq, dk, dv] = match q.cuda() {
+        Some(q) => {
+            let [k, v, out, lse, dout] =
+                [cuda::here(k)?, cuda::here(v)?, cuda::here(out)?, cuda::here(lse)?, cuda::here(dout)?];
+            cuda::ops::attend_backward([q, k, v], starts, heads, (out, lse), dout)?
+        }
+        None => {
+            let _timer = Timer::new("attention, gradient", attention::work(starts, heads, 5));
+            let ((tokens, wide), (_, narrow)) = (dims(q)?, dims(k)?);
+            let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|width| buffers::take(tokens * width));
+            let (qs, ks, vs, out, lse, dout) = (view(q)?, view(k)?, view(v)?, view(out)?, view(lse)?, view(dout)?);
+            let read = [(&qs, wide), (&ks, narrow), (&vs, narrow)].map(|(x, width)| Mat::new(x, tokens, width));
+            attention::backward(precision, read, starts, heads, (&out, &lse), &dout, [&mut dq, &mut dk, &mut dv]);
+            [activation(dq, q.dims())?, activation(dk, k.dims())?, activation(dv, v.dims())?]
+        }
+    };
+    rotate([&dq, &dk], positions, heads, angles, true)?;
+    let Some([of_q, of_k]) = norms else { return Ok([dq, dk, dv]) };
+    let back = |(w, x, scale, dw): NormedHeads<'_>, dy: &Tensor| rms_norm_backward(None, x, w, scale, dy, dw);
+    Ok([back(of_q, &dq)?, back(of_k, &dk)?, dv])
+}
+
+/// What the forward pass kept rounded.
+fn kept(x: &Tensor) -> Result<&Narrowed> {
+    x.rounded().ok_or_else(|| BackendError::failed("an activation was not kept in bf16"))
+}
+
+fn held<'a>((w, x, scale, dw): NormedHeads<'a>) -> Result<(&'a Narrowed, View<'a>, View<'a>, bool)> {
+    Ok((kept(x)?, view(w)?, view(scale)?, dw.is_some()))
+}
+
+/// [`attend_backward`] on the CPU in bf16.
+fn attend_backward_narrow(
+    leaving: Precision,
+    of: Attention<'_>,
+    dout: &Tensor,
+    (positions, angles): (&Indices, &Angles),
+    norms: Option<[NormedHeads<'_>; 2]>,
+) -> Result<[Tensor; 3]> {
+    let Attention { read: [q, k, v], starts, heads, out, lse } = of;
     let _timer = Timer::new("attention, gradient", attention::work(starts, heads, 5));
-    let (qs, ks, vs) = (Operand::of(q)?, Operand::of(k)?, Operand::of(v)?);
     let ((tokens, wide), (_, narrow)) = (dims(q)?, dims(k)?);
-    let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|width| buffers::take(tokens * width));
-    let (out, lse, dout, upstreams) = (Operand::of(out)?, view(lse)?, view(dout)?, Operand::of(&rounded)?);
-    let (qs, ks, vs) = (qs.mat(tokens, wide), ks.mat(tokens, narrow), vs.mat(tokens, narrow));
-    let (douts, into) = ((&*dout, upstreams.mat(tokens, wide)), (&mut dq[..], &mut dk[..], &mut dv[..]));
-    match &out {
-        Operand::Wide(out) => {
-            attention::backward(precision, qs, ks, vs, starts, heads, out, &lse, douts, into.0, into.1, into.2);
+    let (qs, ks, vs) = (Operand::of(q)?, Operand::of(k)?, Operand::of(v)?);
+    let read = [qs.mat(tokens, wide), ks.mat(tokens, narrow), vs.mat(tokens, narrow)];
+    let (out, lse, dout) = (kept(out)?, view(lse)?, view(dout)?);
+    let held = match norms {
+        None => None,
+        Some([of_q, of_k]) => Some([held(of_q)?, held(of_k)?]),
+    };
+    let norms_of = held.as_ref().map(|held| {
+        held.each_ref().map(|(x, weight, scale, trained)| Normed { x: x.elements(), weight, scale, trained: *trained })
+    });
+    let before = Before { positions, table: &angles.table, norms: norms_of };
+    let made = (out.elements(), &lse[..]);
+    let (gradients, sums) = match leaving {
+        Precision::Bf16 => {
+            let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| Narrowed::of(x.dims()));
+            let into = [&mut dq, &mut dk, &mut dv].map(Narrowed::elements_mut);
+            let sums = attention::backward_before(read, starts, heads, made, &dout, &before, into);
+            ([dq.into(), dk.into(), dv.into()], sums)
         }
-        Operand::Narrow(out) => {
-            attention::backward(precision, qs, ks, vs, starts, heads, out, &lse, douts, into.0, into.1, into.2);
+        Precision::F32 => {
+            let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|width| buffers::take(tokens * width));
+            let into: [&mut [f32]; 3] = [&mut dq, &mut dk, &mut dv];
+            let sums = attention::backward_before(read, starts, heads, made, &dout, &before, into);
+            ([activation(dq, q.dims())?, activation(dk, k.dims())?, activation(dv, v.dims())?], sums)
+        }
+    };
+    for ((.., dw), sum) in norms.iter().flatten().zip(sums) {
+        if let Some(dw) = dw {
+            dw.edit(|dw| dw.iter_mut().zip(&sum).for_each(|(dw, sum)| *dw += sum))?;
         }
     }
-    Ok([activation(dq, q.dims())?, activation(dk, k.dims())?, activation(dv, v.dims())?])
+    Ok(gradients)
 }
 
 /// One query per sequence against its cache.

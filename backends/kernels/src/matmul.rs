@@ -12,6 +12,7 @@
 
 mod ahead;
 pub mod amx;
+pub mod assembled;
 pub mod dots;
 pub mod executor;
 pub mod gated;
@@ -19,6 +20,7 @@ pub mod kernel;
 pub mod log_probability;
 pub mod pack;
 pub mod packed;
+pub mod softmax;
 pub mod stored;
 #[cfg(target_arch = "x86_64")]
 mod widened;

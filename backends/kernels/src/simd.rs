@@ -17,7 +17,7 @@ pub fn simd<R>(f: impl FnOnce() -> R) -> R {
 }
 
 #[inline(always)]
-fn fold(lanes: [f32; LANES]) -> f32 {
+pub(crate) fn fold(lanes: [f32; LANES]) -> f32 {
     let mut sum = lanes;
     let mut width = LANES / 2;
     while width > 0 {

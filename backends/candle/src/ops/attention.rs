@@ -4,15 +4,19 @@
 //! log-sum-exp that the forward pass leaves (Dao et al., arXiv 2205.14135). Sums over a row are those of that row
 //! alone, so a row's result does not depend on its neighbours.
 
+mod tiles;
+
 use std::ops::Range;
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::buffers::{self, Buffer};
 use super::matmul::packed::{Right, multiply};
-use super::matmul::{Mat, MatMut, Precision, narrow_here};
+use super::matmul::{Mat, MatMut, Precision};
 use super::number::Number;
-use super::simd::{dot, exp, exp_fused, max, simd, sum_of};
+use super::simd::{dot, exp, max, simd, sum_of};
+use super::{norm, rope};
 
 /// Queries a block holds.
 const BLOCK: usize = 64;
@@ -118,6 +122,9 @@ pub fn forward<O: Number>(
     out: &mut [O],
     lse: &mut [f32],
 ) {
+    if precision == Precision::Bf16 {
+        return tiles::forward([q, k, v], starts, heads, out, lse);
+    }
     let (qw, d) = (heads.q_width(), heads.dim);
     let packed: Vec<[Right; 2]> = contexts(k, v, starts, heads)
         .par_iter()
@@ -141,28 +148,19 @@ pub fn forward<O: Number>(
                 #[inline(always)]
                 || {
                     for i in 0..n {
-                        let (before, p) = p.split_at_mut(i * context);
-                        let p = &mut p[..context];
+                        let p = &mut p[i * context..][..context];
                         let (seen, future) = p.split_at_mut(first - start + i + 1);
                         future.fill(0.0);
                         let top = max(seen);
-                        match precision {
-                            Precision::F32 => seen.iter_mut().for_each(|p| *p = exp(*p - top)),
-                            Precision::Bf16 => {
-                                for p in &mut *seen {
-                                    *p = exp_fused(*p - top);
-                                }
-                            }
-                        }
+                        seen.iter_mut().for_each(|p| *p = exp(*p - top));
                         let sum = sum_of([seen], |[p]| p);
                         let inverse = 1.0 / sum;
                         seen.iter_mut().for_each(|p| *p *= inverse);
                         lse[i * heads.queries + h] = top + sum.ln();
-                        settle(precision, before, p);
                     }
                 },
             );
-            multiply(MatMut::new(&mut tile, n, d), 1.0, settled(precision, &p, n, context), value, false);
+            multiply(MatMut::new(&mut tile, n, d), 1.0, Mat::new(&p, n, context), value, false);
             out.chunks_exact_mut(qw)
                 .zip(tile.chunks_exact(d))
                 .for_each(|(out, row)| O::keep(row, &mut out[h * d..][..d]));
@@ -170,201 +168,245 @@ pub fn forward<O: Number>(
     });
 }
 
-/// Rounds a row that only products in bf16 read while it is in the nearest cache; it goes behind those before it, into
-/// memory that they have left.
-#[inline(always)]
-fn settle(precision: Precision, before: &mut [f32], row: &mut [f32]) {
-    let n = row.len();
-    match (precision, before.len()) {
-        (Precision::F32, _) => {}
-        (Precision::Bf16, 0) => {
-            let wide = row.to_vec();
-            narrow_here(&wide, &mut bytemuck::cast_slice_mut(row)[..n]);
-        }
-        (Precision::Bf16, at) => narrow_here(row, &mut bytemuck::cast_slice_mut(before)[at..at + n]),
-    }
-}
-
-/// `[rows, columns]` of what [`settle`] has left.
-fn settled(precision: Precision, x: &[f32], rows: usize, columns: usize) -> Mat<'_> {
-    match precision {
-        Precision::F32 => Mat::new(&x[..rows * columns], rows, columns),
-        Precision::Bf16 => Mat::narrowed(&bytemuck::cast_slice(x)[..rows * columns], rows, columns),
-    }
-}
-
-/// A block of queries and one head of the group that reads the same keys.
-#[derive(Clone, Copy)]
-struct Pair {
-    block: Block,
-    /// In the group.
-    g: usize,
-}
-
-/// Work on one row and one key head that is done in order: it sums up the gradients of its keys and values.
+/// Work on some queries of one row that is done in order: it sums up the gradients of the keys and values that they see.
 struct Task {
     /// In [`contexts`].
     context: usize,
-    /// Key head.
-    head: usize,
-    pairs: Vec<Pair>,
+    /// Query heads; all of them read the same keys.
+    heads: Range<usize>,
+    /// Where the row starts.
+    start: usize,
+    /// Tokens.
+    queries: Range<usize>,
 }
 
-/// Tasks of every row and key head, in their order. In f32 there is one for each, so that the gradient of a key is one
-/// sum over its queries; in bf16 they are as many as keep several threads busy, of about the same work, depending on
-/// the row and the model alone.
-fn tasks(precision: Precision, starts: &[usize], heads: Heads) -> Vec<Task> {
-    /// Tasks of a row, over all its key heads.
-    const TASKS: usize = 16;
-    let blocks = query_blocks(starts);
-    let mut tasks = Vec::new();
-    for blocks in blocks.chunk_by(|a, b| a.row == b.row) {
-        let parts = match precision {
-            Precision::F32 => 1,
-            Precision::Bf16 => TASKS.div_ceil(heads.keys).min(blocks.len()),
-        };
-        let work = |block: &Block| block.last - block.start;
-        let all: usize = blocks.iter().map(work).sum::<usize>() * heads.group();
-        for head in 0..heads.keys {
-            let mut done = 0;
-            let mut pairs: Vec<Vec<Pair>> = (0..parts).map(|_| Vec::new()).collect();
-            for &block in blocks {
-                for g in 0..heads.group() {
-                    pairs[(done * parts / all).min(parts - 1)].push(Pair { block, g });
-                    done += work(&block);
-                }
-            }
-            let context = blocks[0].row * heads.keys + head;
-            tasks.extend(pairs.into_iter().filter(|p| !p.is_empty()).map(|pairs| Task { context, head, pairs }));
-        }
-    }
-    tasks
-}
-
-/// Gradients that a task leaves: of the queries of its pairs, one block after the other, and of the keys and values that
-/// they see.
+/// Gradients that a task leaves: of its queries, `[heads, queries, dim]`, and of the keys and of the values that they see,
+/// `[keys, dim]`.
 struct Share([Buffer; 3]);
 
-/// Gradients of `q`, `k` and `v` given `dout`, and `dout` as products read it; what was in them is overwritten.
-#[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
+/// In f32 there is one task for each row and key head, so that the gradient of a key is one sum over its queries.
+fn whole_tasks(starts: &[usize], heads: Heads) -> Vec<Task> {
+    let rows = starts.windows(2).enumerate().flat_map(|(row, w)| {
+        (0..heads.keys).map(move |head| Task {
+            context: row * heads.keys + head,
+            heads: head * heads.group()..(head + 1) * heads.group(),
+            start: w[0],
+            queries: w[0]..w[1],
+        })
+    });
+    rows.filter(|task| !task.queries.is_empty()).collect()
+}
+
+/// Gradients of `q`, `k` and `v` given `dout`; what was in them is overwritten.
 pub fn backward<O: Number>(
     precision: Precision,
-    q: Mat<'_>,
-    k: Mat<'_>,
-    v: Mat<'_>,
+    [q, k, v]: [Mat<'_>; 3],
     starts: &[usize],
     heads: Heads,
-    out: &[O],
-    lse: &[f32],
-    (dout, upstreams): (&[f32], Mat<'_>),
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
+    (out, lse): (&[O], &[f32]),
+    dout: &[f32],
+    into: [&mut [f32]; 3],
 ) {
-    let (qw, d) = (heads.q_width(), heads.dim);
+    match precision {
+        Precision::F32 => {
+            let tasks = whole_tasks(starts, heads);
+            let shares = whole_backward([q, k, v], starts, heads, &tasks, (out, lse), dout);
+            gather(&tasks, &shares, starts, heads, None, into);
+        }
+        Precision::Bf16 => {
+            let tasks = tiles::tasks(starts, heads);
+            let shares = tiles::backward([q, k, v], starts, heads, &tasks, (out, lse), dout);
+            gather(&tasks, &shares, starts, heads, None, into);
+        }
+    }
+}
+
+/// What lies between the projections and attention.
+pub struct Before<'a> {
+    /// Position of each token.
+    pub positions: &'a [u32],
+    /// Angles by which queries and keys were turned.
+    pub table: &'a rope::Table,
+    /// The norms of the heads of `q` and `k`, if there are any.
+    pub norms: Option<[Normed<'a>; 2]>,
+}
+
+/// The norm of heads, as its backward pass needs it.
+pub struct Normed<'a> {
+    /// What was normed, `[tokens, heads * dim]`.
+    pub x: &'a [bf16],
+    /// Its weight, `[dim]`.
+    pub weight: &'a [f32],
+    /// The scale of each head, `[tokens, heads]`.
+    pub scale: &'a [f32],
+    /// Whether the gradient of the weight is wanted.
+    pub trained: bool,
+}
+
+/// [`backward`] in bf16 and what comes before attention too: gradients of what the projections gave, rounded where `G` is
+/// bf16, and of the norms' weights, `[dim]`, or nothing for one that is not trained.
+pub fn backward_before<O: Number, G: Number>(
+    [q, k, v]: [Mat<'_>; 3],
+    starts: &[usize],
+    heads: Heads,
+    (out, lse): (&[O], &[f32]),
+    dout: &[f32],
+    before: &Before<'_>,
+    into: [&mut [G]; 3],
+) -> [Vec<f32>; 2] {
+    let tasks = tiles::tasks(starts, heads);
+    let shares = tiles::backward([q, k, v], starts, heads, &tasks, (out, lse), dout);
+    gather(&tasks, &shares, starts, heads, Some(before), into)
+}
+
+fn whole_backward<O: Number>(
+    [q, k, v]: [Mat<'_>; 3],
+    starts: &[usize],
+    heads: Heads,
+    tasks: &[Task],
+    (out, lse): (&[O], &[f32]),
+    dout: &[f32],
+) -> Vec<Share> {
+    let (qw, d, precision) = (heads.q_width(), heads.dim, Precision::F32);
+    let upstreams = Mat::new(dout, q.dims().0, qw);
     let packed: Vec<[Right; 3]> = contexts(k, v, starts, heads)
         .par_iter()
         .map(|c| [c.k.t(), c.v.t(), c.k].map(|m| Right::new(precision, m)))
         .collect();
-    let tasks = tasks(precision, starts, heads);
     let one = |task: &Task| {
         let [key_t, value_t, key] = &packed[task.context];
-        let seen = task.pairs.last().map_or(0, |p| p.block.last - p.block.start);
-        let queries: usize = task.pairs.iter().map(|p| p.block.last - p.block.first).sum();
-        let longest = task.pairs.iter().map(|p| (p.block.last - p.block.first) * (p.block.last - p.block.start)).max();
-        let [mut dqs, mut dks, mut dvs] = [queries * d, seen * d, seen * d].map(buffers::take);
-        let [mut p, mut ds] = [0, 1].map(|_| buffers::take(longest.unwrap_or(0)));
+        let n = task.queries.len();
+        let [mut dqs, mut dks, mut dvs] = [task.heads.len(), 1, 1].map(|heads| buffers::take(heads * n * d));
+        let [mut p, mut ds] = [0, 1].map(|_| buffers::take(BLOCK.min(n) * n));
         dks.fill(0.0);
         dvs.fill(0.0);
-        let (mut done, mut tile) = (0, vec![0f32; d]);
-        for &Pair { block: Block { start, first, last, .. }, g } in &task.pairs {
-            let h = task.head * heads.group() + g;
-            let (b, context) = (last - first, last - start);
-            let (p, ds) = (&mut p[..b * context], &mut ds[..b * context]);
-            let [query, upstream] = [q, upstreams].map(|x| x.part(first..last, heads.columns(h)));
-            multiply(MatMut::new(p, b, context), heads.scale(), query, key_t, false);
-            multiply(MatMut::new(ds, b, context), 1.0, upstream, value_t, false);
-            simd(
-                #[inline(always)]
-                || {
-                    for i in 0..b {
-                        let [(p_before, p_row), (ds_before, ds_row)] =
-                            [&mut *p, &mut *ds].map(|x| x.split_at_mut(i * context));
-                        let (p_row, ds_row) = (&mut p_row[..context], &mut ds_row[..context]);
-                        let (token, seen) = (first + i, first - start + i + 1);
-                        let at = token * qw + h * d;
-                        let delta = dot(O::wide(&out[at..at + d], &mut tile), &dout[at..at + d]);
-                        let lse = lse[token * heads.queries + h];
-                        let (p, p_future) = p_row.split_at_mut(seen);
-                        let (ds, ds_future) = ds_row.split_at_mut(seen);
-                        p_future.fill(0.0);
-                        ds_future.fill(0.0);
-                        match precision {
-                            Precision::F32 => {
-                                for (p, ds) in p.iter_mut().zip(ds) {
-                                    *p = exp(*p - lse);
-                                    *ds = *p * (*ds - delta);
-                                }
-                            }
-                            Precision::Bf16 => {
-                                for (p, ds) in p.iter_mut().zip(ds) {
-                                    *p = exp_fused(*p - lse);
-                                    *ds = *p * (*ds - delta);
-                                }
+        let mut tile = vec![0f32; d];
+        for first in task.queries.clone().step_by(BLOCK) {
+            for h in task.heads.clone() {
+                let last = (first + BLOCK).min(task.queries.end);
+                let (b, context) = (last - first, last - task.start);
+                let (p, ds) = (&mut p[..b * context], &mut ds[..b * context]);
+                let [query, upstream] = [q, upstreams].map(|x| x.part(first..last, heads.columns(h)));
+                multiply(MatMut::new(p, b, context), heads.scale(), query, key_t, false);
+                multiply(MatMut::new(ds, b, context), 1.0, upstream, value_t, false);
+                simd(
+                    #[inline(always)]
+                    || {
+                        let rows = p.chunks_exact_mut(context).zip(ds.chunks_exact_mut(context));
+                        for (token, (p, ds)) in (first..last).zip(rows) {
+                            let at = token * qw + h * d;
+                            let delta = dot(O::wide(&out[at..at + d], &mut tile), &dout[at..at + d]);
+                            let lse = lse[token * heads.queries + h];
+                            let seen = token - task.start + 1;
+                            let (p, p_future) = p.split_at_mut(seen);
+                            let (ds, ds_future) = ds.split_at_mut(seen);
+                            p_future.fill(0.0);
+                            ds_future.fill(0.0);
+                            for (p, ds) in p.iter_mut().zip(ds) {
+                                *p = exp(*p - lse);
+                                *ds = *p * (*ds - delta);
                             }
                         }
-                        settle(precision, p_before, p_row);
-                        settle(precision, ds_before, ds_row);
-                    }
-                },
-            );
-            let (p, ds) = (settled(precision, p, b, context), settled(precision, ds, b, context));
-            multiply(MatMut::new(&mut dqs[done..], b, d), heads.scale(), ds, key, false);
-            done += b * d;
-            let dks = MatMut::new(&mut dks[..context * d], context, d);
-            multiply(dks, heads.scale(), ds.t(), &Right::new(precision, query), true);
-            let dvs = MatMut::new(&mut dvs[..context * d], context, d);
-            multiply(dvs, 1.0, p.t(), &Right::new(precision, upstream), true);
+                    },
+                );
+                let (p, ds) = (Mat::new(p, b, context), Mat::new(ds, b, context));
+                let at = ((h - task.heads.start) * n + first - task.start) * d;
+                multiply(MatMut::new(&mut dqs[at..], b, d), heads.scale(), ds, key, false);
+                let dks = MatMut::new(&mut dks[..context * d], context, d);
+                multiply(dks, heads.scale(), ds.t(), &Right::new(precision, query), true);
+                let dvs = MatMut::new(&mut dvs[..context * d], context, d);
+                multiply(dvs, 1.0, p.t(), &Right::new(precision, upstream), true);
+            }
         }
         Share([dqs, dks, dvs])
     };
-    let shares: Vec<Share> = tasks.par_iter().with_max_len(1).map(one).collect();
-    gather(&tasks, &shares, starts, heads, [dq, dk, dv]);
+    tasks.par_iter().with_max_len(1).map(one).collect()
 }
 
-/// Puts the gradients together, those of a key or value in the order of the tasks.
-fn gather(tasks: &[Task], shares: &[Share], starts: &[usize], heads: Heads, [dq, dk, dv]: [&mut [f32]; 3]) {
+/// Puts the gradients together, those of a key or value in the order of the tasks, and takes them back through what came
+/// before; the gradients of the norms' weights.
+fn gather<G: Number>(
+    tasks: &[Task],
+    shares: &[Share],
+    starts: &[usize],
+    heads: Heads,
+    before: Option<&Before<'_>>,
+    [dq, dk, dv]: [&mut [G]; 3],
+) -> [Vec<f32>; 2] {
     let (qw, kw, d) = (heads.q_width(), heads.k_width(), heads.dim);
+    let norms = before.and_then(|before| before.norms.as_ref());
+    let nothing = || [0, 1].map(|of| vec![0f32; if norms.is_some_and(|norms| norms[of].trained) { d } else { 0 }]);
     let blocks = query_blocks(starts);
     let outs = split(dq, &blocks, qw).into_iter().zip(split(dk, &blocks, kw)).zip(split(dv, &blocks, kw));
-    blocks.par_iter().zip(outs.collect::<Vec<_>>()).for_each(|(block, ((dq, dk), dv))| {
-        // The zero that changes no number it is added to, not even another zero.
-        dk.fill(-0.0);
-        dv.fill(-0.0);
-        for (task, Share([dqs, dks, dvs])) in tasks.iter().zip(shares) {
-            if task.context / heads.keys != block.row {
-                continue;
-            }
-            let mut rest: &[f32] = dqs;
-            for Pair { block: of, g } in &task.pairs {
-                let (mine, tail) = rest.split_at((of.last - of.first) * d);
-                rest = tail;
-                if of.first == block.first {
-                    let h = task.head * heads.group() + g;
-                    dq.chunks_exact_mut(qw).zip(mine.chunks_exact(d)).for_each(|(to, from)| {
-                        to[h * d..][..d].copy_from_slice(from);
-                    });
+    let sums: Vec<[Vec<f32>; 2]> = blocks
+        .par_iter()
+        .zip(outs.collect::<Vec<_>>())
+        .map(|(block, ((dq, dk), dv))| {
+            let reaches = |task: &Task| task.start == block.start && task.queries.end > block.first;
+            let mine: Vec<(&Task, &Share)> = tasks.iter().zip(shares).filter(|(task, _)| reaches(task)).collect();
+            let [mut row, mut tile] = [qw.max(kw), d].map(|n| vec![0f32; n]);
+            let mut sums = nothing();
+            simd(
+                #[inline(always)]
+                || {
+                    for (at, token) in (block.first..block.last).enumerate() {
+                        for (task, Share([dqs, ..])) in &mine {
+                            let (n, i) = (task.queries.len(), token.wrapping_sub(task.queries.start));
+                            for (g, h) in task.heads.clone().enumerate().filter(|_| i < n) {
+                                row[h * d..][..d].copy_from_slice(&dqs[(g * n + i) * d..][..d]);
+                            }
+                        }
+                        let through = before.map(|before| (before, token));
+                        leave(&mut row[..qw], through.map(|x| (x, 0)), &mut tile, &mut sums, &mut dq[at * qw..][..qw]);
+                        for (which, to) in [&mut *dk, &mut *dv].into_iter().enumerate() {
+                            // The zero that changes no number it is added to, not even another zero.
+                            row[..kw].fill(-0.0);
+                            for (task, Share(parts)) in &mine {
+                                let at = (token - task.start) * d;
+                                let Some(part) = parts[1 + which].get(at..at + d) else { continue };
+                                let to = &mut row[task.heads.start / heads.group() * d..][..d];
+                                to.iter_mut().zip(part).for_each(|(to, from)| *to += from);
+                            }
+                            let through = through.filter(|_| which == 0).map(|x| (x, 1));
+                            leave(&mut row[..kw], through, &mut tile, &mut sums, &mut to[at * kw..][..kw]);
+                        }
+                    }
+                },
+            );
+            sums
+        })
+        .collect();
+    let mut all = nothing();
+    for (sum, part) in sums.iter().flat_map(|sums| sums.iter().enumerate()) {
+        all[sum].iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+    }
+    all
+}
+
+/// Puts one token's gradients of `q` (0) or `k` (1) where they go, those of what came before if there is anything.
+#[inline(always)]
+fn leave<G: Number>(
+    row: &mut [f32],
+    through: Option<((&Before<'_>, usize), usize)>,
+    tile: &mut [f32],
+    sums: &mut [Vec<f32>; 2],
+    to: &mut [G],
+) {
+    if let Some(((before, token), of)) = through {
+        before.table.turn_back(row, before.positions[token]);
+        if let Some(norms) = &before.norms {
+            let (Normed { x, weight, scale, .. }, sum) = (&norms[of], &mut sums[of]);
+            let (d, first) = (weight.len(), token * (row.len() / weight.len()));
+            for (h, dy) in row.chunks_exact_mut(d).enumerate() {
+                let (x, r) = (bf16::wide(&x[(first + h) * d..][..d], tile), scale[first + h]);
+                for ((sum, dy), x) in sum.iter_mut().zip(&*dy).zip(x) {
+                    *sum += dy * (x * r);
                 }
-            }
-            let first = (block.first - block.start) * d;
-            for (to, from) in [(&mut *dk, dks), (&mut *dv, dvs)] {
-                let Some(from) = from.get(first..) else { continue };
-                for (to, from) in to.chunks_exact_mut(kw).zip(from.chunks_exact(d)) {
-                    to[task.head * d..][..d].iter_mut().zip(from).for_each(|(to, from)| *to += from);
-                }
+                norm::row_backward(x, weight, r, dy);
             }
         }
-    });
+    }
+    G::keep(row, to);
 }
 
 /// One query per sequence against its cache: `q`, `out` `[sequences, queries * dim]`; `caches[s]` are the keys and
@@ -400,6 +442,7 @@ pub fn decode(q: &[f32], caches: &[(&[f32], &[f32])], heads: Heads, out: &mut [f
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::matmul::narrow_here;
     use crate::ops::testing::{assert_close, check_gradient, noise, weigh, wide, with_threads};
 
     const HEADS: Heads = Heads { queries: 4, keys: 2, dim: 6 };
@@ -438,8 +481,8 @@ mod tests {
         let [qs, ks, vs] = mats([&q, &k, &v]);
         forward(precision, qs, ks, vs, starts, HEADS, &mut out, &mut lse);
         let (mut dq, mut dk, mut dv) = (vec![9f32; qn], vec![9f32; kn], vec![9f32; kn]);
-        let ([qs, ks, vs], [gs, ..]) = (mats([&q, &k, &v]), mats([&g, &k, &v]));
-        backward(precision, qs, ks, vs, starts, HEADS, &out, &lse, (&g, gs), &mut dq, &mut dk, &mut dv);
+        let into = [&mut dq[..], &mut dk, &mut dv];
+        backward(precision, mats([&q, &k, &v]), starts, HEADS, (&out[..], &lse), &g, into);
         [q, k, v, g, out, dq, dk, dv]
     }
 
@@ -490,12 +533,48 @@ mod tests {
                 let [qs, ks, vs] = mats([&q, &k, &v]);
                 forward(precision, qs, ks, vs, &[0, n], HEADS, &mut out, &mut lse);
                 let (mut dq, mut dk, mut dv) = (vec![9f32; n * qw], vec![9f32; n * kw], vec![9f32; n * kw]);
-                let ([qs, ks, vs], [gs, ..]) = (mats([&q, &k, &v]), mats([&g, &k, &v]));
-                backward(precision, qs, ks, vs, &[0, n], HEADS, &out, &lse, (&g, gs), &mut dq, &mut dk, &mut dv);
+                let into = [&mut dq[..], &mut dk, &mut dv];
+                backward(precision, mats([&q, &k, &v]), &[0, n], HEADS, (&out[..], &lse), &g, into);
                 for (alone, (of, width)) in [out, dq, dk, dv].iter().zip(all.iter().zip([qw, qw, kw, kw])) {
                     assert_eq!(*alone, part(of, width), "{precision:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_way_back_through_what_came_before_is_that_of_its_parts_in_a_row() {
+        let (starts, d) = ([0, 70, 100], HEADS.dim);
+        let [q, k, v, g, out, mut dq, mut dk, dv] = run(Precision::Bf16, &starts);
+        let positions: Vec<u32> = (0..70).chain(0..30).collect();
+        let table = rope::Table::new(1e4, d, 70);
+        let narrowed = |x: &[f32]| {
+            let mut y = vec![bf16::ZERO; x.len()];
+            narrow_here(x, &mut y);
+            y
+        };
+        let (xs, ws) = ([&q, &k].map(|x| narrowed(x)), [noise(d, 5), noise(d, 6)]);
+        let scales = [&q, &k].map(|x| noise(x.len() / d, 7).iter().map(|x| 1.0 + x * x).collect::<Vec<f32>>());
+        let mut want_sums = [vec![0f32; d], vec![0f32; d]];
+        for (i, (dx, heads)) in [(&mut dq, HEADS.queries), (&mut dk, HEADS.keys)].into_iter().enumerate() {
+            rope::rotate(dx, &positions, heads, &table, true);
+            let dy = dx.clone();
+            norm::backward(&xs[i], &ws[i], &scales[i], &dy, dx, false, Some(&mut want_sums[i]));
+        }
+        let mut lse = vec![0f32; 100 * HEADS.queries];
+        let mut same = vec![0f32; out.len()];
+        let [qs, ks, vs] = mats([&q, &k, &v]);
+        forward(Precision::Bf16, qs, ks, vs, &starts, HEADS, &mut same, &mut lse);
+        assert_eq!(same, out);
+        let normed = |i: usize| Normed { x: &xs[i], weight: &ws[i], scale: &scales[i], trained: true };
+        let before = Before { positions: &positions, table: &table, norms: Some([normed(0), normed(1)]) };
+        let [mut a, mut b, mut c] = [dq.len(), dk.len(), dv.len()].map(|n| vec![bf16::ZERO; n]);
+        let into = [&mut a[..], &mut b, &mut c];
+        let read = mats([&q, &k, &v]);
+        let sums = backward_before(read, &starts, HEADS, (&out[..], &lse), &g, &before, into);
+        assert_eq!([a, b, c], [&dq, &dk, &dv].map(|x| narrowed(x)));
+        for (sum, want) in sums.iter().zip(&want_sums) {
+            assert_close("dw", sum, &wide(want), 1e-5);
         }
     }
 

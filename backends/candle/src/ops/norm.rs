@@ -57,6 +57,21 @@ pub fn forward_narrow<T: Number>(x: &[T], w: &[f32], eps: f32, y: &mut [bf16], s
     );
 }
 
+/// `r^3 / width * sum(w dy x)`, the part that the gradient of every element of a row has in common.
+#[inline(always)]
+fn common(x: &[f32], w: &[f32], r: f32, dy: &[f32]) -> f32 {
+    r * r * r / w.len() as f32 * sum_of([w, dy, x], |[w, dy, x]| w * dy * x)
+}
+
+/// [`backward`] of one row, the gradient of `x` in place of that of `y`.
+#[inline(always)]
+pub(super) fn row_backward(x: &[f32], w: &[f32], r: f32, dy: &mut [f32]) {
+    let c = common(x, w, r, dy);
+    for ((d, w), x) in dy.iter_mut().zip(w).zip(x) {
+        *d = r * w * *d - c * x;
+    }
+}
+
 /// Given `dy`, writes `dx = r w dy - x r^3 / width * sum(w dy x)` (added to `dx` with `add`) and adds
 /// `sum over rows of dy x r` to `dw` where the weight is trained.
 pub fn backward<T: Number>(
@@ -82,7 +97,7 @@ pub fn backward<T: Number>(
                         dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dy.chunks_exact(width)).zip(scale)
                     {
                         let x = T::wide(x, &mut tile);
-                        let c = r * r * r / width as f32 * sum_of([w, dy, x], |[w, dy, x]| w * dy * x);
+                        let c = common(x, w, r, dy);
                         for i in 0..width {
                             let d = r * w[i] * dy[i] - c * x[i];
                             dx[i] = if add { dx[i] + d } else { d };

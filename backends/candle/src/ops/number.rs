@@ -6,6 +6,8 @@ use super::matmul::narrow_here;
 
 /// What a kernel computes with in f32, a stretch at a time that fits into the nearest cache.
 pub trait Number: Copy + Send + Sync {
+    /// Whether [`Number::keep`] rounds.
+    const ROUNDED: bool;
     /// `x` in f32, exactly: itself, or in the first elements of `tile`.
     fn wide<'a>(x: &'a [Self], tile: &'a mut [f32]) -> &'a [f32];
     /// Puts `x` into `out`, of the same length, rounded as products round it where this is no f32.
@@ -13,6 +15,7 @@ pub trait Number: Copy + Send + Sync {
 }
 
 impl Number for f32 {
+    const ROUNDED: bool = false;
     #[inline(always)]
     fn wide<'a>(x: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
         x
@@ -24,6 +27,7 @@ impl Number for f32 {
 }
 
 impl Number for bf16 {
+    const ROUNDED: bool = true;
     #[inline(always)]
     fn wide<'a>(x: &'a [bf16], tile: &'a mut [f32]) -> &'a [f32] {
         let tile = &mut tile[..x.len()];

@@ -36,6 +36,12 @@ impl Table {
     pub fn sin(&self) -> &[f32] {
         &self.sin
     }
+    /// Rotates the heads of one token back.
+    #[inline(always)]
+    pub(super) fn turn_back(&self, row: &mut [f32], position: u32) {
+        let at = position as usize * self.half;
+        turn(row, &self.cos[at..at + self.half], &self.sin[at..at + self.half], true);
+    }
     /// Positions in the table.
     pub fn positions(&self) -> usize {
         self.cos.len().checked_div(self.half).unwrap_or(0)

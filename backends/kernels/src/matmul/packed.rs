@@ -12,14 +12,14 @@ use crate::buffers::{self, Buffer};
 
 /// A right operand `[rows, cols]`, packed whole, in a lent buffer.
 pub struct Right {
-    set: Set,
-    precision: Precision,
-    rows: usize,
-    cols: usize,
+    pub(super) set: Set,
+    pub(super) precision: Precision,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
     /// Panels of [`PANEL`] columns one after the other, the last one narrower.
-    buffer: Buffer,
+    pub(super) buffer: Buffer,
     /// Where the first panel starts: at a cache line.
-    start: usize,
+    pub(super) start: usize,
 }
 
 impl Right {
@@ -34,15 +34,15 @@ impl Right {
         const UNITS: [usize; 2] = [128, 8];
         let units = b.rows.div_ceil(precision.per_unit());
         let size = units * b.cols.next_multiple_of(LANES);
-        let mut buffer = buffers::take(size + LANES);
-        let start = buffer.as_ptr().align_offset(64).min(LANES);
+        let mut room = Self::with_room(set, precision, b.rows, b.cols);
+        let start = room.start;
         // Rows that lie side by side are read whole and in their order, the next ones fetched meanwhile: reading some columns
         // of each would wait for memory at every row.
         let in_rows = b.col_stride == 1;
         let each = UNITS[usize::from(in_rows)];
         let panels = || (0..b.cols).step_by(PANEL).map(|first| (first, PANEL.min(b.cols - first)));
         let mut parts: Vec<Vec<(Part, &mut [u32])>> = Vec::new();
-        let mut rest: &mut [u32] = bytemuck::cast_slice_mut(&mut buffer[start..start + size]);
+        let mut rest: &mut [u32] = bytemuck::cast_slice_mut(&mut room.buffer[start..start + size]);
         for (number, (first, across)) in panels().enumerate() {
             let line = across.next_multiple_of(LANES);
             let (panel, tail) = rest.split_at_mut(units * line);
@@ -71,7 +71,15 @@ impl Right {
             Threads::One => parts.into_iter().for_each(pack),
             Threads::Pool => parts.into_par_iter().for_each(pack),
         }
-        Right { set, precision, rows: b.rows, cols: b.cols, buffer, start }
+        room
+    }
+
+    /// Room for `[rows, cols]`, with any contents.
+    pub(super) fn with_room(set: Set, precision: Precision, rows: usize, cols: usize) -> Self {
+        let size = rows.div_ceil(precision.per_unit()) * cols.next_multiple_of(LANES);
+        let buffer = buffers::take(size + LANES);
+        let start = buffer.as_ptr().align_offset(64).min(LANES);
+        Right { set, precision, rows, cols, buffer, start }
     }
 
     /// The panel of the columns from `column`, a multiple of [`PANEL`], from its unit `first` on, and its vectors.
