@@ -134,11 +134,6 @@ pub fn expect(bytes: usize) {
     }
 }
 
-/// Bytes from the lowest to the highest that were in use since the last [`clear`]: the memory that buffers take.
-pub fn extent() -> usize {
-    stretch().map_or(0, |stretch| stretch.places.end() * UNIT * size_of::<f32>())
-}
-
 /// Reserved addresses, of which a part from their start on is memory.
 struct Stretch {
     start: NonNull<f32>,

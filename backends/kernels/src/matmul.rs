@@ -1,7 +1,7 @@
 //! Matrix products, in f32 or with operands rounded to bf16.
 //!
 //! An element of a product is the same bits whatever the other rows and columns are, on any number of threads and any
-//! instruction set: it is one chain of fused multiply-adds over each block of the inner dimension ([`DEPTH`]), the
+//! instruction set but AMX's tiles ([`amx`]): it is one chain of fused multiply-adds over each block of the inner dimension ([`DEPTH`]), the
 //! blocks' sums added in order ([`kernel`] says how for bf16). A product may have several terms, `c = a1 b1 + a2 b2`:
 //! they are then summed while a tile of the output is in the cache; in bf16 a short one ([`SHORT`]) goes on with the last
 //! chain of the term before it, while its sums are in registers.

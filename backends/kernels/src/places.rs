@@ -22,11 +22,6 @@ impl Places {
         Places { free: BTreeMap::new(), end: 0, limit }
     }
 
-    /// One past the highest unit in use so far.
-    pub fn end(&self) -> usize {
-        self.end
-    }
-
     /// All units, taken or not.
     pub fn limit(&self) -> usize {
         self.limit
@@ -118,14 +113,14 @@ mod tests {
     fn what_goes_is_low_and_what_stays_is_high() {
         let mut p = Places::new(100);
         let [a, b, c] = [30, 20, 30].map(|n| p.take_low(n).unwrap());
-        assert_eq!([a, b, c, p.end()], [0, 30, 50, 80]);
+        assert_eq!([a, b, c, p.end], [0, 30, 50, 80]);
         // The room of a dead activation is filled from above, and what lives on next to it stays.
         p.give(b, 20);
         assert_eq!(p.take_high(5), Some(45));
         p.give(c, 30);
         assert_eq!([p.take_high(20), p.take_high(10)], [Some(60), Some(50)]);
         assert_eq!(p.take_low(15), Some(30));
-        assert_eq!(p.end(), 80);
+        assert_eq!(p.end, 80);
     }
 
     #[test]
@@ -134,11 +129,11 @@ mod tests {
         assert_eq!(p.take_low(10), Some(0));
         p.expect(60);
         p.expect(50);
-        assert_eq!((p.end(), p.take_high(20), p.take_low(15)), (60, Some(40), Some(10)));
+        assert_eq!((p.end, p.take_high(20), p.take_low(15)), (60, Some(40), Some(10)));
         // More than expected goes on at the end.
-        assert_eq!((p.take_low(20), p.take_high(15), p.end()), (Some(60), Some(25), 80));
+        assert_eq!((p.take_low(20), p.take_high(15), p.end), (Some(60), Some(25), 80));
         p.expect(1000);
-        assert_eq!(p.end(), 100);
+        assert_eq!(p.end, 100);
     }
 
     #[test]
@@ -147,16 +142,16 @@ mod tests {
         let at = [10, 10, 10, 10].map(|n| p.take_low(n).unwrap());
         [at[1], at[3], at[2]].into_iter().for_each(|at| p.give(at, 10));
         assert_eq!(p.take_low(40), Some(10));
-        assert_eq!(p.end(), 50);
+        assert_eq!(p.end, 50);
         assert_eq!((p.take_low(51), p.take_high(51)), (None, None));
         assert_eq!(p.take_high(50), Some(50));
         p.give(10, 40);
         p.give(50, 50);
         assert_eq!(p.trim(), [(10, 90)]);
-        assert_eq!(p.end(), 10);
+        assert_eq!(p.end, 10);
         p.give(0, 10);
         assert_eq!(p.trim(), [(0, 10)]);
-        assert_eq!((p.end(), p.take_low(100)), (0, Some(0)));
+        assert_eq!((p.end, p.take_low(100)), (0, Some(0)));
     }
 
     #[test]
@@ -180,18 +175,18 @@ mod tests {
                 refused += 1;
                 continue;
             };
-            assert!(at + size <= p.end() && p.end() <= 4000);
+            assert!(at + size <= p.end && p.end <= 4000);
             assert!(taken.iter().all(|(a, n)| at + size <= *a || a + n <= at), "{at} and {size} overlap");
             taken.push((at, size));
             // Taken and free together are everything below the end.
             let free: usize = p.free.values().sum();
-            assert_eq!(free + taken.iter().map(|(_, n)| n).sum::<usize>(), p.end());
+            assert_eq!(free + taken.iter().map(|(_, n)| n).sum::<usize>(), p.end);
             assert!(p.free.iter().zip(p.free.iter().skip(1)).all(|((a, n), (b, _))| a + n < *b));
         }
         assert!(refused > 0, "the limit was never met");
         taken.into_iter().for_each(|(at, size)| p.give(at, size));
         p.trim();
-        assert_eq!((p.end(), p.free.len()), (0, 0));
+        assert_eq!((p.end, p.free.len()), (0, 0));
     }
 
     /// A backward pass in small: layers leave activations, and gradients of about their size take their place.
@@ -212,9 +207,9 @@ mod tests {
             }
             // 30 layers of 117, logits, the head's gradient: nothing came on top.
             let live = 30 * 117 + 1000 + 900;
-            assert!(p.end() <= live, "step {step}: {} for {live}", p.end());
-            first = if step == 0 { p.end() } else { first };
-            assert_eq!(p.end(), first, "step {step}");
+            assert!(p.end <= live, "step {step}: {} for {live}", p.end);
+            first = if step == 0 { p.end } else { first };
+            assert_eq!(p.end, first, "step {step}");
             gradients.into_iter().for_each(|(at, n)| p.give(at, n));
         }
     }

@@ -56,6 +56,7 @@ impl Left {
     }
 
     /// Where so many rows and columns from `row` and `column` go, and the units from one row to the next.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn place(&mut self, at: (usize, usize), rows: usize, cols: usize) -> (*mut u32, usize) {
         let (stride, first) = (self.stride(), self.first(at, rows, cols));
         let units: &mut [u32] = bytemuck::cast_slice_mut(&mut self.buffer);
@@ -98,6 +99,7 @@ impl Right {
     }
 
     /// Where so many rows from `row` of the panel at `column` go, all its columns.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn place(&mut self, at: (usize, usize), rows: usize, cols: usize) -> *mut u32 {
         let first = self.first(at, rows, cols);
         let units: &mut [u32] = bytemuck::cast_slice_mut(&mut self.buffer);

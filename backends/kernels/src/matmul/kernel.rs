@@ -175,6 +175,7 @@ impl Tail {
     pub const NONE: Tail = Tail { units: 0, a: std::ptr::null(), a_stride: 0, b: std::ptr::null() };
 
     /// What is multiplied in its place in a second pass over the output of `tile`.
+    #[cfg(any(test, all(target_arch = "x86_64", target_os = "linux")))]
     fn alone(self, tile: Tile) -> Tile {
         Tile { units: self.units, a: self.a, a_stride: self.a_stride, b: self.b, add: true, ..tile }
     }
@@ -259,7 +260,10 @@ pub unsafe fn run_with(set: Set, precision: Precision, rows: usize, tile: Tile, 
             }
             #[cfg(target_arch = "x86_64")]
             (Set::Avx512, Precision::Bf16) => x86::run_pairs(rows, tile, tail, ahead),
-            _ => portable(precision, rows, tile, tail),
+            _ => {
+                let _ = ahead;
+                portable(precision, rows, tile, tail);
+            }
         }
     }
 }

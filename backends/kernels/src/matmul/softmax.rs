@@ -6,7 +6,9 @@
 
 use super::Mat;
 use super::assembled::Left;
-use super::kernel::{LANES, PANEL, Precision, Set};
+#[cfg(any(target_arch = "x86_64", test))]
+use super::kernel::Set;
+use super::kernel::{PANEL, Precision};
 use super::packed::Right;
 use crate::simd::{exp_fused, max, simd, sum_of};
 
@@ -146,7 +148,8 @@ impl Differentiated {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Known, LANES, PANEL, Softmax};
+    use super::{Known, PANEL, Softmax};
+    use crate::matmul::kernel::LANES;
 
     /// [`crate::simd::exp_fused`], to the bit.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]

@@ -216,6 +216,18 @@ fn a_short_term_goes_on_with_the_chain_of_the_one_before_it() {
             let apart = other.iter().zip(&got).filter(|(a, b)| a != b).count();
             assert!(apart > 0, "{set:?} {m}x{n}x{k}+{r}");
         }
+        // The tiles make a second pass of it: the same as two products.
+        let mut twice = vec![0.25f32; m * n];
+        let mut once = twice.clone();
+        let term = |a, b| Term { alpha: 0.5, a, b };
+        let terms = [term(Mat::new(&a, m, k), Mat::new(&b, k, n)), term(Mat::new(&low, m, r), Mat::new(&up, r, n))];
+        for terms in terms.map(|term| vec![term]) {
+            let product = Product { c: MatMut::new(&mut twice, m, n), add: true, terms };
+            products_by(Set::Emulated, Precision::Bf16, vec![product], Threads::Pool);
+        }
+        let product = Product { c: MatMut::new(&mut once, m, n), add: true, terms: terms.to_vec() };
+        products_by(Set::Emulated, Precision::Bf16, vec![product], Threads::Pool);
+        assert_eq!(once, twice, "tiles, {m}x{n}x{k}+{r}");
     }
 }
 

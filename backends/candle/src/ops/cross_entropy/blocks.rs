@@ -261,6 +261,9 @@ impl Chunk<'_> {
         let top = parts.clone().map(|part| part.exponent).fold(f32::NEG_INFINITY, f32::max);
         let others: f64 = parts.clone().map(|part| part.others * power(part.exponent - top)).sum();
         let logit = parts.clone().find_map(|part| part.target).map_or(f64::NAN, f64::from);
+        // Beyond this size of logits, infinite ones among them, the exponentials mean nothing: that is to be seen.
+        let sound = top.abs() < 1e6 && logit.abs() < 1e6;
+        let others = if sound { others } else { f64::NAN };
         let offset = f64::from(top) * std::f64::consts::LN_2;
         let all = others + (logit - offset).exp();
         let scale = f64::from(self.scale) / all;
@@ -392,6 +395,20 @@ mod tests {
             for (wide, narrow) in wide.iter().zip(&narrow).skip(1) {
                 assert!(distance(wide, narrow) < 1.0 / 256.0, "{}", distance(wide, narrow));
             }
+        }
+    }
+
+    #[test]
+    fn a_model_that_has_blown_up_is_seen_in_loss_and_gradients() {
+        // Two words share the largest logit, 1e8; the target's logit is infinite; so is another word's.
+        for (x, target) in [(1e8, 0), (3e38, 0), (3e38, 2)] {
+            let head = [8.0, 0.0, 8.0, 0.0, 0.0, 1.0];
+            let mut dhidden = [0f32; 2];
+            let logprobs = train(&[x, 0.0], &[target], Elements::F32(&head), 2, 1.0, &mut dhidden, None);
+            assert!(
+                logprobs[0].is_nan() && dhidden.iter().all(|d| d.is_nan()),
+                "{x} {target}: {logprobs:?} {dhidden:?}"
+            );
         }
     }
 
