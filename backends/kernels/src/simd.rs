@@ -95,6 +95,19 @@ pub fn exp(x: f32) -> f32 {
     if x.is_nan() { x } else { y }
 }
 
+/// `e^x 2^-n` for the whole number `n` nearest to `log2 e^x`, in fused steps.
+#[inline(always)]
+fn fused_remainder(x: f32, n: f32) -> f32 {
+    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
+    let mut p = 1.987_569_1e-4;
+    p = f32::mul_add(p, r, 1.398_199_9e-3);
+    p = f32::mul_add(p, r, 8.333_452e-3);
+    p = f32::mul_add(p, r, 4.166_579_6e-2);
+    p = f32::mul_add(p, r, 1.666_666_5e-1);
+    p = f32::mul_add(p, r, 0.5);
+    p.mul_add(r * r, r) + 1.0
+}
+
 /// [`exp`] in fused steps, half as many: for what is rounded to bf16 in the end. The same reduction and polynomial, within
 /// one unit in the last place; above 88.3 it grows no more.
 #[inline(always)]
@@ -103,14 +116,7 @@ pub fn exp_fused(x: f32) -> f32 {
     let clamped = x.clamp(-87.336_54, 88.3);
     let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, clamped));
-    let mut p = 1.987_569_1e-4;
-    p = f32::mul_add(p, r, 1.398_199_9e-3);
-    p = f32::mul_add(p, r, 8.333_452e-3);
-    p = f32::mul_add(p, r, 4.166_579_6e-2);
-    p = f32::mul_add(p, r, 1.666_666_5e-1);
-    p = f32::mul_add(p, r, 0.5);
-    let y = p.mul_add(r * r, r) + 1.0;
+    let y = fused_remainder(clamped, n);
     // `n` is at least -126 and at most 127 here.
     let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     let y = y * scale;
@@ -126,14 +132,7 @@ pub fn exp_shifted(x: f32, shift: f32) -> f32 {
     // Infinity below becomes a number; a NaN stays one.
     let x = if x < LEAST { LEAST } else { x };
     let n = x.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
-    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
-    let mut p = 1.987_569_1e-4;
-    p = f32::mul_add(p, r, 1.398_199_9e-3);
-    p = f32::mul_add(p, r, 8.333_452e-3);
-    p = f32::mul_add(p, r, 4.166_579_6e-2);
-    p = f32::mul_add(p, r, 1.666_666_5e-1);
-    p = f32::mul_add(p, r, 0.5);
-    let y = p.mul_add(r * r, r) + 1.0;
+    let y = fused_remainder(x, n);
     // The exponent's bits are those of a whole number from 0 to 254; 0 stands for zero.
     let exponent = (n - shift).clamp(-127.0, 127.0) + (ROUND + 127.0);
     y * f32::from_bits(exponent.to_bits() << 23)

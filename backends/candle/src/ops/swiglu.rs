@@ -133,6 +133,12 @@ mod tests {
         let [mut a, mut b, mut c, mut kept_gate, mut kept_up] = [0; 5].map(|_| vec![bf16::ZERO; 77]);
         forward(&gate, &up, &mut a);
         backward(&gate, &up, &g, &mut b, &mut c);
+        // What products read is that of fused exponentials, rounded; the exponentials themselves are as good.
+        let [mut fused, mut fused_gate, mut fused_up] = [0; 3].map(|_| vec![0f32; 77]);
+        forward_of(&gate, &up, &mut fused, sigmoid_fused);
+        backward_of([&gate, &up, &g], &mut fused_gate, &mut fused_up, sigmoid_fused);
+        assert_eq!([&a, &b, &c], [&fused, &fused_gate, &fused_up].map(|x| narrowed(x)).each_ref());
+        assert_close("fused y", &fused, &in_f64(&wide(&gate), &wide(&up)), 1e-6);
         for (rounded, x) in [(&a, &y), (&b, &dgate), (&c, &dup)] {
             let near = |(rounded, x): (&bf16, &f32)| (rounded.to_f32() - x).abs() <= x.abs() / 256.0;
             assert!(rounded.iter().zip(x).all(near));

@@ -121,14 +121,7 @@ fn plainly(a: &[u32], b: &[u32]) -> f32 {
     for ((sum, &a), &b) in sums.iter_mut().zip(&a[whole..]).zip(&b[whole..]) {
         *sum = low(a).mul_add(low(b), high(a).mul_add(high(b), *sum));
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for l in 0..width {
-            sums[l] += sums[l + width];
-        }
-        width /= 2;
-    }
-    sums[0]
+    crate::simd::fold(sums)
 }
 
 #[cfg(target_arch = "x86_64")]
