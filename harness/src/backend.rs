@@ -9,6 +9,7 @@
 //! across the plugin boundary ([`crate::abi`], [`crate::plugin`]).
 
 mod convert;
+mod threads;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::train::LoraConfig;
 
 pub use convert::{AdapterMode, ExportConfig, ExportSummary, NamedAdapter};
+pub use threads::{bounded_threads, most_threads, worker_threads};
 
 /// The label of a position that is not trained on (PyTorch's `ignore_index`).
 pub const IGNORE: i32 = -100;
@@ -346,7 +348,8 @@ pub struct OpenConfig {
     /// Seeds everything random in the session that no call seeds itself.
     #[serde(default)]
     pub seed: u64,
-    /// Options of this backend alone; an unknown key is an error.
+    /// Options of this backend alone; an unknown key is an error. One that names code to load is called `library` or ends in
+    /// `_library`: a suite file cannot give it, only the command line.
     #[serde(default)]
     pub options: BTreeMap<String, serde_json::Value>,
 }

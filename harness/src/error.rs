@@ -42,6 +42,7 @@ impl ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     what: String,
+    lines: Vec<String>,
     place: Option<String>,
     help: Option<String>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
@@ -50,7 +51,7 @@ pub struct Error {
 impl Error {
     /// An error of `kind`; `what` is a lowercase fragment without a full stop.
     pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
-        Error { kind, what: what.into(), place: None, help: None, source: None }
+        Error { kind, what: what.into(), lines: Vec::new(), place: None, help: None, source: None }
     }
     /// [`ErrorKind::Failed`].
     pub fn failed(what: impl Into<String>) -> Self {
@@ -72,11 +73,15 @@ impl Error {
     pub fn interrupted() -> Self {
         Self::new(ErrorKind::Interrupted, "interrupted")
     }
-    /// An I/O error on `path`: the operation is a verb phrase ("read", "create the folder"). What is not there is bad
-    /// input; everything else is a failure of the system's.
+    /// An I/O error on `path`: the operation is a verb phrase ("read", "create the folder"). What is not there, is a folder
+    /// where a file belongs (or the other way round) or is no UTF-8 is bad input; everything else is a failure of the
+    /// system's.
     pub fn io(operation: &str, path: impl AsRef<std::path::Path>, error: std::io::Error) -> Self {
+        use std::io::ErrorKind as Io;
         let kind = match error.kind() {
-            std::io::ErrorKind::NotFound => ErrorKind::Data,
+            Io::NotFound | Io::IsADirectory | Io::NotADirectory | Io::InvalidData | Io::InvalidFilename => {
+                ErrorKind::Data
+            }
             _ => ErrorKind::Failed,
         };
         Self::new(kind, format!("could not {operation}")).at(path.as_ref().display()).because(error)
@@ -86,6 +91,19 @@ impl Error {
     #[must_use]
     pub fn at(mut self, place: impl fmt::Display) -> Self {
         self.place = Some(place.to_string());
+        self
+    }
+    /// Adds lines of their own below the message: places that were tried, a line of a file. Only these begin new lines where
+    /// the error is shown; a line end within any other part is data, and shown as such.
+    #[must_use]
+    pub fn with_lines(mut self, lines: impl IntoIterator<Item = String>) -> Self {
+        self.lines.extend(lines);
+        self
+    }
+    /// The same error as another kind: who called knows better whose fault it is.
+    #[must_use]
+    pub fn of_kind(mut self, kind: ErrorKind) -> Self {
+        self.kind = kind;
         self
     }
     /// Adds what to do next, as a sentence or a command.
@@ -109,6 +127,10 @@ impl Error {
     pub fn what(&self) -> &str {
         &self.what
     }
+    /// The lines below the message.
+    pub fn lines(&self) -> &[String] {
+        &self.lines
+    }
     /// Where it happened, if known.
     pub fn place(&self) -> Option<&str> {
         self.place.as_deref()
@@ -122,9 +144,10 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
-            Some(place) => write!(f, "{place}: {}", self.what),
-            None => f.write_str(&self.what),
+            Some(place) => write!(f, "{place}: {}", self.what)?,
+            None => f.write_str(&self.what)?,
         }
+        self.lines.iter().try_for_each(|line| write!(f, "\n{line}"))
     }
 }
 

@@ -59,7 +59,8 @@
 //! ```text
 //! runs/NAME/suite.toml                     the effective suite: defaults, file and overrides
 //!           data.json                      the audit: duplicates, leaks, lengths, bad lines
-//!           train/lora-<key>/              events.jsonl, checkpoint-N/, done.json
+//!           train/lora-<key>/              events.jsonl, checkpoint-N/, done.json; training.json has the settings by name and
+//!                                          the digest of every file of the checkpoints
 //!           train/full-<key>/
 //!           eval/base-<key>/               scores.jsonl, effort.json; the key is over all that decides a number
 //!           eval/base-<key>/decode-<key>/  predictions.jsonl, effort.json; the key is over the decode settings too
@@ -78,6 +79,7 @@ pub mod checkpoint;
 pub mod conformance;
 pub mod data;
 pub mod error;
+pub mod escape;
 pub mod eval;
 pub mod fsio;
 pub mod import;

@@ -50,7 +50,7 @@ pub use eval::{DEFAULT_METRICS, EvalConfig, GateConfig, GeneralConfig, StatsConf
 pub use model::{ModelConfig, TemplateChoice};
 pub use train::{CheckpointChoice, FullTrain, Hyperparameters, LoraTrain, TrainSection};
 pub use written::parse_setting;
-use written::{check_spans, find, inherit_hyperparameters, set, toml_error};
+use written::{check_spans, find, inherit_hyperparameters, refuse_code, set, toml_error};
 
 /// An experiment, fully resolved: paths are absolute, defaults are filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,7 +101,11 @@ impl Suite {
     /// combination that makes no sense, a file that is not there.
     pub fn load(spec: &str, overrides: &[String]) -> Result<Suite> {
         let path = find(spec)?;
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read the suite file", &path, e))?;
+        let text = std::fs::read(&path).map_err(|e| Error::io("read the suite file", &path, e))?;
+        let text = String::from_utf8(text).map_err(|e| {
+            let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
+            Error::usage("the suite file is not UTF-8").at(format!("{}:{line}", path.display())).because(e)
+        })?;
         Suite::parse(&text, &path, overrides)
     }
 
@@ -121,6 +125,7 @@ impl Suite {
         let mut table: Table = toml::from_str(text).map_err(|e| toml_error(&e, text, path))?;
         let mut shared = inherit_hyperparameters(&mut table, path)?;
         let written = table.clone();
+        refuse_code(&written, path)?;
         // Without overrides the file alone must be a suite; this parse has the spans.
         if overrides.is_empty() {
             check_spans(text, path)?;
@@ -141,7 +146,8 @@ impl Suite {
                 }
             }
         })?;
-        let folder = path.parent().unwrap_or(Path::new("."));
+        // A bare file name lies in the folder called nothing.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         suite.resolve_paths(&std::path::absolute(folder).map_err(|e| Error::io("resolve", folder, e))?);
         suite.check(path)?;
         Ok(suite)

@@ -2,9 +2,11 @@
 
 mod args;
 mod commands;
+mod given;
 mod host;
 mod output;
 mod progress;
+mod signals;
 
 use std::process::ExitCode;
 
@@ -16,11 +18,12 @@ fn main() -> ExitCode {
         Err(error) => return output::usage_error(&error),
     };
     let output = output::Output::new(cli.global.json, cli.global.quiet);
+    signals::name_files_that_shrink(output.json());
     match commands::dispatch(cli, &output) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             output.error(&error);
-            ExitCode::from(error.kind().exit_code())
+            ExitCode::from(signals::exit_code(&error))
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use karat::escape::visible;
 use karat::{Error, ErrorKind};
 use serde_json::{Value, json};
 
@@ -35,10 +36,10 @@ impl Output {
         Output { rows: !self.json && std::io::stdout().is_terminal(), ..*self }
     }
 
-    /// A line for people.
+    /// A line for people. What it quotes of data stays in this line and moves no terminal.
     pub fn say(&self, line: impl AsRef<str>) {
         if !self.quiet {
-            to_stderr(line.as_ref());
+            to_stderr(&shown(line.as_ref()));
         }
     }
 
@@ -69,33 +70,44 @@ impl Output {
         if self.json { self.data(&format!("{object:#}")) } else { self.data(text) }
     }
 
-    /// An error with its place, causes and remedy.
+    /// An error with its place, causes and remedy; with `--json` as an object on standard output too.
     pub fn error(&self, error: &Error) {
-        let mut causes = Vec::new();
-        let mut next = std::error::Error::source(error);
-        while let Some(cause) = next {
-            causes.push(cause.to_string());
-            next = cause.source();
-        }
         if self.json {
+            let what = std::iter::once(error.what()).chain(error.lines().iter().map(String::as_str));
+            let what = what.collect::<Vec<_>>().join("\n");
             let object = json!({"error": {
-                "exit_code": error.kind().exit_code(), "what": error.what(), "where": error.place(),
-                "causes": causes, "help": error.help_text(),
+                "exit_code": crate::signals::exit_code(error), "what": what, "where": error.place(),
+                "causes": causes(error), "help": error.help_text(),
             }});
             // The error goes on to standard error, whether or not anyone reads this.
             let _ = self.data(&format!("{object:#}"));
         }
-        let style = |code: &str, text: &str| match std::io::stderr().is_terminal() {
-            true => format!("\x1b[{code}m{text}\x1b[0m"),
-            false => text.to_string(),
-        };
-        to_stderr(&format!("{} {error}", style("1;31", "error:")));
-        for cause in causes {
-            to_stderr(&format!("  {} {cause}", style("2", "because:")));
-        }
-        if let Some(help) = error.help_text() {
-            to_stderr(&format!("  {} {help}", style("1;36", "help:")));
-        }
+        tell(error);
+    }
+}
+
+fn causes(error: &Error) -> Vec<String> {
+    let first = std::error::Error::source(error);
+    std::iter::successors(first, |cause| cause.source()).map(ToString::to_string).collect()
+}
+
+/// An error on standard error.
+pub fn tell(error: &Error) {
+    let style = |code: &str, text: &str| match std::io::stderr().is_terminal() {
+        true => format!("\x1b[{code}m{text}\x1b[0m"),
+        false => text.to_string(),
+    };
+    let place = error.place().map_or(String::new(), |place| format!("{}: ", shown(place)));
+    to_stderr(&format!("{} {place}{}", style("1;31", "error:"), shown(error.what())));
+    for line in error.lines() {
+        // The bar keeps a line of data from being the beginning of a line.
+        to_stderr(&format!("  | {}", shown(line.trim_start())));
+    }
+    for cause in causes(error) {
+        to_stderr(&format!("  {} {}", style("2", "because:"), shown(&cause)));
+    }
+    if let Some(help) = error.help_text() {
+        to_stderr(&format!("  {} {}", style("1;36", "help:"), shown(help)));
     }
 }
 
@@ -114,12 +126,25 @@ pub fn usage_error(error: &clap::Error) -> ExitCode {
         // The error goes on to standard error, whether or not anyone reads this.
         let _ = Output::new(true, false).data(&format!("{object:#}"));
     }
-    // A closed pipe is no reason to panic.
-    let _ = error.print();
+    // What was typed is quoted as it was typed: a script may have taken it from anywhere.
+    let unseen = |arg: &String| matches!(visible(arg), std::borrow::Cow::Owned(_));
+    let typed: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).filter(unseen).collect();
+    if typed.is_empty() || !error.use_stderr() {
+        // A closed pipe is no reason to panic.
+        let _ = error.print();
+    } else {
+        let text = typed.iter().fold(error.to_string(), |text, arg| text.replace(arg.as_str(), &visible(arg)));
+        text.lines().for_each(|line| to_stderr(&visible(line)));
+    }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))
 }
 
-/// A line on standard error. Unlike `eprintln!` it does not panic where nobody reads any more (`2>&1 | head`): a run of an
+/// `text` as part of one line of standard error. GitHub's log also reads commands of the form `##[error]`, anywhere in a line.
+pub fn shown(text: &str) -> String {
+    visible(text).replace("##[", "# #[")
+}
+
+/// A line on standard error, as it is: see [`shown`] for what quotes data. Unlike `eprintln!` it does not panic where nobody reads any more (`2>&1 | head`): a run of an
 /// hour does not end for that.
 pub fn to_stderr(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");

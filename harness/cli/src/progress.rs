@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use karat::backend::{Event, Level, StepEvent};
 use karat::run::{Notice, Observer};
 
-use crate::output::Output;
+use crate::output::{Output, shown};
 
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -49,12 +49,12 @@ impl<'a> Progress<'a> {
                 let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
                 let style = ProgressStyle::with_template("  {prefix:.dim} [{bar:32.yellow/dim}] {pos}/{len} {msg}");
                 bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸─"));
-                bar.set_prefix(stage.to_string());
+                bar.set_prefix(shown(stage));
                 bar
             });
             bar.set_length(total);
             bar.set_position(done);
-            bar.set_message(message);
+            bar.set_message(shown(&message));
         } else if self.last_line.elapsed() >= LINE_EVERY && done < total {
             self.last_line = Instant::now();
             self.output.say(format!("  {stage}  {done}/{total}  {message}"));

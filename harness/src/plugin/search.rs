@@ -117,6 +117,11 @@ impl Search {
     }
 }
 
+/// Whether `name` can be the name of a backend, and is no path.
+pub fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
 /// The file of the backend `name`: `candle` is `libkarat_candle.so`.
 fn file_name(name: &str) -> String {
     format!("{DLL_PREFIX}karat_{}{DLL_SUFFIX}", name.replace('-', "_"))
@@ -139,12 +144,12 @@ pub fn find(name: &str, search: &Search) -> Result<Plugin> {
     if name.contains('/') {
         return Plugin::load(name);
     }
-    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+    if !is_name(name) {
         return Err(Error::usage(format!("`{name}` is not the name of a backend"))
             .help("a backend has a name like `candle`; to name a plugin file, write its path with a `/` in it"));
     }
     let file = file_name(name);
-    let mut tried = String::new();
+    let mut tried = Vec::new();
     for Place { folder, origin } in search.places() {
         let path = folder.join(&file);
         let outcome = if !folder.is_absolute() {
@@ -156,12 +161,13 @@ pub fn find(name: &str, search: &Search) -> Result<Plugin> {
         } else {
             "no such folder"
         };
-        tried.push_str(&format!("\n  {} ({origin}): {outcome}", path.display()));
+        tried.push(format!("  {} ({origin}): {outcome}", path.display()));
     }
     if tried.is_empty() {
-        tried.push_str("\n  nowhere: there is no folder to search");
+        tried.push("  nowhere: there is no folder to search".into());
     }
-    Err(Error::backend(format!("there is no backend `{name}`; tried{tried}"))
+    Err(Error::backend(format!("there is no backend `{name}`; tried"))
+        .with_lines(tried)
         .help(format!("{BUILD}, or list the folder that holds `{file}` in {VARIABLE}")))
 }
 

@@ -3,10 +3,7 @@
 /// `text` with what cannot be seen made visible as U+FFFD: control characters other than line breaks and tabs, and
 /// the bidirectional controls that would turn the words around it about. Right-to-left scripts need none of them.
 pub(super) fn visible(text: &str) -> String {
-    let unseen = |c: char| {
-        (c.is_control() && !matches!(c, '\n' | '\r' | '\t'))
-            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
-    };
+    let unseen = |c: char| (c.is_control() && !matches!(c, '\n' | '\r' | '\t')) || crate::escape::turns(c);
     text.chars().map(|c| if unseen(c) { '\u{fffd}' } else { c }).collect()
 }
 

@@ -28,8 +28,8 @@ pub(super) fn find(spec: &str) -> Result<PathBuf> {
     if let Some(found) = tried.iter().skip(1).find(|p| p.is_file()) {
         return Ok(found.clone());
     }
-    let list: Vec<String> = tried.iter().map(|p| format!("  {}", p.display())).collect();
-    Err(Error::usage(format!("there is no suite {spec:?}; tried\n{}", list.join("\n")))
+    Err(Error::usage(format!("there is no suite {spec:?}; tried"))
+        .with_lines(tried.iter().map(|p| format!("  {}", p.display())))
         .help("give the path of a suite file, or the name of a folder below `suites`"))
 }
 
@@ -99,6 +99,21 @@ fn overlay(under: &mut Table, over: Table) {
     }
 }
 
+/// Refuses what a suite's author has no say in: which library of code is loaded where the suite is run. The command line may
+/// say it (`--set eval.options.library=PATH`), and so may the environment.
+pub(super) fn refuse_code(table: &Table, path: &Path) -> Result<()> {
+    let named = table.get("eval").and_then(|eval| eval.get("options")).and_then(Value::as_table);
+    let Some(key) = named.and_then(|options| options.keys().find(|key| names_code(key))) else { return Ok(()) };
+    Err(Error::usage(format!("eval.options.{key} names code to load, which a suite file cannot do"))
+        .at(path.display())
+        .help(format!("remove it, and give it on the command line: --set eval.options.{key}=PATH")))
+}
+
+/// Whether a backend's option names code by the contract's rule ([`OpenConfig::options`](crate::backend::OpenConfig::options)).
+fn names_code(option: &str) -> bool {
+    option == "library" || option.ends_with("_library")
+}
+
 /// The same file read with its spans: only the error matters. The train tables are checked key by key, since their
 /// written form is flat.
 pub(super) fn check_spans(text: &str, path: &Path) -> Result<()> {
@@ -138,7 +153,7 @@ pub(super) fn toml_error(error: &toml::de::Error, text: &str, path: &Path) -> Er
             let line = before.matches('\n').count() + 1;
             let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
             let source = text.lines().nth(line - 1).unwrap_or_default().trim_end();
-            Error::usage(format!("{what}\n    {source}")).at(format!("{}:{line}:{column}", path.display()))
+            Error::usage(what).with_lines([format!("    {source}")]).at(format!("{}:{line}:{column}", path.display()))
         }
         None => Error::usage(what).at(path.display()),
     }

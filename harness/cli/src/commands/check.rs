@@ -25,7 +25,7 @@ pub fn run(args: &CheckArgs, output: &Output) -> Result<u8> {
         if let Some(file) = &args.junit {
             let document = junit::refusal(error, args.what.as_deref().unwrap_or("the only run"), &args.baseline);
             if let Err(second) = fsio::write_atomic(file, document.as_bytes()) {
-                crate::output::to_stderr(&text::told(&second));
+                crate::output::tell(&second);
             }
         }
     }
@@ -38,6 +38,7 @@ fn on_github() -> bool {
 }
 
 fn carry_out(args: &CheckArgs, output: &Output) -> Result<u8> {
+    args.determinism.iter().try_for_each(|path| crate::given::file("--determinism", path))?;
     let subject = match &args.what {
         Some(what) => Subject::find(what)?,
         None => Subject::only()?,
@@ -111,7 +112,13 @@ fn accept(args: &CheckArgs, report: &Report, path: &Path, reason: &str, output: 
 /// The commit of the current folder's working tree; none where there is no git or no repository.
 fn commit() -> Option<String> {
     let git = |args: &[&str]| {
-        let output = Command::new("git").args(args).output().ok().filter(|o| o.status.success())?;
+        // A repository's own settings may name a program for this, which a look at its state should not run.
+        let output = Command::new("git")
+            .args(["-c", "core.fsmonitor=false"])
+            .args(args)
+            .output()
+            .ok()
+            .filter(|o| o.status.success())?;
         Some(String::from_utf8_lossy(&output.stdout).trim().to_string())
     };
     let commit = git(&["rev-parse", "HEAD"])?;

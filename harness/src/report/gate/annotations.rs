@@ -43,7 +43,7 @@ fn line(out: &mut String, level: &str, file: &str, title: &str, message: &str) {
 
 /// Text after the second `::`: a line break would end the command.
 fn data(text: &str) -> String {
-    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+    crate::report::text::visible(text).replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
 /// Text in a property, which commas and colons end.
@@ -60,5 +60,12 @@ mod tests {
         let mut out = String::new();
         line(&mut out, "error", "a:b,c.toml", "50 %: x", "one\r\ntwo: 5 %,");
         assert_eq!(out, "::error file=a%3Ab%2Cc.toml,title=50 %25%3A x::one%0D%0Atwo: 5 %25,\n");
+    }
+
+    #[test]
+    fn an_annotation_holds_no_escape_sequence_of_the_data() {
+        let said = refusal(&Error::data("the item \u{1b}[31mred\u{202e}\n::warning::x is gone"));
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(!said.contains(['\u{1b}', '\u{202e}']), "{said}");
     }
 }

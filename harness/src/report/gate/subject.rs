@@ -108,11 +108,9 @@ impl Subject {
     pub fn load(&self) -> Result<Report> {
         match &self.report {
             Some(path) => Report::load(path),
-            None => {
-                let tried: Vec<String> = self.tried.iter().map(|p| format!("  {}", p.display())).collect();
-                Err(Error::data(format!("there is no report of {:?}; tried\n{}", self.suite, tried.join("\n")))
-                    .help(format!("run it first: karat run {}", self.suite)))
-            }
+            None => Err(Error::data(format!("there is no report of {:?}; tried", self.suite))
+                .with_lines(self.tried.iter().map(|p| format!("  {}", p.display())))
+                .help(format!("run it first: karat run {}", self.suite))),
         }
     }
 }
