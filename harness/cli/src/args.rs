@@ -13,7 +13,7 @@ const EXIT_CODES: &str = "Exit codes:
     4  inconclusive (karat check)
     5  a backend cannot be loaded, or it failed
     6  bad input data
-  130  interrupted; run the same command again to go on
+  130  interrupted (Ctrl-C); run the same command again to go on. 143 by SIGTERM, 129 by SIGHUP
 
 Data goes to standard output, text for people to standard error.";
 
@@ -171,7 +171,7 @@ pub struct TrainArgs {
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Worker threads; 0 is all cores
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = threads)]
     pub threads: usize,
     /// Seed of everything random
     #[arg(long, default_value_t = 42)]
@@ -199,7 +199,7 @@ pub struct ModelArgs {
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Worker threads; 0 is all cores
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = threads)]
     pub threads: usize,
 }
 
@@ -366,7 +366,7 @@ pub struct ParityArgs {
     #[arg(long, default_value = "cpu", requires = "backends")]
     pub device: String,
     /// Worker threads; 0 is all cores
-    #[arg(long, default_value_t = 0, requires = "backends")]
+    #[arg(long, default_value_t = 0, value_parser = threads, requires = "backends")]
     pub threads: usize,
     /// An option of one of the two, e.g. --option onnxruntime.spin=true (may be repeated)
     #[arg(long, value_name = "BACKEND.KEY=VALUE", requires = "backends")]
@@ -522,6 +522,20 @@ pub struct CheckArgs {
     pub junit: Option<PathBuf>,
 }
 
+/// A number of worker threads that this machine has a use for.
+fn threads(text: &str) -> Result<usize, String> {
+    let most = karat::backend::most_threads();
+    match text.parse::<usize>() {
+        Ok(n) if n <= most => Ok(n),
+        Ok(_) => Err(format!("this machine has a use for at most {most}; 0 is one a core")),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+fn several_threads(text: &str) -> Result<usize, String> {
+    threads(text).and_then(|n| if n < 2 { Err("give at least 2".to_string()) } else { Ok(n) })
+}
+
 fn share(text: &str) -> Result<f64, String> {
     match not_negative(text)? {
         x if x <= 1.0 => Ok(x),
@@ -569,8 +583,8 @@ pub struct DoctorArgs {
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Threads of the first pass, compared with 1
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..))]
-    pub threads: u16,
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = several_threads)]
+    pub threads: usize,
     /// Rows together in the first pass, compared with 1
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..))]
     pub batch_size: u16,

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use karat::backend::{Dtype, GenerateConfig, OpenConfig};
 use karat::plugin::{self, Found, Plugin, Search, find};
-use karat::run::{Backends, Cancel, LoadedBackend, Origin};
+use karat::run::{Backends, LoadedBackend, Origin};
 use karat::{Error, Result};
 
 use crate::args::{Global, ModelArgs};
+pub use crate::signals::cancel_on_signal as cancel_on_interrupt;
 
 /// Loads plugins by name.
 pub struct Plugins {
@@ -77,21 +78,6 @@ impl Backends for Plugins {
         let origin = Origin { path: Some(plugin.path().into()), sha256: Some(plugin.sha256().into()) };
         Ok(LoadedBackend { backend: Arc::new(plugin), origin })
     }
-}
-
-/// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once.
-pub fn cancel_on_interrupt() -> Result<Cancel> {
-    let cancel = Cancel::new();
-    let seen = cancel.clone();
-    ctrlc::set_handler(move || {
-        if seen.requested() {
-            std::process::exit(130);
-        }
-        crate::output::to_stderr("\nstopping cleanly; press Ctrl-C again to stop at once");
-        seen.request();
-    })
-    .map_err(|e| Error::failed("could not install the Ctrl-C handler").because(e))?;
-    Ok(cancel)
 }
 
 /// How a model named on the command line is opened.

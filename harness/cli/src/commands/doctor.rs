@@ -59,6 +59,8 @@ const TEXTS: [&str; 8] = [
 ];
 
 fn determinism(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8> {
+    args.model.iter().try_for_each(|path| crate::given::folder("--model", path))?;
+    args.adapter.iter().try_for_each(|path| crate::given::folder("--adapter", path))?;
     let model = match &args.model {
         Some(model) => model.clone(),
         None => {
@@ -83,7 +85,7 @@ fn determinism(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8
         prompts: prompts.into_iter().filter(|p| !p.is_empty()).collect(),
         max_new_tokens: args.max_new_tokens,
         batch_size: args.batch_size.into(),
-        threads: args.threads.into(),
+        threads: args.threads,
     };
     let open = OpenConfig { adapter: args.adapter.clone(), device: args.device.clone(), ..OpenConfig::new(&model) };
     let mut watch = |pass: &str| output.say(format!("  {pass}"));
