@@ -1,12 +1,18 @@
 //! Files as a run needs them: whole under their final name or not there, and named by what they hold.
 
+mod passing;
+
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+
+pub use passing::{PASSING, PassingFolder, hold, remove_dead, remove_rests};
 
 /// Writes `bytes` to `path` so that a reader sees the old file or the new one, never a part: temporary name in the same
 /// folder, sync, rename. Missing parent folders are made.
@@ -21,7 +27,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::create_dir_all(folder).map_err(|e| Error::io("create the folder", folder, e))?;
     let fail = |e| Error::io("write", path, e);
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".karat-");
+    builder.prefix(PASSING);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -55,6 +61,11 @@ pub fn lock(folder: &Path) -> Result<File> {
             .help("wait for it to end, or give --out another folder")),
         Err(fs::TryLockError::Error(e)) => Err(Error::io("lock", &path, e)),
     }
+}
+
+/// Whether somebody has hold of the folder of this [`LOCK`].
+fn is_locked(lock: &Path) -> bool {
+    File::open(lock).is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)))
 }
 
 /// The file that [`lock`] leaves in a folder.
@@ -102,8 +113,42 @@ pub fn sha256_file(path: &Path) -> Result<String> {
     }
 }
 
-/// SHA-256 over the files of a model folder, whatever a backend reads there: weights, configuration, tokenizer, template,
-/// an exported graph, a recording. Training state and words for people beside them do not count.
+/// SHA-256 of each of some files, by name.
+pub type Digests = BTreeMap<String, String>;
+
+/// SHA-256 of every file of `folder` that `wanted` takes the name of, several at once; hidden files and folders below it are
+/// left out.
+///
+/// # Errors
+/// [`ErrorKind::Data`](crate::ErrorKind::Data) if there is no such folder; I/O.
+pub fn digests(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Digests> {
+    let fail = |e| Error::io("read the folder", folder, e);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.starts_with('.') && wanted(&name) && entry.path().is_file() {
+            names.push((name, entry.path()));
+        }
+    }
+    names.into_par_iter().map(|(name, path)| Ok((name, sha256_file(&path)?))).collect()
+}
+
+/// Whether a backend may read a file of this name in a model's folder: weights, configuration, tokenizer, template, an
+/// exported graph, a recording. Training state and words for people beside them do not count.
+pub fn is_of_model(name: &str) -> bool {
+    let state = ["optimizer", "scheduler", "rng_state", "trainer_state", "karat_state", "training_args"];
+    !(name.starts_with('.') || name.ends_with(".md") || state.iter().any(|s| name.starts_with(s)))
+}
+
+/// SHA-256 over those of the files of a model ([`is_of_model`]).
+pub fn sha256_digests(digests: &Digests) -> String {
+    let lines =
+        digests.iter().filter(|(name, _)| is_of_model(name)).map(|(name, sha256)| format!("{name}\0{sha256}\n"));
+    sha256(lines.collect::<String>().as_bytes())
+}
+
+/// SHA-256 over the files of a model's folder ([`is_of_model`]), whatever a backend reads there.
 ///
 /// # Errors
 /// [`ErrorKind::Data`](crate::ErrorKind::Data) if there is no such folder; I/O.
@@ -111,23 +156,7 @@ pub fn sha256_model(folder: &Path) -> Result<String> {
     if !folder.is_dir() {
         return Err(Error::data("no such model folder").at(folder.display()).help("give a folder in its layout"));
     }
-    let entries = fs::read_dir(folder).map_err(|e| Error::io("read the folder", folder, e))?;
-    let mut files: Vec<(String, PathBuf)> = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|e| Error::io("read the folder", folder, e))?.path();
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let state = ["optimizer", "scheduler", "rng_state", "trainer_state", "karat_state", "training_args"];
-        let beside = name.starts_with('.') || name.ends_with(".md") || state.iter().any(|s| name.starts_with(s));
-        if path.is_file() && !beside {
-            files.push((name, path));
-        }
-    }
-    files.sort();
-    let mut hasher = Sha256::new();
-    for (name, file) in &files {
-        hasher.update(format!("{name}\0{}\n", sha256_file(file)?));
-    }
-    Ok(hex(&hasher.finalize()))
+    Ok(sha256_digests(&digests(folder, is_of_model)?))
 }
 
 /// Lowercase hexadecimal.

@@ -13,8 +13,8 @@ use karat::backend::{Backend, BackendError, Descriptor, Event, Method, OpenConfi
 use karat::data::format::LabelledRows;
 use karat::report::{Environment, Report};
 use karat::run::{
-    Backends, Brought, Cancel, LoadedBackend, Notice, Origin, Recorded, TrainJob, evaluate_brought, plan, prepare,
-    remove, report_recorded, run, start_from_adapter, train,
+    Backends, Base, Brought, Cancel, LoadedBackend, Notice, Origin, Recorded, TrainJob, evaluate_brought, plan,
+    prepare, remove, report_recorded, run, start_from_adapter, train,
 };
 use karat::suite::{Hyperparameters, Suite};
 use karat_hostile::Bigram;
@@ -255,14 +255,14 @@ fn rows(after_one: u32) -> LabelledRows {
 fn trained(base: &Path, out: &Path, epochs: f64, adapter: Option<&Path>) -> karat::Result<karat::run::Trained> {
     let backend = Only.backend("bigram").unwrap();
     let (train_rows, eval_rows) = (rows(2), rows(3));
-    let open = OpenConfig::new(base);
+    let base = Base::of(OpenConfig::new(base))?;
     let h = Hyperparameters { epochs, learning_rate: 0.05, eval_every: 2, save_every: 2, ..Default::default() };
-    let mut plan = plan(&train_rows, &eval_rows, Method::Full, &h, 1, &backend, &open).unwrap();
+    let mut plan = plan(&train_rows, &eval_rows, Method::Full, &h, 1, &backend, &base).unwrap();
     plan.output_dir = out.into();
     if let Some(adapter) = adapter {
         start_from_adapter(&mut plan, adapter)?;
     }
-    let job = TrainJob { name: "full", backend: &backend, open, train: &train_rows, eval: &eval_rows, plan };
+    let job = TrainJob { name: "full", backend: &backend, base, train: &train_rows, eval: &eval_rows, plan };
     train(job, &mut quiet, &Cancel::new())
 }
 
@@ -316,7 +316,8 @@ fn another_adapter_to_start_from_is_another_training() {
     let fingerprint = |weights: &str| {
         std::fs::write(adapter.join("adapter_model.safetensors"), weights).unwrap();
         let h = Hyperparameters::default();
-        let mut plan = plan(&rows, &rows, Method::Full, &h, 1, &backend, &OpenConfig::new(&base)).unwrap();
+        let start = Base::of(OpenConfig::new(&base)).unwrap();
+        let mut plan = plan(&rows, &rows, Method::Full, &h, 1, &backend, &start).unwrap();
         let without = plan.fingerprint.clone();
         start_from_adapter(&mut plan, &adapter).unwrap();
         assert_ne!(plan.fingerprint, without);

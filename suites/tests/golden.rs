@@ -15,7 +15,7 @@ use karat::backend::{Event, Flow, GenerateConfig, Method, OpenConfig, Tokens};
 use karat::eval::stats::Verdict;
 use karat::report::splice::{self, Mode};
 use karat::report::{Environment, REPORT_JSON, Report, Role, gate, markdown};
-use karat::run::{LoadedBackend, Origin, Prepared, Recorded, plan, prepare, report_recorded};
+use karat::run::{Base, LoadedBackend, Origin, Prepared, Recorded, plan, prepare, report_recorded};
 use karat::suite::Suite;
 use karat::{plugin, report};
 use serde_json::Value;
@@ -240,10 +240,11 @@ fn the_first_live_steps_of_lora_are_those_of_the_recorded_curve() {
     let curve = &lora.training.as_ref().unwrap().curves.steps;
     let backend = candle();
     let open = OpenConfig { seed: suite.seed, ..OpenConfig::new(&suite.model.base) };
+    let base = Base::of(open.clone()).unwrap();
     let section = suite.train.lora.as_ref().unwrap();
     let method = Method::Lora(section.adapter.clone());
     let mut plan =
-        plan(&prepared.train, &prepared.validation, method, &section.hyperparameters, suite.seed, &backend, &open)
+        plan(&prepared.train, &prepared.validation, method, &section.hyperparameters, suite.seed, &backend, &base)
             .unwrap();
     let folder = tempfile::tempdir().unwrap();
     plan.output_dir = folder.path().to_path_buf();

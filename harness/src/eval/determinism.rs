@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Event, Flow, GenerateConfig, OpenConfig, Scores, Session, SessionInfo, Tokens};
-use crate::run::{Cancel, LoadedBackend, backend_error, evaluator};
+use crate::run::{Cancel, LoadedBackend, backend_error, evaluator, scores as asked};
 use crate::{Error, Result};
 
 /// What to try.
@@ -178,8 +178,8 @@ fn scores(
     let mut all = Scores::default();
     for chunk in rows.chunks(batch_size.max(1)) {
         let tokens: Tokens = chunk.iter().collect();
-        let scores =
-            evaluator.score(tokens.view(), &mut flow(cancel)).map_err(|e| backend_error("scoring failed", e))?;
+        let place = |row: usize| format!("row {row}");
+        let scores = asked(evaluator, tokens.view(), "scoring failed", &place, &mut flow(cancel))?;
         all.logprobs.extend(scores.logprobs);
         all.greedy.extend(scores.greedy);
     }

@@ -26,7 +26,7 @@ pub use gguf::{Gguf, Tensor, Value};
 use crate::backend::Dtype;
 use crate::data::template::ChatTemplate;
 use crate::data::tokens::Tokenizer;
-use crate::fsio::write_json;
+use crate::fsio::{PassingFolder, write_json};
 use crate::{Error, ErrorKind, Result};
 use checkpoint::{Entry, Writer};
 use decoder::{Decoder, Placed, unpermute};
@@ -98,8 +98,7 @@ pub fn import_gguf(
     let parent = out.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(parent).map_err(|e| Error::io("create the folder", parent, e))?;
     // Dropping it removes it, whatever fails below.
-    let temporary = tempfile::Builder::new();
-    let temporary = made_in(temporary, parent).map_err(|e| Error::io("create a folder in", parent, e))?;
+    let temporary = PassingFolder::new_in(parent, "import").map_err(|e| Error::io("create a folder in", parent, e))?;
     let folder = temporary.path();
 
     let dtype = match options.dtype {
@@ -118,7 +117,7 @@ pub fn import_gguf(
     let weight_files = write_weights(&gguf, &decoder.tensors, folder, options, watch)?;
 
     // An empty folder may be there; anything else that came meanwhile is left alone and the rename fails.
-    std::fs::rename(folder, &out).map_err(|e| Error::io("name the folder", &out, e))?;
+    temporary.publish(&out).map_err(|e| Error::io("name the folder", &out, e))?;
     let mut source_types = BTreeMap::new();
     for tensor in gguf.tensors() {
         *source_types.entry(format!("{:?}", tensor.kind)).or_default() += 1;
@@ -136,17 +135,6 @@ pub fn import_gguf(
         tokens: tokenizer.tokens,
         notes,
     })
-}
-
-fn made_in(mut builder: tempfile::Builder<'_, '_>, parent: &Path) -> std::io::Result<tempfile::TempDir> {
-    builder.prefix(".karat-import-");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // As readable as the user's other folders (the umask takes its part).
-        builder.permissions(std::fs::Permissions::from_mode(0o777));
-    }
-    builder.tempdir_in(parent)
 }
 
 fn refuse_existing(out: &Path) -> Result<()> {

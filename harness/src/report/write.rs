@@ -16,8 +16,9 @@ pub const REPORT_JSON: &str = "report.json";
 /// new everything is.
 ///
 /// # Errors
-/// Any I/O error, with its path.
+/// Usage, if a file of one of these names is there and no report beside it; any I/O error, with its path.
 pub fn write(report: &Report, folder: &Path) -> Result<Vec<PathBuf>> {
+    refuse_others(folder)?;
     let plots = [("metrics.svg", plot::metric_bars(report)), ("curves.svg", plot::training_curves(report))];
     for (name, _) in plots.iter().filter(|(_, svg)| svg.is_none()) {
         // A plot of an earlier report must not stand beside this one.
@@ -40,6 +41,30 @@ pub fn write(report: &Report, folder: &Path) -> Result<Vec<PathBuf>> {
         written.push(path);
     }
     Ok(written)
+}
+
+/// Refuses a folder where somebody else's files have the names of a report's. A report that a kill left without its last
+/// files bears its mark in the first.
+fn refuse_others(folder: &Path) -> Result<()> {
+    let marks = [
+        (REPORT_JSON, "\"schema_version\""),
+        ("report.html", "<meta name=\"generator\" content=\"karat\">"),
+        ("metrics.svg", "class=\"karat-plot\""),
+        ("curves.svg", "class=\"karat-plot\""),
+        ("items.csv", "id,model,thinking,"),
+    ];
+    let bears = |(name, mark): &(&str, &str)| {
+        std::fs::read(folder.join(name)).is_ok_and(|text| String::from_utf8_lossy(&text).contains(mark))
+    };
+    if marks.iter().any(bears) {
+        return Ok(());
+    }
+    match marks.iter().map(|(name, _)| *name).chain(["report.md"]).find(|name| folder.join(name).exists()) {
+        Some(name) => Err(Error::usage(format!("there is a {name} here that is of no report; nothing was written"))
+            .at(folder.display())
+            .help("name another folder, or move the file")),
+        None => Ok(()),
+    }
 }
 
 impl Report {

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Capability, Event, Flow, GenerateConfig, OpenConfig, Scores, Session, TEMPORARY_MODEL, Tokens};
 use crate::error::{Error, Result};
-use crate::fsio::{self, sha256};
+use crate::fsio::{self, PassingFolder, sha256};
 use crate::report::{AdapterCheck, MergedCheck};
-use crate::run::evaluate::{EvalJob, evaluator};
+use crate::run::evaluate::{EvalJob, evaluator, scores};
 use crate::run::{Cancel, Notice, Observer, Resident, backend_error};
 
 /// Items that are looked at, evenly spread over the data.
@@ -49,7 +49,8 @@ pub(super) fn check(
     let asked = format!("{:?} {:?} {}", references, prompts, greedy.deciding());
     // The options decide how a backend applies an adapter.
     let session = format!("{} {} {:?}", job.open.dtype, job.open.device, job.open.options);
-    let key = format!("{:?} {descriptor:?} {session} {asked}", job.key);
+    let plugin = job.backend.origin.sha256.as_deref().unwrap_or_default();
+    let key = format!("{:?} {descriptor:?} {plugin} {session} {asked}", job.key);
     let key = sha256(key.as_bytes());
     let file = job.folder.join(format!("adapter-{}-{}.json", job.name, &key[..12]));
     let stage = format!("adapter {}", job.name);
@@ -81,10 +82,9 @@ pub(super) fn check(
     let merged = if descriptor.capabilities.contains(&Capability::Merge) {
         std::fs::create_dir_all(scratch).map_err(|e| Error::io("create the folder", scratch, e))?;
         // Dropping it removes it, whatever fails below.
-        let folder = tempfile::Builder::new()
-            .prefix(TEMPORARY_MODEL)
-            .tempdir_in(scratch)
-            .map_err(|e| Error::io("create a folder in", scratch, e))?;
+        let purpose = TEMPORARY_MODEL.trim_start_matches(fsio::PASSING).trim_end_matches('-');
+        let folder =
+            PassingFolder::new_in(scratch, purpose).map_err(|e| Error::io("create a folder in", scratch, e))?;
         let into = folder.path().join("merged");
         resident.close();
         drop(job.backend.open(&OpenConfig { merge_into: Some(into.clone()), ..job.open.clone() })?);
@@ -126,9 +126,8 @@ fn ask(
     let longest = session.info().max_positions;
     let evaluator = evaluator(session, backend)?;
     let mut sink = |_: Event| if cancel.requested() { Flow::Stop } else { Flow::Continue };
-    let scores = evaluator
-        .score(references.view(), &mut sink)
-        .map_err(|e| backend_error("scoring the adapter's probe failed", e))?;
+    let place = |row: usize| format!("row {row} of the adapter's probe");
+    let scores = scores(evaluator, references.view(), "scoring the adapter's probe failed", &place, &mut sink)?;
     let texts = match generates {
         Some((prompts, config)) => {
             let fitting: Tokens = prompts.view().iter().filter(|p| p.len() < longest).collect();

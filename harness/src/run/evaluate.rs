@@ -8,7 +8,8 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{
-    Descriptor, Evaluator, Event, GenerateConfig, OpenConfig, Scores, Session, SessionInfo, StopReason, Tokens,
+    Descriptor, Evaluator, Event, EventSink, GenerateConfig, OpenConfig, Scores, Session, SessionInfo, StopReason,
+    Tokens, TokensView,
 };
 use crate::data::format::OptionExample;
 use crate::data::tokens::Tokenizer;
@@ -180,6 +181,7 @@ pub fn evaluate(
             let began = Instant::now();
             let scored =
                 score(&scored_queries, evaluator, &to_score, &score_ids, &mut scores, &stage, observer, cancel);
+            scores.sync()?;
             scoring.score_seconds += began.elapsed().as_secs_f64();
             scoring.peak_memory = scoring.peak_memory.max(memory::peak());
             // Also of an interrupted call: what it stored, it worked for.
@@ -188,6 +190,7 @@ pub fn evaluate(
             let began = Instant::now();
             let rows = (to_generate.as_slice(), info.max_positions);
             let generated = generate(&job, evaluator, rows, &prompt_ids, &mut predictions, &stage, observer, cancel);
+            predictions.sync()?;
             generating.generate_seconds += began.elapsed().as_secs_f64();
             let tokens: u64 = predictions.rows().map(|p| p.ids.len() as u64).sum();
             let done_here = tokens - generating.generated_tokens.min(tokens);
@@ -223,6 +226,10 @@ fn keys(job: &EvalJob<'_>, descriptor: &Descriptor) -> (BTreeMap<String, String>
     let mut key = job.key.clone();
     key.insert("backend".into(), format!("{} {}", descriptor.name, descriptor.version));
     key.insert("build".into(), format!("{:?}", descriptor.build));
+    if let Some(sha256) = &job.backend.origin.sha256 {
+        // Another build of the same version may give other numbers.
+        key.insert("plugin".into(), sha256.clone());
+    }
     key.insert("dtype".into(), job.open.dtype.to_string());
     key.insert("device".into(), job.open.device.clone());
     let options: BTreeMap<_, _> = job.open.options.iter().map(|(k, v)| (k, v.to_string())).collect();
@@ -245,6 +252,36 @@ pub fn evaluator<'s>(session: &'s mut Box<dyn Session>, backend: &str) -> Result
     session.evaluator().ok_or_else(|| {
         Error::backend(format!("backend {backend} cannot evaluate")).help("name another one as eval.backend")
     })
+}
+
+/// Scores of `rows`, held against what they must be: one for every token that has a prefix, and a number each. Everything that
+/// asks for scores asks here, so that a model of broken weights is an error wherever it is asked. `doing` says what failed,
+/// `place` names a row.
+///
+/// # Errors
+/// The backend's; scores of another shape; one that is not finite.
+pub fn scores(
+    evaluator: &mut dyn Evaluator,
+    rows: TokensView<'_>,
+    doing: &str,
+    place: &dyn Fn(usize) -> String,
+    sink: &mut dyn EventSink,
+) -> Result<Scores> {
+    let scores = evaluator.score(rows, sink).map_err(|e| backend_error(doing, e))?;
+    let wanted: usize = rows.iter().map(|ids| ids.len().saturating_sub(1)).sum();
+    if (scores.logprobs.len(), scores.greedy.len()) != (wanted, wanted) {
+        let what = format!("{doing}: {} scores for {wanted} tokens", scores.logprobs.len());
+        return Err(Error::backend(what).help("report this backend"));
+    }
+    let Some(broken) = scores.logprobs.iter().position(|logprob| !logprob.is_finite()) else { return Ok(scores) };
+    let mut end = 0;
+    let row = rows.iter().position(|ids| {
+        end += ids.len().saturating_sub(1);
+        broken < end
+    });
+    Err(Error::backend("a log-probability of a given text is not a number")
+        .at(place(row.unwrap_or_default()))
+        .help("the weights hold numbers that are not finite, or are too large: look at the checkpoint"))
 }
 
 /// An item's id with a digest of the ids it stands for, so that a changed prompt is another row.
@@ -293,12 +330,14 @@ fn score(
         };
         let mut sink =
             StageSink { stage, total: None, observer: &mut in_all, cancel, keep: |_: &Event| Ok(()), error: None };
-        let scores =
-            evaluator.score(tokens.view(), &mut sink).map_err(|e| backend_error("scoring the references failed", e))?;
+        let owners: Vec<&str> =
+            chunk.iter().flat_map(|&i| queries[i].scored().map(move |_| queries[i].id.as_str())).collect();
+        let place = |row: usize| format!("item {}", owners[row]);
+        let scores = scores(evaluator, tokens.view(), "scoring the references failed", &place, &mut sink)?;
         let mut start = 0;
         for &i in chunk {
             let query = &queries[i];
-            let row = score_row(query, &scores, &mut start)?;
+            let row = score_row(query, &scores, &mut start);
             store.put(&ids[i], row)?;
         }
         rows_before += tokens.view().rows() as u64;
@@ -308,7 +347,7 @@ fn score(
 }
 
 /// The scores of one query, whose rows begin at `start` of a call's scores; moves `start` behind them.
-fn score_row(query: &Query, scores: &Scores, start: &mut usize) -> Result<ReferenceScore> {
+fn score_row(query: &Query, scores: &Scores, start: &mut usize) -> ReferenceScore {
     // The token at position t is predicted at t - 1; the first token of a text has no prediction.
     let sum = |start: usize, range: Range<usize>| -> (f64, u64, u64) {
         range.filter(|&t| t > 0).map(|t| start + t - 1).fold((0.0, 0, 0), |(sum, tokens, greedy), at| {
@@ -329,13 +368,7 @@ fn score_row(query: &Query, scores: &Scores, start: &mut usize) -> Result<Refere
         options.push(OptionScore { logprob, tokens, characters, bytes });
         *start += ids.len().saturating_sub(1);
     }
-    let all = think.logprob + answer.logprob + options.iter().map(|o| o.logprob).sum::<f64>();
-    if !all.is_finite() {
-        return Err(Error::backend("a log-probability of the reference is not a number")
-            .at(format!("item {}", query.id))
-            .help("the weights hold numbers that are not finite, or are too large: look at the checkpoint"));
-    }
-    Ok(ReferenceScore { id: query.id.clone(), think, answer, options })
+    ReferenceScore { id: query.id.clone(), think, answer, options }
 }
 
 /// Rows that are sampled in one call.

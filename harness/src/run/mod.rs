@@ -3,6 +3,8 @@
 mod adapter;
 mod backends;
 mod evaluate;
+mod folder;
+mod left;
 mod machine;
 mod metrics;
 mod observe;
@@ -16,14 +18,15 @@ mod stored;
 mod train;
 
 pub use backends::{Backends, LoadedBackend, Origin, backend_error};
-pub use evaluate::{EvalJob, Evaluated, Query, evaluate, evaluator};
+pub use evaluate::{EvalJob, Evaluated, Query, evaluate, evaluator, scores};
+pub use folder::{remove, take};
 pub use machine::machine;
 pub use observe::{Cancel, Notice, Observer, StageSink};
 pub use parity::{Parity, ParityJob, ParitySide, Parting, ScoreParity, TextParity, TokenParity, parity};
-pub use pipeline::{Brought, evaluate_brought, remove, report_recorded, run};
+pub use pipeline::{Brought, evaluate_brought, report_recorded, run};
 pub use predictions::{Store, is_store, read_store};
 pub use prepare::{GeneralTexts, Prepared, prepare};
 pub use recorded::{Recorded, RecordedTraining};
 pub use resident::Resident;
 pub use stored::{Known, StoredModel, read_stored, report_pairs, report_stored};
-pub use train::{TrainJob, Trained, last_checkpoint, plan, start_from_adapter, train};
+pub use train::{Base, TrainJob, Trained, last_checkpoint, plan, start_from_adapter, train};

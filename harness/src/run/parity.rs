@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::backend::{Completion, Evaluator, Event, GenerateConfig, OpenConfig, Scores, SessionInfo, Tokens};
 use crate::error::{Error, Result};
-use crate::run::{Cancel, LoadedBackend, Observer, StageSink, backend_error, evaluator};
+use crate::run::{Cancel, LoadedBackend, Observer, StageSink, backend_error, evaluator, scores};
 
 /// What both backends are asked.
 #[derive(Clone, Debug)]
@@ -218,7 +218,8 @@ impl Ask<'_> {
     fn score(&mut self, rows: Tokens) -> Result<Scores> {
         let name = self.name.to_string();
         let (evaluator, mut sink) = self.sink();
-        evaluator.score(rows.view(), &mut sink).map_err(|e| backend_error(&format!("{name}: scoring failed"), e))
+        let place = |row: usize| format!("{name}: row {row}");
+        scores(evaluator, rows.view(), &format!("{name}: scoring failed"), &place, &mut sink)
     }
 
     fn generate(&mut self, prompts: Tokens, config: &GenerateConfig) -> Result<Vec<Completion>> {

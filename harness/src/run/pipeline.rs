@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::backend::{GenerateConfig, Method, OpenConfig};
+use crate::backend::{GenerateConfig, Method, OpenConfig, bounded_threads};
 use crate::error::{Error, Result};
 use crate::eval::stats::StatsOptions;
-use crate::fsio::{self, sha256, sha256_model};
+use crate::fsio::{self, sha256, sha256_digests, sha256_model};
 use crate::report::{
     self, AdapterCheck, BadRow, Cost, Data, DataFile, Decoding, Environment, Fingerprints, GeneralText, Inputs, Leak,
     ModelRun, Report, Role, TrainingRecord, Warning,
@@ -14,8 +14,10 @@ use crate::report::{
 use crate::run::evaluate::{EvalJob, Evaluated, evaluate};
 use crate::run::machine::machine;
 use crate::run::recorded::{Recorded, RecordedTraining};
-use crate::run::train::{TrainJob, Trained, plan, train};
-use crate::run::{Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, Resident, adapter, metrics, prepare};
+use crate::run::train::{Base, EVALUATE_IT, TrainJob, Trained, plan, train};
+use crate::run::{
+    Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, Resident, adapter, folder, left, metrics, prepare,
+};
 use crate::suite::{CheckpointChoice, Suite};
 
 /// A model of the run: what is opened, and how it came to be.
@@ -49,8 +51,10 @@ pub fn run(
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<Report> {
-    let _lock = fsio::lock(folder)?;
-    let mut stages = Stages { suite, folder, backends, observer, cancel };
+    let _lock = folder::take(folder)?;
+    let mut stages =
+        Stages { suite, folder, backends, observer, cancel, threads: 0, base_sha256: None, read: BTreeMap::new() };
+    stages.bound_threads();
     let prepared = stages.data()?;
     let mut subjects = vec![Subject {
         name: "base".into(),
@@ -92,7 +96,7 @@ pub fn evaluate_brought(
             Error::usage(format!("the name {name:?} cannot name a file")).help("use letters, digits, '-' and '_'")
         );
     }
-    let _lock = fsio::lock(folder)?;
+    let _lock = folder::take(folder)?;
     let mut suite = suite.clone();
     if has_other_tokenizer(&model, &suite.model.base)? {
         observer.notice(Notice::Warning(format!(
@@ -101,7 +105,18 @@ pub fn evaluate_brought(
         )));
         suite.model.base = std::path::absolute(&model).map_err(|e| Error::io("resolve", &model, e))?;
     }
-    let mut stages = Stages { suite: &suite, folder, backends, observer, cancel };
+    let mut stages = Stages {
+        suite: &suite,
+        folder,
+        backends,
+        observer,
+        cancel,
+        threads: 0,
+        base_sha256: None,
+        read: BTreeMap::new(),
+    };
+    stages.bound_threads();
+    stages.doubt(&model, adapter.as_deref())?;
     let prepared = stages.data()?;
     stages.report(&prepared, vec![Subject { name, role: Role::Other, model, adapter, trained: None }])
 }
@@ -112,70 +127,52 @@ fn has_other_tokenizer(model: &Path, base: &Path) -> Result<bool> {
     Ok(theirs.is_file() && (!ours.is_file() || fsio::sha256_file(&theirs)? != fsio::sha256_file(&ours)?))
 }
 
-/// What a run puts into its folder.
-const OURS: [&str; 7] = ["suite.toml", "data.json", "train", "eval", "results", "report", fsio::LOCK];
-
-/// Removes what an earlier run left in `folder`, so that `suite` can begin anew there. Only what a run wrote is removed.
-///
-/// # Errors
-/// Usage, if something else lies there, if the suite's own model or data lie there, or if a run is at work; I/O.
-pub fn remove(folder: &Path, suite: &Suite) -> Result<()> {
-    if !folder.exists() {
-        return Ok(());
-    }
-    let io = |e| Error::io("read the folder", folder, e);
-    let names: Vec<String> = std::fs::read_dir(folder)
-        .and_then(|entries| entries.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect())
-        .map_err(io)?;
-    if names.is_empty() {
-        return Ok(());
-    }
-    let refuse = |why: String| {
-        Err(Error::usage(format!("{why}, so --fresh does not remove anything"))
-            .at(folder.display())
-            .help("give --out the folder of an earlier run, or a new one"))
-    };
-    if !names.iter().any(|n| n == fsio::LOCK) {
-        return refuse("this is no run folder".into());
-    }
-    if let Some(other) = names.iter().find(|n| !OURS.contains(&n.as_str()) && !n.starts_with(".karat-")) {
-        return refuse(format!("there is {other:?} here, which no run wrote"));
-    }
-    let data = &suite.data;
-    let inputs = [&data.file, &data.train, &data.validation, &data.heldout].into_iter().flatten();
-    let real = |path: &Path| path.canonicalize().map_err(|e| Error::io("resolve", path, e));
-    for input in inputs.chain([&suite.model.base]) {
-        if real(input)?.starts_with(real(folder)?) {
-            return refuse(format!("the suite reads {} from this folder", input.display()));
-        }
-    }
-    let _lock = fsio::lock(folder)?;
-    for name in names.iter().filter(|n| *n != fsio::LOCK) {
-        let path = folder.join(name);
-        let removed = if path.is_dir() && !path.is_symlink() {
-            std::fs::remove_dir_all(&path)
-        } else {
-            std::fs::remove_file(&path)
-        };
-        removed.map_err(|e| Error::io("remove", &path, e))?;
-    }
-    Ok(())
-}
-
 struct Stages<'a> {
     suite: &'a Suite,
     folder: &'a Path,
     backends: &'a dyn Backends,
     observer: &'a mut dyn Observer,
     cancel: &'a Cancel,
+    /// Worker threads of a session.
+    threads: usize,
+    /// SHA-256 over the suite's base model, once it has been read for training.
+    base_sha256: Option<String>,
+    /// SHA-256 over the model folders that have been read for evaluation.
+    read: BTreeMap<PathBuf, String>,
 }
 
 impl Stages<'_> {
+    /// Says if the suite asks for more threads than make sense here.
+    fn bound_threads(&mut self) {
+        let (threads, warning) = bounded_threads("model.threads", self.suite.model.threads);
+        self.threads = threads;
+        warning.into_iter().for_each(|text| self.observer.notice(Notice::Warning(text)));
+    }
+
+    /// Says what is wrong with a model that is brought along out of a training's folder: it was changed after the training, or
+    /// its adapter belongs to another base.
+    fn doubt(&mut self, model: &Path, adapter: Option<&Path>) -> Result<()> {
+        for checkpoint in [Some(model), adapter].into_iter().flatten() {
+            let Some((left, base)) = left::known(checkpoint) else { continue };
+            let wanted = |name: &str| left.contains_key(name);
+            if let Some(what) = left::changed(&left, &fsio::digests(checkpoint, wanted)?) {
+                let place = checkpoint.display();
+                self.observer.notice(Notice::Warning(format!("{place} is not what training left there: {what}")));
+            }
+            if Some(checkpoint) == adapter && !base.is_empty() && self.read(model)? != base {
+                let (adapter, model) = (checkpoint.display(), model.display());
+                self.observer.notice(Notice::Warning(format!("{adapter} was trained on another base than {model}")));
+            }
+        }
+        Ok(())
+    }
+
     fn data(&mut self) -> Result<Prepared> {
         let detail = format!("reading the data of {}", self.suite.name);
         self.observer.notice(Notice::Stage { name: "data", detail });
         let prepared = prepare(self.suite)?;
-        fsio::write_atomic(&self.folder.join("suite.toml"), self.suite.to_toml()?.as_bytes())?;
+        let effective = format!("{}{}", folder::HEAD, self.suite.to_toml()?);
+        fsio::write_atomic(&self.folder.join(folder::SUITE), effective.as_bytes())?;
         fsio::write_json(&self.folder.join("data.json"), &prepared.audit)?;
         if !prepared.bad.is_empty() {
             let first = &prepared.bad[0];
@@ -205,7 +202,7 @@ impl Stages<'_> {
         OpenConfig {
             device: config.device.clone(),
             dtype: config.dtype,
-            threads: config.threads,
+            threads: self.threads,
             seed: self.suite.seed,
             ..OpenConfig::new(model)
         }
@@ -221,11 +218,17 @@ impl Stages<'_> {
         };
         let backend = self.backends.backend(&suite.model.backend)?;
         let open = self.open(&suite.model.base);
+        // LoRA and full start from the same files.
+        let base = match self.base_sha256.take() {
+            Some(sha256) => Base { open, sha256 },
+            None => Base::of(open)?,
+        };
+        self.base_sha256 = Some(base.sha256.clone());
         let mut plan =
-            plan(&prepared.train, &prepared.validation, method, hyperparameters, suite.seed, &backend, &open)?;
+            plan(&prepared.train, &prepared.validation, method, hyperparameters, suite.seed, &backend, &base)?;
         let stage = self.folder.join("train").join(format!("{name}-{}", &plan.fingerprint[..12]));
         plan.output_dir.clone_from(&stage);
-        let job = TrainJob { name, backend: &backend, open, train: &prepared.train, eval: &prepared.validation, plan };
+        let job = TrainJob { name, backend: &backend, base, train: &prepared.train, eval: &prepared.validation, plan };
         let trained = train(job, self.observer, self.cancel)?;
         let best =
             trained.summary.best_checkpoint.clone().filter(|_| hyperparameters.checkpoint == CheckpointChoice::Best);
@@ -235,6 +238,43 @@ impl Stages<'_> {
             _ => (Role::Full, checkpoint, None),
         };
         Ok(Subject { name: name.into(), role, model, adapter, trained: Some(trained) })
+    }
+
+    /// SHA-256 over the files of a model folder, which is read once.
+    fn read(&mut self, folder: &Path) -> Result<String> {
+        if let Some(sha256) = self.read.get(folder) {
+            return Ok(sha256.clone());
+        }
+        let sha256 = sha256_model(folder)?;
+        self.read.insert(folder.into(), sha256.clone());
+        Ok(sha256)
+    }
+
+    /// SHA-256 over the files of `folder`, which `subject` is opened from: what training left there, or what it started from,
+    /// and still the same.
+    fn weights(&mut self, subject: &Subject, folder: &Path) -> Result<String> {
+        let name = left::name(folder);
+        let trained = subject.trained.as_ref();
+        let is_base = *folder == *self.suite.model.base;
+        if let Some(found) = trained.filter(|_| !is_base).and_then(|trained| trained.found.get(&name)) {
+            return Ok(sha256_digests(found));
+        }
+        if let Some(files) = trained.filter(|_| !is_base).and_then(|trained| trained.left.get(&name)) {
+            let help = format!("put it back, or run with --fresh to train anew; {EVALUATE_IT}");
+            return Ok(sha256_digests(&left::hold(folder, files, fsio::is_of_model, &help)?));
+        }
+        let sha256 = self.read(folder)?;
+        match trained {
+            Some(trained) if is_base && !trained.base_sha256.is_empty() && trained.base_sha256 != sha256 => {
+                Err(Error::data(format!(
+                    "this is not the model that {} was trained from: a file was changed",
+                    subject.name
+                ))
+                .at(folder.display())
+                .help("put it back, or run again to train on what is there now"))
+            }
+            _ => Ok(sha256),
+        }
     }
 
     fn evaluate(
@@ -251,11 +291,11 @@ impl Stages<'_> {
             open.device.clone_from(device);
         }
         let mut key = BTreeMap::from([
-            ("weights".to_string(), sha256_model(&subject.model)?),
+            ("weights".to_string(), self.weights(subject, &subject.model)?),
             ("tokenizer".to_string(), prepared.formatter.tokenizer().sha256().to_string()),
         ]);
         if let Some(adapter) = &subject.adapter {
-            key.insert("adapter".into(), sha256_model(adapter)?);
+            key.insert("adapter".into(), self.weights(subject, adapter)?);
         }
         let checkpoint = key.get("adapter").or(key.get("weights")).cloned().unwrap_or_default();
         let job = EvalJob {

@@ -1,5 +1,6 @@
 //! The training stage: one plan, one folder; done once, resumed where it stopped, reused when nothing changed.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -7,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::backend::{Event, Level, Method, OpenConfig, SessionInfo, TrainPlan, TrainSummary, Weights};
 use crate::data::format::LabelledRows;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fsio;
+use crate::fsio::{self, Digests};
+use crate::run::left::{self, Left};
 use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, backend_error};
 use crate::suite::Hyperparameters;
 use crate::train::log::{Curves, EventLog, read};
@@ -21,13 +23,33 @@ pub struct TrainJob<'a> {
     /// Who trains.
     pub backend: &'a LoadedBackend,
     /// What is trained.
-    pub open: OpenConfig,
+    pub base: Base,
     /// Training rows.
     pub train: &'a LabelledRows,
     /// Rows for the evaluation loss.
     pub eval: &'a LabelledRows,
     /// The plan; its `output_dir` is the stage's folder, its `resume_from` is set here.
     pub plan: TrainPlan,
+}
+
+/// What a training starts from, as it was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Base {
+    /// How it is opened.
+    pub open: OpenConfig,
+    /// SHA-256 over the files of its folder ([`fsio::sha256_model`]).
+    pub sha256: String,
+}
+
+impl Base {
+    /// Hashes the model that `open` names.
+    ///
+    /// # Errors
+    /// If its folder cannot be read.
+    pub fn of(open: OpenConfig) -> Result<Base> {
+        let sha256 = fsio::sha256_model(&open.model)?;
+        Ok(Base { open, sha256 })
+    }
 }
 
 /// Lays out a training run: order, learning rates, fingerprint. `output_dir`, `resume_from` and `init_adapter` are left to
@@ -45,7 +67,7 @@ pub fn plan(
     h: &Hyperparameters,
     seed: u64,
     backend: &LoadedBackend,
-    open: &OpenConfig,
+    base: &Base,
 ) -> Result<TrainPlan> {
     let options = PlanOptions {
         batch_size: h.batch_size,
@@ -83,9 +105,10 @@ pub fn plan(
     };
     let descriptor = backend.backend.describe();
     let rows = fingerprint(train.view(), eval.view(), &plan);
+    let Base { open, sha256 } = base;
     let start = match open.weights {
-        Weights::Load => fsio::sha256_model(&open.model)?,
-        Weights::Random => format!("drawn with seed {} for {}", open.seed, fsio::sha256_model(&open.model)?),
+        Weights::Load => sha256.clone(),
+        Weights::Random => format!("drawn with seed {} for {sha256}", open.seed),
     };
     let parts = [rows, start, descriptor.name, descriptor.version, open.device.clone(), open.dtype.to_string()];
     plan.fingerprint = fsio::sha256(parts.join("\n").as_bytes());
@@ -117,6 +140,15 @@ pub struct Trained {
     pub session: SessionInfo,
     /// The plan's fingerprint.
     pub fingerprint: String,
+    /// SHA-256 over the base model's files that it started from; empty if an earlier version did not say.
+    #[serde(default)]
+    pub base_sha256: String,
+    /// SHA-256 of every file of the checkpoints that the summary names, by the checkpoint's name, as training left them.
+    #[serde(default)]
+    pub left: BTreeMap<String, Digests>,
+    /// The same of the files of the model alone, as this call found them: only of a training that was done before.
+    #[serde(skip)]
+    pub found: BTreeMap<String, Digests>,
     /// The curves.
     #[serde(skip)]
     pub curves: Curves,
@@ -133,7 +165,9 @@ const EVENTS: &str = "events.jsonl";
 /// The backend's error; [`ErrorKind::Interrupted`] when stopped (a checkpoint to go on from was written); I/O.
 pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) -> Result<Trained> {
     let folder = job.plan.output_dir.clone();
+    check_folder(&folder)?;
     let _lock = fsio::lock(&folder)?;
+    fsio::remove_rests(&folder)?;
     let stage = format!("train {}", job.name);
     if let Some(mut done) = finished(&folder, &job.plan.fingerprint)? {
         done.curves = read(&folder.join(EVENTS))?;
@@ -145,11 +179,31 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
         observer.notice(Notice::Reused { name: &stage, detail });
         return Ok(done);
     }
-    let mut plan = job.plan;
+    let settings = left::settings(&job)?;
+    let TrainJob { mut plan, base, .. } = job;
     let resume = last_checkpoint(&folder)?;
+    let mut left = Left::read(&folder)?.unwrap_or_default();
     if let Some((_, checkpoint)) = &resume {
         // Before the log is touched: it is another training's.
-        belongs(checkpoint, &plan.fingerprint, &folder)?;
+        belongs(checkpoint, &plan.fingerprint, &folder, &left, &settings)?;
+        if let Some(files) = left.checkpoints.get(&left::name(checkpoint)) {
+            let help = format!(
+                "put it back, or remove {} to go on from the checkpoint before it, or {} to train anew",
+                checkpoint.display(),
+                folder.display()
+            );
+            left::hold(checkpoint, files, |_| true, &help)?;
+        }
+    }
+    let kept =
+        if left.fingerprint == plan.fingerprint { std::mem::take(&mut left.checkpoints) } else { BTreeMap::new() };
+    let mut left = Left { fingerprint: plan.fingerprint.clone(), settings, checkpoints: kept };
+    match &resume {
+        // A kill came between the checkpoint and its hashes, or an earlier version wrote it.
+        Some((_, checkpoint)) if !left.checkpoints.contains_key(&left::name(checkpoint)) => {
+            left.keep(&folder, checkpoint)?
+        }
+        _ => left.write(&folder)?,
     }
     let (mut log, mut curves) = EventLog::resume(&folder.join(EVENTS), resume.as_ref().map_or(0, |(step, _)| *step))?;
     if let Some((step, checkpoint)) = &resume
@@ -167,7 +221,7 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
     let detail = format!("{} items, {total} steps{from}", job.train.len());
     observer.notice(Notice::Stage { name: &stage, detail });
 
-    let mut session = job.backend.open(&job.open)?;
+    let mut session = job.backend.open(&base.open)?;
     let info = session.info();
     let trainer = session.trainer().ok_or_else(|| {
         Error::backend(format!("backend {} cannot train", job.backend.backend.describe().name))
@@ -178,12 +232,16 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
         total: Some(total),
         observer,
         cancel,
-        keep: |event: &Event| {
-            if matches!(event, Event::Step(_) | Event::Evaluation { .. }) {
+        keep: |event: &Event| match event {
+            Event::Step(_) | Event::Evaluation { .. } => {
                 curves.push(event);
-                log.push(event)?;
+                log.push(event)
             }
-            Ok(())
+            Event::Checkpoint { path, .. } => {
+                log.sync()?;
+                left.keep(&folder, path)
+            }
+            _ => Ok(()),
         },
         error: None,
     };
@@ -211,7 +269,26 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
             *path = relative.to_path_buf();
         }
     }
-    let trained = Trained { summary, session: info, fingerprint: plan.fingerprint, curves };
+    let mut of_result = BTreeMap::new();
+    for checkpoint in [Some(&summary.last_checkpoint), summary.best_checkpoint.as_ref()].into_iter().flatten() {
+        let name = left::name(checkpoint);
+        // A backend need not tell of each.
+        let files = match left.checkpoints.remove(&name) {
+            Some(files) => files,
+            None if of_result.contains_key(&name) => continue,
+            None => fsio::digests(&folder.join(checkpoint), |_| true)?,
+        };
+        of_result.insert(name, files);
+    }
+    let trained = Trained {
+        summary,
+        session: info,
+        fingerprint: plan.fingerprint,
+        base_sha256: base.sha256,
+        left: of_result,
+        found: BTreeMap::new(),
+        curves,
+    };
     fsio::write_json(&folder.join(DONE), &trained)?;
     let loss = trained.curves.evaluations.last().map_or(String::new(), |e| format!(", eval loss {:.4}", e.loss));
     let rate = trained.summary.tokens as f64 / trained.summary.seconds.max(1e-9);
@@ -235,12 +312,51 @@ fn finished(folder: &Path, fingerprint: &str) -> Result<Option<Trained>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let done: Trained = fsio::read_json(&path)?;
-    let there = [Some(&done.summary.last_checkpoint), done.summary.best_checkpoint.as_ref()];
-    if done.fingerprint != fingerprint || !there.into_iter().flatten().all(|c| folder.join(c).is_dir()) {
+    let mut done: Trained = fsio::read_json(&path)?;
+    let there: Vec<PathBuf> = [Some(&done.summary.last_checkpoint), done.summary.best_checkpoint.as_ref()]
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect();
+    // A name of a folder, and nothing that leads elsewhere.
+    let inside = |c: &PathBuf| c.file_name() == Some(c.as_os_str()) && folder.join(c).is_dir();
+    if done.fingerprint != fingerprint || !there.iter().all(inside) {
         return Ok(None);
     }
+    for checkpoint in there {
+        let (place, name) = (folder.join(&checkpoint), left::name(&checkpoint));
+        if let (Some(files), false) = (done.left.get(&name), done.found.contains_key(&name)) {
+            let help = format!("put it back, or remove {} to train anew; {EVALUATE_IT}", folder.display());
+            done.found.insert(name, left::hold(&place, files, fsio::is_of_model, &help)?);
+        }
+    }
     Ok(Some(done))
+}
+
+/// What to do with a checkpoint that was changed on purpose.
+pub(super) const EVALUATE_IT: &str =
+    "to measure it as it is, give a copy elsewhere to karat eval (--model, or --adapter for LoRA)";
+
+/// Refuses a folder with files that no training wrote.
+fn check_folder(folder: &Path) -> Result<()> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io("read the folder", folder, e).of_kind(ErrorKind::Usage)),
+    };
+    let names = entries.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect::<std::io::Result<Vec<_>>>();
+    let names = names.map_err(|e| Error::io("read the folder", folder, e))?;
+    let ours = |n: &&String| n.starts_with("checkpoint-") || [DONE, EVENTS, left::FILE].contains(&n.as_str());
+    let foreign = names.iter().filter(|n| !n.starts_with('.')).find(|n| !ours(n));
+    // A copy may have lost the hidden lock, but a training's folder holds nothing else.
+    match foreign {
+        Some(foreign) if !names.iter().any(|n| n == fsio::LOCK) => {
+            Err(Error::usage(format!("there is {foreign:?} here, which no training wrote; nothing was written"))
+                .at(folder.display())
+                .help("give --out a new folder, an empty one, or that of a training to go on with"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Where the log of a stage has lost some of its first `steps` steps, takes them from the history of `checkpoint` and says so;
@@ -275,11 +391,30 @@ fn restore_curves(
 }
 
 /// Whether a checkpoint was left by this plan, where it says so; a backend that says it elsewhere checks for itself.
-fn belongs(checkpoint: &Path, fingerprint: &str, folder: &Path) -> Result<()> {
-    if !checkpoint.join(RUN_STATE).is_file() || RunState::read(checkpoint)?.fingerprint == fingerprint {
+fn belongs(
+    checkpoint: &Path,
+    fingerprint: &str,
+    folder: &Path,
+    left: &Left,
+    settings: &BTreeMap<String, String>,
+) -> Result<()> {
+    let of_this = match checkpoint.join(RUN_STATE).is_file() {
+        true => RunState::read(checkpoint)?.fingerprint == fingerprint,
+        false => left.fingerprint.is_empty() || left.fingerprint == fingerprint,
+    };
+    if of_this {
         return Ok(());
     }
-    Err(Error::usage("this folder holds checkpoints of another training: the data, the model or a setting differs")
+    // What is written there may be of yet another one, and an earlier version wrote nothing.
+    let differs = match left.fingerprint.is_empty() || left.fingerprint == fingerprint {
+        true => Vec::new(),
+        false => left.differences(settings),
+    };
+    let what = match differs.is_empty() {
+        true => "the data, the model or a setting differs".to_string(),
+        false => differs.join(", "),
+    };
+    Err(Error::usage(format!("this folder holds checkpoints of another training: {what}"))
         .at(checkpoint.display())
         .help(format!("give --out another folder, or remove {}", folder.display())))
 }

@@ -20,13 +20,19 @@ pub struct Curves {
 }
 
 /// The evaluation loss after a step.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationPoint {
     /// After this optimizer step.
     pub step: usize,
     /// Mean negative log-likelihood of a labelled token, in nats.
     #[serde(with = "crate::abi::float")]
     pub loss: f64,
+    /// Tokens of the evaluation, for the log; 0 where that is not known.
+    #[serde(skip)]
+    pub tokens: u64,
+    /// Seconds that it took, likewise.
+    #[serde(skip)]
+    pub seconds: f64,
 }
 
 impl Curves {
@@ -35,9 +41,10 @@ impl Curves {
     pub fn push(&mut self, event: &Event) {
         match event {
             Event::Step(step) => self.steps.push(step.clone()),
-            Event::Evaluation { step, loss, .. } => {
+            Event::Evaluation { step, loss, tokens, seconds } => {
                 self.evaluations.retain(|e| e.step != *step);
-                self.evaluations.push(EvaluationPoint { step: *step, loss: *loss });
+                let (tokens, seconds) = (*tokens, *seconds);
+                self.evaluations.push(EvaluationPoint { step: *step, loss: *loss, tokens, seconds });
             }
             _ => {}
         }
@@ -69,7 +76,7 @@ impl Curves {
                 });
             }
             if let (Some(loss), false) = (entry.eval_loss, self.evaluations.iter().any(|e| e.step == entry.step)) {
-                self.evaluations.push(EvaluationPoint { step: entry.step, loss });
+                self.evaluations.push(EvaluationPoint { step: entry.step, loss, ..EvaluationPoint::default() });
             }
         }
         self.steps.sort_by_key(|s| s.step);
@@ -108,10 +115,9 @@ impl EventLog {
     pub fn start(path: &Path, curves: &Curves) -> Result<EventLog> {
         let mut text = Vec::new();
         let steps = curves.steps.iter().map(|s| (s.step, 0, Event::Step(s.clone())));
-        let evaluations = curves
-            .evaluations
-            .iter()
-            .map(|e| (e.step, 1, Event::Evaluation { step: e.step, loss: e.loss, tokens: 0, seconds: 0.0 }));
+        let evaluations = curves.evaluations.iter().map(|&EvaluationPoint { step, loss, tokens, seconds }| {
+            (step, 1, Event::Evaluation { step, loss, tokens, seconds })
+        });
         let mut events: Vec<_> = steps.chain(evaluations).collect();
         events.sort_by_key(|(step, kind, _)| (*step, *kind));
         for (_, _, event) in &events {
@@ -129,6 +135,14 @@ impl EventLog {
     pub fn push(&mut self, event: &Event) -> Result<()> {
         let text = line(event, &self.path)?;
         self.file.write_all(&text).map_err(|e| Error::io("write the log", &self.path, e))
+    }
+
+    /// Waits until all is on the disk: a checkpoint that survives a power cut has the log that led to it.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| Error::io("write the log", &self.path, e))
     }
 }
 
@@ -199,13 +213,16 @@ mod tests {
         std::fs::write(&path, &whole[..whole.len() - 3]).unwrap();
         let (mut log, curves) = EventLog::resume(&path, 2).unwrap();
         assert_eq!((curves.steps.len(), curves.evaluations.len(), curves.seconds()), (2, 1, 1.0));
+        // What is kept is kept whole, also what the curves do not show.
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(r#""tokens":3,"seconds":0.1"#), "{text}");
         // The checkpoint did not hold the evaluation of its step, so it is made again.
         for event in [evaluation(2, 5.0), step(3)] {
             log.push(&event).unwrap();
         }
         let curves = read(&path).unwrap();
         assert_eq!(curves.steps.iter().map(|s| s.step).collect::<Vec<_>>(), [1, 2, 3]);
-        assert_eq!(curves.evaluations, [EvaluationPoint { step: 2, loss: 5.0 }]);
+        assert_eq!(curves.evaluations, [EvaluationPoint { step: 2, loss: 5.0, tokens: 3, seconds: 0.1 }]);
     }
 
     #[test]
@@ -229,13 +246,13 @@ mod tests {
         curves.push(&step(2));
         assert_eq!(curves.complete(&state), 2);
         assert_eq!(curves.steps.iter().map(|s| (s.step, s.loss)).collect::<Vec<_>>(), [(1, 3.0), (2, 1.0), (3, 1.0)]);
-        assert_eq!(curves.evaluations, [EvaluationPoint { step: 2, loss: 2.5 }]);
+        assert_eq!(curves.evaluations, [EvaluationPoint { step: 2, loss: 2.5, ..Default::default() }]);
         assert_eq!(curves.complete(&state), 0);
     }
 
     #[test]
     fn a_loss_that_is_no_number_can_be_stored_and_read() {
-        let point = EvaluationPoint { step: 1, loss: f64::NAN };
+        let point = EvaluationPoint { step: 1, loss: f64::NAN, ..Default::default() };
         let text = serde_json::to_string(&point).unwrap();
         assert!(serde_json::from_str::<EvaluationPoint>(&text).unwrap().loss.is_nan(), "{text}");
     }

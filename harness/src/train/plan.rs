@@ -92,14 +92,7 @@ pub fn order(rows: usize, options: &PlanOptions) -> Result<Order> {
 /// may only be continued by the run that began it.
 pub fn fingerprint(train: LabelledView<'_>, eval: LabelledView<'_>, plan: &TrainPlan) -> String {
     let mut hash = Sha256::new();
-    for view in [train, eval] {
-        hash.update((view.tokens().rows() as u64).to_le_bytes());
-        for &offset in view.tokens().offsets() {
-            hash.update((offset as u64).to_le_bytes());
-        }
-        view.tokens().ids().iter().for_each(|id| hash.update(id.to_le_bytes()));
-        view.labels().iter().for_each(|label| hash.update(label.to_le_bytes()));
-    }
+    [train, eval].into_iter().for_each(|view| hash_rows(view, &mut hash));
     let mut plan = plan.clone();
     plan.output_dir = Default::default();
     plan.resume_from = None;
@@ -108,4 +101,20 @@ pub fn fingerprint(train: LabelledView<'_>, eval: LabelledView<'_>, plan: &Train
     let json = serde_json::to_vec(&plan).expect("a plan has string keys only");
     hash.update(json);
     crate::fsio::hex(&hash.finalize())
+}
+
+/// SHA-256 over labelled rows.
+pub fn rows_sha256(rows: LabelledView<'_>) -> String {
+    let mut hash = Sha256::new();
+    hash_rows(rows, &mut hash);
+    crate::fsio::hex(&hash.finalize())
+}
+
+fn hash_rows(view: LabelledView<'_>, hash: &mut Sha256) {
+    hash.update((view.tokens().rows() as u64).to_le_bytes());
+    for &offset in view.tokens().offsets() {
+        hash.update((offset as u64).to_le_bytes());
+    }
+    view.tokens().ids().iter().for_each(|id| hash.update(id.to_le_bytes()));
+    view.labels().iter().for_each(|label| hash.update(label.to_le_bytes()));
 }

@@ -2,11 +2,12 @@
 
 use karat::Result;
 use karat::backend::{Event, Flow, Scores, Tokens};
-use karat::run::{Backends, backend_error, evaluator};
+use karat::run::{Backends, evaluator, scores};
 use serde_json::{Value, json};
 
 use super::rows::{Printer, Row};
 use crate::args::{Global, ScoreArgs};
+use crate::given;
 use crate::host::{Plugins, cancel_on_interrupt, open_config};
 use crate::output::Output;
 use crate::progress::Progress;
@@ -15,6 +16,8 @@ use crate::progress::Progress;
 const CALL: (usize, usize) = (32, 8192);
 
 pub fn run(args: &ScoreArgs, global: &Global, output: &Output) -> Result<u8> {
+    given::folder("--model", &args.model.model)?;
+    args.model.adapter.iter().try_for_each(|path| given::folder("--adapter", path))?;
     let rows = super::rows::read(&args.input, &args.model.model)?;
     let backend = Plugins::new(global)?.backend(&args.model.backend)?;
     let cancel = cancel_on_interrupt()?;
@@ -28,7 +31,8 @@ pub fn run(args: &ScoreArgs, global: &Global, output: &Output) -> Result<u8> {
     for call in calls(&rows) {
         let batch: Tokens = call.iter().map(|r| &r.ids).collect();
         let mut sink = |_: Event| if cancel.requested() { Flow::Stop } else { Flow::Continue };
-        let scores = evaluator.score(batch.view(), &mut sink).map_err(|e| backend_error("scoring failed", e))?;
+        let place = |row: usize| format!("row {}", call[row].id);
+        let scores = scores(evaluator, batch.view(), "scoring failed", &place, &mut sink)?;
         tokens_before += batch.view().ids().len() as u64;
         progress.show("score", tokens_before, tokens, "tokens".into());
         let lines = lines(call, &scores);

@@ -6,7 +6,7 @@ use karat::backend::{Event, Tokens};
 use karat::data::tokens::Tokenizer;
 use karat::report::Role;
 use karat::report::seed_compat::{self, Hidden, Results, Side};
-use karat::run::{Backends, Cancel, Recorded, StageSink, backend_error, evaluator, prepare};
+use karat::run::{Backends, Cancel, Recorded, StageSink, evaluator, prepare, scores};
 use karat::suite::Suite;
 use karat::{Error, Result};
 use serde_json::json;
@@ -145,7 +145,8 @@ impl Scorer<'_> {
             keep: |_: &Event| Ok(()),
             error: None,
         };
-        let scores = evaluator.score(tokens.view(), &mut sink).map_err(|e| backend_error("scoring failed", e))?;
+        let place = |row: usize| format!("text {row}");
+        let scores = scores(evaluator, tokens.view(), "scoring failed", &place, &mut sink)?;
         let mut rest = scores.logprobs.as_slice();
         let mut by_text = Vec::with_capacity(rows.len());
         for ids in &rows {

@@ -8,13 +8,14 @@ use karat::data::format::{FormatOptions, Formatter, LabelledRows, Output as Outp
 use karat::data::record::{Fields, read_rows};
 use karat::data::template::ChatTemplate;
 use karat::data::tokens::Tokenizer;
-use karat::run::{Backends, TrainJob, plan, start_from_adapter, train};
+use karat::run::{Backends, Base, TrainJob, plan, start_from_adapter, train};
 use karat::suite::{Hyperparameters, LoraTrain, parse_setting};
 use karat::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::args::{Global, MethodArg, TrainArgs};
+use crate::given;
 use crate::host::{Plugins, cancel_on_interrupt};
 use crate::output::Output;
 use crate::progress::Progress;
@@ -36,6 +37,10 @@ impl Default for Settings {
 }
 
 pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
+    given::folder("--model", &args.model)?;
+    given::file("--data", &args.data)?;
+    args.eval_data.iter().try_for_each(|path| given::file("--eval-data", path))?;
+    args.init_adapter.iter().try_for_each(|path| given::folder("--init-adapter", path))?;
     let settings = settings(args)?;
     let train_rows = rows(args, &settings, &args.data, output)?;
     let eval_rows = match &args.eval_data {
@@ -63,7 +68,8 @@ pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
         ..OpenConfig::new(&args.model)
     };
     let out = std::path::absolute(&args.out).map_err(|e| Error::io("resolve", &args.out, e))?;
-    let mut plan: TrainPlan = plan(&train_rows, &eval_rows, method, &hyperparameters, args.seed, &backend, &open)?;
+    let base = Base::of(open)?;
+    let mut plan: TrainPlan = plan(&train_rows, &eval_rows, method, &hyperparameters, args.seed, &backend, &base)?;
     plan.output_dir = out;
     if let Some(adapter) = &args.init_adapter {
         start_from_adapter(&mut plan, adapter)?;
@@ -71,7 +77,7 @@ pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
     let name = if args.method == MethodArg::Full { "full" } else { "lora" };
     let cancel = cancel_on_interrupt()?;
     let mut progress = Progress::new(output);
-    let job = TrainJob { name, backend: &backend, open, train: &train_rows, eval: &eval_rows, plan };
+    let job = TrainJob { name, backend: &backend, base, train: &train_rows, eval: &eval_rows, plan };
     let trained = train(job, &mut progress, &cancel)?;
     drop(progress);
     let last = trained.curves.steps.last();
