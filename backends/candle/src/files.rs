@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use karat::backend::BackendError;
 use karat::checkpoint::{Layout, Location};
+use karat::fsio;
 use safetensors::Dtype;
 
 use crate::nn::{Result, Stored, Tensor};
@@ -127,8 +128,12 @@ pub fn write_tensors<T: Stored>(path: &Path, tensors: &BTreeMap<String, T>) -> R
     let views = tensors.iter().map(|(name, t)| Ok((name.as_str(), Out { view: t.view()?, shape: t.dims() })));
     let views = views.collect::<Result<Vec<_>>>()?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    // The library writes a temporary file, which is private, and renames it: what a new file may be read by is asked first.
+    let permissions =
+        io(path, "could not write it", File::create(path).and_then(|file| file.metadata()))?.permissions();
     safetensors::serialize_to_file(views, Some(metadata), path)
         .map_err(|e| at(path, "could not write it").because(&e))?;
+    io(path, "could not make it as readable as other files", std::fs::set_permissions(path, permissions))?;
     sync(path)
 }
 
@@ -162,10 +167,14 @@ fn passing(folder: &Path, kind: &str) -> Result<PathBuf> {
 /// If `fill` fails or the folder cannot be written; nothing is left behind then, and what was there before stays.
 pub fn publish_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let temporary = passing(folder, PASSING[0])?;
-    let parent = folder.parent().unwrap_or(Path::new("."));
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     io(parent, "could not create the folder", std::fs::create_dir_all(parent))?;
+    // What a killed process left of this folder, as a merged model of gigabytes.
+    let front = format!(".{}{}", folder.file_name().unwrap_or_default().to_string_lossy(), PASSING[0]);
+    fsio::remove_dead(parent, |name| name.strip_prefix(&front)?.parse().ok());
     let _ = std::fs::remove_dir_all(&temporary);
     io(&temporary, "could not create the folder", std::fs::create_dir(&temporary))?;
+    let _held = fsio::hold(&temporary);
     let done = fill(&temporary).and_then(|()| sync(&temporary)).and_then(|()| {
         // A folder is not removed under its name: a kill half way through would leave half of it there.
         let old = passing(folder, PASSING[1])?;

@@ -1,11 +1,10 @@
 //! A session: one model, at most one adapter, a pool of threads.
 
 use std::collections::BTreeMap;
-use std::thread::available_parallelism;
 
 use karat::backend::{
     BackendError, Completion, Dtype, Evaluator, Event, EventSink, Flow, GenerateConfig, LabelledView, OpenConfig,
-    Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights,
+    Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights, worker_threads,
 };
 use karat::train::peft::read_adapter_config;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -53,10 +52,7 @@ impl CandleSession {
             }
         };
         let opened_on = open(asked, config.dtype, graphs(&config.options)?)?;
-        let threads = match config.threads {
-            0 => available_parallelism().map_or(1, usize::from),
-            n => n,
-        };
+        let threads = worker_threads(config.threads)?;
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("karat-candle-{i}"))

@@ -35,7 +35,7 @@ use std::path::Path;
 
 use karat::backend::{
     Backend, BackendError, Capability, Descriptor, Dtype, EventSink, ExportConfig, ExportSummary, OpenConfig,
-    Provisions, Session, Weights,
+    Provisions, Session, Weights, worker_threads,
 };
 
 use export::Exported;
@@ -77,6 +77,8 @@ impl Backend for OnnxRuntimeBackend {
 
     fn open(&self, config: &OpenConfig) -> Result<Box<dyn Session>, BackendError> {
         let options = options::Options::parse(&config.options)?;
+        // Before an export, which may take long.
+        worker_threads(config.threads)?;
         let refuse = |what: String| Err(BackendError::unsupported(format!("the onnxruntime backend {what}")));
         let asked = Provider::asked(&config.device, options.provider.as_deref())?;
         // Before the export, which may take long, and be for nothing.

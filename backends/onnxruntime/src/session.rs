@@ -4,7 +4,7 @@ use std::path::Path;
 
 use karat::backend::{
     AdapterMode, BackendError, Completion, Evaluator, EventSink, GenerateConfig, OpenConfig, Scores, Session,
-    SessionInfo, TokensView,
+    SessionInfo, TokensView, worker_threads,
 };
 use karat_kernels::matmul::kernel::Set;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -40,8 +40,7 @@ impl OnnxSession {
         loaded: &Loaded,
         provider: Provider,
     ) -> Result<Self, BackendError> {
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let threads = if config.threads == 0 { cores } else { config.threads };
+        let threads = worker_threads(config.threads)?;
         let mut decoder = Decoder::open(loaded, &exported, provider, threads, options)?;
         if let Some(folder) = config.adapter.as_deref().filter(|_| decoder.model.adapter_mode == AdapterMode::Runtime) {
             decoder.adapter = Fed::read(folder, &decoder.model)?;

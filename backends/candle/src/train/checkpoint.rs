@@ -61,7 +61,10 @@ impl Checkpoint<'_> {
         publish_folder(folder, |folder| {
             match self.lora {
                 Some(config) => {
-                    let base = self.source.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+                    // `.` and `..` have no name of their own.
+                    let whole = self.source.canonicalize().ok();
+                    let name = self.source.file_name().or(whole.as_deref().and_then(Path::file_name));
+                    let base = name.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
                     adapter::save(self.model, config, &base, folder)?;
                 }
                 None => write_model(self.model, folder)?,

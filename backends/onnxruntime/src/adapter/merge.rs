@@ -9,7 +9,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use karat::backend::BackendError;
-use karat::fsio;
+use karat::fsio::{self, PassingFolder};
 use serde_json::{Map, Value, json};
 
 use super::Adapter;
@@ -37,7 +37,7 @@ pub fn write(base: &Path, adapter: &Path, folder: &Path) -> Result<(), BackendEr
     let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(|e| disk(&e))?;
     // Removed when dropped, whatever fails below.
-    let temporary = tempfile::Builder::new().prefix(".karat-merge-").tempdir_in(parent).map_err(|e| disk(&e))?;
+    let temporary = PassingFolder::new_in(parent, "merge").map_err(|e| disk(&e))?;
     let inside = temporary.path();
 
     let config = configuration(base, &checkpoint, &adapter)?;

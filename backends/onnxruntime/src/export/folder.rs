@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use karat::backend::{BackendError, NamedAdapter};
-use karat::fsio;
+use karat::fsio::{self, PassingFolder};
 
 use super::flatbuffer::adapter_file;
 use super::{MANIFEST, Precision};
@@ -48,18 +48,9 @@ impl Drop for Lock {
 }
 
 /// Renames the finished folder into place. Loses gracefully against another process that published the same.
-pub fn publish(temporary: tempfile::TempDir, folder: &Path) -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755))?;
-    }
-    match fs::rename(temporary.path(), folder) {
-        Ok(()) => {
-            // It has moved: nothing is left to remove.
-            let _ = temporary.keep();
-            Ok(())
-        }
+pub fn publish(temporary: PassingFolder, folder: &Path) -> std::io::Result<()> {
+    match temporary.publish(folder) {
+        Ok(()) => Ok(()),
         Err(_) if folder.join(MANIFEST).is_file() => Ok(()),
         Err(error) => Err(error),
     }

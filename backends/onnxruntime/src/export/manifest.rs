@@ -119,6 +119,7 @@ impl Exported {
             return Err(broken(format!("{MODEL} is not what was written")));
         }
         proto::check_opsets(&model).map_err(|what| broken(format!("{MODEL}: {what}")))?;
+        proto::check_external_data(&model, DATA).map_err(|what| broken(format!("{MODEL}: {what}")))?;
         Ok(Exported { folder: folder.to_path_buf(), manifest })
     }
 

@@ -65,7 +65,7 @@ use karat::backend::{
     AdapterMode, BackendError, Event, EventSink, ExportConfig, ExportSummary, Flow, NamedAdapter, OpenConfig,
     TEMPORARY_MODEL,
 };
-use karat::fsio;
+use karat::fsio::{self, PassingFolder};
 
 use crate::adapter::Adapter;
 use crate::checkpoint::Checkpoint;
@@ -287,7 +287,7 @@ fn write(
     };
     fs::create_dir_all(parent).map_err(|e| disk(&e))?;
     // Removed when dropped, whatever fails below.
-    let temporary = tempfile::Builder::new().prefix(".karat-onnx-").tempdir_in(parent).map_err(|e| disk(&e))?;
+    let temporary = PassingFolder::new_in(parent, "onnx").map_err(|e| disk(&e))?;
     let inside = temporary.path();
 
     let source = Source {

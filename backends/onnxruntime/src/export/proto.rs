@@ -256,6 +256,67 @@ pub fn check_opsets(model: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether every tensor that lies outside `model`, an encoded `ModelProto`, lies in the file `data` beside it: a model from
+/// elsewhere must not make the runtime read other files.
+///
+/// # Errors
+/// Where one lies instead, or that the bytes are no whole `ModelProto`.
+pub fn check_external_data(model: &[u8], data: &str) -> Result<(), String> {
+    // Fields of ModelProto, GraphProto, NodeProto, AttributeProto and TensorProto that lead to tensors, by onnx.proto.
+    const MODEL: &[(u64, Part)] = &[(7, Part::Graph)];
+    const GRAPH: &[(u64, Part)] = &[(1, Part::Node), (5, Part::Tensor), (15, Part::Sparse)];
+    const NODE: &[(u64, Part)] = &[(5, Part::Attribute)];
+    const ATTRIBUTE: &[(u64, Part)] = &[
+        (5, Part::Tensor),
+        (6, Part::Graph),
+        (10, Part::Tensor),
+        (11, Part::Graph),
+        (22, Part::Sparse),
+        (23, Part::Sparse),
+    ];
+    const SPARSE: &[(u64, Part)] = &[(1, Part::Tensor), (2, Part::Tensor)];
+    const TENSOR: &[(u64, Part)] = &[(13, Part::Entry)];
+    #[derive(Clone, Copy)]
+    enum Part {
+        Graph,
+        Node,
+        Attribute,
+        Tensor,
+        Sparse,
+        Entry,
+    }
+    let no_model = || "it is no whole ONNX model".to_string();
+    let mut left = vec![(model, MODEL)];
+    while let Some((bytes, inside)) = left.pop() {
+        for field in Fields(bytes) {
+            let (number, Field::Bytes(bytes)) = field.ok_or_else(no_model)? else { continue };
+            let Some((_, part)) = inside.iter().find(|(n, _)| *n == number) else { continue };
+            match part {
+                Part::Graph => left.push((bytes, GRAPH)),
+                Part::Node => left.push((bytes, NODE)),
+                Part::Attribute => left.push((bytes, ATTRIBUTE)),
+                Part::Tensor => left.push((bytes, TENSOR)),
+                Part::Sparse => left.push((bytes, SPARSE)),
+                Part::Entry => {
+                    let (mut key, mut value) = (&b""[..], &b""[..]);
+                    for field in Fields(bytes) {
+                        match field.ok_or_else(no_model)? {
+                            (1, Field::Bytes(bytes)) => key = bytes,
+                            (2, Field::Bytes(bytes)) => value = bytes,
+                            _ => {}
+                        }
+                    }
+                    if key == b"location" && value != data.as_bytes() {
+                        let place = String::from_utf8_lossy(value);
+                        return Err(format!("a tensor of it lies in {place:?}, not in {data} beside it"));
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The value of an encoded field.
 enum Field<'a> {
     Int(u64),
@@ -332,6 +393,26 @@ mod tests {
         assert!(check_opsets(&missing.into_bytes()).unwrap_err().contains("com.microsoft"));
         let old = Message::new().int(1, 8);
         assert!(check_opsets(&old.into_bytes()).unwrap_err().contains("IR version is 8"));
+    }
+
+    #[test]
+    fn a_tensor_that_lies_in_another_file_is_found_wherever_it_stands() {
+        let entry = |key: &str, value: &str| Message::new().bytes(1, key).bytes(2, value);
+        let tensor =
+            |place: &str| Message::new().message(13, &entry("length", "8")).message(13, &entry("location", place));
+        let of_graph = |graph: Message| Message::new().int(1, 10).message(7, &graph).into_bytes();
+        let in_initializer = |place: &str| of_graph(Message::new().message(5, &tensor(place)));
+        assert_eq!(check_external_data(&in_initializer("model.onnx.data"), "model.onnx.data"), Ok(()));
+        for place in ["../model.onnx.data", "/etc/passwd", "other", ""] {
+            let said = check_external_data(&in_initializer(place), "model.onnx.data").unwrap_err();
+            assert!(said.contains(&format!("{place:?}")), "{said}");
+        }
+        // In a constant of a branch of a node.
+        let constant = Message::new().message(5, &Message::new().message(5, &tensor("/etc/passwd")));
+        let branch = Message::new().message(6, &Message::new().message(1, &constant));
+        let model = of_graph(Message::new().message(1, &Message::new().message(5, &branch)));
+        assert!(check_external_data(&model, "model.onnx.data").unwrap_err().contains("/etc/passwd"));
+        assert!(check_external_data(&model[..model.len() - 1], "model.onnx.data").is_err());
     }
 
     #[test]

