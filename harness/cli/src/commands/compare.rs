@@ -132,6 +132,7 @@ fn side(spec: &str) -> Result<Side> {
         _ => (spec, None),
     };
     let place = Path::new(path);
+    crate::given::either("compare", place)?;
     let is_text = place.is_file() && place.extension().is_none_or(|e| e != "json");
     let report = match is_text {
         true if is_store(place) => of_store(place)?,

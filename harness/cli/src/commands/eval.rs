@@ -4,16 +4,19 @@ use std::path::Path;
 
 use karat::Result;
 use karat::report::{self, Environment};
-use karat::run::{Brought, evaluate_brought, machine, prepare, read_stored, report_stored};
+use karat::run::{Brought, evaluate_brought, machine, prepare, read_stored, report_stored, take};
 use karat::suite::Suite;
 
 use super::run::{interrupted, load_suite, print, run_folder};
 use crate::args::{EvalArgs, Global};
+use crate::given;
 use crate::host::{Plugins, cancel_on_interrupt};
 use crate::output::Output;
 use crate::progress::Progress;
 
 pub fn run(args: &EvalArgs, global: &Global, output: &Output) -> Result<u8> {
+    args.model.iter().try_for_each(|path| given::folder("--model", path))?;
+    args.adapter.iter().try_for_each(|path| given::folder("--adapter", path))?;
     let suite = load_suite(&args.suite)?;
     if !args.predictions.is_empty() {
         return measure(args, &suite, output);
@@ -44,12 +47,14 @@ fn measure(args: &EvalArgs, suite: &Suite, output: &Output) -> Result<u8> {
             Some((name, path)) if !Path::new(spec).exists() => (Some(name), Path::new(path)),
             _ => (None, Path::new(spec)),
         };
+        given::either("--predictions", path)?;
         models.extend(read_stored(path, name, &prepared)?);
     }
     let default = Path::new("runs").join(format!("{}-{}", suite.name, args.name));
     let folder = run_folder(suite, Some(args.out.as_deref().unwrap_or(&default)))?;
     let environment = Environment { karat: env!("CARGO_PKG_VERSION").into(), machine: machine(), ..Default::default() };
     let report = report_stored(suite, &prepared, models, environment)?;
+    let _lock = take(&folder)?;
     report::write(&report, &folder.join("report"))?;
     if let Some(reports) = &args.reports {
         report::write(&report.without_environment(), reports)?;

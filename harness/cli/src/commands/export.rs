@@ -16,7 +16,7 @@ use crate::progress::Progress;
 
 pub fn run(args: &ExportArgs, global: &Global, output: &Output) -> Result<u8> {
     let config = ExportConfig {
-        model: folder(&args.model)?,
+        model: folder("--model", &args.model)?,
         adapters: args.adapter.iter().map(|text| adapter(text)).collect::<Result<_>>()?,
         adapter_mode: match args.adapter_mode {
             AdapterModeArg::Merge => AdapterMode::Merge,
@@ -97,16 +97,14 @@ fn adapter(text: &str) -> Result<NamedAdapter> {
         Some((name, path)) if !Path::new(text).is_dir() => (Some(name), path),
         _ => (None, text),
     };
-    let path = folder(Path::new(path))?;
+    let path = folder("--adapter", Path::new(path))?;
     let own = || path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(NamedAdapter { name: name.map_or_else(own, String::from), path })
 }
 
-fn folder(path: &Path) -> Result<PathBuf> {
-    match path.is_dir() {
-        true => absolute(path),
-        false => Err(Error::data("no such folder").at(path.display())),
-    }
+fn folder(flag: &str, path: &Path) -> Result<PathBuf> {
+    crate::given::folder(flag, path)?;
+    absolute(path)
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

@@ -10,11 +10,14 @@ use serde_json::{Value, json};
 
 use super::rows::Printer;
 use crate::args::{GenerateArgs, Global};
+use crate::given;
 use crate::host::{Plugins, cancel_on_interrupt, generate_config, open_config};
 use crate::output::Output;
 use crate::progress::Progress;
 
 pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> {
+    given::folder("--model", &args.model.model)?;
+    args.model.adapter.iter().try_for_each(|path| given::folder("--adapter", path))?;
     let rows = super::rows::read(&args.input, &args.model.model)?;
     // Ids need no tokenizer: without one they are continued all the same, and the text is null.
     let has_tokenizer = args.model.model.join("tokenizer.json").is_file();

@@ -11,6 +11,7 @@ use crate::output::Output;
 use crate::progress::Progress;
 
 pub fn run(args: &ImportArgs, output: &Output) -> Result<u8> {
+    crate::given::file("--gguf", &args.gguf)?;
     let options = ImportOptions {
         dtype: match args.dtype {
             DtypeArg::F32 => Dtype::F32,

@@ -6,6 +6,7 @@ use karat::{Error, Result};
 use serde_json::json;
 
 use crate::args::{Global, MergeArgs};
+use crate::given;
 use crate::host::Plugins;
 use crate::output::Output;
 
@@ -15,6 +16,8 @@ pub fn run(args: &MergeArgs, global: &Global, output: &Output) -> Result<u8> {
             .at(args.out.display())
             .help("give --out a new folder"));
     }
+    given::folder("--model", &args.model)?;
+    given::folder("--adapter", &args.adapter)?;
     let backend = Plugins::new(global)?.backend(&args.backend)?;
     if !backend.backend.describe().capabilities.contains(&Capability::Merge) {
         return Err(Error::backend(format!("backend {} does not merge adapters", args.backend))

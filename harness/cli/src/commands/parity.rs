@@ -71,6 +71,8 @@ fn questions(args: &ParityArgs) -> Result<Questions> {
         let model = args.model.clone();
         model.ok_or_else(|| Error::usage("which model? there is neither --model nor --suite").help("give --model DIR"))
     };
+    args.model.iter().try_for_each(|path| crate::given::folder("--model", path))?;
+    args.adapter.iter().try_for_each(|path| crate::given::folder("--adapter", path))?;
     let new_tokens = args.max_new_tokens.unwrap_or(NEW_TOKENS);
     if let Some(spec) = &args.suite {
         let suite = Suite::load(spec, &args.set)?;

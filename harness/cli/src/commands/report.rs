@@ -10,6 +10,9 @@ use crate::args::{Better, Format, Global, ReportArgs};
 use crate::output::Output;
 
 pub fn run(args: &ReportArgs, global: &Global, output: &Output) -> Result<u8> {
+    crate::given::either("report", &args.report)?;
+    args.determinism.iter().try_for_each(|path| crate::given::file("--determinism", path))?;
+    args.splice.iter().filter(|_| args.check).try_for_each(|path| crate::given::file("--splice", path))?;
     if args.format == Format::SeedCompat {
         return super::seed_compat::run(args, global, output);
     }

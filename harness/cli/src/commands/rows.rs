@@ -36,6 +36,7 @@ pub fn read_lines(path: &Path) -> Result<Vec<(usize, String)>> {
             .read_to_string(&mut text)
             .map_err(|e| Error::data("could not read the input").at("standard input").because(e))?;
     } else {
+        crate::given::file("--input", path)?;
         let bytes =
             std::fs::read(path).map_err(|e| Error::data("could not read the input").at(path.display()).because(e))?;
         text = String::from_utf8(bytes).map_err(|e| {
