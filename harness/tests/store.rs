@@ -29,6 +29,8 @@ struct Asked {
 #[derive(Clone)]
 struct Counting {
     descriptor: Descriptor,
+    /// SHA-256 of the plugin, if it were one.
+    sha256: Option<String>,
     asked: Arc<Asked>,
 }
 
@@ -74,7 +76,10 @@ impl Evaluator for Counted {
 
 impl Backends for Counting {
     fn backend(&self, _: &str) -> karat::Result<LoadedBackend> {
-        Ok(LoadedBackend { backend: Arc::new(self.clone()), origin: Origin::default() })
+        Ok(LoadedBackend {
+            backend: Arc::new(self.clone()),
+            origin: Origin { path: None, sha256: self.sha256.clone() },
+        })
     }
 }
 
@@ -95,7 +100,7 @@ impl Place {
         let place = Place {
             folder,
             overrides: Vec::new(),
-            backend: Counting { descriptor: Bigram.describe(), asked: Arc::default() },
+            backend: Counting { descriptor: Bigram.describe(), sha256: None, asked: Arc::default() },
             adapter: None,
         };
         place.questions(|i| format!("q{i}"));
@@ -234,6 +239,22 @@ fn another_backend_version_or_build_is_another_model() {
     assert_eq!(after(|p| p.backend.descriptor.version = "9".into()), ALL);
     let build = BTreeMap::from([("blas".to_string(), "2".to_string())]);
     assert_eq!(after(|p| p.backend.descriptor.build.clone_from(&build)), ALL);
+}
+
+#[test]
+fn answers_of_another_build_of_the_plugin_are_not_served() {
+    assert_eq!(after(|p| p.backend.sha256 = Some("a".repeat(64))), ALL);
+    let mut place = Place::new();
+    for (sha256, asked) in [("a", ALL), ("b", ALL), ("a", NOTHING)] {
+        place.backend.sha256 = Some(sha256.repeat(64));
+        assert_eq!(place.evaluate(), asked, "{sha256}");
+    }
+    // What was found of an adapter is an answer too.
+    place.adapter = Some(place.path("one"));
+    for (sha256, asked) in [("a", PROVED), ("b", PROVED), ("a", NOTHING)] {
+        place.backend.sha256 = Some(sha256.repeat(64));
+        assert_eq!(place.evaluate(), asked, "{sha256} with an adapter");
+    }
 }
 
 #[test]

@@ -118,13 +118,8 @@ fn events(folder: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(folder.join("events.jsonl")).unwrap();
     let strip = |line: &str| {
         let mut event: Value = serde_json::from_str(line).unwrap();
-        let kind = event["type"].clone();
         for volatile in ["seconds", "memory"] {
             event.as_object_mut().unwrap().remove(volatile);
-        }
-        if kind == "evaluation" {
-            // A resume keeps the loss of an earlier evaluation, not how many tokens it had.
-            event.as_object_mut().unwrap().remove("tokens");
         }
         event
     };
