@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{DataConfig, EvalConfig, GateConfig, ModelConfig, StatsConfig};
+use super::{DataConfig, EvalConfig, GateConfig, ModelConfig, StatsConfig, keys};
 use crate::error::{Error, Result};
 use crate::report::Language;
 use crate::train::LoraConfig;
@@ -131,16 +131,24 @@ pub(super) fn check_spans(text: &str, path: &Path) -> Result<()> {
 
 /// A TOML error with the line and column of its span and the line itself.
 pub(super) fn toml_error(error: &toml::de::Error, text: &str, path: &Path) -> Error {
-    let what = error.message().trim().replace('\n', " ");
+    let what = Error::usage(error.message().trim().replace('\n', " "));
     match error.span() {
-        Some(span) => {
-            let before = &text[..span.start.min(text.len())];
-            let line = before.matches('\n').count() + 1;
-            let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
-            let source = text.lines().nth(line - 1).unwrap_or_default().trim_end();
-            Error::usage(format!("{what}\n    {source}")).at(format!("{}:{line}:{column}", path.display()))
-        }
-        None => Error::usage(what).at(path.display()),
+        Some(span) => at_span(what, span.start, text, path),
+        None => what.at(path.display()),
+    }
+}
+
+/// An error at byte `start` of a file's text: with line and column, and the line itself.
+pub(super) fn at_span(error: Error, start: usize, text: &str, path: &Path) -> Error {
+    let before = &text[..start.min(text.len())];
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
+    let source = text.lines().nth(line - 1).unwrap_or_default().trim_end();
+    let what =
+        Error::usage(format!("{}\n    {source}", error.what())).at(format!("{}:{line}:{column}", path.display()));
+    match error.help_text() {
+        Some(help) => what.help(help),
+        None => what,
     }
 }
 
@@ -153,6 +161,7 @@ pub(super) fn set(table: &mut Table, shared: &mut Table, assignment: &str) -> Re
             .help("for example --set train.lora.r=16"));
     };
     let value = parse_value(value.trim());
+    keys::check_of_suite(key.trim(), &value).map_err(|e| e.at("--set"))?;
     let parts: Vec<&str> = key.trim().split('.').collect();
     if let (["train", run @ ("lora" | "full")], Value::Boolean(false)) = (parts.as_slice(), &value) {
         if let Some(Value::Table(train)) = table.get_mut("train") {
@@ -204,19 +213,21 @@ pub(super) fn set(table: &mut Table, shared: &mut Table, assignment: &str) -> Re
     }
 }
 
-/// Applies one `KEY=value` of `karat train` to a table `{data, fields, lora = {adapter, hyperparameters}}`: an adapter's key
-/// and a hyperparameter stand alone, what says how rows are read is `data.KEY` or `fields.KEY`.
+/// Applies one `KEY=value` of `karat train` to a table `{data, fields, model, lora = {adapter, hyperparameters}}`: an adapter's key
+/// and a hyperparameter stand alone, what says how rows are read is `data.KEY` or `fields.KEY`, what computes `model.KEY`.
 ///
 /// # Errors
-/// Usage, for an assignment without `=`.
+/// Usage, for an assignment without `=` and for a key that nobody knows, with all that there are.
 pub fn parse_setting(table: &mut Table, assignment: &str) -> Result<()> {
     let (key, value) = assignment.split_once('=').ok_or_else(|| {
         Error::usage(format!("--set {assignment:?} is not of the form key=value"))
             .help("for example --set learning_rate=2e-4")
     })?;
     let key = key.trim();
+    let value = parse_value(value.trim());
+    keys::check_of_training(key, &value).map_err(|e| e.at("--set"))?;
     let path: Vec<&str> = match key.split('.').next() {
-        Some("data" | "fields") => key.split('.').collect(),
+        Some("data" | "fields" | "model") => key.split('.').collect(),
         Some("rank_pattern" | "alpha_pattern") if key.contains('.') => {
             let (map, pattern) = key.split_once('.').unwrap_or((key, ""));
             vec!["lora", "adapter", map, pattern]
@@ -224,17 +235,18 @@ pub fn parse_setting(table: &mut Table, assignment: &str) -> Result<()> {
         Some(first) if ADAPTER_KEYS.contains(&first) => ["lora", "adapter"].into_iter().chain(key.split('.')).collect(),
         _ => ["lora", "hyperparameters"].into_iter().chain(key.split('.')).collect(),
     };
-    insert(table, &path, parse_value(value.trim()))
+    insert(table, &path, value)
 }
 
+/// A TOML value, and nothing beside it; what is not TOML is a text, as is a date, which no setting is.
 fn parse_value(text: &str) -> Value {
-    toml::from_str::<Table>(&format!("v = {text}"))
-        .ok()
-        .and_then(|mut t| t.remove("v"))
-        .unwrap_or_else(|| Value::String(text.into()))
+    match text.parse::<Value>() {
+        Ok(Value::Datetime(_)) | Err(_) => Value::String(text.into()),
+        Ok(value) => value,
+    }
 }
 
-fn insert(table: &mut Table, path: &[&str], value: Value) -> Result<()> {
+pub(super) fn insert(table: &mut Table, path: &[&str], value: Value) -> Result<()> {
     let Some((last, folders)) = path.split_last() else { return Ok(()) };
     let mut here = table;
     for part in folders {

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use karat::backend::{AdapterMode, Capability, Event, ExportConfig, NamedAdapter};
 use karat::memory;
+use karat::model_dir::{ModelDir, given};
 use karat::run::{Backends, LoadedBackend, StageSink, backend_error};
 use karat::{Error, Result};
 use serde_json::json;
@@ -15,9 +16,14 @@ use crate::output::Output;
 use crate::progress::Progress;
 
 pub fn run(args: &ExportArgs, global: &Global, output: &Output) -> Result<u8> {
+    let mut adapters = args.adapter.iter().map(|text| adapter(text)).collect::<Result<Vec<_>>>()?;
+    let ModelDir { model, adapter: own } = ModelDir::resolve(&args.model, adapters.first().map(|a| a.path.as_path()))?;
+    if let (true, Some(own)) = (adapters.is_empty(), own) {
+        adapters.push(named(None, &own)?);
+    }
     let config = ExportConfig {
-        model: folder(&args.model)?,
-        adapters: args.adapter.iter().map(|text| adapter(text)).collect::<Result<_>>()?,
+        model: absolute(&model)?,
+        adapters,
         adapter_mode: match args.adapter_mode {
             AdapterModeArg::Merge => AdapterMode::Merge,
             AdapterModeArg::Runtime => AdapterMode::Runtime,
@@ -97,16 +103,14 @@ fn adapter(text: &str) -> Result<NamedAdapter> {
         Some((name, path)) if !Path::new(text).is_dir() => (Some(name), path),
         _ => (None, text),
     };
-    let path = folder(Path::new(path))?;
-    let own = || path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(NamedAdapter { name: name.map_or_else(own, String::from), path })
+    named(name, Path::new(path))
 }
 
-fn folder(path: &Path) -> Result<PathBuf> {
-    match path.is_dir() {
-        true => absolute(path),
-        false => Err(Error::data("no such folder").at(path.display())),
-    }
+fn named(name: Option<&str>, path: &Path) -> Result<NamedAdapter> {
+    given(path)?;
+    let path = absolute(path)?;
+    let own = || path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(NamedAdapter { name: name.map_or_else(own, String::from), path })
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

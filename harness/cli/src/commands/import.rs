@@ -2,6 +2,7 @@
 
 use karat::backend::Dtype;
 use karat::import::{ImportOptions, import_gguf};
+use karat::model_dir::given_file;
 use karat::{Error, Result};
 use serde_json::json;
 
@@ -19,6 +20,7 @@ pub fn run(args: &ImportArgs, output: &Output) -> Result<u8> {
         },
         max_shard: args.max_shard,
     };
+    given_file(&args.gguf)?;
     let cancel = cancel_on_interrupt()?;
     let mut progress = Progress::new(output);
     let mut watch = |done: u64, total: u64| {

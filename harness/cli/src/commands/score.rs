@@ -2,12 +2,12 @@
 
 use karat::Result;
 use karat::backend::{Event, Flow, Scores, Tokens};
-use karat::run::{Backends, backend_error, evaluator};
+use karat::run::{backend_error, evaluator};
 use serde_json::{Value, json};
 
 use super::rows::{Printer, Row};
 use crate::args::{Global, ScoreArgs};
-use crate::host::{Plugins, cancel_on_interrupt, open_config};
+use crate::host::{Opening, cancel_on_interrupt};
 use crate::output::Output;
 use crate::progress::Progress;
 
@@ -15,11 +15,11 @@ use crate::progress::Progress;
 const CALL: (usize, usize) = (32, 8192);
 
 pub fn run(args: &ScoreArgs, global: &Global, output: &Output) -> Result<u8> {
-    let rows = super::rows::read(&args.input, &args.model.model)?;
-    let backend = Plugins::new(global)?.backend(&args.model.backend)?;
+    let opening = Opening::of(&args.model, global)?;
+    let rows = super::rows::asked(&args.rows, &opening.config, output)?;
     let cancel = cancel_on_interrupt()?;
-    let mut session = backend.open(&open_config(&args.model))?;
-    let evaluator = evaluator(&mut session, &args.model.backend)?;
+    let mut session = opening.session()?;
+    let evaluator = evaluator(&mut session, args.model.open.backend())?;
     let quiet = output.among_rows();
     let mut progress = Progress::new(&quiet);
     let mut printer = Printer::new(output, rows.len());
