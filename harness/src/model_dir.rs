@@ -110,7 +110,7 @@ pub(crate) fn base_of_suite(base: &Path, suite: &Path) -> Result<()> {
     // As it was written: an id is none with the suite's folder before it.
     let written = folder.as_deref().and_then(|folder| base.strip_prefix(folder).ok()).unwrap_or(base);
     if !base.parent().is_some_and(Path::exists) && hub_id(written).is_some() {
-        return Err(missing(base, written, "folder").at(format!("{}: model.base", suite.display())));
+        return Err(missing(base, written, "folder").at(format!("{}: model.base = {:?}", suite.display(), written)));
     }
     if is_adapter(base) {
         return Err(Error::usage("model.base is an adapter's folder, not a model's").at(base.display()).help(format!(
@@ -215,7 +215,7 @@ fn missing(path: &Path, written: &Path, kind: &str) -> Error {
     if kind == "folder"
         && let Some(id) = hub_id(written)
     {
-        return error(format!("no such folder; {id} looks like a Hugging Face id"))
+        return error("no such folder; it looks like a Hugging Face id".into())
             .help(format!("download it first, {}, and give that folder", download(id)));
     }
     let error = error(format!("no such {kind}"));

@@ -35,7 +35,9 @@ const EXIT_CODES: &str = "Exit codes:
     6  bad input data
   130  interrupted; run the same command again to go on
 
-Data goes to standard output, text for people to standard error.";
+Data goes to standard output, text for people to standard error.
+
+To begin with: `karat doctor`, `karat run medical-r1`; `karat COMMAND --help` ends with examples.";
 
 /// What did fine-tuning do to this model? Train, measure and compare base, LoRA and full checkpoints.
 #[derive(Parser)]

@@ -7,9 +7,10 @@ use karat::backend::{Capability, Descriptor, Dtype, GenerateConfig, OpenConfig, 
 use karat::model_dir::ModelDir;
 use karat::plugin::{self, Found, Plugin, Search, find};
 use karat::run::{Backends, Cancel, LoadedBackend, Origin};
-use karat::{Error, Result};
+use karat::{Error, Result, nearest};
 
 use crate::args::{ComputeArgs, ComputeDtype, Global, ModelArgs, OpenArgs};
+use crate::output::Output;
 
 /// Loads plugins by name.
 pub struct Plugins {
@@ -68,7 +69,16 @@ impl Plugins {
                 return Ok(plugin);
             }
         }
-        find(name, &self.search)
+        find(name, &self.search).map_err(|error| self.suggested(name, error))
+    }
+
+    /// `error`, with the name that was probably meant where the plugin is not there at all.
+    fn suggested(&self, name: &str, error: Error) -> Error {
+        let names: Vec<String> = self.list().into_iter().map(|found| found.name).collect();
+        match nearest(name, names.iter().map(String::as_str)) {
+            Some(near) if near != name => error.help(format!("did you mean {near}? `karat backends` lists all")),
+            _ => error,
+        }
     }
 }
 
@@ -108,9 +118,15 @@ impl Opening {
     ///
     /// # Errors
     /// No such backend; what [`ModelDir::resolve`] refuses; an element type that the backend does not have.
-    pub fn new(model: &Path, adapter: Option<&Path>, open: &OpenArgs, global: &Global) -> Result<Opening> {
+    pub fn new(
+        named: &Path,
+        adapter: Option<&Path>,
+        open: &OpenArgs,
+        global: &Global,
+        output: &Output,
+    ) -> Result<Opening> {
         let backend = Plugins::new(global)?.backend(open.backend())?;
-        let ModelDir { model, adapter } = ModelDir::resolve(model, adapter)?;
+        let ModelDir { model, adapter } = resolved(named, adapter, output)?;
         let config = OpenConfig { adapter, threads: open.threads.unwrap_or(0), ..OpenConfig::new(model) };
         let config = computed(config, &open.compute, &backend)?;
         Ok(Opening { backend, config })
@@ -120,8 +136,8 @@ impl Opening {
     ///
     /// # Errors
     /// As [`Opening::new`].
-    pub fn of(args: &ModelArgs, global: &Global) -> Result<Opening> {
-        Opening::new(&args.model, args.adapter.as_deref(), &args.open, global)
+    pub fn of(args: &ModelArgs, global: &Global, output: &Output) -> Result<Opening> {
+        Opening::new(&args.model, args.adapter.as_deref(), &args.open, global, output)
     }
 
     /// Opens it.
@@ -131,6 +147,18 @@ impl Opening {
     pub fn session(&self) -> Result<Box<dyn Session>> {
         self.backend.open(&self.config)
     }
+}
+
+/// [`ModelDir::resolve`], which says on which base an adapter was found to lie.
+///
+/// # Errors
+/// As there.
+pub fn resolved(named: &Path, adapter: Option<&Path>, output: &Output) -> Result<ModelDir> {
+    let found = ModelDir::resolve(named, adapter)?;
+    if found.model != named {
+        output.say(format!("{} is an adapter; its base is {}", named.display(), found.model.display()));
+    }
+    Ok(found)
 }
 
 /// `config` with the flags that say on what, and in what, a model is computed.

@@ -17,12 +17,7 @@ fn base() -> String {
 }
 
 fn karat_in(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_karat"))
-        .args(args)
-        .current_dir(folder)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
+    Command::new(env!("CARGO_BIN_EXE_karat")).args(args).current_dir(folder).stdin(Stdio::null()).output().unwrap()
 }
 
 fn karat(args: &[&str]) -> Output {
@@ -133,6 +128,22 @@ fn an_adapters_folder_as_the_model_is_the_adapter_on_its_base_in_every_command()
     ok(&["merge", "--model", &adapter, "--out", &b]);
     let weights = |folder: &str| std::fs::read(Path::new(folder).join("model.safetensors")).unwrap();
     assert!(weights(&a) == weights(&b));
+    // Half the size, rounded once.
+    let half = place.path("merged-bf16");
+    ok(&["merge", "--model", &adapter, "--dtype", "bf16", "--out", &half]);
+    let size = |folder: &str| weights(folder).len();
+    assert!(size(&half) < size(&a) * 11 / 20, "{} and {}", size(&half), size(&a));
+    let config = std::fs::read_to_string(Path::new(&half).join("config.json")).unwrap();
+    assert!(config.contains("bfloat16"), "{config}");
+    let sum =
+        |model: &str| rows(&ok(&["score", "--model", model, "二甲双胍用于2型糖尿病。"]))[0]["sum"].as_f64().unwrap();
+    assert!((sum(&half) - sum(&a)).abs() < 0.02 * sum(&a).abs() && sum(&half) != sum(&a));
+    assert_eq!(
+        std::fs::read_dir(&half).unwrap().count(),
+        std::fs::read_dir(&a).unwrap().count(),
+        "nothing is left over"
+    );
+    refused(&["merge", "--model", &adapter, "--dtype", "int4", "--out", &place.path("i")], 2, &["karat export"]);
     let eval = |more: &[&str]| {
         let out = place.path("eval");
         let _ = std::fs::remove_dir_all(&out);
@@ -213,7 +224,8 @@ fn a_wrong_path_is_the_users_and_what_is_near_it_is_said() {
     let folder = Path::new(&base).parent().unwrap();
     refused(&["score", "--model", folder.to_str().unwrap(), "x"], 2, &["no config.json", "medical-r1/base"]);
     let suite = place.folder.path().join("suite.toml");
-    std::fs::write(&suite, format!("name = \"x\"\n[data]\nfile = \"rowz.jsonl\"\n[model]\nbase = \"{base}\"\n")).unwrap();
+    std::fs::write(&suite, format!("name = \"x\"\n[data]\nfile = \"rowz.jsonl\"\n[model]\nbase = \"{base}\"\n"))
+        .unwrap();
     refused(&["data", suite.to_str().unwrap()], 2, &["no such data file", "rows.jsonl?", "relative to the suite"]);
 }
 
@@ -222,7 +234,8 @@ fn texts_that_are_not_utf_8_are_bad_data_in_every_command_that_reads_some() {
     let place = Place::new();
     let base = base();
     let broken = place.path("broken.jsonl");
-    std::fs::write(&broken, b"{\"id\": 1, \"text\": \"\xff\xfe\", \"reference\": \"a\", \"candidate\": \"b\"}\n").unwrap();
+    std::fs::write(&broken, b"{\"id\": 1, \"text\": \"\xff\xfe\", \"reference\": \"a\", \"candidate\": \"b\"}\n")
+        .unwrap();
     for args in [
         &["score", "--model", &base, "--input", &broken][..],
         &["generate", "--model", &base, "--input", &broken],
@@ -330,12 +343,19 @@ fn a_number_out_of_range_is_refused_under_the_name_it_was_typed_by() {
         ("--threads", &["-1", "10000"]),
     ] {
         for value in values {
-            refused(&[&generate[..], &[flag, value]].concat(), 2, &[flag, value, "must be"].map(|w| match w {
-                "must be" if flag == "--seed" => "a seed is",
-                other => other,
-            }));
+            refused(
+                &[&generate[..], &[flag, value]].concat(),
+                2,
+                &[flag, value, "must be"].map(|w| match w {
+                    "must be" if flag == "--seed" => "a seed is",
+                    other => other,
+                }),
+            );
         }
     }
+    // Without a temperature nothing is sampled: these would do nothing.
+    refused(&[&generate[..], &["--top-p", "0.9"]].concat(), 2, &["--temperature"]);
+    refused(&[&generate[..], &["--top-k", "5"]].concat(), 2, &["--temperature"]);
     for (key, value) in [
         ("eval.temperature", "-1"),
         ("eval.temperature", "nan"),
@@ -435,10 +455,13 @@ fn what_is_typed_with_quotes_and_lines_arrives_as_it_was_typed() {
 #[test]
 fn every_command_shows_what_to_type() {
     for command in [
-        "run", "data", "train", "score", "generate", "export", "eval", "compare", "report", "check", "merge", "metrics",
-        "import", "doctor",
+        "run", "data", "train", "score", "generate", "export", "eval", "compare", "report", "check", "merge",
+        "metrics", "import", "doctor",
     ] {
         let help = ok(&[command, "--help"]);
-        assert!(help.contains("Examples:") && help.contains(&format!("karat {command}")) || command == "metrics", "{help}");
+        assert!(
+            help.contains("Examples:") && help.contains(&format!("karat {command}")) || command == "metrics",
+            "{help}"
+        );
     }
 }

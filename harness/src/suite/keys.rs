@@ -89,6 +89,22 @@ const TABLES: [&[&str]; 9] = [
     &["gate"],
 ];
 
+/// Keys under the names that other trainers have for them.
+const ALIASES: [(&str, &str); 12] = [
+    ("lr", "learning_rate"),
+    ("rank", "r"),
+    ("lora_r", "r"),
+    ("lr_scheduler_type", "schedule"),
+    ("scheduler", "schedule"),
+    ("warmup_ratio", "warmup"),
+    ("warmup_steps", "warmup"),
+    ("gradient_accumulation_steps", "accumulation"),
+    ("per_device_train_batch_size", "batch_size"),
+    ("num_train_epochs", "epochs"),
+    ("gradient_checkpointing", "recompute"),
+    ("eval_steps", "eval_every"),
+];
+
 /// What the settings of `karat train` may hold beside hyperparameters and an adapter's keys.
 #[derive(Deserialize)]
 #[allow(dead_code)]
@@ -149,7 +165,10 @@ impl Language {
             path => format!("[{}]", path.join(".")),
         };
         let named = |path: &[&str], key: &str| path.iter().chain([&key]).copied().collect::<Vec<_>>().join(".");
-        let meant = nearest(key, known.iter().copied()).map(|near| format!("did you mean `{near}`?"));
+        // What transformers, TRL and PEFT call a key comes first.
+        let alias = ALIASES.iter().find(|(other, _)| *other == key).map(|(_, ours)| *ours);
+        let meant = alias.filter(|ours| known.contains(ours)).or_else(|| nearest(key, known.iter().copied()));
+        let meant = meant.map(|near| format!("did you mean `{near}`?"));
         // In its right place elsewhere.
         let elsewhere = || {
             let tables: &[&[&str]] = match self {

@@ -37,9 +37,9 @@ pub fn max_new_tokens(n: u64) -> Result<usize, String> {
 /// Rows decoded together: 0 lets the backend choose.
 ///
 /// # Errors
-/// More than 65536.
+/// More than 2^20.
 pub fn decode_batch(n: u64) -> Result<usize, String> {
-    within(n, 0, 1 << 16)
+    within(n, 0, 1 << 20)
 }
 
 /// Worker threads: 0 is all cores.

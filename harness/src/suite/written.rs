@@ -10,6 +10,7 @@ use super::{DataConfig, EvalConfig, GateConfig, ModelConfig, StatsConfig, keys};
 use crate::error::{Error, Result};
 use crate::report::Language;
 use crate::train::LoraConfig;
+use crate::{model_dir, nearest};
 
 /// Where a suite of this name lies.
 pub(super) fn find(spec: &str) -> Result<PathBuf> {
@@ -28,9 +29,23 @@ pub(super) fn find(spec: &str) -> Result<PathBuf> {
     if let Some(found) = tried.iter().skip(1).find(|p| p.is_file()) {
         return Ok(found.clone());
     }
+    let near = model_dir::near(&direct).filter(|near| near.starts_with("did you mean"));
+    let near = near.or_else(|| {
+        let named = names_of_suites();
+        nearest(spec, named.iter().map(String::as_str)).map(|name| format!("did you mean {name}?"))
+    });
+    let help = "give the path of a suite file, or the name of a folder below `suites`";
+    let help = near.map_or(help.to_string(), |near| format!("{near} {help}"));
     let list: Vec<String> = tried.iter().map(|p| format!("  {}", p.display())).collect();
-    Err(Error::usage(format!("there is no suite {spec:?}; tried\n{}", list.join("\n")))
-        .help("give the path of a suite file, or the name of a folder below `suites`"))
+    Err(Error::usage(format!("there is no suite {spec:?}; tried\n{}", list.join("\n"))).help(help))
+}
+
+/// The names of the suites in this folder and those above it.
+fn names_of_suites() -> Vec<String> {
+    let here = std::env::current_dir().unwrap_or_default();
+    let folders = here.ancestors().filter_map(|folder| std::fs::read_dir(folder.join("suites")).ok());
+    let entries = folders.flatten().flatten().filter(|entry| entry.path().join("suite.toml").is_file());
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
 /// Keys of the adapter, which stand beside the hyperparameters in `[train.lora]`.

@@ -10,7 +10,7 @@ use super::{ModelArgs, values};
 #[derive(Args)]
 pub struct RowsArgs {
     /// Texts, in place of --input
-    #[arg(value_name = "TEXT", required_unless_present = "input", conflicts_with = "input")]
+    #[arg(value_name = "TEXT", conflicts_with = "input")]
     pub texts: Vec<String>,
     /// Each TEXT is a user's turn, rendered with the model's chat template; without this it is continued as it stands
     #[arg(long, requires = "texts", conflicts_with = "input")]
@@ -44,10 +44,10 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "T", value_parser = values::temperature, allow_negative_numbers = true)]
     pub temperature: Option<f64>,
     /// Sample from the smallest set of tokens with this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = values::top_p, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = values::top_p, allow_negative_numbers = true, requires = "temperature")]
     pub top_p: f64,
     /// Sample from the K most probable tokens; 0 is off
-    #[arg(long, value_name = "K", default_value_t = 0, value_parser = values::top_k, allow_negative_numbers = true)]
+    #[arg(long, value_name = "K", default_value_t = 0, value_parser = values::top_k, allow_negative_numbers = true, requires = "temperature")]
     pub top_k: usize,
     /// Seed of sampling
     #[arg(long, value_name = "N", default_value_t = 42, value_parser = values::seed, allow_negative_numbers = true)]

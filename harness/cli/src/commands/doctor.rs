@@ -69,7 +69,7 @@ fn determinism(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8
         }
     };
     let open = OpenArgs { backend: args.backend.clone(), compute: args.compute.clone(), threads: None };
-    let Opening { backend, config: open } = Opening::new(&model, args.adapter.as_deref(), &open, global)?;
+    let Opening { backend, config: open } = Opening::new(&model, args.adapter.as_deref(), &open, global, output)?;
     let cancel = cancel_on_interrupt()?;
     let prompts = match has_tokenizer(&open) {
         true => {

@@ -10,7 +10,7 @@ use karat::suite::{Overrides, Suite};
 
 use super::run::{computed, interrupted, load_suite, print, run_folder};
 use crate::args::{EvalArgs, Global};
-use crate::host::{Plugins, cancel_on_interrupt};
+use crate::host::{Plugins, cancel_on_interrupt, resolved};
 use crate::output::Output;
 use crate::progress::Progress;
 
@@ -21,7 +21,7 @@ pub fn run(args: &EvalArgs, global: &Global, output: &Output) -> Result<u8> {
         return measure(args, &suite, output);
     }
     let named = args.model.as_ref().unwrap_or(&suite.model.base);
-    let ModelDir { model, adapter } = ModelDir::resolve(named, args.adapter.as_deref())?;
+    let ModelDir { model, adapter } = resolved(named, args.adapter.as_deref(), output)?;
     let default = std::path::Path::new("runs").join(format!("{}-{}", suite.name, args.name));
     let folder = run_folder(&suite, Some(args.out.as_deref().unwrap_or(&default)))?;
     let plugins = Plugins::new(global)?;

@@ -11,13 +11,13 @@ use karat::{Error, Result};
 use serde_json::json;
 
 use crate::args::{AdapterModeArg, ExportArgs, Global};
-use crate::host::{Plugins, cancel_on_interrupt};
+use crate::host::{Plugins, cancel_on_interrupt, resolved};
 use crate::output::Output;
 use crate::progress::Progress;
 
 pub fn run(args: &ExportArgs, global: &Global, output: &Output) -> Result<u8> {
     let mut adapters = args.adapter.iter().map(|text| adapter(text)).collect::<Result<Vec<_>>>()?;
-    let ModelDir { model, adapter: own } = ModelDir::resolve(&args.model, adapters.first().map(|a| a.path.as_path()))?;
+    let ModelDir { model, adapter: own } = resolved(&args.model, adapters.first().map(|a| a.path.as_path()), output)?;
     if let (true, Some(own)) = (adapters.is_empty(), own) {
         adapters.push(named(None, &own)?);
     }

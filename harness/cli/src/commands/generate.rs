@@ -14,7 +14,7 @@ use crate::output::Output;
 use crate::progress::Progress;
 
 pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> {
-    let opening = Opening::of(&args.model, global)?;
+    let opening = Opening::of(&args.model, global, output)?;
     let model = &opening.config;
     let rows = super::rows::asked(&args.rows, model, output)?;
     // Ids need no tokenizer: without one they are continued all the same, and the text is null.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::rows::{has_tokenizer, tokenizer};
 use crate::args::{ComputeArgs, Global, ParityArgs};
-use crate::host::{Plugins, WEIGHTS, cancel_on_interrupt, computed, element};
+use crate::host::{Plugins, WEIGHTS, cancel_on_interrupt, computed, element, resolved};
 use crate::output::Output;
 use crate::progress::Progress;
 
@@ -34,7 +34,7 @@ pub fn run(names: &[String], args: &ParityArgs, global: &Global, output: &Output
         return Err(Error::usage(format!("--backends needs two names, not {}", names.len()))
             .help("for example --backends candle,onnxruntime"));
     };
-    let asked = questions(args)?;
+    let asked = questions(args, output)?;
     let plugins = Plugins::new(global)?;
     let loaded = [plugins.backend(a)?, plugins.backend(b)?];
     if let Some(Err(few)) = args.compute.dtype.map(element) {
@@ -67,9 +67,9 @@ pub fn run(names: &[String], args: &ParityArgs, global: &Global, output: &Output
 /// As of `karat check`.
 const REGRESSION: u8 = 3;
 
-fn questions(args: &ParityArgs) -> Result<Questions> {
-    let resolved = |model: &Path| {
-        let ModelDir { model, adapter } = ModelDir::resolve(model, args.adapter.as_deref())?;
+fn questions(args: &ParityArgs, output: &Output) -> Result<Questions> {
+    let opened = |model: &Path| {
+        let ModelDir { model, adapter } = resolved(model, args.adapter.as_deref(), output)?;
         Ok::<_, Error>(OpenConfig { adapter, ..OpenConfig::new(model) })
     };
     let new_tokens = args.max_new_tokens.unwrap_or(NEW_TOKENS);
@@ -79,7 +79,7 @@ fn questions(args: &ParityArgs) -> Result<Questions> {
         let stop_ids = prepared.formatter.stop_ids();
         return Ok(Questions {
             what: format!("the {} held-out items of {}", prepared.queries.len(), suite.name),
-            open: resolved(args.model.as_ref().unwrap_or(&suite.model.base))?,
+            open: opened(args.model.as_ref().unwrap_or(&suite.model.base))?,
             rows: prepared.queries.iter().map(|q| q.reference.clone()).collect(),
             prompts: prepared.queries.iter().map(|q| q.prompt.clone()).collect(),
             generate: GenerateConfig::greedy(args.max_new_tokens.unwrap_or(suite.eval.max_new_tokens), stop_ids),
@@ -87,7 +87,7 @@ fn questions(args: &ParityArgs) -> Result<Questions> {
     }
     let model = args.model.as_ref();
     let open =
-        resolved(model.ok_or_else(|| {
+        opened(model.ok_or_else(|| {
             Error::usage("which model? there is neither --model nor --suite").help("give --model DIR")
         })?)?;
     if let Some(input) = &args.input {

@@ -107,6 +107,10 @@ pub fn asked(args: &RowsArgs, model: &OpenConfig, output: &Output) -> Result<Vec
     if let Some(input) = &args.input {
         return read(input, model);
     }
+    if args.texts.is_empty() {
+        return Err(Error::usage("there is no text to work on")
+            .help("give TEXT behind the flags, or JSON lines with --input FILE (- is standard input)"));
+    }
     let mut words = Words::new(model);
     let mut rows = Vec::with_capacity(args.texts.len());
     for (number, text) in args.texts.iter().enumerate() {
@@ -142,11 +146,11 @@ pub fn read(path: &Path, model: &OpenConfig) -> Result<Vec<Row>> {
         })?;
         let ids = match (line.ids, line.text, line.messages) {
             (Some(ids), None, None) => ids,
-            (None, Some(text), None) => words.encode(&text)?,
+            (None, Some(text), None) => words.encode(&text).map_err(|e| in_line(e, here()))?,
             (None, None, Some(messages)) if messages.is_empty() => {
                 return Err(Error::data("messages has no turn").at(here()));
             }
-            (None, None, Some(messages)) => words.render(&messages)?,
+            (None, None, Some(messages)) => words.render(&messages).map_err(|e| in_line(e, here()))?,
             _ => {
                 return Err(Error::data("a line needs exactly one of ids, text and messages").at(here()));
             }
@@ -157,6 +161,16 @@ pub fn read(path: &Path, model: &OpenConfig) -> Result<Vec<Row>> {
         return Err(Error::data("the input has no lines").at(path.display()));
     }
     Ok(rows)
+}
+
+/// What went wrong with the text of a line, and which line that is.
+fn in_line(error: Error, place: String) -> Error {
+    let help = error.help_text().map(String::from);
+    let named = Error::new(error.kind(), "this line could not be turned into ids").at(place).because(error);
+    match help {
+        Some(help) => named.help(help),
+        None => named,
+    }
 }
 
 /// Prints every row as soon as it is complete. With `--json` all wait for the end and make one object, in the order of the

@@ -15,7 +15,7 @@ use crate::progress::Progress;
 const CALL: (usize, usize) = (32, 8192);
 
 pub fn run(args: &ScoreArgs, global: &Global, output: &Output) -> Result<u8> {
-    let opening = Opening::of(&args.model, global)?;
+    let opening = Opening::of(&args.model, global, output)?;
     let rows = super::rows::asked(&args.rows, &opening.config, output)?;
     let cancel = cancel_on_interrupt()?;
     let mut session = opening.session()?;
@@ -67,7 +67,8 @@ fn lines(rows: &[Row], scores: &Scores) -> Vec<Value> {
         let end = start + row.ids.len().saturating_sub(1);
         let logprobs = &scores.logprobs[start..end];
         let greedy = scores.greedy[start..end].iter().filter(|&&g| g).count();
-        let sum: f64 = logprobs.iter().map(|&l| f64::from(l)).sum();
+        // Begun with 0: the sum of nothing is -0 otherwise.
+        let sum = logprobs.iter().fold(0.0, |sum, &l| sum + f64::from(l));
         start = end;
         json!({"id": row.id, "token_logprobs": logprobs, "sum": sum, "tokens": logprobs.len(), "greedy": greedy})
     };

@@ -94,7 +94,7 @@ fn notes(results: &Results, hidden: [Hidden; 2], output: &Output) {
 fn perplexities(results: &mut Results, args: &ReportArgs, global: &Global, output: &Output) -> Result<()> {
     let Some(base) = &args.base_model else { return Ok(()) };
     let texts = |side| results.qualitative.iter().map(|s| s.text(side)).collect::<Vec<_>>();
-    let model = |model: &Path, adapter: Option<&Path>| Opening::new(model, adapter, &args.open, global);
+    let model = |model: &Path, adapter: Option<&Path>| Opening::new(model, adapter, &args.open, global, output);
     let opened = model(base, None)?;
     // Both models' texts are cut into the base model's tokens, as the script does.
     let scorer = Scorer { tokenizer: tokenizer(&opened.config)?, cancel: cancel_on_interrupt()?, output };
