@@ -84,6 +84,8 @@ pub mod eval;
 pub mod fsio;
 pub mod import;
 pub mod memory;
+pub mod model_dir;
+mod nearest;
 pub mod plugin;
 pub mod report;
 pub mod run;
@@ -91,4 +93,5 @@ pub mod suite;
 pub mod train;
 
 pub use error::{Error, ErrorKind, Result};
+pub use nearest::nearest;
 pub use report::gate;

@@ -33,7 +33,10 @@
 mod check;
 mod data;
 mod eval;
+mod keys;
+pub mod limits;
 mod model;
+mod overrides;
 mod train;
 mod written;
 
@@ -47,10 +50,12 @@ use crate::report::Language;
 
 pub use data::DataConfig;
 pub use eval::{DEFAULT_METRICS, EvalConfig, GateConfig, GeneralConfig, StatsConfig};
+pub use keys::training_keys;
 pub use model::{ModelConfig, TemplateChoice};
+pub use overrides::Overrides;
 pub use train::{CheckpointChoice, FullTrain, Hyperparameters, LoraTrain, TrainSection};
 pub use written::parse_setting;
-use written::{check_spans, find, inherit_hyperparameters, refuse_code, set, toml_error};
+use written::{check_spans, find, inherit_hyperparameters, refuse_code, toml_error};
 
 /// An experiment, fully resolved: paths are absolute, defaults are filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,13 +105,21 @@ impl Suite {
     /// Not found (with every place tried), not TOML, an unknown key, a wrong type (with line and column), a
     /// combination that makes no sense, a file that is not there.
     pub fn load(spec: &str, overrides: &[String]) -> Result<Suite> {
+        Suite::load_with(spec, &overrides.into())
+    }
+
+    /// As [`Suite::load`], with what the command line says in its types.
+    ///
+    /// # Errors
+    /// See [`Suite::load`].
+    pub fn load_with(spec: &str, overrides: &Overrides) -> Result<Suite> {
         let path = find(spec)?;
         let text = std::fs::read(&path).map_err(|e| Error::io("read the suite file", &path, e))?;
         let text = String::from_utf8(text).map_err(|e| {
             let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
             Error::usage("the suite file is not UTF-8").at(format!("{}:{line}", path.display())).because(e)
         })?;
-        Suite::parse(&text, &path, overrides)
+        Suite::parse_with(&text, &path, overrides)
     }
 
     /// Where [`Suite::load`] finds a suite.
@@ -122,28 +135,29 @@ impl Suite {
     /// # Errors
     /// See [`Suite::load`].
     pub fn parse(text: &str, path: &Path, overrides: &[String]) -> Result<Suite> {
+        Suite::parse_with(text, path, &overrides.into())
+    }
+
+    /// As [`Suite::parse`], with what the command line says in its types.
+    ///
+    /// # Errors
+    /// See [`Suite::load`].
+    pub fn parse_with(text: &str, path: &Path, overrides: &Overrides) -> Result<Suite> {
         let mut table: Table = toml::from_str(text).map_err(|e| toml_error(&e, text, path))?;
+        keys::check_written(text, path)?;
         let mut shared = inherit_hyperparameters(&mut table, path)?;
-        let written = table.clone();
-        refuse_code(&written, path)?;
+        refuse_code(&table, path)?;
         // Without overrides the file alone must be a suite; this parse has the spans.
         if overrides.is_empty() {
             check_spans(text, path)?;
         }
-        for override_ in overrides {
-            set(&mut table, &mut shared, override_)?;
-        }
+        let written = (table.clone(), shared.clone());
+        overrides.apply(&mut table, &mut shared)?;
         let mut suite: Suite = Value::Table(table).try_into().map_err(|e: toml::de::Error| {
             // With overrides, either the file is wrong, which has a place in it, or an override is.
             match check_spans(text, path) {
                 Err(in_file) => in_file,
-                Ok(()) => {
-                    let file_alone = Value::Table(written).try_into::<Suite>().is_ok();
-                    let place = if file_alone { "--set".to_string() } else { path.display().to_string() };
-                    Error::usage(e.message().trim().to_string())
-                        .at(place)
-                        .help("see the suite reference in the documentation of karat::suite")
-                }
+                Ok(()) => overrides.refused(written, &e),
             }
         })?;
         // A bare file name lies in the folder called nothing.

@@ -1,14 +1,16 @@
 //! Backends as the command line gets them: plugins, searched for in the documented places.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use karat::backend::{Dtype, GenerateConfig, OpenConfig};
+use karat::backend::{Capability, Descriptor, Dtype, GenerateConfig, OpenConfig, Session};
+use karat::model_dir::ModelDir;
 use karat::plugin::{self, Found, Plugin, Search, find};
 use karat::run::{Backends, LoadedBackend, Origin};
-use karat::{Error, Result};
+use karat::{Error, Result, nearest};
 
-use crate::args::{Global, ModelArgs};
+use crate::args::{ComputeArgs, ComputeDtype, Global, ModelArgs, OpenArgs};
+use crate::output::Output;
 pub use crate::signals::cancel_on_signal as cancel_on_interrupt;
 
 /// Loads plugins by name.
@@ -68,7 +70,16 @@ impl Plugins {
                 return Ok(plugin);
             }
         }
-        find(name, &self.search)
+        find(name, &self.search).map_err(|error| self.suggested(name, error))
+    }
+
+    /// `error`, with the name that was probably meant where the plugin is not there at all.
+    fn suggested(&self, name: &str, error: Error) -> Error {
+        let names: Vec<String> = self.list().into_iter().map(|found| found.name).collect();
+        match nearest(name, names.iter().map(String::as_str)) {
+            Some(near) if near != name => error.help(format!("did you mean {near}? `karat backends` lists all")),
+            _ => error,
+        }
     }
 }
 
@@ -80,15 +91,113 @@ impl Backends for Plugins {
     }
 }
 
-/// How a model named on the command line is opened.
-pub fn open_config(model: &ModelArgs) -> OpenConfig {
-    OpenConfig {
-        adapter: model.adapter.clone(),
-        device: model.device.clone(),
-        dtype: Dtype::F32,
-        threads: model.threads,
-        ..OpenConfig::new(&model.model)
+/// A model as a command opens it.
+pub struct Opening {
+    /// Who opens it.
+    pub backend: LoadedBackend,
+    /// How.
+    pub config: OpenConfig,
+}
+
+impl Opening {
+    /// The model that `model` names, by the backend that `open` names.
+    ///
+    /// # Errors
+    /// No such backend; what [`ModelDir::resolve`] refuses; an element type that the backend does not have.
+    pub fn new(
+        named: &Path,
+        adapter: Option<&Path>,
+        open: &OpenArgs,
+        global: &Global,
+        output: &Output,
+    ) -> Result<Opening> {
+        let backend = Plugins::new(global)?.backend(open.backend())?;
+        let ModelDir { model, adapter } = resolved(named, adapter, output)?;
+        let config = OpenConfig { adapter, threads: open.threads.unwrap_or(0), ..OpenConfig::new(model) };
+        let config = computed(config, &open.compute, &backend)?;
+        Ok(Opening { backend, config })
     }
+
+    /// The model of `karat score`, `karat generate` and the like.
+    ///
+    /// # Errors
+    /// As [`Opening::new`].
+    pub fn of(args: &ModelArgs, global: &Global, output: &Output) -> Result<Opening> {
+        Opening::new(&args.model, args.adapter.as_deref(), &args.open, global, output)
+    }
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// The backend's.
+    pub fn session(&self) -> Result<Box<dyn Session>> {
+        self.backend.open(&self.config)
+    }
+}
+
+/// [`ModelDir::resolve`], which says on which base an adapter was found to lie.
+///
+/// # Errors
+/// As there.
+pub fn resolved(named: &Path, adapter: Option<&Path>, output: &Output) -> Result<ModelDir> {
+    let found = ModelDir::resolve(named, adapter)?;
+    if found.model != named {
+        output.say(format!("{} is an adapter; its base is {}", named.display(), found.model.display()));
+    }
+    Ok(found)
+}
+
+/// `config` with the flags that say on what, and in what, a model is computed.
+///
+/// # Errors
+/// Usage, for an element type that `backend` does not have, and for an option of another backend.
+pub fn computed(config: OpenConfig, args: &ComputeArgs, backend: &LoadedBackend) -> Result<OpenConfig> {
+    let described = backend.backend.describe();
+    let mut options = config.options;
+    for (key, value) in &args.option {
+        // The backend's name may stand before a key, as `compare --backends` wants it.
+        let key = match key.split_once('.') {
+            None => key,
+            Some((name, key)) if name == described.name => key,
+            Some((name, _)) => {
+                return Err(Error::usage(format!("--option {key}: the backend is {}, not {name}", described.name)));
+            }
+        };
+        options.insert(key.into(), value.clone());
+    }
+    let mut dtype = config.dtype;
+    if let Some(asked) = args.dtype {
+        match element(asked) {
+            Ok(floats) if described.dtypes.is_empty() || described.dtypes.contains(&floats) => dtype = floats,
+            // A backend that writes models in its own format is one that can make their weights smaller.
+            Err(name) if described.capabilities.contains(&Capability::Export) => {
+                options.insert(WEIGHTS.into(), name.into());
+            }
+            _ => return Err(no_such_dtype(asked, &described)),
+        }
+    }
+    Ok(OpenConfig { device: args.device.clone().unwrap_or(config.device), dtype, options, ..config })
+}
+
+/// The option under which backends take weights of fewer bits than a float has.
+pub const WEIGHTS: &str = "weights";
+
+/// The element type of a session, or the name of weights that no session computes in.
+pub fn element(dtype: ComputeDtype) -> std::result::Result<Dtype, &'static str> {
+    match dtype {
+        ComputeDtype::F32 => Ok(Dtype::F32),
+        ComputeDtype::Bf16 => Ok(Dtype::Bf16),
+        ComputeDtype::F16 => Ok(Dtype::F16),
+        ComputeDtype::Int8 => Err("int8"),
+        ComputeDtype::Int4 => Err("int4"),
+    }
+}
+
+fn no_such_dtype(asked: ComputeDtype, described: &Descriptor) -> Error {
+    let name = element(asked).map_or_else(String::from, |dtype| dtype.to_string());
+    let known: Vec<String> = described.dtypes.iter().map(Dtype::to_string).collect();
+    Error::usage(format!("--dtype {name}: the backend {} computes in {}", described.name, known.join(", ")))
+        .help("leave it out, or name a backend that has it: onnxruntime has f16, int8 and int4 for evaluation")
 }
 
 /// The decoding settings of `karat generate`.

@@ -2,7 +2,6 @@
 
 mod args;
 mod commands;
-mod given;
 mod host;
 mod output;
 mod progress;

@@ -114,9 +114,8 @@ impl Parts {
 impl FromStr for Parts {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || {
-            Error::usage(format!("{text:?} is not a split")).help("write the parts as whole numbers, like 9:1 or 8:1:1")
-        };
+        let wrong =
+            || Error::usage(format!("{text:?} is not a split: write the parts as whole numbers, like 9:1 or 8:1:1"));
         let numbers: Vec<u32> =
             text.split(':').map(|n| n.trim().parse()).collect::<Result<_, _>>().map_err(|_| wrong())?;
         let parts = match numbers[..] {

@@ -12,6 +12,7 @@ mod block;
 mod checkpoint;
 mod decoder;
 mod gguf;
+mod retype;
 mod tokenizer;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use serde_json::Value as Json;
 
 pub use block::ElementType;
 pub use gguf::{Gguf, Tensor, Value};
+pub use retype::retype;
 
 use crate::backend::Dtype;
 use crate::data::template::ChatTemplate;
@@ -33,6 +35,15 @@ use decoder::{Decoder, Placed, unpermute};
 
 /// Values that are held at once.
 const PIECE: usize = 1 << 21;
+
+/// The name of an element type in PyTorch, as `config.json` has it.
+fn torch_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "float32",
+        Dtype::Bf16 => "bfloat16",
+        Dtype::F16 => "float16",
+    }
+}
 
 /// Largest weight file before it is cut into shards, in bytes (that of transformers 4).
 pub const MAX_SHARD: u64 = 5_000_000_000;
@@ -101,11 +112,7 @@ pub fn import_gguf(
     let temporary = PassingFolder::new_in(parent, "import").map_err(|e| Error::io("create a folder in", parent, e))?;
     let folder = temporary.path();
 
-    let dtype = match options.dtype {
-        Dtype::F32 => "float32",
-        Dtype::Bf16 => "bfloat16",
-        Dtype::F16 => "float16",
-    };
+    let dtype = torch_name(options.dtype);
     write_json(&folder.join("config.json"), &decoder.config(dtype, tokenizer.ids.iter().cloned()))?;
     write_json(&folder.join("generation_config.json"), &tokenizer.generation)?;
     write_json(&folder.join("tokenizer.json"), &tokenizer.tokenizer)?;

@@ -250,7 +250,8 @@ fn keys(job: &EvalJob<'_>, descriptor: &Descriptor) -> (BTreeMap<String, String>
 /// If the backend has none.
 pub fn evaluator<'s>(session: &'s mut Box<dyn Session>, backend: &str) -> Result<&'s mut dyn Evaluator> {
     session.evaluator().ok_or_else(|| {
-        Error::backend(format!("backend {backend} cannot evaluate")).help("name another one as eval.backend")
+        Error::backend(format!("backend {backend} cannot evaluate"))
+            .help("name another one: --backend, or eval.backend in a suite")
     })
 }
 

@@ -29,4 +29,4 @@ pub use prepare::{GeneralTexts, Prepared, prepare};
 pub use recorded::{Recorded, RecordedTraining};
 pub use resident::Resident;
 pub use stored::{Known, StoredModel, read_stored, report_pairs, report_stored};
-pub use train::{Base, TrainJob, Trained, last_checkpoint, plan, start_from_adapter, train};
+pub use train::{Base, TrainJob, Trained, adapter_config, last_checkpoint, plan, start_from_adapter, train};

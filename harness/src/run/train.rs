@@ -12,7 +12,10 @@ use crate::fsio::{self, Digests};
 use crate::run::left::{self, Left};
 use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, backend_error};
 use crate::suite::Hyperparameters;
+use crate::train::LoraConfig;
+use crate::train::config::InitLora;
 use crate::train::log::{Curves, EventLog, read};
+use crate::train::peft::read_adapter_config;
 use crate::train::plan::{Order, PlanOptions, fingerprint, order};
 use crate::train::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
 
@@ -115,12 +118,42 @@ pub fn plan(
     Ok(plan)
 }
 
-/// Makes `plan` start from the LoRA adapter in `folder`. What the adapter holds belongs to the fingerprint: a checkpoint that
-/// began with another one is not resumed.
+/// The configuration of the LoRA adapter in `folder` (PEFT layout).
 ///
 /// # Errors
-/// If the folder cannot be read.
+/// Data, for a configuration that is missing, broken, or of a variant that is not implemented.
+pub fn adapter_config(folder: &Path) -> Result<LoraConfig> {
+    read_adapter_config(folder)
+        .map_err(|e| Error::data("the adapter to start from cannot be used").at(folder.display()).because(e))
+}
+
+/// Makes `plan` start from the LoRA adapter in `folder`, whose configuration is [`adapter_config`]'s. What the adapter holds
+/// belongs to the fingerprint: a checkpoint that began with another one is not resumed.
+///
+/// # Errors
+/// Usage, for a plan of another adapter, by the first key that contradicts; if the folder cannot be read.
 pub fn start_from_adapter(plan: &mut TrainPlan, folder: &Path) -> Result<()> {
+    if let Method::Lora(planned) = &plan.method {
+        let theirs = adapter_config(folder)?;
+        // What is drawn and dropped in training is no part of what an adapter is.
+        let shape = |config: &LoraConfig| LoraConfig {
+            lora_dropout: 0.0,
+            init_lora_weights: InitLora::default(),
+            ..config.clone()
+        };
+        let value = |config: &LoraConfig| serde_json::to_value(shape(config)).unwrap_or_default();
+        let (planned, theirs) = (value(planned), value(&theirs));
+        if let Some(key) = LoraConfig::KEYS.into_iter().find(|key| planned.get(key) != theirs.get(key)) {
+            let said = |config: &serde_json::Value| config.get(key).map_or("none".to_string(), ToString::to_string);
+            return Err(Error::usage(format!(
+                "{key} = {} contradicts the adapter that training starts from, which has {key} = {}",
+                said(&planned),
+                said(&theirs)
+            ))
+            .at(folder.display())
+            .help(format!("leave {key} out to take the adapter's own, or train a new adapter")));
+        }
+    }
     let adapter = fsio::sha256_model(folder)?;
     plan.fingerprint = fsio::sha256(format!("{}\nstarted from the adapter {adapter}", plan.fingerprint).as_bytes());
     plan.init_adapter = Some(folder.into());
@@ -225,7 +258,7 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
     let info = session.info();
     let trainer = session.trainer().ok_or_else(|| {
         Error::backend(format!("backend {} cannot train", job.backend.backend.describe().name))
-            .help("name another one as model.backend")
+            .help("name another one: --backend, or model.backend in a suite")
     })?;
     let mut sink = StageSink {
         stage: &stage,

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use super::{EvalConfig, Suite};
+use super::{EvalConfig, Suite, limits};
 use crate::error::{Error, Result};
+use crate::model_dir;
 
 impl Suite {
     pub(super) fn check(&self, path: &Path) -> Result<()> {
@@ -43,16 +44,13 @@ impl Suite {
         let general = self.eval.general.as_ref().map(|g| &g.file);
         for file in [&data.file, &data.train, &data.validation, &data.heldout].into_iter().flatten().chain(general) {
             if !file.is_file() {
-                return Err(Error::data("no such data file")
+                let near = model_dir::near(file).map_or(String::new(), |near| format!("; {near}"));
+                return Err(Error::usage("no such data file")
                     .at(file.display())
-                    .help("paths in a suite are relative to the suite file"));
+                    .help(format!("paths in a suite are relative to the suite file{near}")));
             }
         }
-        if !self.model.base.join("config.json").is_file() {
-            return Err(Error::data("no config.json in the base model's folder")
-                .at(self.model.base.display())
-                .help("model.base must be a folder in the Hugging Face layout"));
-        }
+        model_dir::base_of_suite(&self.model.base, path)?;
         let backends = [("model.backend", &self.model.backend), ("eval.backend", &self.eval.backend)];
         for (key, name) in backends.into_iter().filter(|(key, name)| *key == "model.backend" || !name.is_empty()) {
             // The path of a library would run its code, whoever wrote the suite.
@@ -80,15 +78,21 @@ impl Suite {
         if let Some((metric, margin)) = self.gate.margins.iter().find(|(_, m)| m.is_nan() || **m < 0.0) {
             return fail(format!("gate.margins.{metric} = {margin} must be at least 0"), "correct the value");
         }
-        if self.eval.max_new_tokens == 0 {
-            return fail("eval.max_new_tokens = 0 generates nothing".into(), "give at least 1");
-        }
-        let EvalConfig { temperature, top_p, .. } = self.eval;
-        if !(temperature.is_finite() && temperature >= 0.0 && top_p > 0.0 && top_p <= 1.0) {
-            return fail(
-                format!("eval: temperature = {temperature} must be at least 0 and top_p = {top_p} above 0, at most 1"),
-                "correct the value; temperature 0 is greedy",
-            );
+        let EvalConfig { temperature, top_p, max_new_tokens, batch_size, .. } = self.eval;
+        let refused = |value: &dyn std::fmt::Display, checked: Result<(), String>| match checked {
+            Ok(()) => Ok(()),
+            Err(why) => Err(format!("{value}: {why}")),
+        };
+        for (key, checked) in [
+            ("eval.temperature", refused(&temperature, limits::temperature(temperature).map(drop))),
+            ("eval.top_p", refused(&top_p, limits::top_p(top_p).map(drop))),
+            ("eval.max_new_tokens", refused(&max_new_tokens, limits::max_new_tokens(max_new_tokens as u64).map(drop))),
+            ("eval.batch_size", refused(&batch_size, limits::decode_batch(batch_size as u64).map(drop))),
+            ("model.threads", refused(&self.model.threads, limits::threads(self.model.threads as u64).map(drop))),
+        ] {
+            if let Err(why) = checked {
+                return fail(format!("{key} = {why}"), "correct the value");
+            }
         }
         if !(self.stats.confidence > 0.5 && self.stats.confidence < 1.0) || self.stats.resamples < 100 {
             return fail(

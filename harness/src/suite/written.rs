@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{DataConfig, EvalConfig, GateConfig, ModelConfig, StatsConfig};
+use super::{DataConfig, EvalConfig, GateConfig, ModelConfig, StatsConfig, keys};
 use crate::error::{Error, Result};
 use crate::report::Language;
 use crate::train::LoraConfig;
+use crate::{model_dir, nearest};
 
 /// Where a suite of this name lies.
 pub(super) fn find(spec: &str) -> Result<PathBuf> {
@@ -28,9 +29,24 @@ pub(super) fn find(spec: &str) -> Result<PathBuf> {
     if let Some(found) = tried.iter().skip(1).find(|p| p.is_file()) {
         return Ok(found.clone());
     }
+    let near = model_dir::near(&direct).filter(|near| near.starts_with("did you mean"));
+    let near = near.or_else(|| {
+        let named = names_of_suites();
+        nearest(spec, named.iter().map(String::as_str)).map(|name| format!("did you mean {name}?"))
+    });
+    let help = "give the path of a suite file, or the name of a folder below `suites`";
+    let help = near.map_or(help.to_string(), |near| format!("{near} {help}"));
     Err(Error::usage(format!("there is no suite {spec:?}; tried"))
         .with_lines(tried.iter().map(|p| format!("  {}", p.display())))
-        .help("give the path of a suite file, or the name of a folder below `suites`"))
+        .help(help))
+}
+
+/// The names of the suites in this folder and those above it.
+fn names_of_suites() -> Vec<String> {
+    let here = std::env::current_dir().unwrap_or_default();
+    let folders = here.ancestors().filter_map(|folder| std::fs::read_dir(folder.join("suites")).ok());
+    let entries = folders.flatten().flatten().filter(|entry| entry.path().join("suite.toml").is_file());
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
 /// Keys of the adapter, which stand beside the hyperparameters in `[train.lora]`.
@@ -146,17 +162,20 @@ pub(super) fn check_spans(text: &str, path: &Path) -> Result<()> {
 
 /// A TOML error with the line and column of its span and the line itself.
 pub(super) fn toml_error(error: &toml::de::Error, text: &str, path: &Path) -> Error {
-    let what = error.message().trim().replace('\n', " ");
+    let what = Error::usage(error.message().trim().replace('\n', " "));
     match error.span() {
-        Some(span) => {
-            let before = &text[..span.start.min(text.len())];
-            let line = before.matches('\n').count() + 1;
-            let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
-            let source = text.lines().nth(line - 1).unwrap_or_default().trim_end();
-            Error::usage(what).with_lines([format!("    {source}")]).at(format!("{}:{line}:{column}", path.display()))
-        }
-        None => Error::usage(what).at(path.display()),
+        Some(span) => at_span(what, span.start, text, path),
+        None => what.at(path.display()),
     }
+}
+
+/// An error at byte `start` of a file's text: with line and column, and the line itself.
+pub(super) fn at_span(error: Error, start: usize, text: &str, path: &Path) -> Error {
+    let before = &text[..start.min(text.len())];
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
+    let source = text.lines().nth(line - 1).unwrap_or_default().trim_end();
+    error.with_lines([format!("    {source}")]).at(format!("{}:{line}:{column}", path.display()))
 }
 
 /// Applies one `key.path=value`. The value is TOML; what is not TOML is a string. In `train.lora` and `train.full` the
@@ -168,6 +187,7 @@ pub(super) fn set(table: &mut Table, shared: &mut Table, assignment: &str) -> Re
             .help("for example --set train.lora.r=16"));
     };
     let value = parse_value(value.trim());
+    keys::check_of_suite(key.trim(), &value).map_err(|e| e.at("--set"))?;
     let parts: Vec<&str> = key.trim().split('.').collect();
     if let (["train", run @ ("lora" | "full")], Value::Boolean(false)) = (parts.as_slice(), &value) {
         if let Some(Value::Table(train)) = table.get_mut("train") {
@@ -219,19 +239,21 @@ pub(super) fn set(table: &mut Table, shared: &mut Table, assignment: &str) -> Re
     }
 }
 
-/// Applies one `KEY=value` of `karat train` to a table `{data, fields, lora = {adapter, hyperparameters}}`: an adapter's key
-/// and a hyperparameter stand alone, what says how rows are read is `data.KEY` or `fields.KEY`.
+/// Applies one `KEY=value` of `karat train` to a table `{data, fields, model, lora = {adapter, hyperparameters}}`: an adapter's key
+/// and a hyperparameter stand alone, what says how rows are read is `data.KEY` or `fields.KEY`, what computes `model.KEY`.
 ///
 /// # Errors
-/// Usage, for an assignment without `=`.
+/// Usage, for an assignment without `=` and for a key that nobody knows, with all that there are.
 pub fn parse_setting(table: &mut Table, assignment: &str) -> Result<()> {
     let (key, value) = assignment.split_once('=').ok_or_else(|| {
         Error::usage(format!("--set {assignment:?} is not of the form key=value"))
             .help("for example --set learning_rate=2e-4")
     })?;
     let key = key.trim();
+    let value = parse_value(value.trim());
+    keys::check_of_training(key, &value).map_err(|e| e.at("--set"))?;
     let path: Vec<&str> = match key.split('.').next() {
-        Some("data" | "fields") => key.split('.').collect(),
+        Some("data" | "fields" | "model") => key.split('.').collect(),
         Some("rank_pattern" | "alpha_pattern") if key.contains('.') => {
             let (map, pattern) = key.split_once('.').unwrap_or((key, ""));
             vec!["lora", "adapter", map, pattern]
@@ -239,17 +261,18 @@ pub fn parse_setting(table: &mut Table, assignment: &str) -> Result<()> {
         Some(first) if ADAPTER_KEYS.contains(&first) => ["lora", "adapter"].into_iter().chain(key.split('.')).collect(),
         _ => ["lora", "hyperparameters"].into_iter().chain(key.split('.')).collect(),
     };
-    insert(table, &path, parse_value(value.trim()))
+    insert(table, &path, value)
 }
 
+/// A TOML value, and nothing beside it; what is not TOML is a text, as is a date, which no setting is.
 fn parse_value(text: &str) -> Value {
-    toml::from_str::<Table>(&format!("v = {text}"))
-        .ok()
-        .and_then(|mut t| t.remove("v"))
-        .unwrap_or_else(|| Value::String(text.into()))
+    match text.parse::<Value>() {
+        Ok(Value::Datetime(_)) | Err(_) => Value::String(text.into()),
+        Ok(value) => value,
+    }
 }
 
-fn insert(table: &mut Table, path: &[&str], value: Value) -> Result<()> {
+pub(super) fn insert(table: &mut Table, path: &[&str], value: Value) -> Result<()> {
     let Some((last, folders)) = path.split_last() else { return Ok(()) };
     let mut here = table;
     for part in folders {

@@ -1,6 +1,7 @@
 //! `karat backends`: what is found, and where was looked.
 
 use karat::Result;
+use karat::backend::{Backend, Capability};
 use serde_json::json;
 
 use crate::args::Global;
@@ -25,8 +26,16 @@ pub fn run(global: &Global, output: &Output) -> Result<u8> {
                     d.devices.join(", "),
                     if d.model_families.is_empty() { "any".to_string() } else { d.model_families.join(", ") }
                 ));
+                let types: Vec<String> = d.dtypes.iter().map(ToString::to_string).collect();
+                // Weights of fewer bits are an option of a backend that writes models in its own format.
+                let few = if d.capabilities.contains(&Capability::Export) { ", int8, int4" } else { "" };
+                text.push_str(&format!("  types {}{few}\n", types.join(", ")));
+                let lacks = plugin.provide(false, "cpu").err().map(|e| e.to_string());
+                if let Some(lacks) = &lacks {
+                    text.push_str(&format!("  not usable yet: {lacks}\n"));
+                }
                 text.push_str(&format!("  {} (sha256 {})\n", entry.path.display(), &plugin.sha256()[..12]));
-                objects.push(json!({"name": d.name, "path": entry.path, "sha256": plugin.sha256(), "descriptor": d}));
+                objects.push(json!({"name": d.name, "path": entry.path, "sha256": plugin.sha256(), "descriptor": d, "lacks": lacks}));
             }
             Err(error) => {
                 text.push_str(&format!("{}: cannot be used: {error}\n", entry.name));

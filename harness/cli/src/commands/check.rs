@@ -38,7 +38,7 @@ fn on_github() -> bool {
 }
 
 fn carry_out(args: &CheckArgs, output: &Output) -> Result<u8> {
-    args.determinism.iter().try_for_each(|path| crate::given::file("--determinism", path))?;
+    args.determinism.iter().try_for_each(|path| karat::model_dir::given_file(path))?;
     let subject = match &args.what {
         Some(what) => Subject::find(what)?,
         None => Subject::only()?,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
+use karat::model_dir::given;
 use karat::report::compare::{compare, mismatches};
 use karat::report::{Comparison, Report};
 use karat::run::{is_store, prepare, read_stored, report_pairs, report_stored};
@@ -11,7 +12,7 @@ use karat::suite::Suite;
 use karat::{Error, Result};
 use serde_json::json;
 
-use crate::args::{CompareArgs, Global};
+use crate::args::{CompareArgs, ComputeArgs, Global};
 use crate::output::Output;
 
 /// One side of a comparison.
@@ -25,6 +26,10 @@ struct Side {
 pub fn run(args: &CompareArgs, global: &Global, output: &Output) -> Result<u8> {
     if !args.backends.is_empty() {
         return super::parity::run(&args.backends, &args.parity, global, output);
+    }
+    if args.parity.compute != ComputeArgs::default() {
+        return Err(Error::usage("--device, --dtype and --option are for a comparison of backends")
+            .help("add --backends A,B --model DIR, or leave them out"));
     }
     let specs: Vec<&String> = [&args.a, &args.b, &args.c].into_iter().flatten().collect();
     let mut sides = specs.iter().map(|spec| side(spec)).collect::<Result<Vec<Side>>>()?;
@@ -132,7 +137,7 @@ fn side(spec: &str) -> Result<Side> {
         _ => (spec, None),
     };
     let place = Path::new(path);
-    crate::given::either("compare", place)?;
+    given(place)?;
     let is_text = place.is_file() && place.extension().is_none_or(|e| e != "json");
     let report = match is_text {
         true if is_store(place) => of_store(place)?,

@@ -10,7 +10,7 @@ use crate::args::DataArgs;
 use crate::output::Output;
 
 pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
-    let suite = super::run::load_suite(&args.suite)?;
+    let suite = super::run::load_suite(&args.suite, Default::default())?;
     let prepared = prepare(&suite)?;
     let mut text = String::new();
     summary(&prepared, &mut text);

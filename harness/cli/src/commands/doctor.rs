@@ -1,22 +1,23 @@
 //! `karat doctor`: is this machine ready, and do its numbers repeat? `--fix` makes it ready, where that is a matter of
 //! fetching something.
 
-use karat::backend::{Backend, OpenConfig};
-use karat::data::tokens::Tokenizer;
+use karat::backend::Backend;
 use karat::eval::determinism::{Certificate, Trial, certify};
-use karat::run::{Backends, machine};
+use karat::run::machine;
 use karat::suite::Suite;
 use karat::{Error, ErrorKind, Result};
 use serde_json::json;
 
-use crate::args::{DoctorArgs, Global};
-use crate::host::{Plugins, cancel_on_interrupt};
+use super::rows::{has_tokenizer, tokenizer};
+use crate::args::{DoctorArgs, Global, OpenArgs};
+use crate::host::{Opening, Plugins, cancel_on_interrupt};
 use crate::output::Output;
 
 pub fn run(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8> {
     if args.determinism {
         return determinism(args, global, output);
     }
+    let device = args.compute.device.as_deref().unwrap_or("cpu");
     let machine = machine();
     let mut text: String = machine.iter().map(|(k, v)| format!("{k:<11} {v}\n")).collect();
     let plugins = Plugins::new(global)?;
@@ -26,7 +27,7 @@ pub fn run(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8> {
     for name in ["candle", "onnxruntime", "replay"] {
         let loaded = found.iter().find(|f| f.name == name).map(|f| &f.plugin);
         let (state, facts, usable) = match loaded {
-            Some(Ok(plugin)) => match plugin.provide(args.fix, &args.device) {
+            Some(Ok(plugin)) => match plugin.provide(args.fix, device) {
                 Ok(provided) => (format!("ok, version {}", plugin.descriptor().version), provided.facts, true),
                 Err(error) => (format!("not usable yet: {error}"), Default::default(), false),
             },
@@ -59,8 +60,6 @@ const TEXTS: [&str; 8] = [
 ];
 
 fn determinism(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8> {
-    args.model.iter().try_for_each(|path| crate::given::folder("--model", path))?;
-    args.adapter.iter().try_for_each(|path| crate::given::folder("--adapter", path))?;
     let model = match &args.model {
         Some(model) => model.clone(),
         None => {
@@ -69,11 +68,12 @@ fn determinism(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8
             suite.model.base
         }
     };
-    let backend = Plugins::new(global)?.backend(&args.backend)?;
+    let open = OpenArgs { backend: args.backend.clone(), compute: args.compute.clone(), threads: None };
+    let Opening { backend, config: open } = Opening::new(&model, args.adapter.as_deref(), &open, global, output)?;
     let cancel = cancel_on_interrupt()?;
-    let prompts = match model.join("tokenizer.json").is_file() {
+    let prompts = match has_tokenizer(&open) {
         true => {
-            let tokenizer = Tokenizer::from_model_dir(&model)?;
+            let tokenizer = tokenizer(&open)?;
             let long = TEXTS.concat();
             let texts = TEXTS.into_iter().chain([long.as_str()]);
             texts.map(|text| tokenizer.encode(text)).collect::<Result<Vec<_>>>()?
@@ -87,7 +87,6 @@ fn determinism(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8
         batch_size: args.batch_size.into(),
         threads: args.threads,
     };
-    let open = OpenConfig { adapter: args.adapter.clone(), device: args.device.clone(), ..OpenConfig::new(&model) };
     let mut watch = |pass: &str| output.say(format!("  {pass}"));
     let certificate = certify(&backend, &open, &trial, &mut watch, &cancel)?;
     output.result(&json!(certificate), &text(&certificate))?;

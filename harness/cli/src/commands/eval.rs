@@ -3,31 +3,31 @@
 use std::path::Path;
 
 use karat::Result;
+use karat::model_dir::{ModelDir, given};
 use karat::report::{self, Environment};
 use karat::run::{Brought, evaluate_brought, machine, prepare, read_stored, report_stored, take};
-use karat::suite::Suite;
+use karat::suite::{Overrides, Suite};
 
-use super::run::{interrupted, load_suite, print, run_folder};
+use super::run::{computed, interrupted, load_suite, print, run_folder};
 use crate::args::{EvalArgs, Global};
-use crate::given;
-use crate::host::{Plugins, cancel_on_interrupt};
+use crate::host::{Plugins, cancel_on_interrupt, resolved};
 use crate::output::Output;
 use crate::progress::Progress;
 
 pub fn run(args: &EvalArgs, global: &Global, output: &Output) -> Result<u8> {
-    args.model.iter().try_for_each(|path| given::folder("--model", path))?;
-    args.adapter.iter().try_for_each(|path| given::folder("--adapter", path))?;
-    let suite = load_suite(&args.suite)?;
+    let typed = Overrides { eval_backend: args.open.backend.clone(), ..computed(&args.open) };
+    let suite = load_suite(&args.suite, typed)?;
     if !args.predictions.is_empty() {
         return measure(args, &suite, output);
     }
+    let named = args.model.as_ref().unwrap_or(&suite.model.base);
+    let ModelDir { model, adapter } = resolved(named, args.adapter.as_deref(), output)?;
     let default = std::path::Path::new("runs").join(format!("{}-{}", suite.name, args.name));
     let folder = run_folder(&suite, Some(args.out.as_deref().unwrap_or(&default)))?;
     let plugins = Plugins::new(global)?;
     let cancel = cancel_on_interrupt()?;
     let mut progress = Progress::new(output);
-    let model = args.model.clone().unwrap_or_else(|| suite.model.base.clone());
-    let brought = Brought { name: args.name.clone(), model, adapter: args.adapter.clone() };
+    let brought = Brought { name: args.name.clone(), model, adapter };
     let report = evaluate_brought(&suite, brought, &folder, &plugins, &mut progress, &cancel)
         .map_err(|e| interrupted(e, &folder))?;
     drop(progress);
@@ -47,7 +47,7 @@ fn measure(args: &EvalArgs, suite: &Suite, output: &Output) -> Result<u8> {
             Some((name, path)) if !Path::new(spec).exists() => (Some(name), Path::new(path)),
             _ => (None, Path::new(spec)),
         };
-        given::either("--predictions", path)?;
+        given(path)?;
         models.extend(read_stored(path, name, &prepared)?);
     }
     let default = Path::new("runs").join(format!("{}-{}", suite.name, args.name));

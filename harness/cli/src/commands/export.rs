@@ -5,19 +5,25 @@ use std::time::Instant;
 
 use karat::backend::{AdapterMode, Capability, Event, ExportConfig, NamedAdapter};
 use karat::memory;
+use karat::model_dir::{ModelDir, given};
 use karat::run::{Backends, LoadedBackend, StageSink, backend_error};
 use karat::{Error, Result};
 use serde_json::json;
 
 use crate::args::{AdapterModeArg, ExportArgs, Global};
-use crate::host::{Plugins, cancel_on_interrupt};
+use crate::host::{Plugins, cancel_on_interrupt, resolved};
 use crate::output::Output;
 use crate::progress::Progress;
 
 pub fn run(args: &ExportArgs, global: &Global, output: &Output) -> Result<u8> {
+    let mut adapters = args.adapter.iter().map(|text| adapter(text)).collect::<Result<Vec<_>>>()?;
+    let ModelDir { model, adapter: own } = resolved(&args.model, adapters.first().map(|a| a.path.as_path()), output)?;
+    if let (true, Some(own)) = (adapters.is_empty(), own) {
+        adapters.push(named(None, &own)?);
+    }
     let config = ExportConfig {
-        model: folder("--model", &args.model)?,
-        adapters: args.adapter.iter().map(|text| adapter(text)).collect::<Result<_>>()?,
+        model: absolute(&model)?,
+        adapters,
         adapter_mode: match args.adapter_mode {
             AdapterModeArg::Merge => AdapterMode::Merge,
             AdapterModeArg::Runtime => AdapterMode::Runtime,
@@ -97,14 +103,14 @@ fn adapter(text: &str) -> Result<NamedAdapter> {
         Some((name, path)) if !Path::new(text).is_dir() => (Some(name), path),
         _ => (None, text),
     };
-    let path = folder("--adapter", Path::new(path))?;
-    let own = || path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(NamedAdapter { name: name.map_or_else(own, String::from), path })
+    named(name, Path::new(path))
 }
 
-fn folder(flag: &str, path: &Path) -> Result<PathBuf> {
-    crate::given::folder(flag, path)?;
-    absolute(path)
+fn named(name: Option<&str>, path: &Path) -> Result<NamedAdapter> {
+    given(path)?;
+    let path = absolute(path)?;
+    let own = || path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(NamedAdapter { name: name.map_or_else(own, String::from), path })
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

@@ -3,34 +3,30 @@
 use std::cell::Cell;
 
 use karat::backend::{Completion, Event, Tokens};
-use karat::data::tokens::Tokenizer;
-use karat::run::{Backends, StageSink, backend_error, evaluator};
+use karat::run::{StageSink, backend_error, evaluator};
 use karat::{Error, Result};
 use serde_json::{Value, json};
 
-use super::rows::Printer;
+use super::rows::{Printer, has_tokenizer, tokenizer};
 use crate::args::{GenerateArgs, Global};
-use crate::given;
-use crate::host::{Plugins, cancel_on_interrupt, generate_config, open_config};
+use crate::host::{Opening, cancel_on_interrupt, generate_config};
 use crate::output::Output;
 use crate::progress::Progress;
 
 pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> {
-    given::folder("--model", &args.model.model)?;
-    args.model.adapter.iter().try_for_each(|path| given::folder("--adapter", path))?;
-    let rows = super::rows::read(&args.input, &args.model.model)?;
+    let opening = Opening::of(&args.model, global, output)?;
+    let model = &opening.config;
+    let rows = super::rows::asked(&args.rows, model, output)?;
     // Ids need no tokenizer: without one they are continued all the same, and the text is null.
-    let has_tokenizer = args.model.model.join("tokenizer.json").is_file();
-    let tokenizer = if has_tokenizer { Some(Tokenizer::from_model_dir(&args.model.model)?) } else { None };
+    let tokenizer = if has_tokenizer(model) { Some(tokenizer(model)?) } else { None };
     let stop_ids = match &tokenizer {
         Some(tokenizer) if !args.ignore_eos => tokenizer.stop_ids().to_vec(),
         _ => Vec::new(),
     };
     let config = generate_config(args, stop_ids);
-    let backend = Plugins::new(global)?.backend(&args.model.backend)?;
     let cancel = cancel_on_interrupt()?;
-    let mut session = backend.open(&open_config(&args.model))?;
-    let evaluator = evaluator(&mut session, &args.model.backend)?;
+    let mut session = opening.session()?;
+    let evaluator = evaluator(&mut session, args.model.open.backend())?;
     let prompts: Tokens = rows.iter().map(|r| &r.ids).collect();
     let quiet = output.among_rows();
     let mut progress = Progress::new(&quiet);

@@ -2,6 +2,7 @@
 
 use karat::backend::Dtype;
 use karat::import::{ImportOptions, import_gguf};
+use karat::model_dir::given_file;
 use karat::{Error, Result};
 use serde_json::json;
 
@@ -11,7 +12,6 @@ use crate::output::Output;
 use crate::progress::Progress;
 
 pub fn run(args: &ImportArgs, output: &Output) -> Result<u8> {
-    crate::given::file("--gguf", &args.gguf)?;
     let options = ImportOptions {
         dtype: match args.dtype {
             DtypeArg::F32 => Dtype::F32,
@@ -20,6 +20,7 @@ pub fn run(args: &ImportArgs, output: &Output) -> Result<u8> {
         },
         max_shard: args.max_shard,
     };
+    given_file(&args.gguf)?;
     let cancel = cancel_on_interrupt()?;
     let mut progress = Progress::new(output);
     let mut watch = |done: u64, total: u64| {

@@ -1,13 +1,12 @@
 //! `karat merge`: an adapter folded into its model's weights.
 
 use karat::backend::{Capability, OpenConfig};
-use karat::run::Backends;
+use karat::import::retype;
 use karat::{Error, Result};
 use serde_json::json;
 
-use crate::args::{Global, MergeArgs};
-use crate::given;
-use crate::host::Plugins;
+use crate::args::{ComputeArgs, Global, MergeArgs, OpenArgs};
+use crate::host::{Opening, element};
 use crate::output::Output;
 
 pub fn run(args: &MergeArgs, global: &Global, output: &Output) -> Result<u8> {
@@ -16,21 +15,38 @@ pub fn run(args: &MergeArgs, global: &Global, output: &Output) -> Result<u8> {
             .at(args.out.display())
             .help("give --out a new folder"));
     }
-    given::folder("--model", &args.model)?;
-    given::folder("--adapter", &args.adapter)?;
-    let backend = Plugins::new(global)?.backend(&args.backend)?;
+    // The type of what is written: what is added up is added in f32.
+    let written = match args.open.compute.dtype.map(element) {
+        None => None,
+        Some(Ok(dtype)) => Some(dtype),
+        Some(Err(few)) => {
+            return Err(Error::usage(format!("--dtype {few}: weights are merged in f32, bf16 or f16"))
+                .help(format!("merge first, then karat export --dtype {few}")));
+        }
+    };
+    let open = OpenArgs { compute: ComputeArgs { dtype: None, ..args.open.compute.clone() }, ..args.open.clone() };
+    let Opening { backend, config } = Opening::new(&args.model, args.adapter.as_deref(), &open, global, output)?;
+    if config.adapter.is_none() {
+        return Err(Error::usage("there is no adapter to merge")
+            .at(args.model.display())
+            .help("add --adapter DIR, or give the adapter's folder as --model"));
+    }
     if !backend.backend.describe().capabilities.contains(&Capability::Merge) {
-        return Err(Error::backend(format!("backend {} does not merge adapters", args.backend))
+        return Err(Error::backend(format!("backend {} does not merge adapters", args.open.backend()))
             .help("leave out --backend to merge with candle"));
     }
     let out = std::path::absolute(&args.out).map_err(|e| Error::io("resolve", &args.out, e))?;
-    let open = OpenConfig {
-        adapter: Some(args.adapter.clone()),
-        merge_into: Some(out.clone()),
-        ..OpenConfig::new(&args.model)
-    };
+    let open = OpenConfig { merge_into: Some(out.clone()), ..config };
     let info = backend.open(&open)?.info();
-    let text = format!("{}\n{} parameters, {}\n", out.display(), info.parameters, info.dtype);
-    output.result(&json!({"folder": out, "parameters": info.parameters, "dtype": info.dtype}), &text)?;
+    if let Some(dtype) = written
+        && let Err(error) = retype(&out, dtype)
+    {
+        // There is nothing of the user's in it, and half a result would be taken for one.
+        let _ = std::fs::remove_dir_all(&out);
+        return Err(error);
+    }
+    let dtype = written.unwrap_or(info.dtype);
+    let text = format!("{}\n{} parameters, {dtype}\n", out.display(), info.parameters);
+    output.result(&json!({"folder": out, "parameters": info.parameters, "dtype": dtype}), &text)?;
     Ok(0)
 }

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use karat::backend::{GenerateConfig, OpenConfig};
-use karat::data::tokens::Tokenizer;
+use karat::model_dir::ModelDir;
 use karat::run::{Backends, Parity, ParityJob, parity, prepare};
 use karat::suite::Suite;
 use karat::{Error, Result};
 use serde_json::{Value, json};
 
-use crate::args::{Global, ParityArgs};
-use crate::host::{Plugins, cancel_on_interrupt};
+use super::rows::{has_tokenizer, tokenizer};
+use crate::args::{ComputeArgs, Global, ParityArgs};
+use crate::host::{Plugins, WEIGHTS, cancel_on_interrupt, computed, element, resolved};
 use crate::output::Output;
 use crate::progress::Progress;
 
@@ -22,7 +23,7 @@ const NEW_TOKENS: usize = 64;
 /// What is asked of both.
 struct Questions {
     what: String,
-    model: PathBuf,
+    open: OpenConfig,
     rows: Vec<Vec<u32>>,
     prompts: Vec<Vec<u32>>,
     generate: GenerateConfig,
@@ -33,22 +34,22 @@ pub fn run(names: &[String], args: &ParityArgs, global: &Global, output: &Output
         return Err(Error::usage(format!("--backends needs two names, not {}", names.len()))
             .help("for example --backends candle,onnxruntime"));
     };
-    if !(args.tolerance.is_finite() && args.tolerance >= 0.0) {
-        return Err(Error::usage(format!("--tolerance {} must be at least 0", args.tolerance)));
-    }
-    let asked = questions(args)?;
+    let asked = questions(args, output)?;
     let plugins = Plugins::new(global)?;
     let loaded = [plugins.backend(a)?, plugins.backend(b)?];
-    let open = OpenConfig {
-        adapter: args.adapter.clone(),
-        device: args.device.clone(),
-        threads: args.threads,
-        ..OpenConfig::new(&asked.model)
+    if let Some(Err(few)) = args.compute.dtype.map(element) {
+        return Err(Error::usage(format!("--dtype {few} is of one backend, not of both"))
+            .help(format!("give it to that one: --option onnxruntime.{WEIGHTS}={few}")));
+    }
+    let open = OpenConfig { threads: args.threads, ..asked.open.clone() };
+    let mut options = options(&args.compute.option, names)?;
+    let both = ComputeArgs { option: Vec::new(), ..args.compute.clone() };
+    let mut open_as = |name: &String, backend| {
+        let open = OpenConfig { options: options.remove(name).unwrap_or_default(), ..open.clone() };
+        computed(open, &both, backend)
     };
-    let mut options = options(&args.option, names)?;
-    let mut open_as = |name: &String| OpenConfig { options: options.remove(name).unwrap_or_default(), ..open.clone() };
     let job = ParityJob {
-        open: [open_as(a), open_as(b)],
+        open: [open_as(a, &loaded[0])?, open_as(b, &loaded[1])?],
         rows: &asked.rows,
         prompts: &asked.prompts,
         generate: asked.generate,
@@ -66,13 +67,11 @@ pub fn run(names: &[String], args: &ParityArgs, global: &Global, output: &Output
 /// As of `karat check`.
 const REGRESSION: u8 = 3;
 
-fn questions(args: &ParityArgs) -> Result<Questions> {
-    let need_model = || {
-        let model = args.model.clone();
-        model.ok_or_else(|| Error::usage("which model? there is neither --model nor --suite").help("give --model DIR"))
+fn questions(args: &ParityArgs, output: &Output) -> Result<Questions> {
+    let opened = |model: &Path| {
+        let ModelDir { model, adapter } = resolved(model, args.adapter.as_deref(), output)?;
+        Ok::<_, Error>(OpenConfig { adapter, ..OpenConfig::new(model) })
     };
-    args.model.iter().try_for_each(|path| crate::given::folder("--model", path))?;
-    args.adapter.iter().try_for_each(|path| crate::given::folder("--adapter", path))?;
     let new_tokens = args.max_new_tokens.unwrap_or(NEW_TOKENS);
     if let Some(spec) = &args.suite {
         let suite = Suite::load(spec, &args.set)?;
@@ -80,31 +79,35 @@ fn questions(args: &ParityArgs) -> Result<Questions> {
         let stop_ids = prepared.formatter.stop_ids();
         return Ok(Questions {
             what: format!("the {} held-out items of {}", prepared.queries.len(), suite.name),
-            model: args.model.clone().unwrap_or_else(|| suite.model.base.clone()),
+            open: opened(args.model.as_ref().unwrap_or(&suite.model.base))?,
             rows: prepared.queries.iter().map(|q| q.reference.clone()).collect(),
             prompts: prepared.queries.iter().map(|q| q.prompt.clone()).collect(),
             generate: GenerateConfig::greedy(args.max_new_tokens.unwrap_or(suite.eval.max_new_tokens), stop_ids),
         });
     }
-    let model = need_model()?;
+    let model = args.model.as_ref();
+    let open =
+        opened(model.ok_or_else(|| {
+            Error::usage("which model? there is neither --model nor --suite").help("give --model DIR")
+        })?)?;
     if let Some(input) = &args.input {
-        let rows: Vec<Vec<u32>> = super::rows::read(input, &model)?.into_iter().map(|row| row.ids).collect();
-        let stop_ids = match model.join("tokenizer.json").is_file() {
-            true => Tokenizer::from_model_dir(&model)?.stop_ids().to_vec(),
+        let rows: Vec<Vec<u32>> = super::rows::read(input, &open)?.into_iter().map(|row| row.ids).collect();
+        let stop_ids = match has_tokenizer(&open) {
+            true => tokenizer(&open)?.stop_ids().to_vec(),
             false => Vec::new(),
         };
         return Ok(Questions {
             what: format!("the {} rows of {}", rows.len(), input.display()),
-            model,
+            open,
             prompts: rows.clone(),
             rows,
             generate: GenerateConfig::greedy(new_tokens, stop_ids),
         });
     }
-    let rows = drawn_rows(vocabulary(&model)?);
+    let rows = drawn_rows(vocabulary(&open.model)?);
     Ok(Questions {
         what: format!("{} rows of drawn token ids (--suite or --input give others)", rows.len()),
-        model,
+        open,
         prompts: rows.clone(),
         rows,
         generate: GenerateConfig::greedy(new_tokens, Vec::new()),
@@ -132,17 +135,17 @@ fn drawn_rows(vocabulary: u32) -> Vec<Vec<u32>> {
     [1usize, 2, 3, 5, 8, 13, 21, 34, 55, 89].map(|length| (0..length).map(|_| draw()).collect()).to_vec()
 }
 
-/// `BACKEND.KEY=VALUE` by backend; a value is JSON, or a text where it is none.
-fn options(given: &[String], names: &[String]) -> Result<BTreeMap<String, BTreeMap<String, Value>>> {
+/// Options named `BACKEND.KEY`, by backend.
+fn options(given: &[(String, Value)], names: &[String]) -> Result<BTreeMap<String, BTreeMap<String, Value>>> {
     let mut options = BTreeMap::<String, BTreeMap<String, Value>>::new();
-    for text in given {
-        let parts = text.split_once('=').and_then(|(place, value)| Some((place.split_once('.')?, value)));
-        let Some(((backend, key), value)) = parts.filter(|((backend, _), _)| names.iter().any(|n| n == backend)) else {
-            return Err(Error::usage(format!("--option {text:?} is not of the form BACKEND.KEY=VALUE"))
-                .help(format!("BACKEND is one of {}; for example onnxruntime.spin=true", names.join(", "))));
+    for (place, value) in given {
+        let parts = place.split_once('.').filter(|(backend, _)| names.iter().any(|n| n == backend));
+        let Some((backend, key)) = parts else {
+            return Err(Error::usage(format!("--option {place}: the backend's name is missing before the key")).help(
+                format!("write BACKEND.KEY=VALUE, with one of {}; for example onnxruntime.spin=true", names.join(", ")),
+            ));
         };
-        let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
-        options.entry(backend.into()).or_default().insert(key.into(), value);
+        options.entry(backend.into()).or_default().insert(key.into(), value.clone());
     }
     Ok(options)
 }
@@ -236,11 +239,12 @@ mod tests {
     #[test]
     fn options_go_to_the_backend_they_name() {
         let names = ["a".to_string(), "b".to_string()];
-        let given = ["a.spin=true", "b.weights=int4", "a.context=12"].map(String::from);
+        let given = [("a.spin", json!(true)), ("b.weights", json!("int4")), ("a.context", json!(12))];
+        let given = given.map(|(place, value)| (place.to_string(), value));
         let found = options(&given, &names).unwrap();
         assert_eq!(json!(found), json!({"a": {"spin": true, "context": 12}, "b": {"weights": "int4"}}));
-        for wrong in ["c.spin=true", "spin=true", "a.spin"] {
-            let error = options(&[wrong.to_string()], &names).unwrap_err();
+        for wrong in ["c.spin", "spin"] {
+            let error = options(&[(wrong.to_string(), json!(true))], &names).unwrap_err();
             assert_eq!(error.kind(), karat::ErrorKind::Usage, "{wrong}");
         }
     }

@@ -1,20 +1,25 @@
 //! `karat report`: pages of a stored report.
 
 use clap::ValueEnum;
-use karat::Result;
+use karat::model_dir::{given, given_file};
 use karat::report::splice::{self, Mode};
 use karat::report::{self, Direction, benchmark, csv, html, latex, markdown, verdicts};
+use karat::{Error, Result};
 use serde_json::json;
 
-use crate::args::{Better, Format, Global, ReportArgs};
+use crate::args::{Better, Format, Global, OpenArgs, ReportArgs};
 use crate::output::Output;
 
 pub fn run(args: &ReportArgs, global: &Global, output: &Output) -> Result<u8> {
-    crate::given::either("report", &args.report)?;
-    args.determinism.iter().try_for_each(|path| crate::given::file("--determinism", path))?;
-    args.splice.iter().filter(|_| args.check).try_for_each(|path| crate::given::file("--splice", path))?;
+    given(&args.report)?;
+    args.determinism.iter().try_for_each(|path| given_file(path))?;
+    args.splice.iter().filter(|_| args.check).try_for_each(|path| given_file(path))?;
     if args.format == Format::SeedCompat {
         return super::seed_compat::run(args, global, output);
+    }
+    if args.open != OpenArgs::default() {
+        return Err(Error::usage("--backend, --device, --dtype, --threads and --option are for --format seed-compat")
+            .help("other formats open no model; leave them out"));
     }
     let mut report = super::compare::load(&args.report)?;
     if let Some(language) = args.language {

@@ -1,21 +1,22 @@
 //! `karat run`: the main job.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
 use karat::report::{self, Report};
 use karat::run::{remove, run as carry_out};
-use karat::suite::Suite;
+use karat::suite::{Overrides, Suite};
 use karat::{Error, ErrorKind, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::args::{Global, RunArgs, SuiteArgs};
-use crate::host::{Plugins, cancel_on_interrupt};
+use crate::args::{Global, OpenArgs, RunArgs, SuiteArgs};
+use crate::host::{Plugins, WEIGHTS, cancel_on_interrupt, element};
 use crate::output::Output;
 use crate::progress::Progress;
 
 pub fn run(args: &RunArgs, global: &Global, output: &Output) -> Result<u8> {
-    let suite = load_suite(&args.suite)?;
+    let typed = Overrides { backend: args.open.backend.clone(), ..computed(&args.open) };
+    let suite = load_suite(&args.suite, typed)?;
     let folder = run_folder(&suite, args.out.as_deref())?;
     if args.fresh {
         remove(&folder, &suite)?;
@@ -32,17 +33,29 @@ pub fn run(args: &RunArgs, global: &Global, output: &Output) -> Result<u8> {
     Ok(0)
 }
 
-/// The suite with the flags applied.
-pub fn load_suite(args: &SuiteArgs) -> Result<Suite> {
-    let mut overrides = args.set.clone();
-    overrides.extend(args.device.iter().map(|d| format!("model.device={d}")));
-    if let Some(language) = args.language.and_then(|l| l.to_possible_value()) {
-        overrides.push(format!("language=\"{}\"", language.get_name()));
+/// The suite with its flags applied, beside those of `typed`.
+pub fn load_suite(args: &SuiteArgs, typed: Overrides) -> Result<Suite> {
+    let overrides =
+        Overrides { set: args.set.clone(), language: args.language.map(Into::into), strict: args.strict, ..typed };
+    Suite::load_with(&args.suite, &overrides)
+}
+
+/// What the flags of a model's computation say to a suite.
+pub fn computed(args: &OpenArgs) -> Overrides {
+    let mut eval_options: BTreeMap<String, Value> = args.compute.option.iter().cloned().collect();
+    let mut dtype = None;
+    match args.compute.dtype.map(element) {
+        Some(Ok(floats)) => dtype = Some(floats),
+        Some(Err(few)) => drop(eval_options.insert(WEIGHTS.into(), few.into())),
+        None => {}
     }
-    if args.strict {
-        overrides.push("data.strict=true".into());
+    Overrides {
+        device: args.compute.device.clone(),
+        dtype,
+        threads: args.threads,
+        eval_options,
+        ..Overrides::default()
     }
-    Suite::load(&args.suite, &overrides)
 }
 
 /// Where a run works.

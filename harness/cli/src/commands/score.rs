@@ -2,13 +2,12 @@
 
 use karat::Result;
 use karat::backend::{Event, Flow, Scores, Tokens};
-use karat::run::{Backends, evaluator, scores};
+use karat::run::{evaluator, scores};
 use serde_json::{Value, json};
 
 use super::rows::{Printer, Row};
 use crate::args::{Global, ScoreArgs};
-use crate::given;
-use crate::host::{Plugins, cancel_on_interrupt, open_config};
+use crate::host::{Opening, cancel_on_interrupt};
 use crate::output::Output;
 use crate::progress::Progress;
 
@@ -16,13 +15,11 @@ use crate::progress::Progress;
 const CALL: (usize, usize) = (32, 8192);
 
 pub fn run(args: &ScoreArgs, global: &Global, output: &Output) -> Result<u8> {
-    given::folder("--model", &args.model.model)?;
-    args.model.adapter.iter().try_for_each(|path| given::folder("--adapter", path))?;
-    let rows = super::rows::read(&args.input, &args.model.model)?;
-    let backend = Plugins::new(global)?.backend(&args.model.backend)?;
+    let opening = Opening::of(&args.model, global, output)?;
+    let rows = super::rows::asked(&args.rows, &opening.config, output)?;
     let cancel = cancel_on_interrupt()?;
-    let mut session = backend.open(&open_config(&args.model))?;
-    let evaluator = evaluator(&mut session, &args.model.backend)?;
+    let mut session = opening.session()?;
+    let evaluator = evaluator(&mut session, args.model.open.backend())?;
     let quiet = output.among_rows();
     let mut progress = Progress::new(&quiet);
     let mut printer = Printer::new(output, rows.len());
@@ -71,7 +68,8 @@ fn lines(rows: &[Row], scores: &Scores) -> Vec<Value> {
         let end = start + row.ids.len().saturating_sub(1);
         let logprobs = &scores.logprobs[start..end];
         let greedy = scores.greedy[start..end].iter().filter(|&&g| g).count();
-        let sum: f64 = logprobs.iter().map(|&l| f64::from(l)).sum();
+        // Begun with 0: the sum of nothing is -0 otherwise.
+        let sum = logprobs.iter().fold(0.0, |sum, &l| sum + f64::from(l));
         start = end;
         json!({"id": row.id, "token_logprobs": logprobs, "sum": sum, "tokens": logprobs.len(), "greedy": greedy})
     };

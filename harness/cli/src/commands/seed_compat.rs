@@ -6,13 +6,14 @@ use karat::backend::{Event, Tokens};
 use karat::data::tokens::Tokenizer;
 use karat::report::Role;
 use karat::report::seed_compat::{self, Hidden, Results, Side};
-use karat::run::{Backends, Cancel, Recorded, StageSink, evaluator, prepare, scores};
+use karat::run::{Cancel, Recorded, StageSink, evaluator, prepare, scores};
 use karat::suite::Suite;
 use karat::{Error, Result};
 use serde_json::json;
 
-use crate::args::{Global, ModelArgs, ReportArgs};
-use crate::host::{Plugins, cancel_on_interrupt, open_config};
+use super::rows::tokenizer;
+use crate::args::{Global, ReportArgs};
+use crate::host::{Opening, cancel_on_interrupt};
 use crate::output::Output;
 use crate::progress::Progress;
 
@@ -93,22 +94,17 @@ fn notes(results: &Results, hidden: [Hidden; 2], output: &Output) {
 fn perplexities(results: &mut Results, args: &ReportArgs, global: &Global, output: &Output) -> Result<()> {
     let Some(base) = &args.base_model else { return Ok(()) };
     let texts = |side| results.qualitative.iter().map(|s| s.text(side)).collect::<Vec<_>>();
-    let model = |model: &Path, adapter: Option<&Path>| ModelArgs {
-        model: model.to_path_buf(),
-        adapter: adapter.map(Path::to_path_buf),
-        backend: args.backend.clone(),
-        device: "cpu".into(),
-        threads: 0,
-    };
+    let model = |model: &Path, adapter: Option<&Path>| Opening::new(model, adapter, &args.open, global, output);
+    let opened = model(base, None)?;
     // Both models' texts are cut into the base model's tokens, as the script does.
-    let scorer = Scorer { tokenizer: Tokenizer::from_model_dir(base)?, cancel: cancel_on_interrupt()?, global, output };
+    let scorer = Scorer { tokenizer: tokenizer(&opened.config)?, cancel: cancel_on_interrupt()?, output };
     let (of_base, of_tuned) = (texts(Side::Base), texts(Side::Finetuned));
-    let value = scorer.perplexity(&of_base, &model(base, None))?;
+    let value = scorer.perplexity(&of_base, &opened)?;
     let tuned = match (&args.finetuned_model, &args.finetuned_adapter) {
         (None, None) => None,
         (folder, adapter) => {
             let folder = folder.as_deref().unwrap_or(base);
-            scorer.perplexity(&of_tuned, &model(folder, adapter.as_deref()))?
+            scorer.perplexity(&of_tuned, &model(folder, adapter.as_deref())?)?
         }
     };
     results.quantitative.base_model.perplexity = value;
@@ -120,21 +116,19 @@ fn perplexities(results: &mut Results, args: &ReportArgs, global: &Global, outpu
 struct Scorer<'a> {
     tokenizer: Tokenizer,
     cancel: Cancel,
-    global: &'a Global,
     output: &'a Output,
 }
 
 impl Scorer<'_> {
-    fn perplexity(&self, texts: &[&str], model: &ModelArgs) -> Result<Option<f64>> {
+    fn perplexity(&self, texts: &[&str], opening: &Opening) -> Result<Option<f64>> {
         let mut rows = Vec::with_capacity(texts.len());
         for text in texts {
             let mut ids = self.tokenizer.encode(text)?;
             ids.truncate(seed_compat::PERPLEXITY_TOKENS);
             rows.push(ids);
         }
-        let backend = Plugins::new(self.global)?.backend(&model.backend)?;
-        let mut session = backend.open(&open_config(model))?;
-        let evaluator = evaluator(&mut session, &model.backend)?;
+        let mut session = opening.session()?;
+        let evaluator = evaluator(&mut session, &opening.backend.backend.describe().name)?;
         let tokens: Tokens = rows.iter().collect();
         let mut progress = Progress::new(self.output);
         let mut sink = StageSink {

@@ -1,47 +1,109 @@
 //! `karat train`: one model, outside a suite.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use clap::ValueEnum;
 use karat::backend::{Method, OpenConfig, TrainPlan, Weights};
 use karat::data::blocks::{read_ids_jsonl, read_texts, text_examples};
 use karat::data::format::{FormatOptions, Formatter, LabelledRows, Output as OutputFormat};
 use karat::data::record::{Fields, read_rows};
 use karat::data::template::ChatTemplate;
 use karat::data::tokens::Tokenizer;
-use karat::run::{Backends, Base, TrainJob, plan, start_from_adapter, train};
-use karat::suite::{Hyperparameters, LoraTrain, parse_setting};
+use karat::model_dir::{base_to_train, given, given_file};
+use karat::run::{Backends, Base, TrainJob, adapter_config, plan, start_from_adapter, train};
+use karat::suite::{Hyperparameters, LoraTrain, limits, parse_setting};
 use karat::{Error, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::args::{Global, MethodArg, TrainArgs};
-use crate::given;
-use crate::host::{Plugins, cancel_on_interrupt};
+use crate::args::{ComputeArgs, ComputeDtype, Global, MethodArg, OpenArgs, TrainArgs};
+use crate::host::{Plugins, cancel_on_interrupt, computed, element};
 use crate::output::Output;
 use crate::progress::Progress;
 
-/// What `--set` reaches besides the hyperparameters and the adapter: `data.max_length`, `data.system` ...
+/// What `--set` reaches besides the hyperparameters and the adapter: `data.max_length`, `data.system`, `model.dtype` ...
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Settings {
     data: FormatOptions,
     fields: Fields,
+    model: Computing,
     lora: LoraTrain,
+}
+
+/// What computes, under a suite's names; each has a flag too.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Computing {
+    backend: Option<String>,
+    device: Option<String>,
+    dtype: Option<String>,
+    threads: Option<u64>,
+    options: BTreeMap<String, Value>,
+}
+
+impl Computing {
+    /// These settings and the flags; what both say is an error.
+    fn with(self, flags: &OpenArgs) -> Result<OpenArgs> {
+        fn one<T>(key: &str, set: Option<T>, flag: Option<T>) -> Result<Option<T>> {
+            match (set, flag) {
+                (Some(_), Some(_)) => Err(Error::usage(format!("model.{key} is given twice: as --set and as --{key}"))),
+                (set, flag) => Ok(set.or(flag)),
+            }
+        }
+        let wrong = |key: &str, why: String| Error::usage(format!("model.{key}: {why}")).at("--set");
+        let dtype = self.dtype.map(|name| ComputeDtype::from_str(&name, false)).transpose().map_err(|_| {
+            let known: Vec<String> = ComputeDtype::value_variants()
+                .iter()
+                .filter_map(|v| Some(v.to_possible_value()?.get_name().into()))
+                .collect();
+            wrong("dtype", format!("it must be one of {}", known.join(", ")))
+        })?;
+        let threads = self.threads.map(limits::threads).transpose().map_err(|why| wrong("threads", why))?;
+        let ComputeArgs { device, dtype: typed, option } = flags.compute.clone();
+        Ok(OpenArgs {
+            backend: one("backend", self.backend, flags.backend.clone())?,
+            threads: one("threads", threads, flags.threads)?,
+            compute: ComputeArgs {
+                device: one("device", self.device, device)?,
+                dtype: one("dtype", dtype, typed)?,
+                option: self.options.into_iter().chain(option).collect(),
+            },
+        })
+    }
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let data = FormatOptions { output: OutputFormat::Template, ..FormatOptions::default() };
-        Settings { data, fields: Fields::default(), lora: LoraTrain::default() }
+        Settings { data, fields: Fields::default(), model: Computing::default(), lora: LoraTrain::default() }
     }
 }
 
 pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
-    given::folder("--model", &args.model)?;
-    given::file("--data", &args.data)?;
-    args.eval_data.iter().try_for_each(|path| given::file("--eval-data", path))?;
-    args.init_adapter.iter().try_for_each(|path| given::folder("--init-adapter", path))?;
-    let settings = settings(args)?;
+    if args.init_adapter.is_some() && args.method == MethodArg::Full {
+        return Err(Error::usage("--init-adapter is for --method lora"));
+    }
+    if args.from_scratch && args.method == MethodArg::Lora {
+        return Err(Error::usage("--from-scratch trains all parameters").help("add --method full"));
+    }
+    base_to_train(&args.model)?;
+    [Some(&args.data), args.eval_data.as_ref()].into_iter().flatten().try_for_each(|file| given_file(file))?;
+    let mut settings = settings(args)?;
+    let flags = std::mem::take(&mut settings.model).with(&args.open)?;
+    let backend = Plugins::new(global)?.backend(flags.backend())?;
+    if let Some(Err(few)) = flags.compute.dtype.map(element) {
+        return Err(Error::usage(format!("--dtype {few} is for evaluation; nothing is trained in {few}"))
+            .help("train in f32 or bf16, then evaluate with --backend onnxruntime --dtype ".to_string() + few));
+    }
+    let open = OpenConfig {
+        weights: if args.from_scratch { Weights::Random } else { Weights::Load },
+        threads: flags.threads.unwrap_or(0),
+        seed: args.seed,
+        ..OpenConfig::new(&args.model)
+    };
+    let open = computed(open, &flags.compute, &backend)?;
     let train_rows = rows(args, &settings, &args.data, output)?;
     let eval_rows = match &args.eval_data {
         Some(path) => rows(args, &settings, path, output)?,
@@ -49,23 +111,9 @@ pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
     };
     let mut hyperparameters: Hyperparameters = settings.lora.hyperparameters.clone();
     hyperparameters.shuffle &= !args.no_shuffle;
-    if args.init_adapter.is_some() && args.method == MethodArg::Full {
-        return Err(Error::usage("--init-adapter is for --method lora"));
-    }
-    if args.from_scratch && args.method == MethodArg::Lora {
-        return Err(Error::usage("--from-scratch trains all parameters").help("add --method full"));
-    }
     let method = match args.method {
         MethodArg::Full => Method::Full,
         MethodArg::Lora => Method::Lora(settings.lora.adapter.clone()),
-    };
-    let backend = Plugins::new(global)?.backend(&args.backend)?;
-    let open = OpenConfig {
-        weights: if args.from_scratch { Weights::Random } else { Weights::Load },
-        device: args.device.clone(),
-        threads: args.threads,
-        seed: args.seed,
-        ..OpenConfig::new(&args.model)
     };
     let out = std::path::absolute(&args.out).map_err(|e| Error::io("resolve", &args.out, e))?;
     let base = Base::of(open)?;
@@ -101,15 +149,23 @@ pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
     Ok(0)
 }
 
-/// Settings after `--set`: `KEY` is a hyperparameter or an adapter's key, `data.KEY` and `fields.KEY` say how rows are read.
+/// Settings after `--set`: `KEY` is a hyperparameter or an adapter's key, `data.KEY` and `fields.KEY` say how rows are read,
+/// `model.KEY` what computes. An adapter that is trained on brings its own configuration.
 fn settings(args: &TrainArgs) -> Result<Settings> {
-    let broken = |e: &dyn std::fmt::Display| Error::usage(format!("--set: {e}"));
-    let mut table = toml_table(&Settings::default())?;
-    for assignment in &args.set {
-        parse_setting(&mut table, assignment)?;
+    let mut settings = Settings::default();
+    if let Some(folder) = &args.init_adapter {
+        given(folder)?;
+        settings.lora.adapter = adapter_config(folder)?;
     }
-    let settings: Settings = table.try_into().map_err(|e: toml::de::Error| broken(&e.message().trim()))?;
-    settings.lora.check("set")?;
+    for assignment in &args.set {
+        // One by one, so that an error can say which.
+        let mut table = toml_table(&settings)?;
+        parse_setting(&mut table, assignment)?;
+        settings = table
+            .try_into()
+            .map_err(|e: toml::de::Error| Error::usage(format!("{assignment}: {}", e.message().trim())).at("--set"))?;
+    }
+    settings.lora.check("--set")?;
     Ok(settings)
 }
 

@@ -43,7 +43,7 @@ pub use evaluate::{Bounds, aggregate, aggregate_with_interval, bounds, evaluate,
 pub use registry::{Corpus, Direction, MetricInfo, Reads, info, registry};
 pub use signature::signature;
 
-use crate::{Error, Result};
+use crate::{Error, Result, nearest};
 
 /// One row of `karat metrics`: the package metrics of a pair of texts under their conformance names, nested; all of them, or those that
 /// `names` lists (a group such as `rouge_jieba`, or a path such as `rouge_jieba.rouge-l.f`).
@@ -67,27 +67,8 @@ pub fn check_names(names: &[String]) -> Result<()> {
 
 /// The error for a metric that does not exist: with the names nearest to it.
 fn unknown_name<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Error {
-    let mut near: Vec<(usize, &str)> = known.into_iter().map(|k| (distance(name, k), k)).collect();
+    let mut near: Vec<(usize, &str)> = known.into_iter().map(|k| (nearest::distance(name, k), k)).collect();
     near.sort_unstable();
     let near: Vec<&str> = near.into_iter().take(4).map(|(_, known)| known).collect();
     Error::usage(format!("there is no metric `{name}`")).help(format!("did you mean {}?", near.join(", ")))
-}
-
-/// Levenshtein distance of two names, case ignored; what one contains of the other counts for little.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b) = (a.to_lowercase(), b.to_lowercase());
-    if !a.is_empty() && (b.contains(&a) || a.contains(&b)) {
-        return 1 + a.len().abs_diff(b.len()) / 8;
-    }
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let substituted = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

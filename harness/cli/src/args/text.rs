@@ -1,0 +1,71 @@
+//! What is typed of commands that work on texts.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{ModelArgs, values};
+
+/// The texts to work on: typed, or in a file.
+#[derive(Args)]
+pub struct RowsArgs {
+    /// Texts, in place of --input
+    #[arg(value_name = "TEXT", conflicts_with = "input")]
+    pub texts: Vec<String>,
+    /// Each TEXT is a user's turn, rendered with the model's chat template; without this it is continued as it stands
+    #[arg(long, requires = "texts", conflicts_with = "input")]
+    pub chat: bool,
+    /// JSON lines {"id", "ids": [..]}, {"id", "text"} or {"id", "messages": [..]}; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct ScoreArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub rows: RowsArgs,
+}
+
+#[derive(Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub rows: RowsArgs,
+    /// Longest continuation
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = values::max_new_tokens, allow_negative_numbers = true)]
+    pub max_new_tokens: usize,
+    /// The most probable token at every step (the default unless --temperature is given)
+    #[arg(long, conflicts_with = "temperature")]
+    pub greedy: bool,
+    /// Sample at this temperature
+    #[arg(long, value_name = "T", value_parser = values::temperature, allow_negative_numbers = true)]
+    pub temperature: Option<f64>,
+    /// Sample from the smallest set of tokens with this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = values::top_p, allow_negative_numbers = true, requires = "temperature")]
+    pub top_p: f64,
+    /// Sample from the K most probable tokens; 0 is off
+    #[arg(long, value_name = "K", default_value_t = 0, value_parser = values::top_k, allow_negative_numbers = true, requires = "temperature")]
+    pub top_k: usize,
+    /// Seed of sampling
+    #[arg(long, value_name = "N", default_value_t = 42, value_parser = values::seed, allow_negative_numbers = true)]
+    pub seed: u64,
+    /// Rows decoded together; 0 lets the backend choose
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = values::decode_batch, allow_negative_numbers = true)]
+    pub batch_size: usize,
+    /// Do not stop at the model's end tokens
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+#[derive(Args)]
+pub struct MetricsArgs {
+    /// JSON lines {"id", "reference", "candidate"}; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub input: PathBuf,
+    /// Metrics, separated by commas [default: all]
+    #[arg(long, value_delimiter = ',')]
+    pub metrics: Vec<String>,
+}
