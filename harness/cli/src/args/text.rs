@@ -18,6 +18,9 @@ pub struct RowsArgs {
     /// JSON lines {"id", "ids": [..]}, {"id", "text"} or {"id", "messages": [..]}; `-` is standard input
     #[arg(long, value_name = "FILE")]
     pub input: Option<PathBuf>,
+    /// A bad line is an error; without, it is named, the others are done, and the exit code is 6
+    #[arg(long)]
+    pub strict: bool,
 }
 
 #[derive(Args)]

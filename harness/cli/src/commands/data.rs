@@ -12,6 +12,7 @@ use crate::output::Output;
 pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
     let suite = super::run::load_suite(&args.suite, Default::default())?;
     let prepared = prepare(&suite)?;
+    say_notes(&prepared, output);
     let mut text = String::new();
     summary(&prepared, &mut text);
     for record in prepared.parts["train"].iter().take(args.show) {
@@ -35,6 +36,13 @@ pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
     });
     output.result(&object, &text)?;
     Ok(0)
+}
+
+/// What a reader must know of what was made of the data, on standard error.
+pub fn say_notes(prepared: &Prepared, output: &Output) {
+    for note in &prepared.notes {
+        output.say(format!("warning: {}", note.english));
+    }
 }
 
 fn summary(prepared: &Prepared, text: &mut String) {

@@ -7,7 +7,7 @@ use karat::run::{StageSink, backend_error, evaluator};
 use karat::{Error, Result};
 use serde_json::{Value, json};
 
-use super::rows::{Printer, has_tokenizer, tokenizer};
+use super::rows::{Printer, Rows, Work, exit_code, has_tokenizer, tokenizer};
 use crate::args::{GenerateArgs, Global};
 use crate::host::{Opening, cancel_on_interrupt, generate_config};
 use crate::output::Output;
@@ -16,7 +16,7 @@ use crate::progress::Progress;
 pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> {
     let opening = Opening::of(&args.model, global, output)?;
     let model = &opening.config;
-    let rows = super::rows::asked(&args.rows, model, output)?;
+    let mut read = super::rows::asked(&args.rows, model, output)?;
     // Ids need no tokenizer: without one they are continued all the same, and the text is null.
     let tokenizer = if has_tokenizer(model) { Some(tokenizer(model)?) } else { None };
     let stop_ids = match &tokenizer {
@@ -26,6 +26,8 @@ pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> 
     let config = generate_config(args, stop_ids);
     let cancel = cancel_on_interrupt()?;
     let mut session = opening.session()?;
+    read.fit(Work::Generate, &session.info(), output)?;
+    let Rows { rows, bad, .. } = read;
     let evaluator = evaluator(&mut session, args.model.open.backend())?;
     let prompts: Tokens = rows.iter().map(|r| &r.ids).collect();
     let quiet = output.among_rows();
@@ -73,5 +75,5 @@ pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> 
         printer.put(row, line(row, completion)?)?;
     }
     printer.finish()?;
-    Ok(0)
+    Ok(exit_code(&bad))
 }

@@ -91,7 +91,8 @@ fn questions(args: &ParityArgs, output: &Output) -> Result<Questions> {
             Error::usage("which model? there is neither --model nor --suite").help("give --model DIR")
         })?)?;
     if let Some(input) = &args.input {
-        let rows: Vec<Vec<u32>> = super::rows::read(input, &open)?.into_iter().map(|row| row.ids).collect();
+        let read = super::rows::read(input, &open, false, output)?;
+        let rows: Vec<Vec<u32>> = read.rows.into_iter().map(|row| row.ids).collect();
         let stop_ids = match has_tokenizer(&open) {
             true => tokenizer(&open)?.stop_ids().to_vec(),
             false => Vec::new(),

@@ -5,7 +5,7 @@ use karat::backend::{Event, Flow, Scores, Tokens};
 use karat::run::{evaluator, scores};
 use serde_json::{Value, json};
 
-use super::rows::{Printer, Row};
+use super::rows::{Printer, Row, Rows, Work, exit_code};
 use crate::args::{Global, ScoreArgs};
 use crate::host::{Opening, cancel_on_interrupt};
 use crate::output::Output;
@@ -16,9 +16,11 @@ const CALL: (usize, usize) = (32, 8192);
 
 pub fn run(args: &ScoreArgs, global: &Global, output: &Output) -> Result<u8> {
     let opening = Opening::of(&args.model, global, output)?;
-    let rows = super::rows::asked(&args.rows, &opening.config, output)?;
+    let mut read = super::rows::asked(&args.rows, &opening.config, output)?;
     let cancel = cancel_on_interrupt()?;
     let mut session = opening.session()?;
+    read.fit(Work::Score, &session.info(), output)?;
+    let Rows { rows, bad, .. } = read;
     let evaluator = evaluator(&mut session, args.model.open.backend())?;
     let quiet = output.among_rows();
     let mut progress = Progress::new(&quiet);
@@ -42,7 +44,7 @@ pub fn run(args: &ScoreArgs, global: &Global, output: &Output) -> Result<u8> {
     }
     drop(progress);
     printer.finish()?;
-    Ok(0)
+    Ok(exit_code(&bad))
 }
 
 /// Rows in their order, cut into calls.
@@ -68,7 +70,7 @@ fn lines(rows: &[Row], scores: &Scores) -> Vec<Value> {
         let end = start + row.ids.len().saturating_sub(1);
         let logprobs = &scores.logprobs[start..end];
         let greedy = scores.greedy[start..end].iter().filter(|&&g| g).count();
-        // Begun with 0: the sum of nothing is -0 otherwise.
+        // From 0: the sum of nothing is -0.0 in Rust, which is no probability of an empty text.
         let sum = logprobs.iter().fold(0.0, |sum, &l| sum + f64::from(l));
         start = end;
         json!({"id": row.id, "token_logprobs": logprobs, "sum": sum, "tokens": logprobs.len(), "greedy": greedy})
