@@ -150,13 +150,16 @@ pub struct Trained {
     pub session: SessionInfo,
     /// The plan's fingerprint.
     pub fingerprint: String,
+    /// Where the base model lay: an adapter's own configuration has its name alone, so that it is the same bytes everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<PathBuf>,
     /// The curves.
     #[serde(skip)]
     pub curves: Curves,
 }
 
 /// The marker and summary of a finished stage.
-const DONE: &str = "done.json";
+pub(crate) const DONE: &str = "done.json";
 /// The log of a stage.
 const EVENTS: &str = "events.jsonl";
 
@@ -200,6 +203,7 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
     let detail = format!("{} items, {total} steps{from}", job.train.len());
     observer.notice(Notice::Stage { name: &stage, detail });
 
+    let base = std::path::absolute(&job.open.model).ok();
     let mut session = job.backend.open(&job.open)?;
     let info = session.info();
     let trainer = session.trainer().ok_or_else(|| {
@@ -244,7 +248,7 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
             *path = relative.to_path_buf();
         }
     }
-    let trained = Trained { summary, session: info, fingerprint: plan.fingerprint, curves };
+    let trained = Trained { summary, session: info, fingerprint: plan.fingerprint, base, curves };
     fsio::write_json(&folder.join(DONE), &trained)?;
     let loss = trained.curves.evaluations.last().map_or(String::new(), |e| format!(", eval loss {:.4}", e.loss));
     let rate = trained.summary.tokens as f64 / trained.summary.seconds.max(1e-9);

@@ -53,8 +53,8 @@ pub fn read_lines(path: &Path) -> Result<Vec<(usize, String)>> {
     Ok(lines.map(|(i, l)| (i + 1, l.to_string())).collect())
 }
 
-/// What turns texts into ids: the model's tokenizer and template, read when the first row needs them, so that a model without
-/// a tokenizer can be scored by ids.
+/// What turns texts into ids: the model's tokenizer and template, read when the first row needs
+/// them, so that a model without a tokenizer can be scored by ids.
 struct Words<'a> {
     model: &'a OpenConfig,
     tokenizer: Option<Tokenizer>,
@@ -173,8 +173,8 @@ fn in_line(error: Error, place: String) -> Error {
     }
 }
 
-/// Prints every row as soon as it is complete. With `--json` all wait for the end and make one object, in the order of the
-/// input.
+/// Prints every row as soon as it is complete. With `--json` all wait for the end and make one
+/// object, in the order of the input.
 pub struct Printer<'a> {
     output: &'a Output,
     /// By the input's order: whether a row was put, and with `--json` the row.
@@ -187,7 +187,8 @@ impl<'a> Printer<'a> {
         Printer { output, rows: vec![None; rows] }
     }
 
-    /// Row `row` is complete; one that was put before stays as it was. False once nobody reads any more.
+    /// Row `row` is complete; one that was put before stays as it was. False once nobody reads any
+    /// more.
     pub fn put(&mut self, row: usize, line: Value) -> Result<bool> {
         if self.rows[row].is_some() {
             return Ok(true);
