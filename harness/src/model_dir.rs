@@ -1,14 +1,16 @@
-//! Models and files as people name them, found on this machine: a folder in the Hugging Face layout, an adapter's folder (PEFT
-//! layout) which is opened on its base, and for a path that leads nowhere what was probably meant.
+//! Models and files as people name them, found on this machine: a folder in the Hugging Face
+//! layout, an adapter's folder (PEFT layout) which is opened on its base, and for a path that leads
+//! nowhere what was probably meant.
 //!
-//! All of it is asked before a template, a tokenizer or weights are: a user who typed the wrong path learns that, not what is
-//! missing in a folder that does not exist.
+//! All of it is asked before a template, a tokenizer or weights are: a user who typed the wrong
+//! path learns that, not what is missing in a folder that does not exist.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::fsio;
 use crate::nearest;
+use crate::run::DONE;
 use crate::train::peft::ADAPTER_CONFIG;
 
 /// The file that says what a model is.
@@ -24,15 +26,16 @@ pub struct ModelDir {
 }
 
 impl ModelDir {
-    /// The model that `named` names, with `adapter` on it. The folder of an adapter is that adapter on its base, which is found
-    /// as PEFT does: `base_model_name_or_path` of its configuration is a path from the working folder; else from the adapter's,
-    /// or from the one it lies in.
+    /// The model that `named` names, with `adapter` on it. The folder of an adapter is that adapter
+    /// on its base, which is found as PEFT does: `base_model_name_or_path` of its configuration is
+    /// a path from the working folder; else from the adapter's, or from the one it lies in. The
+    /// summary of a training of Karat's, in the folder of its checkpoints, comes before them.
     ///
     /// What a folder without either configuration holds is for its backend to say.
     ///
     /// # Errors
-    /// Usage, for what is not there (with what is near it, or how to download an id of the Hugging Face hub), a file, an adapter
-    /// on an adapter, and an adapter whose base is not there.
+    /// Usage, for what is not there (with what is near it, or how to download an id of the Hugging
+    /// Face hub), a file, an adapter on an adapter, and an adapter whose base is not there.
     pub fn resolve(named: &Path, adapter: Option<&Path>) -> Result<ModelDir> {
         there(named)?;
         if let Some(adapter) = adapter {
@@ -70,7 +73,7 @@ fn base_of(folder: &Path) -> Result<PathBuf> {
             .help(help())
     })?;
     let beside = folder.parent().map(|parent| parent.join(named));
-    let places = [Some(PathBuf::from(named)), Some(folder.join(named)), beside];
+    let places = [trained_on(folder, named), Some(PathBuf::from(named)), Some(folder.join(named)), beside];
     if let Some(found) = places.into_iter().flatten().find(|place| place.join(CONFIG).is_file()) {
         return Ok(found);
     }
@@ -83,7 +86,16 @@ fn base_of(folder: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Refuses what cannot be the base of a training: what [`ModelDir::resolve`] refuses, and an adapter.
+/// Where the base of this name lay when Karat trained the adapter in `folder`.
+fn trained_on(folder: &Path, named: &str) -> Option<PathBuf> {
+    let done = std::path::absolute(folder).ok()?.parent()?.join(DONE);
+    let done: serde_json::Value = fsio::read_json(&done).ok()?;
+    let base = PathBuf::from(done["base"].as_str()?);
+    (base.file_name() == Path::new(named).file_name()).then_some(base)
+}
+
+/// Refuses what cannot be the base of a training: what [`ModelDir::resolve`] refuses, and an
+/// adapter.
 ///
 /// # Errors
 /// Usage, with what to do instead.
@@ -128,6 +140,20 @@ pub(crate) fn base_of_suite(base: &Path, suite: &Path) -> Result<()> {
     }
 }
 
+/// Refuses a folder without a model's configuration, for a backend that reads models in the Hugging
+/// Face layout.
+///
+/// # Errors
+/// Usage.
+pub fn has_config(folder: &Path) -> Result<()> {
+    match folder.join(CONFIG).is_file() {
+        true => Ok(()),
+        false => Err(Error::usage("no config.json in this folder, so it is no model")
+            .at(folder.display())
+            .help("give a folder in the Hugging Face layout: config.json, weights, tokenizer")),
+    }
+}
+
 /// Refuses a file that was typed and is not there.
 ///
 /// # Errors
@@ -138,6 +164,9 @@ pub fn given_file(path: &Path) -> Result<()> {
     }
     match path.exists() {
         true => Ok(()),
+        false if path == Path::new("-") => {
+            Err(Error::usage("standard input is not read here").at("-").help("give the path of a file"))
+        }
         false => Err(missing(path, path, "file")),
     }
 }
@@ -225,8 +254,8 @@ fn missing(path: &Path, written: &Path, kind: &str) -> Error {
     }
 }
 
-/// What is near a path that leads nowhere: the name that was probably meant, or the first part that is not there and what is
-/// beside it.
+/// What is near a path that leads nowhere: the name that was probably meant, or the first part that
+/// is not there and what is beside it.
 pub fn near(path: &Path) -> Option<String> {
     let gone = path.ancestors().take_while(|part| !part.as_os_str().is_empty() && !part.exists()).last()?;
     let (parent, name) = (gone.parent()?, gone.file_name()?.to_str()?);
@@ -244,7 +273,8 @@ pub fn near(path: &Path) -> Option<String> {
     })
 }
 
-/// `owner/name`, as models are called on the Hugging Face hub, if `path` is written so and `owner` is no folder here.
+/// `owner/name`, as models are called on the Hugging Face hub, if `path` is written so and `owner`
+/// is no folder here.
 pub fn hub_id(path: &Path) -> Option<&str> {
     let text = path.to_str()?;
     let (owner, name) = text.split_once('/')?;
@@ -252,7 +282,8 @@ pub fn hub_id(path: &Path) -> Option<&str> {
         let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         !part.is_empty() && !part.starts_with(['.', '-']) && part.chars().all(word)
     };
-    (is_part(owner) && is_part(name) && !Path::new(owner).exists()).then_some(text)
+    let is_checkpoint = name.starts_with("checkpoint-");
+    (is_part(owner) && is_part(name) && !is_checkpoint && !Path::new(owner).exists()).then_some(text)
 }
 
 /// The command that downloads a model of the hub.
@@ -319,7 +350,7 @@ mod tests {
             assert!(error.contains("no such folder") && error.contains("Hugging Face id"), "{error}");
         }
         // `src` is a folder of this crate, where its tests run.
-        for path in ["base", "./Qwen/x", "/Qwen/x", "a/b/c", "../x", "a/", "src/nothing"] {
+        for path in ["base", "./Qwen/x", "/Qwen/x", "a/b/c", "../x", "a/", "src/nothing", "out/checkpoint-9"] {
             assert_eq!(hub_id(Path::new(path)), None, "{path}");
         }
     }

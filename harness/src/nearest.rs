@@ -1,13 +1,14 @@
 //! What a mistyped name was probably meant to be.
 
-/// The known name that is nearest to `name`, if one is near enough to be meant: half of it may differ.
+/// The known name that is nearest to `name`, if one is near enough to be meant: half of it may
+/// differ.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let (distance, known) = known.into_iter().map(|k| (distance(name, k), k)).min()?;
     (distance == 0 || (known.len() > 1 && 2 * distance <= name.len())).then_some(known)
 }
 
-/// Levenshtein distance of two names, case ignored; what one contains of the other counts for little, unless it is so
-/// short that any name might contain it.
+/// Levenshtein distance of two names, case ignored; what one contains of the other counts for
+/// little, unless it is so short that any name might contain it.
 pub(crate) fn distance(a: &str, b: &str) -> usize {
     let (a, b) = (a.to_lowercase(), b.to_lowercase());
     if a.len().min(b.len()) >= 3 && (b.contains(&a) || a.contains(&b)) {

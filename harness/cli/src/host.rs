@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use karat::backend::{Capability, Descriptor, Dtype, GenerateConfig, OpenConfig, Session};
-use karat::model_dir::ModelDir;
+use karat::model_dir::{ModelDir, has_config};
 use karat::plugin::{self, Found, Plugin, Search, find};
 use karat::run::{Backends, LoadedBackend, Origin};
 use karat::{Error, Result, nearest};
@@ -20,7 +20,8 @@ pub struct Plugins {
 }
 
 impl Plugins {
-    /// `--backend-path` entries come first: files as they are, folders before the documented places.
+    /// `--backend-path` entries come first: files as they are, folders before the documented
+    /// places.
     pub fn new(global: &Global) -> Result<Plugins> {
         let mut folders = Vec::new();
         let mut files = Vec::new();
@@ -42,7 +43,8 @@ impl Plugins {
         &self.search
     }
 
-    /// Every plugin there is: the files of `--backend-path`, then what the search finds under other names.
+    /// Every plugin there is: the files of `--backend-path`, then what the search finds under other
+    /// names.
     pub fn list(&self) -> Vec<Found> {
         let mut all: Vec<Found> = Vec::new();
         for file in &self.files {
@@ -103,7 +105,8 @@ impl Opening {
     /// The model that `model` names, by the backend that `open` names.
     ///
     /// # Errors
-    /// No such backend; what [`ModelDir::resolve`] refuses; an element type that the backend does not have.
+    /// No such backend; what [`ModelDir::resolve`] refuses; an element type that the backend does
+    /// not have.
     pub fn new(
         named: &Path,
         adapter: Option<&Path>,
@@ -113,6 +116,10 @@ impl Opening {
     ) -> Result<Opening> {
         let backend = Plugins::new(global)?.backend(open.backend())?;
         let ModelDir { model, adapter } = resolved(named, adapter, output)?;
+        // One that names no families has a layout of its own.
+        if !backend.backend.describe().model_families.is_empty() {
+            has_config(&model)?;
+        }
         let config = OpenConfig { adapter, threads: open.threads.unwrap_or(0), ..OpenConfig::new(model) };
         let config = computed(config, &open.compute, &backend)?;
         Ok(Opening { backend, config })
@@ -169,7 +176,8 @@ pub fn computed(config: OpenConfig, args: &ComputeArgs, backend: &LoadedBackend)
     if let Some(asked) = args.dtype {
         match element(asked) {
             Ok(floats) if described.dtypes.is_empty() || described.dtypes.contains(&floats) => dtype = floats,
-            // A backend that writes models in its own format is one that can make their weights smaller.
+            // A backend that writes models in its own format is one that can make their weights
+            // smaller.
             Err(name) if described.capabilities.contains(&Capability::Export) => {
                 options.insert(WEIGHTS.into(), name.into());
             }

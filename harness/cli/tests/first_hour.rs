@@ -1,5 +1,6 @@
-//! What someone types in a first hour: prompts on the command line, an adapter's folder as a model, the wrong path, a key with a
-//! slip, a number out of range. Each works, or is one error that says what to do.
+//! What someone types in a first hour: prompts on the command line, an adapter's folder as a model,
+//! the wrong path, a key with a slip, a number out of range. Each works, or is one error that says
+//! what to do.
 
 #![allow(clippy::unwrap_used)]
 
@@ -221,6 +222,10 @@ fn a_wrong_path_is_the_users_and_what_is_near_it_is_said() {
     }
     let weights = Path::new(&base).join("model.safetensors");
     refused(&["score", "--model", weights.to_str().unwrap(), "x"], 2, &["this is a file", "give its folder"]);
+    let empty = place.path("empty");
+    std::fs::create_dir(&empty).unwrap();
+    refused(&["score", "--model", &empty, "x"], 2, &["no config.json", "no model"]);
+    refused(&["train", "--model", &base, "--data", "-", "--out", &out], 2, &["standard input"]);
     let folder = Path::new(&base).parent().unwrap();
     refused(&["score", "--model", folder.to_str().unwrap(), "x"], 2, &["no config.json", "medical-r1/base"]);
     let suite = place.folder.path().join("suite.toml");
@@ -309,6 +314,8 @@ fn every_command_that_opens_a_model_can_choose_its_element_type_and_options() {
         assert_eq!(output.status.code(), Some(2), "{more:?}: {}", said(&output));
         assert!(words.iter().all(|word| said(&output).contains(word)), "{more:?}: {}", said(&output));
     };
+    let output = place.train("refused", &["--backend", "onnxruntime"]);
+    assert!(output.status.code() == Some(5) && said(&output).contains("cannot train"), "{}", said(&output));
     train(&["--dtype", "int8"], &["int8", "nothing is trained in"]);
     train(&["--set", "model.dtype=int3"], &["model.dtype", "f32, bf16, f16, int8, int4"]);
     train(&["--set", "model.dtype=bf16", "--dtype", "f32"], &["model.dtype is given twice"]);
@@ -464,4 +471,27 @@ fn every_command_shows_what_to_type() {
             "{help}"
         );
     }
+}
+
+#[test]
+fn a_backend_without_its_runtime_says_the_one_command_and_exports_all_the_same() {
+    let place = Place::new();
+    let without = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_karat"));
+        command.args(args).env("KARAT_ONNXRUNTIME", place.path("nowhere")).current_dir(repository());
+        command.output().unwrap()
+    };
+    for command in ["backends", "doctor"] {
+        let output = without(&[command]);
+        let page = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && page.contains("doctor --fix"), "{command}: {page}");
+    }
+    let page = ok(&["backends"]);
+    assert!(page.contains("types f32, bf16\n") && page.contains("int8, int4"), "{page}");
+    let out = place.path("onnx");
+    let export = without(&["export", "--model", &base(), "--out", &out, "--dtype", "int8"]);
+    assert!(export.status.success(), "{}", said(&export));
+    let score = without(&["score", "--model", &base(), "--backend", "onnxruntime", "x"]);
+    assert_eq!(score.status.code(), Some(5), "{}", said(&score));
+    assert!(said(&score).contains("pip install") || said(&score).contains("doctor --fix"), "{}", said(&score));
 }

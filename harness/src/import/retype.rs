@@ -14,8 +14,8 @@ use crate::checkpoint::Layout;
 use crate::fsio::{read_json, write_json};
 use crate::{Error, Result};
 
-/// Rounds the weights of the model in `folder` (one file) to `dtype`, to nearest with ties to even, and says so in its
-/// `config.json`. The file is replaced when the new one is whole.
+/// Rounds the weights of the model in `folder` (one file) to `dtype`, to nearest with ties to even,
+/// and says so in its `config.json`. The file is replaced when the new one is whole.
 ///
 /// # Errors
 /// Data, for weights that are no floats of one file, or hold a number that `dtype` cannot; I/O.

@@ -30,4 +30,9 @@ pub use prepare::{GeneralTexts, Prepared, prepare};
 pub use recorded::{Recorded, RecordedTraining};
 pub use resident::Resident;
 pub use stored::{Known, StoredModel, read_stored, report_pairs, report_stored};
+<<<<<<< HEAD
 pub use train::{Base, TrainJob, Trained, adapter_config, last_checkpoint, plan, start_from_adapter, train};
+=======
+pub(crate) use train::DONE;
+pub use train::{TrainJob, Trained, adapter_config, last_checkpoint, plan, start_from_adapter, train};
+>>>>>>> cli

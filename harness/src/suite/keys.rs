@@ -1,7 +1,8 @@
 //! Which keys the tables of a suite have, and what is said of one that nobody knows.
 //!
-//! serde alone names the keys of the struct that refused, which for the flat tables that people write are only half of them, and
-//! has no place for them. The names are taken from the structs themselves, so that the lists cannot lag behind.
+//! serde alone names the keys of the struct that refused, which for the flat tables that people
+//! write are only half of them, and has no place for them. The names are taken from the structs
+//! themselves, so that the lists cannot lag behind.
 
 use std::path::Path;
 
@@ -49,7 +50,8 @@ fn keys_of<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
     fields
 }
 
-/// The keys of the table at `path` in a suite; none where any key may stand, or where there is no table.
+/// The keys of the table at `path` in a suite; none where any key may stand, or where there is no
+/// table.
 fn of_suite(path: &[&str]) -> Option<Vec<&'static str>> {
     let training = |rest: &[&str]| match rest {
         ["optimizer"] => Some(keys_of::<AdamW>().to_vec()),
@@ -234,8 +236,8 @@ pub(super) fn check_of_training(key: &str, value: &toml::Value) -> Result<()> {
     Language::Training.check_assignment(key, value)
 }
 
-/// Refuses keys in the text of a suite that nobody knows, and values of the tables of `[train]` that are of another type, with
-/// line and column.
+/// Refuses keys in the text of a suite that nobody knows, and values of the tables of `[train]`
+/// that are of another type, with line and column.
 pub(super) fn check_written(text: &str, path: &Path) -> Result<()> {
     let document = DeTable::parse(text).map_err(|e| written::toml_error(&e, text, path))?;
     check_table(document.get_ref(), &mut Vec::new(), text, path)
@@ -263,8 +265,8 @@ fn check_table<'t>(table: &'t DeTable<'_>, at: &mut Vec<&'t str>, text: &str, pa
     Ok(())
 }
 
-/// Whether a value below `[train]` is one, as it is written: those tables are flat, so that serde never sees them as they stand
-/// in the file.
+/// Whether a value below `[train]` is one, as it is written: those tables are flat, so that serde
+/// never sees them as they stand in the file.
 fn check_value(at: &[&str], written: &str) -> Result<(), String> {
     let run = match at {
         ["train", "lora" | "full", "hyperparameters" | "adapter", rest @ ..] => rest,

@@ -1,5 +1,5 @@
-//! The ranges of the numbers that people type: one check for a key of a suite and for a flag of the command line. Each says
-//! what the number must be; who asks knows its name.
+//! The ranges of the numbers that people type: one check for a key of a suite and for a flag of the
+//! command line. Each says what the number must be; who asks knows its name.
 
 /// Sampling temperature: 0 is greedy.
 ///

@@ -44,7 +44,8 @@ impl Overrides {
         *self == Overrides::default()
     }
 
-    /// Puts all of them on top of `table`; `shared` are the hyperparameters of a run that one of them adds.
+    /// Puts all of them on top of `table`; `shared` are the hyperparameters of a run that one of
+    /// them adds.
     pub(super) fn apply(&self, table: &mut Table, shared: &mut Table) -> Result<()> {
         self.set.iter().try_for_each(|assignment| set(table, shared, assignment))?;
         let text = |text: &Option<String>| text.clone().map(Value::String);
@@ -75,7 +76,8 @@ impl Overrides {
         if let Some(language) = self.language {
             insert(table, &["language"], written(&|| Value::try_from(language))?)?;
         }
-        // One device for both: a file's own device of evaluation would outlast the flag without a word.
+        // One device for both: a file's own device of evaluation would outlast the flag without a
+        // word.
         if self.device.is_some()
             && let Some(Value::Table(eval)) = table.get_mut("eval")
         {
@@ -84,8 +86,8 @@ impl Overrides {
         Ok(())
     }
 
-    /// The error for overrides that make no suite of `(table, shared)`, which is one without them: of the first of `--set`
-    /// that breaks it, by name. `error` is that of all together.
+    /// The error for overrides that make no suite of `(table, shared)`, which is one without them:
+    /// of the first of `--set` that breaks it, by name. `error` is that of all together.
     pub(super) fn refused(&self, (mut table, mut shared): (Table, Table), error: &toml::de::Error) -> Error {
         let said = |e: &toml::de::Error| e.message().trim().replace('\n', " ");
         for assignment in &self.set {

@@ -8,8 +8,8 @@ use super::{ComputeArgs, values};
 
 #[derive(Args)]
 pub struct CompareArgs {
-    /// A run folder or report.json (`PATH:MODEL` picks a model), a store of predictions, or JSON lines {"id", "reference",
-    /// "candidate"} of any origin
+    /// A run folder or report.json (`PATH:MODEL` picks a model), a store of predictions, or JSON
+    /// lines {"id", "reference", "candidate"} of any origin
     #[arg(required_unless_present = "backends")]
     pub a: Option<String>,
     /// Another, or another model of the same
@@ -17,10 +17,12 @@ pub struct CompareArgs {
     pub b: Option<String>,
     /// A third: each is compared with those before it
     pub c: Option<String>,
-    /// Compare although this differs: data, prompts, template, decoding, items (separated by commas); the result says so
+    /// Compare although this differs: data, prompts, template, decoding, items (separated by
+    /// commas); the result says so
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = karat::report::compare::MUST_BE_EQUAL)]
     pub allow: Vec<String>,
-    /// Compare two backends on one model instead, e.g. candle,onnxruntime: drift of log-probabilities, greedy texts
+    /// Compare two backends on one model instead, e.g. candle,onnxruntime: drift of
+    /// log-probabilities, greedy texts
     #[arg(long, value_name = "A,B", value_delimiter = ',', conflicts_with_all = ["a", "b", "allow"])]
     pub backends: Vec<String>,
     #[command(flatten)]
@@ -42,18 +44,39 @@ pub struct ParityArgs {
     /// Override a setting of the suite, e.g. --set eval.items=12
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "suite")]
     pub set: Vec<String>,
-    /// Score and continue these: JSON lines {"id", "ids": [..]}, {"id", "text"} or {"id", "messages": [..]}
+    /// Score and continue these: JSON lines {"id", "ids": [..]}, {"id", "text"} or {"id",
+    /// "messages": [..]}
     #[arg(long, value_name = "FILE", requires = "backends")]
     pub input: Option<PathBuf>,
     /// Longest continuation [default: the suite's, else 64]
-    #[arg(long, value_name = "N", value_parser = values::max_new_tokens, allow_negative_numbers = true, requires = "backends")]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = values::max_new_tokens,
+        allow_negative_numbers = true,
+        requires = "backends"
+    )]
     pub max_new_tokens: Option<usize>,
     /// How far two log-probabilities of a token may be apart, in nats; beyond it the exit code is 3
-    #[arg(long, value_name = "X", default_value_t = 1e-3, value_parser = values::not_negative, allow_negative_numbers = true, requires = "backends")]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 1e-3,
+        value_parser = values::not_negative,
+        allow_negative_numbers = true,
+        requires = "backends"
+    )]
     pub tolerance: f64,
     #[command(flatten)]
     pub compute: ComputeArgs,
     /// Worker threads; 0 is all cores
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = values::threads, allow_negative_numbers = true, requires = "backends")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        value_parser = values::threads,
+        allow_negative_numbers = true,
+        requires = "backends"
+    )]
     pub threads: usize,
 }

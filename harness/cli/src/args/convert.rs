@@ -8,7 +8,8 @@ use super::{OpenArgs, values};
 
 #[derive(Args)]
 pub struct MergeArgs {
-    /// The base model's folder (Hugging Face layout); or the adapter's, whose base is found by what its configuration says
+    /// The base model's folder (Hugging Face layout); or the adapter's, whose base is found by what
+    /// its configuration says
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// The adapter's folder (PEFT layout), unless --model names it
@@ -34,8 +35,8 @@ pub struct ExportArgs {
     /// The model's folder (Hugging Face layout), or an adapter's, which is exported on its base
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// An adapter's folder (PEFT layout); with --adapter-mode runtime any number of them, each under its folder's name
-    /// unless one is given
+    /// An adapter's folder (PEFT layout); with --adapter-mode runtime any number of them, each
+    /// under its folder's name unless one is given
     #[arg(long, value_name = "[NAME=]DIR")]
     pub adapter: Vec<String>,
     /// The folder to write; there whole or not at all

@@ -8,12 +8,12 @@ use super::{ComputeArgs, values};
 
 #[derive(Args)]
 pub struct DoctorArgs {
-    /// Fetch what a backend lacks (the ONNX Runtime library, with pip, into Karat's cache; with --device cuda the one for CUDA,
-    /// 256 MB)
+    /// Fetch what a backend lacks (the ONNX Runtime library, with pip, into Karat's cache; with
+    /// --device cuda the one for CUDA, 256 MB)
     #[arg(long, conflicts_with = "determinism")]
     pub fix: bool,
-    /// Continue and score the same texts again, one by one and on one thread: exit code 0 if texts and, but for the batch,
-    /// every bit stay the same, else 5
+    /// Continue and score the same texts again, one by one and on one thread: exit code 0 if texts
+    /// and, but for the batch, every bit stay the same, else 5
     #[arg(long)]
     pub determinism: bool,
     /// The model to try [default: the base of medical-r1]
@@ -34,6 +34,12 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..))]
     pub batch_size: u16,
     /// Tokens each text is continued by
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = values::max_new_tokens, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 32,
+        value_parser = values::max_new_tokens,
+        allow_negative_numbers = true
+    )]
     pub max_new_tokens: usize,
 }

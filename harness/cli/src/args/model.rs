@@ -31,7 +31,8 @@ pub struct ComputeArgs {
     /// Element type to compute in [default: f32, or the suite's]
     #[arg(long, value_enum, value_name = "TYPE")]
     pub dtype: Option<ComputeDtype>,
-    /// An option of the backend, by its own name, e.g. --option spin=true (may be repeated); a wrong name lists them
+    /// An option of the backend, by its own name, e.g. --option spin=true (may be repeated); a
+    /// wrong name lists them
     #[arg(long, value_name = "KEY=VALUE", value_parser = values::option)]
     pub option: Vec<(String, Value)>,
 }
@@ -61,7 +62,8 @@ impl OpenArgs {
 
 #[derive(Args)]
 pub struct ModelArgs {
-    /// The model's folder (Hugging Face layout), or an adapter's (PEFT layout), which is opened on its base
+    /// The model's folder (Hugging Face layout), or an adapter's (PEFT layout), which is opened on
+    /// its base
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// An adapter's folder (PEFT layout), applied on top

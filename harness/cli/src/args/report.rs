@@ -126,10 +126,22 @@ pub struct CheckArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["flip_rate", "logprob_drift"])]
     pub determinism: Option<PathBuf>,
     /// Share of generated texts that a repeated run changes by itself: subtracted from what the gate may conclude
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = values::share, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "SHARE",
+        default_value_t = 0.0,
+        value_parser = values::share,
+        allow_negative_numbers = true
+    )]
     pub flip_rate: f64,
     /// Largest change of a token's log-probability in a repeated run, in nats: subtracted likewise
-    #[arg(long, value_name = "NATS", default_value_t = 0.0, value_parser = values::not_negative, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "NATS",
+        default_value_t = 0.0,
+        value_parser = values::not_negative,
+        allow_negative_numbers = true
+    )]
     pub logprob_drift: f64,
     /// Keep the report as a new baseline of this name instead of checking
     #[arg(long, value_name = "NAME", conflicts_with_all = ["bless", "baseline"])]

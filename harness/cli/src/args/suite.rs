@@ -10,8 +10,8 @@ use super::{LanguageArg, OpenArgs};
 pub struct SuiteArgs {
     /// A suite: its name, its folder or its file
     pub suite: String,
-    /// Override a setting of the suite, e.g. --set train.lora.r=16 (may be repeated); --set train.full=false leaves that run
-    /// out; a wrong key lists those there are
+    /// Override a setting of the suite, e.g. --set train.lora.r=16 (may be repeated); --set
+    /// train.full=false leaves that run out; a wrong key lists those there are
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Language of the report [default: the suite's]
@@ -58,8 +58,9 @@ pub struct EvalArgs {
     /// An adapter's folder, applied on top
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Measure texts that are there already, without a model: a run's `results` folder or one of its files, a store
-    /// (predictions.jsonl), or JSON lines {"id", "candidate"}; NAME=PATH names the model (may be repeated)
+    /// Measure texts that are there already, without a model: a run's `results` folder or one of
+    /// its files, a store (predictions.jsonl), or JSON lines {"id", "candidate"}; NAME=PATH names
+    /// the model (may be repeated)
     #[arg(long, value_name = "[NAME=]PATH", conflicts_with_all = ["model", "adapter"])]
     pub predictions: Vec<String>,
     #[command(flatten)]

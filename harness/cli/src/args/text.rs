@@ -12,10 +12,12 @@ pub struct RowsArgs {
     /// Texts, in place of --input
     #[arg(value_name = "TEXT", conflicts_with = "input")]
     pub texts: Vec<String>,
-    /// Each TEXT is a user's turn, rendered with the model's chat template; without this it is continued as it stands
+    /// Each TEXT is a user's turn, rendered with the model's chat template; without this it is
+    /// continued as it stands
     #[arg(long, requires = "texts", conflicts_with = "input")]
     pub chat: bool,
-    /// JSON lines {"id", "ids": [..]}, {"id", "text"} or {"id", "messages": [..]}; `-` is standard input
+    /// JSON lines {"id", "ids": [..]}, {"id", "text"} or {"id", "messages": [..]}; `-` is standard
+    /// input
     #[arg(long, value_name = "FILE")]
     pub input: Option<PathBuf>,
     /// A bad line is an error; without, it is named, the others are done, and the exit code is 6
@@ -38,7 +40,13 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub rows: RowsArgs,
     /// Longest continuation
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = values::max_new_tokens, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 256,
+        value_parser = values::max_new_tokens,
+        allow_negative_numbers = true
+    )]
     pub max_new_tokens: usize,
     /// The most probable token at every step (the default unless --temperature is given)
     #[arg(long, conflicts_with = "temperature")]
@@ -47,16 +55,36 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "T", value_parser = values::temperature, allow_negative_numbers = true)]
     pub temperature: Option<f64>,
     /// Sample from the smallest set of tokens with this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = values::top_p, allow_negative_numbers = true, requires = "temperature")]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 1.0,
+        value_parser = values::top_p,
+        allow_negative_numbers = true,
+        requires = "temperature"
+    )]
     pub top_p: f64,
     /// Sample from the K most probable tokens; 0 is off
-    #[arg(long, value_name = "K", default_value_t = 0, value_parser = values::top_k, allow_negative_numbers = true, requires = "temperature")]
+    #[arg(
+        long,
+        value_name = "K",
+        default_value_t = 0,
+        value_parser = values::top_k,
+        allow_negative_numbers = true,
+        requires = "temperature"
+    )]
     pub top_k: usize,
     /// Seed of sampling
     #[arg(long, value_name = "N", default_value_t = 42, value_parser = values::seed, allow_negative_numbers = true)]
     pub seed: u64,
     /// Rows decoded together; 0 lets the backend choose
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = values::decode_batch, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        value_parser = values::decode_batch,
+        allow_negative_numbers = true
+    )]
     pub batch_size: usize,
     /// Do not stop at the model's end tokens
     #[arg(long)]

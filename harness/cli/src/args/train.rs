@@ -16,14 +16,15 @@ pub enum MethodArg {
 
 #[derive(Args)]
 pub struct TrainArgs {
-    /// The model's folder (Hugging Face layout); with --from-scratch only its configuration and tokenizer are read
+    /// The model's folder (Hugging Face layout); with --from-scratch only its configuration and
+    /// tokenizer are read
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// What to train
     #[arg(long, value_enum, default_value = "lora")]
     pub method: MethodArg,
-    /// JSON lines or CSV (.csv): question/think/answer items; JSON lines of {"text"} with --text, of {"input_ids", "labels"}
-    /// with --ids
+    /// JSON lines or CSV (.csv): question/think/answer items; JSON lines of {"text"} with --text,
+    /// of {"input_ids", "labels"} with --ids
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
     /// Items for the evaluation loss, in the same form
@@ -41,12 +42,12 @@ pub struct TrainArgs {
     /// Keep the order of the file
     #[arg(long)]
     pub no_shuffle: bool,
-    /// Start LoRA from this adapter (PEFT layout), with its own configuration; --set may change what is no part of its shape
-    /// (lora_dropout)
+    /// Start LoRA from this adapter (PEFT layout), with its own configuration; --set may change
+    /// what is no part of its shape (lora_dropout)
     #[arg(long, value_name = "DIR")]
     pub init_adapter: Option<PathBuf>,
-    /// Override a setting, e.g. --set learning_rate=1e-4 --set r=16 --set data.max_length=512 (may be repeated); --help lists
-    /// the keys
+    /// Override a setting, e.g. --set learning_rate=1e-4 --set r=16 --set data.max_length=512 (may
+    /// be repeated); --help lists the keys
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     #[command(flatten)]

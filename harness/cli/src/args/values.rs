@@ -1,5 +1,5 @@
-//! Values of flags, read and checked: what is out of range is refused under the flag's name. The ranges of decoding are those of
-//! suites ([`karat::suite::limits`]).
+//! Values of flags, read and checked: what is out of range is refused under the flag's name. The
+//! ranges of decoding are those of suites ([`karat::suite::limits`]).
 
 use karat::suite::limits;
 use serde_json::Value;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use clap::ValueEnum;
-use karat::backend::{Method, OpenConfig, TrainPlan, Weights};
+use karat::backend::{Capability, Method, OpenConfig, TrainPlan, Weights};
 use karat::data::blocks::{read_ids_jsonl, read_texts, text_examples};
 use karat::data::format::{FormatOptions, Formatter, LabelledRows, Output as OutputFormat};
 use karat::data::notes;
@@ -24,7 +24,8 @@ use crate::host::{Plugins, cancel_on_interrupt, computed, element};
 use crate::output::Output;
 use crate::progress::Progress;
 
-/// What `--set` reaches besides the hyperparameters and the adapter: `data.max_length`, `data.system`, `model.dtype` ...
+/// What `--set` reaches besides the hyperparameters and the adapter: `data.max_length`,
+/// `data.system`, `model.dtype` ...
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Settings {
@@ -95,6 +96,14 @@ pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
     let mut settings = settings(args)?;
     let flags = std::mem::take(&mut settings.model).with(&args.open)?;
     let backend = Plugins::new(global)?.backend(flags.backend())?;
+    let able = match args.method {
+        MethodArg::Full => Capability::TrainFull,
+        MethodArg::Lora => Capability::TrainLora,
+    };
+    if !backend.backend.describe().capabilities.contains(&able) {
+        return Err(Error::backend(format!("backend {} cannot train this", flags.backend()))
+            .help("leave out --backend to train with candle; `karat backends` says what each can"));
+    }
     if let Some(Err(few)) = flags.compute.dtype.map(element) {
         return Err(Error::usage(format!("--dtype {few} is for evaluation; nothing is trained in {few}"))
             .help("train in f32 or bf16, then evaluate with --backend onnxruntime --dtype ".to_string() + few));
@@ -151,8 +160,9 @@ pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
     Ok(0)
 }
 
-/// Settings after `--set`: `KEY` is a hyperparameter or an adapter's key, `data.KEY` and `fields.KEY` say how rows are read,
-/// `model.KEY` what computes. An adapter that is trained on brings its own configuration.
+/// Settings after `--set`: `KEY` is a hyperparameter or an adapter's key, `data.KEY` and
+/// `fields.KEY` say how rows are read, `model.KEY` what computes. An adapter that is trained on
+/// brings its own configuration.
 fn settings(args: &TrainArgs) -> Result<Settings> {
     let mut settings = Settings::default();
     if let Some(folder) = &args.init_adapter {
