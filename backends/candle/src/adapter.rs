@@ -9,6 +9,7 @@ use karat::backend::BackendError;
 use karat::train::LoraConfig;
 use karat::train::config::{InitLora, Matcher, Shape};
 use karat::train::peft::{ADAPTER_CONFIG, refused};
+use karat_model::adapter_tensors;
 
 use crate::files::{TensorFiles, at, write_tensors};
 use crate::linear::{Dora, Linear, Lora};
@@ -191,13 +192,16 @@ fn attach(model: &mut Decoder, config: &LoraConfig, mut source: Source) -> Resul
     Ok(())
 }
 
-/// Puts the adapter of `folder` on the model, under `config` (which may differ from the folder's in its dropout).
+/// Puts the adapter of `folder` on the model, under `config` (which may differ from the folder's in its dropout). Names of
+/// tensors that are not PEFT's own are mapped, and the model's warnings say so.
 ///
 /// # Errors
 /// For missing, misshapen or stray tensors, by name.
 pub fn load(model: &mut Decoder, config: &LoraConfig, folder: &Path) -> Result<()> {
     let path = folder.join(WEIGHTS);
-    let file = TensorFiles::of_file(&path)?;
+    let (layout, said) = adapter_tensors(folder)?;
+    let file = TensorFiles::map(layout)?;
+    model.config.warnings.extend(said);
     let names: Vec<String> = file.names().map(String::from).collect();
     attach(model, config, Source::File(Box::new(file)))?;
     let known: BTreeSet<String> = model.adapter_tensors().keys().map(|name| stored_name(name)).collect();

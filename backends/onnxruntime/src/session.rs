@@ -26,6 +26,8 @@ pub struct OnnxSession {
     score_positions: usize,
     threads: usize,
     library: String,
+    /// What was said when the model was merged.
+    merged: Vec<String>,
 }
 
 impl OnnxSession {
@@ -39,6 +41,7 @@ impl OnnxSession {
         exported: Exported,
         loaded: &Loaded,
         provider: Provider,
+        merged: Vec<String>,
     ) -> Result<Self, BackendError> {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if config.threads == 0 { cores } else { config.threads };
@@ -53,6 +56,7 @@ impl OnnxSession {
             context: options.context.map_or(longest, |context| context.min(longest)),
             score_positions: options.score_positions,
             threads,
+            merged,
             library: format!("ONNX Runtime {}", runtime::version(loaded)),
             decoder,
         })
@@ -99,6 +103,7 @@ impl Session for OnnxSession {
             adapter_parameters: model.adapter_parameters + self.decoder.adapter.parameters,
             vocab_size: model.vocab,
             max_positions: self.context,
+            warnings: [&self.merged, &model.warnings, &self.decoder.adapter.warnings].into_iter().flatten().cloned().collect(),
         }
     }
 }

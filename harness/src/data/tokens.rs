@@ -26,10 +26,13 @@ impl SpecialTokens {
             let Some(config) = read_json(&dir.as_ref().join(file))? else { continue };
             for name in NAMES {
                 // Either the text or a token object with its text under `content`.
-                let token = config.get(name).map(|token| token.get("content").unwrap_or(token));
-                if let Some(token) = token.and_then(Value::as_str) {
-                    tokens.entry(name.to_string()).or_insert_with(|| token.to_string());
-                }
+                let Some(token) = config.get(name).filter(|token| !token.is_null()) else { continue };
+                let Some(text) = token.get("content").unwrap_or(token).as_str() else {
+                    return Err(Error::data(format!("\"{name}\" must be the text of a token, not {token}"))
+                        .at(dir.as_ref().join(file).display())
+                        .help("write its text, or an object with its text as \"content\""));
+                };
+                tokens.entry(name.to_string()).or_insert_with(|| text.to_string());
             }
         }
         Ok(SpecialTokens(tokens))
@@ -104,18 +107,20 @@ impl Tokenizer {
                     .help("tokenizer.json and tokenizer_config.json do not belong together: copy both from one model")
             })
         };
-        let configs = [read_json(&dir.join("generation_config.json"))?, read_json(&dir.join("config.json"))?];
-        let listed = |key: &str| -> Vec<u32> {
-            let values = configs.iter().flatten().filter_map(|config| config.get(key));
-            values.flat_map(ids_of).collect()
+        let listed = |key: &str| -> Result<Vec<u32>> {
+            let files = ["generation_config.json", "config.json"].map(|file| listed_ids(&dir.join(file), key));
+            files.into_iter().try_fold(Vec::new(), |mut ids, file| {
+                ids.extend(file?.unwrap_or_default());
+                Ok(ids)
+            })
         };
-        let eos = named("eos_token")?.or(listed("eos_token_id").first().copied());
-        let mut stop = listed("eos_token_id");
+        let mut stop = listed("eos_token_id")?;
+        let eos = named("eos_token")?.or(stop.first().copied());
         stop.extend(eos);
         stop.sort_unstable();
         stop.dedup();
-        let pad = named("pad_token")?.or(listed("pad_token_id").first().copied()).or(eos);
-        let bos = named("bos_token")?.or(listed("bos_token_id").first().copied());
+        let pad = named("pad_token")?.or(listed("pad_token_id")?.first().copied()).or(eos);
+        let bos = named("bos_token")?.or(listed("bos_token_id")?.first().copied());
         Ok(Tokenizer { inner, bos, eos, pad, stop, sha256: fsio::sha256(&bytes) })
     }
 
@@ -186,23 +191,38 @@ fn encode_error(error: tokenizers::Error) -> Error {
     Error::data("the text cannot be tokenized").because(error)
 }
 
-/// One id or a list of ids.
-fn ids_of(value: &Value) -> Vec<u32> {
+/// The ids of tokens, one or a list, that `file` (a `config.json` or a `generation_config.json`) has under `key`; `None` if
+/// there is no file, no key or null. A negative start or padding token, which old files have, is none.
+///
+/// # Errors
+/// [`ErrorKind::Data`](crate::ErrorKind::Data), naming file and key, for anything else.
+pub fn listed_ids(file: &Path, key: &str) -> Result<Option<Vec<u32>>> {
+    let Some(config) = read_json(file)? else { return Ok(None) };
+    let Some(value) = config.get(key).filter(|value| !value.is_null()) else { return Ok(None) };
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match value {
-        Value::Array(list) => list.iter().filter_map(id).collect(),
-        one => id(one).into_iter().collect(),
-    }
+    let ids = match value {
+        Value::Array(list) => list.iter().map(id).collect::<Option<Vec<u32>>>(),
+        one if key != "eos_token_id" && one.as_i64().is_some_and(|id| id < 0) => return Ok(None),
+        one => id(one).map(|id| vec![id]),
+    };
+    ids.map(Some).ok_or_else(|| {
+        Error::data(format!("\"{key}\" must be the id of a token or a list of them, not {value}"))
+            .at(file.display())
+            .help("write the id as a whole number, or remove the key")
+    })
 }
 
-/// A JSON file, `None` if it is not there.
+/// A JSON file that holds an object, `None` if it is not there.
 pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io("read the file", path, e)),
     };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|e| Error::data(format!("not JSON: {e}")).at(format_args!("{}:{}", path.display(), e.line())))
+    let value: Value = serde_json::from_slice(&bytes)
+        .map_err(|e| Error::data(format!("not JSON: {e}")).at(format_args!("{}:{}", path.display(), e.line())))?;
+    match value.is_object() {
+        true => Ok(Some(value)),
+        false => Err(Error::data("not a JSON object").at(path.display()).help("copy the file from the model again")),
+    }
 }

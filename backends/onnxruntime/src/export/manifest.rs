@@ -15,6 +15,9 @@ use super::{DATA, MANIFEST, MODEL, proto};
 
 /// Raised when the graph or the manifest changes: older exports in a cache are then left alone and made anew.
 pub const FORMAT: u32 = 5;
+/// Raised when the same files come to mean another model: what an earlier version read of them is made anew, while its
+/// exports are still opened. 1: rope scaling that earlier versions passed over, heads that only the configuration ties.
+pub const READING: u32 = 1;
 
 /// What an export folder says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,6 +63,9 @@ pub struct Manifest {
     pub model_sha256: String,
     /// Bytes of `model.onnx.data`.
     pub data_bytes: u64,
+    /// What the user should know of how the checkpoint and its adapter were read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 impl Manifest {
