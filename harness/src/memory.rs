@@ -77,7 +77,8 @@ mod tests {
 
     #[test]
     fn a_limit_of_the_address_space_is_read_and_none_is_none() {
-        let limits = |soft: &str| format!("Limit  Soft Limit  Hard Limit  Units\nMax address space  {soft}  unlimited  bytes\n");
+        let limits =
+            |soft: &str| format!("Limit  Soft Limit  Hard Limit  Units\nMax address space  {soft}  unlimited  bytes\n");
         assert_eq!(address_space(&limits("8192000000")), Some(8_192_000_000));
         assert_eq!(address_space(&limits("unlimited")), None);
     }

@@ -64,7 +64,6 @@ pub struct Decoder {
     device: Option<Arc<Device>>,
 }
 
-
 /// Whether optimizers of the Hugging Face trainer leave this tensor out of weight decay: biases and norms.
 pub fn excluded_from_decay(name: &str) -> bool {
     let name = name.to_ascii_lowercase();

@@ -85,7 +85,10 @@ mod tests {
             (format!("{of}.lora_magnitude_vector.default.weight"), format!("{of}.lora_magnitude_vector")),
             (format!("{of}.lora_magnitude_vector.default"), format!("{of}.lora_magnitude_vector")),
             (format!("{of}.lora_magnitude_vector.weight"), format!("{of}.lora_magnitude_vector")),
-            ("base_model.model.lm_head.modules_to_save.default.weight".into(), "base_model.model.lm_head.weight".into()),
+            (
+                "base_model.model.lm_head.modules_to_save.default.weight".into(),
+                "base_model.model.lm_head.weight".into(),
+            ),
             ("base_model.model.lm_head.modules_to_save.weight".into(), "base_model.model.lm_head.weight".into()),
         ] {
             assert_eq!(canonical(&theirs).0, ours, "{theirs}");

@@ -142,8 +142,7 @@ impl ModelConfig {
         let raw: Value = serde_json::from_slice(&text).map_err(|e| at("not JSON").because(&e))?;
         let Value::Object(raw) = raw else { return Err(at("not a JSON object")) };
         let place = |message: String| format!("{}: {message}", path.display());
-        let mut config =
-            Self::parse(raw).map_err(|e| BackendError { message: place(e.message), ..e })?;
+        let mut config = Self::parse(raw).map_err(|e| BackendError { message: place(e.message), ..e })?;
         config.warnings = config.warnings.into_iter().map(place).collect();
         Ok(config)
     }
@@ -170,9 +169,8 @@ impl ModelConfig {
         let max_positions = keys.optional_size("max_position_embeddings")?.unwrap_or(longest);
         // Qwen2 has these biases without a key for them; and never one on the output projection.
         let attention_bias = family != Family::Qwen2 && keys.flag("attention_bias")?.unwrap_or(false);
-        let eps = keys.number_that("rms_norm_eps", "a number above 1e-30 and at most 0.1", |eps| {
-            eps > 1e-30 && eps <= 0.1
-        })?;
+        let eps =
+            keys.number_that("rms_norm_eps", "a number above 1e-30 and at most 0.1", |eps| eps > 1e-30 && eps <= 0.1)?;
         let deviation = keys.number_that("initializer_range", "a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?;
         let mut warnings = Vec::new();
         Ok(ModelConfig {

@@ -69,9 +69,9 @@ impl Numbers {
 
     fn next(&mut self, n: usize) -> Result<Vec<f32>, BackendError> {
         let mut raw = vec![0; n * if self.dtype == Dtype::F32 { 4 } else { 2 }];
-        self.file.read_exact(&mut raw).map_err(|e| {
-            BackendError::failed(format!("{}: could not read it", self.path.display())).because(&e)
-        })?;
+        self.file
+            .read_exact(&mut raw)
+            .map_err(|e| BackendError::failed(format!("{}: could not read it", self.path.display())).because(&e))?;
         Ok(match self.dtype {
             Dtype::F32 => raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Dtype::Bf16 => raw.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),

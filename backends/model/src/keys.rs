@@ -33,7 +33,12 @@ impl<'a> Keys<'a> {
     pub(crate) fn some(&self, key: &str) -> Option<&'a Value> {
         self.get(key).filter(|value| !value.is_null())
     }
-    fn typed<T>(&self, key: &str, want: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>, BackendError> {
+    fn typed<T>(
+        &self,
+        key: &str,
+        want: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, BackendError> {
         self.get(key).map(|value| read(value).ok_or_else(|| wrong(key, want, value))).transpose()
     }
     pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>, BackendError> {

@@ -76,11 +76,7 @@ impl Rope {
 
     /// What the keys of a `config.json` ask for. `max_positions` is its `max_position_embeddings`. Keys of the section
     /// that its type does not read are named in `remarks`: transformers passes over them too, with a warning.
-    pub(crate) fn read(
-        keys: Keys<'_>,
-        max_positions: usize,
-        remarks: &mut Vec<String>,
-    ) -> Result<Self, BackendError> {
+    pub(crate) fn read(keys: Keys<'_>, max_positions: usize, remarks: &mut Vec<String>) -> Result<Self, BackendError> {
         let section = |key: &str| match keys.some(key) {
             None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(map).filter(|map| !map.is_empty())),
@@ -231,7 +227,8 @@ impl Section<'_> {
             Some(inside) => {
                 // It does not count, but one that cannot be is a sign of a broken file.
                 if self.outer.some("rope_theta").is_some() && theta(self.outer)? != Some(inside) {
-                    remarks.push(format!("rope_theta stands beside and in {}: {inside}, as it says, counts", self.name));
+                    remarks
+                        .push(format!("rope_theta stands beside and in {}: {inside}, as it says, counts", self.name));
                 }
                 inside
             }

@@ -103,7 +103,11 @@ impl Session for OnnxSession {
             adapter_parameters: model.adapter_parameters + self.decoder.adapter.parameters,
             vocab_size: model.vocab,
             max_positions: self.context,
-            warnings: [&self.merged, &model.warnings, &self.decoder.adapter.warnings].into_iter().flatten().cloned().collect(),
+            warnings: [&self.merged, &model.warnings, &self.decoder.adapter.warnings]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
         }
     }
 }

@@ -226,3 +226,62 @@ pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
         false => Err(Error::data("not a JSON object").at(path.display()).help("copy the file from the model again")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_special_tokens_are_ids_or_refused_by_file_and_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("generation_config.json");
+        assert_eq!(listed_ids(&file, "eos_token_id").unwrap(), None, "no file");
+        let ids = |text: &str, key: &str| {
+            std::fs::write(&file, text).unwrap();
+            listed_ids(&file, key)
+        };
+        for (text, want) in [
+            (r#"{"eos_token_id": 3}"#, Some(vec![3])),
+            (r#"{"eos_token_id": [3, 5]}"#, Some(vec![3, 5])),
+            (r#"{"eos_token_id": null}"#, None),
+            ("{}", None),
+        ] {
+            assert_eq!(ids(text, "eos_token_id").unwrap(), want, "{text}");
+        }
+        // LLaMA's first configurations have no padding token in this way.
+        assert_eq!(ids(r#"{"pad_token_id": -1}"#, "pad_token_id").unwrap(), None);
+        for value in ["\"3\"", "3.0", "true", "-1", "{}", "[3, \"5\"]", "[[3]]", "4294967296", "1e30"] {
+            let error = ids(&format!("{{\"eos_token_id\": {value}}}"), "eos_token_id").unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Data);
+            let said = format!("{} {error}", error.place().unwrap_or_default());
+            assert!(said.contains("generation_config.json") && said.contains("eos_token_id"), "{said}");
+        }
+        for text in ["null", "[]", "3"] {
+            let error = ids(text, "eos_token_id").unwrap_err();
+            assert!(error.to_string().contains("not a JSON object"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_special_token_that_is_no_text_is_refused_by_file_and_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let named = |text: &str| {
+            std::fs::write(folder.path().join("tokenizer_config.json"), text).unwrap();
+            SpecialTokens::from_model_dir(folder.path())
+        };
+        for (text, want) in [
+            (r#"{"eos_token": "</s>", "pad_token": null}"#, Some("</s>")),
+            (r#"{"eos_token": {"content": "</s>"}}"#, Some("</s>")),
+            ("{}", None),
+        ] {
+            assert_eq!(named(text).unwrap().get("eos_token"), want, "{text}");
+        }
+        for value in ["3", "[]", "true", "{\"content\": 3}"] {
+            let error = named(&format!("{{\"eos_token\": {value}}}")).unwrap_err();
+            assert!(error.to_string().contains("eos_token"), "{error}");
+        }
+        for text in ["null", "[]"] {
+            assert!(named(text).unwrap_err().to_string().contains("not a JSON object"));
+        }
+    }
+}

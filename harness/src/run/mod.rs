@@ -15,7 +15,7 @@ mod resident;
 mod stored;
 mod train;
 
-pub use backends::{Backends, LoadedBackend, Origin, backend_error};
+pub use backends::{Backends, LoadedBackend, Origin, backend_error, opening_warnings};
 pub use evaluate::{EvalJob, Evaluated, Query, evaluate, evaluator};
 pub use machine::machine;
 pub use observe::{Cancel, Notice, Observer, StageSink};

@@ -8,7 +8,7 @@ use crate::backend::{Event, Level, Method, OpenConfig, SessionInfo, TrainPlan, T
 use crate::data::format::LabelledRows;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fsio;
-use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, backend_error};
+use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, backend_error, opening_warnings};
 use crate::suite::Hyperparameters;
 use crate::train::log::{Curves, EventLog, read};
 use crate::train::plan::{Order, PlanOptions, fingerprint, order};
@@ -169,6 +169,7 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
 
     let mut session = job.backend.open(&job.open)?;
     let info = session.info();
+    opening_warnings(&job.open, &info).into_iter().for_each(|w| observer.notice(Notice::Warning(w)));
     let trainer = session.trainer().ok_or_else(|| {
         Error::backend(format!("backend {} cannot train", job.backend.backend.describe().name))
             .help("name another one as model.backend")

@@ -205,7 +205,9 @@ mod tests {
 
     #[test]
     fn a_key_of_the_future_that_switches_nothing_on_is_passed_over_and_named() {
-        for value in [json!(null), json!(false), json!(0), json!(3), json!(0.5), json!(""), json!("auto"), json!([]), json!({})] {
+        for value in
+            [json!(null), json!(false), json!(0), json!(3), json!(0.5), json!(""), json!("auto"), json!([]), json!({})]
+        {
             let folder = tempfile::tempdir().unwrap();
             let write = |raw: &Map<String, Value>| {
                 std::fs::write(folder.path().join(ADAPTER_CONFIG), json!(raw).to_string()).unwrap();

@@ -308,7 +308,8 @@ fn write(
     let written = write_decoder(config, &source, &inside.join(DATA), sink)?;
     let bytes = written.model.into_bytes();
     fsio::write_atomic(&inside.join(MODEL), &bytes).map_err(|e| disk(&e))?;
-    fsio::write_json(&inside.join("genai_config.json"), &genai::config(config, request.model)?).map_err(|e| disk(&e))?;
+    fsio::write_json(&inside.join("genai_config.json"), &genai::config(config, request.model)?)
+        .map_err(|e| disk(&e))?;
     for name in COMPANIONS {
         let from = request.model.join(name);
         if from.is_file() {

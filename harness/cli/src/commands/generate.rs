@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use karat::backend::{Completion, Event, Tokens};
 use karat::data::tokens::Tokenizer;
-use karat::run::{Backends, StageSink, backend_error, evaluator};
+use karat::run::{Backends, StageSink, backend_error, evaluator, opening_warnings};
 use karat::{Error, Result};
 use serde_json::{Value, json};
 
@@ -26,7 +26,9 @@ pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> 
     let config = generate_config(args, stop_ids);
     let backend = Plugins::new(global)?.backend(&args.model.backend)?;
     let cancel = cancel_on_interrupt()?;
-    let mut session = backend.open(&open_config(&args.model))?;
+    let open = open_config(&args.model);
+    let mut session = backend.open(&open)?;
+    opening_warnings(&open, &session.info()).iter().for_each(|w| output.say(format!("warning: {w}")));
     let evaluator = evaluator(&mut session, &args.model.backend)?;
     let prompts: Tokens = rows.iter().map(|r| &r.ids).collect();
     let quiet = output.among_rows();

@@ -1,7 +1,7 @@
 //! `karat merge`: an adapter folded into its model's weights.
 
 use karat::backend::{Capability, OpenConfig};
-use karat::run::Backends;
+use karat::run::{Backends, opening_warnings};
 use karat::{Error, Result};
 use serde_json::json;
 
@@ -27,6 +27,7 @@ pub fn run(args: &MergeArgs, global: &Global, output: &Output) -> Result<u8> {
         ..OpenConfig::new(&args.model)
     };
     let info = backend.open(&open)?.info();
+    opening_warnings(&open, &info).iter().for_each(|w| output.say(format!("warning: {w}")));
     let text = format!("{}\n{} parameters, {}\n", out.display(), info.parameters, info.dtype);
     output.result(&json!({"folder": out, "parameters": info.parameters, "dtype": info.dtype}), &text)?;
     Ok(0)

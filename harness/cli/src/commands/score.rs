@@ -2,7 +2,7 @@
 
 use karat::Result;
 use karat::backend::{Event, Flow, Scores, Tokens};
-use karat::run::{Backends, backend_error, evaluator};
+use karat::run::{Backends, backend_error, evaluator, opening_warnings};
 use serde_json::{Value, json};
 
 use super::rows::{Printer, Row};
@@ -18,7 +18,9 @@ pub fn run(args: &ScoreArgs, global: &Global, output: &Output) -> Result<u8> {
     let rows = super::rows::read(&args.input, &args.model.model)?;
     let backend = Plugins::new(global)?.backend(&args.model.backend)?;
     let cancel = cancel_on_interrupt()?;
-    let mut session = backend.open(&open_config(&args.model))?;
+    let open = open_config(&args.model);
+    let mut session = backend.open(&open)?;
+    opening_warnings(&open, &session.info()).iter().for_each(|w| output.say(format!("warning: {w}")));
     let evaluator = evaluator(&mut session, &args.model.backend)?;
     let quiet = output.among_rows();
     let mut progress = Progress::new(&quiet);
