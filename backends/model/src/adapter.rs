@@ -62,8 +62,7 @@ pub fn adapter_tensors(folder: &Path) -> Result<(Layout, Option<String>), Backen
     let changed: Vec<String> = files.names().filter(|name| canonical(name).0 != **name).map(String::from).collect();
     let Some(first) = changed.first() else { return Ok((files, None)) };
     let said = format!(
-        "{}: {} tensor names are not those that PEFT saves and are read as if they were, as {first} for {}",
-        path.display(),
+        "{WEIGHTS}: {} tensor names are not those that PEFT saves and are read as if they were, as {first} for {}",
         changed.len(),
         canonical(first).0
     );

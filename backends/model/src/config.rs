@@ -141,9 +141,10 @@ impl ModelConfig {
         let text = std::fs::read(&path).map_err(unread)?;
         let raw: Value = serde_json::from_slice(&text).map_err(|e| at("not JSON").because(&e))?;
         let Value::Object(raw) = raw else { return Err(at("not a JSON object")) };
-        let place = |message: String| format!("{}: {message}", path.display());
-        let mut config = Self::parse(raw).map_err(|e| BackendError { message: place(e.message), ..e })?;
-        config.warnings = config.warnings.into_iter().map(place).collect();
+        let mut config = Self::parse(raw)
+            .map_err(|e| BackendError { message: format!("{}: {}", path.display(), e.message), ..e })?;
+        // Without the folder: an export keeps them, and its bytes do not depend on where the model lay.
+        config.warnings.iter_mut().for_each(|warning| warning.insert_str(0, "config.json: "));
         Ok(config)
     }
 
@@ -156,7 +157,7 @@ impl ModelConfig {
         let family = match keys.text("model_type")? {
             Some(name) => Family::of(name).ok_or_else(|| {
                 let known = Family::NAMES.join(", ");
-                BackendError::unsupported(format!("model_type \"{name}\" is not implemented (implemented: {known})"))
+                BackendError::unsupported(format!("model_type {name:?} is not implemented (implemented: {known})"))
             })?,
             None => return Err(BackendError::failed("\"model_type\" is missing")),
         };
@@ -264,7 +265,7 @@ fn pad(keys: Keys<'_>, vocab: usize) -> Result<Option<u32>, BackendError> {
 fn refuse_unimplemented(keys: Keys<'_>, family: Family, layers: usize) -> Result<(), BackendError> {
     match keys.text("hidden_act")? {
         None | Some("silu" | "swish") => {}
-        Some(other) => return Err(unimplemented(format!("hidden_act \"{other}\" (implemented: silu)"))),
+        Some(other) => return Err(unimplemented(format!("hidden_act {other:?} (implemented: silu)"))),
     }
     // No key of this family's: a null is not read.
     let slides = match (family, keys.some("use_sliding_window")) {

@@ -213,7 +213,7 @@ impl Section<'_> {
 
     fn read(&self, remarks: &mut Vec<String>) -> Result<Rope, BackendError> {
         if let Some((kind, _)) = self.keys.0.iter().find(|(_, value)| value.is_object()) {
-            return Err(unimplemented(format!("a rotary embedding for each kind of layer ({}.{kind})", self.name)));
+            return Err(unimplemented(format!("a rotary embedding for each kind of layer ({}, {kind:?})", self.name)));
         }
         let kind = self.kind()?;
         for (keys, place) in [(self.keys, self.name), (self.outer, "config.json")] {
@@ -249,8 +249,8 @@ impl Section<'_> {
             }
             "yarn" => self.yarn()?,
             other => {
-                return Err(unimplemented(format!(
-                    "rope type \"{other}\" ({}; implemented: default, linear, llama3, yarn)",
+                return Err(BackendError::unsupported(format!(
+                    "rope type {other:?} ({}) is not implemented (implemented: default, linear, llama3, yarn)",
                     self.name
                 )));
             }

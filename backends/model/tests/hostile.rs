@@ -180,6 +180,7 @@ fn sizes_are_held_against_the_tensors_before_anything_is_allocated() {
 fn a_model_that_is_drawn_must_fit_into_the_memory_that_is_left() {
     let mut config = base("llama");
     config["num_hidden_layers"] = json!((1u64 << 28) - 1);
+    config["hidden_size"] = json!((1u64 << 28) - 2);
     config["layer_types"] = json!(null);
     let config = ModelConfig::parse(config).unwrap();
     for available in [None, Some(1 << 30)] {

@@ -71,7 +71,7 @@ pub fn read_adapter_config_saying(folder: &Path) -> Result<(LoraConfig, Option<S
     let (config, unknown) = parse(&raw).map_err(|e| BackendError { message: place(e.message), ..e })?;
     let said = (!unknown.is_empty()).then(|| {
         let what = "no key of PEFT 0.21; a value that switches nothing on is passed over, as PEFT does";
-        place(format!("{}: {what}", unknown.join(", ")))
+        format!("{ADAPTER_CONFIG}: {}: {what}", unknown.join(", "))
     });
     Ok((config, said))
 }

@@ -69,6 +69,21 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// Whether the files are large enough for the sizes that are said: what is allocated for them is bounded so.
+    fn fits_its_files(&self) -> bool {
+        let [layers, heads, dim, vocab, positions] =
+            [self.layers, self.kv_heads, self.head_dim, self.vocab, self.max_positions].map(|n| n as u128);
+        let data = u128::from(self.data_bytes);
+        // A layer has some twenty nodes with their names; every projection to the keys, row of the head and angle its bytes.
+        let inputs = self.adapter_inputs.values().flatten().all(|n| (*n as u128) < 8 * data);
+        let all = [layers, heads, dim, vocab, positions].iter().all(|n| *n > 0);
+        all && inputs
+            && 256 * layers <= u128::from(self.model_bytes)
+            && layers * heads * dim <= 8 * data
+            && vocab <= 8 * data
+            && positions * dim <= data
+    }
+
     /// The element type of activations, the key-value cache and an adapter that is fed. Karat's own operators round
     /// what they multiply, and nothing else.
     pub fn activations(&self) -> Dtype {
@@ -118,6 +133,9 @@ impl Exported {
             if length != expected {
                 return Err(broken(format!("{name} has {length} bytes, it was written with {expected}")));
             }
+        }
+        if !manifest.fits_its_files() {
+            return Err(broken(format!("the sizes in {MANIFEST} do not fit the files")));
         }
         // The graph is small and decides everything; the weights are only measured, hashing them would cost seconds.
         let model = fs::read(folder.join(MODEL)).map_err(|e| broken(format!("{MODEL}: {e}")))?;

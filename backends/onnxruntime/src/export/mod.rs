@@ -282,6 +282,7 @@ fn write(
 ) -> Result<Exported, BackendError> {
     let checkpoint = Checkpoint::open(request.model)?;
     config.check_tensors(checkpoint.layout())?;
+    let said_tied = config.tied;
     config.settle_head(checkpoint.layout())?;
     let config = &config;
     let adapter = request.adapter.map(Adapter::open).transpose()?;
@@ -316,6 +317,9 @@ fn write(
             let text = fs::read(&from).map_err(|e| disk(&e))?;
             fsio::write_atomic(&inside.join(name), &text).map_err(|e| disk(&e))?;
         }
+    }
+    if said_tied && !config.tied {
+        fsio::write_json(&inside.join("config.json"), &config.raw).map_err(|e| disk(&e))?;
     }
     for named in request.beside {
         let inside = inside.join(ADAPTERS).join(&named.name);
