@@ -213,7 +213,7 @@ impl Linear {
             let merged = nn::merged(&self.weight, [a, b], *scale, gain.as_ref())?;
             let dtype = self.weight.dtype();
             if dtype != Dtype::F32 {
-                rounding.add(dtype, &*nn::view(&self.weight.widened()?)?, &*nn::view(&merged)?);
+                rounding.add(dtype, &nn::view(&self.weight.widened()?)?, &nn::view(&merged)?);
             }
             self.weight = merged.into();
             self.lora = None;

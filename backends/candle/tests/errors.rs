@@ -166,7 +166,8 @@ fn an_adapter_under_the_names_of_a_training_script_scores_as_under_pefts_and_is_
     assert!(said.is_empty(), "{said:?}");
     let file = folder.join("adapter_model.safetensors");
     let stored = tensors(&file);
-    let renamed: [(fn(&str) -> String, &str); 2] = [
+    type Rename = fn(&str) -> String;
+    let renamed: [(Rename, &str); 2] = [
         (|name| name.replace(".weight", ".default.weight"), "lora_A.default.weight"),
         (|name| format!("_orig_mod.module.{name}"), "_orig_mod.module."),
     ];

@@ -244,7 +244,7 @@ fn heads(keys: Keys<'_>, family: Family, hidden_size: usize) -> Result<Heads, Ba
             "\"num_key_value_heads\" {group_keys}{said} does not divide the {queries} of \"num_attention_heads\""
         )));
     }
-    if family == Family::Llama && hidden_size % queries != 0 {
+    if family == Family::Llama && !hidden_size.is_multiple_of(queries) {
         return Err(BackendError::failed(format!(
             "\"hidden_size\" {hidden_size} must be a multiple of \"num_attention_heads\" {queries} in a llama"
         )));
@@ -291,8 +291,21 @@ fn refuse_unimplemented(keys: Keys<'_>, family: Family, layers: usize) -> Result
         Some(other) => return Err(wrong("layer_types", "a list of the kinds of layers", other)),
     }
     for (key, neutral) in [("attention_dropout", 0.0), ("pretraining_tp", 1.0)] {
-        if keys.some(key).is_some() && keys.number(key)?.is_some_and(|x| x != neutral) {
+        // Where transformers takes a null, it is as good as nothing.
+        let nothing = keys.some(key).is_none() && (family == Family::Llama || key == "pretraining_tp");
+        if !nothing && keys.number(key)?.is_some_and(|x| x != neutral) {
             return Err(unimplemented(format!("{key} other than {neutral}")));
+        }
+    }
+    // They change no number here, but what cannot be is a sign of a broken file.
+    keys.flag("use_cache")?;
+    if family != Family::Llama {
+        let broken = |value: &&Value| value.as_i64().is_none();
+        let windows = [keys.some("sliding_window"), keys.get("max_window_layers")];
+        for (key, value) in ["sliding_window", "max_window_layers"].into_iter().zip(windows) {
+            if let Some(value) = value.filter(broken) {
+                return Err(wrong(key, "a whole number", value));
+            }
         }
     }
     for key in ["quantization_config", "num_experts", "num_local_experts"] {

@@ -91,7 +91,7 @@ impl Backend for OnnxRuntimeBackend {
         let loaded = runtime::load(options.library.as_deref(), options.fetch_runtime, on_cuda)?;
         Provider::offers(asked, &loaded)?;
         let merged = config.merge_into.as_deref().map(|folder| merge(config, folder)).transpose()?;
-        let (config, said) = merged.map_or_else(|| (config.clone(), Vec::new()), |merged| merged);
+        let (config, said) = merged.unwrap_or_else(|| (config.clone(), Vec::new()));
         let config = &config;
         let (provider, operators) = settle(config, &options, asked, &loaded)?;
         if operators == Operators::Karat {

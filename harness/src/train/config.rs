@@ -114,7 +114,7 @@ impl LoraConfig {
         let alphas = self.alpha_pattern.iter().map(|(key, alpha)| (format!("alpha_pattern.{key}"), *alpha));
         for (key, alpha) in [("lora_alpha".to_owned(), self.lora_alpha)].into_iter().chain(alphas) {
             // What is larger makes numbers that are not finite of any weights.
-            if !(alpha.abs() <= LARGEST_ALPHA) {
+            if !alpha.is_finite() || alpha.abs() > LARGEST_ALPHA {
                 return fail(format!("{key}: an alpha must be a number up to {LARGEST_ALPHA:e}, not {alpha:e}"));
             }
         }
