@@ -394,6 +394,9 @@ pub struct SessionInfo {
     pub vocab_size: usize,
     /// Longest sequence the model was made for.
     pub max_positions: usize,
+    /// What the user should know of how the model or its adapter was read, each a sentence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Log-probabilities of a scored batch: row `i` of `n` ids has `max(n, 1) - 1` entries, the first for the second token.

@@ -130,6 +130,23 @@ impl Layout {
         self.tensors.get(name).map(|t| t.shape.as_slice())
     }
 
+    /// The same tensors, each under the name that `name` gives for its own.
+    ///
+    /// # Errors
+    /// If two come to have one name.
+    pub fn renamed(self, name: impl Fn(&str) -> String) -> Result<Self, BackendError> {
+        let mut tensors = BTreeMap::new();
+        for (old, stored) in self.tensors {
+            let path = &self.files[stored.file];
+            let new = name(&old);
+            if tensors.contains_key(&new) {
+                return Err(at(path, format!("{old} and another tensor are both {new}")));
+            }
+            tensors.insert(new, stored);
+        }
+        Ok(Layout { tensors, ..self })
+    }
+
     /// Where the tensor `name` lies, which must have `shape`.
     ///
     /// # Errors

@@ -23,11 +23,23 @@ fn kilobytes(text: &str, key: &str) -> Option<u64> {
 }
 
 /// What this process could still take before the system runs out: the machine's memory that is free or can be freed, or
-/// less where a control group (a container) has a limit.
+/// less where a control group (a container) or the process itself (`ulimit -v`) has a limit.
 pub fn available() -> Option<u64> {
     let machine = std::fs::read_to_string("/proc/meminfo").ok()?;
     let machine = kilobytes(&machine, "MemAvailable:")?;
-    Some(left_in_groups().map_or(machine, |groups| groups.min(machine)))
+    [left_in_groups(), left_in_limit()].into_iter().flatten().chain([machine]).min()
+}
+
+/// What is left of the address space that this process may have; nothing where that has no limit.
+fn left_in_limit() -> Option<u64> {
+    let limit = address_space(&std::fs::read_to_string("/proc/self/limits").ok()?)?;
+    Some(limit.saturating_sub(status("VmSize:")?))
+}
+
+/// The soft limit of the address space, in bytes, as `/proc/self/limits` has it.
+fn address_space(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// What the control groups (version 2) that this process is in have left; nothing where none has a limit.
@@ -61,6 +73,14 @@ mod tests {
         assert_eq!(left_in_group("1000\n", "850\n", stat), Some(450));
         assert_eq!(left_in_group("500\n", "850\n", stat), Some(0));
         assert_eq!(left_in_group("max\n", "850\n", stat), None);
+    }
+
+    #[test]
+    fn a_limit_of_the_address_space_is_read_and_none_is_none() {
+        let limits =
+            |soft: &str| format!("Limit  Soft Limit  Hard Limit  Units\nMax address space  {soft}  unlimited  bytes\n");
+        assert_eq!(address_space(&limits("8192000000")), Some(8_192_000_000));
+        assert_eq!(address_space(&limits("unlimited")), None);
     }
 
     #[test]

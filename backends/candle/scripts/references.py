@@ -12,6 +12,7 @@ shapes of what is stored, and the adapter's configuration.
 """
 
 import argparse
+import copy
 import json
 import sys
 import tempfile
@@ -124,6 +125,15 @@ MODELS = {
     "llama": {**COMMON, "model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True,
               "rope_theta": 100000.0},
 }
+# Stretched frequencies; yarn also scales queries and keys, and so their gradients.
+STRETCHED = {
+    "llama3": {**COMMON, "model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True, "rope_scaling": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16}},
+    "qwen3-yarn": {**COMMON, "model_type": "qwen3", "num_key_value_heads": 3, "tie_word_embeddings": True,
+                   "rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+                                       "original_max_position_embeddings": 16}},
+}
 SEED, MODEL_SEED = 7, 11
 LENGTHS = [12, 7, 20, 9, 15, 5, 11, 18]
 STEPS = [[[s % 8, (s + 3) % 8], [(s + 5) % 8]] for s in range(10)]
@@ -174,11 +184,21 @@ SCENARIOS = [
              {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": ["q_proj", "gate_proj"], "use_dora": True,
               "modules_to_save": ["norm", "v_proj"]},
              schedule="constant", weight_decay=0.1, learning_rate=1e-2),
+] + [
+    made
+    for model in STRETCHED
+    for made in [
+        scenario(f"{model} full", model, weight_decay=0.1),
+        scenario(f"{model} LoRA", model, {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ALL},
+                 learning_rate=2e-2),
+    ]
 ]
+MODELS |= STRETCHED
+
 
 
 def made(model_name):
-    config = AutoConfig.for_model(**MODELS[model_name])
+    config = AutoConfig.for_model(**copy.deepcopy(MODELS[model_name]))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").double()
     for name, parameter in model.named_parameters():
         parameter.data = drawn_weight(name, parameter.shape, MODEL_SEED)

@@ -9,6 +9,7 @@ use karat::backend::BackendError;
 use karat::train::LoraConfig;
 use karat::train::config::{InitLora, Matcher, Shape};
 use karat::train::peft::{ADAPTER_CONFIG, refused};
+use karat_model::adapter_tensors;
 
 use crate::files::{TensorFiles, at, write_tensors};
 use crate::linear::{Dora, Linear, Lora};
@@ -169,9 +170,34 @@ impl Source {
     }
 }
 
+/// Holds the size of an adapter that is to be drawn against the memory that is left: each number has a gradient and two
+/// moments.
+fn check_memory(model: &Decoder, modules: &BTreeMap<String, Shape>) -> Result<()> {
+    let Some(room) = karat::memory::available() else { return Ok(()) };
+    let mut bytes = 0u128;
+    for linear in model.layers.iter().flat_map(|layer| layer.linears()) {
+        if let Some(shape) = modules.get(&linear.name) {
+            let (n_in, n_out) = linear.widths();
+            bytes += 16 * shape.r as u128 * (n_in as u128 + n_out as u128);
+        }
+    }
+    match bytes <= u128::from(room) {
+        true => Ok(()),
+        false => Err(BackendError::failed(format!(
+            "an adapter of these ranks takes {:.1} GB to train, and there are {:.1} GB of memory left: lower r or \
+             rank_pattern",
+            bytes as f64 / 1e9,
+            room as f64 / 1e9
+        ))),
+    }
+}
+
 /// Puts an adapter on every targeted module.
 fn attach(model: &mut Decoder, config: &LoraConfig, mut source: Source) -> Result<()> {
     let Layout { modules, dora, whole } = Layout::new(model, config)?;
+    if let Source::Seed(..) = source {
+        check_memory(model, &modules)?;
+    }
     for (i, layer) in model.layers.iter_mut().enumerate() {
         for (j, linear) in layer.linears_mut().into_iter().enumerate() {
             linear.lora = match modules.get(&linear.name) {
@@ -191,13 +217,16 @@ fn attach(model: &mut Decoder, config: &LoraConfig, mut source: Source) -> Resul
     Ok(())
 }
 
-/// Puts the adapter of `folder` on the model, under `config` (which may differ from the folder's in its dropout).
+/// Puts the adapter of `folder` on the model, under `config` (which may differ from the folder's in its dropout). Names of
+/// tensors that are not PEFT's own are mapped, and the model's warnings say so.
 ///
 /// # Errors
 /// For missing, misshapen or stray tensors, by name.
 pub fn load(model: &mut Decoder, config: &LoraConfig, folder: &Path) -> Result<()> {
     let path = folder.join(WEIGHTS);
-    let file = TensorFiles::of_file(&path)?;
+    let (layout, said) = adapter_tensors(folder)?;
+    let file = TensorFiles::map(layout)?;
+    model.config.warnings.extend(said);
     let names: Vec<String> = file.names().map(String::from).collect();
     attach(model, config, Source::File(Box::new(file)))?;
     let known: BTreeSet<String> = model.adapter_tensors().keys().map(|name| stored_name(name)).collect();

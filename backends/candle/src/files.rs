@@ -46,10 +46,19 @@ impl TensorFiles {
         Self::map(Layout::of_file(path)?)
     }
 
-    fn map(layout: Layout) -> Result<Self> {
+    /// Maps the files of `layout`.
+    ///
+    /// # Errors
+    /// If one cannot be mapped.
+    pub fn map(layout: Layout) -> Result<Self> {
         let map = |path: &PathBuf| io(path, "could not map it", File::open(path).and_then(|file| Mapping::new(&file)));
         let mappings = layout.files().iter().map(map).collect::<Result<_>>()?;
         Ok(TensorFiles { layout, mappings })
+    }
+
+    /// Where they lie.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// Names of all tensors.

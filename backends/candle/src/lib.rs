@@ -75,7 +75,7 @@ impl Backend for CandleBackend {
             ],
             devices: vec!["cuda".into(), "cpu".into()],
             dtypes: vec![Dtype::F32, Dtype::Bf16],
-            model_families: config::FAMILIES.map(String::from).to_vec(),
+            model_families: karat_model::Family::NAMES.map(String::from).to_vec(),
             build: BTreeMap::from([("candle-core".to_owned(), "0.11".to_owned())]),
         }
     }

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use karat::backend::BackendError;
+use karat::backend::{BackendError, Dtype};
+use karat_model::Rounding;
 
 use crate::cuda::Device;
 use crate::cuda::pool::trim;
@@ -201,14 +202,20 @@ impl Linear {
     }
 
     /// Takes the adapter off and puts what it does into the weight: `g (W + s B A)`, computed in f32 from the tensors as they
-    /// are, so that the weight is rounded once if it is then written in fewer bits.
+    /// are, so that the weight is rounded once if it is then written in fewer bits. What that would lose is added to
+    /// `rounding`.
     ///
     /// # Errors
     /// If the device fails; the adapter stays on then.
-    pub fn merge(&mut self) -> Result<()> {
+    pub fn merge(&mut self, rounding: &mut Rounding) -> Result<()> {
         if let Some(Lora { a, b, scale, dora, .. }) = &self.lora {
             let gain = dora.as_ref().map(Dora::gain).transpose()?;
-            self.weight = nn::merged(&self.weight, [a, b], *scale, gain.as_ref())?.into();
+            let merged = nn::merged(&self.weight, [a, b], *scale, gain.as_ref())?;
+            let dtype = self.weight.dtype();
+            if dtype != Dtype::F32 {
+                rounding.add(dtype, &nn::view(&self.weight.widened()?)?, &nn::view(&merged)?);
+            }
+            self.weight = merged.into();
             self.lora = None;
         }
         Ok(())

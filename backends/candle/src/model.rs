@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use karat::backend::BackendError;
+use karat_model::{EMBEDDING, HEAD, Rounding};
 
 use crate::config::ModelConfig;
 use crate::cuda::Device;
@@ -63,9 +64,6 @@ pub struct Decoder {
     device: Option<Arc<Device>>,
 }
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
-
 /// Whether optimizers of the Hugging Face trainer leave this tensor out of weight decay: biases and norms.
 pub fn excluded_from_decay(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
@@ -79,9 +77,11 @@ impl Decoder {
     /// Loads the weights of a model folder.
     ///
     /// # Errors
-    /// For missing, misshapen or unexpected tensors, by name.
-    pub fn load(config: ModelConfig, folder: &std::path::Path) -> Result<Self> {
+    /// For missing, misshapen or unexpected tensors, by name, before anything is allocated for them.
+    pub fn load(mut config: ModelConfig, folder: &std::path::Path) -> Result<Self> {
         let files = TensorFiles::of_folder(folder)?;
+        config.check_tensors(files.layout())?;
+        config.settle_head(files.layout())?;
         let model = Self::build(config, |name, shape| files.weight(name, shape))?;
         let known = model.tensors();
         let stray = files.names().find(|name| {
@@ -101,8 +101,9 @@ impl Decoder {
     /// function of the seed and its name.
     ///
     /// # Errors
-    /// If the device has no room.
+    /// If the machine has no room.
     pub fn random(config: ModelConfig, seed: u64) -> Result<Self> {
+        config.check_memory(karat::memory::available())?;
         let (generator, deviation) = (Philox::new(seed), config.initializer_range);
         Self::build(config, |name, shape| {
             let n: usize = shape.iter().product();
@@ -171,7 +172,7 @@ impl Decoder {
 
     /// Name of the output projection: the embedding's where it is tied.
     pub fn head_name(&self) -> &'static str {
-        if self.config.tied { EMBEDDING } else { HEAD }
+        self.config.head_name()
     }
 
     /// Computes products with weights in `precision` from now on; a fresh decoder does so in f32.
@@ -281,14 +282,17 @@ impl Decoder {
         self.layers.iter().flat_map(|layer| layer.linears()).try_for_each(|linear| linear.renorm())
     }
 
-    /// Puts the adapter into the weights, in f32, and takes it off. A head tied to the embedding is never touched: no
-    /// adapter can be on it.
+    /// Puts the adapter into the weights, in f32, and takes it off; returns what of it would be lost in the type that they
+    /// are stored in. A head tied to the embedding is never touched: no adapter can be on it.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn merge(&mut self) -> Result<()> {
+    pub fn merge(&mut self) -> Result<Rounding> {
         self.whole.clear();
-        self.layers.iter_mut().flat_map(|layer| layer.linears_mut()).try_for_each(|linear| linear.merge())
+        let mut rounding = Rounding::default();
+        let mut linears = self.layers.iter_mut().flat_map(|layer| layer.linears_mut());
+        linears.try_for_each(|linear| linear.merge(&mut rounding))?;
+        Ok(rounding)
     }
 
     /// Angles for rows of up to `positions`.
@@ -296,7 +300,7 @@ impl Decoder {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if table.positions() < positions {
             let size = positions.next_power_of_two().min(self.config.max_positions.max(positions));
-            *table = Arc::new(Angles::new(self.config.rope_theta, self.config.heads.dim, size));
+            *table = Arc::new(Angles::new(&self.config.rope, self.config.heads.dim, size));
         }
         table.clone()
     }

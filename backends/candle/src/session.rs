@@ -6,11 +6,11 @@ use karat::backend::{
     BackendError, Completion, Dtype, Evaluator, Event, EventSink, Flow, GenerateConfig, LabelledView, OpenConfig,
     Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights, worker_threads,
 };
-use karat::train::peft::read_adapter_config;
+use karat::train::peft::read_adapter_config_saying;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::adapter;
-use crate::config::ModelConfig;
+use crate::config;
 use crate::cuda::open::{Asked, Opened, open};
 use crate::cuda::pool::trim;
 use crate::model::{Batch, Decoder};
@@ -58,21 +58,23 @@ impl CandleSession {
             .thread_name(|i| format!("karat-candle-{i}"))
             .build()
             .map_err(|e| BackendError::failed(format!("could not start {threads} threads")).because(&e))?;
-        let shape = ModelConfig::read(&config.model)?;
+        let shape = config::read(&config.model)?;
         let mut model = pool.install(|| match config.weights {
             Weights::Load => Decoder::load(shape, &config.model),
             Weights::Random => Decoder::random(shape, config.seed),
         })?;
         model.set_precision(precision);
         if let Some(folder) = &config.adapter {
-            let adapter = read_adapter_config(folder)?;
+            let (adapter, said) = read_adapter_config_saying(folder)?;
+            model.config.warnings.extend(said);
             adapter::load(&mut model, &adapter, folder)?;
         }
         if let Some(folder) = &config.merge_into {
             if config.adapter.is_none() {
                 return Err(BackendError::failed("there is no adapter to merge into the weights; name one"));
             }
-            pool.install(|| model.merge())?;
+            let rounding = pool.install(|| model.merge())?;
+            model.config.warnings.extend(rounding.warning());
             checkpoint::publish_model(&model, &config.model, folder)?;
         }
         if let Some(device) = &opened_on.device {
@@ -132,6 +134,7 @@ impl Session for CandleSession {
             adapter_parameters: self.model.adapter_tensors().values().map(|t| t.elem_count() as u64).sum(),
             vocab_size: self.model.config.vocab_size,
             max_positions: self.model.config.max_positions,
+            warnings: self.model.config.warnings.clone(),
         }
     }
 }

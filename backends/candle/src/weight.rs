@@ -3,6 +3,8 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
+use karat::backend::Dtype;
+
 use crate::cuda::{self, Device};
 use crate::nn::{self, Result, Tensor, View};
 use crate::ops::buffers;
@@ -69,6 +71,14 @@ impl Weight {
         match self {
             Weight::Owned(_) => Kind::F32,
             Weight::Mapped { numbers, .. } | Weight::Placed { numbers, .. } => numbers.kind(),
+        }
+    }
+    /// The same as an element type.
+    pub fn dtype(&self) -> Dtype {
+        match self.kind() {
+            Kind::F32 => Dtype::F32,
+            Kind::Bf16 => Dtype::Bf16,
+            Kind::F16 => Dtype::F16,
         }
     }
     /// The elements.

@@ -34,10 +34,15 @@ fn on_cuda(base: &OpenConfig) -> OpenConfig {
 
 /// A model whose heads are as wide as the kernels on tensor cores have them.
 fn model(dir: &Path, family: &str) -> OpenConfig {
+    // The angles of a device are the CPU's, times the factor of yarn.
+    let (family, rope) = match family {
+        "yarn" => ("qwen3", json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16})),
+        family => (family, json!(null)),
+    };
     let config = json!({
         "architectures": ["SmallForCausalLM"], "model_type": family, "hidden_size": 48, "intermediate_size": 72,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 50,
-        "max_position_embeddings": 96, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu",
+        "max_position_embeddings": 96, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu", "rope_scaling": rope,
         "tie_word_embeddings": family != "llama", "attention_bias": family == "llama", "mlp_bias": family == "llama",
         "initializer_range": 0.15, "torch_dtype": "bfloat16"
     });
@@ -99,9 +104,12 @@ fn in_f32_training_is_that_of_the_cpu() {
     emulator_or_skip!();
     // Every kernel of every family and method, but not each pair of them.
     let [full, lora, dora] = methods();
-    for (family, methods) in
-        [("qwen3", vec![full.clone(), lora, dora]), ("qwen2", vec![full.clone()]), ("llama", vec![full])]
-    {
+    for (family, methods) in [
+        ("qwen3", vec![full.clone(), lora, dora]),
+        ("qwen2", vec![full.clone()]),
+        ("llama", vec![full.clone()]),
+        ("yarn", vec![full]),
+    ] {
         for method in methods {
             let dir = tempfile::tempdir().unwrap();
             let base = model(dir.path(), family);

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+#[path = "../../model/tests/drawn/mod.rs"]
+mod drawn;
 mod small_runs;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -135,6 +137,43 @@ fn every_family_and_variant_trains_as_transformers_and_peft_do() {
         assert!(norm < 1e-4, "{name}: {norm:.1e}");
         assert!(weights < 1e-3, "{name}: {weights:.1e}");
     }
+}
+
+#[test]
+fn stretched_rotary_embeddings_and_a_head_of_its_own_score_as_in_transformers() {
+    for model in drawn::references()["models"].as_array().unwrap() {
+        let (name, dir) = (&model["name"], tempfile::tempdir().unwrap());
+        drawn::write_model(dir.path(), model);
+        let (rows, wanted) = drawn::rows_and_logprobs(model);
+        let mut session = open(&OpenConfig { threads: 2, ..OpenConfig::new(dir.path()) });
+        let rows: Tokens = rows.iter().collect();
+        let scores = session.evaluator().unwrap().score(rows.view(), &mut ignore).unwrap();
+        assert_eq!(scores.logprobs.len(), wanted.len());
+        let worst = scores.logprobs.iter().zip(&wanted).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+        println!("{name}: log-probabilities within {worst:.1e}");
+        assert!(worst < 2e-5, "{name}: {worst}");
+        let warnings = session.info().warnings;
+        let own_head = name == "a head of its own";
+        assert_eq!(warnings.iter().any(|w| w.contains("lm_head.weight")), own_head, "{name}: {warnings:?}");
+        assert!(own_head || warnings.is_empty(), "{name}: {warnings:?}");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_a_head_of_its_own_says_that_it_is_not_tied() {
+    let references = drawn::references();
+    let model = references["models"].as_array().unwrap().iter().find(|m| m["name"] == "a head of its own").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    drawn::write_model(dir.path(), model);
+    let rows = draw_rows(&self::references());
+    let plan = plan(Method::Full, vec![vec![vec![0]]], 1e-3, &dir.path().join("out"));
+    let done = train(&OpenConfig::new(dir.path()), &plan, &rows, &Rows::default(), |_| false).0.unwrap();
+    let written = read_json(done.last_checkpoint.join("config.json"));
+    assert_eq!(written["tie_word_embeddings"], false);
+    let tensors = tensors(&done.last_checkpoint.join("model.safetensors"));
+    assert!(tensors["lm_head.weight"] != tensors["model.embed_tokens.weight"]);
+    let session = open(&OpenConfig::new(&done.last_checkpoint));
+    assert!(session.info().warnings.is_empty(), "{:?}", session.info().warnings);
 }
 
 #[test]

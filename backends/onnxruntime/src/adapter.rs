@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use karat::backend::BackendError;
 use karat::train::LoraConfig;
 use karat::train::config::{Matcher, Modules, Shape};
-use karat::train::peft::{read_adapter_config, refused};
+use karat::train::peft::{read_adapter_config_saying, refused};
+use karat_model::adapter_tensors;
 use rayon::prelude::*;
 
 use crate::checkpoint::Checkpoint;
@@ -30,6 +31,8 @@ pub struct Adapter {
     /// Tensor of the base (`lm_head.weight`) -> the tensor here that replaces it.
     saved: BTreeMap<String, String>,
     parameters: u64,
+    /// What its user should know of how it was read.
+    warnings: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -59,10 +62,13 @@ impl Adapter {
     /// # Errors
     /// Unsupported for a variant of LoRA that is not implemented, failed for broken or missing files.
     pub fn open(folder: &Path) -> Result<Self, BackendError> {
-        let config = read_adapter_config(folder)?;
-        let weights = Checkpoint::open_file(&folder.join("adapter_model.safetensors"))?;
+        let (config, of_config) = read_adapter_config_saying(folder)?;
+        let (weights, of_names) = adapter_tensors(folder)?;
+        let weights = Checkpoint::of(weights);
+        let warnings = of_config.into_iter().chain(of_names).collect();
         let (modules, saved) = (BTreeMap::new(), BTreeMap::new());
-        let mut adapter = Adapter { folder: folder.to_path_buf(), config, weights, modules, saved, parameters: 0 };
+        let folder = folder.to_path_buf();
+        let mut adapter = Adapter { folder, config, weights, modules, saved, parameters: 0, warnings };
         // A copy, for the rules borrow it.
         let config = adapter.config.clone();
         let matcher = config.matcher().map_err(|e| refused(&e))?;
@@ -154,6 +160,11 @@ impl Adapter {
         let stored = Stored { rank, scale: scale as f32, input, output, magnitude: None };
         self.modules.insert(module.to_string(), stored);
         Ok(())
+    }
+
+    /// What its user should know of how it was read: names that were mapped, keys that were passed over.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Numbers in all tensors of the adapter.

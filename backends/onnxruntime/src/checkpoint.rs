@@ -26,12 +26,14 @@ impl Checkpoint {
         Layout::of_folder(folder).map(Checkpoint)
     }
 
-    /// One safetensors file.
-    ///
-    /// # Errors
-    /// As [`Layout::of_file`].
-    pub fn open_file(path: &Path) -> Result<Self, BackendError> {
-        Layout::of_file(path).map(Checkpoint)
+    /// These tensors.
+    pub fn of(layout: Layout) -> Self {
+        Checkpoint(layout)
+    }
+
+    /// Where they lie.
+    pub fn layout(&self) -> &Layout {
+        &self.0
     }
 
     /// Names of all tensors, sorted.
@@ -42,6 +44,11 @@ impl Checkpoint {
     /// The shape of a tensor, if it is there.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.0.shape(name)
+    }
+
+    /// How the elements of a tensor of `shape` are stored, if it is there.
+    pub fn dtype(&self, name: &str, shape: &[usize]) -> Option<Dtype> {
+        self.0.find(name, shape).ok().map(|location| location.dtype)
     }
 
     /// Reads a tensor that must have `shape`, widened to f32.

@@ -70,7 +70,7 @@ impl Backend for OnnxRuntimeBackend {
             ],
             devices: vec!["cpu".into(), "cuda".into()],
             dtypes: vec![Dtype::F32, Dtype::F16, Dtype::Bf16],
-            model_families: config::Family::NAMES.map(String::from).to_vec(),
+            model_families: karat_model::Family::NAMES.map(String::from).to_vec(),
             build: build.into_iter().map(|(k, v)| (k.to_string(), v)).collect::<BTreeMap<_, _>>(),
         }
     }
@@ -93,7 +93,8 @@ impl Backend for OnnxRuntimeBackend {
         let loaded = runtime::load(options.library.as_deref(), options.fetch_runtime, on_cuda)?;
         Provider::offers(asked, &loaded)?;
         let merged = config.merge_into.as_deref().map(|folder| merge(config, folder)).transpose()?;
-        let config = merged.as_ref().unwrap_or(config);
+        let (config, said) = merged.unwrap_or_else(|| (config.clone(), Vec::new()));
+        let config = &config;
         let (provider, operators) = settle(config, &options, asked, &loaded)?;
         if operators == Operators::Karat {
             Set::chosen().as_ref().map_err(BackendError::unsupported)?;
@@ -108,7 +109,7 @@ impl Backend for OnnxRuntimeBackend {
                 config.dtype
             ));
         }
-        Ok(Box::new(session::OnnxSession::open(config, &options, exported, &loaded, provider)?))
+        Ok(Box::new(session::OnnxSession::open(config, &options, exported, &loaded, provider, said)?))
     }
 
     fn provide(&self, fix: bool, device: &str) -> Result<Provisions, BackendError> {
@@ -170,11 +171,11 @@ fn settle(
     }
 }
 
-/// Writes the model of `config` with its adapter merged into `folder`; what to open then.
-fn merge(config: &OpenConfig, folder: &Path) -> Result<OpenConfig, BackendError> {
+/// Writes the model of `config` with its adapter merged into `folder`; what to open then, and what its user should know.
+fn merge(config: &OpenConfig, folder: &Path) -> Result<(OpenConfig, Vec<String>), BackendError> {
     let Some(adapter) = &config.adapter else {
         return Err(BackendError::failed("there is no adapter to merge into the weights; name one"));
     };
-    adapter::merge::write(&config.model, adapter, folder)?;
-    Ok(OpenConfig { model: folder.to_path_buf(), adapter: None, merge_into: None, ..config.clone() })
+    let said = adapter::merge::write(&config.model, adapter, folder)?;
+    Ok((OpenConfig { model: folder.to_path_buf(), adapter: None, merge_into: None, ..config.clone() }, said))
 }

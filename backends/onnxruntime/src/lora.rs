@@ -34,6 +34,8 @@ pub struct Fed {
     pub tensors: Vec<(String, DynTensor)>,
     /// Parameters of the adapter.
     pub parameters: u64,
+    /// What its user should know of how it was read.
+    pub warnings: Vec<String>,
 }
 
 impl Fed {
@@ -78,7 +80,7 @@ impl Fed {
                 tensors.push((format!("{module}.lora_{side}.weight"), made.map_err(&tensor)?));
             }
         }
-        Ok(Fed { tensors, parameters: adapter.parameters() })
+        Ok(Fed { tensors, parameters: adapter.parameters(), warnings: adapter.warnings().to_vec() })
     }
 }
 

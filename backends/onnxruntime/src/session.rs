@@ -26,6 +26,8 @@ pub struct OnnxSession {
     score_positions: usize,
     threads: usize,
     library: String,
+    /// What was said when the model was merged.
+    merged: Vec<String>,
 }
 
 impl OnnxSession {
@@ -39,6 +41,7 @@ impl OnnxSession {
         exported: Exported,
         loaded: &Loaded,
         provider: Provider,
+        merged: Vec<String>,
     ) -> Result<Self, BackendError> {
         let threads = worker_threads(config.threads)?;
         let mut decoder = Decoder::open(loaded, &exported, provider, threads, options)?;
@@ -52,6 +55,7 @@ impl OnnxSession {
             context: options.context.map_or(longest, |context| context.min(longest)),
             score_positions: options.score_positions,
             threads,
+            merged,
             library: format!("ONNX Runtime {}", runtime::version(loaded)),
             decoder,
         })
@@ -98,6 +102,11 @@ impl Session for OnnxSession {
             adapter_parameters: model.adapter_parameters + self.decoder.adapter.parameters,
             vocab_size: model.vocab,
             max_positions: self.context,
+            warnings: [&self.merged, &model.warnings, &self.decoder.adapter.warnings]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
         }
     }
 }

@@ -358,3 +358,47 @@ fn a_base_and_its_adapters_are_exported_together_and_used_from_there() {
     let error = session.set_adapter(Some(&folder.join("adapters/one"))).unwrap_err();
     assert!(error.message.contains("belongs to another base"), "{error}");
 }
+
+#[test]
+fn an_adapter_under_other_names_is_mapped_and_said_in_sessions_exports_and_merges() {
+    if !runtime_is_there() {
+        return;
+    }
+    let (model, cache) = (tiny_model("qwen3", true), tempfile::tempdir().unwrap());
+    let plain = factors(3, [2, 2]);
+    let theirs =
+        plain.iter().map(|(name, t)| (format!("module.{}", name.replace(".weight", ".default.weight")), t.clone()));
+    let (ours, theirs) =
+        (adapter(&config(json!({})), &plain), adapter(&config(json!({"a_new_key": 1})), &theirs.collect()));
+    let rows = tiny_rows(&[9, 17]);
+    let opened = |folder: &Path, mode: &str, into: Option<std::path::PathBuf>| {
+        let mut session = open(model.path(), cache.path(), |c| {
+            c.adapter = Some(folder.to_path_buf());
+            c.merge_into = into;
+            c.options.insert("adapter_mode".into(), json!(mode));
+        })
+        .unwrap();
+        (score(&mut session, &rows), session.info().warnings)
+    };
+    for mode in ["merge", "runtime"] {
+        let (want, nothing) = opened(ours.path(), mode, None);
+        assert!(nothing.is_empty(), "{nothing:?}");
+        let (got, said) = opened(theirs.path(), mode, None);
+        assert_eq!(got, want);
+        assert!(said.iter().any(|w| w.contains("a_new_key")) && said.iter().any(|w| w.contains("module.")), "{said:?}");
+    }
+    let into = cache.path().join("merged");
+    let (_, said) = opened(theirs.path(), "merge", Some(into.clone()));
+    assert!(said.iter().any(|w| w.contains("module.")), "{said:?}");
+
+    // A head of its own beside a configuration that ties it: merged, the folder says what is so.
+    let mut weights = weights_of("qwen3", true);
+    let mut head = weights["model.embed_tokens.weight"].clone();
+    head.1.iter_mut().for_each(|x| *x *= 2.0);
+    weights.insert("lm_head.weight".into(), head);
+    write_tensors(&model.path().join("model.safetensors"), &weights, Dtype::BF16);
+    let into = cache.path().join("merged-head");
+    let (_, said) = opened(ours.path(), "merge", Some(into.clone()));
+    assert!(said.iter().any(|w| w.contains("lm_head.weight")), "{said:?}");
+    assert_eq!(read_json(&into.join("config.json"))["tie_word_embeddings"], false);
+}

@@ -7,7 +7,10 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use karat::backend::{BackendError, BackendErrorKind, OpenConfig, Weights};
+use karat::backend::{
+    AdapterMode, Backend, BackendError, BackendErrorKind, Event, ExportConfig, Flow, Level, OpenConfig, Weights,
+};
+use karat_onnxruntime::OnnxRuntimeBackend;
 use karat_onnxruntime::export::{DATA, Exported, MANIFEST, MODEL, Request, export_cached, export_to, unheard};
 use safetensors::tensor::Dtype;
 use serde_json::json;
@@ -289,4 +292,51 @@ fn options_and_requests_that_are_not_served_are_named() {
         assert!(error.message.contains(expected), "{error}");
     }
     assert_eq!(entries(cache.path()), Vec::<String>::new());
+}
+
+#[test]
+fn sizes_of_a_manifest_are_held_against_its_files() {
+    let (model, cache) = (tiny_model("qwen3", true), tempfile::tempdir().unwrap());
+    let folder = export_cached(&Request::new(model.path()), cache.path()).unwrap().folder;
+    let whole = read_json(&folder.join(MANIFEST));
+    for key in ["layers", "kv_heads", "head_dim", "vocab", "max_positions"] {
+        for value in [0u64, 1_000_000_000_000, u64::MAX] {
+            let mut changed = whole.clone();
+            changed[key] = json!(value);
+            std::fs::write(folder.join(MANIFEST), changed.to_string()).unwrap();
+            let error = Exported::open(&folder).unwrap_err().to_string();
+            assert!(error.contains("do not fit the files"), "{key}: {error}");
+        }
+    }
+    std::fs::write(folder.join(MANIFEST), whole.to_string()).unwrap();
+    Exported::open(&folder).unwrap();
+}
+
+#[test]
+fn an_export_of_a_head_of_its_own_says_so_in_its_configuration_and_its_log() {
+    let model = tiny_model("qwen3", false);
+    let config = tiny_config("qwen3", true);
+    std::fs::write(model.path().join("config.json"), config.to_string()).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let mut said = Vec::new();
+    let mut sink = |event: Event| {
+        if let Event::Log { level: Level::Warn, message } = event {
+            said.push(message);
+        }
+        Flow::Continue
+    };
+    let config = ExportConfig {
+        model: model.path().to_path_buf(),
+        adapters: Vec::new(),
+        adapter_mode: AdapterMode::Merge,
+        weights: "f32".into(),
+        out: out.path().join("export"),
+    };
+    OnnxRuntimeBackend.export(&config, &mut sink).unwrap();
+    assert!(said.len() == 1 && said[0].contains("lm_head.weight"), "{said:?}");
+    assert_eq!(read_json(&config.out.join("config.json"))["tie_word_embeddings"], false);
+    // Both heads are there.
+    let exported = Exported::open(&config.out).unwrap();
+    let untied = export_to(&Request::new(tiny_model("qwen3", false).path()), &out.path().join("other"), &mut unheard);
+    assert_eq!(exported.manifest.parameters, untied.unwrap().manifest.parameters);
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../model/tests/drawn/mod.rs"]
+mod drawn;
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -147,5 +149,29 @@ fn a_merged_adapter_equals_the_checkpoint_peft_merged() {
     let (ours, pefts) = (score(&mut ours, &rows), score(&mut pefts, &rows));
     for (a, b) in ours.logprobs.iter().zip(&pefts.logprobs) {
         assert!((a - b).abs() < 2e-5, "{a} {b}");
+    }
+}
+
+#[test]
+fn stretched_rotary_embeddings_and_a_head_of_its_own_score_as_in_transformers() {
+    if !runtime_is_there() {
+        return;
+    }
+    for model in drawn::references()["models"].as_array().unwrap() {
+        let (folder, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        drawn::write_model(folder.path(), model);
+        let (rows, wanted) = drawn::rows_and_logprobs(model);
+        for operators in ["standard", "karat"] {
+            let name = format!("{} ({operators})", model["name"]);
+            let change = |config: &mut OpenConfig| drop(config.options.insert("operators".into(), json!(operators)));
+            let mut session = open(folder.path(), cache.path(), change).unwrap();
+            let scores = score(&mut session, &rows);
+            assert_eq!(scores.logprobs.len(), wanted.len());
+            let worst = scores.logprobs.iter().zip(&wanted).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+            println!("{name}: log-probabilities within {worst:.1e}");
+            assert!(worst < 2e-5, "{name}: {worst}");
+            let warnings = session.info().warnings;
+            assert_eq!(warnings.len(), usize::from(model["name"] == "a head of its own"), "{name}: {warnings:?}");
+        }
     }
 }

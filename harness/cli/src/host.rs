@@ -6,7 +6,7 @@ use std::sync::Arc;
 use karat::backend::{Capability, Descriptor, Dtype, GenerateConfig, OpenConfig, Session};
 use karat::model_dir::{ModelDir, has_config};
 use karat::plugin::{self, Found, Plugin, Search, find};
-use karat::run::{Backends, LoadedBackend, Origin};
+use karat::run::{Backends, LoadedBackend, Origin, opening_warnings};
 use karat::{Error, Result, nearest};
 
 use crate::args::{ComputeArgs, ComputeDtype, Global, ModelArgs, OpenArgs};
@@ -133,12 +133,14 @@ impl Opening {
         Opening::new(&args.model, args.adapter.as_deref(), &args.open, global, output)
     }
 
-    /// Opens it.
+    /// Opens it, and says what its backend warns of.
     ///
     /// # Errors
     /// The backend's.
-    pub fn session(&self) -> Result<Box<dyn Session>> {
-        self.backend.open(&self.config)
+    pub fn session(&self, output: &Output) -> Result<Box<dyn Session>> {
+        let session = self.backend.open(&self.config)?;
+        opening_warnings(&self.config, &session.info()).iter().for_each(|w| output.say(format!("warning: {w}")));
+        Ok(session)
     }
 }
 

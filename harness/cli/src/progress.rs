@@ -1,5 +1,6 @@
 //! Shows a run: bars on a terminal, a line now and then elsewhere.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -20,13 +21,23 @@ pub struct Progress<'a> {
     last_loss: f64,
     /// Tokens and time at the first step of the stage: a resumed training has seen tokens before.
     first_step: Option<(u64, Instant)>,
+    /// Warnings that were shown.
+    said: BTreeSet<String>,
 }
 
 impl<'a> Progress<'a> {
     /// Draws to `output`'s standard error.
     pub fn new(output: &'a Output) -> Self {
         let now = Instant::now();
-        Progress { output, bar: None, stage_began: now, last_line: now, last_loss: f64::NAN, first_step: None }
+        Progress {
+            output,
+            bar: None,
+            stage_began: now,
+            last_line: now,
+            last_loss: f64::NAN,
+            first_step: None,
+            said: BTreeSet::new(),
+        }
     }
 
     fn say(&self, line: &str) {
@@ -89,7 +100,12 @@ impl Observer for Progress<'_> {
                 self.finish();
                 self.say(&format!("{name}: {detail}  [{:.1} s]", self.stage_began.elapsed().as_secs_f64()));
             }
-            Notice::Warning(text) => self.say(&format!("warning: {text}")),
+            // A model that is opened several times is read in the same way each time.
+            Notice::Warning(text) => {
+                if self.said.insert(text.clone()) {
+                    self.say(&format!("warning: {text}"));
+                }
+            }
             Notice::Backend { stage, total, event } => match event {
                 Event::Step(step) => self.step(stage, total.unwrap_or(step.step), step),
                 Event::Evaluation { step, loss, .. } => {

@@ -317,3 +317,44 @@ fn training_stops_early_and_says_so() {
     let again: Value = serde_json::from_slice(&run(40).stdout).unwrap();
     assert_eq!(again["steps"], steps);
 }
+
+#[test]
+fn sizes_that_a_configuration_claims_end_with_exit_5_and_not_in_an_abort() {
+    let place = Place::new("qwen3");
+    let drawn = checkpoints(&place.path("drawn")).pop().unwrap();
+    std::fs::write(place.path("texts.jsonl"), "{\"id\": \"a\", \"ids\": [1, 2, 3]}\n").unwrap();
+    // As a shell's `ulimit -v 8000000` has it; never a core file.
+    let limited = |arguments: &[&std::ffi::OsStr]| {
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -c 0; ulimit -v 8000000; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_karat")]);
+        command.args(arguments).output().unwrap()
+    };
+    let written = |folder: &Path, key: &str, value: u64| {
+        let mut config: Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
+        let before = std::mem::replace(&mut config[key], json!(value));
+        std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+        before.as_u64().unwrap()
+    };
+    let texts = place.path("texts.jsonl");
+    let (shape, rows, out) = (place.path("shape"), place.path("rows.jsonl"), place.path("never"));
+    let scored = ["score".as_ref(), "--model".as_ref(), drawn.as_os_str(), "--input".as_ref(), texts.as_os_str()];
+    let trained = ["train", "--ids", "--from-scratch", "--method", "full", "--set", "max_steps=1", "--model"];
+    let mut trained: Vec<&std::ffi::OsStr> = trained.iter().map(|a| a.as_ref()).collect();
+    trained.extend([shape.as_os_str(), "--data".as_ref(), rows.as_os_str(), "--out".as_ref(), out.as_os_str()]);
+    assert!(limited(&scored).status.success(), "{}", said(&limited(&scored)));
+    for (key, value) in [
+        ("num_hidden_layers", 1_000_000_000_000),
+        ("num_hidden_layers", 100_000_000),
+        ("vocab_size", 200_000_000),
+        ("intermediate_size", 200_000_000),
+        ("hidden_size", 200_000_000),
+    ] {
+        for (folder, arguments) in [(&drawn, &scored[..]), (&shape, &trained[..])] {
+            let before = written(folder, key, value);
+            let output = limited(arguments);
+            assert_eq!(output.status.code(), Some(5), "{key} = {value}: {}", said(&output));
+            assert!(said(&output).contains("config"), "{key}: {}", said(&output));
+            written(folder, key, before);
+        }
+    }
+}

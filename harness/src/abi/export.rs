@@ -414,6 +414,7 @@ mod tests {
                 adapter_parameters: 0,
                 vocab_size: 1,
                 max_positions: 1,
+                warnings: Vec::new(),
             }
         }
     }

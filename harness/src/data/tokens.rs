@@ -26,10 +26,13 @@ impl SpecialTokens {
             let Some(config) = read_json(&dir.as_ref().join(file))? else { continue };
             for name in NAMES {
                 // Either the text or a token object with its text under `content`.
-                let token = config.get(name).map(|token| token.get("content").unwrap_or(token));
-                if let Some(token) = token.and_then(Value::as_str) {
-                    tokens.entry(name.to_string()).or_insert_with(|| token.to_string());
-                }
+                let Some(token) = config.get(name).filter(|token| !token.is_null()) else { continue };
+                let Some(text) = token.get("content").unwrap_or(token).as_str() else {
+                    return Err(Error::data(format!("\"{name}\" must be the text of a token, not {token}"))
+                        .at(dir.as_ref().join(file).display())
+                        .help("write its text, or an object with its text as \"content\""));
+                };
+                tokens.entry(name.to_string()).or_insert_with(|| text.to_string());
             }
         }
         Ok(SpecialTokens(tokens))
@@ -104,18 +107,20 @@ impl Tokenizer {
                     .help("tokenizer.json and tokenizer_config.json do not belong together: copy both from one model")
             })
         };
-        let configs = [read_json(&dir.join("generation_config.json"))?, read_json(&dir.join("config.json"))?];
-        let listed = |key: &str| -> Vec<u32> {
-            let values = configs.iter().flatten().filter_map(|config| config.get(key));
-            values.flat_map(ids_of).collect()
+        let listed = |key: &str| -> Result<Vec<u32>> {
+            let files = ["generation_config.json", "config.json"].map(|file| listed_ids(&dir.join(file), key));
+            files.into_iter().try_fold(Vec::new(), |mut ids, file| {
+                ids.extend(file?.unwrap_or_default());
+                Ok(ids)
+            })
         };
-        let eos = named("eos_token")?.or(listed("eos_token_id").first().copied());
-        let mut stop = listed("eos_token_id");
+        let mut stop = listed("eos_token_id")?;
+        let eos = named("eos_token")?.or(stop.first().copied());
         stop.extend(eos);
         stop.sort_unstable();
         stop.dedup();
-        let pad = named("pad_token")?.or(listed("pad_token_id").first().copied()).or(eos);
-        let bos = named("bos_token")?.or(listed("bos_token_id").first().copied());
+        let pad = named("pad_token")?.or(listed("pad_token_id")?.first().copied()).or(eos);
+        let bos = named("bos_token")?.or(listed("bos_token_id")?.first().copied());
         Ok(Tokenizer { inner, bos, eos, pad, stop, sha256: fsio::sha256(&bytes) })
     }
 
@@ -186,23 +191,97 @@ fn encode_error(error: tokenizers::Error) -> Error {
     Error::data("the text cannot be tokenized").because(error)
 }
 
-/// One id or a list of ids.
-fn ids_of(value: &Value) -> Vec<u32> {
+/// The ids of tokens, one or a list, that `file` (a `config.json` or a `generation_config.json`) has under `key`; `None` if
+/// there is no file, no key or null. A negative start or padding token, which old files have, is none.
+///
+/// # Errors
+/// [`ErrorKind::Data`](crate::ErrorKind::Data), naming file and key, for anything else.
+pub fn listed_ids(file: &Path, key: &str) -> Result<Option<Vec<u32>>> {
+    let Some(config) = read_json(file)? else { return Ok(None) };
+    let Some(value) = config.get(key).filter(|value| !value.is_null()) else { return Ok(None) };
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match value {
-        Value::Array(list) => list.iter().filter_map(id).collect(),
-        one => id(one).into_iter().collect(),
-    }
+    let ids = match value {
+        Value::Array(list) => list.iter().map(id).collect::<Option<Vec<u32>>>(),
+        one if key != "eos_token_id" && one.as_i64().is_some_and(|id| id < 0) => return Ok(None),
+        one => id(one).map(|id| vec![id]),
+    };
+    ids.map(Some).ok_or_else(|| {
+        Error::data(format!("\"{key}\" must be the id of a token or a list of them, not {value}"))
+            .at(file.display())
+            .help("write the id as a whole number, or remove the key")
+    })
 }
 
-/// A JSON file, `None` if it is not there.
+/// A JSON file that holds an object, `None` if it is not there.
 pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io("read the file", path, e)),
     };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|e| Error::data(format!("not JSON: {e}")).at(format_args!("{}:{}", path.display(), e.line())))
+    let value: Value = serde_json::from_slice(&bytes)
+        .map_err(|e| Error::data(format!("not JSON: {e}")).at(format_args!("{}:{}", path.display(), e.line())))?;
+    match value.is_object() {
+        true => Ok(Some(value)),
+        false => Err(Error::data("not a JSON object").at(path.display()).help("copy the file from the model again")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_special_tokens_are_ids_or_refused_by_file_and_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("generation_config.json");
+        assert_eq!(listed_ids(&file, "eos_token_id").unwrap(), None, "no file");
+        let ids = |text: &str, key: &str| {
+            std::fs::write(&file, text).unwrap();
+            listed_ids(&file, key)
+        };
+        for (text, want) in [
+            (r#"{"eos_token_id": 3}"#, Some(vec![3])),
+            (r#"{"eos_token_id": [3, 5]}"#, Some(vec![3, 5])),
+            (r#"{"eos_token_id": null}"#, None),
+            ("{}", None),
+        ] {
+            assert_eq!(ids(text, "eos_token_id").unwrap(), want, "{text}");
+        }
+        // LLaMA's first configurations have no padding token in this way.
+        assert_eq!(ids(r#"{"pad_token_id": -1}"#, "pad_token_id").unwrap(), None);
+        for value in ["\"3\"", "3.0", "true", "-1", "{}", "[3, \"5\"]", "[[3]]", "4294967296", "1e30"] {
+            let error = ids(&format!("{{\"eos_token_id\": {value}}}"), "eos_token_id").unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Data);
+            let said = format!("{} {error}", error.place().unwrap_or_default());
+            assert!(said.contains("generation_config.json") && said.contains("eos_token_id"), "{said}");
+        }
+        for text in ["null", "[]", "3"] {
+            let error = ids(text, "eos_token_id").unwrap_err();
+            assert!(error.to_string().contains("not a JSON object"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_special_token_that_is_no_text_is_refused_by_file_and_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let named = |text: &str| {
+            std::fs::write(folder.path().join("tokenizer_config.json"), text).unwrap();
+            SpecialTokens::from_model_dir(folder.path())
+        };
+        for (text, want) in [
+            (r#"{"eos_token": "</s>", "pad_token": null}"#, Some("</s>")),
+            (r#"{"eos_token": {"content": "</s>"}}"#, Some("</s>")),
+            ("{}", None),
+        ] {
+            assert_eq!(named(text).unwrap().get("eos_token"), want, "{text}");
+        }
+        for value in ["3", "[]", "true", "{\"content\": 3}"] {
+            let error = named(&format!("{{\"eos_token\": {value}}}")).unwrap_err();
+            assert!(error.to_string().contains("eos_token"), "{error}");
+        }
+        for text in ["null", "[]"] {
+            assert!(named(text).unwrap_err().to_string().contains("not a JSON object"));
+        }
+    }
 }

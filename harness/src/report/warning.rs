@@ -64,6 +64,21 @@ pub enum Warning {
         /// Of how many.
         items: usize,
     },
+    /// Merged into the weights and computed in the element type of the run, an adapter is another model than beside them.
+    MergedDiffers {
+        /// The model.
+        model: String,
+        /// The element type.
+        dtype: String,
+        /// Largest effect of the adapter on the log-probability of a token, in nats.
+        effect: f64,
+        /// Largest difference that merging makes, in nats.
+        difference: f64,
+        /// Mean effect.
+        mean_effect: f64,
+        /// Mean difference.
+        mean_difference: f64,
+    },
     /// Rows of the data could not be used.
     BadRows {
         /// How many.
@@ -129,6 +144,7 @@ pub(super) fn find(
         found.push(Warning::NoBase);
     }
     found.extend(models.iter().filter_map(overfitting));
+    found.extend(models.iter().filter_map(merged_differs));
     found.extend(models.iter().filter(|m| m.truncated as f64 >= TRUNCATED_SHARE * m.items.max(1) as f64).map(|m| {
         Warning::Truncated {
             model: m.name.clone(),
@@ -172,6 +188,20 @@ fn overfitting(model: &Model) -> Option<Warning> {
         best_loss: best.loss?,
         last_step: last.step,
         last_loss: last.loss?,
+    })
+}
+
+/// Whether merging takes a notable part of what the adapter does.
+fn merged_differs(model: &Model) -> Option<Warning> {
+    let check = model.adapter.as_ref()?;
+    let merged = check.merged.as_ref()?;
+    check.merging_loses().then(|| Warning::MergedDiffers {
+        model: model.name.clone(),
+        dtype: model.dtype.clone(),
+        effect: check.largest_change,
+        difference: merged.largest_difference,
+        mean_effect: check.mean_change,
+        mean_difference: merged.mean_difference,
     })
 }
 

@@ -377,6 +377,18 @@ pub(super) fn warning(warning: &Warning, report: &Report, language: Language) ->
                 format!("{model} 的 {items} 条中部分条目的下列指标无定义，未计入数值与比较：{list}。"),
             )
         }
+        Warning::MergedDiffers { model, dtype, effect, difference, mean_effect, mean_difference } => {
+            let [effect, difference] = [effect, difference].map(|x| fixed(*x, 2));
+            let [mean_effect, mean_difference] = [mean_effect, mean_difference].map(|x| fixed(*x, 3));
+            let or = match dtype.as_str() {
+                "f32" => "",
+                _ => language.pick(", or compute the merged weights in f32", "，或以 f32 计算合并后的权重"),
+            };
+            language.pick(
+                format!("Merged into its weights and computed in {dtype}, the adapter of {model} loses its effect: log-probabilities differ from those with the adapter beside them by up to {difference} nats (mean {mean_difference}), where it changes them by up to {effect} (mean {mean_effect}). Use it beside its base{or}."),
+                format!("{model} 的适配器合并进权重并以 {dtype} 计算后会失去效果：对数概率与不合并时最多相差 {difference} nat（平均 {mean_difference}），而适配器本身的影响最多为 {effect}（平均 {mean_effect}）。请把它与基座分开使用{or}。"),
+            )
+        }
         Warning::BadRows { count } => language.pick(
             format!("{count} {} of the data could not be used; see the data section.", if *count == 1 { "row" } else { "rows" }),
             format!("数据中有 {count} 行无法使用，见数据部分。"),

@@ -58,6 +58,7 @@ pub(super) fn check(
         let stored: Stored = fsio::read_json(&file)?;
         if stored.key == key {
             observer.notice(Notice::Reused { name: &stage, detail: format!("{} items", stored.check.items) });
+            warn_of_merging(job, &stored.check, observer);
             return Ok(Some(stored.check));
         }
     }
@@ -110,9 +111,22 @@ pub(super) fn check(
     });
     let detail = format!("applied: log-probabilities change by up to {:.2} nats{merged}", check.largest_change);
     observer.notice(Notice::Done { name: &stage, detail });
+    warn_of_merging(job, &check, observer);
     let stored = Stored { key, check };
     fsio::write_json(&file, &stored)?;
     Ok(Some(stored.check))
+}
+
+/// Says that the merged weights are another model, where they are, and what to do.
+fn warn_of_merging(job: &EvalJob<'_>, check: &AdapterCheck, observer: &mut dyn Observer) {
+    let Some(merged) = check.merged.as_ref().filter(|_| check.merging_loses()) else { return };
+    let (name, dtype) = (job.name, job.open.dtype);
+    let or = if dtype == crate::backend::Dtype::F32 { "" } else { ", or compute the merged weights in f32" };
+    observer.notice(Notice::Warning(format!(
+        "the adapter of {name} loses its effect when it is merged and computed in {dtype}: log-probabilities differ by up to {:.2} \
+         nats, where it changes them by up to {:.2}; use it beside its base{or}",
+        merged.largest_difference, check.largest_change
+    )));
 }
 
 /// Scores the references and, if asked to, continues the prompts.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Backend, BackendError, BackendErrorKind, OpenConfig, Session};
+use crate::backend::{Backend, BackendError, BackendErrorKind, OpenConfig, Session, SessionInfo};
 use crate::error::{Error, Result};
 
 /// Gives backends by name. The command line gives plugins; a test may give one that is linked in.
@@ -46,6 +46,12 @@ impl LoadedBackend {
             backend_error(&format!("backend {name} could not open the model"), e).at(config.model.display())
         })
     }
+}
+
+/// What the user should know of how a model that was opened as `open` was read: its session's warnings, each with the
+/// model's folder.
+pub fn opening_warnings(open: &OpenConfig, info: &SessionInfo) -> Vec<String> {
+    info.warnings.iter().map(|warning| format!("{}: {warning}", open.model.display())).collect()
 }
 
 /// A backend's error as the harness's.

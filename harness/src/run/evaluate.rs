@@ -17,7 +17,9 @@ use crate::error::{Error, Result};
 use crate::eval::{OptionScore, PartScore, Prediction, ReferenceScore};
 use crate::fsio::{self, sha256};
 use crate::memory;
-use crate::run::{Cancel, LoadedBackend, Notice, Observer, Resident, StageSink, Store, backend_error};
+use crate::run::{
+    Cancel, LoadedBackend, Notice, Observer, Resident, StageSink, Store, backend_error, opening_warnings,
+};
 
 /// What a model is asked on one item, as token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -176,6 +178,7 @@ pub fn evaluate(
             observer.notice(Notice::Stage { name: &stage, detail });
             let session = resident.session(job.backend, &job.open)?;
             let info = session.info();
+            opening_warnings(&job.open, &info).into_iter().for_each(|w| observer.notice(Notice::Warning(w)));
             let [mut scoring, mut generating] = earlier.map(|e| e.unwrap_or_else(|| Effort::nothing(info.clone())));
             let evaluator = evaluator(session, &descriptor.name)?;
             let began = Instant::now();

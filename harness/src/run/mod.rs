@@ -18,7 +18,7 @@ mod resident;
 mod stored;
 mod train;
 
-pub use backends::{Backends, LoadedBackend, Origin, backend_error};
+pub use backends::{Backends, LoadedBackend, Origin, backend_error, opening_warnings};
 pub use evaluate::{EvalJob, Evaluated, Query, evaluate, evaluator, scores};
 pub use folder::{remove, take};
 pub use machine::machine;
@@ -30,9 +30,5 @@ pub use prepare::{GeneralTexts, Prepared, prepare};
 pub use recorded::{Recorded, RecordedTraining};
 pub use resident::Resident;
 pub use stored::{Known, StoredModel, read_stored, report_pairs, report_stored};
-<<<<<<< HEAD
-pub use train::{Base, TrainJob, Trained, adapter_config, last_checkpoint, plan, start_from_adapter, train};
-=======
 pub(crate) use train::DONE;
-pub use train::{TrainJob, Trained, adapter_config, last_checkpoint, plan, start_from_adapter, train};
->>>>>>> cli
+pub use train::{Base, TrainJob, Trained, adapter_config, last_checkpoint, plan, start_from_adapter, train};

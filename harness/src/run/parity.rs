@@ -10,7 +10,9 @@ use serde::Serialize;
 
 use crate::backend::{Completion, Evaluator, Event, GenerateConfig, OpenConfig, Scores, SessionInfo, Tokens};
 use crate::error::{Error, Result};
-use crate::run::{Cancel, LoadedBackend, Observer, StageSink, backend_error, evaluator, scores};
+use crate::run::{
+    Cancel, LoadedBackend, Notice, Observer, StageSink, backend_error, evaluator, opening_warnings, scores,
+};
 
 /// What both backends are asked.
 #[derive(Clone, Debug)]
@@ -149,6 +151,7 @@ pub fn parity(
         let described = backend.backend.describe();
         let mut session = backend.open(open)?;
         let info = session.info();
+        opening_warnings(open, &info).into_iter().for_each(|w| observer.notice(Notice::Warning(w)));
         if let Some((first, ..)) = asked.first() {
             same_model((&first.name, &first.session), (&described.name, &info))?;
         }

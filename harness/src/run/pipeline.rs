@@ -436,6 +436,8 @@ fn inputs<'a>(
             Language::Chinese => format!("{}。", note.chinese),
         },
     }));
+    let read: BTreeSet<&String> = models.iter().flat_map(|m| &m.session.warnings).collect();
+    warnings.extend(read.into_iter().map(|text| Warning::Other { text: text.clone() }));
     // Only those that were generated: the texts of two models part at one of them.
     let generated: BTreeSet<u32> =
         models.iter().flat_map(|m| &m.items).flat_map(|r| r.prediction.ids.iter().copied()).collect();

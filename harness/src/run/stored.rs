@@ -123,6 +123,7 @@ fn no_session() -> SessionInfo {
         adapter_parameters: 0,
         vocab_size: 0,
         max_positions: 0,
+        warnings: Vec::new(),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::data::format::LabelledRows;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fsio::{self, Digests};
 use crate::run::left::{self, Left};
-use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, backend_error};
+use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, backend_error, opening_warnings};
 use crate::suite::Hyperparameters;
 use crate::train::LoraConfig;
 use crate::train::config::InitLora;
@@ -173,7 +173,6 @@ pub struct Trained {
     pub session: SessionInfo,
     /// The plan's fingerprint.
     pub fingerprint: String,
-<<<<<<< HEAD
     /// SHA-256 over the base model's files that it started from; empty if an earlier version did not say.
     #[serde(default)]
     pub base_sha256: String,
@@ -183,11 +182,9 @@ pub struct Trained {
     /// The same of the files of the model alone, as this call found them: only of a training that was done before.
     #[serde(skip)]
     pub found: BTreeMap<String, Digests>,
-=======
     /// Where the base model lay: an adapter's own configuration has its name alone, so that it is the same bytes everywhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<PathBuf>,
->>>>>>> cli
     /// The curves.
     #[serde(skip)]
     pub curves: Curves,
@@ -260,13 +257,9 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
     let detail = format!("{} items, {total} steps{from}", job.train.len());
     observer.notice(Notice::Stage { name: &stage, detail });
 
-<<<<<<< HEAD
     let mut session = job.backend.open(&base.open)?;
-=======
-    let base = std::path::absolute(&job.open.model).ok();
-    let mut session = job.backend.open(&job.open)?;
->>>>>>> cli
     let info = session.info();
+    opening_warnings(&base.open, &info).into_iter().for_each(|w| observer.notice(Notice::Warning(w)));
     let trainer = session.trainer().ok_or_else(|| {
         Error::backend(format!("backend {} cannot train", job.backend.backend.describe().name))
             .help("name another one: --backend, or model.backend in a suite")
@@ -313,7 +306,6 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
             *path = relative.to_path_buf();
         }
     }
-<<<<<<< HEAD
     let mut of_result = BTreeMap::new();
     for checkpoint in [Some(&summary.last_checkpoint), summary.best_checkpoint.as_ref()].into_iter().flatten() {
         let name = left::name(checkpoint);
@@ -329,14 +321,12 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
         summary,
         session: info,
         fingerprint: plan.fingerprint,
+        base: std::path::absolute(&base.open.model).ok(),
         base_sha256: base.sha256,
         left: of_result,
         found: BTreeMap::new(),
         curves,
     };
-=======
-    let trained = Trained { summary, session: info, fingerprint: plan.fingerprint, base, curves };
->>>>>>> cli
     fsio::write_json(&folder.join(DONE), &trained)?;
     let loss = trained.curves.evaluations.last().map_or(String::new(), |e| format!(", eval loss {:.4}", e.loss));
     let rate = trained.summary.tokens as f64 / trained.summary.seconds.max(1e-9);

@@ -13,6 +13,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Error, Result};
 
+/// No adapter of use has a larger alpha.
+const LARGEST_ALPHA: f64 = 1e6;
+
 /// PEFT's word for every linear layer but the head.
 pub const ALL_LINEAR: &str = "all-linear";
 
@@ -110,8 +113,9 @@ impl LoraConfig {
         }
         let alphas = self.alpha_pattern.iter().map(|(key, alpha)| (format!("alpha_pattern.{key}"), *alpha));
         for (key, alpha) in [("lora_alpha".to_owned(), self.lora_alpha)].into_iter().chain(alphas) {
-            if !alpha.is_finite() {
-                return fail(format!("{key}: an alpha must be finite, not {alpha}"));
+            // What is larger makes numbers that are not finite of any weights.
+            if !alpha.is_finite() || alpha.abs() > LARGEST_ALPHA {
+                return fail(format!("{key}: an alpha must be a number up to {LARGEST_ALPHA:e}, not {alpha:e}"));
             }
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {

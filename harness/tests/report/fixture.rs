@@ -188,6 +188,7 @@ pub fn model(name: &str, role: Role, items: &[Item], seed: u64) -> ModelRun {
             adapter_parameters: if role == Role::Lora { 157_696 } else { 0 },
             vocab_size: 4096,
             max_positions: 2048,
+            warnings: Vec::new(),
         },
         pooled: BTreeMap::from([(
             "bleu_zh".to_string(),

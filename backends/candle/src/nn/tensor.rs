@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, StorageRef};
 use karat::backend::BackendError;
+use karat_model::Rope;
 
 use super::Result;
 use super::narrowed::Narrowed;
@@ -190,8 +191,8 @@ pub struct Angles {
 
 impl Angles {
     /// Those of the first `positions`: [`Table::new`].
-    pub fn new(theta: f64, head_dim: usize, positions: usize) -> Self {
-        Angles { table: Table::new(theta, head_dim, positions), device: OnceLock::new() }
+    pub fn new(rope: &Rope, head_dim: usize, positions: usize) -> Self {
+        Angles { table: Table::new(rope, head_dim, positions), device: OnceLock::new() }
     }
     /// Positions in the table.
     pub fn positions(&self) -> usize {

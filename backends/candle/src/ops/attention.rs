@@ -21,36 +21,7 @@ use super::{norm, rope};
 /// Queries a block holds.
 const BLOCK: usize = 64;
 
-/// Numbers of heads and their width.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heads {
-    /// Query heads.
-    pub queries: usize,
-    /// Key and value heads; divides `queries`.
-    pub keys: usize,
-    /// Width of a head.
-    pub dim: usize,
-}
-
-impl Heads {
-    fn q_width(&self) -> usize {
-        self.queries * self.dim
-    }
-    fn k_width(&self) -> usize {
-        self.keys * self.dim
-    }
-    /// The columns of a head.
-    fn columns(&self, head: usize) -> Range<usize> {
-        head * self.dim..(head + 1) * self.dim
-    }
-    fn group(&self) -> usize {
-        self.queries / self.keys
-    }
-    /// Scores are multiplied by `1 / sqrt(dim)`.
-    fn scale(&self) -> f32 {
-        (1.0 / (self.dim as f64).sqrt()) as f32
-    }
-}
+pub use karat_model::Heads;
 
 /// Floating-point operations of `products` causal products over these rows: pairs that the mask leaves, for every
 /// query head.
@@ -547,7 +518,7 @@ mod tests {
         let (starts, d) = ([0, 70, 100], HEADS.dim);
         let [q, k, v, g, out, mut dq, mut dk, dv] = run(Precision::Bf16, &starts);
         let positions: Vec<u32> = (0..70).chain(0..30).collect();
-        let table = rope::Table::new(1e4, d, 70);
+        let table = rope::Table::new(&karat_model::Rope::plain(1e4), d, 70);
         let narrowed = |x: &[f32]| {
             let mut y = vec![bf16::ZERO; x.len()];
             narrow_here(x, &mut y);

@@ -1,6 +1,7 @@
 //! Rotary position embedding, the half-split form of Llama and Qwen (Su et al., arXiv 2104.09864).
 
 use half::bf16;
+use karat_model::Rope;
 use rayon::prelude::*;
 
 use super::matmul::narrow_here;
@@ -11,7 +12,8 @@ use super::simd::simd;
 /// Tokens that a task takes.
 const ROWS: usize = 32;
 
-/// Cosines and sines of `position * theta^(-2 i / head_dim)`, `[positions, head_dim / 2]` each.
+/// Cosines and sines of `position * frequency`, `[positions, head_dim / 2]` each, times the embedding's attention factor: a
+/// factor other than 1 scales queries and keys alike, and their gradients on the way back.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
     half: usize,
@@ -20,13 +22,10 @@ pub struct Table {
 }
 
 impl Table {
-    /// The table of the first `positions`. Frequencies and angles are rounded to f32 as transformers rounds them.
-    pub fn new(theta: f64, head_dim: usize, positions: usize) -> Self {
-        let half = head_dim / 2;
-        let frequency: Vec<f32> = (0..half).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64) as f32).collect();
-        let angles = (0..positions).flat_map(|p| frequency.iter().map(move |f| f64::from(p as f32 * f)));
-        let (cos, sin) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
-        Table { half, cos, sin }
+    /// The table of the first `positions` of `rope`.
+    pub fn new(rope: &Rope, head_dim: usize, positions: usize) -> Self {
+        let (cos, sin) = rope.tables(head_dim, positions);
+        Table { half: head_dim / 2, cos, sin }
     }
     /// All cosines.
     pub fn cos(&self) -> &[f32] {
@@ -65,7 +64,7 @@ fn turn(row: &mut [f32], cos: &[f32], sin: &[f32], inverse: bool) {
 }
 
 /// Rotates every head of `x` `[tokens, heads * head_dim]` in place by the angle of the token's position; `inverse`
-/// rotates back, which is also the gradient.
+/// rotates back: the gradient.
 pub fn rotate(x: &mut [f32], positions: &[u32], heads: usize, table: &Table, inverse: bool) {
     let half = table.half;
     let width = heads * 2 * half;
@@ -155,7 +154,7 @@ mod tests {
     fn forward_and_backward_match_f64_and_undo_each_other() {
         let (heads, head_dim, positions) = (3, 8, [0u32, 1, 2, 0, 7]);
         let n = positions.len() * heads * head_dim;
-        let (x, g, table) = (noise(n, 1), noise(n, 2), Table::new(1e4, head_dim, 8));
+        let (x, g, table) = (noise(n, 1), noise(n, 2), Table::new(&Rope::plain(1e4), head_dim, 8));
         assert_eq!(table.positions(), 8);
         let mut y = x.clone();
         rotate(&mut y, &positions, heads, &table, false);
@@ -171,7 +170,7 @@ mod tests {
     fn one_pass_gives_the_bits_of_norm_rotation_and_rounding_in_a_row() {
         let (heads, head_dim, tokens) = (3, 8, 70u32);
         let positions: Vec<u32> = (0..tokens).map(|t| t * 5 % 64).collect();
-        let table = Table::new(1e4, head_dim, 64);
+        let table = Table::new(&Rope::plain(1e4), head_dim, 64);
         let n = positions.len() * heads * head_dim;
         let (x, w) = (noise(n, 1), noise(head_dim, 2));
         let mut kept = vec![bf16::ZERO; n];

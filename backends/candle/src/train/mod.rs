@@ -17,7 +17,7 @@ use karat::backend::{
 };
 use karat::memory;
 use karat::train::LoraConfig;
-use karat::train::peft::read_adapter_config;
+use karat::train::peft::read_adapter_config_saying;
 use karat::train::state::{LogEntry, RunState, TrainerState};
 use rayon::ThreadPool;
 
@@ -91,7 +91,12 @@ impl Job<'_> {
         let lora = match &plan.method {
             Method::Full => None,
             Method::Lora(config) => {
+                let said = model.config.warnings.len();
                 attach(model, config, plan)?;
+                for message in &model.config.warnings[said..] {
+                    // Who wants the run to stop says so again at its first step.
+                    let _ = sink.event(Event::Log { level: Level::Warn, message: message.clone() });
+                }
                 if let Some(device) = model.device().cloned() {
                     model.place(&device)?;
                 }
@@ -190,7 +195,8 @@ fn fused(device: &Arc<Device>, trained: &BTreeMap<String, Tensor>, moments: &Mom
 /// A new adapter, or the one the plan starts from.
 fn attach(model: &mut Decoder, config: &LoraConfig, plan: &TrainPlan) -> Result<()> {
     let Some(folder) = &plan.init_adapter else { return adapter::draw(model, config, plan.seed) };
-    let theirs = read_adapter_config(folder)?;
+    let (theirs, said) = read_adapter_config_saying(folder)?;
+    model.config.warnings.extend(said);
     if adapter::Layout::new(model, &theirs)? != adapter::Layout::new(model, config)? {
         let says = |config: &LoraConfig| serde_json::to_string(config).unwrap_or_default();
         return Err(crate::files::at(

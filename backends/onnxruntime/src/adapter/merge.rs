@@ -8,24 +8,25 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use karat::backend::BackendError;
+use karat::backend::{BackendError, Dtype};
 use karat::fsio::{self, PassingFolder};
+use karat_model::{EMBEDDING, HEAD, ModelConfig, Rounding};
 use serde_json::{Map, Value, json};
 
 use super::Adapter;
 use crate::checkpoint::Checkpoint;
+use crate::config;
 use crate::export::{COMPANIONS, publish};
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
 /// Numbers of a large tensor that are in memory at once.
 const STRETCH: usize = 4 << 20;
 
-/// Writes the model in `base` with the adapter in `adapter` merged into `folder`, whole or not at all.
+/// Writes the model in `base` with the adapter in `adapter` merged into `folder`, whole or not at all; returns what its user
+/// should know.
 ///
 /// # Errors
 /// A folder that holds something, a broken model or adapter, one of another base, a disk error.
-pub fn write(base: &Path, adapter: &Path, folder: &Path) -> Result<(), BackendError> {
+pub fn write(base: &Path, adapter: &Path, folder: &Path) -> Result<Vec<String>, BackendError> {
     if fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
         let place = folder.display();
         return Err(BackendError::failed(format!("{place} already holds something; merge into a new folder")));
@@ -40,7 +41,10 @@ pub fn write(base: &Path, adapter: &Path, folder: &Path) -> Result<(), BackendEr
     let temporary = PassingFolder::new_in(parent, "merge").map_err(|e| disk(&e))?;
     let inside = temporary.path();
 
-    let config = configuration(base, &checkpoint, &adapter)?;
+    let mut read = config::read(base)?;
+    read.check_tensors(checkpoint.layout())?;
+    read.settle_head(checkpoint.layout())?;
+    let config = configuration(&read, &checkpoint, &adapter)?;
     fsio::write_json(&inside.join("config.json"), &config).map_err(|e| disk(&e))?;
     for name in COMPANIONS.into_iter().filter(|name| *name != "config.json") {
         let from = base.join(name);
@@ -48,21 +52,22 @@ pub fn write(base: &Path, adapter: &Path, folder: &Path) -> Result<(), BackendEr
             fs::copy(&from, inside.join(name)).map_err(|e| disk(&e))?;
         }
     }
-    tensors(&checkpoint, &adapter, &inside.join("model.safetensors"))?;
-    publish(temporary, folder).map_err(|e| disk(&e))
+    let rounding = tensors(&checkpoint, &adapter, &inside.join("model.safetensors"))?;
+    publish(temporary, folder).map_err(|e| disk(&e))?;
+    Ok([read.warnings, adapter.warnings().to_vec(), rounding.warning().into_iter().collect()].concat())
 }
 
 /// The base's configuration with the element type that is written, and with a head of its own if the adapter brings one.
-fn configuration(base: &Path, checkpoint: &Checkpoint, adapter: &Adapter) -> Result<Map<String, Value>, BackendError> {
-    let path = base.join("config.json");
-    let broken =
-        |e: &dyn std::error::Error| BackendError::failed(format!("could not read {}", path.display())).because(e);
-    let text = fs::read_to_string(&path).map_err(|e| broken(&e))?;
-    let mut config: Map<String, Value> = serde_json::from_str(&text).map_err(|e| broken(&e))?;
+fn configuration(
+    read: &ModelConfig,
+    checkpoint: &Checkpoint,
+    adapter: &Adapter,
+) -> Result<Map<String, Value>, BackendError> {
+    let mut config = read.raw.clone();
     let key = if config.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
     config.insert(key.into(), json!("float32"));
     let saves = |name: &str| adapter.saved().any(|saved| saved == name);
-    let tied = config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false);
+    let tied = read.tied;
     if tied && saves(EMBEDDING) && !saves(HEAD) {
         return Err(super::tied_embedding());
     }
@@ -83,7 +88,8 @@ fn configuration(base: &Path, checkpoint: &Checkpoint, adapter: &Adapter) -> Res
     }
 }
 
-fn tensors(checkpoint: &Checkpoint, adapter: &Adapter, path: &Path) -> Result<(), BackendError> {
+/// Writes the tensors; returns what the merged ones would lose in the type that they were stored in.
+fn tensors(checkpoint: &Checkpoint, adapter: &Adapter, path: &Path) -> Result<Rounding, BackendError> {
     let disk =
         |e: &dyn std::error::Error| BackendError::failed(format!("could not write {}", path.display())).because(e);
     let mut names: BTreeSet<&str> = checkpoint.names().collect();
@@ -107,6 +113,7 @@ fn tensors(checkpoint: &Checkpoint, adapter: &Adapter, path: &Path) -> Result<()
     put(&(header.len() as u64).to_le_bytes())?;
     put(&header)?;
     let modules = adapter.modules();
+    let mut rounding = Rounding::default();
     for name in names {
         let shape = shape(name);
         let rows = shape.first().copied().unwrap_or(1);
@@ -123,11 +130,17 @@ fn tensors(checkpoint: &Checkpoint, adapter: &Adapter, path: &Path) -> Result<()
                 None => checkpoint.read_rows(name, &shape, part)?,
             };
             if let (Some(module), [output, input]) = (merged, shape.as_slice()) {
+                let dtype = checkpoint.dtype(name, &shape).unwrap_or_default();
+                let before = (dtype != Dtype::F32).then(|| values.clone());
                 adapter.merge(module, &mut values, *output, *input)?;
+                if let Some(before) = before {
+                    rounding.add(dtype, &before, &values);
+                }
             }
             put(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
         }
     }
     let file = file.into_inner().map_err(|e| disk(e.error()))?;
-    file.sync_all().map_err(|e| disk(&e))
+    file.sync_all().map_err(|e| disk(&e))?;
+    Ok(rounding)
 }

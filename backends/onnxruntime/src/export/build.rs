@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use karat::backend::{BackendError, Event, EventSink, Flow};
+use karat_model::ModelConfig;
 use rayon::prelude::*;
 
 use super::data::DataFile;
@@ -12,7 +13,6 @@ use super::proto::{Attribute, Dim, Element, Graph, inline_tensor, node, value_in
 use super::quantize::{BLOCK, Quantized, blocks, quantize, zero_point_bytes};
 use crate::adapter::Adapter;
 use crate::checkpoint::Checkpoint;
-use crate::config::DecoderConfig;
 use crate::operators::Operators;
 
 use super::own::Own;
@@ -63,7 +63,7 @@ impl Source<'_> {
 
 /// A graph under construction and the file its weights go to.
 pub struct Builder<'a> {
-    pub config: &'a DecoderConfig,
+    pub config: &'a ModelConfig,
     pub source: &'a Source<'a>,
     /// Hears of every tensor, and may stop.
     pub sink: &'a mut dyn EventSink,
@@ -155,7 +155,7 @@ impl Builder<'_> {
     /// The norm of `root + skip`; the sum comes out too if `sum` is named.
     pub fn skip_norm(&mut self, path: &str, root: &str, skip: &str, weight: &str, output: &str, sum: &str) {
         let outputs: &[&str] = if sum.is_empty() { &[output] } else { &[output, "", "", sum] };
-        let epsilon = [("epsilon", Attribute::Float(self.config.rms_eps as f32))];
+        let epsilon = [("epsilon", Attribute::Float(self.config.rms_norm_eps as f32))];
         self.ms("SkipSimplifiedLayerNormalization", path, &[root, skip, weight], outputs, &epsilon);
     }
 
@@ -210,7 +210,7 @@ impl Builder<'_> {
 
     /// The embedding (`name`, `[vocab, hidden]`) of `ids`, and what a tied head needs to use it: its name.
     pub fn embedding(&mut self, name: &str, ids: &str, output: &str) -> Result<(), BackendError> {
-        let (vocab, hidden) = (self.config.vocab, self.config.hidden);
+        let (vocab, hidden) = (self.config.vocab_size, self.config.hidden_size);
         let path = "/model/embed_tokens";
         self.parameters += (vocab * hidden) as u64;
         if self.source.operators == Operators::Karat {
@@ -242,7 +242,7 @@ impl Builder<'_> {
 
     /// Logits of `x`; the weight is the embedding's if the head is tied, and then stored once.
     pub fn head(&mut self, x: &str, name: &str, tied: bool, output: &str) -> Result<(), BackendError> {
-        let (vocab, hidden) = (self.config.vocab, self.config.hidden);
+        let (vocab, hidden) = (self.config.vocab_size, self.config.hidden_size);
         let path = "/lm_head/MatMul";
         if !tied {
             self.parameters += (vocab * hidden) as u64;

@@ -14,10 +14,10 @@ use std::collections::BTreeMap;
 
 use gemm::Parallelism;
 use karat::backend::{BackendError, Event, EventSink, Flow};
+use karat_model::ModelConfig;
 use rayon::prelude::*;
 
 use super::build::Source;
-use crate::config::DecoderConfig;
 
 /// Rows the model reads.
 const ROWS: usize = 4;
@@ -32,7 +32,7 @@ const TOKENS: usize = ROWS * SEQ;
 /// # Errors
 /// A tensor that is missing or broken; cancellation.
 pub fn channels(
-    config: &DecoderConfig,
+    config: &ModelConfig,
     source: &Source<'_>,
     sink: &mut dyn EventSink,
 ) -> Result<BTreeMap<String, Vec<f32>>, BackendError> {
@@ -60,17 +60,17 @@ fn ids(vocab: usize) -> Vec<usize> {
 }
 
 /// `[TOKENS, hidden]`.
-fn embedded(config: &DecoderConfig, source: &Source<'_>) -> Result<Vec<f32>, BackendError> {
-    let shape = [config.vocab, config.hidden];
-    let mut hidden = Vec::with_capacity(TOKENS * config.hidden);
-    for id in ids(config.vocab) {
+fn embedded(config: &ModelConfig, source: &Source<'_>) -> Result<Vec<f32>, BackendError> {
+    let shape = [config.vocab_size, config.hidden_size];
+    let mut hidden = Vec::with_capacity(TOKENS * config.hidden_size);
+    for id in ids(config.vocab_size) {
         hidden.extend(source.read_rows("model.embed_tokens.weight", &shape, id..id + 1)?);
     }
     Ok(hidden)
 }
 
 struct Pass<'a> {
-    config: &'a DecoderConfig,
+    config: &'a ModelConfig,
     source: &'a Source<'a>,
     /// The residual stream, `[TOKENS, hidden]`.
     hidden: Vec<f32>,
@@ -80,27 +80,27 @@ struct Pass<'a> {
 impl Pass<'_> {
     fn layer(&mut self, index: usize) -> Result<(), BackendError> {
         let c = self.config;
-        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let (q, kv) = (c.heads.queries * c.heads.dim, c.heads.keys * c.heads.dim);
         let module = format!("model.layers.{index}");
         let attention = format!("{module}.self_attn");
-        let normed = self.norm(&format!("{module}.input_layernorm"), &self.hidden, c.hidden)?;
-        let mut query = self.linear(&format!("{attention}.q_proj"), &normed, [c.hidden, q], c.qkv_bias)?;
-        let mut key = self.linear(&format!("{attention}.k_proj"), &normed, [c.hidden, kv], c.qkv_bias)?;
-        let value = self.linear(&format!("{attention}.v_proj"), &normed, [c.hidden, kv], c.qkv_bias)?;
-        if c.qk_norm() {
-            query = self.norm(&format!("{attention}.q_norm"), &query, c.head_dim)?;
-            key = self.norm(&format!("{attention}.k_norm"), &key, c.head_dim)?;
+        let normed = self.norm(&format!("{module}.input_layernorm"), &self.hidden, c.hidden_size)?;
+        let mut query = self.linear(&format!("{attention}.q_proj"), &normed, [c.hidden_size, q], c.qkv_bias)?;
+        let mut key = self.linear(&format!("{attention}.k_proj"), &normed, [c.hidden_size, kv], c.qkv_bias)?;
+        let value = self.linear(&format!("{attention}.v_proj"), &normed, [c.hidden_size, kv], c.qkv_bias)?;
+        if c.qk_norm {
+            query = self.norm(&format!("{attention}.q_norm"), &query, c.heads.dim)?;
+            key = self.norm(&format!("{attention}.k_norm"), &key, c.heads.dim)?;
         }
         let attended = attend(c, query, key, &value);
-        let branch = self.linear(&format!("{attention}.o_proj"), &attended, [q, c.hidden], c.o_bias)?;
+        let branch = self.linear(&format!("{attention}.o_proj"), &attended, [q, c.hidden_size], c.o_bias)?;
         add(&mut self.hidden, &branch);
 
-        let normed = self.norm(&format!("{module}.post_attention_layernorm"), &self.hidden, c.hidden)?;
-        let wide = [c.hidden, c.intermediate];
+        let normed = self.norm(&format!("{module}.post_attention_layernorm"), &self.hidden, c.hidden_size)?;
+        let wide = [c.hidden_size, c.intermediate_size];
         let mut gated = self.linear(&format!("{module}.mlp.gate_proj"), &normed, wide, c.mlp_bias)?;
         let up = self.linear(&format!("{module}.mlp.up_proj"), &normed, wide, c.mlp_bias)?;
         gated.par_iter_mut().zip(&up).for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
-        let narrow = [c.intermediate, c.hidden];
+        let narrow = [c.intermediate_size, c.hidden_size];
         let branch = self.linear(&format!("{module}.mlp.down_proj"), &gated, narrow, c.mlp_bias)?;
         add(&mut self.hidden, &branch);
         Ok(())
@@ -112,7 +112,7 @@ impl Pass<'_> {
         let mut normed = x.to_vec();
         normed.par_chunks_exact_mut(width).for_each(|row| {
             let square = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / width as f64;
-            let scale = (1.0 / (square + self.config.rms_eps).sqrt()) as f32;
+            let scale = (1.0 / (square + self.config.rms_norm_eps).sqrt()) as f32;
             row.iter_mut().zip(&weight).for_each(|(v, w)| *v *= scale * w);
         });
         Ok(normed)
@@ -188,18 +188,18 @@ fn coarse(x: f32) -> f32 {
 }
 
 /// Causal grouped-query attention with rotary positions within each row of [`SEQ`]: `[TOKENS, heads * head_dim]`.
-fn attend(c: &DecoderConfig, mut query: Vec<f32>, mut key: Vec<f32>, value: &[f32]) -> Vec<f32> {
-    let (dim, group) = (c.head_dim, c.heads / c.kv_heads);
-    let frequencies = c.inverse_frequencies();
-    rotate(&mut query, c.heads, dim, &frequencies);
-    rotate(&mut key, c.kv_heads, dim, &frequencies);
+fn attend(c: &ModelConfig, mut query: Vec<f32>, mut key: Vec<f32>, value: &[f32]) -> Vec<f32> {
+    let (dim, group) = (c.heads.dim, c.heads.queries / c.heads.keys);
+    let turn = (c.rope.inverse_frequencies(dim), c.rope.attention_factor());
+    rotate(&mut query, c.heads.queries, dim, &turn);
+    rotate(&mut key, c.heads.keys, dim, &turn);
     let scale = (1.0 / (dim as f64).sqrt()) as f32;
     let mut out = vec![0f32; query.len()];
-    out.par_chunks_exact_mut(c.heads * dim).enumerate().for_each(|(token, out)| {
+    out.par_chunks_exact_mut(c.heads.queries * dim).enumerate().for_each(|(token, out)| {
         let first = token / SEQ * SEQ;
         for (head, out) in out.chunks_exact_mut(dim).enumerate() {
-            let at = |matrix: &'_ [f32], t: usize| (t * c.kv_heads + head / group) * dim..matrix.len();
-            let query = &query[(token * c.heads + head) * dim..][..dim];
+            let at = |matrix: &'_ [f32], t: usize| (t * c.heads.keys + head / group) * dim..matrix.len();
+            let query = &query[(token * c.heads.queries + head) * dim..][..dim];
             let mut weights: Vec<f32> = (first..=token)
                 .map(|t| scale * key[at(&key, t)].iter().zip(query).map(|(k, q)| k * q).sum::<f32>())
                 .collect();
@@ -214,14 +214,16 @@ fn attend(c: &DecoderConfig, mut query: Vec<f32>, mut key: Vec<f32>, value: &[f3
     out
 }
 
-/// Rotates the halves of every head of `x` `[TOKENS, heads * dim]` by its position in its row.
-fn rotate(x: &mut [f32], heads: usize, dim: usize, frequencies: &[f32]) {
+/// Rotates the halves of every head of `x` `[TOKENS, heads * dim]` by its position in its row, at these frequencies and times
+/// this factor.
+fn rotate(x: &mut [f32], heads: usize, dim: usize, (frequencies, factor): &(Vec<f32>, f32)) {
     x.par_chunks_exact_mut(heads * dim).enumerate().for_each(|(token, x)| {
         let position = (token % SEQ) as f32;
         for head in x.chunks_exact_mut(dim) {
             let (low, high) = head.split_at_mut(dim / 2);
             for ((a, b), f) in low.iter_mut().zip(high).zip(frequencies) {
                 let (sin, cos) = (position * f).sin_cos();
+                let (sin, cos) = (sin * factor, cos * factor);
                 (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
             }
         }

@@ -2,52 +2,51 @@
 
 use std::path::Path;
 
-use karat::fsio;
+use karat::backend::BackendError;
+use karat::data::tokens::listed_ids;
+use karat_model::ModelConfig;
 use serde_json::{Value, json};
-
-use crate::config::{DecoderConfig, Family};
 
 /// The configuration: names of inputs and outputs, sizes, greedy search over one shared key-value buffer.
 ///
 /// The tokens that end a text are those of the checkpoint's `generation_config.json` where it names any: chat models end
 /// their turns with more tokens than `config.json` says.
-pub fn config(c: &DecoderConfig, checkpoint: &Path) -> Value {
-    let family = match c.family {
-        Family::Qwen3 => "qwen3",
-        Family::Qwen2 => "qwen2",
-        Family::Llama => "llama",
-    };
-    let generation: Value = fsio::read_json(&checkpoint.join("generation_config.json")).unwrap_or_default();
-    let eos = match &generation["eos_token_id"] {
-        Value::Null if c.eos.len() == 1 => json!(c.eos[0]),
-        Value::Null => json!(c.eos),
-        named => named.clone(),
+///
+/// # Errors
+/// A `generation_config.json` whose end tokens are none.
+pub fn config(c: &ModelConfig, checkpoint: &Path) -> Result<Value, BackendError> {
+    let generation = checkpoint.join("generation_config.json");
+    let broken = |e: karat::Error| BackendError::failed(e.to_string());
+    let named = listed_ids(&generation, "eos_token_id").map_err(broken)?;
+    let eos = match named.as_deref().unwrap_or(&c.eos) {
+        [one] => json!(one),
+        ids => json!(ids),
     };
     let first_eos = eos.as_array().map_or(eos.as_u64(), |ids| ids.first().and_then(Value::as_u64));
-    let mut configuration = json!({"model": model(c, family), "search": search(c)});
+    let mut configuration = json!({"model": model(c, c.family.name()), "search": search(c)});
     // An id that is not there is left out: null is refused.
     if let Some(model) = configuration["model"].as_object_mut() {
         let mut put = |key: &str, id: Option<Value>| id.and_then(|id| model.insert(key.into(), id));
         put("bos_token_id", c.bos.map(Value::from));
         put("eos_token_id", first_eos.is_some().then_some(eos));
-        put("pad_token_id", c.pad.or(first_eos).map(Value::from));
+        put("pad_token_id", c.pad_token.map(u64::from).or(first_eos).map(Value::from));
     }
-    configuration
+    Ok(configuration)
 }
 
-fn model(c: &DecoderConfig, family: &str) -> Value {
+fn model(c: &ModelConfig, family: &str) -> Value {
     json!({
         "type": family,
         "context_length": c.max_positions,
-        "vocab_size": c.vocab,
+        "vocab_size": c.vocab_size,
         "decoder": {
             "filename": super::MODEL,
             "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-            "head_size": c.head_dim,
-            "hidden_size": c.hidden,
-            "num_attention_heads": c.heads,
+            "head_size": c.heads.dim,
+            "hidden_size": c.hidden_size,
+            "num_attention_heads": c.heads.queries,
             "num_hidden_layers": c.layers,
-            "num_key_value_heads": c.kv_heads,
+            "num_key_value_heads": c.heads.keys,
             "inputs": {
                 "input_ids": "input_ids",
                 "attention_mask": "attention_mask",
@@ -63,7 +62,7 @@ fn model(c: &DecoderConfig, family: &str) -> Value {
     })
 }
 
-fn search(c: &DecoderConfig) -> Value {
+fn search(c: &ModelConfig) -> Value {
     json!({
         "do_sample": false,
         "max_length": c.max_positions,

@@ -16,14 +16,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use karat::backend::{BackendError, EventSink};
-use rayon::prelude::*;
+use karat_model::ModelConfig;
 
 use super::build::{Builder, Source};
 use super::calibrate;
 use super::data::DataFile;
 use super::proto::{Attribute, Dim, Element, Graph, Message, inline_tensor, model, value_info};
 use crate::adapter::{tied_embedding, unknown_tensor};
-use crate::config::DecoderConfig;
 use crate::operators::{self, Operators};
 
 /// What was written.
@@ -43,7 +42,7 @@ pub struct Written {
 /// # Errors
 /// A tensor that is missing, of another shape, unknown to this architecture or unreadable; a disk error.
 pub fn write_decoder(
-    config: &DecoderConfig,
+    config: &ModelConfig,
     source: &Source<'_>,
     data: &Path,
     sink: &mut dyn EventSink,
@@ -96,7 +95,7 @@ impl Builder<'_> {
         for layer in 0..c.layers {
             (root, skip) = self.layer(layer, root, skip)?;
         }
-        let norm = self.vector("model.norm.weight", c.hidden)?;
+        let norm = self.vector("model.norm.weight", c.hidden_size)?;
         let skip = skip.ok_or_else(|| BackendError::failed("a decoder needs at least one layer"))?;
         self.skip_norm("/model/norm", &root, &skip, &norm, "hidden.final", "");
         let slice = ["hidden.final", "first_logit", "i64.end", "i64.axis1"];
@@ -123,12 +122,12 @@ impl Builder<'_> {
     fn declare_inputs(&mut self) {
         let c = self.config;
         let (batch, seq) = (Dim::Name("batch_size"), Dim::Name("sequence_length"));
-        let cache = |length| [batch, Dim::Size(c.kv_heads), Dim::Name(length), Dim::Size(c.head_dim)];
+        let cache = |length| [batch, Dim::Size(c.heads.keys), Dim::Name(length), Dim::Size(c.heads.dim)];
         let mut inputs = vec![
             value_info("input_ids", Element::I64, &[batch, seq]),
             value_info("attention_mask", Element::I64, &[batch, Dim::Name("total_sequence_length")]),
         ];
-        let logits = [batch, Dim::Name("logits_length"), Dim::Size(c.vocab)];
+        let logits = [batch, Dim::Name("logits_length"), Dim::Size(c.vocab_size)];
         let mut outputs = vec![value_info("logits", Element::F32, &logits)];
         for layer in 0..c.layers {
             for part in ["key", "value"] {
@@ -172,14 +171,9 @@ impl Builder<'_> {
     /// `cos_cache` and `sin_cache`, `[max_positions, head_dim / 2]`.
     fn rotation_tables(&mut self) -> Result<(), BackendError> {
         let c = self.config;
-        let frequencies = c.inverse_frequencies();
-        // Angles are products in f32, as transformers computes them.
-        let angles: Vec<f32> =
-            (0..c.max_positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f)).collect();
-        let shape = [c.max_positions, c.head_dim / 2];
-        let cos: Vec<f32> = angles.par_iter().map(|&a| f64::from(a).cos() as f32).collect();
+        let shape = [c.max_positions, c.heads.dim / 2];
+        let (cos, sin) = c.rope.tables(c.heads.dim, c.max_positions);
         self.floats("cos_cache", &shape, &cos)?;
-        let sin: Vec<f32> = angles.par_iter().map(|&a| f64::from(a).sin() as f32).collect();
         self.floats("sin_cache", &shape, &sin)
     }
 
@@ -191,10 +185,10 @@ impl Builder<'_> {
         }
         self.i64("i64.end", &[1], &[i64::MAX]);
         self.i64("i64.last_axis", &[1], &[-1]);
-        self.i64("shape.heads", &[3], &[0, -1, c.head_dim as i64]);
-        self.i64("shape.query", &[3], &[0, -1, (c.heads * c.head_dim) as i64]);
-        self.i64("shape.key", &[3], &[0, -1, (c.kv_heads * c.head_dim) as i64]);
-        for (name, value) in [("f32.two", 2.0f32), ("f32.eps", c.rms_eps as f32)] {
+        self.i64("shape.heads", &[3], &[0, -1, c.heads.dim as i64]);
+        self.i64("shape.query", &[3], &[0, -1, (c.heads.queries * c.heads.dim) as i64]);
+        self.i64("shape.key", &[3], &[0, -1, (c.heads.keys * c.heads.dim) as i64]);
+        for (name, value) in [("f32.two", 2.0f32), ("f32.eps", c.rms_norm_eps as f32)] {
             self.graph.initializers.push(inline_tensor(name, Element::F32, &[], &value.to_le_bytes()));
         }
     }
@@ -207,12 +201,12 @@ impl Builder<'_> {
         skip: Option<String>,
     ) -> Result<(String, Option<String>), BackendError> {
         let c = self.config;
-        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let (q, kv) = (c.heads.queries * c.heads.dim, c.heads.keys * c.heads.dim);
         let module = format!("model.layers.{i}");
         let path = format!("/model/layers.{i}");
         let at = |what: &str| format!("layers.{i}.{what}");
 
-        let weight = self.vector(&format!("{module}.input_layernorm.weight"), c.hidden)?;
+        let weight = self.vector(&format!("{module}.input_layernorm.weight"), c.hidden_size)?;
         let name = format!("{path}/input_layernorm");
         let (normed, mut root) = match skip {
             None => {
@@ -228,8 +222,8 @@ impl Builder<'_> {
         let attention = format!("{module}.self_attn");
         let projections = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
         let projections = projections.map(|(name, size)| (format!("{attention}.{name}"), size, c.qkv_bias));
-        let [mut query, mut key, value] = self.linears(&normed, c.hidden, projections)?;
-        if c.qk_norm() {
+        let [mut query, mut key, value] = self.linears(&normed, c.hidden_size, projections)?;
+        if c.qk_norm {
             query = self.head_norm(&format!("{attention}.q_norm"), &query, "shape.query")?;
             key = self.head_norm(&format!("{attention}.k_norm"), &key, "shape.key")?;
         }
@@ -252,27 +246,27 @@ impl Builder<'_> {
             ],
             &[&attended, &caches[0].1, &caches[1].1],
             &[
-                ("num_heads", Attribute::Int(c.heads as i64)),
-                ("kv_num_heads", Attribute::Int(c.kv_heads as i64)),
-                ("scale", Attribute::Float((1.0 / (c.head_dim as f64).sqrt()) as f32)),
+                ("num_heads", Attribute::Int(c.heads.queries as i64)),
+                ("kv_num_heads", Attribute::Int(c.heads.keys as i64)),
+                ("scale", Attribute::Float((1.0 / (c.heads.dim as f64).sqrt()) as f32)),
                 ("local_window_size", Attribute::Int(-1)),
                 ("softcap", Attribute::Float(0.0)),
                 ("do_rotary", Attribute::Int(1)),
                 ("rotary_interleaved", Attribute::Int(0)),
             ],
         );
-        let output = (format!("{attention}.o_proj"), c.hidden, c.o_bias);
+        let output = (format!("{attention}.o_proj"), c.hidden_size, c.o_bias);
         let [branch] = self.linears(&attended, q, [output])?;
 
-        let weight = self.vector(&format!("{module}.post_attention_layernorm.weight"), c.hidden)?;
+        let weight = self.vector(&format!("{module}.post_attention_layernorm.weight"), c.hidden_size)?;
         let name = format!("{path}/post_attention_layernorm");
         self.skip_norm(&name, &root, &branch, &weight, &at("normed2"), &at("root2"));
         root = at("root2");
 
         let normed = at("normed2");
         let gated = self.gated_unit(&format!("{module}.mlp"), &normed, &at("gated"))?;
-        let down = (format!("{module}.mlp.down_proj"), c.hidden, c.mlp_bias);
-        let [branch] = self.linears(&gated, c.intermediate, [down])?;
+        let down = (format!("{module}.mlp.down_proj"), c.hidden_size, c.mlp_bias);
+        let [branch] = self.linears(&gated, c.intermediate_size, [down])?;
         Ok((root, Some(branch)))
     }
 
@@ -280,11 +274,11 @@ impl Builder<'_> {
     fn gated_unit(&mut self, mlp: &str, x: &str, output: &str) -> Result<String, BackendError> {
         let c = self.config;
         if self.source.operators == Operators::Karat && !c.mlp_bias && !self.source.adapter_inputs {
-            self.own_swiglu(x, c.hidden, c.intermediate, mlp, output)?;
+            self.own_swiglu(x, c.hidden_size, c.intermediate_size, mlp, output)?;
             return Ok(output.to_string());
         }
-        let both = ["gate_proj", "up_proj"].map(|name| (format!("{mlp}.{name}"), c.intermediate, c.mlp_bias));
-        let [gate, up] = self.linears(x, c.hidden, both)?;
+        let both = ["gate_proj", "up_proj"].map(|name| (format!("{mlp}.{name}"), c.intermediate_size, c.mlp_bias));
+        let [gate, up] = self.linears(x, c.hidden_size, both)?;
         let path = format!("/{}", mlp.replace("model.layers", "model/layers").replace(".mlp", "/mlp"));
         let (sigmoid, silu) = (format!("{output}.sigmoid"), format!("{output}.silu"));
         self.node("Sigmoid", &format!("{path}/Sigmoid"), &[&gate], &[&sigmoid], &[]);
@@ -312,7 +306,7 @@ impl Builder<'_> {
 
     /// Root-mean-square norm of every head of `x` `[batch, seq, heads * head_dim]`.
     fn head_norm(&mut self, module: &str, x: &str, flat_shape: &str) -> Result<String, BackendError> {
-        let weight = self.vector(&format!("{module}.weight"), self.config.head_dim)?;
+        let weight = self.vector(&format!("{module}.weight"), self.config.heads.dim)?;
         let (heads, normed, flat) = (format!("{module}.heads"), format!("{module}.normed"), format!("{module}.output"));
         let path = format!("/{}", module.replace('.', "/"));
         self.node("Reshape", &format!("{path}/Reshape"), &[x, "shape.heads"], &[&heads], &[]);

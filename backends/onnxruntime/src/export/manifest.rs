@@ -15,6 +15,9 @@ use super::{DATA, MANIFEST, MODEL, proto};
 
 /// Raised when the graph or the manifest changes: older exports in a cache are then left alone and made anew.
 pub const FORMAT: u32 = 5;
+/// Raised when the same files come to mean another model: what an earlier version read of them is made anew, while its
+/// exports are still opened. 1: rope scaling that earlier versions passed over, heads that only the configuration ties.
+pub const READING: u32 = 1;
 
 /// What an export folder says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,9 +63,27 @@ pub struct Manifest {
     pub model_sha256: String,
     /// Bytes of `model.onnx.data`.
     pub data_bytes: u64,
+    /// What the user should know of how the checkpoint and its adapter were read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 impl Manifest {
+    /// Whether the files are large enough for the sizes that are said: what is allocated for them is bounded so.
+    fn fits_its_files(&self) -> bool {
+        let [layers, heads, dim, vocab, positions] =
+            [self.layers, self.kv_heads, self.head_dim, self.vocab, self.max_positions].map(|n| n as u128);
+        let data = u128::from(self.data_bytes);
+        // A layer has some twenty nodes with their names; every projection to the keys, row of the head and angle its bytes.
+        let inputs = self.adapter_inputs.values().flatten().all(|n| (*n as u128) < 8 * data);
+        let all = [layers, heads, dim, vocab, positions].iter().all(|n| *n > 0);
+        all && inputs
+            && 256 * layers <= u128::from(self.model_bytes)
+            && layers * heads * dim <= 8 * data
+            && vocab <= 8 * data
+            && positions * dim <= data
+    }
+
     /// The element type of activations, the key-value cache and an adapter that is fed. Karat's own operators round
     /// what they multiply, and nothing else.
     pub fn activations(&self) -> Dtype {
@@ -112,6 +133,9 @@ impl Exported {
             if length != expected {
                 return Err(broken(format!("{name} has {length} bytes, it was written with {expected}")));
             }
+        }
+        if !manifest.fits_its_files() {
+            return Err(broken(format!("the sizes in {MANIFEST} do not fit the files")));
         }
         // The graph is small and decides everything; the weights are only measured, hashing them would cost seconds.
         let model = fs::read(folder.join(MODEL)).map_err(|e| broken(format!("{MODEL}: {e}")))?;

@@ -62,21 +62,22 @@ use std::fs;
 use std::path::Path;
 
 use karat::backend::{
-    AdapterMode, BackendError, Event, EventSink, ExportConfig, ExportSummary, Flow, NamedAdapter, OpenConfig,
+    AdapterMode, BackendError, Event, EventSink, ExportConfig, ExportSummary, Flow, Level, NamedAdapter, OpenConfig,
     TEMPORARY_MODEL,
 };
 use karat::fsio::{self, PassingFolder};
+use karat_model::ModelConfig;
 
 use crate::adapter::Adapter;
 use crate::checkpoint::Checkpoint;
-use crate::config::DecoderConfig;
+use crate::config;
 use crate::operators::{self, Operators};
 use crate::options::Options;
 use crate::runtime::cache_root;
 use build::Source;
 use folder::Lock;
 use graph::write_decoder;
-use manifest::FORMAT;
+use manifest::{FORMAT, READING};
 
 pub(crate) use build::transpose;
 pub(crate) use folder::publish;
@@ -159,7 +160,7 @@ impl<'a> Request<'a> {
             Operators::Standard => String::new(),
             Operators::Karat => format!(" {} {}", operators::DOMAIN, operators::VERSION),
         };
-        let all = format!("karat-onnx {FORMAT} {weights} {mode}{operators}\n{base}\n{adapter}\n{beside:?}\n");
+        let all = format!("karat-onnx {FORMAT}.{READING} {weights} {mode}{operators}\n{base}\n{adapter}\n{beside:?}\n");
         Ok(Keys { base, beside, key: fsio::sha256(all.as_bytes()) })
     }
 }
@@ -204,6 +205,10 @@ pub fn export(config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportS
     }
     let reused = config.out.join(MANIFEST).is_file();
     let exported = export_to(&request, &config.out, sink)?;
+    for message in &exported.manifest.warnings {
+        // It is done; who wants to stop has nothing to stop any more.
+        let _ = sink.event(Event::Log { level: Level::Warn, message: message.clone() });
+    }
     let mut adapter_parameters = exported.manifest.adapter_parameters;
     for adapter in request.beside {
         adapter_parameters += Adapter::open(&adapter.path)?.parameters();
@@ -220,7 +225,7 @@ pub fn export(config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportS
 /// A broken or unsupported checkpoint or adapter, a folder that holds something else, a disk error. Nothing half-written
 /// stays under the final name.
 pub fn export_to(request: &Request<'_>, folder: &Path, sink: &mut dyn EventSink) -> Result<Exported, BackendError> {
-    let config = DecoderConfig::read(request.model)?;
+    let config = config::read(request.model)?;
     let keys = request.keys()?;
     let occupied = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
     if occupied {
@@ -234,7 +239,7 @@ pub fn export_to(request: &Request<'_>, folder: &Path, sink: &mut dyn EventSink)
             ))),
         };
     }
-    write(&config, request, keys, folder, sink)
+    write(config, request, keys, folder, sink)
 }
 
 /// Exports into `cache`, under a name made of the content; an earlier export of the same content is reused, and one that
@@ -243,7 +248,7 @@ pub fn export_to(request: &Request<'_>, folder: &Path, sink: &mut dyn EventSink)
 /// # Errors
 /// As [`export_to`].
 pub fn export_cached(request: &Request<'_>, cache: &Path) -> Result<Exported, BackendError> {
-    let config = DecoderConfig::read(request.model)?;
+    let config = config::read(request.model)?;
     let keys = request.keys()?;
     let folder = cache.join(&keys.key);
     let whole = || Exported::open(&folder).ok().filter(|exported| exported.manifest.key == keys.key);
@@ -260,7 +265,7 @@ pub fn export_cached(request: &Request<'_>, cache: &Path) -> Result<Exported, Ba
             BackendError::failed(format!("could not remove the damaged export {}: {e}", folder.display()))
         })?;
     }
-    write(&config, request, keys, &folder, &mut unheard)
+    write(config, request, keys, &folder, &mut unheard)
 }
 
 /// Passes over the events of an export that is made on the way to something else.
@@ -269,13 +274,17 @@ pub fn unheard(_: Event) -> Flow {
 }
 
 fn write(
-    config: &DecoderConfig,
+    mut config: ModelConfig,
     request: &Request<'_>,
     keys: Keys,
     folder: &Path,
     sink: &mut dyn EventSink,
 ) -> Result<Exported, BackendError> {
     let checkpoint = Checkpoint::open(request.model)?;
+    config.check_tensors(checkpoint.layout())?;
+    let said_tied = config.tied;
+    config.settle_head(checkpoint.layout())?;
+    let config = &config;
     let adapter = request.adapter.map(Adapter::open).transpose()?;
 
     let parent = match folder.parent() {
@@ -300,13 +309,17 @@ fn write(
     let written = write_decoder(config, &source, &inside.join(DATA), sink)?;
     let bytes = written.model.into_bytes();
     fsio::write_atomic(&inside.join(MODEL), &bytes).map_err(|e| disk(&e))?;
-    fsio::write_json(&inside.join("genai_config.json"), &genai::config(config, request.model)).map_err(|e| disk(&e))?;
+    fsio::write_json(&inside.join("genai_config.json"), &genai::config(config, request.model)?)
+        .map_err(|e| disk(&e))?;
     for name in COMPANIONS {
         let from = request.model.join(name);
         if from.is_file() {
             let text = fs::read(&from).map_err(|e| disk(&e))?;
             fsio::write_atomic(&inside.join(name), &text).map_err(|e| disk(&e))?;
         }
+    }
+    if said_tied && !config.tied {
+        fsio::write_json(&inside.join("config.json"), &config.raw).map_err(|e| disk(&e))?;
     }
     for named in request.beside {
         let inside = inside.join(ADAPTERS).join(&named.name);
@@ -322,15 +335,16 @@ fn write(
         adapter_mode: request.adapter_mode,
         adapter_inputs: written.adapter_inputs,
         layers: config.layers,
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
-        vocab: config.vocab,
+        kv_heads: config.heads.keys,
+        head_dim: config.heads.dim,
+        vocab: config.vocab_size,
         max_positions: config.max_positions,
         parameters: written.parameters,
         adapter_parameters: adapter.as_ref().map_or(0, Adapter::parameters),
         model_bytes: bytes.len() as u64,
         model_sha256: fsio::sha256(&bytes),
         data_bytes: written.data_bytes,
+        warnings: [config.warnings.as_slice(), adapter.as_ref().map_or(&[], Adapter::warnings)].concat(),
     };
     fsio::write_json(&inside.join(MANIFEST), &manifest).map_err(|e| disk(&e))?;
     publish(temporary, folder).map_err(|e| disk(&e))?;

@@ -100,7 +100,7 @@ impl Builder<'_> {
     pub fn own_head(&mut self, x: &str, name: &str, tied: bool, output: &str) -> Result<(), BackendError> {
         let own = match (&self.table, tied) {
             (Some(table), true) => table.clone(),
-            _ => self.own_table(name, self.config.vocab, self.config.hidden)?,
+            _ => self.own_table(name, self.config.vocab_size, self.config.hidden_size)?,
         };
         let weights = std::slice::from_ref(&own);
         self.own("MatMul", "/lm_head/MatMul", &[x, own.name()], &[output], weights);

@@ -25,7 +25,7 @@ pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> 
     };
     let config = generate_config(args, stop_ids);
     let cancel = cancel_on_interrupt()?;
-    let mut session = opening.session()?;
+    let mut session = opening.session(output)?;
     read.fit(Work::Generate, &session.info(), output)?;
     let Rows { rows, bad, .. } = read;
     let evaluator = evaluator(&mut session, args.model.open.backend())?;

@@ -2,6 +2,7 @@
 
 use karat::backend::{Capability, OpenConfig};
 use karat::import::retype;
+use karat::run::opening_warnings;
 use karat::{Error, Result};
 use serde_json::json;
 
@@ -38,6 +39,7 @@ pub fn run(args: &MergeArgs, global: &Global, output: &Output) -> Result<u8> {
     let out = std::path::absolute(&args.out).map_err(|e| Error::io("resolve", &args.out, e))?;
     let open = OpenConfig { merge_into: Some(out.clone()), ..config };
     let info = backend.open(&open)?.info();
+    opening_warnings(&open, &info).iter().for_each(|w| output.say(format!("warning: {w}")));
     if let Some(dtype) = written
         && let Err(error) = retype(&out, dtype)
     {

@@ -41,7 +41,7 @@ pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
         Command::Check(args) => check::run(&args, output),
         Command::Merge(args) => merge::run(&args, global, output),
         Command::Metrics(args) => metrics::run(&args, output),
-        Command::Import(args) => import::run(&args, output),
+        Command::Import(args) => import::run(&args, global, output),
         Command::Backends => backends::run(global, output),
         Command::Doctor(args) => doctor::run(&args, global, output),
         Command::Completions { shell } => {

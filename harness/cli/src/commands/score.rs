@@ -18,7 +18,7 @@ pub fn run(args: &ScoreArgs, global: &Global, output: &Output) -> Result<u8> {
     let opening = Opening::of(&args.model, global, output)?;
     let mut read = super::rows::asked(&args.rows, &opening.config, output)?;
     let cancel = cancel_on_interrupt()?;
-    let mut session = opening.session()?;
+    let mut session = opening.session(output)?;
     read.fit(Work::Score, &session.info(), output)?;
     let Rows { rows, bad, .. } = read;
     let evaluator = evaluator(&mut session, args.model.open.backend())?;

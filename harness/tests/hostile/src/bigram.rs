@@ -106,6 +106,7 @@ impl Session for Model {
             adapter_parameters: 0,
             vocab_size: self.table.vocab,
             max_positions: MAX_POSITIONS,
+            warnings: Vec::new(),
         }
     }
 }

@@ -1,0 +1,31 @@
+//! What every decoder backend reads of a model's folder, once: two readers of one file disagree sooner or later, and
+//! then two backends compute two models under one name.
+//!
+//! - [`ModelConfig`]: `config.json` of Qwen3, Qwen2 and Llama, checked, as transformers 5 understands it;
+//! - [`Rope`]: the frequencies of its rotary embedding;
+//! - [`Supports`]: what a backend computes of it, and which backend computes the rest;
+//! - [`adapter_tensors`]: the tensors of an adapter under the names that PEFT gives them, whoever wrote the file;
+//! - [`Rounding`]: what merged weights lose in the element type of their checkpoint.
+//!
+//! A key that changes numbers is either done or refused by its name; a value that no model can have is refused before
+//! anything is allocated for it.
+
+mod adapter;
+mod config;
+mod head;
+mod keys;
+mod rope;
+mod rounding;
+mod supports;
+mod tensors;
+
+pub use adapter::{adapter_tensors, canonical};
+pub use config::{Family, Heads, ModelConfig};
+pub use rope::{Rope, Scaling};
+pub use rounding::Rounding;
+pub use supports::Supports;
+
+/// The embedding's tensor.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The output projection's tensor.
+pub const HEAD: &str = "lm_head.weight";
