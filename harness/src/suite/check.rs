@@ -2,8 +2,15 @@
 
 use std::path::Path;
 
+use super::train::LARGEST_BATCH;
 use super::{EvalConfig, Suite};
 use crate::error::{Error, Result};
+use crate::eval::stats::StatsOptions;
+
+/// Longest text in tokens that a suite may ask for: beyond every model there is.
+const LONGEST: usize = 1 << 24;
+/// Most worker threads: more than these only wait for each other.
+const MOST_THREADS: usize = 1024;
 
 impl Suite {
     pub(super) fn check(&self, path: &Path) -> Result<()> {
@@ -79,14 +86,27 @@ impl Suite {
                 "correct the value; temperature 0 is greedy",
             );
         }
-        if !(self.stats.confidence > 0.5 && self.stats.confidence < 1.0) || self.stats.resamples < 100 {
+        let most = StatsOptions::MOST_RESAMPLES;
+        if !(self.stats.confidence > 0.5 && self.stats.confidence < 1.0)
+            || !(100..=most).contains(&self.stats.resamples)
+        {
             return fail(
                 format!(
-                    "stats: confidence = {} must be between 0.5 and 1 and resamples = {} at least 100",
+                    "stats: confidence = {} must be between 0.5 and 1 and resamples = {} between 100 and {most}",
                     self.stats.confidence, self.stats.resamples
                 ),
                 "correct the value",
             );
+        }
+        for (key, value, most) in [
+            ("data.max_length", data.max_length, LONGEST),
+            ("eval.max_new_tokens", self.eval.max_new_tokens, LONGEST),
+            ("eval.batch_size", self.eval.batch_size, LARGEST_BATCH),
+            ("model.threads", self.model.threads, MOST_THREADS),
+        ] {
+            if value > most {
+                return fail(format!("{key} = {value} must be at most {most}"), "correct the value");
+            }
         }
         Ok(())
     }
