@@ -76,6 +76,7 @@ fn record(think: &str, answer: &str) -> Record {
         answer: answer.into(),
         cluster: "r1".into(),
         choice: None,
+        decision: None,
         line: 1,
     }
 }

@@ -489,6 +489,9 @@ pub struct CheckArgs {
     /// suite's [gate.margins], then those of the units]
     #[arg(long, value_name = "METRIC=X")]
     pub margin: Vec<String>,
+    /// Check although this differs: data, prompts, template, decoding (separated by commas); the result says so
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = ["data", "prompts", "template", "decoding"])]
+    pub allow: Vec<String>,
     /// The backend's certificate of determinism (karat --json doctor --determinism): what it changes by itself is
     /// subtracted from what the gate may conclude [default: the certificate in the report, if one was attached]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["flip_rate", "logprob_drift"])]
@@ -541,7 +544,8 @@ pub struct MetricsArgs {
     /// JSON lines {"id", "reference", "candidate"}; `-` is standard input
     #[arg(long, value_name = "FILE")]
     pub input: PathBuf,
-    /// Metrics, separated by commas [default: all]
+    /// Metrics, separated by commas: the packages' (chrf, rouge_jieba.rouge-l.f) and a suite's (rougeL, key_points)
+    /// [default: all of the packages]
     #[arg(long, value_delimiter = ',')]
     pub metrics: Vec<String>,
 }

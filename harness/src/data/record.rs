@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::eval::{Choice, Item, choice};
+use crate::eval::{Choice, Decision, Item, choice};
 use crate::fsio::{self, write_atomic};
 use crate::{Error, Result};
 
@@ -36,6 +36,9 @@ pub struct Record {
     /// What there is to choose from, if it is a multiple-choice row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub choice: Option<Choice>,
+    /// What a right answer decides: `decision` within the row's `metrics`, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Decision>,
     /// Where it stood in the file; counts from 1.
     pub line: usize,
 }
@@ -59,6 +62,7 @@ impl Record {
             answer: self.answer.clone(),
             cluster: self.cluster.clone(),
             choice: self.choice.clone(),
+            decision: self.decision,
         }
     }
 }
@@ -237,7 +241,12 @@ pub fn write_jsonl<'a>(path: impl AsRef<Path>, records: impl IntoIterator<Item =
         let mut row = serde_json::to_value(record)
             .map_err(|e| Error::failed("could not write JSON").at(path.display()).because(e))?;
         // The line is where the row stood in *its* file, not in this one.
-        row.as_object_mut().map(|row| row.remove("line"));
+        if let Some(row) = row.as_object_mut() {
+            row.remove("line");
+            if let Some(decision) = row.remove("decision") {
+                row.insert("metrics".into(), Map::from_iter([("decision".to_string(), decision)]).into());
+            }
+        }
         text.push_str(&format!("{row}\n"));
     }
     write_atomic(path, text.as_bytes())
@@ -325,10 +334,22 @@ impl Rows {
             Some(options) => Some(Choice::new(options, &body.answer)?),
             None => None,
         };
+        let decision = decision(&row)?;
         self.taken.insert(id.clone());
         let cluster = label(&row, &fields.cluster)?.unwrap_or_else(|| id.clone());
         let Body { instruction, history, question, think, answer } = body;
-        self.records.push(Record { id, instruction, history, question, think, answer, cluster, choice, line });
+        self.records.push(Record {
+            id,
+            instruction,
+            history,
+            question,
+            think,
+            answer,
+            cluster,
+            choice,
+            decision,
+            line,
+        });
         Ok(())
     }
 
@@ -461,6 +482,16 @@ fn options(row: &Map<String, Value>, key: &str) -> Result<Option<Vec<String>>, S
             sorted.into_iter().map(|(label, v)| text(label.clone(), v)).collect::<Result<_, _>>().map(Some)
         }
         Some(other) => Err(format!("{key:?} must be a list or an object of strings, found {}", kind(other))),
+    }
+}
+
+/// What a right answer decides, if the row says so under `metrics.decision`.
+fn decision(row: &Map<String, Value>) -> Result<Option<Decision>, String> {
+    match row.get("metrics").and_then(|metrics| metrics.get("decision")) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => Decision::from_value(value)
+            .map(Some)
+            .ok_or_else(|| format!("\"metrics.decision\" must be \"yes\" or \"no\", found {value}")),
     }
 }
 
