@@ -13,8 +13,17 @@ pub fn turns(c: char) -> bool {
 /// `text` as one line, in which control characters, line ends and bidirectional controls are written as Rust writes them:
 /// `\n`, `\u{1b}`. Everything else stays as it is.
 pub fn visible(text: &str) -> Cow<'_, str> {
+    written_out(text, |_| false)
+}
+
+/// [`visible`], but line ends and tabs stay.
+pub fn visible_lines(text: &str) -> Cow<'_, str> {
+    written_out(text, |c| matches!(c, '\n' | '\r' | '\t'))
+}
+
+fn written_out(text: &str, kept: impl Fn(char) -> bool) -> Cow<'_, str> {
     // The two separators end a line for some readers.
-    let unseen = |c: char| c.is_control() || turns(c) || matches!(c, '\u{2028}' | '\u{2029}');
+    let unseen = |c: char| (c.is_control() || turns(c) || matches!(c, '\u{2028}' | '\u{2029}')) && !kept(c);
     if !text.chars().any(unseen) {
         return Cow::Borrowed(text);
     }

@@ -18,6 +18,7 @@ fn records(questions: &[&str]) -> Vec<Record> {
         answer: "a".into(),
         cluster: format!("{i}"),
         choice: None,
+        decision: None,
         line: i + 1,
     };
     questions.iter().enumerate().map(row).collect()

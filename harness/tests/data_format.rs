@@ -33,6 +33,7 @@ fn record(think: &str, answer: &str) -> Record {
         answer_keys: Default::default(),
         cluster: "r1".into(),
         choice: None,
+        decision: None,
         line: 1,
     }
 }

@@ -163,6 +163,23 @@ fn chat_rows_give_the_last_answer_and_what_came_before() {
 }
 
 #[test]
+fn the_decision_within_a_rows_metrics_is_read_written_and_refused_by_name_if_it_is_none() {
+    use karat::eval::Decision;
+    let row = |metrics: &str| format!(r#"{{"question": "q", "answer": "a", "metrics": {metrics}}}"#);
+    let rows =
+        [r#"{"decision": "no"}"#, r#"{"decision": true}"#, r#"{"decision": null}"#, r#"{"quality_f1": 1.0}"#, "5"];
+    let data = read(rows.map(row).join("\n")).unwrap();
+    let found: Vec<_> = data.records.iter().map(|r| r.to_item().decision).collect();
+    assert_eq!(found, [Some(Decision::No), Some(Decision::Yes), None, None, None]);
+    let path = tempfile::tempdir().unwrap();
+    let path = path.path().join("out.jsonl");
+    write_jsonl(&path, &data.records).unwrap();
+    assert_eq!(read_jsonl(&path, &Fields::default(), true).unwrap().records, data.records);
+    let refused = reason(row(r#"{"decision": "perhaps"}"#));
+    assert_eq!(refused, "\"metrics.decision\" must be \"yes\" or \"no\", found \"perhaps\"");
+}
+
+#[test]
 fn what_is_written_reads_back() {
     let dir = tempfile::tempdir().unwrap();
     let data = read(format!("{GOOD}\n{GOOD}\n")).unwrap();

@@ -141,7 +141,7 @@ fn chinese() -> Report {
     let items: Vec<_> = fixture::items(24).into_iter().filter(|i| !i.question.is_ascii()).collect();
     let mut models: Vec<_> = fixture::three_models(&items);
     for model in &mut models {
-        model.session.kernels.clear();
+        model.session.as_mut().unwrap().kernels.clear();
     }
     let mut inputs = fixture::inputs(&items, models);
     inputs.language = Language::Chinese;

@@ -16,7 +16,7 @@ use karat::gate::{
 use karat::report::{Report, build};
 
 fn rules(margins: &[(&str, f64)]) -> Rules {
-    Rules { margins: margins.iter().map(|(k, v)| (k.to_string(), *v)).collect(), noise: None }
+    Rules { margins: margins.iter().map(|(k, v)| (k.to_string(), *v)).collect(), ..Rules::default() }
 }
 
 /// The fixture's report with `f` applied to one metric of one model.
@@ -216,6 +216,88 @@ fn one_item_or_nothing_to_check_is_no_pass() {
     let items = fixture::items(4);
     let nothing = build(&fixture::inputs(&items, vec![])).unwrap();
     assert!(check(&nothing, &nothing, &Rules::default()).unwrap_err().to_string().contains("nothing to check"));
+}
+
+#[test]
+fn loops_truncation_contradictions_and_wrong_decisions_are_guarded_without_being_asked_for() {
+    use karat::report::MetricInfo;
+    let items: Vec<_> =
+        fixture::items(60).into_iter().map(|i| karat::eval::Item { cluster: i.id.clone(), ..i }).collect();
+    let report = |shares: [f64; 5]| {
+        let names = ["repetition", "truncated", "contradictions", "decision", "decision_yes_to_no"];
+        let mut models = fixture::three_models(&items);
+        for (i, result) in models.iter_mut().flat_map(|m| m.items.iter_mut().enumerate()) {
+            for (name, share) in names.iter().zip(shares) {
+                result.metrics.insert((*name).into(), Some(f64::from(u8::from((i as f64) < share * 60.0))));
+            }
+        }
+        let mut inputs = fixture::inputs(&items, models);
+        let like = inputs.metrics[5].clone();
+        inputs.metrics.extend(names.map(|name| MetricInfo {
+            name: name.into(),
+            unit: "share".into(),
+            direction: if name == "decision" {
+                karat::report::Direction::Higher
+            } else {
+                karat::report::Direction::Lower
+            },
+            headline: false,
+            ..like.clone()
+        }));
+        build(&inputs).unwrap()
+    };
+    let baseline = report([0.15, 0.0, 0.0, 0.9, 0.0]);
+    assert_eq!(check(&baseline, &baseline, &Rules::default()).unwrap().verdict, Verdict::Pass);
+    for (worse, metric) in [
+        ([0.9, 0.0, 0.0, 0.9, 0.0], "repetition"),
+        ([0.15, 0.5, 0.0, 0.9, 0.0], "truncated"),
+        ([0.15, 0.0, 0.5, 0.9, 0.0], "contradictions"),
+        ([0.15, 0.0, 0.0, 0.3, 0.0], "decision"),
+        ([0.15, 0.0, 0.0, 0.9, 0.4], "decision_yes_to_no"),
+    ] {
+        let checks = check(&report(worse), &baseline, &Rules::default()).unwrap();
+        assert_eq!(find(&checks, "full", metric).verdict, Verdict::Regress, "{metric}");
+        assert_eq!(checks.verdict, Verdict::Regress);
+    }
+}
+
+#[test]
+fn what_the_baseline_has_no_value_of_does_not_count_and_is_named() {
+    let without = |report: &mut Report, model: &str| {
+        for item in &mut report.items {
+            item.models.get_mut(model).unwrap().metrics.insert("nll_answer".into(), None);
+        }
+    };
+    let mut report = fixture::report();
+    without(&mut report, "lora");
+    let checks = check(&report, &report, &Rules::default()).unwrap();
+    assert_eq!(checks.verdict, Verdict::Pass, "neither side has a value");
+    assert_eq!(checks.undefined, ["lora nll_answer"]);
+    assert!(text::table(&checks).contains("not checked, the baseline having no value: lora nll_answer\n"));
+    assert!(text::markdown(&checks, "s", "main").contains("\nNot checked, the baseline having no value: lora"));
+    // A value that was there and is not any more is a regression, as before.
+    assert_eq!(check(&report, &fixture::report(), &Rules::default()).unwrap().verdict, Verdict::Regress);
+    // Where nothing is left to be checked nothing passes.
+    for model in ["base", "full"] {
+        without(&mut report, model);
+    }
+    let checks = check(&report, &report, &Rules::default()).unwrap();
+    assert_eq!((checks.verdict, checks.checks.len()), (Verdict::Inconclusive, 0));
+    assert!(text::summary(&checks).contains("nothing could be checked"));
+}
+
+#[test]
+fn what_neither_side_knows_is_equal_and_what_may_differ_is_named() {
+    let mut report = fixture::report();
+    report.fingerprints.decoding.clear();
+    let checks = check(&report, &report, &Rules::default()).unwrap();
+    assert_eq!((checks.verdict, checks.unchecked.as_slice()), (Verdict::Pass, &["decoding".to_string()][..]));
+    let error = check(&report, &fixture::report(), &Rules::default()).unwrap_err();
+    assert!(error.help_text().unwrap().contains("--allow decoding"), "{error:?}");
+    let rules = Rules { allow: vec!["decoding".into()], ..Rules::default() };
+    let checks = check(&report, &fixture::report(), &rules).unwrap();
+    assert_eq!(checks.verdict, Verdict::Pass);
+    assert_eq!(checks.allowed.iter().map(|m| m.what.as_str()).collect::<Vec<_>>(), ["decoding"]);
 }
 
 #[test]

@@ -16,11 +16,12 @@ fn item() -> Item {
         answer: "重度肾功能不全患者禁用二甲双胍，eGFR应不低于30。".into(),
         cluster: "1".into(),
         choice: None,
+        decision: None,
     }
 }
 
 fn prediction(text: &str, stop: StopReason) -> Prediction {
-    Prediction { id: "1".into(), text: text.into(), ids: vec![1, 2, 3], stop }
+    Prediction { id: "1".into(), text: text.into(), ids: Some(vec![1, 2, 3]), stop: Some(stop) }
 }
 
 fn reference(think: f64, answer: f64) -> ReferenceScore {
@@ -104,6 +105,42 @@ fn a_negated_answer_overlaps_and_contradicts() {
     let text = "<think>想</think>重度肾功能不全患者可用二甲双胍，eGFR应不低于30。";
     assert!(value("rouge1", text, StopReason::Stop).expect("defined") > 0.85);
     assert!(value("contradictions", text, StopReason::Stop).expect("defined") > 0.0);
+}
+
+#[test]
+fn decisions_are_counted_right_and_each_error_by_itself_in_both_languages() {
+    use karat::eval::Decision::{No, Yes};
+    let names: Vec<String> =
+        ["decision", "decision_yes_to_no", "decision_no_to_yes", "decision_undecided"].map(String::from).into();
+    let of = |right, text: &str| {
+        let item = Item { decision: right, ..item() };
+        let values = metric::evaluate(&names, &item, &prediction(text, StopReason::Stop), None).expect("known");
+        names.iter().map(|name| values[name]).collect::<Vec<_>>()
+    };
+    let (yes, no, none) = (Some(1.0), Some(0.0), None);
+    for (right, text, expected) in [
+        (Some(No), "<think>可以。</think>不可以。黄疸的患者禁用。", [yes, no, none, no]),
+        (Some(No), "<think>想</think>合适。每次5毫克。", [no, yes, none, no]),
+        (Some(No), "Yes. It fits.", [no, yes, none, no]),
+        (Some(No), "No, choose another drug.", [yes, no, none, no]),
+        (Some(No), "每次5毫克。", [no, no, none, yes]),
+        (Some(Yes), "可以使用。", [yes, none, no, no]),
+        (Some(Yes), "不宜使用。", [no, none, yes, no]),
+        (Some(Yes), "It must not be used.", [no, none, yes, no]),
+        (Some(Yes), "<think>可以。", [no, none, no, yes]),
+        (None, "可以使用。", [none, none, none, none]),
+    ] {
+        assert_eq!(of(right, text), expected, "{right:?} {text}");
+    }
+}
+
+#[test]
+fn why_a_text_ended_and_its_tokens_are_undefined_where_nobody_knows_them() {
+    let unknown = Prediction { ids: None, stop: None, ..prediction("答", StopReason::Stop) };
+    let names: Vec<String> = ["truncated", "generated_tokens", "format"].map(String::from).into();
+    let values = metric::evaluate(&names, &item(), &unknown, None).expect("known");
+    assert_eq!((values["truncated"], values["generated_tokens"]), (None, None));
+    assert!(values["format"].is_some());
 }
 
 #[test]

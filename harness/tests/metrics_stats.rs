@@ -220,6 +220,18 @@ fn a_gate_passes_regresses_or_says_that_it_cannot_tell() {
 }
 
 #[test]
+fn one_value_has_no_interval() {
+    let one = compare_paired(&[0.2], &[0.9], &StatsOptions::default()).expect("comparable");
+    assert!(one.ci_low.is_nan() && one.ci_high.is_nan() && one.difference > 0.6);
+    assert!(bootstrap_mean_ci(&[1.0], &StatsOptions::default()).low.is_nan());
+    assert_eq!(
+        non_inferiority(&[0.2], &[0.9], true, 0.02, &StatsOptions::default()).verdict,
+        Verdict::Inconclusive,
+        "one item shows nothing of the next"
+    );
+}
+
+#[test]
 fn a_comparison_of_different_items_is_refused() {
     let error = compare_paired(&[1.0], &[1.0, 2.0], &StatsOptions::default()).expect_err("different lengths");
     assert!(error.to_string().contains("1 and 2"));

@@ -60,8 +60,9 @@ fn nothing_outside_environment_is_volatile() {
     let mut slower = fixture::three_models(&items);
     for model in &mut slower {
         model.cost.generate_seconds = Some(99.0);
-        model.session.threads = 64;
-        model.session.kernels.clear();
+        let session = model.session.as_mut().unwrap();
+        session.threads = 64;
+        session.kernels.clear();
         if let Some(training) = &mut model.training {
             training.summary.seconds *= 3.0;
             training.summary.peak_memory = None;
@@ -288,7 +289,7 @@ fn items_that_changed_sides_are_listed_with_the_token_where_texts_part() {
         for (i, (result, flag)) in models[model].items.iter_mut().zip(flags).enumerate() {
             result.metrics.insert("exact_match".into(), Some(flag));
             // Model 1 parts from model 0 at the token of the item's number.
-            result.prediction.ids = (0..8).map(|t| if model == 1 && t == i as u32 { 99 } else { t }).collect();
+            result.prediction.ids = Some((0..8).map(|t| if model == 1 && t == i as u32 { 99 } else { t }).collect());
         }
     };
     right(0, [1.0, 1.0, 0.0, 0.0, 1.0, 0.0]);
@@ -393,6 +394,100 @@ fn identical_models_are_not_told_apart() {
     let report = build(&fixture::inputs(&items, models)).unwrap();
     for c in report.comparison("base", "again").unwrap().metrics.values() {
         assert_eq!((c.verdict, c.difference, c.p_value), (Verdict::Unclear, Some(0.0), Some(1.0)));
+    }
+}
+
+/// A report of base, lora and full whose one metric, with two decimals, has these values on every item.
+fn of_values(values: [f64; 3]) -> Report {
+    let items: Vec<Item> = fixture::items(8).into_iter().map(|i| Item { cluster: i.id.clone(), ..i }).collect();
+    let mut models = fixture::three_models(&items);
+    for (model, value) in models.iter_mut().zip(values) {
+        for result in &mut model.items {
+            result.metrics.insert("exact".into(), Some(value));
+        }
+    }
+    let mut inputs = fixture::inputs(&items, models);
+    inputs.metrics = vec![MetricInfo { decimals: 2, ..inputs.metrics[5].clone() }];
+    build(&inputs).unwrap()
+}
+
+#[test]
+fn what_is_printed_alike_is_not_told_apart_by_bold() {
+    // All three are 0.00.
+    let report = of_values([0.001, 0.0, 0.004]);
+    assert!(report.metric("exact").unwrap().best.is_empty());
+    let table = markdown::results_table(&report);
+    assert!(!table.contains("**"), "{table}");
+    assert!(!table.contains('%'), "from 0.00 to 0.00 is no change in percent: {table}");
+    // Two are 0.90, and both are the best.
+    let report = of_values([0.2, 0.901, 0.899]);
+    assert_eq!(report.metric("exact").unwrap().best, ["lora", "full"]);
+    let report = of_values([0.2, 0.91, 0.9]);
+    assert_eq!(report.metric("exact").unwrap().best, ["lora"]);
+}
+
+#[test]
+fn a_change_from_a_value_that_is_printed_as_zero_is_the_difference_itself() {
+    let table = markdown::results_table(&of_values([0.001, 0.5, 0.0]));
+    let row = table.lines().nth(2).unwrap();
+    assert!(row.contains("| +0.50 ") && row.contains("| 0.00 \\*") && !row.contains('%'), "{row}");
+    assert!(markdown::results_table(&of_values([0.1, 0.0, 0.2])).contains("−100.0 %"));
+}
+
+#[test]
+fn one_item_has_a_value_and_a_difference_but_no_interval() {
+    let items = fixture::items(1);
+    let report = build(&fixture::inputs(&items, fixture::three_models(&items))).unwrap();
+    let value = &report.metric("rouge_l").unwrap().models["lora"];
+    assert!(value.value.is_some() && value.ci_low.is_none() && value.ci_high.is_none());
+    let c = &report.comparison("base", "lora").unwrap().metrics["nll_answer"];
+    assert!(c.difference.is_some() && c.ci_low.is_none() && c.ci_high.is_none());
+    let page = markdown::render(&report);
+    assert!(!page.contains(&format!("{0}]", karat_signed(c.difference.unwrap()))), "{page}");
+    assert!(page.contains(&karat_signed(c.difference.unwrap())), "{page}");
+    render_all(&report);
+}
+
+/// As pages write a difference with three decimals.
+fn karat_signed(x: f64) -> String {
+    format!("{x:+.3}").replace('-', "−")
+}
+
+#[test]
+fn a_report_says_first_what_it_does_not_cover() {
+    let items = fixture::items(24);
+    let mut models = fixture::three_models(&items);
+    models[1].items.truncate(5);
+    let mut inputs = fixture::inputs(&items, models);
+    inputs.data.bad_row_count = 0;
+    let report = build(&inputs).unwrap();
+    assert_eq!(coverage(&report).as_deref(), Some("Not everything was measured: lora answered 5 of 24 items."));
+    assert!(markdown::results_block(&report).starts_with("Not everything was measured: lora answered 5 of 24 items."));
+    inputs.models[1] = fixture::model("lora", Role::Lora, &items, 12);
+    assert_eq!(coverage(&build(&inputs).unwrap()), None);
+}
+
+#[test]
+fn two_unknowns_are_equal_and_an_unknown_is_not_a_known() {
+    let (a, mut b) = (fixture::report(), fixture::report());
+    b.fingerprints.decoding = String::new();
+    assert_eq!(compare::mismatches(&a, &b).iter().map(|m| m.what.as_str()).collect::<Vec<_>>(), ["decoding"]);
+    assert!(compare::mismatches(&b, &b).is_empty());
+    assert_eq!(compare::unknown(&b, &b), ["decoding"]);
+    assert!(compare::unknown(&a, &b).is_empty());
+    assert!(b.to_json().unwrap().contains("\"decoding\": null"));
+    assert_eq!(Report::from_json(&b.to_json().unwrap(), "r").unwrap(), b);
+}
+
+#[test]
+fn csv_guards_formulas_and_leaves_numbers_as_they_are() {
+    let mut report = fixture::report();
+    for (item, id) in report.items.iter_mut().zip(["=1", "-2", "+1e3", "-1-1", "@a", "\tx", "a\u{1b}b", "-inf"]) {
+        item.id = id.into();
+    }
+    let csv = csv::items(&report);
+    for cell in ["'=1", "-2", "+1e3", "'-1-1", "'@a", "'\tx", "a\\u{1b}b", "'-inf"] {
+        assert!(csv.contains(&format!("\n{cell},base,")), "{cell}");
     }
 }
 

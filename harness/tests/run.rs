@@ -184,8 +184,8 @@ fn a_prompt_that_fills_the_context_costs_only_its_own_item() {
     let suite = Suite::parse(text, &folder.path().join("suite.toml"), &[]).unwrap();
     let report = whole(&suite, &folder.path().join("out"));
     let values: Vec<_> = report.items.iter().map(|i| &i.models["base"]).collect();
-    assert_eq!((values[0].stop, values[0].tokens), (StopReason::Length, 3));
-    assert_eq!((values[1].stop, values[1].tokens), (StopReason::Context, 0));
+    assert_eq!((values[0].stop, values[0].tokens), (Some(StopReason::Length), Some(3)));
+    assert_eq!((values[1].stop, values[1].tokens), (Some(StopReason::Context), Some(0)));
     // Nothing of its reference is within the maximum length.
     assert!(values[0].metrics["nll"].is_some() && values[1].metrics["nll"].is_none());
 }

@@ -148,6 +148,21 @@ fn everything_to_check_occurs_in_the_reference_answer() {
 }
 
 #[test]
+fn every_reference_answer_is_read_as_the_decision_that_its_row_states() {
+    use karat::eval::decision::{Decision, at_head, decide};
+    let mut seen = 0;
+    for item in all(&source().items()) {
+        let Some(stated) = &item.metrics.decision else { continue };
+        let expected = if stated == "yes" { Decision::Yes } else { Decision::No };
+        assert_eq!(decide(&item.answer), Some(expected), "{}: {}", item.id, item.answer);
+        assert_eq!(at_head(&item.answer), Some(expected), "{}: {}", item.id, item.answer);
+        assert_eq!(stated == "no", item.kind == "stop", "{}", item.id);
+        seen += 1;
+    }
+    assert!(seen > 100, "{seen}");
+}
+
+#[test]
 fn no_slot_is_left_open() {
     let source = source();
     for item in all(&source.items()) {

@@ -94,7 +94,8 @@ fn every_difference_is_that_of_the_values_in_the_table() {
                     continue;
                 };
                 let what = format!("{} of {} against {}", metric.name, comparison.candidate, comparison.baseline);
-                assert_eq!(c.missing, 0, "{what}");
+                let n = |model: &str| metric.models[model].n;
+                assert_eq!((n(&comparison.baseline), n(&comparison.candidate)), (c.n, c.n), "{what}");
                 assert!((b - a - d).abs() <= 1e-9 * a.abs().max(b.abs()).max(1.0), "{what}: {b} - {a} is not {d}");
                 let (low, high) = (c.ci_low.unwrap(), c.ci_high.unwrap());
                 assert!(low <= d && d <= high, "{what}: {d} is outside [{low}, {high}]");
@@ -179,6 +180,31 @@ fn fine_tuning_is_clearly_better_than_the_base_on_held_out_items() {
 }
 
 #[test]
+fn a_yes_to_a_contraindicated_patient_is_counted_and_named_as_a_headline() {
+    let report = golden_report();
+    let value = |name: &str, model: &str| {
+        let metric = report.metric(name).unwrap();
+        let value = &metric.models[model];
+        (value.n, (value.value.unwrap() * value.n as f64).round() as usize)
+    };
+    // 14 held-out items ask about a patient with a contraindication, 14 about one without.
+    assert_eq!(value("decision_yes_to_no", "full"), (14, 5));
+    assert_eq!(value("decision_yes_to_no", "lora"), (14, 5));
+    assert_eq!(value("decision_yes_to_no", "base"), (14, 0));
+    for model in ["base", "lora", "full"] {
+        let count = |name: &str| value(name, model).1;
+        assert_eq!(value("decision", model).0, 28);
+        let errors = count("decision_yes_to_no") + count("decision_no_to_yes") + count("decision_undecided");
+        assert_eq!(count("decision") + errors, 28, "{model}: every item is right or one kind of error");
+    }
+    for name in ["decision", "decision_yes_to_no"] {
+        assert!(report.metric(name).unwrap().headline, "{name}");
+    }
+    let contradicted = report.metric("contradictions").unwrap();
+    assert!(contradicted.models["full"].value.unwrap() > 0.0, "a yes where the reference says no contradicts it");
+}
+
+#[test]
 fn the_gate_passes_a_report_against_itself_and_finds_a_regression() {
     let report = golden_report();
     assert_eq!(gate::check(&report, &report, &Default::default()).unwrap().verdict, Verdict::Pass);
@@ -228,7 +254,7 @@ fn a_live_slice_of_the_base_is_what_was_recorded() {
     let prompts: Tokens = queries.iter().map(|q| &q.prompt).collect();
     let config = GenerateConfig::greedy(suite.eval.max_new_tokens, prepared.formatter.stop_ids());
     let completions = evaluator.generate(prompts.view(), &config, &mut quiet).unwrap();
-    let equal = completions.iter().zip(&base.predictions).filter(|(c, p)| c.ids == p.ids).count();
+    let equal = completions.iter().zip(&base.predictions).filter(|(c, p)| Some(&c.ids) == p.ids.as_ref()).count();
     // Another machine's kernels may tip a near-tie of two tokens; most texts have none.
     assert!(equal >= 10, "only {equal} of 12 greedy texts are as recorded");
 }

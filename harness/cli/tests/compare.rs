@@ -129,7 +129,7 @@ fn texts_of_a_run_and_of_elsewhere_are_measured_without_a_model() {
         assert!(row(&brought, i, "nll").is_null(), "a likelihood that nobody computed");
     }
     let prints = &brought["fingerprints"];
-    assert_eq!((&prints["prompts"], &prints["decoding"]), (&json!(""), &json!("")));
+    assert_eq!((&prints["prompts"], &prints["decoding"]), (&Value::Null, &Value::Null));
     assert!(brought["warnings"].to_string().contains("brought along"));
 
     let fails = |text: String, words: &[&str]| {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::layout::{self, Body};
 use super::message::{Message, kind};
 use crate::eval::think::ThinkTags;
-use crate::eval::{Choice, Item};
+use crate::eval::{Choice, Decision, Item};
 use crate::fsio::{self, write_atomic};
 use crate::{Error, Result};
 
@@ -45,6 +45,9 @@ pub struct Record {
     /// What there is to choose from, if it is a multiple-choice row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub choice: Option<Choice>,
+    /// What a right answer decides: `decision` within the row's `metrics`, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Decision>,
     /// Where it stood in the file; counts from 1.
     pub line: usize,
 }
@@ -59,6 +62,7 @@ impl Record {
             answer: self.answer.clone(),
             cluster: self.cluster.clone(),
             choice: self.choice.clone(),
+            decision: self.decision,
         }
     }
 }
@@ -287,7 +291,12 @@ pub fn write_jsonl<'a>(path: impl AsRef<Path>, records: impl IntoIterator<Item =
         let mut row = serde_json::to_value(record)
             .map_err(|e| Error::failed("could not write JSON").at(path.display()).because(e))?;
         // The line is where the row stood in *its* file, not in this one.
-        row.as_object_mut().map(|row| row.remove("line"));
+        if let Some(row) = row.as_object_mut() {
+            row.remove("line");
+            if let Some(decision) = row.remove("decision") {
+                row.insert("metrics".into(), Map::from_iter([("decision".to_string(), decision)]).into());
+            }
+        }
         text.push_str(&format!("{row}\n"));
     }
     write_atomic(path, text.as_bytes())
@@ -376,6 +385,7 @@ impl Rows {
             }
             None => self.content_id(&body),
         };
+        let decision = decision(&row)?;
         self.taken.insert(id.clone());
         let cluster = cluster.unwrap_or_else(|| id.clone());
         self.earlier_weights += usize::from(body.earlier_weight);
@@ -391,6 +401,7 @@ impl Rows {
             answer_keys,
             cluster,
             choice,
+            decision,
             line,
         });
         Ok(())
@@ -404,5 +415,15 @@ impl Rows {
             return base;
         }
         (2..).map(|n| format!("{base}#{n}")).find(|id| !self.taken.contains(id)).unwrap_or(base)
+    }
+}
+
+/// What a right answer decides, if the row says so under `metrics.decision`.
+fn decision(row: &Map<String, Value>) -> Result<Option<Decision>, String> {
+    match row.get("metrics").and_then(|metrics| metrics.get("decision")) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => Decision::from_value(value)
+            .map(Some)
+            .ok_or_else(|| format!("\"metrics.decision\" must be \"yes\" or \"no\", found {value}")),
     }
 }

@@ -1,6 +1,7 @@
 //! Measuring a model: items, predictions, metrics, statistics.
 
 pub mod choice;
+pub mod decision;
 pub mod determinism;
 pub mod flips;
 pub mod metric;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::StopReason;
 
 pub use choice::Choice;
+pub use decision::Decision;
 
 /// One held-out item: what is asked and what a right answer looks like.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +33,9 @@ pub struct Item {
     /// What there is to choose from, if it is a multiple-choice item.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub choice: Option<Choice>,
+    /// What a right answer decides, if the question is one of yes or no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Decision>,
 }
 
 /// What one model generated for one item.
@@ -40,10 +45,10 @@ pub struct Prediction {
     pub id: String,
     /// The text as generated, special tokens such as `<think>` kept, the stop token removed.
     pub text: String,
-    /// The generated ids, the stop id included.
-    pub ids: Vec<u32>,
-    /// Why it ended.
-    pub stop: StopReason,
+    /// The generated ids, the stop id included; none where nobody knows them (a text from elsewhere).
+    pub ids: Option<Vec<u32>>,
+    /// Why it ended; none where nobody knows.
+    pub stop: Option<StopReason>,
 }
 
 /// Teacher-forced log-likelihood of one item's reference under one model, think and answer apart.

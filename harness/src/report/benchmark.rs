@@ -18,16 +18,19 @@ pub fn github(report: &Report, better: Direction) -> Result<String> {
         for model in &report.models {
             let Some(value) = metric.models.get(&model.name) else { continue };
             let Some(number) = value.value else { continue };
+            let of = report.items.len();
+            let n = if value.n < of { format!("n = {} of {of}", value.n) } else { format!("n = {of}") };
             let mut entry = json!({
                 "name": format!("{} / {}", metric.name, model.name),
                 "unit": if metric.unit.is_empty() { "score" } else { &metric.unit },
                 "value": number,
+                "extra": n,
             });
             if let (Some(low), Some(high), Value::Object(fields)) = (value.ci_low, value.ci_high, &mut entry) {
                 fields.insert("range".into(), json!(format!("± {:.4}", (high - low) / 2.0)));
                 let level = (100.0 * report.statistics.confidence * 1e6).round() / 1e6;
                 let interval = format!("{level} % interval [{low:.4}, {high:.4}]");
-                fields.insert("extra".into(), json!(format!("n = {}\n{interval}", value.n)));
+                fields.insert("extra".into(), json!(format!("{n}\n{interval}")));
             }
             entries.push(entry);
         }

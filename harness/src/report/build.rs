@@ -9,6 +9,7 @@ use crate::eval::think::ThinkTags;
 use crate::eval::{Item, ItemResult, PartScore, metric};
 
 use super::model::*;
+use super::number::fixed;
 use super::warning::{self, Warning};
 use super::{flips, general, significance};
 
@@ -25,8 +26,8 @@ pub struct Inputs<'a> {
     pub fingerprints: Fingerprints,
     /// Where the items come from.
     pub data: Data,
-    /// How texts were generated.
-    pub decoding: Decoding,
+    /// How texts were generated; none where nobody knows.
+    pub decoding: Option<Decoding>,
     /// How intervals and p-values are drawn.
     pub stats: StatsOptions,
     /// The items, in the order of the data.
@@ -72,10 +73,10 @@ pub struct ModelRun {
     pub name: String,
     /// Its part.
     pub role: Role,
-    /// SHA-256 over its checkpoint's files.
+    /// SHA-256 over its checkpoint's files; empty where nobody knows.
     pub checkpoint_sha256: String,
-    /// What its session said.
-    pub session: SessionInfo,
+    /// What its session said; none of texts that were brought along.
+    pub session: Option<SessionInfo>,
     /// Which tags hold its reasoning.
     pub think_tags: ThinkTags,
     /// Its results, in any order; an item without one counts as missing.
@@ -159,7 +160,9 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
     data.bad_rows.truncate(Data::LISTED_BAD_ROWS);
     data.leaks.truncate(Data::LISTED_LEAKS);
     let mut environment = inputs.environment.clone();
-    environment.costs = inputs.models.iter().map(|m| (m.name.clone(), cost(m))).collect();
+    // A cost of which nothing is known is none.
+    let costs = inputs.models.iter().map(|m| (m.name.clone(), cost(m))).filter(|(_, cost)| *cost != Cost::default());
+    environment.costs = costs.collect();
     for (name, record) in inputs.models.iter().filter_map(|m| Some((&m.name, m.training.as_ref()?))) {
         let folder = record.summary.last_checkpoint.display().to_string();
         environment.paths.insert(format!("checkpoint {name}"), folder);
@@ -264,17 +267,20 @@ fn model((run, results): &Run<'_>, margin: f64) -> Model {
     for result in results.values() {
         *thinking.entry(run.think_tags.split(&result.prediction.text).state).or_insert(0) += 1;
     }
+    let session = run.session.as_ref();
+    let stops: Vec<StopReason> = results.values().filter_map(|r| r.prediction.stop).collect();
     Model {
         name: run.name.clone(),
         role: run.role,
         checkpoint_sha256: run.checkpoint_sha256.clone(),
-        parameters: run.session.parameters,
-        adapter_parameters: run.session.adapter_parameters,
+        parameters: session.map(|s| s.parameters),
+        adapter_parameters: session.map(|s| s.adapter_parameters),
         trainable_parameters: run.training.as_ref().map(|t| t.summary.trainable_parameters),
-        dtype: run.session.dtype.to_string(),
+        dtype: session.map_or_else(String::new, |s| s.dtype.to_string()),
         items: results.len(),
         thinking,
-        truncated: results.values().filter(|r| r.prediction.stop != StopReason::Stop).count(),
+        truncated: (!stops.is_empty()).then(|| stops.iter().filter(|s| **s != StopReason::Stop).count()),
+        stop_known: Some(stops.len()).filter(|known| *known < results.len()),
         training: run.training.as_ref().map(|record| training(record, margin)),
         adapter: run.adapter.clone(),
     }
@@ -353,7 +359,7 @@ fn metric(info: &MetricInfo, runs: &[Run<'_>], inputs: &Inputs<'_>) -> Metric {
         decimals: info.decimals,
         headline: info.headline,
         signature: metric::signature(&info.name),
-        best: best(info.direction, runs.iter().map(|r| r.0.name.as_str()), &models),
+        best: best(info.direction, info.decimals, runs.iter().map(|r| r.0.name.as_str()), &models),
         models,
     }
 }
@@ -366,8 +372,10 @@ fn truncation(name: &str, (run, results): &Run<'_>, items: &[Item]) -> Option<me
     metric::bounds(&run.think_tags, name, valued.iter().copied()).filter(|b| b.n_completed < valued.len())
 }
 
+/// The models with the best value as it is printed: what a reader sees as equal is not told apart.
 pub(super) fn best<'a>(
     direction: Direction,
+    decimals: usize,
     order: impl Iterator<Item = &'a str>,
     models: &BTreeMap<String, MetricValue>,
 ) -> Vec<String> {
@@ -377,13 +385,10 @@ pub(super) fn best<'a>(
         Direction::Lower => values.iter().map(|v| v.1).min_by(f64::total_cmp),
         Direction::Neutral => None,
     };
-    match top {
-        // Where all are equal none stands out.
-        Some(top) if values.iter().any(|v| v.1 != top) => {
-            values.iter().filter(|v| v.1 == top).map(|v| v.0.to_string()).collect()
-        }
-        _ => Vec::new(),
-    }
+    let Some(top) = top.map(|top| fixed(top, decimals)) else { return Vec::new() };
+    let (best, rest): (Vec<_>, Vec<_>) = values.into_iter().partition(|v| fixed(v.1, decimals) == top);
+    // Where all are equal none stands out.
+    if rest.is_empty() { Vec::new() } else { best.into_iter().map(|v| v.0.to_string()).collect() }
 }
 
 fn compare(baseline: &Run<'_>, candidate: &Run<'_>, metrics: &[Metric], inputs: &Inputs<'_>) -> Comparison {
@@ -413,7 +418,7 @@ fn item_row(item: &Item, shared: &BTreeSet<&str>, runs: &[Run<'_>]) -> ItemRow {
             let values = ItemValues {
                 thinking: run.think_tags.split(&result.prediction.text).state,
                 stop: result.prediction.stop,
-                tokens: result.prediction.ids.len(),
+                tokens: result.prediction.ids.as_ref().map(Vec::len),
                 metrics: result.metrics.iter().map(|(k, v)| (k.clone(), v.and_then(finite))).collect(),
                 weights: result.metrics.keys().filter_map(|k| Some((k.clone(), metric::weight(k, result)?))).collect(),
             };
@@ -466,17 +471,16 @@ pub(super) fn example(item: &Item, runs: &[Run<'_>]) -> Example {
 }
 
 fn cost(run: &ModelRun) -> Cost {
-    let record = run.training.as_ref();
+    let (record, session) = (run.training.as_ref(), run.session.as_ref());
+    // Nobody knows how many there are, where one text's are unknown.
+    let tokens = || run.items.iter().map(|i| Some(i.prediction.ids.as_ref()?.len() as u64)).sum();
     Cost {
         train_seconds: run.cost.train_seconds.or(record.map(|t| t.summary.seconds)),
         peak_memory: run.cost.peak_memory.or(record.and_then(|t| t.summary.peak_memory)),
-        generated_tokens: run
-            .cost
-            .generated_tokens
-            .or_else(|| Some(run.items.iter().map(|i| i.prediction.ids.len() as u64).sum())),
-        device: run.session.device.clone(),
-        threads: run.session.threads,
-        kernels: run.session.kernels.clone(),
+        generated_tokens: run.cost.generated_tokens.or_else(tokens),
+        device: session.map_or_else(String::new, |s| s.device.clone()),
+        threads: session.map(|s| s.threads),
+        kernels: session.map_or_else(Vec::new, |s| s.kernels.clone()),
         ..run.cost.clone()
     }
 }

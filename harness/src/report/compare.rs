@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-use super::model::{Comparison, Report};
+use super::model::{Comparison, Fingerprints, Report};
 use super::significance::{self, Paired};
 
 /// What must be equal for two reports to be compared, by the names that [`Mismatch::what`] has.
@@ -24,19 +24,15 @@ pub struct Mismatch {
 }
 
 /// Everything about which two reports differ that must be equal for a paired comparison; empty if they may be
-/// compared. A fingerprint that one of them does not know counts as different.
+/// compared. A fingerprint that one of them alone does not know counts as different; one that neither knows is equal as far
+/// as anyone can tell ([`unknown`]).
 pub fn mismatches(first: &Report, second: &Report) -> Vec<Mismatch> {
     let (a, b) = (&first.fingerprints, &second.fingerprints);
-    let mut found: Vec<Mismatch> = [
-        ("data", &a.data, &b.data),
-        ("prompts", &a.prompts, &b.prompts),
-        ("template", &a.template, &b.template),
-        ("decoding", &a.decoding, &b.decoding),
-    ]
-    .into_iter()
-    .filter(|(_, a, b)| a != b || a.is_empty())
-    .map(|(what, a, b)| Mismatch { what: what.into(), first: known(a), second: known(b) })
-    .collect();
+    let mut found: Vec<Mismatch> = prints(a, b)
+        .into_iter()
+        .filter(|(_, a, b)| a != b)
+        .map(|(what, a, b)| Mismatch { what: what.into(), first: known(a), second: known(b) })
+        .collect();
     let ids = |r: &Report| r.items.iter().map(|i| i.id.clone()).collect::<Vec<_>>();
     let (x, y) = (ids(first), ids(second));
     if x != y {
@@ -48,6 +44,22 @@ pub fn mismatches(first: &Report, second: &Report) -> Vec<Mismatch> {
         found.push(Mismatch { what: "items".into(), first: describe(&x), second: describe(&y) });
     }
     found
+}
+
+/// What neither of two reports knows of how it came about, and so nobody can check.
+pub fn unknown(first: &Report, second: &Report) -> Vec<String> {
+    let all = prints(&first.fingerprints, &second.fingerprints).into_iter();
+    all.filter(|(_, a, b)| a.is_empty() && b.is_empty()).map(|(what, ..)| what.to_string()).collect()
+}
+
+/// The fingerprints of two reports, by name.
+pub(super) fn prints<'a>(a: &'a Fingerprints, b: &'a Fingerprints) -> [(&'static str, &'a str, &'a str); 4] {
+    [
+        ("data", &a.data, &b.data),
+        ("prompts", &a.prompts, &b.prompts),
+        ("template", &a.template, &b.template),
+        ("decoding", &a.decoding, &b.decoding),
+    ]
 }
 
 fn known(hash: &str) -> String {

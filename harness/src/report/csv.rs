@@ -1,6 +1,10 @@
 //! Results as CSV (RFC 4180, line feeds), in full precision: a row an item and model, or a row a metric and model.
+//!
+//! A text that a spreadsheet would take for a formula gets an apostrophe before it (OWASP, "CSV Injection"), numbers stay numbers;
+//! control characters other than line breaks and tabs are written out (`\u{1b}`).
 
 use super::model::{Direction, ItemValues, Report};
+use super::text::legible_lines;
 
 /// All items of all models, in the report's order. An undefined value is an empty field.
 pub fn items(report: &Report) -> String {
@@ -11,8 +15,14 @@ pub fn items(report: &Report) -> String {
     for item in &report.items {
         for (name, values) in report.models.iter().filter_map(|m| Some((&m.name, item.models.get(&m.name)?))) {
             let (thinking, stop) = states(values);
-            let facts =
-                [item.id.clone(), name.clone(), thinking, stop, values.tokens.to_string(), item.question.clone()];
+            let facts = [
+                item.id.clone(),
+                name.clone(),
+                thinking,
+                stop,
+                values.tokens.map_or(String::new(), |n| n.to_string()),
+                item.question.clone(),
+            ];
             let metric =
                 |name: &str| values.metrics.get(name).copied().flatten().map_or(String::new(), |v| v.to_string());
             row(&mut csv, facts.into_iter().chain(report.metrics.iter().map(|m| metric(&m.name))));
@@ -112,11 +122,20 @@ fn name(value: serde_json::Result<serde_json::Value>) -> String {
     }
 }
 
+/// `field` as no spreadsheet calculates it.
+fn guarded(field: &str) -> String {
+    let number = field.chars().all(|c| c.is_ascii_digit() || matches!(c, '+' | '-' | '.' | 'e' | 'E'))
+        && field.parse::<f64>().is_ok();
+    let calculates = field.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']) && !number;
+    format!("{}{}", if calculates { "'" } else { "" }, legible_lines(field))
+}
+
 fn row(csv: &mut String, fields: impl Iterator<Item = String>) {
     for (i, field) in fields.enumerate() {
         if i > 0 {
             csv.push(',');
         }
+        let field = guarded(&field);
         if field.contains(['"', ',', '\n', '\r']) {
             csv.push('"');
             csv.push_str(&field.replace('"', "\"\""));

@@ -56,14 +56,24 @@ pub(super) fn facts(report: &Report) -> Vec<(&'static str, String)> {
     for model in &report.models {
         facts.push((
             l.checkpoint,
-            format!("{}: sha256 {}, {}", model.name, short_hash(&model.checkpoint_sha256), model.dtype),
+            match (model.checkpoint_sha256.is_empty(), model.dtype.is_empty()) {
+                (true, true) => format!("{}: {}", model.name, l.unknown),
+                (_, no_type) => format!(
+                    "{}: sha256 {}, {}",
+                    model.name,
+                    short_hash(&model.checkpoint_sha256),
+                    if no_type { l.unknown } else { &model.dtype }
+                ),
+            },
         ));
     }
     facts
 }
 
 fn decoding(report: &Report) -> String {
-    let (d, g, l) = (&report.decoding, &report.decoding.generate, report.language.labels());
+    let l = report.language.labels();
+    let Some(d) = &report.decoding else { return l.unknown.to_string() };
+    let g = &d.generate;
     let how = if g.temperature == 0.0 {
         l.greedy.to_string()
     } else {
@@ -100,7 +110,9 @@ pub(super) fn environment(report: &Report) -> Vec<(String, String)> {
     for model in report.models.iter().filter_map(|m| Some((&m.name, e.costs.get(&m.name)?))) {
         let (name, cost) = model;
         let kernels = if cost.kernels.is_empty() { String::new() } else { format!(", {}", cost.kernels.join(", ")) };
-        facts.push((name.clone(), format!("{}, {} {}{kernels}", cost.device, cost.threads, l.threads)));
+        if let Some(threads) = cost.threads {
+            facts.push((name.clone(), format!("{}, {threads} {}{kernels}", cost.device, l.threads)));
+        }
     }
     if let Some(c) = &e.determinism {
         let pass = |p: &crate::eval::determinism::Comparison| {

@@ -45,7 +45,8 @@ pub(super) fn find(
                 .any(|t| t.flips.right_to_wrong.contains(&item.id) || t.flips.wrong_to_right.contains(&item.id))
         });
         let parting = here.filter_map(|c| {
-            let ids = |name: &str| Some(run(name)?.1.get(item.id.as_str())?.prediction.ids.as_slice());
+            // Where the tokens of one side are unknown, so is where the two part.
+            let ids = |name: &str| run(name)?.1.get(item.id.as_str())?.prediction.ids.as_deref();
             let (a, b) = (ids(&c.baseline)?, ids(&c.candidate)?);
             let at = a.iter().zip(b).take_while(|(a, b)| a == b).count();
             let token = |ids: &[u32]| {

@@ -3,7 +3,9 @@
 //! A gate is *non-inferiority*, not "p > 0.05": a metric passes if the whole bootstrap interval of its paired difference
 //! lies above minus the margin, regresses if the whole interval lies below, and is inconclusive otherwise: so many items
 //! cannot tell. What they could have told stands beside it (the minimum detectable difference). A model, metric or item that
-//! the baseline has and the report has not is a regression; reports of other data, prompts, template or decoding are refused.
+//! the baseline has and the report has not is a regression; reports of other data, prompts, template or decoding are refused, unless
+//! that is allowed by name. What neither side knows (the prompts of texts that were brought along) cannot differ, and is named; a metric
+//! that has no value in the baseline (the likelihood of such texts) cannot be lost: it does not count, and is named too.
 //!
 //! The difference is that of the table's values: of means over the items, or of pooled values where the metric is pooled over
 //! tokens or bytes (of means against a baseline of before items carried their weights). Where items share a source, whole sources are drawn, as they are for the report's own comparisons: ten wordings of one question are
@@ -31,7 +33,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::compare::mismatches;
+use super::compare::{Mismatch, mismatches, unknown};
 use super::model::{Direction, Metric, Report};
 use super::significance;
 use crate::error::{Error, Result};
@@ -77,6 +79,15 @@ pub struct Checks {
     pub checks: Vec<Check>,
     /// Metrics with a direction that no margin is stated for.
     pub ungated: Vec<String>,
+    /// Models and metrics, as `model metric`, that the baseline has no value of: nothing can be lost of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undefined: Vec<String>,
+    /// What the two sides differ in although it should be equal, by the leave of whoever checks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed: Vec<Mismatch>,
+    /// What should be equal and neither side knows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unchecked: Vec<String>,
     /// Coverage of the intervals.
     pub confidence: f64,
 }
@@ -88,6 +99,8 @@ pub struct Rules {
     pub margins: BTreeMap<String, f64>,
     /// What a second run of the same models would change by itself; unless given, what the report's certificate says, or nothing.
     pub noise: Option<Noise>,
+    /// What may differ although it should be equal: names of [`MUST_BE_EQUAL`](super::compare::MUST_BE_EQUAL).
+    pub allow: Vec<String>,
 }
 
 /// The margin of a metric that nobody set one for, by its unit: 0.02 nats a token or bits a byte, 2 points of a share
@@ -100,7 +113,20 @@ pub fn default_margin(unit: &str) -> Option<f64> {
     }
 }
 
-/// What is checked: every model of `baseline` with every headline metric, and every metric that `rules` name, with its margin.
+/// Metrics that are guarded though they are no headline: a table of overlap can look well while texts are cut off, run in circles, or
+/// say the opposite.
+pub const GUARDS: [&str; 7] = [
+    "truncated",
+    "repetition",
+    "contradictions",
+    "decision",
+    "decision_yes_to_no",
+    "decision_no_to_yes",
+    "decision_undecided",
+];
+
+/// What is checked: every model of `baseline` with every headline metric, the [`GUARDS`], and every metric that `rules` name, with
+/// its margin.
 ///
 /// # Errors
 /// A margin for a metric that the baseline does not have or that has no direction, or below 0; a baseline with nothing to check.
@@ -138,7 +164,7 @@ fn margin(metric: &Metric, rules: &Rules) -> Option<f64> {
     match rules.margins.get(&metric.name) {
         _ if metric.direction == Direction::Neutral => None,
         Some(&margin) => Some(margin),
-        None if metric.headline => default_margin(&metric.unit),
+        None if metric.headline || GUARDS.contains(&metric.name.as_str()) => default_margin(&metric.unit),
         None => None,
     }
 }
@@ -149,10 +175,15 @@ fn margin(metric: &Metric, rules: &Rules) -> Option<f64> {
 /// Those of [`plan`]; reports of other data, prompts, template or decoding, naming each.
 pub fn check(report: &Report, baseline: &Report, rules: &Rules) -> Result<Checks> {
     let planned = plan(baseline, rules)?;
-    comparable(report, baseline)?;
+    let allowed = comparable(report, baseline, &rules.allow)?;
     let values = Values { report: by_item(report), baseline: by_item(baseline) };
     let certified = || report.environment.determinism.as_ref().map(Noise::from);
     let noise = rules.noise.or_else(certified).unwrap_or_default();
+    let has_value = |model: &str, metric: &Metric| {
+        baseline.items.iter().any(|i| i.models.get(model).is_some_and(|values| values.of(&metric.name).is_some()))
+    };
+    let (planned, undefined): (Vec<_>, Vec<_>) =
+        planned.into_iter().partition(|(model, metric, _)| baseline.items.is_empty() || has_value(model, metric));
     let checks: Vec<Check> = planned
         .into_iter()
         .map(|(model, metric, margin)| one((report, baseline), &values, model, metric, margin, &noise))
@@ -161,26 +192,32 @@ pub fn check(report: &Report, baseline: &Report, rules: &Rules) -> Result<Checks
     Ok(Checks {
         verdict: checks.iter().map(|c| c.verdict).max().unwrap_or(Verdict::Inconclusive),
         ungated: ungated.map(|m| m.name.clone()).collect(),
+        undefined: undefined.into_iter().map(|(model, metric, _)| format!("{model} {}", metric.name)).collect(),
+        allowed,
+        unchecked: unknown(baseline, report),
         checks,
         confidence: baseline.statistics.confidence,
     })
 }
 
-/// Whether a report answers what its baseline answered. Items are no part of this: a missing one fails its checks by name.
-fn comparable(report: &Report, baseline: &Report) -> Result<()> {
-    let differing: Vec<String> = mismatches(baseline, report)
-        .iter()
-        .filter(|m| m.what != "items")
-        .map(|m| format!("{} ({} against {})", m.what, short(&m.first), short(&m.second)))
-        .collect();
+/// Whether a report answers what its baseline answered, but for what `allow` names; what that was. Items are no part of this: a missing
+/// one fails its checks by name.
+fn comparable(report: &Report, baseline: &Report, allow: &[String]) -> Result<Vec<Mismatch>> {
+    let found = mismatches(baseline, report).into_iter().filter(|m| m.what != "items");
+    let (allowed, differing): (Vec<Mismatch>, Vec<Mismatch>) = found.partition(|m| allow.contains(&m.what));
     if differing.is_empty() {
-        return Ok(());
+        return Ok(allowed);
     }
-    Err(Error::usage(format!(
-        "the baseline and the report cannot be compared: they differ in {}",
-        differing.join("; ")
+    let list: Vec<String> =
+        differing.iter().map(|m| format!("{} ({} against {})", m.what, short(&m.first), short(&m.second))).collect();
+    let names: Vec<&str> = differing.iter().map(|m| m.what.as_str()).collect();
+    Err(Error::usage(format!("the baseline and the report cannot be compared: they differ in {}", list.join("; "))).help(
+        format!(
+            "evaluate on the data, prompts and settings of the baseline, make a new one with --bless --reason TEXT, or check all the \
+             same with --allow {}",
+            names.join(",")
+        ),
     ))
-    .help("evaluate on the data, prompts and settings of the baseline, or make a new one with --bless --reason TEXT"))
 }
 
 fn short(hash: &str) -> &str {

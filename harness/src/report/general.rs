@@ -20,6 +20,9 @@ const MEASURES: [(&str, &str, &str, &str, Terms); 2] = [
     }),
 ];
 
+/// Decimals of all of them in tables.
+const DECIMALS: usize = 3;
+
 pub(super) fn general(texts: &GeneralText, models: &[ModelRun], stats: &StatsOptions) -> General {
     let asked: Vec<&ModelRun> = models.iter().filter(|m| texts.scores.contains_key(&m.name)).collect();
     let scores = |name: &str| texts.scores.get(name).map_or(&[][..], Vec::as_slice);
@@ -34,10 +37,10 @@ pub(super) fn general(texts: &GeneralText, models: &[ModelRun], stats: &StatsOpt
                 title_zh: (*title_zh).into(),
                 unit: (*unit).into(),
                 direction: Direction::Lower,
-                decimals: 3,
+                decimals: DECIMALS,
                 headline: true,
                 signature: None,
-                best: best(Direction::Lower, asked.iter().map(|m| m.name.as_str()), &values),
+                best: best(Direction::Lower, DECIMALS, asked.iter().map(|m| m.name.as_str()), &values),
                 models: values,
             }
         })

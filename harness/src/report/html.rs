@@ -334,7 +334,7 @@ fn item_row(item: &ItemRow, metrics: &[&Metric], against: &[&Comparison], report
         .iter()
         .map(|model| {
             let values: Vec<Option<f64>> = metrics.iter().map(|m| value(&model.name, m)).collect();
-            let cut = item.models.get(&model.name).filter(|v| v.stop != StopReason::Stop);
+            let cut = item.models.get(&model.name).filter(|v| v.stop.is_some_and(|stop| stop != StopReason::Stop));
             context! {
                 values => joined(&values),
                 text => shown(&values, metrics, number::fixed),
@@ -364,7 +364,7 @@ fn item_row(item: &ItemRow, metrics: &[&Metric], against: &[&Comparison], report
         };
         context! { values => joined(&values), text => shown(&values, metrics, number::signed), delta => true, tone }
     }));
-    let cut = item.models.values().any(|v| v.stop != StopReason::Stop);
+    let cut = item.models.values().any(|v| v.stop.is_some_and(|stop| stop != StopReason::Stop));
     context! { id => item.id.as_str(), question => item.question.as_str(), cut => u8::from(cut), cells }
 }
 

@@ -34,5 +34,12 @@ mod write;
 
 pub use build::{GeneralText, Inputs, MetricInfo, ModelRun, Pooled, TrainingRecord, build};
 pub use model::*;
+pub use text::legible;
 pub use warning::Warning;
 pub use write::{REPORT_JSON, write};
+
+/// What a report does not cover, in one English sentence: models with items that they have no result for, rows of the data that could
+/// not be used. None where everything was measured. Every page begins with it.
+pub fn coverage(report: &Report) -> Option<String> {
+    words::coverage(report, Language::English).map(|text| legible(&text))
+}

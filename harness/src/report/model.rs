@@ -7,6 +7,7 @@
 
 mod adapter;
 mod comparison;
+mod damage;
 mod environment;
 mod flips;
 mod general;
@@ -14,6 +15,7 @@ mod inputs;
 mod items;
 mod metric;
 mod training;
+mod unknown;
 
 use std::collections::BTreeMap;
 
@@ -52,8 +54,8 @@ pub struct Report {
     pub fingerprints: Fingerprints,
     /// Where the items come from.
     pub data: Data,
-    /// How texts were generated.
-    pub decoding: Decoding,
+    /// How texts were generated; none where nobody knows.
+    pub decoding: Option<Decoding>,
     /// How intervals and p-values were drawn.
     pub statistics: StatsOptions,
     /// The models, in the order of the columns of every table.
@@ -111,7 +113,8 @@ impl Report {
     /// Reads the JSON text; `place` (a file name) is for errors.
     ///
     /// # Errors
-    /// Text that is no JSON, no report, or a report of another schema version.
+    /// Text that is no JSON, no report, or a report of another schema version; a value of a wrong type, two models, metrics or items of
+    /// one name, numbers that cannot be, by their key.
     pub fn from_json(text: &str, place: &str) -> Result<Report> {
         let no_report = || {
             Error::data("this is no report: it is not JSON with a whole number `schema_version`")
@@ -132,9 +135,15 @@ impl Report {
             .at(place)
             .help(remedy));
         }
-        serde_json::from_str(text).map_err(|e| {
-            Error::data("the report is damaged").at(format!("{place}:{}:{}", e.line(), e.column())).because(e)
-        })
+        let report: Report = serde_json::from_str(text).map_err(|e| {
+            let key = damage::key_at(text, e.line(), e.column());
+            let what = if key.is_empty() { String::new() } else { format!(" at `{key}`") };
+            Error::data(format!("the report is damaged{what}"))
+                .at(format!("{place}:{}:{}", e.line(), e.column()))
+                .because(e)
+        })?;
+        damage::check(&report, place)?;
+        Ok(report)
     }
 
     /// The same report without what is volatile: what a golden test compares and a README quotes.

@@ -21,13 +21,15 @@ pub(super) fn signed(x: f64, decimals: usize) -> String {
     if x > 0.0 && text.chars().any(|c| ('1'..='9').contains(&c)) { format!("+{text}") } else { text }
 }
 
-/// `+12.3 %`; the difference itself, without a percent sign, where the baseline is 0 and has no percentage.
+/// `+12.3 %`; the difference itself, without a percent sign, where the baseline is 0, or is printed as 0, and has no percentage.
 pub(super) fn improvement(metric: &Metric, c: &MetricComparison) -> String {
+    let from_zero =
+        c.mean_baseline.is_some_and(|x| !fixed(x, metric.decimals).contains(|c: char| c.is_ascii_digit() && c != '0'));
     match (c.improvement_percent, c.difference) {
+        (_, Some(d)) if from_zero => signed(d, metric.decimals),
         // A baseline next to zero gives percentages that say nothing but "much".
         (Some(x), _) if x.abs() >= 1000.0 => format!("{} %", if x > 0.0 { ">+999" } else { "<−999" }),
         (Some(x), _) => format!("{} %", signed(x, 1)),
-        (None, Some(d)) if c.mean_baseline == Some(0.0) => signed(d, metric.decimals),
         (None, _) => UNDEFINED.to_string(),
     }
 }
@@ -61,7 +63,7 @@ pub(super) fn plus_minus(metric: &Metric, value: &MetricValue) -> Option<String>
     Some(format!("±{}", fixed((value.ci_high? - value.ci_low?) / 2.0, metric.decimals)))
 }
 
-/// `+0.123 [+0.100, +0.150]`.
+/// `+0.123 [+0.100, +0.150]`; the difference alone where there is no interval.
 pub(super) fn difference(metric: &Metric, c: &MetricComparison) -> String {
     match (c.difference, c.ci_low, c.ci_high) {
         (Some(d), Some(low), Some(high)) => format!(
@@ -70,7 +72,8 @@ pub(super) fn difference(metric: &Metric, c: &MetricComparison) -> String {
             signed(low, metric.decimals),
             signed(high, metric.decimals)
         ),
-        _ => UNDEFINED.to_string(),
+        (Some(d), ..) => signed(d, metric.decimals),
+        (None, ..) => UNDEFINED.to_string(),
     }
 }
 

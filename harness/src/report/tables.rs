@@ -56,7 +56,7 @@ pub(super) fn training(report: &Report) -> Vec<(&Model, [String; 7])> {
         .map(|(model, t)| {
             let best = |b: super::model::Evaluation| format!("{} ({} {})", loss(b.loss), l.at_step, b.step);
             let cells = [
-                number::grouped(model.parameters),
+                model.parameters.map_or(UNDEFINED.into(), number::grouped),
                 model.trainable_parameters.map_or(UNDEFINED.into(), number::grouped),
                 number::grouped(t.steps as u64),
                 number::grouped(t.tokens),
@@ -106,7 +106,7 @@ pub(super) fn costs(report: &Report) -> Vec<(&Model, Vec<String>)> {
     known
         .map(|(model, cost)| {
             let mut cells = vec![
-                cost.device.clone(),
+                if cost.device.is_empty() { UNDEFINED.into() } else { cost.device.clone() },
                 model.trainable_parameters.map_or(UNDEFINED.into(), number::grouped),
                 seconds(cost.train_seconds),
                 whole(train_speed(model, cost)),
@@ -211,7 +211,7 @@ pub(super) fn divergence(d: &super::model::Divergence, language: Language) -> St
         l.against,
         d.baseline,
         l.parts_at,
-        d.at + 1,
+        d.at.saturating_add(1),
         token(&d.baseline_token),
         token(&d.candidate_token)
     )

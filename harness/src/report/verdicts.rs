@@ -35,6 +35,7 @@ pub fn junit(report: &Report) -> String {
         ("items", number::grouped(report.items.len() as u64)),
         ("data", report.fingerprints.data.clone()),
         ("decoding", report.fingerprints.decoding.clone()),
+        ("coverage", super::coverage(report).unwrap_or_else(|| "complete".to_string())),
     ];
     render(&Suite {
         name: format!("karat report {suite}"),

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::model::{Comparison, Data, General, Metric, Model, Role, Verdict};
+use crate::eval::metric;
+use crate::eval::think::ThinkState;
 
 /// Below this many items a report says what it cannot see.
 const FEW_ITEMS: usize = 300;
@@ -50,7 +52,7 @@ pub enum Warning {
         model: String,
         /// How many.
         truncated: usize,
-        /// Of how many.
+        /// Of how many of which it is known why they ended.
         items: usize,
         /// Of these, with an unclosed `<think>`: no answer at all.
         unclosed: usize,
@@ -145,16 +147,12 @@ pub(super) fn find(
     }
     found.extend(models.iter().filter_map(overfitting));
     found.extend(models.iter().filter_map(merged_differs));
-    found.extend(models.iter().filter(|m| m.truncated as f64 >= TRUNCATED_SHARE * m.items.max(1) as f64).map(|m| {
-        Warning::Truncated {
-            model: m.name.clone(),
-            truncated: m.truncated,
-            items: m.items,
-            unclosed: m.thinking.get(&crate::eval::think::ThinkState::Unclosed).copied().unwrap_or(0),
-        }
-    }));
+    found.extend(models.iter().filter_map(truncated));
     for model in models {
-        let missing = |m: &Metric| Some((m.name.clone(), m.models.get(&model.name)?.missing)).filter(|(_, n)| *n > 0);
+        let of_all = |m: &Metric| !metric::info(&m.name).is_some_and(|info| info.is_of_decisions());
+        let missing = |m: &Metric| {
+            Some((m.name.clone(), m.models.get(&model.name)?.missing)).filter(|(_, n)| *n > 0 && of_all(m))
+        };
         let metrics: Vec<(String, usize)> = metrics.iter().filter_map(missing).collect();
         if !metrics.is_empty() {
             found.push(Warning::Missing { model: model.name.clone(), metrics, items });
@@ -177,6 +175,16 @@ pub(super) fn find(
         found.push(Warning::OverlapIsNotCorrectness);
     }
     found
+}
+
+fn truncated(model: &Model) -> Option<Warning> {
+    let (truncated, items) = (model.truncated?, model.stop_known.unwrap_or(model.items));
+    (truncated as f64 >= TRUNCATED_SHARE * items.max(1) as f64).then(|| Warning::Truncated {
+        model: model.name.clone(),
+        truncated,
+        items,
+        unclosed: model.thinking.get(&ThinkState::Unclosed).copied().unwrap_or(0).min(truncated),
+    })
 }
 
 fn overfitting(model: &Model) -> Option<Warning> {

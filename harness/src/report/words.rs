@@ -139,6 +139,7 @@ labels! {
     temperature: "temperature", "温度";
     template: "template", "模板";
     threads: "threads", "线程";
+    unknown: "unknown", "未知";
 }
 
 impl Language {
@@ -187,12 +188,12 @@ pub(super) fn verdict_word(verdict: Verdict, language: Language) -> &'static str
 }
 
 /// What to say of a text's end and thinking, empty where all is well.
-pub(super) fn state_note(thinking: ThinkState, stop: StopReason, language: Language) -> String {
+pub(super) fn state_note(thinking: ThinkState, stop: Option<StopReason>, language: Language) -> String {
     let mut notes = Vec::new();
     match stop {
-        StopReason::Stop => {}
-        StopReason::Length => notes.push(language.pick("cut off at the token limit", "达到词元上限被截断")),
-        StopReason::Context => notes.push(language.pick("cut off at the context limit", "达到上下文上限被截断")),
+        None | Some(StopReason::Stop) => {}
+        Some(StopReason::Length) => notes.push(language.pick("cut off at the token limit", "达到词元上限被截断")),
+        Some(StopReason::Context) => notes.push(language.pick("cut off at the context limit", "达到上下文上限被截断")),
     }
     match thinking {
         ThinkState::Closed => {}
@@ -226,8 +227,45 @@ fn outcome<'a>(report: &'a Report, comparison: &Comparison, language: Language) 
     outcome
 }
 
-/// The report in one to three sentences.
+/// What was not measured, in one sentence: models with items that they have no result for, rows of the data that could not be
+/// used. None where all was.
+pub(super) fn coverage(report: &Report, language: Language) -> Option<String> {
+    let all = report.items.len();
+    let mut parts: Vec<String> = report
+        .models
+        .iter()
+        .filter(|m| m.items < all)
+        .map(|m| {
+            language.pick(
+                format!("{} answered {} of {all} items", m.name, m.items),
+                format!("{} 只回答了 {all} 条中的 {} 条", m.name, m.items),
+            )
+        })
+        .collect();
+    let bad = report.data.bad_row_count;
+    if bad > 0 {
+        parts.push(language.pick(
+            format!("{bad} {} of the data could not be used", if bad == 1 { "row" } else { "rows" }),
+            format!("数据中有 {bad} 行无法使用"),
+        ));
+    }
+    if parts.is_empty() {
+        return None;
+    }
+    let list = parts.join(language.pick("; ", "；"));
+    Some(language.pick(format!("Not everything was measured: {list}."), format!("并非全部条目都参与了评测：{list}。")))
+}
+
+/// The report in a few sentences: what was not measured, then what came of the rest.
 pub(super) fn verdict(report: &Report, language: Language) -> String {
+    let found = findings(report, language);
+    match coverage(report, language) {
+        Some(coverage) => format!("{coverage}{}{found}", language.pick(" ", "")),
+        None => found,
+    }
+}
+
+fn findings(report: &Report, language: Language) -> String {
     if report.items.is_empty() {
         return language.pick("No item was evaluated.", "没有评测任何条目。").to_string();
     }

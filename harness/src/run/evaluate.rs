@@ -195,7 +195,7 @@ pub fn evaluate(
             let generated = generate(&job, evaluator, rows, &prompt_ids, &mut predictions, &stage, observer, cancel);
             predictions.sync()?;
             generating.generate_seconds += began.elapsed().as_secs_f64();
-            let tokens: u64 = predictions.rows().map(|p| p.ids.len() as u64).sum();
+            let tokens: u64 = predictions.rows().filter_map(|p| Some(p.ids.as_ref()?.len() as u64)).sum();
             let done_here = tokens - generating.generated_tokens.min(tokens);
             generating.generated_tokens = tokens;
             generating.peak_memory = generating.peak_memory.max(memory::peak());
@@ -419,7 +419,10 @@ fn generate(
             call.into_iter().partition(|&i| job.queries[i].prompt.len() < longest);
         for i in too_long {
             let id = job.queries[i].id.clone();
-            store.put(&ids[i], Prediction { id, text: String::new(), ids: Vec::new(), stop: StopReason::Context })?;
+            store.put(
+                &ids[i],
+                Prediction { id, text: String::new(), ids: Some(Vec::new()), stop: Some(StopReason::Context) },
+            )?;
         }
         if call.is_empty() {
             continue;
@@ -444,8 +447,8 @@ fn generate(
                 let prediction = Prediction {
                     id: job.queries[i].id.clone(),
                     text: job.tokenizer.decode(text, true)?,
-                    ids: completion.ids.clone(),
-                    stop: completion.stop,
+                    ids: Some(completion.ids.clone()),
+                    stop: Some(completion.stop),
                 };
                 store.put(&ids[i], prediction)
             },

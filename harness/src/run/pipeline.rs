@@ -327,8 +327,17 @@ impl Stages<'_> {
             let Evaluated { predictions, references, beside: general, effort } = evaluated;
             let Subject { name, role, trained, .. } = subject;
             let training = trained.map(|t| RecordedTraining { summary: t.summary, curves: t.curves });
-            let one =
-                Recorded { name, role, checkpoint_sha256, effort, training, predictions, references, general, adapter };
+            let one = Recorded {
+                name,
+                role,
+                checkpoint_sha256,
+                effort: Some(effort),
+                training,
+                predictions,
+                references,
+                general,
+                adapter,
+            };
             one.write(&results)?;
             let texts = one.predictions.iter().map(|p| (p.id.as_str(), p.text.as_str()));
             if let Some(note) = stray_texts(&one.name, texts, &self.suite.data.think_tags) {
@@ -436,11 +445,11 @@ fn inputs<'a>(
             Language::Chinese => format!("{}。", note.chinese),
         },
     }));
-    let read: BTreeSet<&String> = models.iter().flat_map(|m| &m.session.warnings).collect();
+    let read: BTreeSet<&String> = models.iter().filter_map(|m| m.session.as_ref()).flat_map(|s| &s.warnings).collect();
     warnings.extend(read.into_iter().map(|text| Warning::Other { text: text.clone() }));
     // Only those that were generated: the texts of two models part at one of them.
     let generated: BTreeSet<u32> =
-        models.iter().flat_map(|m| &m.items).flat_map(|r| r.prediction.ids.iter().copied()).collect();
+        models.iter().flat_map(|m| &m.items).flat_map(|r| r.prediction.ids.iter().flatten().copied()).collect();
     let text = |id: u32| Some((id, prepared.formatter.tokenizer().decode(&[id], false).ok()?));
     let tokens = generated.into_iter().filter_map(text).collect();
     Ok(Inputs {
@@ -489,12 +498,12 @@ fn inputs<'a>(
                 ("dropped_rows".to_string(), dropped),
             ]),
         },
-        decoding: Decoding {
+        decoding: Some(Decoding {
             template: file_name(prepared.formatter.template().origin()),
             enable_thinking: options.enable_thinking,
             max_length: options.max_length,
             generate,
-        },
+        }),
         stats: stats_options(suite),
         items: &prepared.items,
         models,
@@ -549,13 +558,13 @@ fn model_run(recorded: Recorded, suite: &Suite, prepared: &Prepared) -> Result<M
         items: results,
         cost: Cost {
             train_seconds: summary.map(|s| s.seconds),
-            score_seconds: Some(effort.score_seconds),
-            generate_seconds: Some(effort.generate_seconds),
-            generated_tokens: Some(effort.generated_tokens),
-            peak_memory: summary.and_then(|s| s.peak_memory).or(effort.peak_memory),
+            score_seconds: effort.as_ref().map(|e| e.score_seconds),
+            generate_seconds: effort.as_ref().map(|e| e.generate_seconds),
+            generated_tokens: effort.as_ref().map(|e| e.generated_tokens),
+            peak_memory: summary.and_then(|s| s.peak_memory).or(effort.as_ref().and_then(|e| e.peak_memory)),
             ..Cost::default()
         },
-        session: effort.session,
+        session: effort.map(|e| e.session),
         training: training.map(|t| TrainingRecord {
             events: t.curves.steps,
             evaluations: t.curves.evaluations.iter().map(|e| (e.step, e.loss)).collect(),

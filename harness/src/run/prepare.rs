@@ -318,6 +318,9 @@ impl Prepared {
             for part in [&item.id, &item.question, &item.think, &item.answer] {
                 text.push_str(&format!("{}:{part}\n", part.len()));
             }
+            if let Some(decision) = item.decision {
+                text.push_str(&format!("decision {decision:?}\n"));
+            }
             for option in item.choice.iter().flat_map(|c| &c.options) {
                 text.push_str(&format!("option {}:{option}\n", option.len()));
             }

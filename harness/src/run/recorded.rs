@@ -25,8 +25,8 @@ pub struct Recorded {
     pub role: Role,
     /// SHA-256 over its checkpoint's files.
     pub checkpoint_sha256: String,
-    /// What the evaluation took.
-    pub effort: Effort,
+    /// What the evaluation took; none of texts that were brought along.
+    pub effort: Option<Effort>,
     /// How it was trained, if in this run.
     pub training: Option<RecordedTraining>,
     /// What it generated.

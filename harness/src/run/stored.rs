@@ -2,8 +2,8 @@
 //!
 //! Four forms are read: a `results` folder of a run, one of its files, a store (`predictions.jsonl` of a run's `eval` folder), and plain
 //! JSON lines `{"id", "candidate"}` that anything may have written (`text` is understood for `candidate`, so what `karat generate` prints
-//! can be measured). What a form does not tell is not claimed: the report's fingerprints of prompts, template and decoding are
-//! empty where nobody knows them, and a comparison with such a report says so.
+//! can be measured). What a form does not tell is not claimed: fingerprints, decoding settings, reasons to stop, tokens, seconds and
+//! parameters are none where nobody knows them, and a comparison with such a report says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::backend::{Dtype, GenerateConfig, SessionInfo, StopReason};
+use crate::backend::StopReason;
 use crate::error::{Error, Result};
 use crate::eval::metric::{self, Reads};
 use crate::eval::stats::StatsOptions;
@@ -19,9 +19,8 @@ use crate::eval::think::{self, ThinkTags};
 use crate::eval::{Item, Prediction, ReferenceScore};
 use crate::fsio::{self, sha256};
 use crate::report::{
-    self, Cost, Data, DataFile, Decoding, Environment, Fingerprints, Inputs, Language, ModelRun, Report, Role, Warning,
+    self, Cost, Data, DataFile, Environment, Fingerprints, Inputs, Language, ModelRun, Report, Role, Warning,
 };
-use crate::run::evaluate::Effort;
 use crate::run::{Prepared, Recorded, is_store, metrics, read_store, report_recorded};
 use crate::suite::{DEFAULT_METRICS, Suite};
 
@@ -57,8 +56,7 @@ struct Line {
     candidate: Option<String>,
     text: Option<String>,
     reference: Option<String>,
-    #[serde(default)]
-    ids: Vec<u32>,
+    ids: Option<Vec<u32>>,
     stop: Option<StopReason>,
 }
 
@@ -103,27 +101,12 @@ fn recording(name: String, predictions: Vec<Prediction>, references: Vec<Referen
         role: role(&name),
         name,
         checkpoint_sha256: String::new(),
-        effort: Effort::nothing(no_session()),
+        effort: None,
         training: None,
         predictions,
         references,
         general: Vec::new(),
         adapter: None,
-    }
-}
-
-/// Nothing ran here.
-fn no_session() -> SessionInfo {
-    SessionInfo {
-        device: String::new(),
-        dtype: Dtype::default(),
-        threads: 0,
-        kernels: Vec::new(),
-        parameters: 0,
-        adapter_parameters: 0,
-        vocab_size: 0,
-        max_positions: 0,
-        warnings: Vec::new(),
     }
 }
 
@@ -237,7 +220,7 @@ fn prediction(line: Line) -> Result<(Prediction, Option<String>)> {
         (Some(text), None) | (None, Some(text)) => text,
         _ => return Err(Error::data(format!("`{id}` needs exactly one of `candidate` and `text`"))),
     };
-    Ok((Prediction { id, text, ids: line.ids, stop: line.stop.unwrap_or(StopReason::Stop) }, line.reference))
+    Ok((Prediction { id, text, ids: line.ids, stop: line.stop }, line.reference))
 }
 
 /// The report of stored texts over the suite's items.
@@ -266,20 +249,27 @@ pub fn report_stored(
         [only] => (**only).to_string(),
         _ => String::new(),
     };
+    // The settings are the suite's: shown only where they are what the texts were made with.
+    if report.fingerprints.decoding != ours {
+        report.decoding = None;
+    }
     if !known.iter().all(|(_, k)| matches!(k, Known::Run | Known::Store { prompts: true, .. })) {
         report.fingerprints.prompts.clear();
         report.fingerprints.template.clear();
+        report.decoding = None;
     }
     let unknown: Vec<&str> = known.iter().filter(|(_, k)| *k == Known::Nothing).map(|(n, _)| n.as_str()).collect();
     if !unknown.is_empty() {
+        // Seeds of what nobody carried out here.
+        report.seeds.retain(|purpose, _| !matches!(purpose.as_str(), "train" | "generate"));
         let list = unknown.join(", ");
         report.warnings.push(Warning::Other {
             text: match suite.language {
                 Language::English => format!(
-                    "The texts of {list} were brought along: how they were asked and decoded is not known here, and the decoding settings shown are the suite's."
+                    "The texts of {list} were brought along: how they were asked and decoded is not known here."
                 ),
                 Language::Chinese => {
-                    format!("{list} 的文本来自外部：其提示与解码方式未知，所示解码设置为本套件的设置。")
+                    format!("{list} 的文本来自外部：其提示与解码方式未知。")
                 }
             },
         });
@@ -315,6 +305,7 @@ pub fn report_pairs(path: &Path, name: &str) -> Result<Report> {
             answer: parts.answer.to_string(),
             cluster: prediction.id.clone(),
             choice: None,
+            decision: None,
         });
         predictions.push(prediction);
     }
@@ -336,19 +327,14 @@ pub fn report_pairs(path: &Path, name: &str) -> Result<Report> {
             splits: BTreeMap::from([("pairs".to_string(), items.len() as u64)]),
             ..Data::default()
         },
-        decoding: Decoding {
-            template: String::new(),
-            enable_thinking: None,
-            max_length: 0,
-            generate: GenerateConfig::greedy(0, Vec::new()),
-        },
+        decoding: None,
         stats,
         items: &items,
         models: vec![ModelRun {
             name: name.to_string(),
             role: Role::Other,
             checkpoint_sha256: String::new(),
-            session: no_session(),
+            session: None,
             think_tags: tags,
             items: results,
             pooled: BTreeMap::new(),

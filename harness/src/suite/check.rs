@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::{EvalConfig, Suite, limits};
 use crate::error::{Error, Result};
+use crate::eval::stats::StatsOptions;
 use crate::model_dir;
 
 impl Suite {
@@ -88,16 +89,20 @@ impl Suite {
             ("eval.top_p", refused(&top_p, limits::top_p(top_p).map(drop))),
             ("eval.max_new_tokens", refused(&max_new_tokens, limits::max_new_tokens(max_new_tokens as u64).map(drop))),
             ("eval.batch_size", refused(&batch_size, limits::decode_batch(batch_size as u64).map(drop))),
+            ("data.max_length", refused(&data.max_length, limits::max_length(data.max_length as u64).map(drop))),
             ("model.threads", refused(&self.model.threads, limits::threads(self.model.threads as u64).map(drop))),
         ] {
             if let Err(why) = checked {
                 return fail(format!("{key} = {why}"), "correct the value");
             }
         }
-        if !(self.stats.confidence > 0.5 && self.stats.confidence < 1.0) || self.stats.resamples < 100 {
+        let most = StatsOptions::MOST_RESAMPLES;
+        if !(self.stats.confidence > 0.5 && self.stats.confidence < 1.0)
+            || !(100..=most).contains(&self.stats.resamples)
+        {
             return fail(
                 format!(
-                    "stats: confidence = {} must be between 0.5 and 1 and resamples = {} at least 100",
+                    "stats: confidence = {} must be between 0.5 and 1 and resamples = {} between 100 and {most}",
                     self.stats.confidence, self.stats.resamples
                 ),
                 "correct the value",

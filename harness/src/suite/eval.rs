@@ -96,7 +96,8 @@ pub const DEFAULT_METRICS: [&str; 17] = [
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StatsConfig {
-    /// Resamples of the bootstrap and of the permutation test.
+    /// Resamples of the bootstrap and of the permutation test: 100 to
+    /// [`MOST_RESAMPLES`](crate::eval::stats::StatsOptions::MOST_RESAMPLES).
     pub resamples: usize,
     /// Coverage of intervals.
     pub confidence: f64,

@@ -34,6 +34,14 @@ pub fn max_new_tokens(n: u64) -> Result<usize, String> {
     within(n, 1, TOKENS)
 }
 
+/// Longest row of tokens that is kept.
+///
+/// # Errors
+/// 0, or more than any model has positions for.
+pub fn max_length(n: u64) -> Result<usize, String> {
+    within(n, 1, TOKENS)
+}
+
 /// Rows decoded together: 0 lets the backend choose.
 ///
 /// # Errors

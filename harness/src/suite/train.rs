@@ -7,6 +7,11 @@ use crate::error::{Error, Result};
 use crate::train::LoraConfig;
 use crate::train::schedule::Schedule;
 
+/// Most rows that are taken together: far beyond any memory, and small enough to be multiplied.
+pub(super) const LARGEST_BATCH: usize = 1 << 20;
+/// Most times that the data is gone through: the plan of a run names every row of every step.
+const MOST_EPOCHS: f64 = 1e5;
+
 /// The `[train]` table: what LoRA and full share, and one table for each.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -142,9 +147,12 @@ impl Hyperparameters {
                 return Err(Error::usage(format!("{place}: {key} = {value} must be above 0")));
             }
         }
+        if self.epochs > MOST_EPOCHS {
+            return Err(Error::usage(format!("{place}: epochs = {} must be at most {MOST_EPOCHS}", self.epochs)));
+        }
         for (key, value) in [("batch_size", self.batch_size), ("accumulation", self.accumulation)] {
-            if value == 0 {
-                return Err(Error::usage(format!("{place}: {key} must be at least 1")));
+            if !(1..=LARGEST_BATCH).contains(&value) {
+                return Err(Error::usage(format!("{place}: {key} = {value} must be between 1 and {LARGEST_BATCH}")));
             }
         }
         let AdamW { beta1, beta2, eps, weight_decay } = self.optimizer;

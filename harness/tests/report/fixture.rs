@@ -75,7 +75,15 @@ pub fn items(n: usize) -> Vec<Item> {
                 format!("{name}属于{class}，通过{mechanism}发挥作用，用于{indication}。注意：{caution}。"),
             )
         };
-        Item { id: format!("med-{i:03}"), question, think, answer, cluster: name.to_string(), choice: None }
+        Item {
+            id: format!("med-{i:03}"),
+            question,
+            think,
+            answer,
+            cluster: name.to_string(),
+            choice: None,
+            decision: None,
+        }
     };
     (0..n).map(item).collect()
 }
@@ -143,7 +151,7 @@ fn values(role: Role, result: &Prediction, item: &Item, dice: &mut Dice) -> BTre
         _ => 1.0,
     };
     let share = |x: f64| x.clamp(0.0, 1.0);
-    let cut = result.stop == StopReason::Length;
+    let cut = result.stop == Some(StopReason::Length);
     let right = f64::from(u8::from(result.text.ends_with(&item.answer)));
     BTreeMap::from([
         ("nll_answer".to_string(), Some(dice.around(2.9 - 1.7 * level, 0.5))),
@@ -155,7 +163,7 @@ fn values(role: Role, result: &Prediction, item: &Item, dice: &mut Dice) -> BTre
         // Undefined where there is no reasoning to judge.
         ("key_points".to_string(), result.text.contains("<think>").then(|| share(dice.around(0.1 + 0.6 * level, 0.3)))),
         ("closed".to_string(), Some(f64::from(u8::from(result.text.contains("</think>"))))),
-        ("length".to_string(), Some(result.ids.len() as f64)),
+        ("length".to_string(), result.ids.as_ref().map(|ids| ids.len() as f64)),
     ])
 }
 
@@ -165,8 +173,8 @@ pub fn model(name: &str, role: Role, items: &[Item], seed: u64) -> ModelRun {
         .iter()
         .map(|item| {
             let (text, stop) = generated(item, role, &mut dice);
-            let ids = (0..text.chars().count() as u32).collect();
-            let prediction = Prediction { id: item.id.clone(), text, ids, stop };
+            let ids = Some((0..text.chars().count() as u32).collect());
+            let prediction = Prediction { id: item.id.clone(), text, ids, stop: Some(stop) };
             let metrics = values(role, &prediction, item, &mut dice);
             ItemResult { prediction, reference: None, metrics }
         })
@@ -179,7 +187,7 @@ pub fn model(name: &str, role: Role, items: &[Item], seed: u64) -> ModelRun {
         role,
         checkpoint_sha256: format!("{seed:02x}").repeat(32),
         think_tags: ThinkTags::default(),
-        session: SessionInfo {
+        session: Some(SessionInfo {
             device: "cpu".into(),
             dtype: Dtype::F32,
             threads: 2,
@@ -189,7 +197,7 @@ pub fn model(name: &str, role: Role, items: &[Item], seed: u64) -> ModelRun {
             vocab_size: 4096,
             max_positions: 2048,
             warnings: Vec::new(),
-        },
+        }),
         pooled: BTreeMap::from([(
             "bleu_zh".to_string(),
             Pooled { value: (!bleu.is_empty()).then_some(corpus), interval },
@@ -274,12 +282,12 @@ pub fn inputs(items: &[Item], models: Vec<ModelRun>) -> Inputs<'_> {
             leaks: vec![],
             audit: BTreeMap::from([("exact_leaks".into(), 0), ("near_leaks".into(), 0), ("duplicates".into(), 3)]),
         },
-        decoding: Decoding {
+        decoding: Some(Decoding {
             template: "chat_template.jinja".into(),
             enable_thinking: Some(true),
             max_length: 512,
             generate: GenerateConfig::greedy(256, vec![2]),
-        },
+        }),
         stats: StatsOptions { seed: 1, resamples: 2000, confidence: 0.95 },
         items,
         models,

@@ -121,6 +121,9 @@ pub struct CheckArgs {
     /// suite's [gate.margins], then those of the units]
     #[arg(long, value_name = "METRIC=X")]
     pub margin: Vec<String>,
+    /// Check although this differs: data, prompts, template, decoding (separated by commas); the result says so
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = ["data", "prompts", "template", "decoding"])]
+    pub allow: Vec<String>,
     /// The backend's certificate of determinism (karat --json doctor --determinism): what it changes by itself is
     /// subtracted from what the gate may conclude [default: the certificate in the report, if one was attached]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["flip_rate", "logprob_drift"])]

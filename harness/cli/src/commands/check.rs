@@ -44,6 +44,7 @@ fn carry_out(args: &CheckArgs, output: &Output) -> Result<u8> {
         None => Subject::only()?,
     };
     let report = subject.load()?;
+    super::run::say_coverage(&report, output);
     let folder = match &args.baselines {
         Some(folder) => folder.clone(),
         None => baseline::folder()?,
@@ -68,7 +69,7 @@ fn carry_out(args: &CheckArgs, output: &Output) -> Result<u8> {
         None if args.flip_rate == 0.0 && args.logprob_drift == 0.0 => None,
         None => Some(Noise { flip_rate: args.flip_rate, logprob_drift: args.logprob_drift }),
     };
-    let checks = check(&report, &baseline::load(&path)?, &Rules { margins, noise })?;
+    let checks = check(&report, &baseline::load(&path)?, &Rules { margins, noise, allow: args.allow.clone() })?;
     let help = bless_command(args);
     tell(&Verdicts { checks: &checks, report: &report, subject: &subject, path: &path, help: &help }, args, output)?;
     Ok(match checks.verdict {

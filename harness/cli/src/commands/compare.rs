@@ -5,8 +5,8 @@ use std::fmt::Write;
 use std::path::Path;
 
 use karat::model_dir::given;
-use karat::report::compare::{compare, mismatches};
-use karat::report::{Comparison, Report};
+use karat::report::compare::{compare, unknown};
+use karat::report::{Comparison, Report, legible};
 use karat::run::{is_store, prepare, read_stored, report_pairs, report_stored};
 use karat::suite::Suite;
 use karat::{Error, Result};
@@ -18,9 +18,10 @@ use crate::output::Output;
 /// One side of a comparison.
 struct Side {
     report: Report,
-    model: String,
-    /// It is a file of texts: how they were made is nowhere written.
-    texts_alone: bool,
+    /// The model's name in the report.
+    own: String,
+    /// What it is called here.
+    shown: String,
 }
 
 pub fn run(args: &CompareArgs, global: &Global, output: &Output) -> Result<u8> {
@@ -34,20 +35,22 @@ pub fn run(args: &CompareArgs, global: &Global, output: &Output) -> Result<u8> {
     let specs: Vec<&String> = [&args.a, &args.b, &args.c].into_iter().flatten().collect();
     let mut sides = specs.iter().map(|spec| side(spec)).collect::<Result<Vec<Side>>>()?;
     tell_apart(&mut sides, &specs);
+    for side in &sides {
+        super::run::say_coverage(&side.report, output);
+    }
     let (mut text, mut comparisons, mut unchecked) = (String::new(), Vec::new(), BTreeSet::new());
+    let mut same = Vec::new();
     for (i, first) in sides.iter().enumerate() {
         for second in &sides[i + 1..] {
-            let mut allow = args.allow.clone();
-            // Nobody can know what two files of texts do not say: it is said, not refused.
-            if first.texts_alone && second.texts_alone {
-                let unknown = mismatches(&first.report, &second.report).into_iter();
-                let unknown: Vec<String> = unknown.filter(|m| m.first == m.second).map(|m| m.what).collect();
-                unchecked.extend(unknown.iter().cloned());
-                allow.extend(unknown);
+            let mut comparison = compare((&first.report, &first.own), (&second.report, &second.own), &args.allow)?;
+            // What neither says of how it was made nobody can check: that is said, not refused.
+            unchecked.extend(unknown(&first.report, &second.report));
+            comparison.baseline.clone_from(&first.shown);
+            comparison.candidate.clone_from(&second.shown);
+            if let Some(what) = one_and_the_same(first, second) {
+                output.say(legible(&format!("warning: {} and {} are {what}", first.shown, second.shown)));
+                same.push(json!([first.shown, second.shown]));
             }
-            let mut comparison = compare((&first.report, &own(first)), (&second.report, &own(second)), &allow)?;
-            comparison.baseline.clone_from(&first.model);
-            comparison.candidate.clone_from(&second.model);
             if !text.is_empty() {
                 text.push('\n');
             }
@@ -57,50 +60,58 @@ pub fn run(args: &CompareArgs, global: &Global, output: &Output) -> Result<u8> {
     }
     if !unchecked.is_empty() {
         let list = unchecked.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        output.say(format!("note: these files do not say how they were made; not checked: {list}"));
+        output.say(format!("note: neither side says how it was made; not checked: {list}"));
     }
     let object = json!({
-        "comparisons": comparisons, "allowed_to_differ": args.allow, "not_checked": unchecked,
+        "comparisons": comparisons, "allowed_to_differ": args.allow, "not_checked": unchecked, "same": same,
     });
     output.result(&object, &text)?;
     Ok(0)
 }
 
-/// The model's name within its report; what is shown may differ.
-fn own(side: &Side) -> String {
-    match side.report.models.as_slice() {
-        [only] => only.name.clone(),
-        _ => side.model.clone(),
-    }
+/// What two sides share that should be theirs alone: a checkpoint, or the file of their texts. None where they are two, or nobody knows.
+fn one_and_the_same(first: &Side, second: &Side) -> Option<String> {
+    let checkpoint = |side: &Side| side.report.model(&side.own).map(|m| m.checkpoint_sha256.clone());
+    let file = |side: &Side| match side.report.data.files.as_slice() {
+        // Pairs: the candidates are in the data file itself.
+        [file] if side.report.data.splits.contains_key("pairs") => Some(file.sha256.clone()),
+        _ => None,
+    };
+    let shared =
+        |of: &dyn Fn(&Side) -> Option<String>| of(first).filter(|h| !h.is_empty() && of(second).as_ref() == Some(h));
+    let short = |hash: String| hash.chars().take(12).collect::<String>();
+    shared(&checkpoint)
+        .map(|hash| format!("the same checkpoint (sha256 {})", short(hash)))
+        .or_else(|| shared(&file).map(|hash| format!("the same file (sha256 {})", short(hash))))
 }
 
 /// Gives sides of one name the names they were given by.
 fn tell_apart(sides: &mut [Side], specs: &[&String]) {
-    let names: Vec<String> = sides.iter().map(|s| s.model.clone()).collect();
+    let names: Vec<String> = sides.iter().map(|s| s.shown.clone()).collect();
     for (i, side) in sides.iter_mut().enumerate() {
         // A model picked by name out of several keeps it.
         if side.report.models.len() == 1 && names.iter().filter(|n| **n == names[i]).count() > 1 {
-            side.model.clone_from(specs[i]);
+            side.shown.clone_from(specs[i]);
         }
     }
 }
 
 fn table(first: &Side, comparison: &Comparison) -> String {
-    let Comparison { baseline: a, candidate: b, .. } = comparison;
+    let [a, b] = [&comparison.baseline, &comparison.candidate].map(|name| legible(name));
     let mut text = format!("{b} against {a}, on the same items\n");
     for m in &comparison.allowed {
         let _ = writeln!(text, "although they differ in {}: {} against {}", m.what, m.first, m.second);
     }
     text.push('\n');
     let interval = format!("{} % interval", (first.report.statistics.confidence * 1e6).round() / 1e4);
-    let width = [a, b].iter().map(|n| n.chars().count()).max().unwrap_or(0).clamp(10, 24);
+    let width = [&a, &b].iter().map(|n| n.chars().count()).max().unwrap_or(0).clamp(10, 24);
     let short = |name: &str| name.chars().rev().take(width).collect::<Vec<_>>().into_iter().rev().collect::<String>();
     let _ = writeln!(
         text,
         "{:<20} {:>width$} {:>width$} {:>10}   {:<24} {:>8}  verdict",
         "metric",
-        short(a),
-        short(b),
+        short(&a),
+        short(&b),
         "difference",
         interval,
         "p (Holm)"
@@ -117,7 +128,7 @@ fn table(first: &Side, comparison: &Comparison) -> String {
         let _ = writeln!(
             text,
             "{:<20} {:>width$} {:>width$} {:>10}   {:<24} {:>8}  {} (n = {}{sources})",
-            metric.name,
+            legible(&metric.name),
             number(c.mean_baseline),
             number(c.mean_candidate),
             number(c.difference),
@@ -144,8 +155,14 @@ fn side(spec: &str) -> Result<Side> {
         true => report_pairs(place, &stem(place))?,
         false => load(place)?,
     };
-    let model = match (model, report.models.as_slice()) {
-        (Some(model), _) => model.to_string(),
+    let names = || report.models.iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ");
+    let own = match (model, report.models.as_slice()) {
+        (Some(model), _) if report.model(model).is_some() => model.to_string(),
+        (Some(model), _) => {
+            return Err(Error::usage(format!("the report has no model `{model}`"))
+                .at(path)
+                .help(format!("its models are: {}", names())));
+        }
         (None, [only]) => only.name.clone(),
         (None, models) => {
             let names: Vec<&str> = models.iter().map(|m| m.name.as_str()).collect();
@@ -154,7 +171,8 @@ fn side(spec: &str) -> Result<Side> {
                 .help(format!("name one of them, as {path}:{}", names.join(" or :"))));
         }
     };
-    Ok(Side { texts_alone: is_text && report.fingerprints.prompts.is_empty(), report, model })
+    let shown = own.clone();
+    Ok(Side { report, own, shown })
 }
 
 fn stem(path: &Path) -> String {

@@ -1,6 +1,6 @@
-//! `karat metrics`: metrics of pairs of texts, under the names that anyone can check against Python.
+//! `karat metrics`: metrics of pairs of texts, under the names that anyone can check against Python and those of suites.
 
-use karat::eval::metric::conformance_row;
+use karat::eval::metric::pair_row;
 use karat::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -25,8 +25,13 @@ pub fn run(args: &MetricsArgs, output: &Output) -> Result<u8> {
                 .because(e)
                 .help(r#"lines are {"id", "reference", "candidate"}"#)
         })?;
-        let metrics = conformance_row(&pair.reference, &pair.candidate, &args.metrics)?;
+        let metrics = pair_row(&pair.reference, &pair.candidate, &args.metrics)?;
         rows.push(json!({"id": pair.id.unwrap_or_else(|| Value::from(number)), "metrics": metrics}));
+    }
+    if rows.is_empty() {
+        return Err(Error::data("the input has no lines")
+            .at(args.input.display())
+            .help(r#"give lines {"id", "reference", "candidate"}"#));
     }
     super::score::print(&rows, output)?;
     Ok(0)

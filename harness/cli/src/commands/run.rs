@@ -75,8 +75,16 @@ pub fn interrupted(error: Error, folder: &Path) -> Error {
     }
 }
 
+/// Says what a report does not cover.
+pub fn say_coverage(report: &Report, output: &Output) {
+    if let Some(coverage) = report::coverage(report) {
+        output.say(format!("warning: {coverage}"));
+    }
+}
+
 /// The result: the Markdown's table for people, the whole report for programs.
 pub fn print(report: &Report, folder: &Path, output: &Output) -> Result<()> {
+    say_coverage(report, output);
     let page = folder.join("report").join("report.html");
     let text = format!("{}\nreport: {}\n", report::markdown::results_block(report).trim_end(), page.display());
     let object = json!({ "folder": folder, "report": report });

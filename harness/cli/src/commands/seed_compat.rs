@@ -127,7 +127,7 @@ impl Scorer<'_> {
             ids.truncate(seed_compat::PERPLEXITY_TOKENS);
             rows.push(ids);
         }
-        let mut session = opening.session()?;
+        let mut session = opening.session(self.output)?;
         let evaluator = evaluator(&mut session, &opening.backend.backend.describe().name)?;
         let tokens: Tokens = rows.iter().collect();
         let mut progress = Progress::new(self.output);

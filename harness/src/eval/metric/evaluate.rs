@@ -12,6 +12,7 @@ use super::{Corpus, MetricInfo, exact, info, jieba, likelihood, python, registry
 use crate::Result;
 use crate::backend::StopReason;
 use crate::eval::choice::{self, Choice, Normalisation};
+use crate::eval::decision::{self, Decision};
 use crate::eval::stats::{Interval, StatsOptions, bootstrap_ratio_ci, by_cluster};
 use crate::eval::think::{self, Parts, ThinkState, ThinkTags};
 use crate::eval::{Item, ItemResult, PartScore, Prediction, ReferenceScore};
@@ -158,6 +159,10 @@ impl<'a> Context<'a> {
             "acc_bytes" => self.accuracy(Normalisation::Bytes),
             "acc_extracted" => self.item.choice.as_ref().and_then(|c| flag(self.extracted(c) == Some(c.gold))),
             "unparsed" => self.item.choice.as_ref().and_then(|c| flag(self.extracted(c).is_none())),
+            "decision" => self.decided(|found, right| found == Some(right)),
+            "decision_yes_to_no" => self.decided_where(Decision::No, Decision::Yes),
+            "decision_no_to_yes" => self.decided_where(Decision::Yes, Decision::No),
+            "decision_undecided" => self.decided(|found, _| found.is_none()),
             "key_points" => self.answer_points()[0].share_made(),
             "key_points_precision" => self.answer_points()[1].share_made(),
             "think_key_points" => self.think_points()[0].share_made(),
@@ -166,7 +171,7 @@ impl<'a> Context<'a> {
             }
             "contradictions" => self.answer_points()[0].share_contradicted(),
             "format" => flag(self.well_formed()),
-            "truncated" => flag(matches!(self.prediction.stop, StopReason::Length | StopReason::Context)),
+            "truncated" => self.prediction.stop.and_then(|stop| flag(stop != StopReason::Stop)),
             "repetition" => flag(repetition::has_loop(&self.prediction.text)),
             "repeated_4grams" => repetition::repeated_4_grams(&self.prediction.text),
             "distinct1" => distinct(&self.words().candidate, 1),
@@ -175,7 +180,7 @@ impl<'a> Context<'a> {
                 let visible = |text| python::visible(text).count() as f64;
                 answered(&|| visible(self.parts.answer) / visible(self.reference_answer()))
             }
-            "generated_tokens" => Some(self.prediction.ids.len() as f64),
+            "generated_tokens" => self.prediction.ids.as_ref().map(|ids| ids.len() as f64),
             _ => return None,
         };
         Some(value)
@@ -192,6 +197,17 @@ impl<'a> Context<'a> {
     /// The option that the answer names. A reasoning that was never closed has no answer.
     fn extracted(&self, choice: &Choice) -> Option<usize> {
         choice::extract(&choice.options, self.parts.answer)
+    }
+
+    /// Whether what the answer decides, beside what is right, is as `judge` says; `None` if it is no question of yes or no.
+    fn decided(&self, judge: impl Fn(Option<Decision>, Decision) -> bool) -> Option<f64> {
+        let right = self.item.decision?;
+        Some(f64::from(u8::from(judge(decision::decide(self.parts.answer), right))))
+    }
+
+    /// Of items whose right decision is `right`: whether the answer decides `wrong`.
+    fn decided_where(&self, right: Decision, wrong: Decision) -> Option<f64> {
+        self.decided(|found, _| found == Some(wrong)).filter(|_| self.item.decision == Some(right))
     }
 
     fn well_formed(&self) -> bool {

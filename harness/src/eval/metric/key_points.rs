@@ -12,12 +12,17 @@
 //! **contradicted** if it is not made and one clause of the other text has at least 60 % of its terms, but the other polarity, or
 //! another number in the same unit, or the same number in another unit.
 //!
+//! Where both texts begin with a yes or a no (`可以`, `合适`, `不可以`, `Yes`, `No`; [`decision`](crate::eval::decision)), that is one more
+//! thing that can be contradicted, though no key point to be made: a model that says yes to a patient for whom the answer is no contradicts
+//! the reference, whatever else it says.
+//!
 //! What it cannot see: synonyms, and negation by meaning alone. It under-counts paraphrases, alike for every model compared.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::quantities::{Quantity, quantities};
 use super::{jieba, porter};
+use crate::eval::decision::{self, Decision};
 
 /// Share of a key point's terms that must be found.
 const COVERAGE: f64 = 0.6;
@@ -36,6 +41,8 @@ struct Clause {
 #[derive(Clone, Debug)]
 pub struct Statements {
     clauses: Vec<Clause>,
+    /// What it begins with, if that is a yes or a no.
+    head: Option<Decision>,
 }
 
 /// Why a key point counts as contradicted.
@@ -56,8 +63,10 @@ pub struct KeyPoints {
     pub total: usize,
     /// Those the other text makes.
     pub made: usize,
-    /// Those it contradicts, with how.
+    /// Those it contradicts, with how; and a yes or no at the head that it turns round.
     pub contradicted: Vec<Contradiction>,
+    /// 1 where the text begins with a yes or a no, which can be contradicted as a key point can.
+    pub heads: usize,
 }
 
 impl KeyPoints {
@@ -66,16 +75,20 @@ impl KeyPoints {
         (self.total > 0).then(|| self.made as f64 / self.total as f64)
     }
 
-    /// Share contradicted; `None` if there is no key point.
+    /// Share contradicted of the key points and the yes or no at the head; `None` if there is neither.
     pub fn share_contradicted(&self) -> Option<f64> {
-        (self.total > 0).then(|| self.contradicted.len() as f64 / self.total as f64)
+        let all = self.total + self.heads;
+        (all > 0).then(|| self.contradicted.len() as f64 / all as f64)
     }
 }
 
 impl Statements {
     /// Reads a text.
     pub fn read(text: &str) -> Self {
-        Statements { clauses: clauses(text).iter().map(|clause| Clause::read(clause)).collect() }
+        Statements {
+            clauses: clauses(text).iter().map(|clause| Clause::read(clause)).collect(),
+            head: decision::at_head(text),
+        }
     }
 
     fn key_points(&self) -> Vec<&Clause> {
@@ -88,16 +101,61 @@ impl Statements {
 /// Which of `of`'s key points `by` makes and contradicts. With the reference as `of` the share made is recall, with the
 /// candidate as `of` it is precision.
 pub fn compare(of: &Statements, by: &Statements) -> KeyPoints {
-    let mut result = KeyPoints::default();
+    let mut result = KeyPoints { heads: usize::from(of.head.is_some()), ..KeyPoints::default() };
+    if let (Some(mine), Some(theirs)) = (of.head, by.head)
+        && mine != theirs
+    {
+        result.contradicted.push(Contradiction::Polarity);
+    }
+    let index = Index::of(&by.clauses);
     for point in of.key_points() {
         result.total += 1;
-        if point.is_made_by(&by.clauses) {
+        let near = index.near(point);
+        if point.is_made_by(&by.clauses, &near) {
             result.made += 1;
-        } else if let Some(how) = by.clauses.iter().filter_map(|clause| point.contradicted_by(clause)).min() {
+        } else if let Some(how) = near.iter().filter_map(|&at| point.contradicted_by(&by.clauses[at])).min() {
             result.contradicted.push(how);
         }
     }
     result
+}
+
+/// Which clauses hold a term: two texts of a megabyte are not compared clause by clause.
+struct Index<'a> {
+    clauses: usize,
+    by_term: BTreeMap<&'a str, Vec<usize>>,
+}
+
+impl<'a> Index<'a> {
+    fn of(clauses: &'a [Clause]) -> Self {
+        let mut by_term: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (at, clause) in clauses.iter().enumerate() {
+            clause.terms.iter().for_each(|term| by_term.entry(term).or_default().push(at));
+        }
+        Index { clauses: clauses.len(), by_term }
+    }
+
+    /// The clauses, in order, without one of which `point` is neither made nor contradicted. Of its n terms k must be found, so one of
+    /// its n - k + 1 rarest must be. A point without terms is made by quantities, which may be anywhere.
+    fn near(&self, point: &Clause) -> Vec<usize> {
+        let n = point.terms.len();
+        if n == 0 {
+            return (0..self.clauses).collect();
+        }
+        let needed = (1..n).find(|&k| enough(k, n)).unwrap_or(n);
+        let mut holding: Vec<&[usize]> =
+            point.terms.iter().map(|term| self.by_term.get(term.as_str()).map_or(&[][..], Vec::as_slice)).collect();
+        holding.sort_by_key(|clauses| clauses.len());
+        let mut near: Vec<usize> = holding[..=n - needed].concat();
+        near.sort_unstable();
+        near.dedup();
+        near
+    }
+}
+
+/// Whether `found` of `n` terms are as many as it takes.
+fn enough(found: usize, n: usize) -> bool {
+    found as f64 >= COVERAGE * n as f64
 }
 
 impl Clause {
@@ -118,8 +176,9 @@ impl Clause {
         clause
     }
 
-    fn is_made_by(&self, clauses: &[Clause]) -> bool {
-        (0..clauses.len()).any(|first| {
+    /// Whether a window that holds one of the clauses `near` makes this point.
+    fn is_made_by(&self, clauses: &[Clause], near: &[usize]) -> bool {
+        near.iter().flat_map(|&at| (at + 1).saturating_sub(WINDOW)..=at).any(|first| {
             let window = &clauses[first..clauses.len().min(first + WINDOW)];
             let found = self
                 .terms
@@ -128,13 +187,13 @@ impl Clause {
                 .count();
             let quantities =
                 self.quantities.iter().all(|q| window.iter().any(|c| c.quantities.iter().any(|o| o.same(q))));
-            quantities && found as f64 >= COVERAGE * self.terms.len() as f64
+            quantities && enough(found, self.terms.len())
         })
     }
 
     fn contradicted_by(&self, other: &Clause) -> Option<Contradiction> {
         let common = self.terms.intersection(&other.terms).count();
-        if common == 0 || (common as f64) < COVERAGE * self.terms.len() as f64 {
+        if common == 0 || !enough(common, self.terms.len()) {
             return None;
         }
         if self.negated != other.negated {
@@ -398,6 +457,7 @@ const ENGLISH_STOP_WORDS: &[&str] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn of(reference: &str, candidate: &str) -> KeyPoints {
         compare(&Statements::read(reference), &Statements::read(candidate))
@@ -416,6 +476,25 @@ mod tests {
     }
 
     #[test]
+    fn a_yes_against_a_no_at_the_head_is_a_contradiction_in_both_languages() {
+        for (reference, candidate, contradicted) in [
+            ("不可以。黄疸的患者禁用利福平。", "合适。每次600毫克，每日1次。", 1),
+            ("不合适。", "可以。", 1),
+            ("可以使用。用于结核病。", "不能使用。", 1),
+            ("No. Choose another drug.", "Yes. Adults usually take 10 mg.", 1),
+            ("Yes. It fits.", "No. It is ruled out.", 1),
+            ("不可以。", "不能使用。", 0),
+            ("No. Choose another drug.", "The usual dose is 10 mg.", 0),
+        ] {
+            let points = of(reference, candidate);
+            assert_eq!((points.heads, points.contradicted.len()), (1, contradicted), "{reference} {candidate}");
+            let all = (points.total + 1) as f64;
+            assert_eq!(points.share_contradicted(), Some(contradicted as f64 / all), "{reference} {candidate}");
+        }
+        assert_eq!(of("常用剂量为每次10毫克。", "不可以。").heads, 0);
+    }
+
+    #[test]
     fn a_dose_must_agree_in_number_and_unit_and_may_differ_in_form() {
         let reference = "布洛芬成人剂量为每次0.4g";
         assert_eq!(of(reference, "成人布洛芬剂量：每次400毫克").made, 1);
@@ -427,6 +506,42 @@ mod tests {
     fn order_and_clause_breaks_do_not_matter() {
         let points = of("高血压患者应低盐饮食，每周运动3次。", "每周3次运动；饮食低盐，适合高血压患者。");
         assert_eq!((points.total, points.made, points.contradicted.len()), (2, 2, 0));
+    }
+
+    #[test]
+    fn a_point_is_looked_for_only_where_its_rare_terms_are() {
+        let text = |from: usize| (from..from + 20_000).map(|i| format!("drug{i} heals, ")).collect::<String>();
+        let (reference, candidate) = (Statements::read(&text(0)), Statements::read(&text(10_000)));
+        let index = Index::of(&candidate.clauses);
+        // Of two terms both must be found, so the rarer one must.
+        let looked_at: usize = reference.clauses.iter().map(|point| index.near(point).len()).sum();
+        assert_eq!(looked_at, 10_000, "clause by clause these are 400 million comparisons");
+        let looped = of(&"血压正常，".repeat(60_000), &"血压正常，".repeat(60_000));
+        assert_eq!((looped.total, looped.made), (60_000, 60_000));
+    }
+
+    proptest! {
+        #[test]
+        fn looking_where_rare_terms_are_finds_what_looking_everywhere_does(
+            reference in prop::collection::vec(prop::collection::vec(0usize..12, 1..6), 0..12),
+            candidate in prop::collection::vec(prop::collection::vec(0usize..12, 1..6), 0..12),
+        ) {
+            const WORDS: [&str; 12] = [
+                "aspirin", "lowers", "pressure", "kidney", "not", "5 mg", "10 mg", "fever", "heart", "liver", "3 days", "pain",
+            ];
+            let text = |clauses: &[Vec<usize>]| {
+                clauses.iter().map(|c| c.iter().map(|&w| WORDS[w]).collect::<Vec<_>>().join(" ") + "; ").collect::<String>()
+            };
+            let (of, by) = (Statements::read(&text(&reference)), Statements::read(&text(&candidate)));
+            let everywhere: Vec<usize> = (0..by.clauses.len()).collect();
+            let index = Index::of(&by.clauses);
+            for point in of.key_points() {
+                let near = index.near(point);
+                prop_assert_eq!(point.is_made_by(&by.clauses, &near), point.is_made_by(&by.clauses, &everywhere));
+                let contradicted = |at: &[usize]| at.iter().filter_map(|&i| point.contradicted_by(&by.clauses[i])).min();
+                prop_assert_eq!(contradicted(&near), contradicted(&everywhere));
+            }
+        }
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub use evaluate::{Bounds, aggregate, aggregate_with_interval, bounds, evaluate,
 pub use registry::{Corpus, Direction, MetricInfo, Reads, info, registry};
 pub use signature::signature;
 
+use crate::eval::{Item, Prediction, think};
 use crate::{Error, Result, nearest};
 
 /// One row of `karat metrics`: the package metrics of a pair of texts under their conformance names, nested; all of them, or those that
@@ -52,6 +53,49 @@ use crate::{Error, Result, nearest};
 /// Usage, for a name that does not exist.
 pub fn conformance_row(reference: &str, candidate: &str, names: &[String]) -> Result<serde_json::Value> {
     conformance::Texts::new(reference, candidate).row(names)
+}
+
+/// [`conformance_row`] that also knows Karat's own metrics of texts (`rougeL`, `key_points`, ...), under the names that suites have: the
+/// reference's and the candidate's reasoning are split off as they are in a suite. A name that both have (`exact_match`) is the package's.
+///
+/// # Errors
+/// Usage, for a name that does not exist, or one of a metric that needs more than two texts.
+pub fn pair_row(reference: &str, candidate: &str, names: &[String]) -> Result<serde_json::Value> {
+    let group = |name: &str| name.split('.').next().unwrap_or_default().to_string();
+    let (packages, own): (Vec<String>, Vec<String>) =
+        names.iter().cloned().partition(|name| conformance::GROUPS.contains(&group(name).as_str()));
+    if own.is_empty() {
+        return conformance_row(reference, candidate, names);
+    }
+    for name in &own {
+        let Some(metric) = info(name) else {
+            let all = registry().iter().map(|m| m.name).chain(conformance::GROUPS.iter().copied());
+            return Err(unknown_name(name, all));
+        };
+        if matches!(metric.reads, Reads::Stop | Reads::Reference | Reads::Options) {
+            return Err(Error::usage(format!("the metric `{name}` needs a model, not two texts"))
+                .help("evaluate one with it: karat eval SUITE, with the metric in eval.metrics"));
+        }
+    }
+    let mut row = match packages.is_empty() {
+        true => serde_json::json!({}),
+        false => conformance_row(reference, candidate, &packages)?,
+    };
+    let parts = think::split(reference);
+    let item = Item {
+        id: String::new(),
+        question: String::new(),
+        think: parts.think.to_string(),
+        answer: parts.answer.to_string(),
+        cluster: String::new(),
+        choice: None,
+        decision: None,
+    };
+    let prediction = Prediction { id: String::new(), text: candidate.to_string(), ids: None, stop: None };
+    for (name, value) in evaluate(&own, &item, &prediction, None)? {
+        row[name] = value.into();
+    }
+    Ok(row)
 }
 
 /// Whether all names are registered.

@@ -84,6 +84,11 @@ impl MetricInfo {
         })
     }
 
+    /// Whether only items that ask for a yes or a no have a value: of the others nothing is missing.
+    pub fn is_of_decisions(&self) -> bool {
+        self.name.split('_').next() == Some("decision")
+    }
+
     /// The same metric as a yes-or-no: right with a value of 1, or of 0 where less is better.
     const fn yes_or_no(mut self) -> Self {
         self.binary = true;
@@ -145,11 +150,15 @@ const OWN: &[MetricInfo] = &[
     metric("acc_bytes", "share", Higher, SHARE, Reads::Options, Mean, "the right option is the most probable one per UTF-8 byte").yes_or_no(),
     metric("acc_extracted", "share", Higher, SHARE, Reads::Answer, Mean, "the option that the answer names is the right one; an answer that names none is wrong").yes_or_no(),
     metric("unparsed", "share", Lower, SHARE, Reads::FullText, Mean, "answers to multiple-choice items that name no option, or not one alone").yes_or_no(),
+    metric("decision", "share", Higher, SHARE, Reads::Answer, Mean, "yes-or-no items that the answer decides rightly at its head; one that decides nothing is wrong").yes_or_no(),
+    metric("decision_yes_to_no", "share", Lower, SHARE, Reads::Answer, Mean, "items to be answered with no that the answer says yes to").yes_or_no(),
+    metric("decision_no_to_yes", "share", Lower, SHARE, Reads::Answer, Mean, "items to be answered with yes that the answer says no to").yes_or_no(),
+    metric("decision_undecided", "share", Lower, SHARE, Reads::Answer, Mean, "yes-or-no items that the answer decides neither way").yes_or_no(),
     metric("key_points", "share", Higher, SHARE, Reads::Answer, Mean, "key points of the reference answer that the answer makes (numbers with units, negation aware)").right_from(1.0),
     metric("key_points_precision", "share", Higher, SHARE, Reads::Answer, Mean, "key points of the answer that the reference makes"),
     metric("think_key_points", "share", Higher, SHARE, Reads::Think, Mean, "key points of the reference reasoning that the reasoning makes").right_from(1.0),
     metric("think_key_points_precision", "share", Higher, SHARE, Reads::Think, Mean, "key points of the reasoning that the reference reasoning makes"),
-    metric("contradictions", "share", Lower, SHARE, Reads::Answer, Mean, "key points of the reference answer that the answer states with another polarity, number or unit").right_from(0.0),
+    metric("contradictions", "share", Lower, SHARE, Reads::Answer, Mean, "key points of the reference answer, and its yes or no, that the answer states with another polarity, number or unit").right_from(0.0),
     metric("format", "share", Higher, SHARE, Reads::FullText, Mean, "reasoning closed (or absent where the reference has none), then an answer, nothing before").yes_or_no(),
     metric("truncated", "share", Lower, SHARE, Reads::Stop, Mean, "generations cut off by the token limit or the context").yes_or_no(),
     metric("repetition", "share", Lower, SHARE, Reads::FullText, Mean, "texts that run in a loop").yes_or_no(),

@@ -103,25 +103,24 @@ fn edits(candidate: &[u32], reference: &[u32]) -> u64 {
     let mut table = EditTable::new(reference, words.len());
     let (mut shifts, mut checked) = (0, 0);
     loop {
-        table.fill(&words, 0);
-        let best = best_shift(&words, reference, &mut table, &mut checked);
+        table.fill(&words);
+        let best = best_shift(&words, reference, &table, &mut checked);
         let Some(shifted) = best.filter(|_| checked < MAX_SHIFT_CANDIDATES) else { break };
         shifts += 1;
         words = shifted;
     }
-    table.fill(&words, 0);
+    // The last words that were filled in are those that no shift made better.
     shifts + u64::from(table.distance())
 }
 
 /// The shift that lowers the distance most (at least by 1): then the longest, the earliest, the one with the earliest
-/// target. Leaves the table changed.
-fn best_shift(words: &[u32], reference: &[u32], table: &mut EditTable<'_>, checked: &mut usize) -> Option<Vec<u32>> {
+/// target. The table is that of `words`.
+fn best_shift(words: &[u32], reference: &[u32], table: &EditTable<'_>, checked: &mut usize) -> Option<Vec<u32>> {
     let distance = i64::from(table.distance());
     let alignment = table.alignment();
     // Rank of a shift, greatest first, and the words after it.
     type Rank = (i64, usize, std::cmp::Reverse<usize>, std::cmp::Reverse<usize>);
     let mut best: Option<(Rank, Vec<u32>)> = None;
-    table.keep_base();
     for (start, start_reference, length) in matching_spans(words, reference) {
         if !alignment.candidate_wrong[start..start + length].contains(&true)
             || !alignment.reference_wrong[start_reference..start_reference + length].contains(&true)
@@ -144,9 +143,7 @@ fn best_shift(words: &[u32], reference: &[u32], table: &mut EditTable<'_>, check
             }
             previous = Some(target);
             let shifted = shift(words, start, length, target);
-            let first_changed = words.iter().zip(&shifted).position(|(a, b)| a != b).unwrap_or(words.len());
-            table.fill_from_base(&shifted, first_changed);
-            let gain = distance - i64::from(table.distance());
+            let gain = distance - i64::from(table.distance_of(words, &shifted));
             let rank = (gain, length, std::cmp::Reverse(start), std::cmp::Reverse(target));
             *checked += 1;
             if best.as_ref().is_none_or(|(of_best, _)| rank > *of_best) {
@@ -205,12 +202,30 @@ struct Alignment {
     after: Vec<usize>,
 }
 
-/// Edit distances of the candidate's prefixes (rows) to the reference's (columns), within the band.
+/// A row of the table within the band: the costs of the columns from `from` on, and how each was reached. Columns outside are
+/// not reached.
+#[derive(Clone, Default)]
+struct Row {
+    from: usize,
+    costs: Vec<u32>,
+    edits: Vec<Edit>,
+}
+
+impl Row {
+    fn cost(&self, column: usize) -> u32 {
+        column.checked_sub(self.from).and_then(|at| self.costs.get(at)).copied().unwrap_or(UNREACHED)
+    }
+
+    fn edit(&self, column: usize) -> Edit {
+        column.checked_sub(self.from).and_then(|at| self.edits.get(at)).copied().unwrap_or(Edit::Unknown)
+    }
+}
+
+/// Edit distances of the candidate's prefixes (rows) to the reference's (columns). Of each row only the band is kept, so memory is
+/// linear in the longer text: about twice the beam in cells a word.
 struct EditTable<'a> {
     reference: &'a [u32],
-    rows: usize,
-    cells: Vec<(u32, Edit)>,
-    base: Vec<(u32, Edit)>,
+    rows: Vec<Row>,
     beam: usize,
     ratio: f64,
 }
@@ -222,71 +237,84 @@ impl<'a> EditTable<'a> {
         let half = ratio / 2.0;
         let beam = if (BEAM_WIDTH as f64) < half { (half + BEAM_WIDTH as f64).ceil() as usize } else { BEAM_WIDTH };
         let width = reference.len() + 1;
-        let mut cells = vec![(UNREACHED, Edit::Unknown); (candidate_length + 1) * width];
-        for (j, cell) in cells[..width].iter_mut().enumerate() {
-            *cell = (j as u32, Edit::Insert);
-        }
-        EditTable { reference, rows: candidate_length, base: cells.clone(), cells, beam, ratio }
+        let mut rows = vec![Row::default(); candidate_length + 1];
+        rows[0] = Row { from: 0, costs: (0..width as u32).collect(), edits: vec![Edit::Insert; width] };
+        EditTable { reference, rows, beam, ratio }
     }
 
-    fn width(&self) -> usize {
-        self.reference.len() + 1
+    /// The columns of row `i` that are within the band; the last row reaches to the end.
+    fn band(&self, i: usize) -> std::ops::Range<usize> {
+        let width = self.reference.len() + 1;
+        let diagonal = (i as f64 * self.ratio).floor() as usize;
+        let to = if i + 1 == self.rows.len() { width } else { width.min(diagonal + self.beam) };
+        diagonal.saturating_sub(self.beam)..to
     }
 
-    fn keep_base(&mut self) {
-        self.base.copy_from_slice(&self.cells);
-    }
-
-    /// Fills the rows from `first` on with those of `words`, the ones before being those of the base.
-    fn fill_from_base(&mut self, words: &[u32], first: usize) {
-        let end = (first + 1) * self.width();
-        self.cells[..end].copy_from_slice(&self.base[..end]);
-        self.fill(words, first);
-    }
-
-    /// Computes the rows below row `first`.
-    fn fill(&mut self, words: &[u32], first: usize) {
-        let width = self.width();
-        for i in first + 1..=self.rows {
-            let diagonal = (i as f64 * self.ratio).floor() as usize;
-            let from = diagonal.saturating_sub(self.beam);
-            let to = if i == self.rows { width } else { width.min(diagonal + self.beam) };
-            let (above, below) = self.cells.split_at_mut(i * width);
-            let above = &above[(i - 1) * width..];
-            let row = &mut below[..width];
-            row.fill((UNREACHED, Edit::Unknown));
-            for j in from..to {
-                if j == 0 {
-                    row[0] = (above[0].0 + 1, Edit::Delete);
-                    continue;
-                }
-                let (cost, edit) =
-                    if words[i - 1] == self.reference[j - 1] { (0, Edit::Keep) } else { (1, Edit::Substitute) };
+    /// The row of `word` below the row `above`, into `row`.
+    fn step(&self, word: u32, above: &Row, band: std::ops::Range<usize>, row: &mut Row) {
+        row.from = band.start;
+        row.costs.clear();
+        row.edits.clear();
+        let mut left = UNREACHED;
+        for j in band {
+            let (cost, edit) = if j == 0 {
+                (above.cost(0) + 1, Edit::Delete)
+            } else {
+                let (cost, edit) = if word == self.reference[j - 1] { (0, Edit::Keep) } else { (1, Edit::Substitute) };
                 // Ties: substitution, then deletion, then insertion.
                 let mut cell = (UNREACHED, Edit::Unknown);
                 for option in
-                    [(above[j - 1].0 + cost, edit), (above[j].0 + 1, Edit::Delete), (row[j - 1].0 + 1, Edit::Insert)]
+                    [(above.cost(j - 1) + cost, edit), (above.cost(j) + 1, Edit::Delete), (left + 1, Edit::Insert)]
                 {
                     if option.0 < cell.0 {
                         cell = option;
                     }
                 }
-                row[j] = cell;
-            }
+                cell
+            };
+            row.costs.push(cost);
+            row.edits.push(edit);
+            left = cost;
         }
     }
 
+    /// Computes all rows.
+    fn fill(&mut self, words: &[u32]) {
+        for (i, &word) in words.iter().enumerate() {
+            let mut row = std::mem::take(&mut self.rows[i + 1]);
+            self.step(word, &self.rows[i], self.band(i + 1), &mut row);
+            self.rows[i + 1] = row;
+        }
+    }
+
+    /// The distance of `shifted`, the table being that of `words`: only rows from the first changed word on are computed, up to where they
+    /// run beside the table's at one distance, as they then do to the end.
+    fn distance_of(&self, words: &[u32], shifted: &[u32]) -> u32 {
+        let Some(first) = words.iter().zip(shifted).position(|(a, b)| a != b) else { return self.distance() };
+        let last = words.iter().zip(shifted).rposition(|(a, b)| a != b).unwrap_or(first);
+        let (mut above, mut row) = (self.rows[first].clone(), Row::default());
+        for (i, &word) in shifted.iter().enumerate().skip(first) {
+            self.step(word, &above, self.band(i + 1), &mut row);
+            if i >= last
+                && let Some(by) = offset(&self.rows[i + 1].costs, &row.costs)
+            {
+                return (i64::from(self.distance()) + by) as u32;
+            }
+            std::mem::swap(&mut above, &mut row);
+        }
+        above.costs.last().copied().unwrap_or(UNREACHED)
+    }
+
     fn distance(&self) -> u32 {
-        self.cells[self.cells.len() - 1].0
+        self.rows.last().and_then(|row| row.costs.last()).copied().unwrap_or(UNREACHED)
     }
 
     fn alignment(&self) -> Alignment {
-        let width = self.width();
-        let (mut i, mut j) = (self.rows, self.reference.len());
+        let (mut i, mut j) = (self.rows.len() - 1, self.reference.len());
         let mut alignment =
             Alignment { candidate_wrong: vec![false; i], reference_wrong: vec![false; j], after: vec![0; j] };
         while i > 0 || j > 0 {
-            match self.cells[i * width + j].1 {
+            match self.rows[i].edit(j) {
                 edit @ (Edit::Keep | Edit::Substitute) => {
                     let wrong = edit == Edit::Substitute;
                     alignment.candidate_wrong[i - 1] = wrong;
@@ -311,9 +339,93 @@ impl<'a> EditTable<'a> {
     }
 }
 
+/// By how much `of` differs from `base`, where that is the same in every cell that is reached.
+fn offset(base: &[u32], of: &[u32]) -> Option<i64> {
+    let mut by = None;
+    for (&a, &b) in base.iter().zip(of) {
+        match (a == UNREACHED, b == UNREACHED) {
+            (true, true) => {}
+            (false, false) if by.is_none_or(|by| by == i64::from(b) - i64::from(a)) => {
+                by = Some(i64::from(b) - i64::from(a));
+            }
+            _ => return None,
+        }
+    }
+    by
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// sacrebleu's table as it stands there: every cell of every row.
+    fn whole_table(words: &[u32], reference: &[u32], beam: usize, ratio: f64) -> Vec<Vec<(u32, Edit)>> {
+        let width = reference.len() + 1;
+        let mut table = vec![vec![(UNREACHED, Edit::Unknown); width]; words.len() + 1];
+        table[0] = (0..width as u32).map(|j| (j, Edit::Insert)).collect();
+        for i in 1..=words.len() {
+            let diagonal = (i as f64 * ratio).floor() as usize;
+            let to = if i == words.len() { width } else { width.min(diagonal + beam) };
+            for j in diagonal.saturating_sub(beam)..to {
+                if j == 0 {
+                    table[i][0] = (table[i - 1][0].0 + 1, Edit::Delete);
+                    continue;
+                }
+                let same = words[i - 1] == reference[j - 1];
+                let (cost, edit) = if same { (0, Edit::Keep) } else { (1, Edit::Substitute) };
+                let options = [
+                    (table[i - 1][j - 1].0 + cost, edit),
+                    (table[i - 1][j].0 + 1, Edit::Delete),
+                    (table[i][j - 1].0 + 1, Edit::Insert),
+                ];
+                for option in options {
+                    if option.0 < table[i][j].0 {
+                        table[i][j] = option;
+                    }
+                }
+            }
+        }
+        table
+    }
+
+    proptest! {
+        #[test]
+        fn the_band_alone_is_the_whole_table(
+            words in prop::collection::vec(0u32..4, 0..140),
+            reference in prop::collection::vec(0u32..4, 1..140),
+            start in 0usize..140,
+            length in 1usize..10,
+            target in 0usize..140,
+        ) {
+            let mut table = EditTable::new(&reference, words.len());
+            table.fill(&words);
+            let whole = whole_table(&words, &reference, table.beam, table.ratio);
+            for (i, row) in whole.iter().enumerate() {
+                for (j, cell) in row.iter().enumerate() {
+                    prop_assert!((table.rows[i].cost(j), table.rows[i].edit(j)) == *cell, "cell {} {}", i, j);
+                }
+            }
+            if !words.is_empty() {
+                let start = start % words.len();
+                let length = length.min(words.len() - start);
+                let shifted = shift(&words, start, length, target.min(words.len()));
+                let whole = whole_table(&shifted, &reference, table.beam, table.ratio);
+                prop_assert_eq!(table.distance_of(&words, &shifted), whole[words.len()][reference.len()].0);
+            }
+        }
+    }
+
+    #[test]
+    fn texts_of_sixty_thousand_words_take_memory_by_the_word_and_not_by_its_square() {
+        // 3.6 billion cells of 8 bytes, were they all kept.
+        let (reference, candidate) = ("a b ".repeat(30_000), "b a ".repeat(30_000));
+        let pair = TokenPair::new(python::split(&reference), python::split(&candidate));
+        let table = EditTable::new(&pair.reference, pair.candidate.len());
+        let cells: usize = (0..table.rows.len()).map(|i| table.band(i).len()).sum();
+        assert!(cells < 60_000 * 2 * (BEAM_WIDTH + 1), "{cells}");
+        assert!(ter(&reference, &candidate) < 1.0);
+    }
 
     fn ter(reference: &str, candidate: &str) -> f64 {
         TerCounts::of(reference, candidate, false).score()

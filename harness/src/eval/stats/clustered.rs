@@ -37,11 +37,7 @@ fn sums<C: Ord>(values: &[f64], clusters: &[C]) -> Vec<(f64, f64)> {
 /// Percentile bootstrap interval of the mean, whole clusters being drawn with replacement. NaN below two clusters: one source
 /// says nothing of others.
 pub fn clustered_mean_ci<C: Ord>(values: &[f64], clusters: &[C], options: &StatsOptions) -> Interval {
-    let sums = sums(values, clusters);
-    if sums.len() < 2 && values.len() > 1 {
-        return Interval { low: f64::NAN, high: f64::NAN };
-    }
-    bootstrap_ratio_ci(&sums, options)
+    bootstrap_ratio_ci(&sums(values, clusters), options)
 }
 
 /// Two-sided p of the sign-flip permutation test, a cluster's differences changing their sign together. NaN below two clusters of several

@@ -50,10 +50,28 @@ pub struct PairedComparison {
 pub struct StatsOptions {
     /// Seed of the bootstrap and of the permutations.
     pub seed: u64,
-    /// Resamples of the percentile bootstrap, and permutations where they are not enumerated.
+    /// Resamples of the percentile bootstrap, and permutations where they are not enumerated; at most
+    /// [`StatsOptions::MOST_RESAMPLES`], for each is kept until its quantiles are taken.
     pub resamples: usize,
     /// Coverage of the interval, e.g. 0.95.
     pub confidence: f64,
+}
+
+impl StatsOptions {
+    /// Most resamples that a suite or a report may ask for: 8 MB an interval, and p-values down to a millionth.
+    pub const MOST_RESAMPLES: usize = 1_000_000;
+
+    /// What is wrong with the options, as the key and a lowercase fragment; `None` if nothing is.
+    pub fn fault(&self) -> Option<(&'static str, String)> {
+        let StatsOptions { resamples, confidence, .. } = *self;
+        if !(1..=Self::MOST_RESAMPLES).contains(&resamples) {
+            return Some(("resamples", format!("{resamples} must be between 1 and {}", Self::MOST_RESAMPLES)));
+        }
+        if !(confidence > 0.5 && confidence < 1.0) {
+            return Some(("confidence", format!("{confidence} must be between 0.5 and 1")));
+        }
+        None
+    }
 }
 
 impl Default for StatsOptions {

@@ -41,7 +41,7 @@ pub struct PooledComparison {
     /// The second side's.
     pub candidate: f64,
     /// Percentile bootstrap interval of the second less the first, whole clusters being drawn with numerators and denominators.
-    /// NaN below two clusters of several items.
+    /// NaN below two clusters.
     pub interval: Interval,
     /// Two-sided p of the sign-flip permutation test of the items' shares in the difference, a cluster's together; before `exp`.
     pub p_value: f64,
@@ -90,8 +90,7 @@ fn interval<C: Ord>(
 ) -> Interval {
     let (a, b) =
         (by_cluster(clusters.iter().zip(a.iter().copied())), by_cluster(clusters.iter().zip(b.iter().copied())));
-    let alone = a.len() < 2 && clusters.len() > 1;
-    if a.is_empty() || alone || options.resamples == 0 {
+    if options.resamples == 0 {
         return Interval { low: f64::NAN, high: f64::NAN };
     }
     resample(a.len(), options, |draw| {

@@ -13,7 +13,7 @@ pub const EXACT_UP_TO: usize = 14;
 const PERMUTATION_STREAMS: u64 = 1 << 63;
 
 /// Percentile bootstrap interval of the mean (Efron 1979): items are drawn with replacement; the ends are quantiles of the
-/// resamples' means. NaN of nothing.
+/// resamples' means. NaN below two values.
 pub fn bootstrap_mean_ci(values: &[f64], options: &StatsOptions) -> Interval {
     if values.is_empty() || options.resamples == 0 {
         return Interval { low: f64::NAN, high: f64::NAN };
@@ -22,7 +22,7 @@ pub fn bootstrap_mean_ci(values: &[f64], options: &StatsOptions) -> Interval {
 }
 
 /// Percentile bootstrap interval of a pooled value `sum(value * weight) / sum(weight)` over `(value * weight, weight)` of each item:
-/// whole items are drawn, numerator and denominator together. NaN of nothing, or of no weight.
+/// whole items are drawn, numerator and denominator together. NaN below two items, or of no weight.
 pub fn bootstrap_ratio_ci(terms: &[(f64, f64)], options: &StatsOptions) -> Interval {
     if options.resamples == 0 || terms.iter().all(|t| t.1 == 0.0) {
         return Interval { low: f64::NAN, high: f64::NAN };
@@ -33,8 +33,12 @@ pub fn bootstrap_ratio_ci(terms: &[(f64, f64)], options: &StatsOptions) -> Inter
     })
 }
 
-/// The interval of a statistic over resamples of `n` items; stream k of the seed draws resample k, so threads do not matter.
+/// The interval of a statistic over resamples of `n` items; stream k of the seed draws resample k, so threads do not matter. NaN below
+/// two items: one drawn again and again is always itself, which says nothing of others.
 pub(super) fn resample(n: usize, options: &StatsOptions, statistic: impl Fn(&[usize]) -> f64 + Sync) -> Interval {
+    if n < 2 {
+        return Interval { low: f64::NAN, high: f64::NAN };
+    }
     let mut values: Vec<f64> = (0..options.resamples as u64)
         .into_par_iter()
         .map_init(
@@ -81,7 +85,7 @@ pub fn sign_flip_p(differences: &[f64], options: &StatsOptions) -> f64 {
             flipped(&|i| signs[i / 64] >> (i % 64) & 1 == 1).abs() >= reach
         })
         .count();
-    (far + 1) as f64 / (options.resamples + 1) as f64
+    (far as f64 + 1.0) / (options.resamples as f64 + 1.0)
 }
 
 /// How many items the second model wins, loses and ties.

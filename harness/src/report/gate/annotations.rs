@@ -6,6 +6,7 @@ use std::path::Path;
 use super::{Check, Checks, text};
 use crate::error::Error;
 use crate::eval::stats::Verdict;
+use crate::report::text::visible;
 
 /// One line a verdict that is no pass: `::error` for a regression, `::warning` for what the items cannot tell; then one
 /// `::notice` with the verdict of all. `file` is what the lines point at, relative to the repository: the suite file, or
@@ -43,7 +44,7 @@ fn line(out: &mut String, level: &str, file: &str, title: &str, message: &str) {
 
 /// Text after the second `::`: a line break would end the command.
 fn data(text: &str) -> String {
-    crate::report::text::visible(text).replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+    visible(text).replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
 /// Text in a property, which commas and colons end.

@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::fsio;
+use crate::report::compare::prints;
 use crate::report::{Environment, Fingerprints, Report};
 
 /// The version of the file this build writes and reads.
@@ -218,13 +219,7 @@ fn append(path: &Path, acceptance: &Acceptance) -> Result<()> {
 }
 
 fn changed(old: &Fingerprints, new: &Fingerprints) -> Vec<String> {
-    let pairs = [
-        ("data", &old.data, &new.data),
-        ("prompts", &old.prompts, &new.prompts),
-        ("template", &old.template, &new.template),
-        ("decoding", &old.decoding, &new.decoding),
-    ];
-    pairs.into_iter().filter(|(_, old, new)| old != new).map(|(what, ..)| what.to_string()).collect()
+    prints(old, new).into_iter().filter(|(_, old, new)| old != new).map(|(what, ..)| what.to_string()).collect()
 }
 
 type Changes = BTreeMap<String, BTreeMap<String, Change>>;

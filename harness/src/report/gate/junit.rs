@@ -34,6 +34,7 @@ pub fn junit(checks: &Checks, report: &Report, baseline: &str, help: &str) -> St
         ("verdict", text::word(checks.verdict).to_string()),
         ("data", report.fingerprints.data.clone()),
         ("confidence", checks.confidence.to_string()),
+        ("coverage", crate::report::coverage(report).unwrap_or_else(|| "complete".to_string())),
     ];
     render(&Suite {
         name: format!("karat check {suite}"),

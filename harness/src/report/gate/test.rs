@@ -128,6 +128,9 @@ fn decided(suite: &str, model: &str, metric: &str, checks: &Result<Checks>, bles
         Some(c) => {
             failing(name, format!("{}: {}\n{bless}", text::word(c.verdict), text::sentence(c, checks.confidence)))
         }
+        None if checks.undefined.contains(&format!("{model} {metric}")) => {
+            failing(name, String::new()).with_ignored_flag(true).with_kind("the baseline has no value of it")
+        }
         None => failing(name, format!("it was not checked\n{bless}")),
     }
 }

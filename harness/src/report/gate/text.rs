@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::{Check, Checks};
 use crate::error::Error;
 use crate::eval::stats::{Gate, Verdict};
+use crate::report::legible;
 
 /// `pass`, `inconclusive`, `regress`.
 pub fn word(verdict: Verdict) -> &'static str {
@@ -17,9 +18,9 @@ pub fn word(verdict: Verdict) -> &'static str {
 
 /// What one check found, in one sentence with its numbers.
 pub fn sentence(check: &Check, confidence: f64) -> String {
-    let what = format!("{} of {}", check.metric, check.model);
+    let what = legible(&format!("{} of {}", check.metric, check.model));
     let (Some(gate), None) = (&check.gate, &check.missing) else {
-        return format!("{what}: {}", check.missing.as_deref().unwrap_or("nothing to compare"));
+        return format!("{what}: {}", legible(check.missing.as_deref().unwrap_or("nothing to compare")));
     };
     let unit = if check.unit.is_empty() { String::new() } else { format!(" {}", check.unit) };
     let how = match gate.verdict {
@@ -70,6 +71,9 @@ pub fn told(error: &Error) -> String {
 pub fn summary(checks: &Checks) -> String {
     let count = |v: Verdict| checks.checks.iter().filter(|c| c.verdict == v).count();
     let all = checks.checks.len();
+    if all == 0 {
+        return format!("{}: nothing could be checked", word(checks.verdict));
+    }
     match checks.verdict {
         Verdict::Pass => format!("pass: all of {all} checks"),
         _ => format!(
@@ -102,8 +106,8 @@ pub fn table(checks: &Checks) -> String {
     for check in checks.checks.iter().filter(|c| c.missing.is_some()) {
         let _ = writeln!(text, "{}", sentence(check, checks.confidence));
     }
-    if !checks.ungated.is_empty() {
-        let _ = writeln!(text, "not checked, having no margin: {}", checks.ungated.join(", "));
+    for note in notes(checks) {
+        let _ = writeln!(text, "{note}");
     }
     let _ = writeln!(text, "{}", summary(checks));
     text
@@ -134,10 +138,30 @@ pub fn markdown(checks: &Checks, suite: &str, baseline: &str) -> String {
     for check in missing {
         let _ = writeln!(text, "- {}", cell(&sentence(check, checks.confidence)));
     }
-    if !checks.ungated.is_empty() {
-        let _ = writeln!(text, "\nNot checked, having no margin: {}.", cell(&checks.ungated.join(", ")));
+    for note in notes(checks) {
+        let (first, rest) = note.split_at(1);
+        let _ = writeln!(text, "\n{}{}.", first.to_uppercase(), cell(rest));
     }
     text
+}
+
+/// What was not checked, and why.
+fn notes(checks: &Checks) -> Vec<String> {
+    let mut notes: Vec<String> = checks
+        .allowed
+        .iter()
+        .map(|m| format!("although they differ in {}: {} against {}", m.what, m.first, m.second))
+        .collect();
+    for (what, names) in [
+        ("not checked, having no margin", &checks.ungated),
+        ("not checked, the baseline having no value", &checks.undefined),
+        ("not checked, neither side knowing them", &checks.unchecked),
+    ] {
+        if !names.is_empty() {
+            notes.push(format!("{what}: {}", legible(&names.join(", "))));
+        }
+    }
+    notes
 }
 
 const COLUMNS: usize = 9;
@@ -163,8 +187,8 @@ fn rows(checks: &Checks) -> Vec<[String; COLUMNS]> {
         let gate = c.gate.as_ref();
         [
             word(c.verdict).to_string(),
-            c.model.clone(),
-            c.metric.clone(),
+            legible(&c.model),
+            legible(&c.metric),
             number(c.baseline),
             number(c.value),
             gate.map_or_else(none, |g| {

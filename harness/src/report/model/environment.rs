@@ -42,9 +42,11 @@ pub struct Plugin {
     pub name: String,
     /// Its version.
     pub version: String,
-    /// SHA-256 of the shared library.
+    /// SHA-256 of the shared library; empty, `null` in JSON, of a backend that is none.
+    #[serde(with = "super::unknown")]
     pub sha256: String,
-    /// Where it was found.
+    /// Where it was found; likewise.
+    #[serde(with = "super::unknown")]
     pub path: String,
 }
 
@@ -66,12 +68,12 @@ pub struct Cost {
     /// Peak memory in bytes.
     #[serde(default)]
     pub peak_memory: Option<u64>,
-    /// The device it ran on.
-    #[serde(default)]
+    /// The device it ran on; empty, `null` in JSON, where nobody knows.
+    #[serde(default, with = "super::unknown")]
     pub device: String,
-    /// Threads used.
+    /// Threads used; none where nobody knows.
     #[serde(default)]
-    pub threads: usize,
+    pub threads: Option<usize>,
     /// Kernels chosen at run time.
     #[serde(default)]
     pub kernels: Vec<String>,

@@ -18,20 +18,24 @@ pub struct Suite {
     #[serde(default)]
     pub description: String,
     /// SHA-256 of the suite file, empty where there is none.
-    #[serde(default)]
+    #[serde(default, with = "super::unknown")]
     pub sha256: String,
 }
 
-/// SHA-256 (hex) of the things that must agree before two models may be compared. An empty one is unknown.
+/// SHA-256 (hex) of the things that must agree before two models may be compared. An empty one, `null` in JSON, is unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprints {
     /// Ids, questions and references of the evaluated items, in order.
+    #[serde(with = "super::unknown")]
     pub data: String,
     /// The token ids of all rendered prompts, in order.
+    #[serde(with = "super::unknown")]
     pub prompts: String,
     /// The chat template's source and switches.
+    #[serde(with = "super::unknown")]
     pub template: String,
     /// Everything about decoding that changes the text.
+    #[serde(with = "super::unknown")]
     pub decoding: String,
 }
 

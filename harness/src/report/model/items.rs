@@ -26,10 +26,10 @@ pub struct ItemRow {
 pub struct ItemValues {
     /// State of the thinking.
     pub thinking: ThinkState,
-    /// Why it ended.
-    pub stop: StopReason,
-    /// Generated tokens, the stop token included.
-    pub tokens: usize,
+    /// Why it ended; none where nobody knows.
+    pub stop: Option<StopReason>,
+    /// Generated tokens, the stop token included; none where nobody knows.
+    pub tokens: Option<usize>,
     /// By metric name; none where undefined.
     pub metrics: BTreeMap<String, Option<f64>>,
     /// What the item weighs in metrics that are pooled over the items: scored tokens or bytes. Absent for means of items.
@@ -68,6 +68,6 @@ pub struct ExampleText {
     pub answer: String,
     /// State of the thinking.
     pub thinking: ThinkState,
-    /// Why it ended.
-    pub stop: StopReason,
+    /// Why it ended; none where nobody knows.
+    pub stop: Option<StopReason>,
 }

@@ -28,22 +28,27 @@ pub struct Model {
     pub name: String,
     /// Its part.
     pub role: Role,
-    /// SHA-256 over its checkpoint's files.
+    /// SHA-256 over its checkpoint's files; empty, `null` in JSON, where nobody knows.
+    #[serde(with = "super::unknown")]
     pub checkpoint_sha256: String,
-    /// Parameters of the model without the adapter.
-    pub parameters: u64,
-    /// Parameters of the adapter, 0 without one.
-    pub adapter_parameters: u64,
+    /// Parameters of the model without the adapter; none where nobody knows.
+    pub parameters: Option<u64>,
+    /// Parameters of the adapter, 0 without one; none where nobody knows.
+    pub adapter_parameters: Option<u64>,
     /// Parameters that were trained, if it was trained here.
     pub trainable_parameters: Option<u64>,
-    /// Element type it was run in.
+    /// Element type it was run in; empty, `null` in JSON, where nobody knows.
+    #[serde(with = "super::unknown")]
     pub dtype: String,
     /// Items with a result.
     pub items: usize,
     /// Items by state of the thinking: `closed`, `unclosed`, `close-only`, `none`.
     pub thinking: BTreeMap<ThinkState, usize>,
-    /// Items that ended before a stop token (length or context).
-    pub truncated: usize,
+    /// Items that ended before a stop token (length or context), of those of which that is known; none where it is of none.
+    pub truncated: Option<usize>,
+    /// Of how many items it is known why they ended; only where not of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_known: Option<usize>,
     /// How it was trained, if here.
     pub training: Option<Training>,
     /// What was found of its adapter, if it has one.

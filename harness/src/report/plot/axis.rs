@@ -27,13 +27,16 @@ impl Scale {
 /// power of ten. With the decimals they need.
 pub(super) fn ticks(low: f64, high: f64, count: usize) -> (Vec<f64>, usize) {
     let span = if high > low { high - low } else { low.abs().max(1.0) * 0.1 };
-    let rough = span / count.max(1) as f64;
+    // Below this a step is no number that divides, above it the span is none.
+    let rough = (span / count.max(1) as f64).clamp(1e-300, 1e300);
     let power = rough.log10().floor();
     let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * 10f64.powf(power)).into_iter().find(|s| *s >= rough * 0.999);
     let step = step.unwrap_or(10f64.powf(power + 1.0));
     let decimals = (-step.log10().floor()).clamp(0.0, 12.0) as usize;
     let first = (low / step + 1e-9).floor() as i64;
-    let last = (high / step - 1e-9).ceil().max(first as f64 + 1.0) as i64;
+    let last = ((high / step - 1e-9).ceil() as i64).max(first.saturating_add(1));
+    // Where the ends are so far from 0 that doubles between them are sparse, rounding may put them anywhere.
+    let last = last.min(first.saturating_add(8 * count.max(1) as i64));
     ((first..=last).map(|i| i as f64 * step).collect(), decimals)
 }
 

@@ -86,7 +86,7 @@ fn draw(svg: &mut Svg, report: &Report, model: &Model) {
         svg.circle(at, 5.0, &format!("{color} stroke hollow"));
         let text = format!("{} {} · {} {}", l.best, fixed(loss, 3), l.at_step, grouped(step as u64));
         let half = text_width(&text) / 2.0;
-        let center = at.0.clamp(LEFT + half, WIDTH - half);
+        let center = at.0.min(WIDTH - half).max(LEFT + half);
         svg.text((center, TOP - 7.0), Anchor::Middle, "", &text);
     }
     strips::draw(svg, training, l, color, &x, HEIGHT + BELOW, (LEFT, WIDTH - RIGHT));
