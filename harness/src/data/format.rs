@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::message::Message;
 use super::record::Record;
 use super::template::{ChatTemplate, RenderOptions};
-use super::tokens::Tokenizer;
+use super::tokens::{StopToken, Tokenizer};
 use crate::backend::{IGNORE, LabelledView, Tokens, TokensView};
 use crate::eval::choice;
 use crate::eval::think::ThinkTags;
@@ -109,6 +109,9 @@ pub struct FormatOptions {
     /// Which tags part reasoning from answers; the first is the one that is written.
     #[serde(skip_serializing_if = "ThinkTags::is_usual")]
     pub think_tags: ThinkTags,
+    /// Tokens that end a turn besides those that the model's files name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<StopToken>,
 }
 
 /// How the options of a multiple-choice row are asked, and what of them is scored.
@@ -142,6 +145,7 @@ impl Default for FormatOptions {
             choices: Choices::default(),
             reasoning: Reasoning::default(),
             think_tags: ThinkTags::default(),
+            stop: Vec::new(),
         }
     }
 }
@@ -315,9 +319,10 @@ impl Formatter {
     /// Puts the parts together.
     ///
     /// # Errors
-    /// If `max_length` is 0, the end is [`End::Template`] without [`Output::Template`], or the tokenizer has no token for
+    /// If `max_length` is 0, a stop is no token, the end is [`End::Template`] without [`Output::Template`], or the tokenizer has no token for
     /// the end that is asked for.
-    pub fn new(template: ChatTemplate, tokenizer: Tokenizer, options: FormatOptions) -> Result<Self> {
+    pub fn new(template: ChatTemplate, mut tokenizer: Tokenizer, options: FormatOptions) -> Result<Self> {
+        tokenizer.stop_also_at(&options.stop)?;
         if options.max_length == 0 {
             return Err(Error::usage("max_length must be at least 1"));
         }

@@ -8,6 +8,7 @@
 pub mod audit;
 pub mod blocks;
 pub mod bpe;
+pub mod companions;
 pub mod csv;
 pub mod format;
 mod layout;
@@ -17,3 +18,4 @@ pub mod record;
 pub mod split;
 pub mod template;
 pub mod tokens;
+pub(crate) mod untrusted;

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::backend::{GenerateConfig, Method, OpenConfig, bounded_threads};
+use crate::data::companions;
 use crate::data::notes::stray_texts;
+use crate::data::tokens::Unnamed;
 use crate::error::{Error, Result};
 use crate::eval::stats::StatsOptions;
 use crate::fsio::{self, sha256, sha256_digests, sha256_model};
@@ -17,7 +19,8 @@ use crate::run::machine::machine;
 use crate::run::recorded::{Recorded, RecordedTraining};
 use crate::run::train::{Base, EVALUATE_IT, TrainJob, Trained, plan, train};
 use crate::run::{
-    Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, Resident, adapter, folder, left, metrics, prepare,
+    Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, Resident, adapter, folder, left, left_over, metrics,
+    prepare,
 };
 use crate::suite::{CheckpointChoice, Suite};
 
@@ -300,6 +303,15 @@ impl Stages<'_> {
         ]);
         if let Some(adapter) = &subject.adapter {
             key.insert("adapter".into(), self.weights(subject, adapter)?);
+            let own = companions::differences(&subject.model, adapter)?;
+            if !own.is_empty() {
+                self.observer.notice(Notice::Warning(format!(
+                    "the adapter of {} has its own {}, which differs from the model's and is not used: a suite asks all \
+                     models the same; merge it (karat merge) and name the result as model.base to use its own",
+                    subject.name,
+                    own.join(" and ")
+                )));
+            }
         }
         let checkpoint = key.get("adapter").or(key.get("weights")).cloned().unwrap_or_default();
         let job = EvalJob {
@@ -315,7 +327,14 @@ impl Stages<'_> {
         };
         // Before hours are spent on an adapter that was not applied.
         let adapter = adapter::check(&job, self.folder, resident, self.observer, self.cancel)?;
-        Ok((evaluate(job, resident, self.observer, self.cancel)?, adapter, checkpoint))
+        let evaluated = evaluate(job, resident, self.observer, self.cancel)?;
+        let (tokenizer, mut unnamed) = (prepared.formatter.tokenizer(), Unnamed::default());
+        for prediction in &evaluated.predictions {
+            unnamed.look(tokenizer, &prediction.id, prediction.ids.as_deref().unwrap_or_default());
+        }
+        let found = [unnamed.warning(), left_over(&subject.name, &evaluated.predictions, tokenizer)];
+        found.into_iter().flatten().for_each(|text| self.observer.notice(Notice::Warning(text)));
+        Ok((evaluated, adapter, checkpoint))
     }
 
     fn report(&mut self, prepared: &Prepared, subjects: Vec<Subject>) -> Result<Report> {
@@ -450,7 +469,7 @@ fn inputs<'a>(
     // Only those that were generated: the texts of two models part at one of them.
     let generated: BTreeSet<u32> =
         models.iter().flat_map(|m| &m.items).flat_map(|r| r.prediction.ids.iter().flatten().copied()).collect();
-    let text = |id: u32| Some((id, prepared.formatter.tokenizer().decode(&[id], false).ok()?));
+    let text = |id: u32| Some((id, prepared.formatter.tokenizer().text_of(id)?));
     let tokens = generated.into_iter().filter_map(text).collect();
     Ok(Inputs {
         language: suite.language,

@@ -250,6 +250,7 @@ fn formatter(suite: &Suite) -> Result<Formatter> {
         choices: data.choices,
         reasoning: data.reasoning,
         think_tags: data.think_tags.clone(),
+        stop: suite.eval.stop.clone(),
     };
     Formatter::new(template, tokenizer, options)
 }

@@ -6,7 +6,7 @@ use karat::Result;
 use karat::data::notes::stray_texts;
 use karat::model_dir::{ModelDir, given};
 use karat::report::{self, Environment};
-use karat::run::{Brought, evaluate_brought, machine, prepare, read_stored, report_stored, take};
+use karat::run::{Brought, evaluate_brought, left_over, machine, prepare, read_stored, report_stored, take};
 use karat::suite::{Overrides, Suite};
 
 use super::data::say_notes;
@@ -59,6 +59,10 @@ fn measure(args: &EvalArgs, suite: &Suite, output: &Output) -> Result<u8> {
         let texts = model.recorded.predictions.iter().map(|p| (p.id.as_str(), p.text.as_str()));
         if let Some(note) = stray_texts(&model.recorded.name, texts, &suite.data.think_tags) {
             output.say(format!("warning: {}", note.english));
+        }
+        let (recorded, tokenizer) = (&model.recorded, prepared.formatter.tokenizer());
+        if let Some(warning) = left_over(&recorded.name, &recorded.predictions, tokenizer) {
+            output.say(format!("warning: {warning}"));
         }
     }
     let default = Path::new("runs").join(format!("{}-{}", suite.name, args.name));

@@ -1,6 +1,7 @@
 //! `karat merge`: an adapter folded into its model's weights.
 
 use karat::backend::{Capability, OpenConfig};
+use karat::data::companions;
 use karat::import::retype;
 use karat::run::opening_warnings;
 use karat::{Error, Result};
@@ -27,15 +28,17 @@ pub fn run(args: &MergeArgs, global: &Global, output: &Output) -> Result<u8> {
     };
     let open = OpenArgs { compute: ComputeArgs { dtype: None, ..args.open.compute.clone() }, ..args.open.clone() };
     let Opening { backend, config } = Opening::new(&args.model, args.adapter.as_deref(), &open, global, output)?;
-    if config.adapter.is_none() {
-        return Err(Error::usage("there is no adapter to merge")
+    let adapter = config.adapter.clone().ok_or_else(|| {
+        Error::usage("there is no adapter to merge")
             .at(args.model.display())
-            .help("add --adapter DIR, or give the adapter's folder as --model"));
-    }
+            .help("add --adapter DIR, or give the adapter's folder as --model")
+    })?;
     if !backend.backend.describe().capabilities.contains(&Capability::Merge) {
         return Err(Error::backend(format!("backend {} does not merge adapters", args.open.backend()))
             .help("leave out --backend to merge with candle"));
     }
+    // Before anything is merged: a token without a row in the model cannot be carried over.
+    companions::differences(&config.model, &adapter)?;
     let out = std::path::absolute(&args.out).map_err(|e| Error::io("resolve", &args.out, e))?;
     let open = OpenConfig { merge_into: Some(out.clone()), ..config };
     let info = backend.open(&open)?.info();
@@ -47,8 +50,13 @@ pub fn run(args: &MergeArgs, global: &Global, output: &Output) -> Result<u8> {
         let _ = std::fs::remove_dir_all(&out);
         return Err(error);
     }
+    let carried = companions::carry_over(&open.model, &adapter, &out)?;
     let dtype = written.unwrap_or(info.dtype);
-    let text = format!("{}\n{} parameters, {dtype}\n", out.display(), info.parameters);
-    output.result(&json!({"folder": out, "parameters": info.parameters, "dtype": dtype}), &text)?;
+    let mut text = format!("{}\n{} parameters, {dtype}\n", out.display(), info.parameters);
+    if !carried.is_empty() {
+        text.push_str(&format!("with the adapter's own {}, which differs from the model's\n", carried.join(" and ")));
+    }
+    let object = json!({"folder": out, "parameters": info.parameters, "dtype": dtype, "from_adapter": carried});
+    output.result(&object, &text)?;
     Ok(0)
 }

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::path::Path;
 
 use karat::backend::{OpenConfig, SessionInfo};
+use karat::data::companions;
 use karat::data::format::{of_the_record, reason_of};
 use karat::data::record::{BadRow, fits};
 use karat::data::template::{ChatTemplate, Message, RenderOptions};
@@ -143,17 +144,18 @@ pub fn read_lines(path: &Path) -> Result<Vec<(usize, String)>> {
     numbered(&bytes).map(text).collect()
 }
 
-/// The tokenizer of a model that is to be opened.
+/// The tokenizer of a model that is to be opened: its adapter's own, where it brings one.
 ///
 /// # Errors
 /// There is none, or it is broken.
 pub fn tokenizer(model: &OpenConfig) -> Result<Tokenizer> {
-    Tokenizer::from_model_dir(&model.model)
+    Ok(companions::tokenizer(&model.model, model.adapter.as_deref())?.value)
 }
 
 /// Whether a model that is to be opened has a tokenizer.
 pub fn has_tokenizer(model: &OpenConfig) -> bool {
-    model.model.join("tokenizer.json").is_file()
+    let folders = [Some(&model.model), model.adapter.as_ref()];
+    folders.into_iter().flatten().any(|folder| folder.join("tokenizer.json").is_file())
 }
 
 /// The rows that were typed, or those of the file.
@@ -168,7 +170,7 @@ pub fn asked(args: &RowsArgs, model: &OpenConfig, output: &Output) -> Result<Row
         return Err(Error::usage("there is no text to work on")
             .help("give TEXT behind the flags, or JSON lines with --input FILE (- is standard input)"));
     }
-    let mut reader = Reader::new(model);
+    let mut reader = Reader::new(model, output);
     let mut rows = Vec::with_capacity(args.texts.len());
     for (number, text) in (1..).zip(&args.texts) {
         if text == "-" {
@@ -188,14 +190,14 @@ pub fn asked(args: &RowsArgs, model: &OpenConfig, output: &Output) -> Result<Row
     Ok(Rows { source: "text".into(), strict: true, rows, bad: Vec::new() })
 }
 
-/// Reads rows. The model's tokenizer and template are only read if a row needs them, so that a model without a tokenizer
-/// can be scored by ids. A line that is no row, or cannot be rendered, is told on standard error, and the others are worked on; with
+/// Reads rows. The tokenizer and template of the model, or of its adapter, are only read if a row needs them, so that a model
+/// without a tokenizer can be scored by ids. A line that is no row, or cannot be rendered, is told on standard error, and the others are worked on; with
 /// `strict` it is an error.
 ///
 /// # Errors
 /// The model's files; no usable line; with `strict` the first bad one.
 pub fn read(path: &Path, model: &OpenConfig, strict: bool, output: &Output) -> Result<Rows> {
-    let mut reader = Reader::new(model);
+    let mut reader = Reader::new(model, output);
     let (mut rows, mut bad) = (Vec::new(), Vec::new());
     for (line, text) in numbered(&read_bytes(path)?) {
         match reader.row(line, text)? {
@@ -235,13 +237,14 @@ pub fn exit_code(bad: &[BadRow]) -> u8 {
 /// Lines to rows, with what of the model that takes.
 struct Reader<'a> {
     model: &'a OpenConfig,
+    output: &'a Output,
     tokenizer: Option<Tokenizer>,
     template: Option<ChatTemplate>,
 }
 
 impl<'a> Reader<'a> {
-    fn new(model: &'a OpenConfig) -> Self {
-        Reader { model, tokenizer: None, template: None }
+    fn new(model: &'a OpenConfig, output: &'a Output) -> Self {
+        Reader { model, output, tokenizer: None, template: None }
     }
 
     /// A row, or why the line is none.
@@ -268,7 +271,11 @@ impl<'a> Reader<'a> {
     fn rendered(&mut self, messages: &[Message]) -> Result<Result<Vec<u32>, String>> {
         let template = match &self.template {
             Some(template) => template,
-            None => self.template.insert(ChatTemplate::from_model_dir(&self.model.model)?),
+            None => {
+                let chosen = companions::template(&self.model.model, self.model.adapter.as_deref())?;
+                chosen.note.iter().for_each(|note| self.output.say(note));
+                self.template.insert(chosen.value)
+            }
         };
         let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
         match template.render(messages, &options) {
@@ -282,7 +289,11 @@ impl<'a> Reader<'a> {
     fn encoded(&mut self, text: &str) -> Result<Result<Vec<u32>, String>> {
         let tokenizer = match &self.tokenizer {
             Some(tokenizer) => tokenizer,
-            None => self.tokenizer.insert(tokenizer(self.model)?),
+            None => {
+                let chosen = companions::tokenizer(&self.model.model, self.model.adapter.as_deref())?;
+                chosen.note.iter().for_each(|note| self.output.say(note));
+                self.tokenizer.insert(chosen.value)
+            }
         };
         Ok(tokenizer.encode(text).map_err(|error| reason_of(&error)))
     }

@@ -125,7 +125,10 @@ impl Formatter {
         let tokens = encoded.ids.into_iter().zip(encoded.spans).skip(prompt.ids.len());
         let mut tokens: Vec<Token> =
             tokens.map(|(id, span)| (id, span.start.saturating_sub(start)..span.end.saturating_sub(start))).collect();
-        let (answer, last) = self.find(text, record.answer.trim(), &tokens).map_err(refuse)?;
+        let (answer, last) = self.find(text, record.answer.trim(), &tokens).map_err(|(what, end)| match end {
+            Some(id) => refuse(what).help(self.tokenizer.help_to_stop_at(id)),
+            None => refuse(what),
+        })?;
         tokens.truncate(last + 1);
         // The end token is no text of the answer's.
         let end = tokens[last].1.start;
@@ -139,7 +142,8 @@ impl Formatter {
     /// Where the answer stands in the text of a turn, and the token that ends the turn: of all places that read as the answer, the
     /// last that a stop token follows and none lies in. (From the end, for reasoning may quote the answer; but an answer such as `end`
     /// also stands in `<|im_end|>`.)
-    fn find(&self, text: &str, answer: &str, tokens: &[Token]) -> Result<(Range<usize>, usize), &'static str> {
+    /// If there is none: why, and the token that ends the turn where it is not one of the model's stops.
+    fn find(&self, text: &str, answer: &str, tokens: &[Token]) -> Result<(Range<usize>, usize), Unfound> {
         let stop = |(id, _): &Token| self.tokenizer.stop_ids().contains(id);
         let stops: Vec<(usize, &Range<usize>)> =
             tokens.iter().enumerate().filter(|(_, token)| stop(token)).map(|(at, token)| (at, &token.1)).collect();
@@ -153,9 +157,13 @@ impl Formatter {
             // An answer may hold a stop token itself.
             quoting = quoting.or(Some((place, last)));
         }
-        quoting.ok_or(match text.contains(answer) {
-            true => "no stop id of the model ends the assistant's turn",
-            false => "the chat template does not write the answer as it is",
+        quoting.ok_or_else(|| {
+            let Some(at) = text.rfind(answer) else {
+                return ("the chat template does not write the answer as it is", None);
+            };
+            let after = || tokens.iter().filter(|(_, span)| span.start >= at + answer.len()).map(|(id, _)| *id);
+            let end = after().find(|id| self.tokenizer.is_special(*id)).or_else(|| after().next());
+            ("no stop id of the model ends the assistant's turn", end)
         })
     }
 
@@ -200,3 +208,6 @@ fn answered(record: &Record, content: String, think: Option<&str>) -> Message {
     }
     Message { reasoning_content: think.map(String::from), ..Message::new("assistant", content).with_keys(&keys) }
 }
+
+/// Why the answer or the end of a turn is not found, and the token that ends it where it is no stop.
+type Unfound = (&'static str, Option<u32>);
