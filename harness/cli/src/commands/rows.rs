@@ -56,7 +56,8 @@ impl Rows {
         let longest = model.max_positions;
         let (fitting, others): (Vec<Row>, Vec<(Row, String)>) =
             std::mem::take(&mut self.rows).into_iter().fold(Default::default(), |(mut good, mut bad), row| {
-                let outside = row.ids.iter().find(|&&id| model.vocab_size > 0 && id as usize >= model.vocab_size);
+                let outside =
+                    row.ids.iter().copied().find(|&id| model.vocab_size > 0 && id as usize >= model.vocab_size);
                 match outside {
                     Some(id) => {
                         bad.push((row, format!("the id {id} is not one of the model's {} tokens", model.vocab_size)))
