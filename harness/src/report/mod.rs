@@ -35,4 +35,4 @@ mod write;
 pub use build::{GeneralText, Inputs, MetricInfo, ModelRun, Pooled, TrainingRecord, build};
 pub use model::*;
 pub use warning::Warning;
-pub use write::{REPORT_JSON, write};
+pub use write::{REPORT_JSON, check_folder, write};

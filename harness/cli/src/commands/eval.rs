@@ -17,6 +17,7 @@ use crate::progress::Progress;
 pub fn run(args: &EvalArgs, global: &Global, output: &Output) -> Result<u8> {
     args.model.iter().try_for_each(|path| given::folder("--model", path))?;
     args.adapter.iter().try_for_each(|path| given::folder("--adapter", path))?;
+    args.reports.iter().try_for_each(|reports| report::check_folder(reports))?;
     let suite = load_suite(&args.suite)?;
     if !args.predictions.is_empty() {
         return measure(args, &suite, output);

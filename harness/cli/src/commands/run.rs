@@ -17,6 +17,8 @@ use crate::progress::Progress;
 pub fn run(args: &RunArgs, global: &Global, output: &Output) -> Result<u8> {
     let suite = load_suite(&args.suite)?;
     let folder = run_folder(&suite, args.out.as_deref())?;
+    // Not after hours of work.
+    args.reports.iter().try_for_each(|reports| report::check_folder(reports))?;
     if args.fresh {
         remove(&folder, &suite)?;
     }
