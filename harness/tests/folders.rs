@@ -137,7 +137,7 @@ fn a_checkpoint_that_was_changed_is_neither_reused_nor_gone_on_from() {
     let first = trained(&base, &out, &settings()).unwrap();
     assert_eq!(trained(&base, &out, &settings()).unwrap().summary, first.summary);
     let last = out.join(&first.summary.last_checkpoint);
-    let weights = last.join("model.safetensors");
+    let weights = last.join("bigram.json");
     let bytes = std::fs::read(&weights).unwrap();
     let mut other = bytes.clone();
     *other.last_mut().unwrap() ^= 1;
@@ -146,7 +146,7 @@ fn a_checkpoint_that_was_changed_is_neither_reused_nor_gone_on_from() {
         if !finished {
             std::fs::remove_file(out.join("done.json")).unwrap();
         }
-        for (changed, word) in [(Some(&other), "model.safetensors was changed"), (None, "model.safetensors is gone")] {
+        for (changed, word) in [(Some(&other), "bigram.json was changed"), (None, "bigram.json is gone")] {
             match changed {
                 Some(changed) => std::fs::write(&weights, changed).unwrap(),
                 None => std::fs::remove_file(&weights).unwrap(),
@@ -170,8 +170,8 @@ fn a_changed_checkpoint_is_named_by_the_run_and_never_reported() {
     let first = run(&suite, &out, &Only, &mut quiet, &Cancel::new()).unwrap();
     let stage = std::fs::read_dir(out.join("train")).unwrap().next().unwrap().unwrap().path();
     let checkpoint = |step: u32| stage.join(format!("checkpoint-{step}"));
-    let kept = std::fs::read(checkpoint(4).join("model.safetensors")).unwrap();
-    std::fs::copy(checkpoint(2).join("model.safetensors"), checkpoint(4).join("model.safetensors")).unwrap();
+    let kept = std::fs::read(checkpoint(4).join("bigram.json")).unwrap();
+    std::fs::copy(checkpoint(2).join("bigram.json"), checkpoint(4).join("bigram.json")).unwrap();
     let error = run(&suite, &out, &Only, &mut quiet, &Cancel::new()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Data);
     assert!(error.to_string().contains("not what training left"), "{error}");
@@ -185,7 +185,7 @@ fn a_changed_checkpoint_is_named_by_the_run_and_never_reported() {
     let brought = Brought { name: "m".into(), model: checkpoint(4), adapter: None };
     evaluate_brought(&suite, brought, &folder.path().join("brought"), &Only, &mut listen, &Cancel::new()).unwrap();
     assert!(said.iter().any(|text| text.contains("checkpoint-4 is not what training left there")), "{said:?}");
-    std::fs::write(checkpoint(4).join("model.safetensors"), kept).unwrap();
+    std::fs::write(checkpoint(4).join("bigram.json"), kept).unwrap();
     let again = run(&suite, &out, &Only, &mut quiet, &Cancel::new()).unwrap();
     let text = |r: &karat::report::Report| r.without_environment().to_json().unwrap();
     assert!(text(&first) == text(&again));
@@ -210,7 +210,7 @@ fn what_changes_between_training_and_evaluation_of_one_run_is_not_evaluated() {
     let out = folder.path().join("out");
     let find = |step: u32| {
         let stage = std::fs::read_dir(out.join("train")).unwrap().next().unwrap().unwrap().path();
-        stage.join(format!("checkpoint-{step}/model.safetensors"))
+        stage.join(format!("checkpoint-{step}/bigram.json"))
     };
     run(&suite, &out, &Only, &mut quiet, &Cancel::new()).unwrap();
     let checkpoint = find(4);

@@ -14,7 +14,7 @@ use clap::Parser;
 fn main() -> ExitCode {
     let cli = match args::Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return output::usage_error(&error),
+        Err(error) => return output::usage_error(error),
     };
     let output = output::Output::new(cli.global.json, cli.global.quiet);
     signals::name_files_that_shrink(output.json());

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use clap::Parser;
 use karat::escape::visible;
 use karat::{Error, ErrorKind};
 use serde_json::{Value, json};
@@ -113,7 +114,12 @@ pub fn tell(error: &Error) {
 
 /// What clap says of a command line that makes no sense, or asks for help; with `--json` anywhere in it, the error is an
 /// object on standard output as well, as every other error.
-pub fn usage_error(error: &clap::Error) -> ExitCode {
+pub fn usage_error(error: clap::Error) -> ExitCode {
+    let typed: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let shown: Vec<String> = typed.iter().map(|arg| visible(arg).into_owned()).collect();
+    // The error quotes what was typed, and a script may have taken that from anywhere: what cannot be seen is quoted as escapes.
+    let again = if shown == typed { None } else { crate::args::Cli::try_parse_from(&shown).err() };
+    let error = again.unwrap_or(error);
     if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
         let text = error.to_string();
         let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -126,16 +132,8 @@ pub fn usage_error(error: &clap::Error) -> ExitCode {
         // The error goes on to standard error, whether or not anyone reads this.
         let _ = Output::new(true, false).data(&format!("{object:#}"));
     }
-    // What was typed is quoted as it was typed: a script may have taken it from anywhere.
-    let unseen = |arg: &String| matches!(visible(arg), std::borrow::Cow::Owned(_));
-    let typed: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).filter(unseen).collect();
-    if typed.is_empty() || !error.use_stderr() {
-        // A closed pipe is no reason to panic.
-        let _ = error.print();
-    } else {
-        let text = typed.iter().fold(error.to_string(), |text, arg| text.replace(arg.as_str(), &visible(arg)));
-        text.lines().for_each(|line| to_stderr(&visible(line)));
-    }
+    // A closed pipe is no reason to panic.
+    let _ = error.print();
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))
 }
 

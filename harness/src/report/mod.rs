@@ -36,7 +36,7 @@ pub use build::{GeneralText, Inputs, MetricInfo, ModelRun, Pooled, TrainingRecor
 pub use model::*;
 pub use text::legible;
 pub use warning::Warning;
-pub use write::{REPORT_JSON, write};
+pub use write::{REPORT_JSON, check_folder, write};
 
 /// What a report does not cover, in one English sentence: models with items that they have no result for, rows of the data that could
 /// not be used. None where everything was measured. Every page begins with it.

@@ -18,7 +18,7 @@ pub const REPORT_JSON: &str = "report.json";
 /// # Errors
 /// Usage, if a file of one of these names is there and no report beside it; any I/O error, with its path.
 pub fn write(report: &Report, folder: &Path) -> Result<Vec<PathBuf>> {
-    refuse_others(folder)?;
+    check_folder(folder)?;
     let plots = [("metrics.svg", plot::metric_bars(report)), ("curves.svg", plot::training_curves(report))];
     for (name, _) in plots.iter().filter(|(_, svg)| svg.is_none()) {
         // A plot of an earlier report must not stand beside this one.
@@ -45,7 +45,10 @@ pub fn write(report: &Report, folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Refuses a folder where somebody else's files have the names of a report's. A report that a kill left without its last
 /// files bears its mark in the first.
-fn refuse_others(folder: &Path) -> Result<()> {
+///
+/// # Errors
+/// Usage, if a file of one of these names is there and no report beside it.
+pub fn check_folder(folder: &Path) -> Result<()> {
     let marks = [
         (REPORT_JSON, "\"schema_version\""),
         ("report.html", "<meta name=\"generator\" content=\"karat\">"),

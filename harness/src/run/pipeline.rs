@@ -201,7 +201,8 @@ impl Stages<'_> {
                 prepared.items.len()
             ),
         });
-        Ok(prepared)
+        // Reading the data takes no orders, and opening a model takes long.
+        if self.cancel.requested() { Err(Error::interrupted()) } else { Ok(prepared) }
     }
 
     fn open(&self, model: &Path) -> OpenConfig {
@@ -342,6 +343,9 @@ impl Stages<'_> {
         let results = self.folder.join("results");
         let (mut recorded, mut resident) = (Vec::new(), Resident::default());
         for subject in subjects {
+            if self.cancel.requested() {
+                return Err(Error::interrupted());
+            }
             let (evaluated, adapter, checkpoint_sha256) = self.evaluate(&subject, prepared, &backend, &mut resident)?;
             let Evaluated { predictions, references, beside: general, effort } = evaluated;
             let Subject { name, role, trained, .. } = subject;

@@ -17,6 +17,17 @@ impl Suite {
                 "use letters, digits, '-' and '_'",
             );
         }
+        let backends = [("model.backend", &self.model.backend), ("eval.backend", &self.eval.backend)];
+        for (key, name) in backends.into_iter().filter(|(key, name)| *key == "model.backend" || !name.is_empty()) {
+            // The path of a library would run its code, whoever wrote the suite.
+            if !crate::plugin::is_name(name) {
+                return fail(
+                    format!("{key} = {name:?} is not the name of a backend"),
+                    "a suite names backends by name, like \"candle\"; the library of one is given on the command line: \
+                     --backend-path FILE",
+                );
+            }
+        }
         let data = &self.data;
         match (&data.file, &data.train, &data.heldout) {
             (Some(_), None, None) | (None, Some(_), Some(_)) => {}
@@ -52,17 +63,6 @@ impl Suite {
             }
         }
         model_dir::base_of_suite(&self.model.base, path)?;
-        let backends = [("model.backend", &self.model.backend), ("eval.backend", &self.eval.backend)];
-        for (key, name) in backends.into_iter().filter(|(key, name)| *key == "model.backend" || !name.is_empty()) {
-            // The path of a library would run its code, whoever wrote the suite.
-            if !crate::plugin::is_name(name) {
-                return fail(
-                    format!("{key} = {name:?} is not the name of a backend"),
-                    "a suite names backends by name, like \"candle\"; the library of one is given on the command line: \
-                     --backend-path FILE",
-                );
-            }
-        }
         if data.max_length < 2 {
             return fail(format!("data.max_length = {} leaves nothing to learn", data.max_length), "give at least 2");
         }

@@ -18,6 +18,8 @@ pub fn run(args: &RunArgs, global: &Global, output: &Output) -> Result<u8> {
     let typed = Overrides { backend: args.open.backend.clone(), ..computed(&args.open) };
     let suite = load_suite(&args.suite, typed)?;
     let folder = run_folder(&suite, args.out.as_deref())?;
+    // Not after hours of work.
+    args.reports.iter().try_for_each(|reports| report::check_folder(reports))?;
     if args.fresh {
         remove(&folder, &suite)?;
     }
