@@ -328,14 +328,14 @@ fn a_closed_pipe_is_no_panic_and_keeps_the_exit_code() {
 }
 
 #[test]
-fn a_missing_input_or_model_is_bad_data() {
+fn a_missing_input_or_model_is_a_wrong_path_of_the_users() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing");
     let missing = missing.to_str().unwrap();
     for args in [&["score", "--model", missing, "--input", missing][..], &["metrics", "--input", missing]] {
         let output = karat(args);
         let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(6), "{said}");
+        assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(said.contains("missing"), "{said}");
     }
 }
