@@ -122,8 +122,10 @@ fn an_adapters_folder_as_the_model_is_the_adapter_on_its_base_in_every_command()
     for command in ["score", "generate"] {
         let both = ok(&[command, "--model", &base, "--adapter", &adapter, "二甲双胍用于2型糖尿病。"]);
         assert_eq!(ok(&[command, "--model", &adapter, "二甲双胍用于2型糖尿病。"]), both, "{command}");
-        assert_ne!(ok(&[command, "--model", &base, "二甲双胍用于2型糖尿病。"]), both, "{command}");
     }
+    // Two steps change every score; a greedy text may stay as it was.
+    let score = |model: &str| ok(&["score", "--model", model, "二甲双胍用于2型糖尿病。"]);
+    assert_ne!(score(&base), score(&adapter));
     let (a, b) = (place.path("merged-a"), place.path("merged-b"));
     ok(&["merge", "--model", &base, "--adapter", &adapter, "--out", &a]);
     ok(&["merge", "--model", &adapter, "--out", &b]);
