@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::message::Message;
-use super::record::Record;
+use super::record::{Record, short};
 use super::template::{ChatTemplate, RenderOptions};
 use super::tokens::{StopToken, Tokenizer};
 use crate::backend::{IGNORE, LabelledView, Tokens, TokensView};
@@ -266,7 +266,7 @@ pub struct BadRecord {
 impl BadRecord {
     /// A record, and the error that it met.
     pub(crate) fn of(record: &Record, error: &Error) -> Self {
-        BadRecord { id: record.id.clone(), line: record.line, reason: reason(record, error) }
+        BadRecord { id: record.id.clone(), line: record.line, reason: short(reason(record, error)) }
     }
 }
 

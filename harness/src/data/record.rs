@@ -258,7 +258,7 @@ pub(super) fn collect(
     let mut bad = Vec::new();
     for (line, row) in parsed {
         if let Err(reason) = row.and_then(|row| rows.take(line, row, reading)) {
-            let row = BadRow { file: source.into(), line, reason };
+            let row = BadRow { file: source.into(), line, reason: short(reason) };
             if reading.strict {
                 return Err(row.into());
             }
@@ -269,6 +269,15 @@ pub(super) fn collect(
         return Err(no_rows(source, bytes, &bad));
     }
     Ok(Dataset { records: rows.records, bad, sha256, source: source.into(), earlier_weights: rows.earlier_weights })
+}
+
+/// A reason that quotes at most a few lines of data.
+pub(super) fn short(reason: String) -> String {
+    const MOST: usize = 400;
+    match reason.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &reason[..end]),
+        None => reason,
+    }
 }
 
 impl From<BadRow> for Error {

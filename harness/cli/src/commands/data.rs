@@ -33,6 +33,7 @@ pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
         "split_rule": prepared.split_rule,
         "audit": prepared.audit,
         "evaluated_items": prepared.items.len(),
+        "notes": prepared.notes.iter().map(|note| note.english.as_str()).collect::<Vec<_>>(),
     });
     output.result(&object, &text)?;
     Ok(0)
