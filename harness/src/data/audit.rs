@@ -190,23 +190,35 @@ fn near_pairs(texts: &[&str], options: AuditOptions) -> Vec<(usize, usize, f64)>
     if t > 1.0 {
         return Vec::new();
     }
-    let grams: Vec<BTreeSet<Vec<char>>> = texts.par_iter().map(|text| ngrams(text, options.ngram.max(1))).collect();
+    let n = options.ngram.max(1);
+    // A gram is where it begins in its text: four bytes instead of a copy of its characters.
+    let characters: Vec<Vec<char>> = texts.par_iter().map(|text| text.chars().collect()).collect();
+    let grams: Vec<Vec<u32>> = characters.par_iter().map(|text| ngrams(text, n)).collect();
+    let gram = |text: usize, at: u32| {
+        let (text, at) = (&characters[text], at as usize);
+        &text[at..text.len().min(at + n)]
+    };
     // Rank n-grams from rare to frequent, ties by text, so that prefixes are selective and the order is fixed.
-    let mut frequency: BTreeMap<&[char], usize> = BTreeMap::new();
-    for gram in grams.iter().flatten() {
-        *frequency.entry(gram).or_default() += 1;
+    let mut frequency: HashMap<&[char], u32> = HashMap::new();
+    for (text, starts) in grams.iter().enumerate() {
+        for &at in starts {
+            *frequency.entry(gram(text, at)).or_default() += 1;
+        }
     }
-    let mut ranked: Vec<(usize, &[char])> = frequency.iter().map(|(gram, &count)| (count, *gram)).collect();
-    ranked.sort_unstable();
+    let mut ranked: Vec<(u32, &[char])> = frequency.iter().map(|(gram, &count)| (count, *gram)).collect();
+    ranked.par_sort_unstable();
     let rank: HashMap<&[char], u32> = (0..).zip(&ranked).map(|(rank, (_, gram))| (*gram, rank)).collect();
+    drop((frequency, ranked));
     let sets: Vec<Vec<u32>> = grams
         .par_iter()
-        .map(|grams| {
-            let mut set: Vec<u32> = grams.iter().map(|gram| rank[gram.as_slice()]).collect();
+        .enumerate()
+        .map(|(text, starts)| {
+            let mut set: Vec<u32> = starts.iter().map(|&at| rank[gram(text, at)]).collect();
             set.sort_unstable();
             set
         })
         .collect();
+    drop((rank, grams));
     // A pair at or above t shares at least ceil(t * len) n-grams, hence one among the first len - ceil(t * len) + 1.
     // The small number keeps a product that was rounded up from shortening the prefix.
     let prefix = |set: &[u32]| set.len() - ((t * set.len() as f64 - 1e-9).ceil() as usize).clamp(1, set.len()) + 1;
@@ -228,13 +240,14 @@ fn near_pairs(texts: &[&str], options: AuditOptions) -> Vec<(usize, usize, f64)>
         .collect()
 }
 
-/// The character n-grams of a text; a shorter text is its own only one.
-fn ngrams(text: &str, n: usize) -> BTreeSet<Vec<char>> {
-    let chars: Vec<char> = text.chars().collect();
-    if chars.len() < n {
-        return [chars].into_iter().filter(|c| !c.is_empty()).collect();
-    }
-    chars.windows(n).map(<[char]>::to_vec).collect()
+/// Where the different character n-grams of a text begin; a shorter text is its own only one.
+fn ngrams(text: &[char], n: usize) -> Vec<u32> {
+    let last = text.len().saturating_sub(n);
+    let mut starts: Vec<u32> = (0..=last as u32).filter(|_| !text.is_empty()).collect();
+    let gram = |at: u32| &text[at as usize..text.len().min(at as usize + n)];
+    starts.sort_unstable_by(|&a, &b| gram(a).cmp(gram(b)));
+    starts.dedup_by(|a, b| gram(*a) == gram(*b));
+    starts
 }
 
 /// Jaccard index of two ascending lists.
