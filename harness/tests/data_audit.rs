@@ -13,6 +13,8 @@ fn records(questions: &[&str]) -> Vec<Record> {
         id: format!("{i}"),
         instruction: None,
         history: Vec::new(),
+        question_keys: Default::default(),
+        answer_keys: Default::default(),
         question: (*question).to_string(),
         think: String::new(),
         answer: "a".into(),

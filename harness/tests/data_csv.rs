@@ -26,13 +26,10 @@ fn quoted_cells_and_empty_ones_are_the_rows_of_json_lines() {
     assert_eq!(csv.records, lines.records);
     assert_eq!(csv.sha256, karat::fsio::sha256(CSV.as_bytes()));
 
+    // Without quotes a line ends the row, and with it the reasoning.
     let alpaca = "instruction,input,output\nAdd,1 + 1,<think>\nhm\n</think>\n2\n";
-    let read = parse_csv(alpaca.as_bytes(), "a.csv", &Fields::alpaca(), false).unwrap();
-    let record = &read.records[0];
-    assert_eq!(
-        (record.question.as_str(), record.think.as_str(), record.answer.as_str()),
-        ("Add\n1 + 1", "", "<think>")
-    );
+    let error = parse_csv(alpaca.as_bytes(), "a.csv", &Fields::alpaca(), false).unwrap_err();
+    assert!(error.what().contains("none of the 4 lines") && error.what().contains("never closes it"), "{error}");
     let quoted = "instruction,input,output\nAdd,1 + 1,\"<think>\nhm\n</think>\n2\"\n";
     let read = parse_csv(quoted.as_bytes(), "a.csv", &Fields::alpaca(), true).unwrap();
     let record = &read.records[0];

@@ -123,11 +123,11 @@ fn alpaca_rows_join_instruction_and_input_and_part_the_reasoning() {
     let data = parse_jsonl(rows.join("\n").as_bytes(), "f", &Fields::alpaca(), false).unwrap();
     let parts: Vec<_> =
         data.records.iter().map(|r| (r.question.as_str(), r.think.as_str(), r.answer.as_str())).collect();
-    assert_eq!(
-        parts,
-        [("Translate\n你好", "hm", "hello"), ("Say hi", "", "hi <think>"), ("Say hi", "", "<think>never closed")]
-    );
-    assert_eq!(data.bad[0].reason, "\"output\" has reasoning but no answer");
+    assert_eq!(parts, [("Translate\n你好", "hm", "hello")]);
+    // As candidates these have no answer either.
+    let reasons: Vec<_> = data.bad.iter().map(|b| b.reason.as_str()).collect();
+    let open = "\"output\" opens its reasoning and never closes it, so that it has no answer";
+    assert_eq!(reasons, [open, open, "\"output\" has reasoning but no answer"]);
 }
 
 #[test]

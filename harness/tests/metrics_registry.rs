@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use karat::ErrorKind;
 use karat::backend::StopReason;
 use karat::eval::metric::{self, Direction, Reads};
+use karat::eval::think::ThinkTags;
 use karat::eval::{Item, ItemResult, PartScore, Prediction, ReferenceScore};
 
 fn item() -> Item {
@@ -149,7 +150,7 @@ fn truncation_bounds_enclose_the_value_over_all_items() {
         of("<think>想</think>重度肾功能不全患者禁用二甲双胍，eGFR应不低于30。", StopReason::Stop),
         of("<think>想", StopReason::Length),
     ];
-    let bounds = metric::bounds("rouge1", &results).expect("defined");
+    let bounds = metric::bounds(&ThinkTags::default(), "rouge1", &results).expect("defined");
     assert_eq!(
         (bounds.all, bounds.completed, bounds.n_completed, bounds.low, bounds.high),
         (0.5, Some(1.0), 1, 0.5, 1.0)

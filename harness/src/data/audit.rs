@@ -171,6 +171,10 @@ impl DataAudit {
     /// Adds what tokenizing showed about `split`.
     pub fn add_examples(&mut self, split: &str, examples: &Examples) {
         let numbers = self.splits.entry(split.to_string()).or_default();
+        // Of a part that was rendered as a whole, the rendered texts are counted: a template may drop what the rows have.
+        if examples.examples.len() + examples.dropped.len() == numbers.records {
+            numbers.with_think = examples.with_think;
+        }
         numbers.prompt_tokens = Lengths::of(examples.examples.iter().map(|e| e.prompt_len));
         numbers.total_tokens = Lengths::of(examples.examples.iter().map(|e| e.full_len));
         numbers.truncated = examples.truncated.clone();

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::format::LabelledRows;
-use super::record::{BadRow, lines, parse_object};
+use super::record::{BadRow, fits, lines, parse_object};
 use super::tokens::Tokenizer;
 use crate::backend::IGNORE;
 use crate::{Error, Result};
@@ -23,7 +23,10 @@ pub fn read_texts(path: impl AsRef<Path>) -> Result<Vec<String>> {
         for (line, row) in lines(&bytes) {
             let wrong = |reason: String| Error::data(reason).at(format_args!("{}:{line}", path.display()));
             match parse_object(row).map_err(wrong)?.remove("text") {
-                Some(Value::String(text)) => texts.push(text),
+                Some(Value::String(text)) => {
+                    fits(text.len()).map_err(wrong)?;
+                    texts.push(text);
+                }
                 _ => return Err(wrong("\"text\" is missing or not a string".into())),
             }
         }
@@ -34,12 +37,17 @@ pub fn read_texts(path: impl AsRef<Path>) -> Result<Vec<String>> {
         })?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n");
         let mut paragraph = String::new();
-        for line in text.lines().chain([""]) {
+        for (number, line) in text.lines().chain([""]).enumerate() {
             if !line.trim().is_empty() {
                 if !paragraph.is_empty() {
                     paragraph.push('\n');
                 }
                 paragraph.push_str(line);
+                fits(paragraph.len()).map_err(|reason| {
+                    Error::data(reason)
+                        .at(format_args!("{}:{}", path.display(), number + 1))
+                        .help("blank lines part a text into documents")
+                })?;
             } else if !paragraph.is_empty() {
                 texts.push(std::mem::take(&mut paragraph));
             }

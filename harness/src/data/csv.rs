@@ -6,7 +6,8 @@
 use csv_core::ReadRecordResult;
 use serde_json::{Map, Value};
 
-use super::record::{Dataset, Fields, Parsed, collect};
+use super::record::{Dataset, Fields, Parsed, Reading, collect, fits};
+use crate::eval::think::ThinkTags;
 use crate::{Error, Result};
 
 /// Rows of a CSV file that is already here; `source` names it in errors.
@@ -15,6 +16,11 @@ use crate::{Error, Result};
 /// If the first record cannot name columns (missing, not UTF-8, a name twice) or there is no good row; with `strict`, at
 /// the first bad row.
 pub fn parse_csv(bytes: &[u8], source: &str, fields: &Fields, strict: bool) -> Result<Dataset> {
+    parse(bytes, source, &Reading { fields, tags: &ThinkTags::default(), strict })
+}
+
+/// [`parse_csv`] with other tags of reasoning.
+pub(super) fn parse(bytes: &[u8], source: &str, reading: &Reading<'_>) -> Result<Dataset> {
     let body = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut records = records(body).into_iter();
     let Some((_, header)) = records.next() else {
@@ -32,7 +38,7 @@ pub fn parse_csv(bytes: &[u8], source: &str, fields: &Fields, strict: bool) -> R
         names.push(name.trim());
     }
     let rows = records.map(|(line, record)| (line, object(&names, &record)));
-    collect(bytes, source, fields, strict, rows)
+    collect(bytes, source, reading, rows)
 }
 
 /// The cells of one record.
@@ -75,6 +81,7 @@ fn object(names: &[&str], record: &Cells) -> Parsed {
     if record.len() != names.len() {
         return Err(format!("{} cells, the first line names {} columns", record.len(), names.len()));
     }
+    fits(record.iter().map(Vec::len).sum())?;
     let mut row = Map::new();
     for (name, cell) in names.iter().zip(record) {
         let text = std::str::from_utf8(cell).map_err(|_| format!("{name:?} is not UTF-8"))?;

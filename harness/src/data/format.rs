@@ -1,15 +1,19 @@
 //! Records to token ids and loss masks: the prompt, the response, and where reasoning ends and the answer begins.
 
+mod response;
+
 use std::ops::Range;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::record::Record;
-use super::template::{ChatTemplate, Message, RenderOptions};
+use super::message::Message;
+use super::record::{Record, short};
+use super::template::{ChatTemplate, RenderOptions};
 use super::tokens::Tokenizer;
 use crate::backend::{IGNORE, LabelledView, Tokens, TokensView};
 use crate::eval::choice;
+use crate::eval::think::ThinkTags;
 use crate::{Error, ErrorKind, Result};
 
 /// How the assistant's turn is written.
@@ -23,6 +27,49 @@ pub enum Output {
     RecipeNewline,
     /// As the chat template renders an assistant's turn with `reasoning_content`.
     Template,
+}
+
+/// What becomes of reasoning with [`Output::Template`]. The recipe's outputs have a place for it in every row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reasoning {
+    /// It goes where the template writes `reasoning_content`; where the template does not, it is written into the answer as
+    /// `<think>\n{think}\n</think>\n\n{answer}`, which is told ([`Rendered::Written`]).
+    #[default]
+    Auto,
+    /// A template that drops it is an error.
+    Template,
+    /// It is left out, with every output.
+    Drop,
+}
+
+impl Reasoning {
+    /// Whether it is the default, which is not written: what has a place for reasoning is written as before there was a choice.
+    pub(crate) fn is_usual(&self) -> bool {
+        *self == Reasoning::default()
+    }
+}
+
+/// What became of a record's reasoning in its rendered text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rendered {
+    /// The record has none.
+    #[default]
+    None,
+    /// It stands where the template or the recipe has its place.
+    InPlace,
+    /// The template has no place for it: it was written into the answer.
+    Written,
+    /// It was left out, as [`Reasoning::Drop`] says.
+    Dropped,
+}
+
+impl Rendered {
+    /// Whether the text holds reasoning.
+    fn is_there(self) -> bool {
+        matches!(self, Rendered::InPlace | Rendered::Written)
+    }
 }
 
 /// What ends a training example.
@@ -56,6 +103,12 @@ pub struct FormatOptions {
     /// How the options of a multiple-choice row are asked.
     #[serde(skip_serializing_if = "Choices::is_usual")]
     pub choices: Choices,
+    /// What becomes of reasoning that the template has no place for.
+    #[serde(skip_serializing_if = "Reasoning::is_usual")]
+    pub reasoning: Reasoning,
+    /// Which tags part reasoning from answers; the first is the one that is written.
+    #[serde(skip_serializing_if = "ThinkTags::is_usual")]
+    pub think_tags: ThinkTags,
 }
 
 /// How the options of a multiple-choice row are asked, and what of them is scored.
@@ -87,6 +140,8 @@ impl Default for FormatOptions {
             enable_thinking: None,
             now: None,
             choices: Choices::default(),
+            reasoning: Reasoning::default(),
+            think_tags: ThinkTags::default(),
         }
     }
 }
@@ -126,6 +181,9 @@ pub struct Example {
     pub truncated: bool,
     /// Length before it was cut.
     pub full_len: usize,
+    /// What became of the record's reasoning, before anything was cut.
+    #[serde(default)]
+    pub reasoning: Rendered,
 }
 
 impl Example {
@@ -182,9 +240,48 @@ pub struct Examples {
     pub truncated: Vec<String>,
     /// Ids of records left out because nothing to train on was left after the cut.
     pub dropped: Vec<String>,
+    /// Records that could not be rendered or tokenized, in the order of the records.
+    pub bad: Vec<BadRecord>,
+    /// How many rendered texts hold reasoning, those of dropped records included.
+    pub with_think: usize,
+    /// Ids of records whose reasoning was written into the answer, since the template has no place for it.
+    pub written: Vec<String>,
+}
+
+/// A record that cannot be rendered, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadRecord {
+    /// Its id.
+    pub id: String,
+    /// Where it stands in its file.
+    pub line: usize,
+    /// A lowercase fragment.
+    pub reason: String,
+}
+
+impl BadRecord {
+    /// A record, and the error that it met.
+    pub(crate) fn of(record: &Record, error: &Error) -> Self {
+        BadRecord { id: record.id.clone(), line: record.line, reason: short(reason(record, error)) }
+    }
 }
 
 impl Examples {
+    fn take(&mut self, example: Example) {
+        self.with_think += usize::from(example.reasoning.is_there());
+        if example.reasoning == Rendered::Written {
+            self.written.push(example.id.clone());
+        }
+        if example.truncated {
+            self.truncated.push(example.id.clone());
+        }
+        if example.has_labels() {
+            self.examples.push(example);
+        } else {
+            self.dropped.push(example.id);
+        }
+    }
+
     /// As a trainer's rows.
     pub fn rows(&self) -> LabelledRows {
         let mut rows = LabelledRows::default();
@@ -201,13 +298,6 @@ pub struct Formatter {
     template: ChatTemplate,
     tokenizer: Tokenizer,
     options: FormatOptions,
-}
-
-/// The response as text, how many of its bytes are the reasoning with its tags, and where its answer stands.
-struct Response {
-    text: String,
-    think_bytes: usize,
-    answer: Range<usize>,
 }
 
 /// An option as the whole answer to a question.
@@ -282,8 +372,12 @@ impl Formatter {
     /// # Errors
     /// If the template or the tokenizer fails.
     pub fn prompt(&self, record: &Record) -> Result<RenderedPrompt> {
+        self.try_prompt(record).map_err(|e| about(record, e))
+    }
+
+    fn try_prompt(&self, record: &Record) -> Result<RenderedPrompt> {
         let text = self.render(&self.question(record), true)?;
-        let ids = self.tokenizer.encode(&text).map_err(|e| about(record, e))?;
+        let ids = self.tokenizer.encode(&text)?;
         Ok(RenderedPrompt { text, ids })
     }
 
@@ -295,7 +389,11 @@ impl Formatter {
     /// If the template or the tokenizer fails, or with [`Output::Template`] the prompt is no such prefix or nothing ends
     /// the turn.
     pub fn example(&self, record: &Record) -> Result<Example> {
-        let prompt = self.prompt(record)?;
+        self.try_example(record).map_err(|e| about(record, e))
+    }
+
+    fn try_example(&self, record: &Record) -> Result<Example> {
+        let prompt = self.try_prompt(record)?;
         let (response, tokens) = self.response(record, &prompt)?;
         let prompt_len = prompt.ids.len();
         let mut ids = prompt.ids;
@@ -316,8 +414,7 @@ impl Formatter {
         spans.truncate(ids.len() - prompt_len);
         let mut labels = vec![IGNORE; prompt_len];
         for &id in &ids[prompt_len..] {
-            labels
-                .push(i32::try_from(id).map_err(|_| about(record, Error::data(format!("the id {id} is too large"))))?);
+            labels.push(i32::try_from(id).map_err(|_| Error::data(format!("the id {id} is too large")))?);
         }
         let think_tokens = spans.iter().take_while(|span| span.start < response.think_bytes).count();
         // How far into the text the kept tokens reach; a character cut in half counts in full.
@@ -332,6 +429,7 @@ impl Formatter {
             answer_bytes: reach(spans.len()).saturating_sub(think_end),
             truncated: full_len > ids.len(),
             full_len,
+            reasoning: response.reasoning,
             prompt_len,
             ids,
             labels,
@@ -345,8 +443,12 @@ impl Formatter {
     /// # Errors
     /// As [`example`](Self::example).
     pub fn option_examples(&self, record: &Record) -> Result<Vec<OptionExample>> {
+        self.try_options(record).map_err(|e| about(record, e))
+    }
+
+    fn try_options(&self, record: &Record) -> Result<Vec<OptionExample>> {
         let Some(choice) = &record.choice else { return Ok(Vec::new()) };
-        let prompt = self.prompt(record)?;
+        let prompt = self.try_prompt(record)?;
         let mut examples = Vec::with_capacity(choice.options.len());
         for (at, option) in choice.options.iter().enumerate() {
             let text = match self.options.choices {
@@ -358,7 +460,7 @@ impl Formatter {
             let of_option = |token: &Token| token.1.start < response.answer.end && token.1.end > response.answer.start;
             let (Some(first), Some(last)) = (tokens.iter().position(of_option), tokens.iter().rposition(of_option))
             else {
-                return Err(about(record, Error::data(format!("the option {text:?} has no token of its own"))));
+                return Err(Error::data(format!("the option {text:?} has no token of its own")));
             };
             let mut ids = prompt.ids.clone();
             ids.extend(tokens[..=last].iter().map(|t| t.0));
@@ -372,25 +474,43 @@ impl Formatter {
         Ok(examples)
     }
 
-    /// The examples of many records, on all cores, in their order.
+    /// The examples of many records, on all cores, in their order. A record that cannot be rendered ends nothing: it is among
+    /// the bad ones.
     ///
     /// # Errors
-    /// The first error in record order; [`ErrorKind::Data`] if nothing to train on is left.
+    /// What is wrong with the options or the template rather than with a record; [`ErrorKind::Data`] if nothing to train on
+    /// is left.
     pub fn examples(&self, records: &[Record]) -> Result<Examples> {
-        let all: Vec<Result<Example>> = records.par_iter().map(|record| self.example(record)).collect();
-        let mut result = Examples::default();
-        for example in all {
-            let example = example?;
-            if example.truncated {
-                result.truncated.push(example.id.clone());
+        let (examples, first) = self.try_examples(records)?;
+        match first {
+            Some(error) if examples.examples.is_empty() && examples.dropped.is_empty() => {
+                let what = format!("none of {} records can be rendered; {}", records.len(), error.what());
+                Err(rephrased(error, what))
             }
-            if example.has_labels() {
-                result.examples.push(example);
-            } else {
-                result.dropped.push(example.id);
+            _ => Ok(examples),
+        }
+    }
+
+    /// [`Formatter::examples`], also where none can be rendered: with the error of the first record that cannot.
+    pub(crate) fn try_examples(&self, records: &[Record]) -> Result<(Examples, Option<Error>)> {
+        // One by itself first: a template that runs without end does so for every record.
+        let (first, rest) = records.split_at(records.len().min(1));
+        let mut all: Vec<Result<Example>> = first.iter().map(|record| self.try_example(record)).collect();
+        if !all.iter().any(|example| example.as_ref().is_err_and(|e| !of_the_record(e))) {
+            all.par_extend(rest.par_iter().map(|record| self.try_example(record)));
+        }
+        let (mut result, mut first) = (Examples::default(), None);
+        for (example, record) in all.into_iter().zip(records) {
+            match example {
+                Ok(example) => result.take(example),
+                Err(error) if !of_the_record(&error) => return Err(about(record, error)),
+                Err(error) => {
+                    result.bad.push(BadRecord::of(record, &error));
+                    first.get_or_insert_with(|| about(record, error));
+                }
             }
         }
-        if result.examples.is_empty() && !records.is_empty() {
+        if result.examples.is_empty() && !result.dropped.is_empty() {
             let what = format!(
                 "no answer token of any of the {} records lies within max_length = {}",
                 records.len(),
@@ -398,7 +518,7 @@ impl Formatter {
             );
             return Err(Error::new(ErrorKind::Data, what).help("raise max_length: the prompts alone are longer"));
         }
-        Ok(result)
+        Ok((result, first))
     }
 
     /// The turns up to the question.
@@ -408,23 +528,15 @@ impl Formatter {
             messages.push(Message::new("system", system));
         }
         let kept = record.history.iter().filter(|turn| turn.role != "system" || self.options.system.is_none());
-        messages.extend(kept.map(|turn| Message::new(&turn.role, &turn.content)));
+        messages.extend(kept.cloned().map(joined));
         let mut question = record.question.clone();
         if let Some(choice) = record.choice.as_ref().filter(|_| self.options.choices == Choices::Letter) {
             for (at, option) in choice.options.iter().enumerate() {
                 question.push_str(&format!("\n{}. {}", choice::label(at), option.trim()));
             }
         }
-        messages.push(Message::new("user", &question));
+        messages.push(joined(Message::new("user", &question).with_keys(&record.question_keys)));
         messages
-    }
-
-    fn response(&self, record: &Record, prompt: &RenderedPrompt) -> Result<(Response, Vec<Token>)> {
-        match self.options.output {
-            Output::Template => self.templated(record, prompt),
-            Output::Recipe => self.literal(record, " \n "),
-            Output::RecipeNewline => self.literal(record, "\n"),
-        }
     }
 
     fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
@@ -436,64 +548,50 @@ impl Formatter {
         };
         self.template.render(messages, &options)
     }
-
-    /// The recipe's response, tokenized apart from the prompt.
-    fn literal(&self, record: &Record, separator: &str) -> Result<(Response, Vec<Token>)> {
-        let think = format!("<think>{}</think>", record.think);
-        let think_bytes = think.len();
-        let text = format!("{think}{separator}{}", record.answer);
-        let answer = text.len() - record.answer.len()..text.len();
-        let response = Response { text, think_bytes, answer };
-        let encoded = self.tokenizer.encode_with_spans(&response.text).map_err(|e| about(record, e))?;
-        Ok((response, encoded.ids.into_iter().zip(encoded.spans).collect()))
-    }
-
-    /// The template's response: what the rendered conversation has after the prompt, up to the end of the turn.
-    fn templated(&self, record: &Record, prompt: &RenderedPrompt) -> Result<(Response, Vec<Token>)> {
-        let mut messages = self.question(record);
-        messages.push(Message {
-            role: "assistant".into(),
-            content: record.answer.clone(),
-            reasoning_content: Some(record.think.clone()).filter(|think| !think.is_empty()),
-        });
-        let full = self.render(&messages, false)?;
-        let help = "choose the output `recipe`, or a template whose assistant turn begins as its generation prompt does \
-            (enable_thinking = false asks for an empty think block in both)";
-        let refuse = |what: &str| about(record, Error::data(what).at(self.template.origin()).help(help));
-        let text = full
-            .strip_prefix(&prompt.text)
-            .ok_or_else(|| refuse("the rendered prompt is not the beginning of the rendered conversation"))?;
-        let encoded = self.tokenizer.encode_with_spans(&full).map_err(|e| about(record, e))?;
-        if !encoded.ids.starts_with(&prompt.ids) {
-            return Err(refuse(
-                "the prompt's tokens are not the first tokens of the conversation: a token spans the border",
-            ));
-        }
-        // Look for the answer from its end, for reasoning may quote it.
-        let answer_at = text.rfind(record.answer.trim()).unwrap_or(text.len());
-        let think_bytes = text[..answer_at].rfind("</think>").map_or(0, |at| at + "</think>".len());
-        let start = prompt.text.len();
-        let tokens = encoded.ids.into_iter().zip(encoded.spans).skip(prompt.ids.len());
-        let mut tokens: Vec<Token> =
-            tokens.map(|(id, span)| (id, span.start.saturating_sub(start)..span.end.saturating_sub(start))).collect();
-        let answer_end = answer_at + record.answer.trim().len();
-        let stops = |(id, span): &Token| span.start >= answer_end && self.tokenizer.stop_ids().contains(id);
-        let Some(last) = tokens.iter().position(stops) else {
-            return Err(refuse("no stop id of the model ends the assistant's turn"));
-        };
-        tokens.truncate(last + 1);
-        // The end token is no text of the answer's.
-        let end = tokens[last].1.start;
-        tokens[last].1 = end..end;
-        Ok((Response { text: text[..end].into(), think_bytes, answer: answer_at..answer_end }, tokens))
-    }
 }
 
 /// An id and the bytes of the response it came from.
 type Token = (u32, Range<usize>);
 
+/// The turn as text alone: a list of texts is told as what it joins to ([`Formatter::example`] refuses rows where that is not the
+/// same).
+fn joined(mut turn: Message) -> Message {
+    turn.keys.shift_remove("content");
+    turn
+}
+
+/// Whether another record may fare better than the one that met this error: not so if the options make no sense, or the template runs without end.
+pub fn of_the_record(error: &Error) -> bool {
+    let template = std::error::Error::source(error).and_then(|source| source.downcast_ref::<minijinja::Error>());
+    error.kind() == ErrorKind::Data && template.is_none_or(|e| e.kind() != minijinja::ErrorKind::OutOfFuel)
+}
+
+/// [`reason_of`] an error of a record, whose place is known.
+fn reason(record: &Record, error: &Error) -> String {
+    let reason = reason_of(error);
+    reason.strip_prefix(&named(record)).map(String::from).unwrap_or(reason)
+}
+
+/// An error in one line, without its place: what is wrong, and its cause where that is not said yet.
+pub fn reason_of(error: &Error) -> String {
+    let what = error.what();
+    match std::error::Error::source(error).map(ToString::to_string) {
+        Some(cause) if !what.contains(": ") && !cause.contains(what) => format!("{what}: {cause}"),
+        _ => what.to_string(),
+    }
+}
+
+fn named(record: &Record) -> String {
+    format!("record {:?} (line {}): ", record.id, record.line)
+}
+
 fn about(record: &Record, error: Error) -> Error {
-    let what = format!("record {:?} (line {}): {}", record.id, record.line, error.what());
+    let what = format!("{}{}", named(record), error.what());
+    rephrased(error, what)
+}
+
+/// The error in other words, with its kind, place and help.
+pub(crate) fn rephrased(error: Error, what: String) -> Error {
     let mut wrapped = Error::new(error.kind(), what);
     if let Some(place) = error.place() {
         wrapped = wrapped.at(place);
@@ -501,5 +599,9 @@ fn about(record: &Record, error: Error) -> Error {
     if let Some(help) = error.help_text() {
         wrapped = wrapped.help(help);
     }
-    wrapped.because(error)
+    // Without causes of its own the error says nothing that is not in `what`.
+    match std::error::Error::source(&error) {
+        Some(_) => wrapped.because(error),
+        None => wrapped,
+    }
 }

@@ -6,7 +6,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::eval::{Choice, Item, choice};
+use super::layout::{self, Body};
+use super::message::{Message, kind};
+use crate::eval::think::ThinkTags;
+use crate::eval::{Choice, Item};
 use crate::fsio::{self, write_atomic};
 use crate::{Error, Result};
 
@@ -23,14 +26,20 @@ pub struct Record {
     /// Turns before the question, oldest first: an optional system turn, then user and assistant by turns. Only chat rows
     /// have any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub history: Vec<Turn>,
+    pub history: Vec<Message>,
     /// What the user asks; never empty.
     pub question: String,
+    /// What else a chat row says of that turn, for the template to read ([`Message::keys`]).
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub question_keys: Map<String, Value>,
     /// The reference reasoning; empty if there is none.
     #[serde(default)]
     pub think: String,
     /// The reference answer; never empty.
     pub answer: String,
+    /// What else a chat row says of the last turn.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub answer_keys: Map<String, Value>,
     /// Rows that share a source (for clustered standard errors); the id where the data names none.
     pub cluster: String,
     /// What there is to choose from, if it is a multiple-choice row.
@@ -38,15 +47,6 @@ pub struct Record {
     pub choice: Option<Choice>,
     /// Where it stood in the file; counts from 1.
     pub line: usize,
-}
-
-/// One earlier turn of a chat.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Turn {
-    /// `system`, `user` or `assistant`.
-    pub role: String,
-    /// What was said.
-    pub content: String,
 }
 
 impl Record {
@@ -98,14 +98,15 @@ fn is_usual_options(key: &str) -> bool {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Layout {
-    /// One key each for question, think and answer.
+    /// One key each for question, think and answer. Where a row has no think, the reasoning that its answer holds in tags is.
     #[default]
     Columns,
-    /// `instruction` + optional `input` (joined by a newline) ask; `output` answers. A leading `<think>..</think>` of the
-    /// output is the reasoning.
+    /// `instruction` + optional `input` (joined by a newline) ask; `output` answers. What the output holds in tags of
+    /// reasoning ([`ThinkTags::cut`]) is the reasoning.
     Alpaca,
-    /// A list of `{role, content}`: an optional system turn, then user and assistant in turn, an assistant last. Its
-    /// `reasoning_content`, or a leading `<think>..</think>` of its content, is the reasoning.
+    /// A list of [`Message`]s: an optional system turn (an empty one is none), then user and assistant in turn, an assistant
+    /// last. Its `reasoning_content`, or what its content holds in tags, is the reasoning. `"weight": 0` of a turn says that it is not to
+    /// be trained on; a row whose last turn has it is a bad one.
     Messages,
 }
 
@@ -159,25 +160,68 @@ pub struct Dataset {
     pub sha256: String,
     /// The file as it was named.
     pub source: String,
+    /// Rows of which an earlier turn asks to be trained on (`"weight": 1`); only the last turn of a row is.
+    pub earlier_weights: usize,
 }
 
-/// Reads a data set: CSV if the file's name ends in `.csv` ([`parse_csv`](super::csv::parse_csv)), else JSON Lines
-/// ([`read_jsonl`]).
+/// Longest row that is read, in bytes as it stands in the file. Tokenizers need up to 300 times a text's length, so one row of
+/// 32 MB would take the machine's memory; half a million tokens of English fit in here.
+pub const MOST_BYTES: usize = 2 << 20;
+
+/// How the rows of a file are read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading<'a> {
+    /// Which keys mean what.
+    pub fields: &'a Fields,
+    /// Which tags part reasoning from answers.
+    pub tags: &'a ThinkTags,
+    /// A bad row is an error.
+    pub strict: bool,
+}
+
+impl Reading<'_> {
+    /// Reads a data set: CSV if the file's name ends in `.csv`, else JSON Lines.
+    ///
+    /// # Errors
+    /// As [`parse_csv`](super::csv::parse_csv) and [`read_jsonl`].
+    pub fn read(&self, path: impl AsRef<Path>) -> Result<Dataset> {
+        let path = path.as_ref();
+        let bytes = std::fs::read(path).map_err(|e| Error::io("read the data set", path, e))?;
+        let source = path.display().to_string();
+        match path.extension() {
+            Some(end) if end.eq_ignore_ascii_case("csv") => super::csv::parse(&bytes, &source, self),
+            _ => self.jsonl(&bytes, &source),
+        }
+    }
+
+    fn jsonl(&self, bytes: &[u8], source: &str) -> Result<Dataset> {
+        let rows = lines(bytes).map(|(line, text)| (line, fits(text.len()).and_then(|()| parse_object(text))));
+        collect(bytes, source, self, rows)
+    }
+}
+
+/// Whether a row, or a text, of so many bytes is read.
 ///
 /// # Errors
-/// As these two.
-pub fn read_rows(path: impl AsRef<Path>, fields: &Fields, strict: bool) -> Result<Dataset> {
-    let path = path.as_ref();
-    let bytes = std::fs::read(path).map_err(|e| Error::io("read the data set", path, e))?;
-    let parse = match path.extension() {
-        Some(end) if end.eq_ignore_ascii_case("csv") => super::csv::parse_csv,
-        _ => parse_jsonl,
-    };
-    parse(&bytes, &path.display().to_string(), fields, strict)
+/// The reason why not.
+pub fn fits(bytes: usize) -> Result<(), String> {
+    match bytes <= MOST_BYTES {
+        true => Ok(()),
+        false => Err(format!("{bytes} bytes of text are more than the {MOST_BYTES} that are read at once: part it")),
+    }
 }
 
-/// Reads a JSON Lines file (UTF-8, with or without a byte-order mark, `\n` or `\r\n`). Keys that [`Fields`] does not name
-/// are ignored; blank lines at the end are fine, elsewhere they are bad rows.
+/// [`Reading::read`] with the usual tags of reasoning.
+///
+/// # Errors
+/// As there.
+pub fn read_rows(path: impl AsRef<Path>, fields: &Fields, strict: bool) -> Result<Dataset> {
+    Reading { fields, tags: &ThinkTags::default(), strict }.read(path)
+}
+
+/// Reads a JSON Lines file (UTF-8, with or without a byte-order mark, `\n` or `\r\n`) with the usual tags of reasoning. Keys
+/// that [`Fields`] does not name are ignored; blank lines at the end are fine, elsewhere they are bad rows, as is a row of more than
+/// [`MOST_BYTES`].
 ///
 /// # Errors
 /// If the file cannot be read, is empty or has no good row; with `strict`, at the first bad row.
@@ -192,8 +236,7 @@ pub fn read_jsonl(path: impl AsRef<Path>, fields: &Fields, strict: bool) -> Resu
 /// # Errors
 /// As [`read_jsonl`], but for reading.
 pub fn parse_jsonl(bytes: &[u8], source: &str, fields: &Fields, strict: bool) -> Result<Dataset> {
-    let rows = lines(bytes).map(|(line, text)| (line, parse_object(text)));
-    collect(bytes, source, fields, strict, rows)
+    Reading { fields, tags: &ThinkTags::default(), strict }.jsonl(bytes, source)
 }
 
 /// A row as it was read, or why it is none.
@@ -203,27 +246,43 @@ pub(super) type Parsed = Result<Map<String, Value>, String>;
 pub(super) fn collect(
     bytes: &[u8],
     source: &str,
-    fields: &Fields,
-    strict: bool,
+    reading: &Reading<'_>,
     parsed: impl Iterator<Item = (usize, Parsed)>,
 ) -> Result<Dataset> {
     let sha256 = fsio::sha256(bytes);
-    let mut rows = Rows { seen: BTreeMap::new(), taken: BTreeSet::new(), records: Vec::new() };
+    let mut rows = Rows::default();
     let mut bad = Vec::new();
     for (line, row) in parsed {
-        if let Err(reason) = row.and_then(|row| rows.take(line, row, fields)) {
-            if strict {
-                return Err(Error::data(reason).at(format_args!("{source}:{line}")).help(
-                    "mend the line, or read without --strict: bad lines are then left out, counted and listed in the report",
-                ));
+        if let Err(reason) = row.and_then(|row| rows.take(line, row, reading)) {
+            let row = BadRow { file: source.into(), line, reason: short(reason) };
+            if reading.strict {
+                return Err(row.into());
             }
-            bad.push(BadRow { file: source.into(), line, reason });
+            bad.push(row);
         }
     }
     if rows.records.is_empty() {
         return Err(no_rows(source, bytes, &bad));
     }
-    Ok(Dataset { records: rows.records, bad, sha256, source: source.into() })
+    Ok(Dataset { records: rows.records, bad, sha256, source: source.into(), earlier_weights: rows.earlier_weights })
+}
+
+/// A reason that quotes at most a few lines of data.
+pub(super) fn short(reason: String) -> String {
+    const MOST: usize = 400;
+    match reason.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &reason[..end]),
+        None => reason,
+    }
+}
+
+impl From<BadRow> for Error {
+    /// What a bad row is where none is allowed.
+    fn from(row: BadRow) -> Self {
+        Error::data(row.reason).at(format_args!("{}:{}", row.file, row.line)).help(
+            "mend the line, or read without --strict: bad lines are then left out, counted and listed in the report",
+        )
+    }
 }
 
 /// Writes rows as JSON Lines under the default field names, through a temporary file in the same folder.
@@ -288,30 +347,35 @@ fn no_rows(source: &str, bytes: &[u8], bad: &[BadRow]) -> Error {
     Error::data(what).at(source).help(help)
 }
 
+#[derive(Default)]
 struct Rows {
     /// Explicit id to the line that had it first.
     seen: BTreeMap<String, usize>,
     taken: BTreeSet<String>,
     records: Vec<Record>,
+    earlier_weights: usize,
 }
 
 impl Rows {
-    fn take(&mut self, line: usize, row: Map<String, Value>, fields: &Fields) -> Result<(), String> {
-        let body = match fields.layout {
-            Layout::Columns => columns(&row, fields)?,
-            Layout::Alpaca => alpaca(&row, fields)?,
-            Layout::Messages => messages(&row, fields)?,
-        };
+    fn take(&mut self, line: usize, row: Map<String, Value>, reading: &Reading<'_>) -> Result<(), String> {
+        let fields = reading.fields;
+        let body = layout::read(&row, reading)?;
         for (name, text) in [("question", &body.question), ("think", &body.think), ("answer", &body.answer)]
             .into_iter()
             .chain(body.instruction.iter().map(|text| ("instruction", text)))
             .chain(body.history.iter().map(|turn| ("message", &turn.content)))
+            .chain(body.history.iter().filter_map(|turn| Some(("message", turn.reasoning_content.as_ref()?))))
         {
             if text.contains('\0') {
                 return Err(format!("the {name} contains a NUL character"));
             }
         }
-        let id = match label(&row, &fields.id)? {
+        let choice = match layout::options(&row, &fields.options)? {
+            Some(options) => Some(Choice::new(options, &body.answer)?),
+            None => None,
+        };
+        let (given, cluster) = (layout::label(&row, &fields.id)?, layout::label(&row, &fields.cluster)?);
+        let id = match given {
             Some(id) => {
                 if let Some(first) = self.seen.get(&id) {
                     return Err(format!("the id {id:?} was already used on line {first}"));
@@ -321,14 +385,23 @@ impl Rows {
             }
             None => self.content_id(&body),
         };
-        let choice = match options(&row, &fields.options)? {
-            Some(options) => Some(Choice::new(options, &body.answer)?),
-            None => None,
-        };
         self.taken.insert(id.clone());
-        let cluster = label(&row, &fields.cluster)?.unwrap_or_else(|| id.clone());
-        let Body { instruction, history, question, think, answer } = body;
-        self.records.push(Record { id, instruction, history, question, think, answer, cluster, choice, line });
+        let cluster = cluster.unwrap_or_else(|| id.clone());
+        self.earlier_weights += usize::from(body.earlier_weight);
+        let Body { instruction, history, question, question_keys, think, answer, answer_keys, .. } = body;
+        self.records.push(Record {
+            id,
+            instruction,
+            history,
+            question,
+            question_keys,
+            think,
+            answer,
+            answer_keys,
+            cluster,
+            choice,
+            line,
+        });
         Ok(())
     }
 
@@ -340,147 +413,5 @@ impl Rows {
             return base;
         }
         (2..).map(|n| format!("{base}#{n}")).find(|id| !self.taken.contains(id)).unwrap_or(base)
-    }
-}
-
-struct Body {
-    instruction: Option<String>,
-    history: Vec<Turn>,
-    question: String,
-    think: String,
-    answer: String,
-}
-
-fn columns(row: &Map<String, Value>, fields: &Fields) -> Result<Body, String> {
-    Ok(Body {
-        instruction: optional(row, &fields.instruction)?,
-        history: Vec::new(),
-        question: required(row, &fields.question)?,
-        think: optional(row, &fields.think)?.unwrap_or_default(),
-        answer: required(row, &fields.answer)?,
-    })
-}
-
-fn alpaca(row: &Map<String, Value>, fields: &Fields) -> Result<Body, String> {
-    let instruction = required(row, &fields.instruction)?;
-    let question = match optional(row, &fields.question)?.filter(|input| !input.trim().is_empty()) {
-        Some(input) => format!("{instruction}\n{input}"),
-        None => instruction,
-    };
-    let (think, answer) = part_reasoning(required(row, &fields.answer)?, &fields.answer)?;
-    Ok(Body { instruction: None, history: Vec::new(), question, think, answer })
-}
-
-fn messages(row: &Map<String, Value>, fields: &Fields) -> Result<Body, String> {
-    let key = &fields.messages;
-    let turns = match row.get(key) {
-        Some(Value::Array(turns)) => turns,
-        Some(other) => return Err(format!("{key:?} must be a list, found {}", kind(other))),
-        None => return Err(format!("{key:?} is missing")),
-    };
-    let mut parsed = Vec::with_capacity(turns.len());
-    for (i, turn) in turns.iter().enumerate() {
-        let place = |reason: String| format!("message {}: {reason}", i + 1);
-        let turn = turn.as_object().ok_or_else(|| place(format!("expected an object, found {}", kind(turn))))?;
-        let (role, content) = (required(turn, "role").map_err(place)?, required(turn, "content").map_err(place)?);
-        parsed.push((role, content, optional(turn, "reasoning_content").map_err(place)?));
-    }
-    let mut parsed = parsed.into_iter().peekable();
-    let system = parsed.next_if(|(role, ..)| role == "system").map(|(role, content, _)| Turn { role, content });
-    let mut turns: Vec<_> = parsed.collect();
-    for (i, (role, ..)) in turns.iter().enumerate() {
-        let expected = if i % 2 == 0 { "user" } else { "assistant" };
-        if role != expected {
-            return Err(format!(
-                "after the optional system message, message {} must be of {expected}, found {role}",
-                i + 1
-            ));
-        }
-    }
-    if turns.len() % 2 == 1 {
-        return Err("the last message must be of assistant".into());
-    }
-    let (Some((_, content, reasoning)), Some((_, question, _))) = (turns.pop(), turns.pop()) else {
-        return Err(format!("{key:?} has no question and answer"));
-    };
-    let (think, answer) = match reasoning {
-        Some(reasoning) => (reasoning, content),
-        None => part_reasoning(content, "content")?,
-    };
-    let history =
-        system.into_iter().chain(turns.into_iter().map(|(role, content, _)| Turn { role, content })).collect();
-    Ok(Body { instruction: None, history, question, think, answer })
-}
-
-/// `<think>a</think> b` in one text, as two.
-fn part_reasoning(text: String, key: &str) -> Result<(String, String), String> {
-    let Some((think, answer)) = text.trim_start().strip_prefix("<think>").and_then(|rest| rest.split_once("</think>"))
-    else {
-        return Ok((String::new(), text));
-    };
-    let (think, answer) = (think.trim_matches('\n').to_string(), answer.trim_start().to_string());
-    if answer.is_empty() { Err(format!("{key:?} has reasoning but no answer")) } else { Ok((think, answer)) }
-}
-
-fn required(row: &Map<String, Value>, key: &str) -> Result<String, String> {
-    match optional(row, key)? {
-        None => Err(format!("{key:?} is missing")),
-        Some(text) if text.trim().is_empty() => Err(format!("{key:?} is empty")),
-        Some(text) => Ok(text),
-    }
-}
-
-fn optional(row: &Map<String, Value>, key: &str) -> Result<Option<String>, String> {
-    match row.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(other) => Err(format!("{key:?} must be a string, found {}", kind(other))),
-    }
-}
-
-/// The options, if the row has any.
-fn options(row: &Map<String, Value>, key: &str) -> Result<Option<Vec<String>>, String> {
-    let text = |name: String, value: &Value| match value {
-        Value::String(text) => Ok(text.clone()),
-        other => Err(format!("option {name} of {key:?} must be a string, found {}", kind(other))),
-    };
-    match row.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Array(list)) => {
-            list.iter().enumerate().map(|(i, v)| text((i + 1).to_string(), v)).collect::<Result<_, _>>().map(Some)
-        }
-        Some(Value::Object(by_label)) => {
-            let mut sorted: Vec<(&String, &Value)> = by_label.iter().collect();
-            sorted.sort_by_key(|(label, _)| label.as_str());
-            for (i, (found, _)) in sorted.iter().enumerate() {
-                let expected = choice::label(i);
-                if i >= choice::MOST || **found != expected.to_string() {
-                    return Err(format!("{key:?} must have the labels A, B, ... without a gap, found {found:?}"));
-                }
-            }
-            sorted.into_iter().map(|(label, v)| text(label.clone(), v)).collect::<Result<_, _>>().map(Some)
-        }
-        Some(other) => Err(format!("{key:?} must be a list or an object of strings, found {}", kind(other))),
-    }
-}
-
-fn label(row: &Map<String, Value>, key: &str) -> Result<Option<String>, String> {
-    match row.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) if text.trim().is_empty() => Err(format!("{key:?} is empty")),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(Value::Number(n)) if !n.is_f64() => Ok(Some(n.to_string())),
-        Some(other) => Err(format!("{key:?} must be a string or an integer, found {}", kind(other))),
-    }
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
     }
 }

@@ -16,6 +16,7 @@ use minijinja::{Environment, Value, syntax::SyntaxConfig};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
+pub use super::message::Message;
 use super::tokens::SpecialTokens;
 use crate::{Error, Result, fsio};
 
@@ -25,25 +26,6 @@ const CHATML_RECIPE: &str = "{% for message in messages %}{{ '<|im_start|>' + me
 
 /// Bounds the work of a template, so that a hostile one ends with an error (about a second).
 const FUEL: u64 = 20_000_000;
-
-/// One turn of a conversation.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user`, `assistant`, `tool`.
-    pub role: String,
-    /// The text.
-    pub content: String,
-    /// An assistant's reasoning, kept apart from its answer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reasoning_content: Option<String>,
-}
-
-impl Message {
-    /// A message without reasoning.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Message { role: role.into(), content: content.into(), reasoning_content: None }
-    }
-}
 
 /// What a template is told besides the messages.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -166,7 +148,7 @@ impl ChatTemplate {
         if let Some(thinking) = options.enable_thinking {
             variables.insert("enable_thinking", Value::from(thinking));
         }
-        variables.insert("messages", messages.iter().map(as_template_message).collect());
+        variables.insert("messages", messages.iter().map(Message::to_value).collect());
         variables.insert("add_generation_prompt", Value::from(options.add_generation_prompt));
         if let Some(now) = options.now {
             variables.insert(python::NOW, Value::from(now));
@@ -187,18 +169,6 @@ impl ChatTemplate {
     pub fn sha256(&self) -> String {
         fsio::sha256(self.source.as_bytes())
     }
-}
-
-/// transformers also tells the reasoning under the name `thinking`.
-fn as_template_message(message: &Message) -> Value {
-    let reasoning = message.reasoning_content.as_deref();
-    let fields = [
-        ("thinking", reasoning),
-        ("role", Some(message.role.as_str())),
-        ("content", Some(message.content.as_str())),
-        ("reasoning_content", reasoning),
-    ];
-    Value::from_pairs(fields.into_iter().filter_map(|(name, text)| text.map(|text| (name, text))))
 }
 
 /// `{% generation %}` marks what an assistant said, for loss masks that Karat makes itself. A `with` block renders the

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::backend::{SessionInfo, StepEvent, StopReason, TrainSummary};
 use crate::error::{Error, Result};
 use crate::eval::stats::{StatsOptions, cluster_count};
-use crate::eval::{Item, ItemResult, PartScore, metric, think};
+use crate::eval::think::ThinkTags;
+use crate::eval::{Item, ItemResult, PartScore, metric};
 
 use super::model::*;
 use super::warning::{self, Warning};
@@ -75,6 +76,8 @@ pub struct ModelRun {
     pub checkpoint_sha256: String,
     /// What its session said.
     pub session: SessionInfo,
+    /// Which tags hold its reasoning.
+    pub think_tags: ThinkTags,
     /// Its results, in any order; an item without one counts as missing.
     pub items: Vec<ItemResult>,
     /// Corpus values by metric name, for metrics that are pooled over the items. Metrics not named here are means.
@@ -259,7 +262,7 @@ fn weighted(name: &str, run: &Run<'_>, items: &[Item]) -> Vec<Option<significanc
 fn model((run, results): &Run<'_>, margin: f64) -> Model {
     let mut thinking = BTreeMap::new();
     for result in results.values() {
-        *thinking.entry(think::split(&result.prediction.text).state).or_insert(0) += 1;
+        *thinking.entry(run.think_tags.split(&result.prediction.text).state).or_insert(0) += 1;
     }
     Model {
         name: run.name.clone(),
@@ -356,11 +359,11 @@ fn metric(info: &MetricInfo, runs: &[Run<'_>], inputs: &Inputs<'_>) -> Metric {
 }
 
 /// What unclosed reasoning can have done to a metric of answers; none where all of it was closed.
-fn truncation(name: &str, (_, results): &Run<'_>, items: &[Item]) -> Option<metric::Bounds> {
+fn truncation(name: &str, (run, results): &Run<'_>, items: &[Item]) -> Option<metric::Bounds> {
     let valued = |r: &&ItemResult| r.metrics.get(name).copied().flatten().is_some_and(f64::is_finite);
     let valued: Vec<&ItemResult> =
         items.iter().filter_map(|i| results.get(i.id.as_str()).copied()).filter(valued).collect();
-    metric::bounds(name, valued.iter().copied()).filter(|b| b.n_completed < valued.len())
+    metric::bounds(&run.think_tags, name, valued.iter().copied()).filter(|b| b.n_completed < valued.len())
 }
 
 pub(super) fn best<'a>(
@@ -408,7 +411,7 @@ fn item_row(item: &Item, shared: &BTreeSet<&str>, runs: &[Run<'_>]) -> ItemRow {
         .filter_map(|(run, results)| {
             let result = results.get(item.id.as_str())?;
             let values = ItemValues {
-                thinking: think::split(&result.prediction.text).state,
+                thinking: run.think_tags.split(&result.prediction.text).state,
                 stop: result.prediction.stop,
                 tokens: result.prediction.ids.len(),
                 metrics: result.metrics.iter().map(|(k, v)| (k.clone(), v.and_then(finite))).collect(),
@@ -443,7 +446,7 @@ pub(super) fn example(item: &Item, runs: &[Run<'_>]) -> Example {
         .iter()
         .filter_map(|(run, results)| {
             let prediction = &results.get(item.id.as_str())?.prediction;
-            let parts = think::split(&prediction.text);
+            let parts = run.think_tags.split(&prediction.text);
             let text = ExampleText {
                 think: parts.think.trim().to_string(),
                 answer: parts.answer.trim().to_string(),

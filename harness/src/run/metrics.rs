@@ -7,14 +7,16 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 use crate::eval::metric::{self, Corpus, Direction};
 use crate::eval::stats::StatsOptions;
+use crate::eval::think::ThinkTags;
 use crate::eval::{Item, ItemResult, Prediction, ReferenceScore};
 use crate::report::{self, MetricInfo, Pooled};
 
-/// Every metric of every item, on all cores, in the order of the items.
+/// Every metric of every item, on all cores, in the order of the items; `tags` tell reasoning from answers.
 ///
 /// # Errors
 /// A metric that does not exist.
 pub fn measure(
+    tags: &ThinkTags,
     names: &[String],
     items: &[Item],
     predictions: Vec<Prediction>,
@@ -30,7 +32,7 @@ pub fn measure(
                 Error::data(format!("`{}` is no item of the suite's data", prediction.id))
                     .help("these predictions were made from other data")
             })?;
-            let metrics = metric::evaluate(names, item, &prediction, reference.as_ref())?;
+            let metrics = metric::evaluate_by(tags, names, item, &prediction, reference.as_ref())?;
             Ok(ItemResult { prediction, reference, metrics })
         })
         .collect()

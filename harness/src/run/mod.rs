@@ -7,6 +7,7 @@ mod machine;
 mod metrics;
 mod observe;
 mod parity;
+mod parts;
 mod pipeline;
 mod predictions;
 mod prepare;

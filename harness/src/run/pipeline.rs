@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::backend::{GenerateConfig, Method, OpenConfig};
+use crate::data::notes::stray_texts;
 use crate::error::{Error, Result};
 use crate::eval::stats::StatsOptions;
 use crate::fsio::{self, sha256, sha256_model};
 use crate::report::{
-    self, AdapterCheck, BadRow, Cost, Data, DataFile, Decoding, Environment, Fingerprints, GeneralText, Inputs, Leak,
-    ModelRun, Report, Role, TrainingRecord, Warning,
+    self, AdapterCheck, BadRow, Cost, Data, DataFile, Decoding, Environment, Fingerprints, GeneralText, Inputs,
+    Language, Leak, ModelRun, Report, Role, TrainingRecord, Warning,
 };
 use crate::run::evaluate::{EvalJob, Evaluated, evaluate};
 use crate::run::machine::machine;
@@ -187,6 +188,9 @@ impl Stages<'_> {
                 first.reason
             )));
         }
+        for note in &prepared.notes {
+            self.observer.notice(Notice::Warning(note.english.clone()));
+        }
         self.observer.notice(Notice::Done {
             name: "data",
             detail: format!(
@@ -286,6 +290,10 @@ impl Stages<'_> {
             let one =
                 Recorded { name, role, checkpoint_sha256, effort, training, predictions, references, general, adapter };
             one.write(&results)?;
+            let texts = one.predictions.iter().map(|p| (p.id.as_str(), p.text.as_str()));
+            if let Some(note) = stray_texts(&one.name, texts, &self.suite.data.think_tags) {
+                self.observer.notice(Notice::Warning(note.english));
+            }
             recorded.push(one);
         }
         resident.close();
@@ -355,6 +363,13 @@ fn general_text(prepared: &Prepared, recorded: &[Recorded]) -> Result<Option<Gen
     Ok(Some(GeneralText { file, scores }))
 }
 
+/// A fragment as a sentence.
+fn sentence(fragment: &str) -> String {
+    let mut characters = fragment.chars();
+    let first: String = characters.next().map(|c| c.to_uppercase().collect()).unwrap_or_default();
+    format!("{first}{}.", characters.as_str())
+}
+
 fn inputs<'a>(
     suite: &Suite,
     prepared: &'a Prepared,
@@ -375,6 +390,12 @@ fn inputs<'a>(
     if dropped > 0 {
         warnings.push(Warning::Dropped { count: dropped });
     }
+    warnings.extend(prepared.notes.iter().map(|note| Warning::Other {
+        text: match suite.language {
+            Language::English => sentence(&note.english),
+            Language::Chinese => format!("{}。", note.chinese),
+        },
+    }));
     // Only those that were generated: the texts of two models part at one of them.
     let generated: BTreeSet<u32> =
         models.iter().flat_map(|m| &m.items).flat_map(|r| r.prediction.ids.iter().copied()).collect();
@@ -473,13 +494,15 @@ fn plugin(loaded: &LoadedBackend) -> report::Plugin {
 
 fn model_run(recorded: Recorded, suite: &Suite, prepared: &Prepared) -> Result<ModelRun> {
     let Recorded { name, role, checkpoint_sha256, effort, training, predictions, references, adapter, .. } = recorded;
-    let results = metrics::measure(&suite.eval.metrics, &prepared.items, predictions, references)?;
+    let results =
+        metrics::measure(&suite.data.think_tags, &suite.eval.metrics, &prepared.items, predictions, references)?;
     let summary = training.as_ref().map(|t| &t.summary);
     Ok(ModelRun {
         name,
         role,
         checkpoint_sha256,
         adapter,
+        think_tags: suite.data.think_tags.clone(),
         pooled: metrics::pooled(&suite.eval.metrics, &prepared.items, &results, &stats_options(suite)),
         items: results,
         cost: Cost {

@@ -1,18 +1,22 @@
 //! The data stage: from the suite's files to training rows, items and queries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use rayon::prelude::*;
 
 use crate::data::audit::{AuditOptions, DataAudit, audit};
 use crate::data::blocks::read_texts;
-use crate::data::format::{Example, Examples, FormatOptions, Formatter, LabelledRows};
-use crate::data::record::{BadRow, Dataset, Record, read_rows};
-use crate::data::split::{PyRandom, split};
+use crate::data::format::{BadRecord, Example, Examples, FormatOptions, Formatter, LabelledRows};
+use crate::data::notes::{self, Note};
+use crate::data::record::{BadRow, Record};
+use crate::data::split::PyRandom;
 use crate::data::template::ChatTemplate;
 use crate::data::tokens::Tokenizer;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::eval::{Item, PartScore, ReferenceScore};
 use crate::fsio::{sha256, sha256_file};
 use crate::run::evaluate::Query;
+use crate::run::parts::{Cut, load};
 use crate::suite::{GeneralConfig, Suite, TemplateChoice};
 
 /// Everything a suite's data becomes.
@@ -32,12 +36,16 @@ pub struct Prepared {
     pub audit: DataAudit,
     /// Lines that could not be used.
     pub bad: Vec<BadRow>,
+    /// Ids of records that could not be rendered, which are among the bad lines.
+    pub left_out: BTreeSet<String>,
     /// The files: name, SHA-256, usable rows.
     pub files: Vec<(String, String, usize)>,
     /// Records by part, as split.
     pub parts: BTreeMap<String, Vec<Record>>,
     /// How the parts came about, in words.
     pub split_rule: String,
+    /// What else a reader must know of what was made of the data.
+    pub notes: Vec<Note>,
     /// Plain text beside the items, if the suite has any.
     pub general: Option<GeneralTexts>,
 }
@@ -86,54 +94,105 @@ impl GeneralTexts {
 /// What is wrong with a file, line, template or tokenizer; a part that is empty.
 pub fn prepare(suite: &Suite) -> Result<Prepared> {
     let formatter = formatter(suite)?;
-    let Parted { mut parts, bad, files, rule } = read(suite)?;
-    if suite.data.train_limit > 0
-        && let Some(train) = parts.get_mut("train")
-    {
-        train.truncate(suite.data.train_limit);
-    }
-    for (name, records) in &parts {
-        if records.is_empty() {
-            let source = files.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>().join(", ");
-            return Err(Error::data(format!("the {name} part of the data is empty"))
-                .at(source)
-                .help("give more items or another split"));
+    let mut data = load(suite)?;
+    // A row that cannot be rendered is as one that was never there: the rows without it are split again.
+    let mut rounds = 0..;
+    let (cut, rendered) = loop {
+        let cut = data.cut(suite)?;
+        let rendered = render(&cut, &formatter, suite)?;
+        if rendered.bad.is_empty() {
+            break (cut, rendered);
         }
-    }
-    let views: Vec<(&str, &[Record])> = parts.iter().map(|(name, records)| (name.as_str(), &records[..])).collect();
-    let mut audit = audit(&views, AuditOptions::default());
-    audit.bad_rows.clone_from(&bad);
-
-    let train = formatter.examples(&parts["train"])?;
-    audit.add_examples("train", &train);
-    let heldout_records = chosen(suite, &parts["heldout"])?;
-    let heldout = formatter.examples(&heldout_records)?;
-    audit.add_examples("heldout", &heldout);
-    let validation = match parts.get("validation") {
-        Some(records) => {
-            let examples = formatter.examples(records)?;
-            audit.add_examples("validation", &examples);
-            examples
+        data.leave_out(rendered.bad, rendered.error, suite.data.strict)?;
+        // Where only some of many rows are used, others take the place of bad ones and may be bad as well: then all are tried.
+        if rounds.next() == Some(1) {
+            data.sift(&formatter)?;
         }
-        None => formatter.examples(&parts["heldout"])?,
     };
-    let items: Vec<Item> = heldout_records.iter().map(Record::to_item).collect();
+    data.sort_bad();
+    let Rendered { train, heldout, validation, records, queries, .. } = rendered;
+    let views: Vec<(&str, &[Record])> = cut.parts.iter().map(|(name, part)| (name.as_str(), &part[..])).collect();
+    let mut audit = audit(&views, AuditOptions::default());
+    audit.bad_rows.clone_from(&data.bad);
+    let mut parts = vec![("train", &train), ("heldout", &heldout)];
+    parts.extend(validation.as_ref().map(|validation| ("validation", validation)));
+    for (name, examples) in &parts {
+        audit.add_examples(name, examples);
+    }
+    let written: Vec<(&str, usize)> = parts.iter().map(|(name, examples)| (*name, examples.written.len())).collect();
+    let tags = &suite.data.think_tags;
+    let notes = [
+        notes::written(&written, tags),
+        notes::left_out(suite.data.reasoning, data.with_think),
+        notes::stray(cut.parts.values().flatten(), tags),
+        notes::earlier_weights(data.earlier_weights),
+    ];
+    let items: Vec<Item> = records.iter().map(Record::to_item).collect();
     check_choices(suite, &items)?;
-    let queries = heldout_records.iter().map(|r| query(&formatter, r, &heldout)).collect::<Result<Vec<_>>>()?;
     let general = suite.eval.general.as_ref().map(|g| general(g, &formatter, suite.data.max_length)).transpose()?;
     Ok(Prepared {
         general,
         train: train.rows(),
-        validation: validation.rows(),
+        validation: validation.as_ref().unwrap_or(&heldout).rows(),
         formatter,
         items,
         queries,
         audit,
-        bad,
-        files,
-        parts,
-        split_rule: rule,
+        bad: data.bad,
+        left_out: data.left_out,
+        files: data.files.into_iter().map(|file| (file.name, file.sha256, file.records.len())).collect(),
+        parts: cut.parts,
+        split_rule: cut.rule,
+        notes: notes.into_iter().flatten().collect(),
     })
+}
+
+/// The parts as token ids, and the records that have none.
+struct Rendered {
+    train: Examples,
+    heldout: Examples,
+    validation: Option<Examples>,
+    /// The held-out records that are evaluated, one a query.
+    records: Vec<Record>,
+    queries: Vec<Query>,
+    /// By file.
+    bad: Vec<(usize, BadRecord)>,
+    /// Of the first bad record.
+    error: Option<Error>,
+}
+
+/// Renders and tokenizes the parts.
+fn render(cut: &Cut, formatter: &Formatter, suite: &Suite) -> Result<Rendered> {
+    let (mut bad, mut error) = (Vec::new(), None);
+    let mut examples = |part: &str, records: &[Record]| -> Result<Examples> {
+        let (mut examples, first) = formatter.try_examples(records)?;
+        bad.extend(std::mem::take(&mut examples.bad).into_iter().map(|record| (cut.source[part], record)));
+        error = error.take().or(first);
+        Ok(examples)
+    };
+    let train = examples("train", &cut.parts["train"])?;
+    let validation = cut.parts.get("validation").map(|records| examples("validation", records)).transpose()?;
+    let records = chosen(suite, &cut.parts["heldout"])?;
+    // Without a part of their own, the held-out items give the loss too: all of them, however many are asked.
+    let heldout = examples("heldout", if validation.is_some() { &records } else { &cut.parts["heldout"] })?;
+    let mut queries = Vec::new();
+    // While a record is bad, all is rendered again without it.
+    if bad.is_empty() {
+        let by_id: HashMap<&str, &Example> = heldout.examples.iter().map(|e| (e.id.as_str(), e)).collect();
+        let asked: Vec<Result<Query>> =
+            records.par_iter().map(|r| query(formatter, r, by_id.get(r.id.as_str()).copied())).collect();
+        for (query, record) in asked.into_iter().zip(&records) {
+            match query {
+                Ok(query) => queries.push(query),
+                Err(e) if e.kind() == ErrorKind::Data => {
+                    bad.push((cut.source["heldout"], BadRecord::of(record, &e)));
+                    error.get_or_insert(e);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(Rendered { train, heldout, validation, records, queries, bad, error })
 }
 
 /// The general texts of a suite, in windows of at most `max_length` tokens.
@@ -189,65 +248,10 @@ fn formatter(suite: &Suite) -> Result<Formatter> {
         enable_thinking: suite.eval.enable_thinking,
         now: None,
         choices: data.choices,
+        reasoning: data.reasoning,
+        think_tags: data.think_tags.clone(),
     };
     Formatter::new(template, tokenizer, options)
-}
-
-struct Parted {
-    parts: BTreeMap<String, Vec<Record>>,
-    bad: Vec<BadRow>,
-    files: Vec<(String, String, usize)>,
-    rule: String,
-}
-
-/// Reads the files and splits them into `train`, `heldout` and perhaps `validation`.
-fn read(suite: &Suite) -> Result<Parted> {
-    let data = &suite.data;
-    let mut bad = Vec::new();
-    let mut files = Vec::new();
-    let mut load = |path: &std::path::Path| -> Result<Vec<Record>> {
-        let Dataset { records, bad: bad_here, sha256, .. } = read_rows(path, &data.fields, data.strict)?;
-        let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        files.push((name, sha256, records.len()));
-        bad.extend(bad_here);
-        Ok(records)
-    };
-    let take = |records: &[Record], rows: &[usize]| rows.iter().map(|&i| records[i].clone()).collect::<Vec<_>>();
-    let parts_text = String::from(data.split);
-    let mut parts = BTreeMap::new();
-    let rule;
-    if let Some(file) = &data.file {
-        let records = load(file)?;
-        let rows = split(records.len(), i128::from(suite.seed), data.split);
-        parts.insert("train".to_string(), take(&records, &rows.train));
-        if rows.test.is_empty() {
-            parts.insert("heldout".to_string(), take(&records, &rows.validation));
-            rule = format!("Python shuffle, seed {}, {parts_text}; the held-out part also gives the loss", suite.seed);
-        } else {
-            parts.insert("validation".to_string(), take(&records, &rows.validation));
-            parts.insert("heldout".to_string(), take(&records, &rows.test));
-            rule = format!("Python shuffle, seed {}, {parts_text}", suite.seed);
-        }
-    } else if let (Some(train), Some(heldout)) = (&data.train, &data.heldout) {
-        let records = load(train)?;
-        parts.insert("heldout".to_string(), load(heldout)?);
-        if let Some(validation) = &data.validation {
-            parts.insert("validation".to_string(), load(validation)?);
-            parts.insert("train".to_string(), records);
-            rule = "train, validation and held-out items have their own files".to_string();
-        } else {
-            let rows = split(records.len(), i128::from(suite.seed), data.split);
-            parts.insert("train".to_string(), take(&records, &rows.train));
-            parts.insert("validation".to_string(), take(&records, &rows.validation));
-            rule = format!(
-                "held-out items have their own file; validation cut off the training file: Python shuffle, seed {}, {parts_text}",
-                suite.seed
-            );
-        }
-    } else {
-        return Err(Error::usage("[data] needs either `file`, or `train` and `heldout`"));
-    }
-    Ok(Parted { parts, bad, files, rule })
 }
 
 /// The held-out items to evaluate: all, or as many as the suite says, drawn as the published scripts draw them.
@@ -274,11 +278,10 @@ fn check_choices(suite: &Suite, items: &[Item]) -> Result<()> {
 }
 
 /// What is asked for a record. An item whose reference was cut away entirely is still asked, with nothing to score.
-fn query(formatter: &Formatter, record: &Record, examples: &Examples) -> Result<Query> {
+fn query(formatter: &Formatter, record: &Record, example: Option<&Example>) -> Result<Query> {
     let prompt = formatter.prompt(record)?.ids;
     let options = formatter.option_examples(record)?;
-    let found = examples.examples.iter().find(|e| e.id == record.id);
-    Ok(match found {
+    Ok(match example {
         Some(Example { id, ids, think, answer, think_bytes, answer_bytes, .. }) => Query {
             id: id.clone(),
             prompt,

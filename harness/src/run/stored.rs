@@ -15,7 +15,8 @@ use crate::backend::{Dtype, GenerateConfig, SessionInfo, StopReason};
 use crate::error::{Error, Result};
 use crate::eval::metric::{self, Reads};
 use crate::eval::stats::StatsOptions;
-use crate::eval::{Item, Prediction, ReferenceScore, think};
+use crate::eval::think::{self, ThinkTags};
+use crate::eval::{Item, Prediction, ReferenceScore};
 use crate::fsio::{self, sha256};
 use crate::report::{
     self, Cost, Data, DataFile, Decoding, Environment, Fingerprints, Inputs, Language, ModelRun, Report, Role, Warning,
@@ -172,6 +173,10 @@ fn from_lines(path: &Path, name: String, prepared: &Prepared) -> Result<StoredMo
     for (number, line) in lines(path)? {
         let here = || format!("{}:{number}", path.display());
         let (prediction, reference) = prediction(line).map_err(|e| e.at(here()))?;
+        // Its row was left out, and named among the bad lines.
+        if prepared.left_out.contains(&prediction.id) {
+            continue;
+        }
         let Some(item) = items.get(prediction.id.as_str()) else {
             return Err(Error::data(format!("`{}` is no item of the suite's data", prediction.id))
                 .at(here())
@@ -179,7 +184,9 @@ fn from_lines(path: &Path, name: String, prepared: &Prepared) -> Result<StoredMo
         };
         let same = |reference: &String| {
             let whole = think::join(&item.think, &item.answer);
+            let parts = prepared.formatter.options().think_tags.split(reference);
             [whole.as_str(), item.answer.as_str()].iter().any(|ours| ours.trim() == reference.trim())
+                || (parts.think, parts.answer) == (item.think.trim(), item.answer.trim())
         };
         if !reference.as_ref().is_none_or(same) {
             return Err(Error::data(format!("the reference of `{}` is not the suite's", prediction.id))
@@ -285,6 +292,7 @@ pub fn report_stored(
 /// # Errors
 /// I/O; a broken line, one without a reference, or a second one of an id.
 pub fn report_pairs(path: &Path, name: &str) -> Result<Report> {
+    let tags = ThinkTags::default();
     let (mut items, mut predictions) = (Vec::new(), Vec::new());
     let mut content = String::new();
     for (number, line) in lines(path)? {
@@ -298,7 +306,7 @@ pub fn report_pairs(path: &Path, name: &str) -> Result<Report> {
         for part in [&prediction.id, &reference] {
             content.push_str(&format!("{}:{part}\n", part.len()));
         }
-        let parts = think::split(&reference);
+        let parts = tags.split(&reference);
         items.push(Item {
             id: prediction.id.clone(),
             question: String::new(),
@@ -313,7 +321,7 @@ pub fn report_pairs(path: &Path, name: &str) -> Result<Report> {
         metric::info(name).is_some_and(|m| matches!(m.reads, Reads::Answer | Reads::Think | Reads::FullText))
     };
     let names: Vec<String> = DEFAULT_METRICS.iter().filter(|n| of_text(n)).map(|n| (*n).to_string()).collect();
-    let results = metrics::measure(&names, &items, predictions, Vec::new())?;
+    let results = metrics::measure(&tags, &names, &items, predictions, Vec::new())?;
     let file = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     let data = sha256(content.as_bytes());
     let stats = StatsOptions::default();
@@ -340,6 +348,7 @@ pub fn report_pairs(path: &Path, name: &str) -> Result<Report> {
             role: Role::Other,
             checkpoint_sha256: String::new(),
             session: no_session(),
+            think_tags: tags,
             items: results,
             pooled: BTreeMap::new(),
             training: None,

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::format::{Choices, End, Output};
+use crate::data::format::{Choices, End, Output, Reasoning};
 use crate::data::record::Fields;
 use crate::data::split::Parts;
+use crate::eval::think::ThinkTags;
 
 use super::TemplateChoice;
 
@@ -50,6 +51,14 @@ pub struct DataConfig {
     /// scores their texts as answers to the question alone.
     #[serde(default, skip_serializing_if = "Choices::is_usual")]
     pub choices: Choices,
+    /// What becomes of reasoning that the chat template has no place for: `auto` writes it into the answer as `<think>..</think>`
+    /// and says so, `template` makes that an error, `drop` leaves all reasoning out.
+    #[serde(default, skip_serializing_if = "Reasoning::is_usual")]
+    pub reasoning: Reasoning,
+    /// Names of the tags that part reasoning from answers, in the data and in what models write, in any letter case; the first is the one
+    /// that is written. With none, no text is taken apart.
+    #[serde(default, skip_serializing_if = "ThinkTags::is_usual")]
+    pub think_tags: ThinkTags,
     /// Examples are cut to so many tokens (the end is lost).
     #[serde(default = "default_max_length")]
     pub max_length: usize,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use karat::backend::{Dtype, GenerateConfig, SessionInfo, StepEvent, StopReason, TrainSummary};
 use karat::eval::stats::StatsOptions;
+use karat::eval::think::ThinkTags;
 use karat::eval::{Item, ItemResult, Prediction};
 use karat::report::*;
 
@@ -177,6 +178,7 @@ pub fn model(name: &str, role: Role, items: &[Item], seed: u64) -> ModelRun {
         name: name.into(),
         role,
         checkpoint_sha256: format!("{seed:02x}").repeat(32),
+        think_tags: ThinkTags::default(),
         session: SessionInfo {
             device: "cpu".into(),
             dtype: Dtype::F32,

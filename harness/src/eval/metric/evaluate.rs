@@ -13,7 +13,7 @@ use crate::Result;
 use crate::backend::StopReason;
 use crate::eval::choice::{self, Choice, Normalisation};
 use crate::eval::stats::{Interval, StatsOptions, bootstrap_ratio_ci, by_cluster};
-use crate::eval::think::{self, Parts, ThinkState};
+use crate::eval::think::{self, Parts, ThinkState, ThinkTags};
 use crate::eval::{Item, ItemResult, PartScore, Prediction, ReferenceScore};
 
 /// The values of the named metrics on one item. `None` is "undefined here": no reference part to compare with, no tokens, no
@@ -27,7 +27,21 @@ pub fn evaluate(
     prediction: &Prediction,
     reference: Option<&ReferenceScore>,
 ) -> Result<BTreeMap<String, Option<f64>>> {
-    let context = Context::new(item, prediction, reference);
+    evaluate_by(&ThinkTags::default(), names, item, prediction, reference)
+}
+
+/// [`evaluate`], with reasoning told from answers by `tags`.
+///
+/// # Errors
+/// As there.
+pub fn evaluate_by(
+    tags: &ThinkTags,
+    names: &[String],
+    item: &Item,
+    prediction: &Prediction,
+    reference: Option<&ReferenceScore>,
+) -> Result<BTreeMap<String, Option<f64>>> {
+    let context = Context::new(tags, item, prediction, reference);
     let full = think::join(&item.think, &item.answer);
     let full = Texts::new(&full, &prediction.text);
     let mut values = BTreeMap::new();
@@ -48,6 +62,7 @@ fn declared(name: &str) -> Result<&'static MetricInfo> {
 
 /// One item, with what several metrics need computed once.
 struct Context<'a> {
+    tags: &'a ThinkTags,
     item: &'a Item,
     prediction: &'a Prediction,
     reference: Option<&'a ReferenceScore>,
@@ -59,12 +74,18 @@ struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    fn new(item: &'a Item, prediction: &'a Prediction, reference: Option<&'a ReferenceScore>) -> Self {
+    fn new(
+        tags: &'a ThinkTags,
+        item: &'a Item,
+        prediction: &'a Prediction,
+        reference: Option<&'a ReferenceScore>,
+    ) -> Self {
         Context {
+            tags,
             item,
             prediction,
             reference,
-            parts: think::split(&prediction.text),
+            parts: tags.split(&prediction.text),
             characters: OnceCell::new(),
             words: OnceCell::new(),
             answer_points: OnceCell::new(),
@@ -180,8 +201,7 @@ impl<'a> Context<'a> {
             ThinkState::None => self.reference_think().is_empty(),
             ThinkState::Unclosed => false,
         };
-        let stray = parts.answer.contains(think::OPEN) || parts.answer.contains(think::CLOSE);
-        reasoned && parts.before.is_empty() && !parts.answer.is_empty() && !stray
+        reasoned && parts.before.is_empty() && !parts.answer.is_empty() && !self.tags.stray(parts.answer)
     }
 }
 
@@ -270,15 +290,16 @@ pub struct Bounds {
     pub high: f64,
 }
 
-/// What truncation can have done to a metric that reads the answer and has a finite range; `None` for others, or if no item has a value.
-pub fn bounds<'a>(name: &str, results: impl IntoIterator<Item = &'a ItemResult>) -> Option<Bounds> {
+/// What truncation can have done to a metric that reads the answer and has a finite range, reasoning being told from answers by
+/// `tags`; `None` for others, or if no item has a value.
+pub fn bounds<'a>(tags: &ThinkTags, name: &str, results: impl IntoIterator<Item = &'a ItemResult>) -> Option<Bounds> {
     let metric = info(name).filter(|m| m.reads == super::Reads::Answer && m.range.1.is_finite())?;
     let (mut all, mut completed, mut n, mut n_completed) = (0.0, 0.0, 0usize, 0usize);
     for result in results {
         let Some(value) = result.metrics.get(name).copied().flatten() else { continue };
         n += 1;
         all += value;
-        if think::split(&result.prediction.text).is_complete() {
+        if tags.split(&result.prediction.text).is_complete() {
             n_completed += 1;
             completed += value;
         }

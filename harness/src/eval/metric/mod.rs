@@ -39,7 +39,7 @@ pub mod vocabulary;
 
 mod evaluate;
 
-pub use evaluate::{Bounds, aggregate, aggregate_with_interval, bounds, evaluate, weight};
+pub use evaluate::{Bounds, aggregate, aggregate_with_interval, bounds, evaluate, evaluate_by, weight};
 pub use registry::{Corpus, Direction, MetricInfo, Reads, info, registry};
 pub use signature::signature;
 

@@ -1,0 +1,85 @@
+//! What a reader must know of what was made of the data: said on standard error and at the head of a report.
+
+use super::format::Reasoning;
+use super::record::Record;
+use crate::eval::think::ThinkTags;
+
+/// One thing to know, in the languages of reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// In English, without a full stop.
+    pub english: String,
+    /// In Chinese.
+    pub chinese: String,
+}
+
+/// Ids that a note names; the others are counted.
+const NAMED: usize = 5;
+
+/// Of how many rows of each part the reasoning was written into the answer, since the template has no place for it.
+pub fn written(parts: &[(&str, usize)], tags: &ThinkTags) -> Option<Note> {
+    let parts: Vec<String> = parts.iter().filter(|part| part.1 > 0).map(|(name, n)| format!("{name} {n}")).collect();
+    let (list, tag) = (parts.join(", "), tags.written());
+    (!parts.is_empty()).then(|| Note {
+        english: format!(
+            "the chat template has no place for reasoning, which is written into the answer as <{tag}>…</{tag}> ({list}); \
+             data.reasoning = \"template\" makes that an error, \"drop\" leaves the reasoning out"
+        ),
+        chinese: format!(
+            "对话模板没有推理的位置，推理以 <{tag}>…</{tag}> 写入回答（{list}）；data.reasoning = \"template\" 将其视为错误，\"drop\" 则略去推理"
+        ),
+    })
+}
+
+/// How many rows have reasoning that `reasoning` says to leave out.
+pub fn left_out(reasoning: Reasoning, rows: usize) -> Option<Note> {
+    (reasoning == Reasoning::Drop && rows > 0).then(|| Note {
+        english: format!("the reasoning of {rows} rows is left out, as data.reasoning = \"drop\" says"),
+        chinese: format!("按 data.reasoning = \"drop\"，{rows} 行的推理被略去"),
+    })
+}
+
+/// The records whose answers hold a tag of reasoning.
+pub fn stray<'r>(records: impl IntoIterator<Item = &'r Record>, tags: &ThinkTags) -> Option<Note> {
+    let ids: Vec<&str> =
+        records.into_iter().filter(|record| tags.stray(&record.answer)).map(|record| record.id.as_str()).collect();
+    (!ids.is_empty()).then(|| Note {
+        english: format!(
+            "{} reference answers hold a tag of reasoning, which stays in them: {}",
+            ids.len(),
+            named(&ids, " and others")
+        ),
+        chinese: format!("{} 条参考回答含有推理标签，标签保留在回答中：{}", ids.len(), named(&ids, " 等")),
+    })
+}
+
+/// The texts of the model `name`, by id, whose answers hold a tag of reasoning.
+pub fn stray_texts<'t>(
+    name: &str,
+    texts: impl IntoIterator<Item = (&'t str, &'t str)>,
+    tags: &ThinkTags,
+) -> Option<Note> {
+    let stray = texts.into_iter().filter(|(_, text)| tags.stray(tags.split(text).answer));
+    let ids: Vec<&str> = stray.map(|(id, _)| id).collect();
+    (!ids.is_empty()).then(|| Note {
+        english: format!(
+            "{} answers of {name} hold a second tag of reasoning, which stays in them: {}",
+            ids.len(),
+            named(&ids, " and others")
+        ),
+        chinese: format!("{name} 的 {} 条回答含有第二个推理标签，标签保留在回答中：{}", ids.len(), named(&ids, " 等")),
+    })
+}
+
+/// How many rows ask for an earlier turn to be trained on.
+pub fn earlier_weights(rows: usize) -> Option<Note> {
+    (rows > 0).then(|| Note {
+        english: format!("{rows} rows give an earlier turn \"weight\" 1: only the last turn of a row is trained on"),
+        chinese: format!("{rows} 行给较早的轮次 \"weight\" 1：只训练每行的最后一轮"),
+    })
+}
+
+fn named(ids: &[&str], others: &str) -> String {
+    let list = ids.iter().take(NAMED).map(|id| format!("{id:?}")).collect::<Vec<_>>().join(", ");
+    if ids.len() > NAMED { list + others } else { list }
+}

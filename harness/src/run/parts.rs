@@ -1,0 +1,207 @@
+//! The parts of a suite's data: its files read, the rows that cannot be used left out, the rest split.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use rayon::prelude::*;
+
+use crate::data::format::{BadRecord, Formatter, Reasoning, rephrased};
+use crate::data::record::{BadRow, Dataset, Reading, Record};
+use crate::data::split::split;
+use crate::error::{Error, ErrorKind, Result};
+use crate::suite::Suite;
+
+/// The files as they were read.
+pub(super) struct Loaded {
+    /// One file to be cut, or training, held-out and perhaps validation items.
+    pub(super) files: Vec<File>,
+    pub(super) bad: Vec<BadRow>,
+    pub(super) earlier_weights: usize,
+    /// Records that have reasoning in their file.
+    pub(super) with_think: usize,
+    /// Ids of records that could not be rendered.
+    pub(super) left_out: BTreeSet<String>,
+    /// Of the first of them.
+    error: Option<Error>,
+    /// File and line of the bad rows.
+    seen: HashSet<(String, usize)>,
+}
+
+/// A file of rows.
+pub(super) struct File {
+    /// As it was named.
+    path: String,
+    /// The last part of that.
+    pub(super) name: String,
+    pub(super) sha256: String,
+    /// The usable ones.
+    pub(super) records: Vec<Record>,
+}
+
+/// The records in parts.
+pub(super) struct Cut {
+    pub(super) parts: BTreeMap<String, Vec<Record>>,
+    /// Which of the files a part is of.
+    pub(super) source: BTreeMap<&'static str, usize>,
+    /// How they came about, in words.
+    pub(super) rule: String,
+}
+
+/// Reads the files.
+pub(super) fn load(suite: &Suite) -> Result<Loaded> {
+    let data = &suite.data;
+    let reading = Reading { fields: &data.fields, tags: &data.think_tags, strict: data.strict };
+    let paths = match (&data.file, &data.train, &data.heldout) {
+        (Some(file), ..) => vec![file],
+        (None, Some(train), Some(heldout)) => [train, heldout].into_iter().chain(&data.validation).collect(),
+        _ => return Err(Error::usage("[data] needs either `file`, or `train` and `heldout`")),
+    };
+    let mut loaded = Loaded {
+        files: Vec::new(),
+        bad: Vec::new(),
+        earlier_weights: 0,
+        with_think: 0,
+        left_out: BTreeSet::new(),
+        error: None,
+        seen: HashSet::new(),
+    };
+    for path in paths {
+        let Dataset { mut records, bad, sha256, source, earlier_weights } = reading.read(path)?;
+        loaded.earlier_weights += earlier_weights;
+        loaded.with_think += records.iter().filter(|record| !record.think.trim().is_empty()).count();
+        if data.reasoning == Reasoning::Drop {
+            // A reference without reasoning is also what is measured against.
+            records.iter_mut().for_each(|record| record.think.clear());
+        }
+        let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        loaded.files.push(File { path: source, name, sha256, records });
+        bad.into_iter().for_each(|row| loaded.push_bad(row));
+    }
+    Ok(loaded)
+}
+
+impl Loaded {
+    /// A file that serves as two parts has its bad rows once.
+    fn push_bad(&mut self, row: BadRow) {
+        if self.seen.insert((row.file.clone(), row.line)) {
+            self.bad.push(row);
+        }
+    }
+
+    /// Makes records that cannot be rendered bad rows of their files; `error` is what the first of them met.
+    ///
+    /// # Errors
+    /// With `strict`, the first.
+    pub(super) fn leave_out(&mut self, bad: Vec<(usize, BadRecord)>, error: Option<Error>, strict: bool) -> Result<()> {
+        let mut lines: Vec<HashSet<usize>> = vec![HashSet::new(); self.files.len()];
+        for (file, BadRecord { id, line, reason }) in bad {
+            let row = BadRow { file: self.files[file].path.clone(), line, reason };
+            if strict {
+                return Err(row.into());
+            }
+            lines[file].insert(line);
+            self.left_out.insert(id);
+            self.push_bad(row);
+        }
+        for (file, lines) in self.files.iter_mut().zip(&lines) {
+            file.records.retain(|record| !lines.contains(&record.line));
+        }
+        self.error = self.error.take().or(error);
+        Ok(())
+    }
+
+    /// Leaves out every record that cannot be rendered, used or not.
+    pub(super) fn sift(&mut self, formatter: &Formatter) -> Result<()> {
+        let mut bad = Vec::new();
+        for (number, file) in self.files.iter().enumerate() {
+            bad.extend(formatter.try_examples(&file.records)?.0.bad.into_iter().map(|record| (number, record)));
+            let choices = file.records.par_iter().filter(|record| record.choice.is_some());
+            let options: Vec<_> = choices.map(|record| (record, formatter.option_examples(record))).collect();
+            for (record, options) in options {
+                match options {
+                    Err(error) if error.kind() == ErrorKind::Data => bad.push((number, BadRecord::of(record, &error))),
+                    other => drop(other?),
+                }
+            }
+        }
+        self.leave_out(bad, None, false)
+    }
+
+    /// The bad rows in the order of their files and lines.
+    pub(super) fn sort_bad(&mut self) {
+        let files = &self.files;
+        self.bad.sort_by_key(|row| (files.iter().position(|file| file.path == row.file), row.line));
+    }
+
+    /// Cuts the records into `train`, `heldout` and perhaps `validation`, of which none may be empty.
+    pub(super) fn cut(&mut self, suite: &Suite) -> Result<Cut> {
+        let take = |records: &[Record], rows: &[usize]| rows.iter().map(|&i| records[i].clone()).collect::<Vec<_>>();
+        let parts_text = String::from(suite.data.split);
+        let seed = suite.seed;
+        let mut source = BTreeMap::from([("train", 0), ("heldout", 0), ("validation", 0)]);
+        let records = &self.files[0].records;
+        let rows = split(records.len(), i128::from(seed), suite.data.split);
+        let mut parts = BTreeMap::new();
+        let rule = match &self.files[1..] {
+            [] if rows.test.is_empty() => {
+                parts.insert("train".to_string(), take(records, &rows.train));
+                parts.insert("heldout".to_string(), take(records, &rows.validation));
+                format!("Python shuffle, seed {seed}, {parts_text}; the held-out part also gives the loss")
+            }
+            [] => {
+                parts.insert("train".to_string(), take(records, &rows.train));
+                parts.insert("validation".to_string(), take(records, &rows.validation));
+                parts.insert("heldout".to_string(), take(records, &rows.test));
+                format!("Python shuffle, seed {seed}, {parts_text}")
+            }
+            [heldout, validation @ ..] => {
+                parts.insert("heldout".to_string(), heldout.records.clone());
+                source.insert("heldout", 1);
+                match validation {
+                    [validation, ..] => {
+                        parts.insert("validation".to_string(), validation.records.clone());
+                        source.insert("validation", 2);
+                        parts.insert("train".to_string(), records.clone());
+                        "train, validation and held-out items have their own files".to_string()
+                    }
+                    [] => {
+                        parts.insert("train".to_string(), take(records, &rows.train));
+                        parts.insert("validation".to_string(), take(records, &rows.validation));
+                        format!(
+                            "held-out items have their own file; validation cut off the training file: Python shuffle, seed {seed}, {parts_text}"
+                        )
+                    }
+                }
+            }
+        };
+        if suite.data.train_limit > 0
+            && let Some(train) = parts.get_mut("train")
+        {
+            train.truncate(suite.data.train_limit);
+        }
+        match parts.iter().find(|(_, records): &(_, &Vec<Record>)| records.is_empty()) {
+            Some((name, _)) => Err(self.empty(name)),
+            None => Ok(Cut { parts, source, rule }),
+        }
+    }
+
+    /// What is said where a part has no rows, because of bad ones or not.
+    fn empty(&mut self, part: &str) -> Error {
+        let what = format!("the {part} part of the data is empty");
+        let without = format!("{what} once {} bad rows are left out", self.bad.len());
+        match (self.error.take(), self.bad.first()) {
+            (Some(error), _) => {
+                let what = format!("{without}; {}", error.what());
+                return rephrased(error, what);
+            }
+            (None, Some(bad)) => {
+                let help = "mend the bad rows, or give more items or another split";
+                return Error::data(format!("{without}; {}", bad.reason))
+                    .at(format_args!("{}:{}", bad.file, bad.line))
+                    .help(help);
+            }
+            (None, None) => {}
+        }
+        let source = self.files.iter().map(|file| file.name.as_str()).collect::<Vec<_>>().join(", ");
+        Error::data(what).at(source).help("give more items or another split")
+    }
+}
