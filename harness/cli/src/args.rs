@@ -226,6 +226,9 @@ pub struct ScoreArgs {
     /// JSON lines {"id", "ids": [..]} or {"id", "text"}; `-` is standard input
     #[arg(long, value_name = "FILE")]
     pub input: PathBuf,
+    /// A bad line is an error; without, it is named, the others are done, and the exit code is 6
+    #[arg(long)]
+    pub strict: bool,
 }
 
 #[derive(Args)]
@@ -235,6 +238,9 @@ pub struct GenerateArgs {
     /// JSON lines {"id", "ids": [..]}, {"id", "text"} or {"id", "messages": [..]}; `-` is standard input
     #[arg(long, value_name = "FILE")]
     pub input: PathBuf,
+    /// A bad line is an error; without, it is named, the others are done, and the exit code is 6
+    #[arg(long)]
+    pub strict: bool,
     /// Longest continuation
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_new_tokens: usize,

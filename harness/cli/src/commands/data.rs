@@ -12,6 +12,7 @@ use crate::output::Output;
 pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
     let suite = super::run::load_suite(&args.suite)?;
     let prepared = prepare(&suite)?;
+    say_notes(&prepared, output);
     let mut text = String::new();
     summary(&prepared, &mut text);
     for record in prepared.parts["train"].iter().take(args.show) {
@@ -32,9 +33,17 @@ pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
         "split_rule": prepared.split_rule,
         "audit": prepared.audit,
         "evaluated_items": prepared.items.len(),
+        "notes": prepared.notes.iter().map(|note| note.english.as_str()).collect::<Vec<_>>(),
     });
     output.result(&object, &text)?;
     Ok(0)
+}
+
+/// What a reader must know of what was made of the data, on standard error.
+pub fn say_notes(prepared: &Prepared, output: &Output) {
+    for note in &prepared.notes {
+        output.say(format!("warning: {}", note.english));
+    }
 }
 
 fn summary(prepared: &Prepared, text: &mut String) {

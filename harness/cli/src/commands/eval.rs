@@ -3,10 +3,13 @@
 use std::path::Path;
 
 use karat::Result;
+use karat::data::notes::stray_texts;
 use karat::report::{self, Environment};
 use karat::run::{Brought, evaluate_brought, machine, prepare, read_stored, report_stored};
 use karat::suite::Suite;
 
+use super::data::say_notes;
+use super::rows::say_bad;
 use super::run::{interrupted, load_suite, print, run_folder};
 use crate::args::{EvalArgs, Global};
 use crate::host::{Plugins, cancel_on_interrupt};
@@ -38,6 +41,8 @@ pub fn run(args: &EvalArgs, global: &Global, output: &Output) -> Result<u8> {
 /// Measures texts that are there already.
 fn measure(args: &EvalArgs, suite: &Suite, output: &Output) -> Result<u8> {
     let prepared = prepare(suite)?;
+    say_bad(&prepared.bad, output);
+    say_notes(&prepared, output);
     let mut models = Vec::new();
     for spec in &args.predictions {
         let (name, path) = match spec.split_once('=') {
@@ -45,6 +50,12 @@ fn measure(args: &EvalArgs, suite: &Suite, output: &Output) -> Result<u8> {
             _ => (None, Path::new(spec)),
         };
         models.extend(read_stored(path, name, &prepared)?);
+    }
+    for model in &models {
+        let texts = model.recorded.predictions.iter().map(|p| (p.id.as_str(), p.text.as_str()));
+        if let Some(note) = stray_texts(&model.recorded.name, texts, &suite.data.think_tags) {
+            output.say(format!("warning: {}", note.english));
+        }
     }
     let default = Path::new("runs").join(format!("{}-{}", suite.name, args.name));
     let folder = run_folder(suite, Some(args.out.as_deref().unwrap_or(&default)))?;

@@ -8,14 +8,14 @@ use karat::run::{Backends, StageSink, backend_error, evaluator};
 use karat::{Error, Result};
 use serde_json::{Value, json};
 
-use super::rows::Printer;
+use super::rows::{Printer, Rows, Work, exit_code};
 use crate::args::{GenerateArgs, Global};
 use crate::host::{Plugins, cancel_on_interrupt, generate_config, open_config};
 use crate::output::Output;
 use crate::progress::Progress;
 
 pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> {
-    let rows = super::rows::read(&args.input, &args.model.model)?;
+    let mut read = super::rows::read(&args.input, &args.model.model, args.strict, output)?;
     // Ids need no tokenizer: without one they are continued all the same, and the text is null.
     let has_tokenizer = args.model.model.join("tokenizer.json").is_file();
     let tokenizer = if has_tokenizer { Some(Tokenizer::from_model_dir(&args.model.model)?) } else { None };
@@ -27,6 +27,8 @@ pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> 
     let backend = Plugins::new(global)?.backend(&args.model.backend)?;
     let cancel = cancel_on_interrupt()?;
     let mut session = backend.open(&open_config(&args.model))?;
+    read.fit(Work::Generate, &session.info(), output)?;
+    let Rows { rows, bad, .. } = read;
     let evaluator = evaluator(&mut session, &args.model.backend)?;
     let prompts: Tokens = rows.iter().map(|r| &r.ids).collect();
     let quiet = output.among_rows();
@@ -74,5 +76,5 @@ pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> 
         printer.put(row, line(row, completion)?)?;
     }
     printer.finish()?;
-    Ok(0)
+    Ok(exit_code(&bad))
 }

@@ -3,9 +3,12 @@
 use std::io::Read;
 use std::path::Path;
 
+use karat::backend::SessionInfo;
+use karat::data::format::{of_the_record, reason_of};
+use karat::data::record::{BadRow, fits};
 use karat::data::template::{ChatTemplate, Message, RenderOptions};
 use karat::data::tokens::Tokenizer;
-use karat::{Error, Result};
+use karat::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -17,6 +20,84 @@ pub struct Row {
     pub id: Value,
     /// Token ids.
     pub ids: Vec<u32>,
+    /// Where it stood.
+    line: usize,
+}
+
+/// The rows of an input: those to work on, and the lines that are none.
+pub struct Rows {
+    source: String,
+    strict: bool,
+    /// At least one.
+    pub rows: Vec<Row>,
+    /// Named on standard error; the exit code says that there were some.
+    pub bad: Vec<BadRow>,
+}
+
+/// What is done with rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Their tokens are scored.
+    Score,
+    /// They are continued.
+    Generate,
+}
+
+impl Rows {
+    /// Leaves out what an opened model cannot work on, as a bad line: one such row would end the others.
+    ///
+    /// # Errors
+    /// If no row is left; with `--strict` the first that is left out.
+    pub fn fit(&mut self, work: Work, model: &SessionInfo, output: &Output) -> Result<()> {
+        let before = self.bad.len();
+        let longest = model.max_positions;
+        let (fitting, others): (Vec<Row>, Vec<(Row, String)>) =
+            std::mem::take(&mut self.rows).into_iter().fold(Default::default(), |(mut good, mut bad), row| {
+                let outside =
+                    row.ids.iter().copied().find(|&id| model.vocab_size > 0 && id as usize >= model.vocab_size);
+                match outside {
+                    Some(id) => {
+                        bad.push((row, format!("the id {id} is not one of the model's {} tokens", model.vocab_size)))
+                    }
+                    None if work == Work::Generate && row.ids.is_empty() => {
+                        bad.push((row, "the prompt is empty, there is nothing to continue".into()));
+                    }
+                    None if longest > 0 && row.ids.len() > longest => {
+                        let reason = format!("{} tokens, the model has room for {longest}", row.ids.len());
+                        bad.push((row, reason));
+                    }
+                    None => good.push(row),
+                }
+                (good, bad)
+            });
+        self.rows = fitting;
+        self.bad.extend(others.into_iter().map(|(row, reason)| BadRow {
+            file: self.source.clone(),
+            line: row.line,
+            reason,
+        }));
+        if self.strict
+            && let Some(first) = self.bad.get(before)
+        {
+            return Err(Error::data(&*first.reason).at(format!("{}:{}", first.file, first.line)).help(FORM));
+        }
+        if self.rows.is_empty() {
+            return Err(none_usable(&self.source, &self.bad));
+        }
+        say_bad(&self.bad[before..], output);
+        Ok(())
+    }
+}
+
+/// No line of an input is a row.
+fn none_usable(source: &str, bad: &[BadRow]) -> Error {
+    match bad.first() {
+        None => Error::data("the input has no lines").at(source),
+        Some(first) => {
+            let what = format!("none of the {} lines is usable; line {}: {}", bad.len(), first.line, first.reason);
+            Error::data(what).at(source).help(FORM)
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -28,74 +109,138 @@ struct Line {
     messages: Option<Vec<Message>>,
 }
 
+const FORM: &str = r#"lines are {"id", "ids": [..]}, {"id", "text"} or {"id", "messages": [{"role", "content"}]}"#;
+
+/// The bytes of a file, or of standard input for `-`.
+fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    if path != Path::new("-") {
+        return std::fs::read(path).map_err(|e| Error::data("could not read the input").at(path.display()).because(e));
+    }
+    let mut bytes = Vec::new();
+    std::io::stdin()
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::data("could not read the input").at("standard input").because(e))?;
+    Ok(bytes)
+}
+
+/// The lines of some bytes, with their numbers; blank lines are left out.
+fn numbered(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    // A byte-order mark, as some editors write it, is no part of the first line.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let lines = bytes.split(|&b| b == b'\n').enumerate().map(|(i, line)| (i + 1, line.trim_ascii()));
+    lines.filter(|(_, line)| !line.is_empty())
+}
+
 /// The lines of a file, or of standard input for `-`, with their numbers; blank lines are left out.
 pub fn read_lines(path: &Path) -> Result<Vec<(usize, String)>> {
-    let mut text = String::new();
-    if path == Path::new("-") {
-        std::io::stdin()
-            .read_to_string(&mut text)
-            .map_err(|e| Error::data("could not read the input").at("standard input").because(e))?;
-    } else {
-        let bytes =
-            std::fs::read(path).map_err(|e| Error::data("could not read the input").at(path.display()).because(e))?;
-        text = String::from_utf8(bytes).map_err(|e| {
-            let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
-            Error::data("invalid UTF-8").at(format!("{}:{line}", path.display())).because(e)
-        })?;
-    }
-    // A byte-order mark, as some editors write it, is no part of the first line.
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
-    Ok(lines.map(|(i, l)| (i + 1, l.to_string())).collect())
+    let bytes = read_bytes(path)?;
+    let text = |(line, text): (usize, &[u8])| match String::from_utf8(text.to_vec()) {
+        Ok(text) => Ok((line, text)),
+        Err(e) => Err(Error::data("invalid UTF-8").at(format!("{}:{line}", path.display())).because(e)),
+    };
+    numbered(&bytes).map(text).collect()
 }
 
 /// Reads rows. The model's tokenizer and template are only read if a row needs them, so that a model without a tokenizer
-/// can be scored by ids.
+/// can be scored by ids. A line that is no row, or cannot be rendered, is told on standard error, and the others are worked on; with
+/// `strict` it is an error.
 ///
 /// # Errors
-/// A broken line with its number.
-pub fn read(path: &Path, model: &Path) -> Result<Vec<Row>> {
-    let mut tokenizer = None;
-    let mut template = None;
-    let mut rows = Vec::new();
-    for (number, text) in read_lines(path)? {
-        let here = || format!("{}:{number}", path.display());
-        let line: Line = serde_json::from_str(&text).map_err(|e| {
-            Error::data("broken input line")
-                .at(here())
-                .because(e)
-                .help(r#"lines are {"id", "ids": [..]}, {"id", "text"} or {"id", "messages": [{"role", "content"}]}"#)
-        })?;
-        let mut tokenizer = || -> Result<Tokenizer> {
-            if tokenizer.is_none() {
-                tokenizer = Some(Tokenizer::from_model_dir(model)?);
-            }
-            tokenizer.clone().ok_or_else(|| Error::failed("no tokenizer"))
-        };
-        let ids = match (line.ids, line.text, line.messages) {
-            (Some(ids), None, None) => ids,
-            (None, Some(text), None) => tokenizer()?.encode(&text)?,
-            (None, None, Some(messages)) => {
-                if template.is_none() {
-                    template = Some(ChatTemplate::from_model_dir(model)?);
+/// The model's files; no usable line; with `strict` the first bad one.
+pub fn read(path: &Path, model: &Path, strict: bool, output: &Output) -> Result<Rows> {
+    let mut reader = Reader { model, tokenizer: None, template: None };
+    let (mut rows, mut bad) = (Vec::new(), Vec::new());
+    for (line, text) in numbered(&read_bytes(path)?) {
+        match reader.row(line, text)? {
+            Ok(row) => rows.push(row),
+            Err(reason) => {
+                let row = BadRow { file: path.display().to_string(), line, reason };
+                if strict {
+                    return Err(Error::data(row.reason).at(format!("{}:{line}", row.file)).help(FORM));
                 }
-                let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-                let text = match &template {
-                    Some(template) => template.render(&messages, &options)?,
-                    None => String::new(),
-                };
-                tokenizer()?.encode(&text)?
+                bad.push(row);
             }
-            _ => {
-                return Err(Error::data("a line needs exactly one of ids, text and messages").at(here()));
-            }
-        };
-        rows.push(Row { id: line.id.unwrap_or_else(|| Value::from(number)), ids });
+        }
     }
+    let source = path.display().to_string();
     if rows.is_empty() {
-        return Err(Error::data("the input has no lines").at(path.display()));
+        return Err(none_usable(&source, &bad));
     }
-    Ok(rows)
+    say_bad(&bad, output);
+    Ok(Rows { source, strict, rows, bad })
+}
+
+/// Names bad rows on standard error.
+pub fn say_bad(bad: &[BadRow], output: &Output) {
+    for row in bad.iter().take(10) {
+        output.say(format!("warning: {}:{}: {}", row.file, row.line, row.reason));
+    }
+    if !bad.is_empty() {
+        output.say(format!("warning: {} bad lines left out; --strict makes them an error", bad.len()));
+    }
+}
+
+/// The exit code of work on the rows of an input: bad data, if lines were left out.
+pub fn exit_code(bad: &[BadRow]) -> u8 {
+    if bad.is_empty() { 0 } else { ErrorKind::Data.exit_code() }
+}
+
+/// Lines to rows, with what of the model that takes.
+struct Reader<'a> {
+    model: &'a Path,
+    tokenizer: Option<Tokenizer>,
+    template: Option<ChatTemplate>,
+}
+
+impl Reader<'_> {
+    /// A row, or why the line is none.
+    ///
+    /// # Errors
+    /// The model's files.
+    fn row(&mut self, number: usize, text: &[u8]) -> Result<Result<Row, String>> {
+        let Line { id, ids, text, messages } = match fits(text.len()).and_then(|()| parse(text)) {
+            Ok(line) => line,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let id = id.unwrap_or_else(|| Value::from(number));
+        let text = match (ids, text, messages) {
+            (Some(ids), None, None) => return Ok(Ok(Row { id, ids, line: number })),
+            (None, Some(text), None) => text,
+            (None, None, Some(messages)) if messages.is_empty() => return Ok(Err("\"messages\" is empty".into())),
+            (None, None, Some(messages)) => {
+                let template = match &self.template {
+                    Some(template) => template,
+                    None => self.template.insert(ChatTemplate::from_model_dir(self.model)?),
+                };
+                let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+                match template.render(&messages, &options) {
+                    Ok(text) => text,
+                    Err(error) if of_the_record(&error) => return Ok(Err(error.what().to_string())),
+                    Err(error) => return Err(error),
+                }
+            }
+            _ => return Ok(Err("a line needs exactly one of ids, text and messages".into())),
+        };
+        let tokenizer = match &self.tokenizer {
+            Some(tokenizer) => tokenizer,
+            None => self.tokenizer.insert(Tokenizer::from_model_dir(self.model)?),
+        };
+        Ok(match tokenizer.encode(&text) {
+            Ok(ids) => Ok(Row { id, ids, line: number }),
+            Err(error) => Err(reason_of(&error)),
+        })
+    }
+}
+
+/// A line as it stands.
+fn parse(text: &[u8]) -> std::result::Result<Line, String> {
+    let text = std::str::from_utf8(text).map_err(|e| format!("invalid UTF-8 at byte {}", e.valid_up_to() + 1))?;
+    serde_json::from_str(text).map_err(|e| {
+        let reason = e.to_string();
+        // There is only one line to count within a line: keep the column alone.
+        let reason = reason.split(" at line ").next().unwrap_or(&reason);
+        format!("broken input line: {reason} (column {})", e.column())
+    })
 }
 
 /// Prints every row as soon as it is complete. With `--json` all wait for the end and make one object, in the order of the

@@ -5,7 +5,7 @@ use karat::backend::{Event, Flow, Scores, Tokens};
 use karat::run::{Backends, backend_error, evaluator};
 use serde_json::{Value, json};
 
-use super::rows::{Printer, Row};
+use super::rows::{Printer, Row, Rows, Work, exit_code};
 use crate::args::{Global, ScoreArgs};
 use crate::host::{Plugins, cancel_on_interrupt, open_config};
 use crate::output::Output;
@@ -15,10 +15,12 @@ use crate::progress::Progress;
 const CALL: (usize, usize) = (32, 8192);
 
 pub fn run(args: &ScoreArgs, global: &Global, output: &Output) -> Result<u8> {
-    let rows = super::rows::read(&args.input, &args.model.model)?;
+    let mut read = super::rows::read(&args.input, &args.model.model, args.strict, output)?;
     let backend = Plugins::new(global)?.backend(&args.model.backend)?;
     let cancel = cancel_on_interrupt()?;
     let mut session = backend.open(&open_config(&args.model))?;
+    read.fit(Work::Score, &session.info(), output)?;
+    let Rows { rows, bad, .. } = read;
     let evaluator = evaluator(&mut session, &args.model.backend)?;
     let quiet = output.among_rows();
     let mut progress = Progress::new(&quiet);
@@ -41,7 +43,7 @@ pub fn run(args: &ScoreArgs, global: &Global, output: &Output) -> Result<u8> {
     }
     drop(progress);
     printer.finish()?;
-    Ok(0)
+    Ok(exit_code(&bad))
 }
 
 /// Rows in their order, cut into calls.
@@ -67,7 +69,8 @@ fn lines(rows: &[Row], scores: &Scores) -> Vec<Value> {
         let end = start + row.ids.len().saturating_sub(1);
         let logprobs = &scores.logprobs[start..end];
         let greedy = scores.greedy[start..end].iter().filter(|&&g| g).count();
-        let sum: f64 = logprobs.iter().map(|&l| f64::from(l)).sum();
+        // From 0: the sum of nothing is -0.0 in Rust, which is no probability of an empty text.
+        let sum = logprobs.iter().fold(0.0, |sum, &l| sum + f64::from(l));
         start = end;
         json!({"id": row.id, "token_logprobs": logprobs, "sum": sum, "tokens": logprobs.len(), "greedy": greedy})
     };

@@ -5,7 +5,8 @@ use std::path::Path;
 use karat::backend::{Method, OpenConfig, TrainPlan, Weights};
 use karat::data::blocks::{read_ids_jsonl, read_texts, text_examples};
 use karat::data::format::{FormatOptions, Formatter, LabelledRows, Output as OutputFormat};
-use karat::data::record::{Fields, read_rows};
+use karat::data::notes;
+use karat::data::record::{BadRow, Fields, Reading};
 use karat::data::template::ChatTemplate;
 use karat::data::tokens::Tokenizer;
 use karat::run::{Backends, TrainJob, plan, start_from_adapter, train};
@@ -14,6 +15,7 @@ use karat::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::rows::say_bad;
 use crate::args::{Global, MethodArg, TrainArgs};
 use crate::host::{Plugins, cancel_on_interrupt};
 use crate::output::Output;
@@ -114,17 +116,9 @@ fn toml_table(settings: &Settings) -> Result<toml::Table> {
 /// The rows of a file, in the form the flags name.
 fn rows(args: &TrainArgs, settings: &Settings, path: &Path, output: &Output) -> Result<LabelledRows> {
     let max_length = settings.data.max_length;
-    let report_bad = |bad: &[karat::data::record::BadRow]| {
-        for row in bad.iter().take(10) {
-            output.say(format!("warning: {}:{}: {}", row.file, row.line, row.reason));
-        }
-        if !bad.is_empty() {
-            output.say(format!("warning: {} bad lines left out; --strict makes them an error", bad.len()));
-        }
-    };
     if args.ids {
         let read = read_ids_jsonl(path, args.strict)?;
-        report_bad(&read.bad);
+        say_bad(&read.bad, output);
         return Ok(read.rows);
     }
     let tokenizer = Tokenizer::from_model_dir(&args.model)?;
@@ -136,13 +130,37 @@ fn rows(args: &TrainArgs, settings: &Settings, path: &Path, output: &Output) -> 
             .ok_or_else(|| Error::data("the tokenizer names no token that ends a text").at(args.model.display()))?;
         return text_examples(&tokenizer, texts.iter().map(String::as_str), max_length, end);
     }
-    let data = read_rows(path, &settings.fields, args.strict)?;
-    report_bad(&data.bad);
+    let options = &settings.data;
+    let reading = Reading { fields: &settings.fields, tags: &options.think_tags, strict: args.strict };
+    let mut data = reading.read(path)?;
     let template = ChatTemplate::from_model_dir(&args.model)?;
     let formatter = Formatter::new(template, tokenizer, settings.data.clone())?;
     let examples = formatter.examples(&data.records)?;
+    for bad in &examples.bad {
+        let row = BadRow { file: data.source.clone(), line: bad.line, reason: bad.reason.clone() };
+        if args.strict {
+            return Err(row.into());
+        }
+        data.bad.push(row);
+    }
+    data.bad.sort_by_key(|row| row.line);
+    say_bad(&data.bad, output);
     if !examples.truncated.is_empty() {
         output.say(format!("{} examples were cut to {max_length} tokens", examples.truncated.len()));
+    }
+    if !examples.dropped.is_empty() {
+        let dropped = examples.dropped.len();
+        output.say(format!("{dropped} examples were dropped: no token of their answers lies within {max_length}"));
+    }
+    let with_think = data.records.iter().filter(|record| !record.think.trim().is_empty()).count();
+    let notes = [
+        notes::written(&[("rows", examples.written.len())], &options.think_tags),
+        notes::left_out(options.reasoning, with_think),
+        notes::stray(&data.records, &options.think_tags),
+        notes::earlier_weights(data.earlier_weights),
+    ];
+    for note in notes.into_iter().flatten() {
+        output.say(format!("warning: {}", note.english));
     }
     Ok(examples.rows())
 }
