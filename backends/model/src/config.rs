@@ -235,10 +235,10 @@ fn heads(keys: Keys<'_>, family: Family, hidden_size: usize) -> Result<Heads, Ba
         (None, _) | (Some(Value::Null), Family::Llama) => even()?,
         (Some(_), _) => keys.size("head_dim")?,
     };
-    if dim % 2 != 0 {
+    if !dim.is_multiple_of(2) {
         return Err(BackendError::failed(format!("\"head_dim\" {dim} must be even: its halves are rotated")));
     }
-    if queries % group_keys != 0 {
+    if !queries.is_multiple_of(group_keys) {
         let said = if keys.some("num_key_value_heads").is_some() { "" } else { " (transformers' default)" };
         return Err(BackendError::failed(format!(
             "\"num_key_value_heads\" {group_keys}{said} does not divide the {queries} of \"num_attention_heads\""
