@@ -172,6 +172,10 @@ impl ModelConfig {
         let attention_bias = family != Family::Qwen2 && keys.flag("attention_bias")?.unwrap_or(false);
         let eps =
             keys.number_that("rms_norm_eps", "a number above 1e-30 and at most 0.1", |eps| eps > 1e-30 && eps <= 0.1)?;
+        // transformers takes no whole number there.
+        if let Some(whole) = keys.get("initializer_range").filter(|value| value.is_i64() || value.is_u64()) {
+            return Err(wrong("initializer_range", "a number with a decimal point, from 0.0 to 1.0", whole));
+        }
         let deviation = keys.number_that("initializer_range", "a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?;
         let mut warnings = Vec::new();
         Ok(ModelConfig {
@@ -235,10 +239,10 @@ fn heads(keys: Keys<'_>, family: Family, hidden_size: usize) -> Result<Heads, Ba
         (None, _) | (Some(Value::Null), Family::Llama) => even()?,
         (Some(_), _) => keys.size("head_dim")?,
     };
-    if dim % 2 != 0 {
+    if !dim.is_multiple_of(2) {
         return Err(BackendError::failed(format!("\"head_dim\" {dim} must be even: its halves are rotated")));
     }
-    if queries % group_keys != 0 {
+    if !queries.is_multiple_of(group_keys) {
         let said = if keys.some("num_key_value_heads").is_some() { "" } else { " (transformers' default)" };
         return Err(BackendError::failed(format!(
             "\"num_key_value_heads\" {group_keys}{said} does not divide the {queries} of \"num_attention_heads\""

@@ -26,7 +26,7 @@ impl Supports {
     /// What of `config` it does not compute.
     fn lacks(&self, config: &ModelConfig) -> Option<String> {
         let (dim, longest) = (config.heads.dim, config.max_positions);
-        if dim % self.head_dim_multiple != 0 {
+        if !dim.is_multiple_of(self.head_dim_multiple) {
             return Some(format!("head_dim {dim}: a multiple of {} is needed", self.head_dim_multiple));
         }
         if longest > self.max_positions {

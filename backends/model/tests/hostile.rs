@@ -42,7 +42,10 @@ fn sound(config: &ModelConfig, how: &str) {
     let eps = config.rms_norm_eps as f32;
     assert!(eps.is_normal() && eps > 0.0 && eps <= 0.1, "{how}");
     let h = config.heads;
-    assert!(h.queries > 0 && h.keys > 0 && h.queries % h.keys == 0 && h.dim > 0 && h.dim % 2 == 0, "{how}");
+    assert!(
+        h.queries > 0 && h.keys > 0 && h.queries.is_multiple_of(h.keys) && h.dim > 0 && h.dim.is_multiple_of(2),
+        "{how}"
+    );
     for size in [config.hidden_size, config.intermediate_size, config.layers, config.vocab_size, config.max_positions] {
         assert!(size > 0 && size < 1 << 28, "{how}");
     }

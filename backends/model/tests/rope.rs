@@ -39,7 +39,7 @@ fn every_rotary_embedding_is_that_of_transformers_or_refused_by_name() {
             continue;
         };
         let heads: [usize; 3] = serde_json::from_value(case["heads"].clone()).unwrap();
-        if heads[0] % heads[1] != 0 {
+        if !heads[0].is_multiple_of(heads[1]) {
             assert!(read.expect_err(&name).message.contains("num_key_value_heads"), "{name}");
             continue;
         }
