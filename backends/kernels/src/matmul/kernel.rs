@@ -109,18 +109,14 @@ fn best() -> (Set, Option<&'static str>) {
     static BEST: std::sync::OnceLock<(Set, Option<&'static str>)> = std::sync::OnceLock::new();
     *BEST.get_or_init(|| {
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512dq")
-        {
+        if has_avx512() {
             if !is_x86_feature_detected!("avx512bf16") {
                 return (Set::Avx512, None);
             }
             #[cfg(target_os = "linux")]
             if super::amx::ready() {
                 // SAFETY: `ready` said that the CPU has the tiles and the system lets this process use them.
-                return match unsafe { super::amx::Hardware::agrees() } {
+                return match unsafe { super::amx::agrees() } {
                     true => (Set::AmxBf16, None),
                     false => (Set::Avx512Bf16, Some("the tiles of AMX failed their self-check and are not used")),
                 };
@@ -129,6 +125,15 @@ fn best() -> (Set, Option<&'static str>) {
         }
         (Set::Portable, None)
     })
+}
+
+/// Whether this CPU has the parts of AVX-512 that the kernels use.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
 }
 
 /// A tile's place in memory.
@@ -246,16 +251,16 @@ pub unsafe fn run_with(set: Set, precision: Precision, rows: usize, tile: Tile, 
             (Set::AmxBf16 | Set::Avx512Bf16 | Set::Avx512, Precision::F32) => x86::run_f32(rows, tile, tail, ahead),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             (Set::AmxBf16, Precision::Bf16) => {
-                super::amx::run::<super::amx::Hardware>(rows, tile);
+                super::amx::run(rows, tile);
                 if tail.units > 0 {
-                    super::amx::run::<super::amx::Hardware>(rows, tail.alone(tile));
+                    super::amx::run(rows, tail.alone(tile));
                 }
             }
             #[cfg(test)]
             (Set::Emulated, Precision::Bf16) => {
-                super::amx::run::<super::amx::Emulated>(rows, tile);
+                super::amx::run_emulated(rows, tile);
                 if tail.units > 0 {
-                    super::amx::run::<super::amx::Emulated>(rows, tail.alone(tile));
+                    super::amx::run_emulated(rows, tail.alone(tile));
                 }
             }
             #[cfg(target_arch = "x86_64")]

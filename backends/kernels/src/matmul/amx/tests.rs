@@ -1,0 +1,151 @@
+use half::bf16;
+
+use super::super::kernel::{Precision, Set};
+use super::super::{Mat, MatMut, Product, Term, Threads, products_by};
+use super::emulated::tdpbf16ps;
+use super::*;
+use crate::testing::noise;
+
+fn emulated(m: usize, n: usize, k: usize, a: Mat<'_>, b: Mat<'_>) -> Vec<f32> {
+    let mut c = vec![0.5f32; m * n];
+    let terms = vec![Term { alpha: 1.5, a, b }];
+    let product = Product { c: MatMut::new(&mut c, m, n), add: true, terms };
+    assert!(k > 0);
+    products_by(Set::Emulated, Precision::Bf16, vec![product], Threads::One);
+    c
+}
+
+#[test]
+fn the_blocking_over_tiles_gives_the_product_of_every_shape() {
+    for (m, n, k) in [(1, 1, 1), (5, 8, 64), (33, 40, 70), (16, 16, 32), (130, 70, 2), (100, 130, 1100)] {
+        let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+        let rounded = |x: f32| f64::from(bf16::from_f32(x).to_f32());
+        let c = emulated(m, n, k, Mat::new(&a, m, k), Mat::new(&b, k, n));
+        for i in 0..m {
+            for j in 0..n {
+                let terms = (0..k).map(|l| rounded(a[i * k + l]) * rounded(b[l * n + j]));
+                let (sum, size) = terms.fold((0.0, 0.0), |(s, z), x| (s + x, z + x.abs()));
+                let error = (f64::from(c[i * n + j]) - 0.5 - 1.5 * sum).abs();
+                assert!(error < 1e-5 * (1.0 + size), "{m}x{n}x{k}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_or_column_does_not_depend_on_the_others() {
+    let (m, n, k) = (70, 100, 200);
+    let (a, b) = (noise(m * k, 1), noise(n * k, 2));
+    let whole = emulated(m, n, k, Mat::new(&a, m, k), Mat::new(&b, n, k).t());
+    for rows in [1, 15, 16, 17, 33] {
+        let part = emulated(rows, n, k, Mat::new(&a[k..], rows, k), Mat::new(&b, n, k).t());
+        assert_eq!(whole[n..(1 + rows) * n], part, "{rows} rows");
+    }
+    for columns in [1, 17, 64, 65] {
+        let part = emulated(m, columns, k, Mat::new(&a, m, k), Mat::new(&b, columns, k).t());
+        let of_whole: Vec<f32> = whole.chunks(n).flat_map(|row| row[..columns].to_vec()).collect();
+        assert_eq!(of_whole, part, "{columns} columns");
+    }
+}
+
+#[test]
+fn the_chains_of_both_halves_are_summed_apart_and_subnormal_numbers_are_zero() {
+    let unit = |low: f32, high: f32| {
+        u32::from(bf16::from_f32(low).to_bits()) | u32::from(bf16::from_f32(high).to_bits()) << 16
+    };
+    let (mut a, mut b, mut c) = ([0u32; SIDE], [[0u32; SIDE]; SIDE], [0f32; SIDE]);
+    [c[0], c[1]] = [0.25, 1e-40];
+    // In one chain the ones would be lost beside 2^25 before it is taken away again.
+    a[0] = unit(33_554_432.0, 1.0);
+    a[1] = unit(-33_554_432.0, 1.0);
+    (b[0][0], b[1][0]) = (unit(1.0, 1.0), unit(1.0, 1.0));
+    tdpbf16ps(&mut c, &a, &b);
+    assert_eq!(c[..2], [2.25, 0.0]);
+    // A product too small for a normal number, and an operand that is none.
+    (a[0], a[1]) = (unit(2e-38, 1e-39), 0);
+    b[0][0] = unit(0.25, 1.0);
+    let mut c = [0f32; SIDE];
+    tdpbf16ps(&mut c, &a, &b);
+    assert_eq!(c[0], 0.0);
+}
+
+#[test]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn the_tiles_of_this_cpu_are_those_of_the_emulation() {
+    if !ready() {
+        eprintln!("skipped: this CPU has no AMX for bf16, or the system does not let this process use it");
+        return;
+    }
+    // SAFETY: `ready` said yes.
+    assert!(unsafe { agrees() });
+}
+
+/// A tile of noise with everything that it lies in.
+struct Case {
+    a: Vec<u32>,
+    b: Vec<u32>,
+    c: Vec<f32>,
+    units: usize,
+    stride: usize,
+}
+
+impl Case {
+    fn new(rows: usize, units: usize, vectors: usize) -> Self {
+        let draw = |n: usize, seed| -> Vec<u32> {
+            noise(2 * n, seed)
+                .chunks(2)
+                .map(|pair| {
+                    let [low, high] = [pair[0], pair[1]].map(|x| u32::from(bf16::from_f32(x).to_bits()));
+                    low | high << 16
+                })
+                .collect()
+        };
+        let stride = vectors * LANES + 3;
+        let (a, b) = (draw(rows * (units + 2), 1), draw(units * vectors * LANES, 2));
+        Case { a, b, c: noise(rows * stride, 3), units, stride }
+    }
+
+    fn tile(&mut self, vectors: usize, columns: usize, alpha: f32, add: bool) -> Tile {
+        Tile {
+            units: self.units,
+            a: self.a.as_ptr(),
+            a_stride: self.units + 2,
+            b: self.b.as_ptr(),
+            vectors,
+            columns,
+            c: self.c.as_mut_ptr(),
+            c_stride: self.stride,
+            alpha,
+            add,
+        }
+    }
+}
+
+#[test]
+fn vectors_around_the_tiles_do_what_plain_loops_do_and_write_nothing_else() {
+    #[cfg(target_arch = "x86_64")]
+    if !super::super::kernel::has_avx512() {
+        eprintln!("skipped: this CPU has no AVX-512");
+        return;
+    }
+    for rows in 1..=33 {
+        for (units, vectors, columns) in [(16, 1, 16), (5, 1, 9), (40, 2, 17), (16, 4, 64), (1, 3, 40), (33, 4, 20)] {
+            for (alpha, add) in [(1.0, false), (0.3, false), (1.0, true), (0.3, true)] {
+                let mut cases = [0; 2].map(|_| Case::new(rows, units, vectors));
+                let before = cases[0].c.clone();
+                let [plain, wide] = cases.each_mut().map(|case| case.tile(vectors, columns, alpha, add));
+                // SAFETY: the operands have the sizes that are named.
+                unsafe {
+                    blocks::<_, Plain>(&mut emulated::Emulated::new(), rows, &plain);
+                    run_emulated(rows, wide);
+                }
+                let bits = |c: &[f32]| c.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                let what = format!("{rows} rows, {units} units, {columns} columns of {vectors} vectors, {alpha} {add}");
+                assert_eq!(bits(&cases[0].c), bits(&cases[1].c), "{what}");
+                let stride = cases[0].stride;
+                let untouched = |(i, (c, before)): (usize, (&f32, &f32))| i % stride < columns || c == before;
+                assert!(cases[0].c.iter().zip(&before).enumerate().all(untouched), "{what}");
+            }
+        }
+    }
+}
