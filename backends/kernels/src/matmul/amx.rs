@@ -4,7 +4,8 @@
 //! which is the form that `tdpbf16ps` wants. Rustc 1.95 knows its mnemonics but not yet its intrinsics or its features,
 //! hence assembly and CPUID by hand ([`hardware`]).
 //!
-//! Sums of two by two tiles stay in tiles over all units of a panel. They leave for the output itself where they are all
+//! Sums of two by two tiles stay in tiles over all units of a panel and those of a tail: a short second term costs a step or
+//! two of sixteen units, and no second pass. They leave for the output itself where they are all
 //! that it is to hold, else for a block in the nearest cache, from where AVX-512 scales and adds them.
 //!
 //! [`emulated`] says in Rust what the instruction does. Tests run the blocking below with it on any CPU, and a CPU that has
@@ -27,7 +28,7 @@ mod tests;
 
 use std::mem::MaybeUninit;
 
-use super::kernel::{LANES, PANEL, Tile};
+use super::kernel::{LANES, PANEL, Tail, Tile};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use hardware::{agrees, ready, run};
 
@@ -132,25 +133,79 @@ impl<const LINES: usize, const WIDTH: usize> Padded<LINES, WIDTH> {
     }
 }
 
-/// Computes `rows` rows of a tile of the output; see [`super::kernel::run`].
+/// Units of the inner dimension, and where those of a panel and of the left operand's rows lie.
+#[derive(Clone, Copy)]
+struct Term {
+    units: usize,
+    a: *const u32,
+    a_stride: usize,
+    b: *const u32,
+    /// Units of columns.
+    width: usize,
+}
+
+impl Term {
+    /// Its steps of whole tiles.
+    fn whole(&self) -> usize {
+        self.units / SIDE
+    }
+
+    fn rest(&self) -> usize {
+        self.units % SIDE
+    }
+
+    /// The first row of a block's rows.
+    fn rows(&self, first: usize) -> Rows {
+        Rows { first: self.a.wrapping_add(first * self.a_stride), stride: self.a_stride }
+    }
+
+    /// The columns of a block from the one named on.
+    fn columns(&self, column: usize) -> Columns {
+        Columns { first: self.b.wrapping_add(column), stride: self.width }
+    }
+
+    /// What is left of the columns' units after the last whole tile.
+    ///
+    /// # Safety
+    /// The columns must be readable. The CPU must have what `V` uses.
+    #[inline(always)]
+    unsafe fn rest_of_columns<V: Vectors>(&self) -> Option<Padded<SIDE, { PANEL / LANES }>> {
+        let first = self.b.wrapping_add(self.whole() * SIDE * self.width);
+        // SAFETY: the caller's promise.
+        (self.rest() > 0).then(|| unsafe { Padded::of::<V>(first, self.width, self.rest(), self.width) })
+    }
+
+    /// What is left of the units of `height` rows.
+    ///
+    /// # Safety
+    /// The rows must be readable. The CPU must have what `V` uses.
+    #[inline(always)]
+    unsafe fn rest_of_rows<V: Vectors>(&self, first: usize, height: usize) -> Option<Padded<BLOCK, 1>> {
+        let from = self.rows(first).first.wrapping_add(self.whole() * SIDE);
+        // SAFETY: the caller's promise.
+        (self.rest() > 0).then(|| unsafe { Padded::of::<V>(from, self.a_stride, height, self.rest()) })
+    }
+}
+
+/// Computes `rows` rows of a tile of the output, the sums of `tail` in the same chains; see [`super::kernel::run_with`].
 ///
 /// # Safety
-/// As [`super::kernel::run`]; the CPU must have what `T` and `V` use.
+/// As there; the CPU must have what `T` and `V` use.
 #[inline(always)]
-unsafe fn blocks<T: Tiles, V: Vectors>(tiles: &mut T, rows: usize, t: &Tile) {
-    let (whole, rest, width) = (t.units / SIDE, t.units % SIDE, t.vectors * LANES);
-    // SAFETY: the caller's promise covers `units` units of `width` columns, and of each row.
-    let b_rest = (rest > 0).then(|| unsafe {
-        Padded::<SIDE, { PANEL / LANES }>::of::<V>(t.b.wrapping_add(whole * SIDE * width), width, rest, width)
-    });
+unsafe fn blocks<T: Tiles, V: Vectors>(tiles: &mut T, rows: usize, t: &Tile, tail: &Tail) {
+    let width = t.vectors * LANES;
+    let terms = [
+        Term { units: t.units, a: t.a, a_stride: t.a_stride, b: t.b, width },
+        Term { units: tail.units, a: tail.a, a_stride: tail.a_stride, b: tail.b, width },
+    ];
+    // SAFETY: the caller's promise covers `units` units of `width` columns.
+    let b_rests = terms.map(|term| unsafe { term.rest_of_columns::<V>() });
     let mut sums = MaybeUninit::<Sums>::uninit();
     let mut prepared = 0;
     for first in (0..rows).step_by(BLOCK) {
         let height = (rows - first).min(BLOCK);
-        let a = t.a.wrapping_add(first * t.a_stride);
-        // SAFETY: as above.
-        let a_rest = (rest > 0)
-            .then(|| unsafe { Padded::<BLOCK, 1>::of::<V>(a.wrapping_add(whole * SIDE), t.a_stride, height, rest) });
+        // SAFETY: the caller's promise covers `units` units of each row.
+        let a_rests = terms.map(|term| unsafe { term.rest_of_rows::<V>(first, height) });
         if height != prepared {
             // SAFETY: the caller vouches for `T`.
             unsafe { T::configure(height) };
@@ -159,16 +214,17 @@ unsafe fn blocks<T: Tiles, V: Vectors>(tiles: &mut T, rows: usize, t: &Tile) {
         for column in (0..t.columns).step_by(BLOCK) {
             let columns = (t.columns - column).min(BLOCK);
             let shape = Shape { rows: height, vectors: columns.div_ceil(LANES) };
-            // SAFETY: the caller's promise about `t`; the rests are whole tiles of their own.
+            // SAFETY: the caller's promise about `t` and `tail`; the rests are whole tiles of their own.
             unsafe {
                 tiles.clear(shape);
-                if whole > 0 {
-                    let b = Columns { first: t.b.wrapping_add(column), stride: width };
-                    tiles.add(shape, whole, Rows { first: a, stride: t.a_stride }, b);
-                }
-                if let (Some(a), Some(b)) = (&a_rest, &b_rest) {
-                    let b = Columns { first: b.0[0][column / LANES..].as_ptr().cast(), stride: PANEL };
-                    tiles.add(shape, 1, Rows { first: a.0.as_ptr().cast(), stride: SIDE }, b);
+                for ((term, a_rest), b_rest) in terms.iter().zip(&a_rests).zip(&b_rests) {
+                    if term.whole() > 0 {
+                        tiles.add(shape, term.whole(), term.rows(first), term.columns(column));
+                    }
+                    if let (Some(a), Some(b)) = (a_rest, b_rest) {
+                        let b = Columns { first: b.0[0][column / LANES..].as_ptr().cast(), stride: PANEL };
+                        tiles.add(shape, 1, Rows { first: a.0.as_ptr().cast(), stride: SIDE }, b);
+                    }
                 }
                 // What is multiplied by one stays what it is.
                 match t.alpha == 1.0 && !t.add && columns == shape.vectors * LANES {
@@ -246,29 +302,29 @@ impl Vectors for Plain {
     }
 }
 
-/// [`super::kernel::run`] on the tiles of the emulation.
+/// [`super::kernel::run_with`] on the tiles of the emulation.
 ///
 /// # Safety
 /// As there.
 #[cfg(test)]
-pub unsafe fn run_emulated(rows: usize, tile: Tile) {
+pub unsafe fn run_emulated(rows: usize, tile: Tile, tail: Tail) {
     let mut tiles = emulated::Emulated::new();
     #[cfg(target_arch = "x86_64")]
     if super::kernel::has_avx512() {
         // SAFETY: the caller's promise; the CPU has AVX-512.
-        return unsafe { run_emulated_wide(&mut tiles, rows, tile) };
+        return unsafe { run_emulated_wide(&mut tiles, rows, tile, tail) };
     }
     // SAFETY: the caller's promise.
-    unsafe { blocks::<_, Plain>(&mut tiles, rows, &tile) }
+    unsafe { blocks::<_, Plain>(&mut tiles, rows, &tile, &tail) }
 }
 
 /// The emulation between the vectors that the tiles of a CPU have around them.
 ///
 /// # Safety
-/// As [`super::kernel::run`]; the CPU must have AVX-512.
+/// As [`super::kernel::run_with`]; the CPU must have AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn run_emulated_wide(tiles: &mut emulated::Emulated, rows: usize, tile: Tile) {
+unsafe fn run_emulated_wide(tiles: &mut emulated::Emulated, rows: usize, tile: Tile, tail: Tail) {
     // SAFETY: the caller's promise.
-    unsafe { blocks::<_, Wide>(tiles, rows, &tile) }
+    unsafe { blocks::<_, Wide>(tiles, rows, &tile, &tail) }
 }

@@ -162,7 +162,7 @@ pub struct Tile {
 }
 
 /// Units that the chains of a tile's sums end with, of operands of their own: a second term of few units costs those units
-/// alone, and no second pass over the output. On AMX it is a second pass.
+/// alone, and no second pass over the output.
 #[derive(Clone, Copy)]
 pub struct Tail {
     /// Units of the inner dimension.
@@ -178,12 +178,6 @@ pub struct Tail {
 impl Tail {
     /// Nothing more.
     pub const NONE: Tail = Tail { units: 0, a: std::ptr::null(), a_stride: 0, b: std::ptr::null() };
-
-    /// What is multiplied in its place in a second pass over the output of `tile`.
-    #[cfg(any(test, all(target_arch = "x86_64", target_os = "linux")))]
-    fn alone(self, tile: Tile) -> Tile {
-        Tile { units: self.units, a: self.a, a_stride: self.a_stride, b: self.b, add: true, ..tile }
-    }
 }
 
 /// A right operand that is multiplied where it lies: rows of bf16.
@@ -250,19 +244,9 @@ pub unsafe fn run_with(set: Set, precision: Precision, rows: usize, tile: Tile, 
             #[cfg(target_arch = "x86_64")]
             (Set::AmxBf16 | Set::Avx512Bf16 | Set::Avx512, Precision::F32) => x86::run_f32(rows, tile, tail, ahead),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            (Set::AmxBf16, Precision::Bf16) => {
-                super::amx::run(rows, tile);
-                if tail.units > 0 {
-                    super::amx::run(rows, tail.alone(tile));
-                }
-            }
+            (Set::AmxBf16, Precision::Bf16) => super::amx::run(rows, tile, tail),
             #[cfg(test)]
-            (Set::Emulated, Precision::Bf16) => {
-                super::amx::run_emulated(rows, tile);
-                if tail.units > 0 {
-                    super::amx::run_emulated(rows, tail.alone(tile));
-                }
-            }
+            (Set::Emulated, Precision::Bf16) => super::amx::run_emulated(rows, tile, tail),
             #[cfg(target_arch = "x86_64")]
             (Set::Avx512, Precision::Bf16) => x86::run_pairs(rows, tile, tail, ahead),
             _ => {

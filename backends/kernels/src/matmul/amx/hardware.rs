@@ -4,16 +4,17 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 
 use super::emulated::Emulated;
-use super::{BLOCK, Columns, LANES, Rows, SIDE, Shape, Tile, Tiles, Wide, blocks, run_emulated_wide};
+use super::{BLOCK, Columns, LANES, Rows, SIDE, Shape, Tail, Tile, Tiles, Wide, blocks, run_emulated_wide};
 
-/// Computes `rows` rows of a tile of the output; see [`super::super::kernel::run`].
+/// Computes `rows` rows of a tile of the output, the sums of `tail` in the same chains; see
+/// [`super::super::kernel::run_with`].
 ///
 /// # Safety
 /// As there; the CPU must have AMX for bf16 and AVX-512, and the system have granted the tiles.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub unsafe fn run(rows: usize, tile: Tile) {
+pub unsafe fn run(rows: usize, tile: Tile, tail: Tail) {
     // SAFETY: the caller's promise.
-    unsafe { blocks::<_, Wide>(&mut Hardware, rows, &tile) }
+    unsafe { blocks::<_, Wide>(&mut Hardware, rows, &tile, &tail) }
 }
 
 /// Tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 columns.
@@ -158,14 +159,15 @@ pub fn ready() -> bool {
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
 }
 
-/// Whether this CPU's products of every shape of block are those of the emulation, to the bit: whole and partial tiles,
-/// stored and added to. [`ready`] must have said yes.
+/// Whether this CPU's products of every shape of block are those of the emulation, to the bit: whole and partial tiles, a
+/// tail, stored and added to. [`ready`] must have said yes.
 ///
 /// # Safety
 /// The CPU must have AMX and AVX-512, and the system have granted the tiles.
 pub unsafe fn agrees() -> bool {
-    /// Two tiles of units and a part of one.
+    /// Two tiles of units and a part of one, and the same of a tail.
     const UNITS: usize = 2 * SIDE + 5;
+    const TAIL: usize = SIDE + 3;
     const WIDTH: usize = 2 * LANES;
     let mut state = 1u32;
     let mut draw = || {
@@ -175,6 +177,8 @@ pub unsafe fn agrees() -> bool {
     };
     let mut units = |n: usize| -> Vec<u32> { (0..n).map(|_| u32::from(draw()) | u32::from(draw()) << 16).collect() };
     let (a, b) = (units(BLOCK * UNITS), units(UNITS * WIDTH));
+    let (a_tail, b_tail) = (units(BLOCK * TAIL), units(TAIL * WIDTH));
+    let tail = Tail { units: TAIL, a: a_tail.as_ptr(), a_stride: TAIL, b: b_tail.as_ptr() };
     [1, 7, SIDE, 21, BLOCK].into_iter().all(|rows| {
         [(1, LANES), (1, 9), (2, WIDTH), (2, 23)].into_iter().all(|(vectors, columns)| {
             [(1.0, false), (0.75, false), (0.75, true)].into_iter().all(|(alpha, add)| {
@@ -193,8 +197,8 @@ pub unsafe fn agrees() -> bool {
                 });
                 // SAFETY: the caller vouches for the instructions; the operands have the sizes that are named.
                 unsafe {
-                    run(rows, real);
-                    run_emulated_wide(&mut Emulated::new(), rows, wanted);
+                    run(rows, real, tail);
+                    run_emulated_wide(&mut Emulated::new(), rows, wanted, tail);
                 }
                 let bits = |c: &[f32]| c.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                 bits(&both[0]) == bits(&both[1])

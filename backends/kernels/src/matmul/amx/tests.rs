@@ -80,17 +80,18 @@ fn the_tiles_of_this_cpu_are_those_of_the_emulation() {
     assert!(unsafe { agrees() });
 }
 
-/// A tile of noise with everything that it lies in.
+/// A tile of noise and a tail with everything that they lie in.
 struct Case {
     a: Vec<u32>,
     b: Vec<u32>,
     c: Vec<f32>,
     units: usize,
+    more: usize,
     stride: usize,
 }
 
 impl Case {
-    fn new(rows: usize, units: usize, vectors: usize) -> Self {
+    fn new(rows: usize, (units, more): (usize, usize), vectors: usize) -> Self {
         let draw = |n: usize, seed| -> Vec<u32> {
             noise(2 * n, seed)
                 .chunks(2)
@@ -101,15 +102,15 @@ impl Case {
                 .collect()
         };
         let stride = vectors * LANES + 3;
-        let (a, b) = (draw(rows * (units + 2), 1), draw(units * vectors * LANES, 2));
-        Case { a, b, c: noise(rows * stride, 3), units, stride }
+        let (a, b) = (draw(rows * (units + more + 2), 1), draw((units + more) * vectors * LANES, 2));
+        Case { a, b, c: noise(rows * stride, 3), units, more, stride }
     }
 
     fn tile(&mut self, vectors: usize, columns: usize, alpha: f32, add: bool) -> Tile {
         Tile {
             units: self.units,
             a: self.a.as_ptr(),
-            a_stride: self.units + 2,
+            a_stride: self.units + self.more + 2,
             b: self.b.as_ptr(),
             vectors,
             columns,
@@ -117,6 +118,16 @@ impl Case {
             c_stride: self.stride,
             alpha,
             add,
+        }
+    }
+
+    /// The units after those of [`Case::tile`].
+    fn tail(&self, vectors: usize) -> Tail {
+        Tail {
+            units: self.more,
+            a: self.a[self.units..].as_ptr(),
+            a_stride: self.units + self.more + 2,
+            b: self.b[self.units * vectors * LANES..].as_ptr(),
         }
     }
 }
@@ -129,18 +140,22 @@ fn vectors_around_the_tiles_do_what_plain_loops_do_and_write_nothing_else() {
         return;
     }
     for rows in 1..=33 {
-        for (units, vectors, columns) in [(16, 1, 16), (5, 1, 9), (40, 2, 17), (16, 4, 64), (1, 3, 40), (33, 4, 20)] {
+        // Ranks 1, 8, 16, 33 and 64 after units whole and not.
+        for (units, more, vectors, columns) in
+            [(16, 0, 1, 16), (5, 1, 1, 9), (40, 4, 2, 17), (16, 8, 4, 64), (1, 17, 3, 40), (33, 32, 4, 20), (0, 4, 1, 3)]
+        {
             for (alpha, add) in [(1.0, false), (0.3, false), (1.0, true), (0.3, true)] {
-                let mut cases = [0; 2].map(|_| Case::new(rows, units, vectors));
+                let mut cases = [0; 2].map(|_| Case::new(rows, (units, more), vectors));
                 let before = cases[0].c.clone();
-                let [plain, wide] = cases.each_mut().map(|case| case.tile(vectors, columns, alpha, add));
+                let [plain, wide] =
+                    cases.each_mut().map(|case| (case.tile(vectors, columns, alpha, add), case.tail(vectors)));
                 // SAFETY: the operands have the sizes that are named.
                 unsafe {
-                    blocks::<_, Plain>(&mut emulated::Emulated::new(), rows, &plain);
-                    run_emulated(rows, wide);
+                    blocks::<_, Plain>(&mut emulated::Emulated::new(), rows, &plain.0, &plain.1);
+                    run_emulated(rows, wide.0, wide.1);
                 }
                 let bits = |c: &[f32]| c.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-                let what = format!("{rows} rows, {units} units, {columns} columns of {vectors} vectors, {alpha} {add}");
+                let what = format!("{rows} rows, {units} + {more} units, {columns} columns of {vectors} vectors, {alpha} {add}");
                 assert_eq!(bits(&cases[0].c), bits(&cases[1].c), "{what}");
                 let stride = cases[0].stride;
                 let untouched = |(i, (c, before)): (usize, (&f32, &f32))| i % stride < columns || c == before;
