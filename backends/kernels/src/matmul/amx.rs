@@ -28,7 +28,7 @@ mod tests;
 
 use std::mem::MaybeUninit;
 
-use super::kernel::{LANES, PANEL, Tail, Tile};
+use super::kernel::{LANES, PANEL, Tail, Tile, prefetch_to_write};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use hardware::{agrees, ready, run};
 
@@ -37,8 +37,10 @@ const SIDE: usize = 16;
 /// Rows and columns that are summed at once: two tiles by two.
 const BLOCK: usize = 2 * SIDE;
 
+/// Steps of the inner dimension between two times that something is asked for.
+const PART: usize = 3;
+
 /// Sums of a block, row by row.
-#[derive(Clone)]
 #[repr(C, align(64))]
 struct Sums([[f32; BLOCK]; BLOCK]);
 
@@ -94,6 +96,40 @@ trait Tiles {
     /// # Safety
     /// As [`Tiles::clear`], and there must be room for them.
     unsafe fn store(&mut self, shape: Shape, to: *mut f32, stride: usize);
+}
+
+/// Rows of a block of the output, asked for while its sums are made: a tile that is stored to where it is not in a near
+/// cache waits for longer than a step takes.
+struct Awaited {
+    next: *const f32,
+    stride: usize,
+    /// Rows that are left.
+    rows: usize,
+    /// Cache lines of a row.
+    lines: usize,
+    /// Rows at a time.
+    each: usize,
+}
+
+impl Awaited {
+    /// The rows of `shape` from `c` on, in `parts` parts. Of few parts each would be many lines, more than a core has in
+    /// flight; and what has a short inner dimension are tiles of attention, which are near.
+    #[inline(always)]
+    fn new(c: *const f32, stride: usize, shape: Shape, parts: usize) -> Self {
+        let rows = if parts > 1 { shape.rows } else { 0 };
+        Awaited { next: c, stride, rows, lines: shape.vectors, each: rows.div_ceil(parts.max(1)) }
+    }
+
+    #[inline(always)]
+    fn fetch(&mut self) {
+        for _ in 0..self.each.min(self.rows) {
+            for line in 0..self.lines {
+                prefetch_to_write(self.next.wrapping_add(line * LANES).cast());
+            }
+            self.next = self.next.wrapping_add(self.stride);
+        }
+        self.rows -= self.each.min(self.rows);
+    }
 }
 
 /// What is done around the tiles, in vectors.
@@ -214,12 +250,19 @@ unsafe fn blocks<T: Tiles, V: Vectors>(tiles: &mut T, rows: usize, t: &Tile, tai
         for column in (0..t.columns).step_by(BLOCK) {
             let columns = (t.columns - column).min(BLOCK);
             let shape = Shape { rows: height, vectors: columns.div_ceil(LANES) };
+            let c = t.c.wrapping_add(first * t.c_stride + column);
+            let mut awaited = Awaited::new(c, t.c_stride, shape, terms[0].whole().div_ceil(PART));
             // SAFETY: the caller's promise about `t` and `tail`; the rests are whole tiles of their own.
             unsafe {
                 tiles.clear(shape);
                 for ((term, a_rest), b_rest) in terms.iter().zip(&a_rests).zip(&b_rests) {
-                    if term.whole() > 0 {
-                        tiles.add(shape, term.whole(), term.rows(first), term.columns(column));
+                    let (mut a, mut b) = (term.rows(first), term.columns(column));
+                    for step in (0..term.whole()).step_by(PART) {
+                        let steps = PART.min(term.whole() - step);
+                        awaited.fetch();
+                        tiles.add(shape, steps, a, b);
+                        a.first = a.first.wrapping_add(steps * SIDE);
+                        b.first = b.first.wrapping_add(steps * SIDE * width);
                     }
                     if let (Some(a), Some(b)) = (a_rest, b_rest) {
                         let b = Columns { first: b.0[0][column / LANES..].as_ptr().cast(), stride: PANEL };
@@ -228,7 +271,7 @@ unsafe fn blocks<T: Tiles, V: Vectors>(tiles: &mut T, rows: usize, t: &Tile, tai
                 }
                 // What is multiplied by one stays what it is.
                 match t.alpha == 1.0 && !t.add && columns == shape.vectors * LANES {
-                    true => tiles.store(shape, t.c.wrapping_add(first * t.c_stride + column), t.c_stride),
+                    true => tiles.store(shape, c, t.c_stride),
                     false => {
                         tiles.store(shape, sums.as_mut_ptr().cast(), BLOCK);
                         V::put(&sums, shape, t, first, column);

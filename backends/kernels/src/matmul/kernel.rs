@@ -218,6 +218,19 @@ pub fn prefetch(address: *const u8) {
     let _ = address;
 }
 
+/// [`prefetch`] of what is written soon: the line comes as this core's own.
+#[inline(always)]
+pub fn prefetch_to_write(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above. The intrinsic makes a read of it, unless a feature says that there is such an instruction; it does
+    // nothing where there is none.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) address, options(nomem, nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// [`run_with`] nothing more.
 ///
 /// # Safety
