@@ -28,6 +28,7 @@ mod tests;
 
 use std::mem::MaybeUninit;
 
+use super::ahead::Ahead;
 use super::kernel::{LANES, PANEL, Tail, Tile, prefetch_to_write};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use hardware::{agrees, ready, run};
@@ -39,6 +40,9 @@ const BLOCK: usize = 2 * SIDE;
 
 /// Steps of the inner dimension between two times that something is asked for.
 const PART: usize = 3;
+
+/// Cache lines of what comes later that are asked for in such a part at most: more than that hold up the loads of the part.
+const LINES: usize = 4 * PART;
 
 /// Sums of a block, row by row.
 #[repr(C, align(64))]
@@ -223,12 +227,13 @@ impl Term {
     }
 }
 
-/// Computes `rows` rows of a tile of the output, the sums of `tail` in the same chains; see [`super::kernel::run_with`].
+/// Computes `rows` rows of a tile of the output, the sums of `tail` in the same chains, and asks for what lies `ahead`
+/// meanwhile; see [`super::kernel::run_with`].
 ///
 /// # Safety
 /// As there; the CPU must have what `T` and `V` use.
 #[inline(always)]
-unsafe fn blocks<T: Tiles, V: Vectors>(tiles: &mut T, rows: usize, t: &Tile, tail: &Tail) {
+unsafe fn blocks<T: Tiles, V: Vectors>(tiles: &mut T, rows: usize, t: &Tile, tail: &Tail, ahead: &mut Ahead) {
     let width = t.vectors * LANES;
     let terms = [
         Term { units: t.units, a: t.a, a_stride: t.a_stride, b: t.b, width },
@@ -236,6 +241,9 @@ unsafe fn blocks<T: Tiles, V: Vectors>(tiles: &mut T, rows: usize, t: &Tile, tai
     ];
     // SAFETY: the caller's promise covers `units` units of `width` columns.
     let b_rests = terms.map(|term| unsafe { term.rest_of_columns::<V>() });
+    // All of what lies ahead, in the same share between any two parts, as far as that is bearable.
+    let parts = terms[0].whole().div_ceil(PART);
+    let share = ahead.lines().div_ceil((parts * rows.div_ceil(BLOCK) * t.columns.div_ceil(BLOCK)).max(1)).min(LINES);
     let mut sums = MaybeUninit::<Sums>::uninit();
     let mut prepared = 0;
     for first in (0..rows).step_by(BLOCK) {
@@ -251,7 +259,7 @@ unsafe fn blocks<T: Tiles, V: Vectors>(tiles: &mut T, rows: usize, t: &Tile, tai
             let columns = (t.columns - column).min(BLOCK);
             let shape = Shape { rows: height, vectors: columns.div_ceil(LANES) };
             let c = t.c.wrapping_add(first * t.c_stride + column);
-            let mut awaited = Awaited::new(c, t.c_stride, shape, terms[0].whole().div_ceil(PART));
+            let mut awaited = Awaited::new(c, t.c_stride, shape, parts);
             // SAFETY: the caller's promise about `t` and `tail`; the rests are whole tiles of their own.
             unsafe {
                 tiles.clear(shape);
@@ -260,6 +268,7 @@ unsafe fn blocks<T: Tiles, V: Vectors>(tiles: &mut T, rows: usize, t: &Tile, tai
                     for step in (0..term.whole()).step_by(PART) {
                         let steps = PART.min(term.whole() - step);
                         awaited.fetch();
+                        ahead.fetch(share);
                         tiles.add(shape, steps, a, b);
                         a.first = a.first.wrapping_add(steps * SIDE);
                         b.first = b.first.wrapping_add(steps * SIDE * width);
@@ -350,15 +359,15 @@ impl Vectors for Plain {
 /// # Safety
 /// As there.
 #[cfg(test)]
-pub unsafe fn run_emulated(rows: usize, tile: Tile, tail: Tail) {
+pub unsafe fn run_emulated(rows: usize, tile: Tile, tail: Tail, ahead: &mut Ahead) {
     let mut tiles = emulated::Emulated::new();
     #[cfg(target_arch = "x86_64")]
     if super::kernel::has_avx512() {
         // SAFETY: the caller's promise; the CPU has AVX-512.
-        return unsafe { run_emulated_wide(&mut tiles, rows, tile, tail) };
+        return unsafe { run_emulated_wide(&mut tiles, rows, tile, tail, ahead) };
     }
     // SAFETY: the caller's promise.
-    unsafe { blocks::<_, Plain>(&mut tiles, rows, &tile, &tail) }
+    unsafe { blocks::<_, Plain>(&mut tiles, rows, &tile, &tail, ahead) }
 }
 
 /// The emulation between the vectors that the tiles of a CPU have around them.
@@ -367,7 +376,13 @@ pub unsafe fn run_emulated(rows: usize, tile: Tile, tail: Tail) {
 /// As [`super::kernel::run_with`]; the CPU must have AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn run_emulated_wide(tiles: &mut emulated::Emulated, rows: usize, tile: Tile, tail: Tail) {
+unsafe fn run_emulated_wide(
+    tiles: &mut emulated::Emulated,
+    rows: usize,
+    tile: Tile,
+    tail: Tail,
+    ahead: &mut Ahead,
+) {
     // SAFETY: the caller's promise.
-    unsafe { blocks::<_, Wide>(tiles, rows, &tile, &tail) }
+    unsafe { blocks::<_, Wide>(tiles, rows, &tile, &tail, ahead) }
 }

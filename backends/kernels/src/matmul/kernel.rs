@@ -240,9 +240,9 @@ pub unsafe fn run(set: Set, precision: Precision, rows: usize, tile: Tile) {
     unsafe { run_with(set, precision, rows, tile, Tail::NONE, &mut Ahead::nothing()) }
 }
 
-/// Computes `rows` rows of a tile, the sums of `tail` in the same chains. Meanwhile the instructions of AVX-512 ask for as
-/// much of what lies `ahead` as they can: a cache line at a time between many multiplications, for a processor that waits
-/// for many already forgets what else it is asked for.
+/// Computes `rows` rows of a tile, the sums of `tail` in the same chains. Meanwhile AVX-512 and tiles ask for as much of
+/// what lies `ahead` as they can: a few cache lines at a time between many multiplications, for a processor that waits for
+/// many already forgets what else it is asked for.
 ///
 /// # Safety
 /// All that `tile` describes must lie inside its buffers: `rows` rows of `units` units from `a`, `units * vectors *
@@ -257,9 +257,9 @@ pub unsafe fn run_with(set: Set, precision: Precision, rows: usize, tile: Tile, 
             #[cfg(target_arch = "x86_64")]
             (Set::AmxBf16 | Set::Avx512Bf16 | Set::Avx512, Precision::F32) => x86::run_f32(rows, tile, tail, ahead),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            (Set::AmxBf16, Precision::Bf16) => super::amx::run(rows, tile, tail),
+            (Set::AmxBf16, Precision::Bf16) => super::amx::run(rows, tile, tail, ahead),
             #[cfg(test)]
-            (Set::Emulated, Precision::Bf16) => super::amx::run_emulated(rows, tile, tail),
+            (Set::Emulated, Precision::Bf16) => super::amx::run_emulated(rows, tile, tail, ahead),
             #[cfg(target_arch = "x86_64")]
             (Set::Avx512, Precision::Bf16) => x86::run_pairs(rows, tile, tail, ahead),
             _ => {

@@ -4,17 +4,17 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 
 use super::emulated::Emulated;
-use super::{BLOCK, Columns, LANES, Rows, SIDE, Shape, Tail, Tile, Tiles, Wide, blocks, run_emulated_wide};
+use super::{Ahead, BLOCK, Columns, LANES, Rows, SIDE, Shape, Tail, Tile, Tiles, Wide, blocks, run_emulated_wide};
 
-/// Computes `rows` rows of a tile of the output, the sums of `tail` in the same chains; see
-/// [`super::super::kernel::run_with`].
+/// Computes `rows` rows of a tile of the output, the sums of `tail` in the same chains, and asks for what lies `ahead`
+/// meanwhile; see [`super::super::kernel::run_with`].
 ///
 /// # Safety
 /// As there; the CPU must have AMX for bf16 and AVX-512, and the system have granted the tiles.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub unsafe fn run(rows: usize, tile: Tile, tail: Tail) {
+pub unsafe fn run(rows: usize, tile: Tile, tail: Tail, ahead: &mut Ahead) {
     // SAFETY: the caller's promise.
-    unsafe { blocks::<_, Wide>(&mut Hardware, rows, &tile, &tail) }
+    unsafe { blocks::<_, Wide>(&mut Hardware, rows, &tile, &tail, ahead) }
 }
 
 /// Tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 columns.
@@ -197,8 +197,8 @@ pub unsafe fn agrees() -> bool {
                 });
                 // SAFETY: the caller vouches for the instructions; the operands have the sizes that are named.
                 unsafe {
-                    run(rows, real, tail);
-                    run_emulated_wide(&mut Emulated::new(), rows, wanted, tail);
+                    run(rows, real, tail, &mut Ahead::nothing());
+                    run_emulated_wide(&mut Emulated::new(), rows, wanted, tail, &mut Ahead::nothing());
                 }
                 let bits = |c: &[f32]| c.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                 bits(&both[0]) == bits(&both[1])

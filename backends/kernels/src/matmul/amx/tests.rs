@@ -151,8 +151,9 @@ fn vectors_around_the_tiles_do_what_plain_loops_do_and_write_nothing_else() {
                     cases.each_mut().map(|case| (case.tile(vectors, columns, alpha, add), case.tail(vectors)));
                 // SAFETY: the operands have the sizes that are named.
                 unsafe {
-                    blocks::<_, Plain>(&mut emulated::Emulated::new(), rows, &plain.0, &plain.1);
-                    run_emulated(rows, wide.0, wide.1);
+                    let (mut tiles, nothing) = (emulated::Emulated::new(), &mut Ahead::nothing());
+                    blocks::<_, Plain>(&mut tiles, rows, &plain.0, &plain.1, nothing);
+                    run_emulated(rows, wide.0, wide.1, nothing);
                 }
                 let bits = |c: &[f32]| c.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                 let what = format!("{rows} rows, {units} + {more} units, {columns} columns of {vectors} vectors, {alpha} {add}");
@@ -163,4 +164,23 @@ fn vectors_around_the_tiles_do_what_plain_loops_do_and_write_nothing_else() {
             }
         }
     }
+}
+
+#[test]
+fn all_that_lies_ahead_is_asked_for_by_the_end_of_a_panel_but_not_too_much_at_once() {
+    let next = vec![0f32; 64 * 1024];
+    let of = |rows: usize| {
+        let mut case = Case::new(rows, (512, 0), 4);
+        let tile = case.tile(4, 64, 1.0, false);
+        let mut ahead = Ahead::of(&Mat::new(&next, 64, 1024), 0..64, 0..512);
+        let before = ahead.lines();
+        // SAFETY: the operands have the sizes that are named.
+        unsafe { run_emulated(rows, tile, Tail::NONE, &mut ahead) };
+        (before, ahead.lines())
+    };
+    let (all, left) = of(512);
+    assert!(all >= 64 * 32 && left == 0, "{left} of {all}");
+    // One row of two blocks of 32 steps, in 11 parts each.
+    let (all, left) = of(1);
+    assert_eq!(all - left, 2 * 11 * LINES);
 }
