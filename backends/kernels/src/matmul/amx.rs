@@ -151,7 +151,9 @@ trait Vectors {
     unsafe fn put(sums: &MaybeUninit<Sums>, shape: Shape, t: &Tile, first: usize, column: usize);
 }
 
-/// The last units of an operand's lines, with zeros beyond them: what lies there in memory belongs to somebody else.
+/// The last units of an operand's lines, with zeros beyond them: what lies there in memory belongs to somebody else. Each
+/// line begins a cache line, for a tile whose rows straddle two takes two to four times as long to load.
+#[repr(C, align(64))]
 struct Padded<const LINES: usize, const WIDTH: usize>([[[u32; LANES]; WIDTH]; LINES]);
 
 impl<const LINES: usize, const WIDTH: usize> Padded<LINES, WIDTH> {

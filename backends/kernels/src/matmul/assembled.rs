@@ -22,9 +22,13 @@ pub struct Left {
 impl Left {
     /// Room for `[rows, cols]`, with any contents.
     pub fn room(precision: Precision, rows: usize, cols: usize) -> Self {
-        let cols = cols.next_multiple_of(precision.per_unit());
-        let buffer = buffers::take(rows * cols / precision.per_unit());
-        Left { set: Set::of_this_cpu(), precision, rows, cols, buffer }
+        Self::by(Set::of_this_cpu(), precision, rows, cols)
+    }
+
+    /// [`Left::room`] for the instructions of `set`.
+    pub(super) fn by(set: Set, precision: Precision, rows: usize, cols: usize) -> Self {
+        let stride = set.row_stride(cols.div_ceil(precision.per_unit()));
+        Left { set, precision, rows, cols: stride * precision.per_unit(), buffer: buffers::take(rows * stride) }
     }
 
     fn stride(&self) -> usize {

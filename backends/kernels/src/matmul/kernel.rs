@@ -98,6 +98,17 @@ impl Set {
         })
     }
 
+    /// Units from the start of one packed row of a left operand to that of the next, if it has so many: for tiles whole cache
+    /// lines, since one whose rows straddle them takes two to four times as long to load.
+    pub(super) fn row_stride(self, units: usize) -> usize {
+        match self {
+            Set::AmxBf16 => units.next_multiple_of(LANES),
+            #[cfg(test)]
+            Set::Emulated => units.next_multiple_of(LANES),
+            _ => units,
+        }
+    }
+
     /// What there is to say about the choice of [`Set::of_this_cpu`].
     pub fn remark() -> Option<&'static str> {
         best().1

@@ -178,7 +178,7 @@ impl<'a> Rows<'a> {
         let (units, stride) = match precision {
             Precision::F32 => (Units::InPlace(x), k),
             Precision::Bf16 => {
-                let stride = k.div_ceil(precision.per_unit());
+                let stride = set.row_stride(k.div_ceil(precision.per_unit()));
                 let mut buffer = buffers::take(m * stride);
                 let chunks = Pieces::new(bytemuck::cast_slice_mut::<f32, u32>(&mut buffer), CHUNK * stride);
                 let mat = Mat::new(x, m, k);

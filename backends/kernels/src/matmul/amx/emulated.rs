@@ -39,6 +39,9 @@ thread_local! {
     /// How often they were.
     #[cfg(test)]
     pub(super) static CONFIGURATIONS: Cell<usize> = const { Cell::new(0) };
+    /// Operands whose rows straddled cache lines.
+    #[cfg(test)]
+    pub(super) static STRADDLING: Cell<usize> = const { Cell::new(0) };
 }
 
 /// The tiles as `tdpbf16ps` has them.
@@ -73,6 +76,11 @@ impl Tiles for Emulated {
     #[inline(always)]
     unsafe fn add(&mut self, shape: Shape, steps: usize, a: Rows, b: Columns) {
         Self::check(shape);
+        #[cfg(test)]
+        for (first, stride) in [(a.first, a.stride), (b.first, b.stride)] {
+            let straddles = first.align_offset(64) != 0 || !stride.is_multiple_of(SIDE);
+            STRADDLING.set(STRADDLING.get() + usize::from(straddles));
+        }
         for step in 0..steps {
             for vector in 0..shape.vectors {
                 let mut of_b = [[0u32; SIDE]; SIDE];

@@ -184,3 +184,27 @@ fn all_that_lies_ahead_is_asked_for_by_the_end_of_a_panel_but_not_too_much_at_on
     let (all, left) = of(1);
     assert_eq!(all - left, 2 * 11 * LINES);
 }
+
+#[test]
+fn whatever_tiles_load_begins_at_cache_lines_but_an_operand_in_place_that_does_not() {
+    // Few rows and many, so that either operand is packed; tails; an inner dimension that ends inside a cache line.
+    for (m, n, k, rank) in [(5, 70, 64, 8), (130, 200, 2200, 16), (200, 96, 70, 33), (3, 64, 64, 0), (40, 90, 0, 8)] {
+        let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+        let (low, up) = (noise(m * rank, 3), noise(rank * n, 4));
+        let mut c = vec![0f32; m * n];
+        let mut terms = vec![Term { alpha: 1.0, a: Mat::new(&a, m, k), b: Mat::new(&b, k, n) }];
+        if rank > 0 {
+            terms.push(Term { alpha: 1.0, a: Mat::new(&low, m, rank), b: Mat::new(&up, rank, n) });
+        }
+        let product = Product { c: MatMut::new(&mut c, m, n), add: false, terms };
+        emulated::STRADDLING.set(0);
+        products_by(Set::Emulated, Precision::Bf16, vec![product], Threads::One);
+        assert_eq!(emulated::STRADDLING.get(), 0, "{m}x{n}x{k}+{rank}");
+    }
+    let rounded: Vec<bf16> = noise(40 * 40, 1).iter().map(|x| bf16::from_f32(*x)).collect();
+    let (a, b, mut c) = (Mat::narrowed(&rounded, 40, 40), noise(40 * 8, 2), vec![0f32; 40 * 8]);
+    let terms = vec![Term { alpha: 1.0, a, b: Mat::new(&b, 40, 8) }];
+    let product = Product { c: MatMut::new(&mut c, 40, 8), add: false, terms };
+    products_by(Set::Emulated, Precision::Bf16, vec![product], Threads::One);
+    assert!(emulated::STRADDLING.get() > 0, "the count counts nothing");
+}
