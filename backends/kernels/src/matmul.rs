@@ -34,6 +34,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use self::ahead::Ahead;
+pub use self::amx::task;
 use self::executor::Executor;
 pub use self::kernel::Precision;
 use self::kernel::{LANES, PANEL, Set, Tail, Tile, Unpacked};
@@ -418,7 +419,7 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
             add = true;
         }
     };
-    threads.each(tasks.len(), &run);
+    threads.each(tasks.len(), &|number| amx::task(|| run(number)));
 }
 
 /// Rows of the left operand that do not pay for packing the right one.

@@ -26,6 +26,7 @@ mod hardware;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 
 use super::ahead::Ahead;
@@ -75,6 +76,8 @@ struct Shape {
 
 /// Where tiles are multiplied. A block's sums lie in them from [`Tiles::clear`] to [`Tiles::store`].
 trait Tiles {
+    /// Whose they are.
+    const WHOSE: Whose;
     /// Prepares for blocks of `rows` rows, 1 to [`BLOCK`].
     ///
     /// # Safety
@@ -100,6 +103,77 @@ trait Tiles {
     /// # Safety
     /// As [`Tiles::clear`], and there must be room for them.
     unsafe fn store(&mut self, shape: Shape, to: *mut f32, stride: usize);
+}
+
+/// The implementations of [`Tiles`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// This CPU's.
+    Hardware,
+    /// Those of the emulation.
+    Emulated,
+}
+
+/// What a thread's tiles are configured for.
+#[derive(Clone, Copy)]
+struct Configured {
+    /// Whose tiles, and for how many rows.
+    tiles: Option<(Whose, usize)>,
+    /// Calls of [`task`] that have not returned.
+    tasks: usize,
+}
+
+thread_local! {
+    static CONFIGURED: Cell<Configured> = const { Cell::new(Configured { tiles: None, tasks: 0 }) };
+}
+
+/// Does `f`, most likely several products on this thread, between which tiles stay configured: to configure them takes as long
+/// as some steps. Nothing else in it may use tiles.
+pub fn task<R>(f: impl FnOnce() -> R) -> R {
+    /// So that it ends after a panic too.
+    struct End;
+    impl Drop for End {
+        fn drop(&mut self) {
+            let before = CONFIGURED.get();
+            CONFIGURED.set(Configured { tasks: before.tasks - 1, ..before });
+            leave();
+        }
+    }
+    let before = CONFIGURED.get();
+    CONFIGURED.set(Configured { tasks: before.tasks + 1, ..before });
+    let _end = End;
+    f()
+}
+
+/// Releases this thread's tiles, unless it is inside of a task.
+#[inline(always)]
+fn leave() {
+    let Configured { tiles: Some((whose, _)), tasks: 0 } = CONFIGURED.get() else { return };
+    CONFIGURED.set(Configured { tiles: None, tasks: 0 });
+    // SAFETY: tiles that were configured are there.
+    unsafe {
+        match whose {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Whose::Hardware => hardware::Hardware::release(),
+            _ => emulated::Emulated::release(),
+        }
+    }
+}
+
+/// Configures this thread's tiles for blocks of `rows` rows, unless they are.
+///
+/// # Safety
+/// The CPU must have what `T` uses.
+#[inline(always)]
+unsafe fn enter<T: Tiles>(rows: usize) {
+    // Sixteen rows leave the lower tiles alone, whatever these are configured for.
+    let rows = if rows == SIDE { BLOCK } else { rows };
+    let (before, wanted) = (CONFIGURED.get(), Some((T::WHOSE, rows)));
+    if before.tiles != wanted {
+        // SAFETY: the caller vouches for `T`.
+        unsafe { T::configure(rows) };
+        CONFIGURED.set(Configured { tiles: wanted, ..before });
+    }
 }
 
 /// Rows of a block of the output, asked for while its sums are made: a tile that is stored to where it is not in a near
@@ -247,16 +321,12 @@ unsafe fn blocks<T: Tiles, V: Vectors>(tiles: &mut T, rows: usize, t: &Tile, tai
     let parts = terms[0].whole().div_ceil(PART);
     let share = ahead.lines().div_ceil((parts * rows.div_ceil(BLOCK) * t.columns.div_ceil(BLOCK)).max(1)).min(LINES);
     let mut sums = MaybeUninit::<Sums>::uninit();
-    let mut prepared = 0;
     for first in (0..rows).step_by(BLOCK) {
         let height = (rows - first).min(BLOCK);
         // SAFETY: the caller's promise covers `units` units of each row.
         let a_rests = terms.map(|term| unsafe { term.rest_of_rows::<V>(first, height) });
-        if height != prepared {
-            // SAFETY: the caller vouches for `T`.
-            unsafe { T::configure(height) };
-            prepared = height;
-        }
+        // SAFETY: the caller vouches for `T`.
+        unsafe { enter::<T>(height) };
         for column in (0..t.columns).step_by(BLOCK) {
             let columns = (t.columns - column).min(BLOCK);
             let shape = Shape { rows: height, vectors: columns.div_ceil(LANES) };
@@ -291,8 +361,7 @@ unsafe fn blocks<T: Tiles, V: Vectors>(tiles: &mut T, rows: usize, t: &Tile, tai
             }
         }
     }
-    // SAFETY: the caller vouches for `T`.
-    unsafe { T::release() };
+    leave();
 }
 
 /// AVX-512.
@@ -378,13 +447,7 @@ pub unsafe fn run_emulated(rows: usize, tile: Tile, tail: Tail, ahead: &mut Ahea
 /// As [`super::kernel::run_with`]; the CPU must have AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn run_emulated_wide(
-    tiles: &mut emulated::Emulated,
-    rows: usize,
-    tile: Tile,
-    tail: Tail,
-    ahead: &mut Ahead,
-) {
+unsafe fn run_emulated_wide(tiles: &mut emulated::Emulated, rows: usize, tile: Tile, tail: Tail, ahead: &mut Ahead) {
     // SAFETY: the caller's promise.
     unsafe { blocks::<_, Wide>(tiles, rows, &tile, &tail, ahead) }
 }

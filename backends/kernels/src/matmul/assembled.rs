@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::kernel::{self, LANES, PANEL, Precision, Set, Tile};
 use super::pack::{self, Part};
 use super::packed::Right;
-use super::{DEPTH, Mat, MatMut};
+use super::{DEPTH, Mat, MatMut, task};
 use crate::buffers::{self, Buffer};
 
 /// A left operand, packed where it is put.
@@ -128,7 +128,7 @@ pub fn multiply(
     );
     assert!(along.start.is_multiple_of(per_unit) && first.is_multiple_of(per_unit) && column.is_multiple_of(PANEL));
     let units: &[u32] = bytemuck::cast_slice(&a.buffer);
-    for at in (0..n).step_by(PANEL) {
+    let of_panel = |at: usize| {
         for start in (0..k).step_by(DEPTH * per_unit) {
             let units_here = (DEPTH * per_unit).min(k - start).div_ceil(per_unit);
             let (panel, vectors) = b.panel(column + at, (first + start) / per_unit);
@@ -150,7 +150,8 @@ pub fn multiply(
             // checked its extent and is borrowed mutably.
             unsafe { kernel::run(b.set, b.precision, m, tile) };
         }
-    }
+    };
+    task(|| (0..n).step_by(PANEL).for_each(of_panel));
 }
 
 /// `out` `[cols, rows]` from `x` `[rows, cols]`.

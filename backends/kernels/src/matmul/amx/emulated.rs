@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 
-use super::{BLOCK, Columns, Rows, SIDE, Shape, Sums, Tiles};
+use super::{BLOCK, Columns, Rows, SIDE, Shape, Sums, Tiles, Whose};
 
 /// A number as the tiles take and leave it: a subnormal one as zero of its sign.
 #[inline(always)]
@@ -61,6 +61,8 @@ impl Emulated {
 }
 
 impl Tiles for Emulated {
+    const WHOSE: Whose = Whose::Emulated;
+
     unsafe fn configure(rows: usize) {
         #[cfg(test)]
         CONFIGURATIONS.set(CONFIGURATIONS.get() + 1);

@@ -4,7 +4,9 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 
 use super::emulated::Emulated;
-use super::{Ahead, BLOCK, Columns, LANES, Rows, SIDE, Shape, Tail, Tile, Tiles, Wide, blocks, run_emulated_wide};
+use super::{
+    Ahead, BLOCK, Columns, LANES, Rows, SIDE, Shape, Tail, Tile, Tiles, Whose, Wide, blocks, run_emulated_wide,
+};
 
 /// Computes `rows` rows of a tile of the output, the sums of `tail` in the same chains, and asks for what lies `ahead`
 /// meanwhile; see [`super::super::kernel::run_with`].
@@ -21,7 +23,7 @@ pub unsafe fn run(rows: usize, tile: Tile, tail: Tail, ahead: &mut Ahead) {
 ///
 /// Sums stay in tiles from one piece of assembly to the next: the compiler has no use for tiles of its own, and nothing that
 /// stands between these pieces calls a function that might have one.
-struct Hardware;
+pub(super) struct Hardware;
 
 /// What `ldtilecfg` reads.
 #[repr(C, align(64))]
@@ -63,6 +65,8 @@ macro_rules! tiles {
 }
 
 impl Tiles for Hardware {
+    const WHOSE: Whose = Whose::Hardware;
+
     #[inline(always)]
     unsafe fn configure(rows: usize) {
         let (upper, lower) = (rows.min(SIDE) as u8, rows.saturating_sub(SIDE) as u8);

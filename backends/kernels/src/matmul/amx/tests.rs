@@ -141,9 +141,15 @@ fn vectors_around_the_tiles_do_what_plain_loops_do_and_write_nothing_else() {
     }
     for rows in 1..=33 {
         // Ranks 1, 8, 16, 33 and 64 after units whole and not.
-        for (units, more, vectors, columns) in
-            [(16, 0, 1, 16), (5, 1, 1, 9), (40, 4, 2, 17), (16, 8, 4, 64), (1, 17, 3, 40), (33, 32, 4, 20), (0, 4, 1, 3)]
-        {
+        for (units, more, vectors, columns) in [
+            (16, 0, 1, 16),
+            (5, 1, 1, 9),
+            (40, 4, 2, 17),
+            (16, 8, 4, 64),
+            (1, 17, 3, 40),
+            (33, 32, 4, 20),
+            (0, 4, 1, 3),
+        ] {
             for (alpha, add) in [(1.0, false), (0.3, false), (1.0, true), (0.3, true)] {
                 let mut cases = [0; 2].map(|_| Case::new(rows, (units, more), vectors));
                 let before = cases[0].c.clone();
@@ -156,7 +162,9 @@ fn vectors_around_the_tiles_do_what_plain_loops_do_and_write_nothing_else() {
                     run_emulated(rows, wide.0, wide.1, nothing);
                 }
                 let bits = |c: &[f32]| c.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-                let what = format!("{rows} rows, {units} + {more} units, {columns} columns of {vectors} vectors, {alpha} {add}");
+                let what = format!(
+                    "{rows} rows, {units} + {more} units, {columns} columns of {vectors} vectors, {alpha} {add}"
+                );
                 assert_eq!(bits(&cases[0].c), bits(&cases[1].c), "{what}");
                 let stride = cases[0].stride;
                 let untouched = |(i, (c, before)): (usize, (&f32, &f32))| i % stride < columns || c == before;
@@ -207,4 +215,37 @@ fn whatever_tiles_load_begins_at_cache_lines_but_an_operand_in_place_that_does_n
     let product = Product { c: MatMut::new(&mut c, 40, 8), add: false, terms };
     products_by(Set::Emulated, Precision::Bf16, vec![product], Threads::One);
     assert!(emulated::STRADDLING.get() > 0, "the count counts nothing");
+}
+
+#[test]
+fn tiles_are_configured_once_a_task_and_released_at_its_end() {
+    let (a, b) = (noise(100 * 64, 1), noise(64 * 128, 2));
+    let multiply = |rows: usize| {
+        let mut c = vec![0f32; rows * 128];
+        let terms = vec![Term { alpha: 1.0, a: Mat::new(&a, rows, 64), b: Mat::new(&b, 64, 128) }];
+        let product = Product { c: MatMut::new(&mut c, rows, 128), add: false, terms };
+        products_by(Set::Emulated, Precision::Bf16, vec![product], Threads::One);
+    };
+    let configurations = |f: &dyn Fn()| {
+        emulated::CONFIGURATIONS.set(0);
+        f();
+        assert!(CONFIGURED.get().tiles.is_none(), "tiles were not released");
+        emulated::CONFIGURATIONS.get()
+    };
+    // Sixteen rows alone do not need another configuration than thirty-two.
+    let twice = || {
+        multiply(64);
+        multiply(48);
+    };
+    assert_eq!(configurations(&|| task(twice)), 1);
+    assert!(configurations(&twice) > 1);
+    // Other rows do; so do those after them.
+    assert!(configurations(&|| task(|| multiply(70))) > 1);
+    let panicked = std::panic::catch_unwind(|| {
+        task(|| {
+            multiply(64);
+            panic!("amid a task");
+        })
+    });
+    assert!(panicked.is_err() && CONFIGURED.get().tiles.is_none() && CONFIGURED.get().tasks == 0);
 }
