@@ -183,8 +183,8 @@ struct Awaited {
     stride: usize,
     /// Rows that are left.
     rows: usize,
-    /// Cache lines of a row.
-    lines: usize,
+    /// A row has two cache lines.
+    wide: bool,
     /// Rows at a time.
     each: usize,
 }
@@ -195,14 +195,15 @@ impl Awaited {
     #[inline(always)]
     fn new(c: *const f32, stride: usize, shape: Shape, parts: usize) -> Self {
         let rows = if parts > 1 { shape.rows } else { 0 };
-        Awaited { next: c, stride, rows, lines: shape.vectors, each: rows.div_ceil(parts.max(1)) }
+        Awaited { next: c, stride, rows, wide: shape.vectors > 1, each: rows.div_ceil(parts.max(1)) }
     }
 
     #[inline(always)]
     fn fetch(&mut self) {
         for _ in 0..self.each.min(self.rows) {
-            for line in 0..self.lines {
-                prefetch_to_write(self.next.wrapping_add(line * LANES).cast());
+            prefetch_to_write(self.next.cast());
+            if self.wide {
+                prefetch_to_write(self.next.wrapping_add(LANES).cast());
             }
             self.next = self.next.wrapping_add(self.stride);
         }
@@ -215,8 +216,8 @@ trait Vectors {
     /// Copies `n` units, at most 16, and zeros after them.
     ///
     /// # Safety
-    /// `n` units must be readable, and there must be room for 16. The CPU must have what this type uses.
-    unsafe fn pad(from: *const u32, n: usize, to: &mut [u32; LANES]);
+    /// `n` units must be readable, and there must be room for 16 at `to`. The CPU must have what this type uses.
+    unsafe fn pad(from: *const u32, n: usize, to: *mut u32);
     /// Puts sums into the rows of the output from `first` and the columns from `column` on.
     ///
     /// # Safety
@@ -228,24 +229,35 @@ trait Vectors {
 /// The last units of an operand's lines, with zeros beyond them: what lies there in memory belongs to somebody else. Each
 /// line begins a cache line, for a tile whose rows straddle two takes two to four times as long to load.
 #[repr(C, align(64))]
-struct Padded<const LINES: usize, const WIDTH: usize>([[[u32; LANES]; WIDTH]; LINES]);
+struct Padded<const LINES: usize, const WIDTH: usize>(MaybeUninit<[[[u32; LANES]; WIDTH]; LINES]>);
 
 impl<const LINES: usize, const WIDTH: usize> Padded<LINES, WIDTH> {
-    /// `lines` lines, `stride` units apart, of `width` units.
+    /// Puts `there` lines of `width` units, `stride` units apart, and zeros in the lines after them up to `lines`.
     ///
     /// # Safety
     /// They must be readable. The CPU must have what `V` uses.
     #[inline(always)]
-    unsafe fn of<V: Vectors>(first: *const u32, stride: usize, lines: usize, width: usize) -> Self {
-        let mut all = Padded([[[0; LANES]; WIDTH]; LINES]);
-        for (line, to) in all.0.iter_mut().enumerate().take(lines) {
-            for (vector, to) in to.iter_mut().enumerate().take(width.div_ceil(LANES)) {
-                let at = vector * LANES;
-                // SAFETY: the caller's promise.
-                unsafe { V::pad(first.wrapping_add(line * stride + at), (width - at).min(LANES), to) };
+    unsafe fn fill<V: Vectors>(
+        &mut self,
+        first: *const u32,
+        stride: usize,
+        (there, lines): (usize, usize),
+        width: usize,
+    ) {
+        debug_assert!(there <= lines && lines <= LINES && width <= WIDTH * LANES);
+        let to: *mut u32 = self.0.as_mut_ptr().cast();
+        for line in 0..lines {
+            for at in (0..width).step_by(LANES) {
+                let n = if line < there { (width - at).min(LANES) } else { 0 };
+                // SAFETY: the caller's promise; a line has room for `WIDTH` vectors.
+                unsafe { V::pad(first.wrapping_add(line * stride + at), n, to.add(line * WIDTH * LANES + at)) };
             }
         }
-        all
+    }
+
+    /// The first line from a vector on.
+    fn from(&self, vector: usize) -> *const u32 {
+        self.0.as_ptr().cast::<u32>().wrapping_add(vector * LANES)
     }
 }
 
@@ -279,28 +291,6 @@ impl Term {
     fn columns(&self, column: usize) -> Columns {
         Columns { first: self.b.wrapping_add(column), stride: self.width }
     }
-
-    /// What is left of the columns' units after the last whole tile.
-    ///
-    /// # Safety
-    /// The columns must be readable. The CPU must have what `V` uses.
-    #[inline(always)]
-    unsafe fn rest_of_columns<V: Vectors>(&self) -> Option<Padded<SIDE, { PANEL / LANES }>> {
-        let first = self.b.wrapping_add(self.whole() * SIDE * self.width);
-        // SAFETY: the caller's promise.
-        (self.rest() > 0).then(|| unsafe { Padded::of::<V>(first, self.width, self.rest(), self.width) })
-    }
-
-    /// What is left of the units of `height` rows.
-    ///
-    /// # Safety
-    /// The rows must be readable. The CPU must have what `V` uses.
-    #[inline(always)]
-    unsafe fn rest_of_rows<V: Vectors>(&self, first: usize, height: usize) -> Option<Padded<BLOCK, 1>> {
-        let from = self.rows(first).first.wrapping_add(self.whole() * SIDE);
-        // SAFETY: the caller's promise.
-        (self.rest() > 0).then(|| unsafe { Padded::of::<V>(from, self.a_stride, height, self.rest()) })
-    }
 }
 
 /// Computes `rows` rows of a tile of the output, the sums of `tail` in the same chains, and asks for what lies `ahead`
@@ -315,18 +305,34 @@ unsafe fn blocks<T: Tiles, V: Vectors>(tiles: &mut T, rows: usize, t: &Tile, tai
         Term { units: t.units, a: t.a, a_stride: t.a_stride, b: t.b, width },
         Term { units: tail.units, a: tail.a, a_stride: tail.a_stride, b: tail.b, width },
     ];
-    // SAFETY: the caller's promise covers `units` units of `width` columns.
-    let b_rests = terms.map(|term| unsafe { term.rest_of_columns::<V>() });
+    let mut b_rests = [const { Padded::<SIDE, { PANEL / LANES }>(MaybeUninit::uninit()) }; 2];
+    let mut a_rests = [const { Padded::<BLOCK, 1>(MaybeUninit::uninit()) }; 2];
+    for (term, rest) in terms.iter().zip(&mut b_rests) {
+        if term.rest() > 0 {
+            let first = term.columns(0).first.wrapping_add(term.whole() * SIDE * width);
+            // SAFETY: the caller's promise covers `units` units of `width` columns.
+            unsafe { rest.fill::<V>(first, width, (term.rest(), SIDE), width) };
+        }
+    }
     // All of what lies ahead, in the same share between any two parts, as far as that is bearable.
     let parts = terms[0].whole().div_ceil(PART);
     let share = ahead.lines().div_ceil((parts * rows.div_ceil(BLOCK) * t.columns.div_ceil(BLOCK)).max(1)).min(LINES);
     let mut sums = MaybeUninit::<Sums>::uninit();
+    let mut prepared = 0;
     for first in (0..rows).step_by(BLOCK) {
         let height = (rows - first).min(BLOCK);
-        // SAFETY: the caller's promise covers `units` units of each row.
-        let a_rests = terms.map(|term| unsafe { term.rest_of_rows::<V>(first, height) });
-        // SAFETY: the caller vouches for `T`.
-        unsafe { enter::<T>(height) };
+        for (term, rest) in terms.iter().zip(&mut a_rests) {
+            if term.rest() > 0 {
+                let first = term.rows(first).first.wrapping_add(term.whole() * SIDE);
+                // SAFETY: the caller's promise covers `units` units of each row.
+                unsafe { rest.fill::<V>(first, term.a_stride, (height, height), term.rest()) };
+            }
+        }
+        if height != prepared {
+            // SAFETY: the caller vouches for `T`.
+            unsafe { enter::<T>(height) };
+            prepared = height;
+        }
         for column in (0..t.columns).step_by(BLOCK) {
             let columns = (t.columns - column).min(BLOCK);
             let shape = Shape { rows: height, vectors: columns.div_ceil(LANES) };
@@ -345,9 +351,9 @@ unsafe fn blocks<T: Tiles, V: Vectors>(tiles: &mut T, rows: usize, t: &Tile, tai
                         a.first = a.first.wrapping_add(steps * SIDE);
                         b.first = b.first.wrapping_add(steps * SIDE * width);
                     }
-                    if let (Some(a), Some(b)) = (a_rest, b_rest) {
-                        let b = Columns { first: b.0[0][column / LANES..].as_ptr().cast(), stride: PANEL };
-                        tiles.add(shape, 1, Rows { first: a.0.as_ptr().cast(), stride: SIDE }, b);
+                    if term.rest() > 0 {
+                        let b = Columns { first: b_rest.from(column / LANES), stride: PANEL };
+                        tiles.add(shape, 1, Rows { first: a_rest.from(0), stride: SIDE }, b);
                     }
                 }
                 // What is multiplied by one stays what it is.
@@ -371,12 +377,12 @@ struct Wide;
 #[cfg(target_arch = "x86_64")]
 impl Vectors for Wide {
     #[inline(always)]
-    unsafe fn pad(from: *const u32, n: usize, to: &mut [u32; LANES]) {
+    unsafe fn pad(from: *const u32, n: usize, to: *mut u32) {
         use std::arch::x86_64::*;
         // SAFETY: the caller vouches for AVX-512; the mask keeps to `n` units.
         unsafe {
             let there = ((1u32 << n) - 1) as __mmask16;
-            _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_maskz_loadu_epi32(there, from.cast()));
+            _mm512_storeu_si512(to.cast(), _mm512_maskz_loadu_epi32(there, from.cast()));
         }
     }
 
@@ -404,10 +410,10 @@ struct Plain;
 
 #[cfg(test)]
 impl Vectors for Plain {
-    unsafe fn pad(from: *const u32, n: usize, to: &mut [u32; LANES]) {
+    unsafe fn pad(from: *const u32, n: usize, to: *mut u32) {
         for i in 0..LANES {
-            // SAFETY: the caller's promise covers `n` units.
-            to[i] = if i < n { unsafe { *from.add(i) } } else { 0 };
+            // SAFETY: the caller's promise covers `n` units, and room for 16.
+            unsafe { *to.add(i) = if i < n { *from.add(i) } else { 0 } };
         }
     }
 
