@@ -300,7 +300,10 @@ impl Chunk<'_> {
                 let target = self.targets[t] as usize;
                 if target / BLOCK == first + i {
                     let row = dhead[target % BLOCK * width..][..width].iter_mut();
-                    row.zip(&self.hidden[t * width..]).for_each(|(to, x)| *to = x.mul_add(outcome.target, *to));
+                    simd(
+                        #[inline(always)]
+                        || row.zip(&self.hidden[t * width..]).for_each(|(to, x)| *to = x.mul_add(outcome.target, *to)),
+                    );
                 }
             }
         }
