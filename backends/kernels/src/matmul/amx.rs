@@ -8,11 +8,11 @@
 //! two of sixteen units, and no second pass. They leave for the output itself where they are all
 //! that it is to hold, else for a block in the nearest cache, from where AVX-512 scales and adds them.
 //!
-//! [`emulated`] says in Rust what the instruction does. Tests run the blocking below with it on any CPU, and a CPU that has
-//! the tiles is compared with it before they are used.
+//! [`emulated`] says in Rust what the instruction does. Tests run the blocking below with it on any CPU, the assembly itself on
+//! any with AVX-512 (`trapped`), and a CPU that has the tiles is compared with it before they are used.
 //!
-//! No CPU with tiles was at hand when this was written. Bochs 3.1, which models a Sapphire Rapids in software of its own,
-//! agreed with the emulation to the bit, and so did an Emerald Rapids later.
+//! No CPU with tiles was at hand when this was written. Bochs 3.1, which models a Sapphire Rapids in software of its own, and
+//! an Emerald Rapids agreed with the emulation to the bit.
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop, reason = "the formula's indices")]
 #![cfg_attr(
@@ -25,6 +25,8 @@ mod emulated;
 mod hardware;
 #[cfg(test)]
 mod tests;
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+mod trapped;
 
 use std::cell::Cell;
 use std::mem::MaybeUninit;
@@ -32,7 +34,7 @@ use std::mem::MaybeUninit;
 use super::ahead::Ahead;
 use super::kernel::{LANES, PANEL, Tail, Tile, prefetch_to_write};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub use hardware::{agrees, ready, run};
+pub use hardware::{agrees, ready, run, steps};
 
 /// Rows of a tile, and its units or columns.
 const SIDE: usize = 16;

@@ -138,6 +138,27 @@ impl Tiles for Hardware {
     }
 }
 
+/// Multiplies `n` blocks of two by two tiles in registers, to see what the tiles could do; the floating-point operations of
+/// all.
+///
+/// # Safety
+/// The CPU must have AMX for bf16, and the system have granted the tiles.
+pub unsafe fn steps(n: usize) -> f64 {
+    let shape = Shape { rows: BLOCK, vectors: 2 };
+    // SAFETY: the caller's promise.
+    unsafe {
+        Hardware::configure(BLOCK);
+        Hardware.clear(shape);
+    }
+    tiles!(["tilezero tmm4" "tilezero tmm5" "tilezero tmm6" "tilezero tmm7" "2:" "tdpbf16ps tmm0, tmm4, tmm6"
+        "tdpbf16ps tmm1, tmm4, tmm7" "tdpbf16ps tmm2, tmm5, tmm6" "tdpbf16ps tmm3, tmm5, tmm7" "dec {n}" "jnz 2b"]
+        [n = inout(reg) n.max(1) => _,]);
+    // SAFETY: as above.
+    unsafe { Hardware::release() };
+    // Each of the four has 16 by 16 sums of 32 products.
+    2.0 * (n * 4 * SIDE * SIDE * 2 * SIDE) as f64
+}
+
 /// Whether this CPU has AMX for bf16 and the system lets this process use it; asks the system for it.
 pub fn ready() -> bool {
     #[target_feature(enable = "xsave")]

@@ -249,3 +249,40 @@ fn tiles_are_configured_once_a_task_and_released_at_its_end() {
     });
     assert!(panicked.is_err() && CONFIGURED.get().tiles.is_none() && CONFIGURED.get().tasks == 0);
 }
+
+#[test]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn the_assembly_does_what_the_emulation_does_instruction_by_instruction() {
+    if ready() || !super::super::kernel::has_avx512() {
+        eprintln!("skipped: this CPU has tiles of its own, or no AVX-512 to go with them");
+        return;
+    }
+    // SAFETY: every instruction that the CPU refuses is carried out in its place.
+    let done = trapped::trapped(|| assert!(unsafe { agrees() }));
+    assert!(done > 1000, "{done} instructions");
+    for (rows, units, more, vectors, columns) in [
+        (1, 16, 0, 1, 16),
+        (16, 40, 4, 4, 64),
+        (17, 48, 0, 3, 40),
+        (33, 100, 32, 4, 50),
+        (70, 33, 17, 2, 32),
+        (64, 32, 0, 4, 64),
+    ] {
+        for (alpha, add) in [(1.0, false), (0.3, true)] {
+            let mut cases = [0; 2].map(|_| Case::new(rows, (units, more), vectors));
+            let [real, wanted] =
+                cases.each_mut().map(|case| (case.tile(vectors, columns, alpha, add), case.tail(vectors)));
+            trapped::trapped(|| {
+                // SAFETY: as above; the operands have the sizes that are named.
+                unsafe { task(|| run(rows, real.0, real.1, &mut Ahead::nothing())) }
+            });
+            // SAFETY: as above.
+            unsafe { run_emulated(rows, wanted.0, wanted.1, &mut Ahead::nothing()) };
+            let bits = |c: &[f32]| c.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&cases[0].c), bits(&cases[1].c), "{rows} rows, {units} + {more} units, {columns} columns");
+            assert!(CONFIGURED.get().tiles.is_none());
+        }
+    }
+    // SAFETY: as above.
+    trapped::trapped(|| assert_eq!(unsafe { steps(3) }, 3.0 * 4.0 * 16_384.0));
+}
