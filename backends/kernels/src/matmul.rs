@@ -13,6 +13,7 @@
 mod ahead;
 pub mod amx;
 pub mod assembled;
+pub mod check;
 pub mod dots;
 pub mod executor;
 pub mod gated;
