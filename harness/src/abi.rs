@@ -1,7 +1,7 @@
 //! The plugin boundary, laid out in C.
 //!
 //! A plugin is a shared library that exports one function, `karat_backend_<crate name>`, which returns a `&'static`
-//! [`BackendV1`]: a table of nine functions. Control (configurations, plans, events, results, errors) crosses as JSON,
+//! [`BackendV1`]: a table of ten functions. Control (configurations, plans, events, results, errors) crosses as JSON,
 //! data (token ids, labels, scores) as plain arrays, and the return value of the one event callback says whether to go
 //! on. Rust's own types never cross: plugin and host may be built by different compilers.
 //!
@@ -71,8 +71,8 @@ pub use foreign::Foreign;
 
 /// Tables of another major are refused.
 pub const MAJOR: u16 = 1;
-/// Grows when the table does: 1 added `export` and `adapt`, 2 `provide`.
-pub const MINOR: u16 = 2;
+/// Grows when the table does: 1 added `export` and `adapt`, 2 `provide`, 3 `measure`.
+pub const MINOR: u16 = 3;
 /// A plugin exports one function of this name followed by the name of its crate. The crate's name is part of it because
 /// two rlibs that define the same symbol link silently to *one* of the two, and a test binary links several backends.
 pub const SYMBOL_PREFIX: &str = "karat_backend_";
@@ -213,6 +213,8 @@ pub type ExportFn = unsafe extern "C" fn(config: Slice, sink: Sink, out: *mut Ow
 pub type AdaptFn = unsafe extern "C" fn(session: *mut c_void, adapter: Slice, out: *mut Owned) -> i32;
 /// Takes `{"fix": bool}` and writes [`Provisions`](crate::backend::Provisions) as JSON.
 pub type ProvideFn = unsafe extern "C" fn(request: Slice, out: *mut Owned) -> i32;
+/// Takes `{"device": name}` and writes [`Provisions`](crate::backend::Provisions) as JSON.
+pub type MeasureFn = unsafe extern "C" fn(request: Slice, out: *mut Owned) -> i32;
 
 /// The table of a backend. Only ever appended to within a major.
 #[repr(C)]
@@ -242,6 +244,8 @@ pub struct BackendV1 {
     pub adapt: Option<AdaptFn>,
     /// Since 1.2. Without it, the backend needs nothing of the machine.
     pub provide: Option<ProvideFn>,
+    /// Since 1.3. Without it, there is nothing to be measured.
+    pub measure: Option<MeasureFn>,
 }
 
 // SAFETY: a table is immutable and holds function pointers and numbers only.
@@ -263,7 +267,8 @@ const _: () = {
     assert!(offset_of!(BackendV1, export) == 64);
     assert!(offset_of!(BackendV1, adapt) == 72);
     assert!(offset_of!(BackendV1, provide) == 80);
-    assert!(size_of::<BackendV1>() == 88 && align_of::<BackendV1>() == 8);
+    assert!(offset_of!(BackendV1, measure) == 88);
+    assert!(size_of::<BackendV1>() == 96 && align_of::<BackendV1>() == 8);
     assert!(offset_of!(Slice, ptr) == 0 && offset_of!(Slice, len) == 8 && size_of::<Slice>() == 16);
     assert!(offset_of!(Owned, ptr) == 0 && offset_of!(Owned, len) == 8 && offset_of!(Owned, cap) == 16);
     assert!(offset_of!(Owned, release) == 24 && size_of::<Owned>() == 32);

@@ -54,9 +54,18 @@ pub trait Backend: Send + Sync + 'static {
         let _ = (fix, device);
         Ok(Provisions::default())
     }
+    /// What this backend's kernels reach on `device` with all its processors, beside what the device could do at most: facts
+    /// for a person, each with its unit. It takes seconds. A backend that has no kernels of its own leaves this as it is.
+    ///
+    /// # Errors
+    /// The device is not there, or a choice of kernels in the environment is none.
+    fn measure(&self, device: &str) -> Result<Provisions, BackendError> {
+        let _ = device;
+        Ok(Provisions::default())
+    }
 }
 
-/// What a backend found of what it needs of the machine; see [`Backend::provide`].
+/// What a backend found of what it needs of the machine or can do on it; see [`Backend::provide`] and [`Backend::measure`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provisions {
     /// Facts in the order of their names: `library`, `providers`, `version`.

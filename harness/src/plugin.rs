@@ -104,6 +104,9 @@ impl Backend for Plugin {
     fn provide(&self, fix: bool, device: &str) -> Result<Provisions, BackendError> {
         self.backend.provide(fix, device)
     }
+    fn measure(&self, device: &str) -> Result<Provisions, BackendError> {
+        self.backend.measure(device)
+    }
     fn export(&self, config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportSummary, BackendError> {
         self.backend.export(config, sink)
     }

@@ -240,6 +240,7 @@ fn a_plugin_of_version_1_0_works_and_lacks_what_came_later() {
     let config = karat::backend::ExportConfig::new("model", "out");
     let error = plugin.export(&config, &mut go_on).unwrap_err();
     assert!(error.kind == BackendErrorKind::Unsupported && error.message.contains("no `export`"), "{error}");
+    assert!(plugin.measure("cpu").unwrap().facts.is_empty());
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! `cargo bench -p karat-candle --bench kernels`: matrix products of the shapes of SmolLM2-135M beside those of the `gemm` crate, and the
-//! kernels around them, on as many threads as there are cores.
+//! `cargo bench -p karat-candle --bench kernels`: matrix products of the shapes of SmolLM2-135M beside those of the `gemm` crate,
+//! products of layers that take turns by what is done with them beside what registers allow, and the kernels around them, on as
+//! many threads as there are cores.
 #![allow(missing_docs, reason = "the macros of criterion write functions")]
 #![allow(unsafe_code, reason = "the call of the gemm crate")]
 
@@ -9,6 +10,7 @@ use karat_candle::ops::adamw::{self, Update};
 use karat_candle::ops::attention::{self, Heads};
 use karat_candle::ops::mapped::Elements;
 use karat_candle::ops::matmul::{Mat, MatMut, Precision, Threads, product};
+use karat_candle::ops::speed::{Case, Mode, SHAPES, limit};
 use karat_candle::ops::{norm, swiglu};
 
 fn noise(n: usize) -> Vec<f32> {
@@ -58,6 +60,26 @@ fn products(c: &mut Criterion) {
     }
 }
 
+/// Layers whose weights and outputs come from main memory, by what is done with the product; throughput in floating-point
+/// operations, what registers allow in a line before.
+fn layers(c: &mut Criterion) {
+    for precision in [Precision::Bf16, Precision::F32] {
+        println!("registers, {precision:?}: {:.0} GFLOP/s at most", limit(precision));
+        for shape in SHAPES {
+            let mut case = Case::new(precision, shape, 8);
+            let mut group =
+                c.benchmark_group(format!("layers of {} x {} x {}", shape.rows, shape.inputs, shape.outputs));
+            group.sample_size(20);
+            for mode in Mode::ALL {
+                group.throughput(Throughput::Elements(case.operations(mode) as u64));
+                let id = BenchmarkId::new(mode.name(), format!("{precision:?}"));
+                group.bench_function(id, |b| b.iter(|| case.run(mode)));
+            }
+            group.finish();
+        }
+    }
+}
+
 /// What stands between the products, on 512 tokens; throughput in bytes of its operands.
 fn others(c: &mut Criterion) {
     let mut group = c.benchmark_group("512 tokens");
@@ -98,5 +120,5 @@ fn others(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(kernels, products, others);
+criterion_group!(kernels, products, layers, others);
 criterion_main!(kernels);

@@ -34,6 +34,23 @@ pub const NAME: &str = "candle";
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CandleBackend;
 
+/// The instructions that products are made with, and what is known of them.
+fn instructions() -> String {
+    use ops::matmul::{check, kernel::Set};
+
+    if let Err(message) = Set::chosen() {
+        return message.clone();
+    }
+    let asked = std::env::var(ops::matmul::kernel::VARIABLE).is_ok_and(|name| !name.is_empty());
+    let set = Set::of_this_cpu().name();
+    let by = if asked { format!(" (by {})", ops::matmul::kernel::VARIABLE) } else { String::new() };
+    let remark = Set::remark().map(|remark| format!("; {remark}")).unwrap_or_default();
+    match check::products() {
+        Ok(()) => format!("{set}{by}, self-check passed{remark}"),
+        Err(what) => format!("{set}{by}, SELF-CHECK FAILED: {what}{remark}"),
+    }
+}
+
 /// Kernels as this CPU runs them.
 fn kernels(precision: nn::Precision) -> Vec<String> {
     use ops::matmul::kernel::Set;
@@ -81,7 +98,17 @@ impl Backend for CandleBackend {
     }
 
     fn provide(&self, _fix: bool, _device: &str) -> Result<Provisions, BackendError> {
-        Ok(Provisions { facts: cuda::open::provisions() })
+        let mut facts = cuda::open::provisions();
+        facts.insert("cpu kernels".into(), instructions());
+        Ok(Provisions { facts })
+    }
+
+    fn measure(&self, device: &str) -> Result<Provisions, BackendError> {
+        if device.starts_with("cuda") {
+            return Err(BackendError::unsupported("the speed of CUDA kernels is not measured yet; --device cpu is"));
+        }
+        ops::matmul::kernel::Set::chosen().as_ref().map_err(BackendError::unsupported)?;
+        Ok(Provisions { facts: ops::speed::facts() })
     }
 
     fn open(&self, config: &OpenConfig) -> Result<Box<dyn Session>, BackendError> {

@@ -21,6 +21,16 @@ const UNIT: usize = 1 << 10;
 /// Buffers below this many elements are left to the allocator, which is quick with them.
 const SMALL: usize = 1 << 12;
 
+/// A cache line. What vectors and tiles read begins with one.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub(crate) [u32; 16]);
+
+// SAFETY: 64 bytes of integers, without padding, valid in every pattern.
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for Line {}
+
 /// Memory from this many bytes on asks for large pages.
 const LARGE: usize = 1 << 20;
 
@@ -46,7 +56,9 @@ pub fn zeroed(n: usize) -> Vec<f32> {
 pub struct Buffer(Held);
 
 enum Held {
-    /// Small, or where there is no stretch of addresses.
+    /// Below [`SMALL`]: so many numbers of these.
+    Small(Vec<Line>, usize),
+    /// Where there is no stretch of addresses.
     Heap(Vec<f32>),
     /// `len` elements from `start`, which is unit `at` of the stretch.
     Lent { start: NonNull<f32>, len: usize, at: usize },
@@ -61,6 +73,7 @@ impl Deref for Buffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
         match &self.0 {
+            Held::Small(lines, len) => &bytemuck::cast_slice(lines)[..*len],
             Held::Heap(data) => data,
             // SAFETY: `lend` took these units for this buffer alone and made them accessible; fresh pages are zeros and
             // used ones hold what was written, so every element is initialised.
@@ -72,6 +85,7 @@ impl Deref for Buffer {
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
         match &mut self.0 {
+            Held::Small(lines, len) => &mut bytemuck::cast_slice_mut(lines)[..*len],
             Held::Heap(data) => data,
             // SAFETY: as for reading; `&mut self` makes this the only access.
             Held::Lent { start, len, .. } => unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), *len) },
@@ -105,7 +119,7 @@ pub fn take_lasting(n: usize) -> Buffer {
 
 fn lend(n: usize, place: fn(&mut Places, usize) -> Option<usize>) -> Buffer {
     if n < SMALL {
-        return Buffer(Held::Heap(vec![0.0; n]));
+        return Buffer(Held::Small(vec![Line([0; 16]); n.div_ceil(16)], n));
     }
     let units = n.div_ceil(UNIT);
     if let Some(mut stretch) = stretch()
@@ -244,6 +258,13 @@ mod tests {
                 assert!(buffer.iter().all(|x| *x == 1.5));
             }
         }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_buffer_of_any_size_begins_a_cache_line() {
+        let held: Vec<Buffer> = [1, 5, 16, 100, SMALL - 1, SMALL, 3 * SMALL + 1].into_iter().map(take).collect();
+        assert!(held.iter().all(|buffer| (buffer.as_ptr() as usize).is_multiple_of(64)));
     }
 
     #[test]

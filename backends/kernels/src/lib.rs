@@ -9,5 +9,6 @@ pub mod mapped;
 pub mod matmul;
 mod places;
 pub mod simd;
+pub mod speed;
 #[doc(hidden)]
 pub mod testing;

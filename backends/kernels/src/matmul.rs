@@ -13,6 +13,7 @@
 mod ahead;
 pub mod amx;
 pub mod assembled;
+pub mod check;
 pub mod dots;
 pub mod executor;
 pub mod gated;
@@ -34,12 +35,13 @@ use half::bf16;
 use rayon::prelude::*;
 
 use self::ahead::Ahead;
+pub use self::amx::task;
 use self::executor::Executor;
 pub use self::kernel::Precision;
 use self::kernel::{LANES, PANEL, Set, Tail, Tile, Unpacked};
 use self::pack::Part;
 use self::packed::Right;
-use crate::buffers::{self, Buffer};
+use crate::buffers::{self, Buffer, Line};
 use crate::mapped::Elements;
 
 /// Units of the inner dimension that are summed before they are added to the output.
@@ -242,7 +244,7 @@ fn left<'a>(set: Set, precision: Precision, a: Mat<'a>, threads: Threads) -> Lef
     if let Some((units, stride)) = in_place(precision, &a) {
         return Left { of: a, units: Units::InPlace(units), stride };
     }
-    let stride = a.cols.div_ceil(precision.per_unit());
+    let stride = set.row_stride(a.cols.div_ceil(precision.per_unit()));
     let mut buffer = buffers::take(a.rows * stride);
     let units: &mut [u32] = bytemuck::cast_slice_mut(&mut buffer);
     const CHUNK: usize = 64;
@@ -257,16 +259,6 @@ fn left<'a>(set: Set, precision: Precision, a: Mat<'a>, threads: Threads) -> Lef
     }
     Left { of: a, units: Units::Packed(buffer), stride }
 }
-
-/// Cache lines of packed units.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u32; LANES]);
-
-// SAFETY: 64 bytes of integers, without padding, valid in every pattern.
-unsafe impl bytemuck::Zeroable for Line {}
-// SAFETY: as above.
-unsafe impl bytemuck::Pod for Line {}
 
 thread_local! {
     static LINES: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
@@ -428,7 +420,7 @@ fn products_by(set: Set, precision: Precision, products: Vec<Product<'_>>, threa
             add = true;
         }
     };
-    threads.each(tasks.len(), &run);
+    threads.each(tasks.len(), &|number| amx::task(|| run(number)));
 }
 
 /// Rows of the left operand that do not pay for packing the right one.
@@ -525,7 +517,7 @@ fn rows_of(
     debug_assert!(task.columns == (0..to.cols));
     let (depth, k, rows) = (DEPTH * precision.per_unit(), term.a.cols, task.rows.len());
     // Rows a power of two apart would share few places of the cache.
-    let stride_of = |a: &Mat<'_>| DEPTH.min(a.cols.div_ceil(precision.per_unit())) + LANES;
+    let stride_of = |a: &Mat<'_>| set.row_stride(DEPTH.min(a.cols.div_ceil(precision.per_unit()))) + LANES;
     let room_of = |a: &Mat<'_>| if in_place(precision, a).is_some() { 0 } else { rows * stride_of(a) };
     let after = tail.map_or(0, |(tail, _)| room_of(&tail.a));
     with_lines(room_of(&term.a) + after, |lines| {

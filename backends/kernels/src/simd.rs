@@ -13,7 +13,17 @@ pub const LANES: usize = 16;
 #[inline(always)]
 pub fn simd<R>(f: impl FnOnce() -> R) -> R {
     static ARCH: OnceLock<pulp::Arch> = OnceLock::new();
-    ARCH.get_or_init(pulp::Arch::new).dispatch(f)
+    match *ARCH.get_or_init(pulp::Arch::new) {
+        pulp::Arch::Scalar => without_vectors(f),
+        arch => arch.dispatch(f),
+    }
+}
+
+/// Runs `f` compiled for a CPU without AVX2, where a fused step is a call. It is a function of its own so that such calls
+/// are seen where nothing but the choice of instructions leads to them, and nowhere else (`tests/slow_calls`).
+#[inline(never)]
+fn without_vectors<R>(f: impl FnOnce() -> R) -> R {
+    f()
 }
 
 #[inline(always)]

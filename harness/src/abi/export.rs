@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::wire::{self, Adapter, Opened, Provide};
+use super::wire::{self, Adapter, Measure, Opened, Provide};
 use super::{BackendV1, Labelled, MAJOR, MINOR, Owned, ScoresOut, Sink, Slice, Status, Tokens};
 use crate::backend::{
     Backend, BackendError, BackendErrorKind, Evaluator, Event, EventSink, Flow, LabelledView, Level, Session,
@@ -34,6 +34,7 @@ impl<B: Backend + Default> Exported<B> {
         export: Some(export::<B>),
         adapt: Some(adapt),
         provide: Some(provide::<B>),
+        measure: Some(measure::<B>),
     };
 }
 
@@ -42,6 +43,16 @@ unsafe extern "C" fn provide<B: Backend + Default>(request: Slice, out: *mut Own
         // SAFETY: lent for this call.
         let Provide { fix, device } = wire::decode("the request to provide", unsafe { bytes(request) }?)?;
         wire::encode("the provisions", &B::default().provide(fix, &device)?)
+    };
+    // SAFETY: `out` is the caller's.
+    unsafe { answer(out, work) }
+}
+
+unsafe extern "C" fn measure<B: Backend + Default>(request: Slice, out: *mut Owned) -> i32 {
+    let work = || {
+        // SAFETY: lent for this call.
+        let Measure { device } = wire::decode("the request to measure", unsafe { bytes(request) }?)?;
+        wire::encode("what was measured", &B::default().measure(&device)?)
     };
     // SAFETY: `out` is the caller's.
     unsafe { answer(out, work) }

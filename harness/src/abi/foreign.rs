@@ -8,10 +8,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::wire::{self, Adapter, Opened, Provide};
+use super::wire::{self, Adapter, Measure, Opened, Provide};
 use super::{
-    AdaptFn, BackendV1, CloseFn, DescribeFn, ExportFn, GenerateFn, Labelled, MAJOR, MINOR, OpenFn, Owned, ProvideFn,
-    ScoreFn, ScoresOut, Sink, Slice, Status, Tokens, TrainFn,
+    AdaptFn, BackendV1, CloseFn, DescribeFn, ExportFn, GenerateFn, Labelled, MAJOR, MINOR, MeasureFn, OpenFn, Owned,
+    ProvideFn, ScoreFn, ScoresOut, Sink, Slice, Status, Tokens, TrainFn,
 };
 use crate::backend::{
     Backend, BackendError, BackendErrorKind, Completion, Descriptor, Evaluator, Event, EventSink, ExportConfig,
@@ -39,6 +39,7 @@ struct Calls {
     export: Option<ExportFn>,
     adapt: Option<AdaptFn>,
     provide: Option<ProvideFn>,
+    measure: Option<MeasureFn>,
 }
 
 impl Foreign {
@@ -97,6 +98,7 @@ const BLANK: BackendV1 = BackendV1 {
     export: None,
     adapt: None,
     provide: None,
+    measure: None,
 };
 
 impl Calls {
@@ -136,6 +138,7 @@ impl Calls {
             export: field!(table, size, export),
             adapt: field!(table, size, adapt),
             provide: field!(table, size, provide),
+            measure: field!(table, size, measure),
         })
     }
 }
@@ -169,6 +172,16 @@ impl Backend for Foreign {
             unsafe { provide(lend(&request), out) }
         })?;
         wire::decode("what the plugin says of its provisions", &answer)
+    }
+
+    fn measure(&self, device: &str) -> Result<Provisions, BackendError> {
+        let Some(measure) = self.calls.measure else { return Ok(Provisions::default()) };
+        let request = wire::encode("the request to measure", &Measure { device: device.to_string() })?;
+        let answer = call(self.calls.minor, None, |_, out| {
+            // SAFETY: the request outlives the call; `out` may be written.
+            unsafe { measure(lend(&request), out) }
+        })?;
+        wire::decode("what the plugin says of its speed", &answer)
     }
 
     fn export(&self, config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportSummary, BackendError> {

@@ -36,6 +36,12 @@ pub(super) struct Provide {
     pub(super) device: String,
 }
 
+/// What `measure` is asked.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Measure {
+    pub(super) device: String,
+}
+
 /// An error; its kind is the status.
 #[derive(Serialize, Deserialize)]
 struct WireError {

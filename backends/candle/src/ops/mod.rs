@@ -5,11 +5,11 @@
 //! fixed chunk, over chunks in order. A row of a batch also gets the same bits whatever other rows surround it, so a
 //! text does not depend on how texts were batched.
 //!
-//! Matrix products, and the memory that all work in, are those of [`karat_kernels`].
+//! Matrix products, their speed, and the memory that all work in are those of [`karat_kernels`].
 //!
 //! [`crate::nn`] wraps these for tensors and is the only caller; a device with kernels of its own joins there.
 
-pub use karat_kernels::{buffers, mapped, matmul, simd};
+pub use karat_kernels::{buffers, mapped, matmul, simd, speed};
 
 pub mod adamw;
 pub mod attention;

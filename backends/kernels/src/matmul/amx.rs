@@ -2,29 +2,52 @@
 //!
 //! The packing is that of the other kernels: a left operand by rows of units, a right one in panels of `[unit][column]`,
 //! which is the form that `tdpbf16ps` wants. Rustc 1.95 knows its mnemonics but not yet its intrinsics or its features,
-//! hence assembly and CPUID by hand.
+//! hence assembly and CPUID by hand ([`hardware`]).
 //!
-//! `tdpbf16ps` says in Rust what the instruction does (Intel SDM, "TDPBF16PS"): the even and the odd halves of the
-//! units of a tile make two chains of fused sums from zero, which are added to each other and then to the output;
-//! subnormal numbers count as zero, before and after. The sums are therefore not those of `vdpbf16ps` to the last bit.
-//! Tests run the blocking below with it on any CPU, and a CPU that has the tiles is compared with it before they are
-//! used.
+//! Sums of two by two tiles stay in tiles over all units of a panel and those of a tail: a short second term costs a step or
+//! two of sixteen units, and no second pass. They leave for the output itself where they are all
+//! that it is to hold, else for a block in the nearest cache, from where AVX-512 scales and adds them.
 //!
-//! No CPU with tiles was at hand when this was written. Bochs 3.1, which models a Sapphire Rapids in software of its own,
-//! agrees with `tdpbf16ps` to the bit and passes the tests of this crate on tiles under Linux (once it saves tiles rightly
-//! when threads change, which it did not).
+//! [`emulated`] says in Rust what the instruction does. Tests run the blocking below with it on any CPU, the assembly itself on
+//! any with AVX-512 (`trapped`), and a CPU that has the tiles is compared with it before they are used.
+//!
+//! No CPU with tiles was at hand when this was written. Bochs 3.1, which models a Sapphire Rapids in software of its own, and
+//! an Emerald Rapids agreed with the emulation to the bit.
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop, reason = "the formula's indices")]
+#![cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    allow(dead_code, reason = "tests alone run tiles there")
+)]
 
-use super::kernel::{LANES, Tile};
+mod emulated;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod hardware;
+#[cfg(test)]
+mod tests;
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+mod trapped;
+
+use std::cell::Cell;
+use std::mem::MaybeUninit;
+
+use super::ahead::Ahead;
+use super::kernel::{LANES, PANEL, Tail, Tile, prefetch_to_write};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use hardware::{agrees, ready, run, steps};
 
 /// Rows of a tile, and its units or columns.
 const SIDE: usize = 16;
 /// Rows and columns that are summed at once: two tiles by two.
 const BLOCK: usize = 2 * SIDE;
 
+/// Steps of the inner dimension between two times that something is asked for.
+const PART: usize = 3;
+
+/// Cache lines of what comes later that are asked for in such a part at most: more than that hold up the loads of the part.
+const LINES: usize = 4 * PART;
+
 /// Sums of a block, row by row.
-#[derive(Clone)]
 #[repr(C, align(64))]
 struct Sums([[f32; BLOCK]; BLOCK]);
 
@@ -44,391 +67,395 @@ struct Columns {
     stride: usize,
 }
 
-/// Where tiles are multiplied.
-pub trait Tiles {
-    /// Prepares for blocks of `rows` rows, 1 to `BLOCK`.
+/// How much of a block is summed.
+#[derive(Clone, Copy)]
+struct Shape {
+    /// 1 to [`BLOCK`].
+    rows: usize,
+    /// Vectors of columns, 1 or 2.
+    vectors: usize,
+}
+
+/// Where tiles are multiplied. A block's sums lie in them from [`Tiles::clear`] to [`Tiles::store`].
+trait Tiles {
+    /// Whose they are.
+    const WHOSE: Whose;
+    /// Prepares for blocks of `rows` rows, 1 to [`BLOCK`].
     ///
     /// # Safety
     /// The CPU must have what this type uses.
     unsafe fn configure(rows: usize);
-    /// Adds the products of `blocks` tiles of units to `sums`, for the rows prepared for and `vectors` (1 or 2) vectors
-    /// of columns.
-    ///
-    /// # Safety
-    /// The operands must be readable: `16 * blocks` units of every row, and of `vectors` vectors of columns. The CPU must
-    /// have what this type uses, and [`Tiles::configure`] come before.
-    #[allow(private_interfaces, reason = "implemented in this file alone")]
-    unsafe fn add(rows: usize, vectors: usize, blocks: usize, a: Rows, b: Columns, sums: &mut Sums);
     /// After the last block.
     ///
     /// # Safety
     /// The CPU must have what this type uses.
     unsafe fn release();
+    /// The sums are zero.
+    ///
+    /// # Safety
+    /// The CPU must have what this type uses, and [`Tiles::configure`] come before, for the rows of `shape`.
+    unsafe fn clear(&mut self, shape: Shape);
+    /// Adds the products of `steps` tiles of units, at least one, to the sums.
+    ///
+    /// # Safety
+    /// As [`Tiles::clear`], and the operands must be readable: `16 * steps` units of every row, and of the vectors of columns.
+    unsafe fn add(&mut self, shape: Shape, steps: usize, a: Rows, b: Columns);
+    /// Puts the sums to rows of whole vectors, `stride` numbers apart.
+    ///
+    /// # Safety
+    /// As [`Tiles::clear`], and there must be room for them.
+    unsafe fn store(&mut self, shape: Shape, to: *mut f32, stride: usize);
 }
 
-/// Computes `rows` rows of a tile of the output; see [`super::kernel::run`].
+/// The implementations of [`Tiles`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// This CPU's.
+    Hardware,
+    /// Those of the emulation.
+    Emulated,
+}
+
+/// What a thread's tiles are configured for.
+#[derive(Clone, Copy)]
+struct Configured {
+    /// Whose tiles, and for how many rows.
+    tiles: Option<(Whose, usize)>,
+    /// Calls of [`task`] that have not returned.
+    tasks: usize,
+}
+
+thread_local! {
+    static CONFIGURED: Cell<Configured> = const { Cell::new(Configured { tiles: None, tasks: 0 }) };
+}
+
+/// Does `f`, most likely several products on this thread, between which tiles stay configured: to configure them takes as long
+/// as some steps. Nothing else in it may use tiles.
+pub fn task<R>(f: impl FnOnce() -> R) -> R {
+    /// So that it ends after a panic too.
+    struct End;
+    impl Drop for End {
+        fn drop(&mut self) {
+            let before = CONFIGURED.get();
+            CONFIGURED.set(Configured { tasks: before.tasks - 1, ..before });
+            leave();
+        }
+    }
+    let before = CONFIGURED.get();
+    CONFIGURED.set(Configured { tasks: before.tasks + 1, ..before });
+    let _end = End;
+    f()
+}
+
+/// Releases this thread's tiles, unless it is inside of a task.
+#[inline(always)]
+fn leave() {
+    let Configured { tiles: Some((whose, _)), tasks: 0 } = CONFIGURED.get() else { return };
+    CONFIGURED.set(Configured { tiles: None, tasks: 0 });
+    // SAFETY: tiles that were configured are there.
+    unsafe {
+        match whose {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Whose::Hardware => hardware::Hardware::release(),
+            _ => emulated::Emulated::release(),
+        }
+    }
+}
+
+/// Configures this thread's tiles for blocks of `rows` rows, unless they are.
 ///
 /// # Safety
-/// As [`super::kernel::run`]; the CPU must have what `T` uses.
-pub unsafe fn run<T: Tiles>(rows: usize, t: Tile) {
-    let (whole, rest) = (t.units / SIDE, t.units % SIDE);
-    // The last units, with zeros beyond them: what lies there in memory belongs to somebody else.
-    let mut b_rest = [[0u32; super::kernel::PANEL]; SIDE];
-    let width = t.vectors * LANES;
-    for u in 0..rest {
-        for column in 0..width {
-            // SAFETY: the caller's promise covers `units` units of `width` columns.
-            b_rest[u][column] = unsafe { *t.b.add((whole * SIDE + u) * width + column) };
+/// The CPU must have what `T` uses.
+#[inline(always)]
+unsafe fn enter<T: Tiles>(rows: usize) {
+    // Sixteen rows leave the lower tiles alone, whatever these are configured for.
+    let rows = if rows == SIDE { BLOCK } else { rows };
+    let (before, wanted) = (CONFIGURED.get(), Some((T::WHOSE, rows)));
+    if before.tiles != wanted {
+        // SAFETY: the caller vouches for `T`.
+        unsafe { T::configure(rows) };
+        CONFIGURED.set(Configured { tiles: wanted, ..before });
+    }
+}
+
+/// Rows of a block of the output, asked for while its sums are made: a tile that is stored to where it is not in a near
+/// cache waits for longer than a step takes.
+struct Awaited {
+    next: *const f32,
+    stride: usize,
+    /// Rows that are left.
+    rows: usize,
+    /// A row has two cache lines.
+    wide: bool,
+    /// Rows at a time.
+    each: usize,
+}
+
+impl Awaited {
+    /// The rows of `shape` from `c` on, in `parts` parts. Of few parts each would be many lines, more than a core has in
+    /// flight; and what has a short inner dimension are tiles of attention, which are near.
+    #[inline(always)]
+    fn new(c: *const f32, stride: usize, shape: Shape, parts: usize) -> Self {
+        let rows = if parts > 1 { shape.rows } else { 0 };
+        Awaited { next: c, stride, rows, wide: shape.vectors > 1, each: rows.div_ceil(parts.max(1)) }
+    }
+
+    #[inline(always)]
+    fn fetch(&mut self) {
+        for _ in 0..self.each.min(self.rows) {
+            prefetch_to_write(self.next.cast());
+            if self.wide {
+                prefetch_to_write(self.next.wrapping_add(LANES).cast());
+            }
+            self.next = self.next.wrapping_add(self.stride);
+        }
+        self.rows -= self.each.min(self.rows);
+    }
+}
+
+/// What is done around the tiles, in vectors.
+trait Vectors {
+    /// Copies `n` units, at most 16, and zeros after them.
+    ///
+    /// # Safety
+    /// `n` units must be readable, and there must be room for 16 at `to`. The CPU must have what this type uses.
+    unsafe fn pad(from: *const u32, n: usize, to: *mut u32);
+    /// Puts sums into the rows of the output from `first` and the columns from `column` on.
+    ///
+    /// # Safety
+    /// The output must have the rows and all of the tile's columns, `sums` hold the rows and vectors of `shape`. The CPU must
+    /// have what this type uses.
+    unsafe fn put(sums: &MaybeUninit<Sums>, shape: Shape, t: &Tile, first: usize, column: usize);
+}
+
+/// The last units of an operand's lines, with zeros beyond them: what lies there in memory belongs to somebody else. Each
+/// line begins a cache line, for a tile whose rows straddle two takes two to four times as long to load.
+#[repr(C, align(64))]
+struct Padded<const LINES: usize, const WIDTH: usize>(MaybeUninit<[[[u32; LANES]; WIDTH]; LINES]>);
+
+impl<const LINES: usize, const WIDTH: usize> Padded<LINES, WIDTH> {
+    /// Puts `there` lines of `width` units, `stride` units apart, and zeros in the lines after them up to `lines`.
+    ///
+    /// # Safety
+    /// They must be readable. The CPU must have what `V` uses.
+    #[inline(always)]
+    unsafe fn fill<V: Vectors>(
+        &mut self,
+        first: *const u32,
+        stride: usize,
+        (there, lines): (usize, usize),
+        width: usize,
+    ) {
+        debug_assert!(there <= lines && lines <= LINES && width <= WIDTH * LANES);
+        let to: *mut u32 = self.0.as_mut_ptr().cast();
+        for line in 0..lines {
+            for at in (0..width).step_by(LANES) {
+                let n = if line < there { (width - at).min(LANES) } else { 0 };
+                // SAFETY: the caller's promise; a line has room for `WIDTH` vectors.
+                unsafe { V::pad(first.wrapping_add(line * stride + at), n, to.add(line * WIDTH * LANES + at)) };
+            }
         }
     }
+
+    /// The first line from a vector on.
+    fn from(&self, vector: usize) -> *const u32 {
+        self.0.as_ptr().cast::<u32>().wrapping_add(vector * LANES)
+    }
+}
+
+/// Units of the inner dimension, and where those of a panel and of the left operand's rows lie.
+#[derive(Clone, Copy)]
+struct Term {
+    units: usize,
+    a: *const u32,
+    a_stride: usize,
+    b: *const u32,
+    /// Units of columns.
+    width: usize,
+}
+
+impl Term {
+    /// Its steps of whole tiles.
+    fn whole(&self) -> usize {
+        self.units / SIDE
+    }
+
+    fn rest(&self) -> usize {
+        self.units % SIDE
+    }
+
+    /// The first row of a block's rows.
+    fn rows(&self, first: usize) -> Rows {
+        Rows { first: self.a.wrapping_add(first * self.a_stride), stride: self.a_stride }
+    }
+
+    /// The columns of a block from the one named on.
+    fn columns(&self, column: usize) -> Columns {
+        Columns { first: self.b.wrapping_add(column), stride: self.width }
+    }
+}
+
+/// Computes `rows` rows of a tile of the output, the sums of `tail` in the same chains, and asks for what lies `ahead`
+/// meanwhile; see [`super::kernel::run_with`].
+///
+/// # Safety
+/// As there; the CPU must have what `T` and `V` use.
+#[inline(always)]
+unsafe fn blocks<T: Tiles, V: Vectors>(tiles: &mut T, rows: usize, t: &Tile, tail: &Tail, ahead: &mut Ahead) {
+    let width = t.vectors * LANES;
+    let terms = [
+        Term { units: t.units, a: t.a, a_stride: t.a_stride, b: t.b, width },
+        Term { units: tail.units, a: tail.a, a_stride: tail.a_stride, b: tail.b, width },
+    ];
+    let mut b_rests = [const { Padded::<SIDE, { PANEL / LANES }>(MaybeUninit::uninit()) }; 2];
+    let mut a_rests = [const { Padded::<BLOCK, 1>(MaybeUninit::uninit()) }; 2];
+    for (term, rest) in terms.iter().zip(&mut b_rests) {
+        if term.rest() > 0 {
+            let first = term.columns(0).first.wrapping_add(term.whole() * SIDE * width);
+            // SAFETY: the caller's promise covers `units` units of `width` columns.
+            unsafe { rest.fill::<V>(first, width, (term.rest(), SIDE), width) };
+        }
+    }
+    // All of what lies ahead, in the same share between any two parts, as far as that is bearable.
+    let parts = terms[0].whole().div_ceil(PART);
+    let share = ahead.lines().div_ceil((parts * rows.div_ceil(BLOCK) * t.columns.div_ceil(BLOCK)).max(1)).min(LINES);
+    let mut sums = MaybeUninit::<Sums>::uninit();
     let mut prepared = 0;
     for first in (0..rows).step_by(BLOCK) {
-        let rows = (rows - first).min(BLOCK);
-        let a = t.a.wrapping_add(first * t.a_stride);
-        let mut a_rest = [[0u32; SIDE]; BLOCK];
-        for r in 0..rows {
-            for u in 0..rest {
+        let height = (rows - first).min(BLOCK);
+        for (term, rest) in terms.iter().zip(&mut a_rests) {
+            if term.rest() > 0 {
+                let first = term.rows(first).first.wrapping_add(term.whole() * SIDE);
                 // SAFETY: the caller's promise covers `units` units of each row.
-                a_rest[r][u] = unsafe { *a.add(r * t.a_stride + whole * SIDE + u) };
+                unsafe { rest.fill::<V>(first, term.a_stride, (height, height), term.rest()) };
             }
         }
-        if rows != prepared {
+        if height != prepared {
             // SAFETY: the caller vouches for `T`.
-            unsafe { T::configure(rows) };
-            prepared = rows;
+            unsafe { enter::<T>(height) };
+            prepared = height;
         }
-        for vector in (0..t.vectors).step_by(2) {
-            let vectors = (t.vectors - vector).min(2);
-            let mut sums = Sums([[0.0; BLOCK]; BLOCK]);
-            let rows_of = |first, stride| Rows { first, stride };
-            // SAFETY: the caller's promise about `t`; the rests are whole tiles of their own.
+        for column in (0..t.columns).step_by(BLOCK) {
+            let columns = (t.columns - column).min(BLOCK);
+            let shape = Shape { rows: height, vectors: columns.div_ceil(LANES) };
+            let c = t.c.wrapping_add(first * t.c_stride + column);
+            let mut awaited = Awaited::new(c, t.c_stride, shape, parts);
+            // SAFETY: the caller's promise about `t` and `tail`; the rests are whole tiles of their own.
             unsafe {
-                if whole > 0 {
-                    let b = Columns { first: t.b.add(vector * LANES), stride: width };
-                    T::add(rows, vectors, whole, rows_of(a, t.a_stride), b, &mut sums);
-                }
-                if rest > 0 {
-                    let b = Columns { first: b_rest[0][vector * LANES..].as_ptr(), stride: super::kernel::PANEL };
-                    T::add(rows, vectors, 1, rows_of(a_rest.as_ptr().cast(), SIDE), b, &mut sums);
-                }
-            }
-            let columns = t.columns.saturating_sub(vector * LANES).min(vectors * LANES);
-            for r in 0..rows {
-                // SAFETY: the caller's promise covers `rows` rows of `columns` elements of `c`.
-                let c = unsafe {
-                    std::slice::from_raw_parts_mut(t.c.add((first + r) * t.c_stride + vector * LANES), columns)
-                };
-                for (c, sum) in c.iter_mut().zip(&sums.0[r]) {
-                    *c = if t.add { t.alpha.mul_add(*sum, *c) } else { t.alpha * sum };
-                }
-            }
-        }
-    }
-    // SAFETY: the caller vouches for `T`.
-    unsafe { T::release() };
-}
-
-/// A number as the tiles take and leave it: a subnormal one as zero of its sign.
-fn flushed(x: f32) -> f32 {
-    if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
-}
-
-/// One product of tiles: `c[m][n] += sum over k of a[m][2k] b[k][2n] + a[m][2k+1] b[k][2n+1]`, as the instruction rounds.
-fn tdpbf16ps(c: &mut [f32], a: &[u32; SIDE], b: &[[u32; SIDE]; SIDE]) {
-    let halves = |u: u32| [f32::from_bits(u << 16), f32::from_bits(u & 0xffff_0000)].map(flushed);
-    for (n, c) in c.iter_mut().enumerate() {
-        let mut chains = [0f32; 2];
-        for k in 0..SIDE {
-            let (a, b) = (halves(a[k]), halves(b[k][n]));
-            for half in 0..2 {
-                chains[half] = flushed(a[half].mul_add(b[half], chains[half]));
-            }
-        }
-        *c = flushed(flushed(*c) + flushed(chains[0] + chains[1]));
-    }
-}
-
-/// The tiles as `tdpbf16ps` has them.
-pub struct Emulated;
-
-impl Tiles for Emulated {
-    unsafe fn configure(_: usize) {}
-    #[allow(private_interfaces, reason = "implemented in this file alone")]
-    unsafe fn add(rows: usize, vectors: usize, blocks: usize, a: Rows, b: Columns, sums: &mut Sums) {
-        for block in 0..blocks {
-            for vector in 0..vectors {
-                let mut of_b = [[0u32; SIDE]; SIDE];
-                for (k, row) in of_b.iter_mut().enumerate() {
-                    // SAFETY: the caller's promise covers the units and columns of `b`.
-                    *row = unsafe {
-                        b.first.add((block * SIDE + k) * b.stride + vector * SIDE).cast::<[u32; SIDE]>().read()
-                    };
-                }
-                for m in 0..rows {
-                    // SAFETY: the caller's promise covers the units of every row of `a`.
-                    let of_a = unsafe { a.first.add(m * a.stride + block * SIDE).cast::<[u32; SIDE]>().read() };
-                    tdpbf16ps(&mut sums.0[m][vector * SIDE..][..SIDE], &of_a, &of_b);
-                }
-            }
-        }
-    }
-    unsafe fn release() {}
-}
-
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub use hardware::{Hardware, ready};
-
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod hardware {
-    use std::arch::asm;
-    use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
-
-    use super::{BLOCK, Columns, Emulated, Rows, SIDE, Sums, Tiles};
-
-    /// The tiles of this CPU: 0 to 3 are sums, 4 and 5 rows, 6 and 7 columns.
-    pub struct Hardware;
-
-    /// What `ldtilecfg` reads.
-    #[repr(C, align(64))]
-    struct Configuration {
-        palette: u8,
-        start_row: u8,
-        reserved: [u8; 14],
-        bytes: [u16; 16],
-        rows: [u8; 16],
-    }
-
-    impl Tiles for Hardware {
-        unsafe fn configure(rows: usize) {
-            let (upper, lower) = (rows.min(SIDE) as u8, rows.saturating_sub(SIDE) as u8);
-            let side = SIDE as u8;
-            let mut configuration =
-                Configuration { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
-            for (tile, rows) in [upper, upper, lower, lower, upper, lower, side, side].into_iter().enumerate() {
-                configuration.rows[tile] = rows;
-                configuration.bytes[tile] = if rows > 0 { 4 * SIDE as u16 } else { 0 };
-            }
-            // SAFETY: the caller vouches for AMX; the configuration is valid and read only.
-            unsafe { asm!("ldtilecfg [{}]", in(reg) &configuration, options(nostack, readonly, preserves_flags)) };
-        }
-
-        #[allow(private_interfaces, reason = "implemented in this file alone")]
-        unsafe fn add(rows: usize, vectors: usize, blocks: usize, a: Rows, b: Columns, sums: &mut Sums) {
-            let lower = a.first.wrapping_add(SIDE * a.stride);
-            let (a_bytes, b_bytes, c_bytes) = (4 * a.stride, 4 * b.stride, 4 * BLOCK);
-            // One loop for each number of tiles: a tile that is not configured must not be named.
-            macro_rules! tiles {
-                ($load:tt, $multiply:tt, $store:tt) => {
-                    // SAFETY: the caller vouches for AMX, for its configuration and for the operands; `sums` is written
-                    // inside its bounds. Tiles are nobody else's.
-                    unsafe {
-                        tiles!(@asm $load $multiply $store)
+                tiles.clear(shape);
+                for ((term, a_rest), b_rest) in terms.iter().zip(&a_rests).zip(&b_rests) {
+                    let (mut a, mut b) = (term.rows(first), term.columns(column));
+                    for step in (0..term.whole()).step_by(PART) {
+                        let steps = PART.min(term.whole() - step);
+                        awaited.fetch();
+                        ahead.fetch(share);
+                        tiles.add(shape, steps, a, b);
+                        a.first = a.first.wrapping_add(steps * SIDE);
+                        b.first = b.first.wrapping_add(steps * SIDE * width);
                     }
-                };
-                (@asm [$($load:literal)*] [$($multiply:literal)*] [$($store:literal)*]) => {
-                    asm!(
-                        $($load,)*
-                        "2:",
-                        $($multiply,)*
-                        "add {a}, 64",
-                        "add {lower}, 64",
-                        "add {b}, {step}",
-                        "dec {n}",
-                        "jnz 2b",
-                        $($store,)*
-                        a = inout(reg) a.first => _, lower = inout(reg) lower => _, b = inout(reg) b.first => _,
-                        n = inout(reg) blocks => _, step = in(reg) SIDE * b_bytes,
-                        a_bytes = in(reg) a_bytes, b_bytes = in(reg) b_bytes,
-                        c = in(reg) sums.0.as_mut_ptr(), c_bytes = in(reg) c_bytes,
-                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                        options(nostack)
-                    )
-                };
-            }
-            // The right half of the sums is 64 bytes on, the lower half 16 rows of 128 bytes.
-            match (rows > SIDE, vectors > 1) {
-                (true, true) => tiles!(
-                    ["tileloadd tmm0, [{c} + {c_bytes}*1]" "tileloadd tmm1, [{c} + {c_bytes}*1 + 64]"
-                     "tileloadd tmm2, [{c} + {c_bytes}*1 + 2048]" "tileloadd tmm3, [{c} + {c_bytes}*1 + 2112]"],
-                    ["tileloadd tmm4, [{a} + {a_bytes}*1]" "tileloadd tmm6, [{b} + {b_bytes}*1]"
-                     "tileloadd tmm7, [{b} + {b_bytes}*1 + 64]" "tdpbf16ps tmm0, tmm4, tmm6"
-                     "tdpbf16ps tmm1, tmm4, tmm7" "tileloadd tmm5, [{lower} + {a_bytes}*1]"
-                     "tdpbf16ps tmm2, tmm5, tmm6" "tdpbf16ps tmm3, tmm5, tmm7"],
-                    ["tilestored [{c} + {c_bytes}*1], tmm0" "tilestored [{c} + {c_bytes}*1 + 64], tmm1"
-                     "tilestored [{c} + {c_bytes}*1 + 2048], tmm2" "tilestored [{c} + {c_bytes}*1 + 2112], tmm3"]
-                ),
-                (true, false) => tiles!(
-                    ["tileloadd tmm0, [{c} + {c_bytes}*1]" "tileloadd tmm2, [{c} + {c_bytes}*1 + 2048]"],
-                    ["tileloadd tmm4, [{a} + {a_bytes}*1]" "tileloadd tmm6, [{b} + {b_bytes}*1]"
-                     "tdpbf16ps tmm0, tmm4, tmm6" "tileloadd tmm5, [{lower} + {a_bytes}*1]"
-                     "tdpbf16ps tmm2, tmm5, tmm6"],
-                    ["tilestored [{c} + {c_bytes}*1], tmm0" "tilestored [{c} + {c_bytes}*1 + 2048], tmm2"]
-                ),
-                (false, true) => tiles!(
-                    ["tileloadd tmm0, [{c} + {c_bytes}*1]" "tileloadd tmm1, [{c} + {c_bytes}*1 + 64]"],
-                    ["tileloadd tmm4, [{a} + {a_bytes}*1]" "tileloadd tmm6, [{b} + {b_bytes}*1]"
-                     "tileloadd tmm7, [{b} + {b_bytes}*1 + 64]" "tdpbf16ps tmm0, tmm4, tmm6"
-                     "tdpbf16ps tmm1, tmm4, tmm7"],
-                    ["tilestored [{c} + {c_bytes}*1], tmm0" "tilestored [{c} + {c_bytes}*1 + 64], tmm1"]
-                ),
-                (false, false) => tiles!(
-                    ["tileloadd tmm0, [{c} + {c_bytes}*1]"],
-                    ["tileloadd tmm4, [{a} + {a_bytes}*1]" "tileloadd tmm6, [{b} + {b_bytes}*1]"
-                     "tdpbf16ps tmm0, tmm4, tmm6"],
-                    ["tilestored [{c} + {c_bytes}*1], tmm0"]
-                ),
-            }
-        }
-
-        unsafe fn release() {
-            // SAFETY: the caller vouches for AMX.
-            unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
-        }
-    }
-
-    /// Whether this CPU has AMX for bf16 and the system lets this process use it; asks the system for it.
-    pub fn ready() -> bool {
-        #[target_feature(enable = "xsave")]
-        fn system_saves_tiles() -> bool {
-            // SAFETY: XGETBV of register 0 is there wherever OSXSAVE is set, which the caller checked.
-            let saved = unsafe { _xgetbv(0) };
-            // Tile configuration and tile data.
-            saved & 0x6_0000 == 0x6_0000
-        }
-        let osxsave = __cpuid(1).ecx & (1 << 27) != 0;
-        if !osxsave || __cpuid(0).eax < 7 || !is_x86_feature_detected!("xsave") {
-            return false;
-        }
-        // AMX-BF16 and AMX-TILE.
-        let wanted = 1 << 22 | 1 << 24;
-        // SAFETY: the feature was detected just now.
-        if __cpuid_count(7, 0).edx & wanted != wanted || !unsafe { system_saves_tiles() } {
-            return false;
-        }
-        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
-        const TILE_DATA: libc::c_long = 18;
-        // SAFETY: a system call without pointers; it grants the state to all threads of this process.
-        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
-    }
-
-    impl Hardware {
-        /// Whether this CPU's products of every shape of block are those of the emulation, to the bit. [`ready`] must have
-        /// said yes.
-        ///
-        /// # Safety
-        /// The CPU must have AMX and the system have granted it.
-        pub unsafe fn agrees() -> bool {
-            const BLOCKS: usize = 3;
-            let mut state = 1u32;
-            let mut draw = || {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                // A sign, an exponent from 2^-16 to 2^15 and the mantissa of a bf16.
-                ((state >> 9) & 0x8000) as u16 | ((111 + (state >> 11 & 31)) << 7) as u16 | (state >> 24 & 0x7f) as u16
-            };
-            let mut units =
-                |n: usize| -> Vec<u32> { (0..n).map(|_| u32::from(draw()) | u32::from(draw()) << 16).collect() };
-            let (a, b) = (units(BLOCK * BLOCKS * SIDE), units(BLOCKS * SIDE * BLOCK));
-            [1, 7, SIDE, 21, BLOCK].into_iter().all(|rows| {
-                [1, 2].into_iter().all(|vectors| {
-                    let of_a = Rows { first: a.as_ptr(), stride: BLOCKS * SIDE };
-                    let of_b = Columns { first: b.as_ptr(), stride: BLOCK };
-                    let mut both = [Sums([[0.5; BLOCK]; BLOCK]), Sums([[0.5; BLOCK]; BLOCK])];
-                    let [real, wanted] = &mut both;
-                    // SAFETY: the caller vouches for AMX; the operands have the sizes that are named.
-                    unsafe {
-                        Hardware::configure(rows);
-                        Hardware::add(rows, vectors, BLOCKS, of_a, of_b, real);
-                        Hardware::release();
-                        Emulated::add(rows, vectors, BLOCKS, of_a, of_b, wanted);
+                    if term.rest() > 0 {
+                        let b = Columns { first: b_rest.from(column / LANES), stride: PANEL };
+                        tiles.add(shape, 1, Rows { first: a_rest.from(0), stride: SIDE }, b);
                     }
-                    let bits = |s: &Sums| s.0.as_flattened().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-                    bits(real) == bits(wanted)
-                })
-            })
+                }
+                // What is multiplied by one stays what it is.
+                match t.alpha == 1.0 && !t.add && columns == shape.vectors * LANES {
+                    true => tiles.store(shape, c, t.c_stride),
+                    false => {
+                        tiles.store(shape, sums.as_mut_ptr().cast(), BLOCK);
+                        V::put(&sums, shape, t, first, column);
+                    }
+                }
+            }
+        }
+    }
+    leave();
+}
+
+/// AVX-512.
+#[cfg(target_arch = "x86_64")]
+struct Wide;
+
+#[cfg(target_arch = "x86_64")]
+impl Vectors for Wide {
+    #[inline(always)]
+    unsafe fn pad(from: *const u32, n: usize, to: *mut u32) {
+        use std::arch::x86_64::*;
+        // SAFETY: the caller vouches for AVX-512; the mask keeps to `n` units.
+        unsafe {
+            let there = ((1u32 << n) - 1) as __mmask16;
+            _mm512_storeu_si512(to.cast(), _mm512_maskz_loadu_epi32(there, from.cast()));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn put(sums: &MaybeUninit<Sums>, shape: Shape, t: &Tile, first: usize, column: usize) {
+        use std::arch::x86_64::*;
+        let sums: *const f32 = sums.as_ptr().cast();
+        for r in 0..shape.rows {
+            let row = sums.wrapping_add(r * BLOCK);
+            // SAFETY: the caller's promise; the row has `vectors` vectors.
+            unsafe {
+                let left = _mm512_load_ps(row);
+                match shape.vectors {
+                    1 => t.store(first + r, column, [[left]]),
+                    _ => t.store(first + r, column, [[left, _mm512_load_ps(row.wrapping_add(LANES))]]),
+                }
+            }
         }
     }
 }
+
+/// Plain loops.
+#[cfg(test)]
+struct Plain;
 
 #[cfg(test)]
-mod tests {
-    use half::bf16;
-
-    use super::super::kernel::{Precision, Set};
-    use super::super::{Mat, MatMut, Product, Term, Threads, products_by};
-    use super::*;
-    use crate::testing::noise;
-
-    fn emulated(m: usize, n: usize, k: usize, a: Mat<'_>, b: Mat<'_>) -> Vec<f32> {
-        let mut c = vec![0.5f32; m * n];
-        let terms = vec![Term { alpha: 1.5, a, b }];
-        let product = Product { c: MatMut::new(&mut c, m, n), add: true, terms };
-        assert!(k > 0);
-        products_by(Set::Emulated, Precision::Bf16, vec![product], Threads::One);
-        c
+impl Vectors for Plain {
+    unsafe fn pad(from: *const u32, n: usize, to: *mut u32) {
+        for i in 0..LANES {
+            // SAFETY: the caller's promise covers `n` units, and room for 16.
+            unsafe { *to.add(i) = if i < n { *from.add(i) } else { 0 } };
+        }
     }
 
-    #[test]
-    fn the_blocking_over_tiles_gives_the_product_of_every_shape() {
-        for (m, n, k) in [(1, 1, 1), (5, 8, 64), (33, 40, 70), (16, 16, 32), (130, 70, 2), (100, 130, 1100)] {
-            let (a, b) = (noise(m * k, 1), noise(k * n, 2));
-            let rounded = |x: f32| f64::from(bf16::from_f32(x).to_f32());
-            let c = emulated(m, n, k, Mat::new(&a, m, k), Mat::new(&b, k, n));
-            for i in 0..m {
-                for j in 0..n {
-                    let terms = (0..k).map(|l| rounded(a[i * k + l]) * rounded(b[l * n + j]));
-                    let (sum, size) = terms.fold((0.0, 0.0), |(s, z), x| (s + x, z + x.abs()));
-                    let error = (f64::from(c[i * n + j]) - 0.5 - 1.5 * sum).abs();
-                    assert!(error < 1e-5 * (1.0 + size), "{m}x{n}x{k}: {error}");
+    unsafe fn put(sums: &MaybeUninit<Sums>, shape: Shape, t: &Tile, first: usize, column: usize) {
+        for r in 0..shape.rows {
+            for i in 0..(t.columns - column).min(shape.vectors * LANES) {
+                // SAFETY: the caller's promise covers the rows and columns of both.
+                unsafe {
+                    let sum = *sums.as_ptr().cast::<f32>().add(r * BLOCK + i);
+                    let c = &mut *t.c.add((first + r) * t.c_stride + column + i);
+                    *c = if t.add { t.alpha.mul_add(sum, *c) } else { t.alpha * sum };
                 }
             }
         }
     }
+}
 
-    #[test]
-    fn a_row_or_column_does_not_depend_on_the_others() {
-        let (m, n, k) = (70, 100, 200);
-        let (a, b) = (noise(m * k, 1), noise(n * k, 2));
-        let whole = emulated(m, n, k, Mat::new(&a, m, k), Mat::new(&b, n, k).t());
-        for rows in [1, 15, 16, 17, 33] {
-            let part = emulated(rows, n, k, Mat::new(&a[k..], rows, k), Mat::new(&b, n, k).t());
-            assert_eq!(whole[n..(1 + rows) * n], part, "{rows} rows");
-        }
-        for columns in [1, 17, 64, 65] {
-            let part = emulated(m, columns, k, Mat::new(&a, m, k), Mat::new(&b, columns, k).t());
-            let of_whole: Vec<f32> = whole.chunks(n).flat_map(|row| row[..columns].to_vec()).collect();
-            assert_eq!(of_whole, part, "{columns} columns");
-        }
+/// [`super::kernel::run_with`] on the tiles of the emulation.
+///
+/// # Safety
+/// As there.
+#[cfg(test)]
+pub unsafe fn run_emulated(rows: usize, tile: Tile, tail: Tail, ahead: &mut Ahead) {
+    let mut tiles = emulated::Emulated::new();
+    #[cfg(target_arch = "x86_64")]
+    if super::kernel::has_avx512() {
+        // SAFETY: the caller's promise; the CPU has AVX-512.
+        return unsafe { run_emulated_wide(&mut tiles, rows, tile, tail, ahead) };
     }
+    // SAFETY: the caller's promise.
+    unsafe { blocks::<_, Plain>(&mut tiles, rows, &tile, &tail, ahead) }
+}
 
-    #[test]
-    fn the_chains_of_both_halves_are_summed_apart_and_subnormal_numbers_are_zero() {
-        let unit = |low: f32, high: f32| {
-            u32::from(bf16::from_f32(low).to_bits()) | u32::from(bf16::from_f32(high).to_bits()) << 16
-        };
-        let (mut a, mut b, mut c) = ([0u32; SIDE], [[0u32; SIDE]; SIDE], [0.25f32, 1e-40]);
-        // In one chain the ones would be lost beside 2^25 before it is taken away again.
-        a[0] = unit(33_554_432.0, 1.0);
-        a[1] = unit(-33_554_432.0, 1.0);
-        (b[0][0], b[1][0]) = (unit(1.0, 1.0), unit(1.0, 1.0));
-        tdpbf16ps(&mut c, &a, &b);
-        assert_eq!(c, [2.25, 0.0]);
-        // A product too small for a normal number, and an operand that is none.
-        (a[0], a[1]) = (unit(2e-38, 1e-39), 0);
-        b[0][0] = unit(0.25, 1.0);
-        let mut c = [0.0f32];
-        tdpbf16ps(&mut c, &a, &b);
-        assert_eq!(c, [0.0]);
-    }
-
-    #[test]
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    fn the_tiles_of_this_cpu_are_those_of_the_emulation() {
-        if !ready() {
-            eprintln!("skipped: this CPU has no AMX for bf16, or the system does not let this process use it");
-            return;
-        }
-        // SAFETY: `ready` said yes.
-        assert!(unsafe { Hardware::agrees() });
-    }
+/// The emulation between the vectors that the tiles of a CPU have around them.
+///
+/// # Safety
+/// As [`super::kernel::run_with`]; the CPU must have AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn run_emulated_wide(tiles: &mut emulated::Emulated, rows: usize, tile: Tile, tail: Tail, ahead: &mut Ahead) {
+    // SAFETY: the caller's promise.
+    unsafe { blocks::<_, Wide>(tiles, rows, &tile, &tail, ahead) }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::kernel::{self, LANES, PANEL, Precision, Set, Tile};
 use super::pack::{self, Part};
 use super::packed::Right;
-use super::{DEPTH, Mat, MatMut};
+use super::{DEPTH, Mat, MatMut, task};
 use crate::buffers::{self, Buffer};
 
 /// A left operand, packed where it is put.
@@ -22,9 +22,13 @@ pub struct Left {
 impl Left {
     /// Room for `[rows, cols]`, with any contents.
     pub fn room(precision: Precision, rows: usize, cols: usize) -> Self {
-        let cols = cols.next_multiple_of(precision.per_unit());
-        let buffer = buffers::take(rows * cols / precision.per_unit());
-        Left { set: Set::of_this_cpu(), precision, rows, cols, buffer }
+        Self::by(Set::of_this_cpu(), precision, rows, cols)
+    }
+
+    /// [`Left::room`] for the instructions of `set`.
+    pub(super) fn by(set: Set, precision: Precision, rows: usize, cols: usize) -> Self {
+        let stride = set.row_stride(cols.div_ceil(precision.per_unit()));
+        Left { set, precision, rows, cols: stride * precision.per_unit(), buffer: buffers::take(rows * stride) }
     }
 
     fn stride(&self) -> usize {
@@ -124,7 +128,7 @@ pub fn multiply(
     );
     assert!(along.start.is_multiple_of(per_unit) && first.is_multiple_of(per_unit) && column.is_multiple_of(PANEL));
     let units: &[u32] = bytemuck::cast_slice(&a.buffer);
-    for at in (0..n).step_by(PANEL) {
+    let of_panel = |at: usize| {
         for start in (0..k).step_by(DEPTH * per_unit) {
             let units_here = (DEPTH * per_unit).min(k - start).div_ceil(per_unit);
             let (panel, vectors) = b.panel(column + at, (first + start) / per_unit);
@@ -146,7 +150,8 @@ pub fn multiply(
             // checked its extent and is borrowed mutably.
             unsafe { kernel::run(b.set, b.precision, m, tile) };
         }
-    }
+    };
+    task(|| (0..n).step_by(PANEL).for_each(of_panel));
 }
 
 /// `out` `[cols, rows]` from `x` `[rows, cols]`.

@@ -72,7 +72,12 @@ fn dots_by(set: Set, x: Mat<'_>, w: &Columns, out: &mut [f32]) {
             let (rows, columns) = ((rows - first).min(ROWS), (w.n - column).min(COLUMNS));
             let sums = block(set, &x, first, rows, w, column);
             for (r, sums) in sums.iter().take(rows).enumerate() {
-                out[(first + r) * w.n + column..][..columns].copy_from_slice(&sums[..columns]);
+                let to = &mut out[(first + r) * w.n + column..][..columns];
+                // So few numbers of an unknown count would be a call.
+                match to.first_chunk_mut() {
+                    Some(to) => *to = *sums,
+                    None => to.copy_from_slice(&sums[..columns]),
+                }
             }
         }
     }

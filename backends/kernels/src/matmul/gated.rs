@@ -4,6 +4,7 @@
 use super::executor::Executor;
 use super::kernel::{PANEL, Precision, Set};
 use super::stored::{MOST, Pieces, Rows, Stored, rows_of_task};
+use super::task as in_one;
 use crate::{buffers, simd};
 
 /// `silu(x G^T) * (x U^T)`, `silu(z) = z / (1 + e^-z)` (Shazeer, arXiv 2002.05202), of `x` `[m, k]` into `output` `[m, n]`.
@@ -52,10 +53,10 @@ pub(super) fn swiglu_by(
         let mut both = buffers::take(2 * size);
         let (gates, ups) = both.split_at_mut(size);
         // SAFETY: the buffers have room for these rows of the panel's columns, and are this task's own.
-        unsafe {
+        in_one(|| unsafe {
             left.times(rows.clone(), &gate, panel, gates.as_mut_ptr(), columns);
             left.times(rows.clone(), &up, panel, ups.as_mut_ptr(), columns);
-        }
+        });
         for (i, row) in rows.enumerate() {
             // SAFETY: a row of the panel's columns inside the output; no two tasks have a tile in common.
             let out = unsafe { std::slice::from_raw_parts_mut(output.at(row * n + panel * PANEL), columns) };

@@ -98,6 +98,17 @@ impl Set {
         })
     }
 
+    /// Units from the start of one packed row of a left operand to that of the next, if it has so many: for tiles whole cache
+    /// lines, since one whose rows straddle them takes two to four times as long to load.
+    pub(super) fn row_stride(self, units: usize) -> usize {
+        match self {
+            Set::AmxBf16 => units.next_multiple_of(LANES),
+            #[cfg(test)]
+            Set::Emulated => units.next_multiple_of(LANES),
+            _ => units,
+        }
+    }
+
     /// What there is to say about the choice of [`Set::of_this_cpu`].
     pub fn remark() -> Option<&'static str> {
         best().1
@@ -109,18 +120,14 @@ fn best() -> (Set, Option<&'static str>) {
     static BEST: std::sync::OnceLock<(Set, Option<&'static str>)> = std::sync::OnceLock::new();
     *BEST.get_or_init(|| {
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512dq")
-        {
+        if has_avx512() {
             if !is_x86_feature_detected!("avx512bf16") {
                 return (Set::Avx512, None);
             }
             #[cfg(target_os = "linux")]
             if super::amx::ready() {
                 // SAFETY: `ready` said that the CPU has the tiles and the system lets this process use them.
-                return match unsafe { super::amx::Hardware::agrees() } {
+                return match unsafe { super::amx::agrees() } {
                     true => (Set::AmxBf16, None),
                     false => (Set::Avx512Bf16, Some("the tiles of AMX failed their self-check and are not used")),
                 };
@@ -129,6 +136,15 @@ fn best() -> (Set, Option<&'static str>) {
         }
         (Set::Portable, None)
     })
+}
+
+/// Whether this CPU has the parts of AVX-512 that the kernels use.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
 }
 
 /// A tile's place in memory.
@@ -157,7 +173,7 @@ pub struct Tile {
 }
 
 /// Units that the chains of a tile's sums end with, of operands of their own: a second term of few units costs those units
-/// alone, and no second pass over the output. On AMX it is a second pass.
+/// alone, and no second pass over the output.
 #[derive(Clone, Copy)]
 pub struct Tail {
     /// Units of the inner dimension.
@@ -173,12 +189,6 @@ pub struct Tail {
 impl Tail {
     /// Nothing more.
     pub const NONE: Tail = Tail { units: 0, a: std::ptr::null(), a_stride: 0, b: std::ptr::null() };
-
-    /// What is multiplied in its place in a second pass over the output of `tile`.
-    #[cfg(any(test, all(target_arch = "x86_64", target_os = "linux")))]
-    fn alone(self, tile: Tile) -> Tile {
-        Tile { units: self.units, a: self.a, a_stride: self.a_stride, b: self.b, add: true, ..tile }
-    }
 }
 
 /// A right operand that is multiplied where it lies: rows of bf16.
@@ -219,6 +229,19 @@ pub fn prefetch(address: *const u8) {
     let _ = address;
 }
 
+/// [`prefetch`] of what is written soon: the line comes as this core's own.
+#[inline(always)]
+pub fn prefetch_to_write(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above. The intrinsic makes a read of it, unless a feature says that there is such an instruction; it does
+    // nothing where there is none.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) address, options(nomem, nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// [`run_with`] nothing more.
 ///
 /// # Safety
@@ -228,9 +251,9 @@ pub unsafe fn run(set: Set, precision: Precision, rows: usize, tile: Tile) {
     unsafe { run_with(set, precision, rows, tile, Tail::NONE, &mut Ahead::nothing()) }
 }
 
-/// Computes `rows` rows of a tile, the sums of `tail` in the same chains. Meanwhile the instructions of AVX-512 ask for as
-/// much of what lies `ahead` as they can: a cache line at a time between many multiplications, for a processor that waits
-/// for many already forgets what else it is asked for.
+/// Computes `rows` rows of a tile, the sums of `tail` in the same chains. Meanwhile AVX-512 and tiles ask for as much of
+/// what lies `ahead` as they can: a few cache lines at a time between many multiplications, for a processor that waits for
+/// many already forgets what else it is asked for.
 ///
 /// # Safety
 /// All that `tile` describes must lie inside its buffers: `rows` rows of `units` units from `a`, `units * vectors *
@@ -245,19 +268,9 @@ pub unsafe fn run_with(set: Set, precision: Precision, rows: usize, tile: Tile, 
             #[cfg(target_arch = "x86_64")]
             (Set::AmxBf16 | Set::Avx512Bf16 | Set::Avx512, Precision::F32) => x86::run_f32(rows, tile, tail, ahead),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            (Set::AmxBf16, Precision::Bf16) => {
-                super::amx::run::<super::amx::Hardware>(rows, tile);
-                if tail.units > 0 {
-                    super::amx::run::<super::amx::Hardware>(rows, tail.alone(tile));
-                }
-            }
+            (Set::AmxBf16, Precision::Bf16) => super::amx::run(rows, tile, tail, ahead),
             #[cfg(test)]
-            (Set::Emulated, Precision::Bf16) => {
-                super::amx::run::<super::amx::Emulated>(rows, tile);
-                if tail.units > 0 {
-                    super::amx::run::<super::amx::Emulated>(rows, tail.alone(tile));
-                }
-            }
+            (Set::Emulated, Precision::Bf16) => super::amx::run_emulated(rows, tile, tail, ahead),
             #[cfg(target_arch = "x86_64")]
             (Set::Avx512, Precision::Bf16) => x86::run_pairs(rows, tile, tail, ahead),
             _ => {

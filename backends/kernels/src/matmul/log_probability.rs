@@ -10,6 +10,7 @@
 use super::executor::Executor;
 use super::kernel::{LANES, PANEL, Precision, Set};
 use super::stored::{Pieces, Rows, Stored};
+use super::task as in_one;
 use crate::buffers;
 use crate::simd;
 
@@ -76,11 +77,13 @@ fn log_probabilities_by(
             let end = ((block + 1) * BLOCK * PANEL).min(vocab);
             for first_token in (block * BLOCK * PANEL..end).step_by(WIDTH) {
                 let columns = WIDTH.min(end - first_token);
-                for column in (0..columns).step_by(PANEL) {
-                    let (panel, c) = ((first_token + column) / PANEL, logits[column..].as_mut_ptr());
-                    // SAFETY: the buffer has room for these rows of `columns` logits, and is this task's own.
-                    unsafe { left.times(rows.clone(), &head, panel, c, columns) };
-                }
+                in_one(|| {
+                    for column in (0..columns).step_by(PANEL) {
+                        let (panel, c) = ((first_token + column) / PANEL, logits[column..].as_mut_ptr());
+                        // SAFETY: the buffer has room for these rows of `columns` logits, and is this task's own.
+                        unsafe { left.times(rows.clone(), &head, panel, c, columns) };
+                    }
+                });
                 simd::simd(
                     #[inline(always)]
                     || {

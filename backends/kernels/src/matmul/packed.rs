@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::ahead::Ahead;
 use super::kernel::{self, LANES, PANEL, Precision, Set, Tile};
 use super::pack::{self, Part};
-use super::{DEPTH, Left, Mat, MatMut, Threads, left};
+use super::{DEPTH, Left, Mat, MatMut, Threads, left, task};
 use crate::buffers::{self, Buffer};
 
 /// A right operand `[rows, cols]`, packed whole, in a lent buffer.
@@ -114,7 +114,7 @@ pub fn multiply_rows(c: MatMut<'_>, alpha: f32, Rows(a): &Rows<'_>, b: &Right, a
     let (m, n, k) = (c.rows, c.cols, a.of.cols);
     assert!(a.of.rows == m && n <= b.cols && k <= b.rows, "{m}x{n} from {}x{k} and {}x{}", a.of.rows, b.rows, b.cols);
     let per_unit = b.precision.per_unit();
-    for column in (0..n).step_by(PANEL) {
+    let of_panel = |column: usize| {
         for start in (0..k.max(1)).step_by(DEPTH * per_unit) {
             let first = start / per_unit;
             let (panel, vectors) = b.panel(column, first);
@@ -135,7 +135,8 @@ pub fn multiply_rows(c: MatMut<'_>, alpha: f32, Rows(a): &Rows<'_>, b: &Right, a
             // from `first` on.
             unsafe { kernel::run(b.set, b.precision, m, tile) };
         }
-    }
+    };
+    task(|| (0..n).step_by(PANEL).for_each(of_panel));
 }
 
 #[cfg(test)]

@@ -293,12 +293,11 @@ mod tests {
             let mut kept = Vec::new();
             for block in [0..100, 100..N] {
                 let mut x: Vec<f32> = scores.chunks(N).flat_map(|row| row[block.clone()].to_vec()).collect();
-                let mut weights = Left::room(Precision::Bf16, 3, 100);
-                weights.set = set();
+                let mut weights = Left::by(set(), Precision::Bf16, 3, 100);
                 let seen = |row: usize| [N, 120, 101][row] - block.start;
                 weigh(&mut x, (block.len(), block.len()), &mut rows, seen, &mut weights);
                 let bits: &[u16] = bytemuck::cast_slice(&weights.buffer);
-                kept.push(bits.chunks(100).map(|row| row[..block.len()].to_vec()).collect::<Vec<_>>());
+                kept.push(bits.chunks(weights.cols).map(|row| row[..block.len()].to_vec()).collect::<Vec<_>>());
             }
             (rows.map(|row| [row.top, row.sum, row.kept].map(f32::to_bits)), kept)
         });
@@ -329,9 +328,8 @@ mod tests {
                 .collect();
             let made = SETS.map(|set| {
                 let [weights, gradients_of] = [0; 2].map(|_| Right::with_room(set(), Precision::Bf16, 80, 128));
-                let mut made =
-                    Differentiated { weights, gradients: gradients_of, lines: Left::room(Precision::Bf16, 80, 128) };
-                made.lines.set = set();
+                let lines = Left::by(set(), Precision::Bf16, 80, 128);
+                let mut made = Differentiated { weights, gradients: gradients_of, lines };
                 for buffer in [&mut made.weights.buffer, &mut made.gradients.buffer, &mut made.lines.buffer] {
                     buffer.fill(0.0);
                 }

@@ -14,7 +14,7 @@ use std::ops::Range;
 use super::executor::Executor;
 use super::kernel::{self, LANES, PANEL, Precision, Set, Tile};
 use super::pack::{self, Part};
-use super::{DEPTH, Mat, ROWS, TASKS, with_lines};
+use super::{DEPTH, Mat, ROWS, TASKS, task as in_one, with_lines};
 use crate::buffers::{self, Buffer};
 
 /// How the numbers of a packed weight are stored.
@@ -178,7 +178,7 @@ impl<'a> Rows<'a> {
         let (units, stride) = match precision {
             Precision::F32 => (Units::InPlace(x), k),
             Precision::Bf16 => {
-                let stride = k.div_ceil(precision.per_unit());
+                let stride = set.row_stride(k.div_ceil(precision.per_unit()));
                 let mut buffer = buffers::take(m * stride);
                 let chunks = Pieces::new(bytemuck::cast_slice_mut::<f32, u32>(&mut buffer), CHUNK * stride);
                 let mat = Mat::new(x, m, k);
@@ -319,8 +319,9 @@ fn multiply_by(set: Set, precision: Precision, x: &[f32], k: usize, layers: &mut
         let (number, panel, first) = tasks[task];
         let (weight, output) = &outputs[number];
         let c = output.at(first * weight.n + panel * PANEL);
+        let rows = first..(first + rows).min(left.m);
         // SAFETY: the output has `m` rows of `n` elements, and no two tasks have a tile in common.
-        unsafe { left.times(first..(first + rows).min(left.m), weight, panel, c, weight.n) };
+        in_one(|| unsafe { left.times(rows, weight, panel, c, weight.n) });
     });
 }
 

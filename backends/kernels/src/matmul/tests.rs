@@ -180,20 +180,22 @@ fn a_short_term_goes_on_with_the_chain_of_the_one_before_it() {
     for (m, n, k, r) in [(5, 70, 130, 8), (130, 200, 2200, 3), (200, 1100, 64, 64), (300, 40, 1024, 1), (40, 90, 0, 8)]
     {
         let (a, b, low, up) = (noise(m * k, 1), noise(k * n, 2), noise(m * r, 3), noise(r * n, 4));
-        let (k_whole, depth) = (k.next_multiple_of(2), 2 * DEPTH);
-        // The same units one after the other, from where the last block of the first term starts.
-        let last = k_whole.saturating_sub(1) / depth * depth;
-        let beside = |x: &[f32], columns: usize, from: usize, y: &[f32]| -> Vec<f32> {
-            let row = |i: usize| {
-                let zeros = vec![0.0; k_whole - k];
-                [&x[i * columns + from..(i + 1) * columns], &zeros, &y[i * r..(i + 1) * r]].concat()
+        let depth = 2 * DEPTH;
+        for set in sets().into_iter().chain([Set::Emulated]) {
+            // A term ends with a unit, on tiles with a tile of units.
+            let k_whole = k.next_multiple_of(if set == Set::Emulated { 32 } else { 2 });
+            // The same units one after the other, from where the last block of the first term starts.
+            let last = k_whole.saturating_sub(1) / depth * depth;
+            let beside = |x: &[f32], columns: usize, from: usize, y: &[f32]| -> Vec<f32> {
+                let row = |i: usize| {
+                    let zeros = vec![0.0; k_whole - k];
+                    [&x[i * columns + from..(i + 1) * columns], &zeros, &y[i * r..(i + 1) * r]].concat()
+                };
+                (0..m).flat_map(row).collect()
             };
-            (0..m).flat_map(row).collect()
-        };
-        let joined = beside(&a, k, last, &low);
-        let below = [&b[last * n..], &vec![0.0; (k_whole - k) * n], &up].concat();
-        let width = k_whole - last + r;
-        for set in sets() {
+            let joined = beside(&a, k, last, &low);
+            let below = [&b[last * n..], &vec![0.0; (k_whole - k) * n], &up].concat();
+            let width = k_whole - last + r;
             let run = |set: Set, terms: Vec<Term<'_>>| {
                 let mut c = vec![0.25f32; m * n];
                 let product = Product { c: MatMut::new(&mut c, m, n), add: true, terms };
@@ -210,24 +212,14 @@ fn a_short_term_goes_on_with_the_chain_of_the_one_before_it() {
                 run(set, if last > 0 { vec![start, end] } else { vec![end] })
             });
             assert!(whole.is_none_or(|whole| whole == got), "{set:?} {m}x{n}x{k}+{r}");
-            assert_eq!(got, run(Set::Portable, vec![term(x, w), short]), "{set:?} {m}x{n}x{k}+{r}");
+            if set != Set::Emulated {
+                assert_eq!(got, run(Set::Portable, vec![term(x, w), short]), "{set:?} {m}x{n}x{k}+{r}");
+            }
             // With another factor it is a sum of its own, and in f32 always.
             let other = run(set, vec![term(x, w), Term { alpha: 0.25, ..short }]);
             let apart = other.iter().zip(&got).filter(|(a, b)| a != b).count();
             assert!(apart > 0, "{set:?} {m}x{n}x{k}+{r}");
         }
-        // The tiles make a second pass of it: the same as two products.
-        let mut twice = vec![0.25f32; m * n];
-        let mut once = twice.clone();
-        let term = |a, b| Term { alpha: 0.5, a, b };
-        let terms = [term(Mat::new(&a, m, k), Mat::new(&b, k, n)), term(Mat::new(&low, m, r), Mat::new(&up, r, n))];
-        for terms in terms.map(|term| vec![term]) {
-            let product = Product { c: MatMut::new(&mut twice, m, n), add: true, terms };
-            products_by(Set::Emulated, Precision::Bf16, vec![product], Threads::Pool);
-        }
-        let product = Product { c: MatMut::new(&mut once, m, n), add: true, terms: terms.to_vec() };
-        products_by(Set::Emulated, Precision::Bf16, vec![product], Threads::Pool);
-        assert_eq!(once, twice, "tiles, {m}x{n}x{k}+{r}");
     }
 }
 

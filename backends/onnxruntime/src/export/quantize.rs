@@ -92,8 +92,7 @@ fn weighted_error(w: &[f32; BLOCK], channels: &[f32; BLOCK], scale: f32, zero: f
     for k in (0..BLOCK).step_by(LANES) {
         for lane in 0..LANES {
             let (w, c) = (w[k + lane], channels[k + lane]);
-            // Adding and subtracting it rounds to the nearest whole number, ties to even.
-            let q = ((w * inverse + ROUND) - ROUND).max(-zero).min(steps - zero);
+            let q = whole(w * inverse).max(-zero).min(steps - zero);
             let off = q * scale - w;
             error[lane] += c * off * off;
             product[lane] += c * q * w;
@@ -107,8 +106,14 @@ fn weighted_error(w: &[f32; BLOCK], channels: &[f32; BLOCK], scale: f32, zero: f
 
 /// Numbers worked on side by side.
 const LANES: usize = 16;
-/// 1.5 * 2^23.
-const ROUND: f32 = 12_582_912.0;
+
+/// The whole number nearest to `x`, ties to even: `round_ties_even`, which is a call for every weight, as far as 2^22.
+#[inline(always)]
+fn whole(x: f32) -> f32 {
+    // 1.5 * 2^23: nothing below one is left beside it.
+    const ROUND: f32 = 12_582_912.0;
+    (x + ROUND) - ROUND
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Block {
@@ -125,7 +130,7 @@ impl Block {
         }
         let steps = ((1u32 << bits) - 1) as f32;
         let scale = (high - low) / steps;
-        Block { scale, zero: (-low / scale).round_ties_even().clamp(0.0, steps) as u8 }
+        Block { scale, zero: whole(-low / scale).clamp(0.0, steps) as u8 }
     }
 
     /// The scale and zero point with the least error of `values`, each error weighted by its number in `channels`.
@@ -166,7 +171,7 @@ impl Block {
             return self.zero;
         }
         let steps = ((1u32 << bits) - 1) as f32;
-        ((weight / self.scale).round_ties_even() + f32::from(self.zero)).clamp(0.0, steps) as u8
+        (whole(weight / self.scale) + f32::from(self.zero)).clamp(0.0, steps) as u8
     }
 }
 

@@ -1,5 +1,7 @@
 //! `karat doctor`: is this machine ready, and do its numbers repeat? `--fix` makes it ready, where that is a matter of
-//! fetching something.
+//! fetching something; `--speed` measures what its kernels reach.
+
+use std::collections::BTreeMap;
 
 use karat::backend::Backend;
 use karat::eval::determinism::{Certificate, Trial, certify};
@@ -26,19 +28,31 @@ pub fn run(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8> {
     let (mut ready, mut fixed) = (false, true);
     for name in ["candle", "onnxruntime", "replay"] {
         let loaded = found.iter().find(|f| f.name == name).map(|f| &f.plugin);
+        let (mut speed, mut measured) = (BTreeMap::new(), String::new());
         let (state, facts, usable) = match loaded {
             Some(Ok(plugin)) => match plugin.provide(args.fix, device) {
-                Ok(provided) => (format!("ok, version {}", plugin.descriptor().version), provided.facts, true),
+                Ok(provided) => {
+                    if args.speed {
+                        output.say(format!("  measuring {name}"));
+                        match plugin.measure(device) {
+                            Ok(found) => speed = found.facts,
+                            Err(error) => measured = format!("  speed     not to be had: {error}\n"),
+                        }
+                    }
+                    (format!("ok, version {}", plugin.descriptor().version), provided.facts, true)
+                }
                 Err(error) => (format!("not usable yet: {error}"), Default::default(), false),
             },
             Some(Err(error)) => (format!("cannot be loaded: {error}"), Default::default(), false),
             None => ("not found; `cargo build -p karat-cli` builds it".to_string(), Default::default(), false),
         };
         text.push_str(&format!("{name:<11} {state}\n"));
-        facts.iter().for_each(|(fact, value)| text.push_str(&format!("  {fact:<9} {value}\n")));
+        let width = facts.keys().chain(speed.keys()).map(|fact| fact.len()).fold(9, usize::max);
+        facts.iter().chain(&speed).for_each(|(fact, value)| text.push_str(&format!("  {fact:<width$} {value}\n")));
+        text.push_str(&measured);
         ready |= usable && name == "candle";
         fixed &= usable || matches!(loaded, None | Some(Err(_)));
-        states.push(json!({"name": name, "state": state, "usable": usable, "facts": facts}));
+        states.push(json!({"name": name, "state": state, "usable": usable, "facts": facts, "speed": speed}));
     }
     text.push_str(if ready { "ready: cargo karat run medical-r1\n" } else { "not ready: no backend that trains\n" });
     output.result(&json!({"machine": machine, "backends": states, "ready": ready}), &text)?;

@@ -16,7 +16,7 @@ use crate::ops::matmul::assembled::{Left, multiply, turn};
 use crate::ops::matmul::executor::Executor;
 use crate::ops::matmul::packed::Right;
 use crate::ops::matmul::softmax::{Differentiated, Known, Softmax, weigh};
-use crate::ops::matmul::{Mat, MatMut, Precision, Threads, narrow_here};
+use crate::ops::matmul::{Mat, MatMut, Precision, Threads, narrow_here, task};
 use crate::ops::number::Number;
 use crate::ops::simd::{dot, simd};
 
@@ -82,7 +82,7 @@ pub fn forward<O: Number>([q, k, v]: [Mat<'_>; 3], starts: &[usize], heads: Head
     let d = heads.dim;
     let pack = |c: &Context<'_>| [turned(c.k), Right::new(BF16, c.v)];
     let packed: Vec<[Right; 2]> = contexts(k, v, starts, heads).par_iter().map(pack).collect();
-    strips(starts, heads, out, lse).into_iter().par_bridge().for_each(|mut strip| {
+    let attend = |mut strip: Strip<'_, O>| {
         let [key, value] = &packed[strip.context];
         let (first, n) = (strip.queries.start - strip.start, strip.queries.len());
         let last = first + n;
@@ -123,7 +123,8 @@ pub fn forward<O: Number>([q, k, v]: [Mat<'_>; 3], starts: &[usize], heads: Head
                 lse[g] = row.top + row.sum.ln();
             }
         }
-    });
+    };
+    strips(starts, heads, out, lse).into_iter().par_bridge().for_each(|strip| task(|| attend(strip)));
 }
 
 /// One query head of a row, or a part of its queries; those of a row are of about the same work and depend on the row and the
@@ -168,8 +169,8 @@ pub(super) fn backward<O: Number>(
     let packed: Vec<[Right; 3]> = contexts(k, v, starts, heads).par_iter().map(pack).collect();
     let shares: Vec<OnceLock<Share>> = tasks.iter().map(|_| OnceLock::new()).collect();
     Threads::Pool.each(tasks.len(), &|number| {
-        let task = &tasks[number];
-        let share = one(task, heads, &packed[task.context], [q, upstreams], [lse, &deltas]);
+        let mine = &tasks[number];
+        let share = task(|| one(mine, heads, &packed[mine.context], [q, upstreams], [lse, &deltas]));
         let _ = shares[number].set(share);
     });
     shares.into_iter().flat_map(OnceLock::into_inner).collect()

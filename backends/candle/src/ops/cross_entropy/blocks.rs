@@ -21,7 +21,7 @@ use crate::ops::buffers;
 use crate::ops::embedding;
 use crate::ops::mapped::Elements;
 use crate::ops::matmul::packed::{Right, Rows, multiply, multiply_rows};
-use crate::ops::matmul::{Mat, MatMut, Precision, Threads, narrow_here};
+use crate::ops::matmul::{Mat, MatMut, Precision, Threads, narrow_here, task};
 use crate::ops::simd::{LANES, exp_shifted, max, simd, sum_of};
 
 /// Words of a block: its logits for a group of tokens, and its rows of the projection, fit into a core's cache.
@@ -167,7 +167,7 @@ impl Chunk<'_> {
             .enumerate()
             .map(|(part, (sum, kept))| {
                 let range = part * each..((part + 1) * each).min(blocks);
-                self.part(range, &groups, sum, stride, kept.as_deref_mut())
+                task(|| self.part(range, &groups, sum, stride, kept.as_deref_mut()))
             })
             .collect();
         drop(groups);
@@ -188,7 +188,8 @@ impl Chunk<'_> {
             let work = sum.par_chunks_mut(each * BLOCK * width).zip(kept);
             work.with_max_len(1).enumerate().for_each(|(part, (dhead, kept))| {
                 let factors: Vec<f32> = outcomes.iter().map(|outcome| outcome.factors[part]).collect();
-                self.head_gradient(part * each, &outcomes, &factors, kept.unwrap_or_default(), dhead, add);
+                let kept = kept.unwrap_or_default();
+                task(|| self.head_gradient(part * each, &outcomes, &factors, kept, dhead, add));
             });
         }
         outcomes.iter().map(|outcome| outcome.logprob).collect()
@@ -299,7 +300,10 @@ impl Chunk<'_> {
                 let target = self.targets[t] as usize;
                 if target / BLOCK == first + i {
                     let row = dhead[target % BLOCK * width..][..width].iter_mut();
-                    row.zip(&self.hidden[t * width..]).for_each(|(to, x)| *to = x.mul_add(outcome.target, *to));
+                    simd(
+                        #[inline(always)]
+                        || row.zip(&self.hidden[t * width..]).for_each(|(to, x)| *to = x.mul_add(outcome.target, *to)),
+                    );
                 }
             }
         }
