@@ -101,11 +101,7 @@ impl Observer for Progress<'_> {
                 self.say(&format!("{name}: {detail}  [{:.1} s]", self.stage_began.elapsed().as_secs_f64()));
             }
             // A model that is opened several times is read in the same way each time.
-            Notice::Warning(text) => {
-                if self.said.insert(text.clone()) {
-                    self.say(&format!("warning: {text}"));
-                }
-            }
+            Notice::Warning(text) if self.said.insert(text.clone()) => self.say(&format!("warning: {text}")),
             Notice::Backend { stage, total, event } => match event {
                 Event::Step(step) => self.step(stage, total.unwrap_or(step.step), step),
                 Event::Evaluation { step, loss, .. } => {
