@@ -229,7 +229,7 @@ fn without_generation_tags(source: &str) -> String {
 }
 
 fn panicked(what: String) -> minijinja::Error {
-    minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, what)
+    minijinja::Error::new(minijinja::ErrorKind::OutOfFuel, what)
 }
 
 fn template_error(what: &str, origin: &str, error: minijinja::Error) -> Error {

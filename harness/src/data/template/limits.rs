@@ -126,7 +126,7 @@ pub(super) fn within<T>(allowed: Allowance, render: impl FnOnce() -> T) -> (T, b
 }
 
 fn too(what: &str) -> Error {
-    Error::new(ErrorKind::InvalidOperation, format!("it {what}: stopped, as a template of this size never should"))
+    Error::new(ErrorKind::OutOfFuel, format!("it {what}: stopped, as a template of this size never should"))
 }
 
 fn take(from: &Cell<u64>, cost: u64, what: &str) -> Result<(), Error> {
