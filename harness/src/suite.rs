@@ -314,6 +314,6 @@ mod tests {
         let in_file = error("[data]\nfile = \"all.jsonl\"\nmaxlength = 5\n", &["seed=1"]);
         assert!(in_file.contains("suite.toml:4:1") && in_file.contains("maxlength"), "{in_file}");
         let in_train = error("[train.full]\nepoch = 3\n", &["seed=1"]);
-        assert!(in_train.contains("suite.toml: ") && in_train.contains("`epoch`"), "{in_train}");
+        assert!(in_train.contains("suite.toml:5:1") && in_train.contains("`epoch`"), "{in_train}");
     }
 }
