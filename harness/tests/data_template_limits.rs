@@ -244,11 +244,14 @@ fn a_template_that_makes_a_chain_of_lists_does_not_need_the_callers_stack() {
 fn what_is_counted_renders_as_it_did() {
     let turns = [Message::new("system", "Be <b>."), Message::new("user", "1 & 2"), Message::new("assistant", "3")];
     for (source, text) in [
-        ("{{ 1 ~ none ~ [1, 'a'] ~ 1.5 ~ true }}", "1None[1, \"a\"]1.5True"),
-        ("{{ (messages[1:] | map(attribute='content') | list) + ['x'] }}", "[\"1 & 2\", \"3\", \"x\"]"),
+        ("{{ 1 ~ none ~ [1, 'a'] ~ 1.5 ~ true }}", "1None[1, 'a']1.5True"),
+        ("{{ (messages[1:] | map(attribute='content') | list) + ['x'] }}", "['1 & 2', '3', 'x']"),
         ("{{ [1] * 3 }}{{ 'ab' * 2 }}{{ 2 * 3 }}", "[1, 1, 1]abab6"),
         ("{{ 1 < 2 < 3 }}{{ 'a' in 'abc' }}{{ 'role' in messages[0] }}{{ 4 not in [1, 2] }}", "TrueTrueTrueTrue"),
-        ("{{ messages[-1].content }}{{ messages[::-1][0]['role'] }}{{ 'abc'[1] }}{{ 'abcd'[1:3] }}", "3assistantbbc"),
+        (
+            "{{ messages[-1].content }}{{ (messages[::-1] | first)['role'] }}{{ 'abc'[1] }}{{ 'abcd'[1:3] }}",
+            "3assistantbbc",
+        ),
         ("{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | join('|') }}", "1 & 2"),
         (
             "{{ dict(a=1, b=[2]) | tojson }}{{ {'k': none} | tojson(indent=2) }}",

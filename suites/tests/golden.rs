@@ -187,15 +187,15 @@ fn a_yes_to_a_contraindicated_patient_is_counted_and_named_as_a_headline() {
         let value = &metric.models[model];
         (value.n, (value.value.unwrap() * value.n as f64).round() as usize)
     };
-    // 14 held-out items ask about a patient with a contraindication, 14 about one without.
+    // 14 held-out items ask about a patient with a contraindication, 12 about one without.
     assert_eq!(value("decision_yes_to_no", "full"), (14, 5));
     assert_eq!(value("decision_yes_to_no", "lora"), (14, 5));
     assert_eq!(value("decision_yes_to_no", "base"), (14, 0));
     for model in ["base", "lora", "full"] {
         let count = |name: &str| value(name, model).1;
-        assert_eq!(value("decision", model).0, 28);
+        assert_eq!((value("decision", model).0, value("decision_no_to_yes", model).0), (26, 12));
         let errors = count("decision_yes_to_no") + count("decision_no_to_yes") + count("decision_undecided");
-        assert_eq!(count("decision") + errors, 28, "{model}: every item is right or one kind of error");
+        assert_eq!(count("decision") + errors, 26, "{model}: every item is right or one kind of error");
     }
     for name in ["decision", "decision_yes_to_no"] {
         assert!(report.metric(name).unwrap().headline, "{name}");

@@ -185,6 +185,22 @@ fn one_item_has_a_difference_and_no_interval() {
 }
 
 #[test]
+fn the_same_pairs_in_another_order_are_the_same_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let line =
+        |i: usize| json!({"id": i, "reference": right(i), "candidate": if i < 6 { right(i) } else { "不知道".into() }});
+    let put = |name: &str, order: &mut dyn Iterator<Item = usize>| {
+        std::fs::write(folder.path().join(name), order.map(|i| format!("{}\n", line(i))).collect::<String>()).unwrap();
+    };
+    put("a.jsonl", &mut (0..12));
+    put("b.jsonl", &mut (0..12).rev());
+    let (out, _) = ok(folder.path(), &["--json", "compare", "a.jsonl", "b.jsonl"]);
+    let found: Value = serde_json::from_str(&out).unwrap();
+    let bleu = &found["comparisons"][0]["metrics"]["bleu"];
+    assert_eq!((&bleu["n"], &bleu["difference"]), (&json!(12), &json!(0.0)));
+}
+
+#[test]
 fn a_model_that_is_not_in_the_report_is_refused_with_the_names_that_are() {
     let project = project(&IDS, |i| Some(json!({"candidate": right(i)})));
     let folder = project.path();
@@ -238,7 +254,8 @@ fn a_spreadsheet_calculates_nothing_and_a_terminal_is_not_moved() {
     }
     let (table, err) = ok(folder, &["check", "out", "--baseline", "out/report/report.json"]);
     assert!(!table.contains(foreign) && !err.contains(foreign), "{table}{err}");
-    let (table, err) = ok(folder, &["compare", "out", "out"]);
+    ok(folder, &["eval", "./suite.toml", "--predictions", "n=m.jsonl", "--out", "other"]);
+    let (table, err) = ok(folder, &["compare", "out", "other"]);
     assert!(!table.contains(foreign) && !err.contains(foreign), "{table}{err}");
     assert!(table.contains("\\u{1b}"), "{table}");
 }

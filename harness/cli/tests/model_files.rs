@@ -59,7 +59,7 @@ impl Place {
     fn train(&self, more: &[&str], out: &str) -> PathBuf {
         let model = if more.contains(&"--from-scratch") { "shape" } else { "model" };
         let mut args = vec!["train", "--model", model, "--data", "ids.jsonl", "--ids", "--out", out];
-        args.extend(["--set", "max_steps=1", "--set", "logging_steps=1"]);
+        args.extend(["--set", "max_steps=1"]);
         args.extend(more);
         let output = self.karat(&args);
         assert!(output.status.success(), "{}", said(&output));
@@ -177,7 +177,7 @@ fn a_base_model_whose_end_is_not_the_templates_is_told_how_to_end_and_ends_so() 
     let place = Place::new();
     place.put("model/tokenizer_config.json", r#"{"eos_token": "<|endoftext|>"}"#);
     place.put("model/generation_config.json", r#"{"eos_token_id": 256}"#);
-    let row = r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}"#;
+    let row = r#"{"question": "Hi", "answer": "Ho"}"#;
     place.put("rows.jsonl", &format!("{row}\n").repeat(4));
     let train = |out: &str, more: &[&str]| {
         let mut args = vec!["train", "--model", "model", "--data", "rows.jsonl", "--method", "lora", "--out", out];

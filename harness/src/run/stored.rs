@@ -284,8 +284,7 @@ pub fn report_stored(
 /// I/O; a broken line, one without a reference, or a second one of an id.
 pub fn report_pairs(path: &Path, name: &str) -> Result<Report> {
     let tags = ThinkTags::default();
-    let (mut items, mut predictions) = (Vec::new(), Vec::new());
-    let mut content = String::new();
+    let (mut items, mut predictions, mut content) = (Vec::new(), Vec::new(), Vec::new());
     for (number, line) in lines(path)? {
         let here = || format!("{}:{number}", path.display());
         let (prediction, reference) = prediction(line).map_err(|e| e.at(here()))?;
@@ -294,9 +293,7 @@ pub fn report_pairs(path: &Path, name: &str) -> Result<Report> {
                 .at(here())
                 .help(r#"lines are {"id", "reference", "candidate"}; with a suite's references: karat eval SUITE --predictions FILE"#)
         })?;
-        for part in [&prediction.id, &reference] {
-            content.push_str(&format!("{}:{part}\n", part.len()));
-        }
+        content.push([&prediction.id, &reference].map(|part| format!("{}:{part}\n", part.len())).concat());
         let parts = tags.split(&reference);
         items.push(Item {
             id: prediction.id.clone(),
@@ -309,13 +306,17 @@ pub fn report_pairs(path: &Path, name: &str) -> Result<Report> {
         });
         predictions.push(prediction);
     }
+    // The same pairs are the same data, in whatever order a file has them.
+    items.sort_by(|a: &Item, b: &Item| a.id.cmp(&b.id));
+    predictions.sort_by(|a: &Prediction, b: &Prediction| a.id.cmp(&b.id));
+    content.sort();
     let of_text = |name: &&str| {
         metric::info(name).is_some_and(|m| matches!(m.reads, Reads::Answer | Reads::Think | Reads::FullText))
     };
     let names: Vec<String> = DEFAULT_METRICS.iter().filter(|n| of_text(n)).map(|n| (*n).to_string()).collect();
     let results = metrics::measure(&tags, &names, &items, predictions, Vec::new())?;
     let file = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-    let data = sha256(content.as_bytes());
+    let data = sha256(content.concat().as_bytes());
     let stats = StatsOptions::default();
     report::build(&Inputs {
         language: Language::English,

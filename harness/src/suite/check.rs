@@ -97,9 +97,8 @@ impl Suite {
             }
         }
         let most = StatsOptions::MOST_RESAMPLES;
-        if !(self.stats.confidence > 0.5 && self.stats.confidence < 1.0)
-            || !(100..=most).contains(&self.stats.resamples)
-        {
+        let confident = self.stats.confidence > 0.5 && self.stats.confidence < 1.0;
+        if !confident || !(100..=most).contains(&self.stats.resamples) {
             return fail(
                 format!(
                     "stats: confidence = {} must be between 0.5 and 1 and resamples = {} between 100 and {most}",

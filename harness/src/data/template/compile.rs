@@ -21,7 +21,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
-use super::limits::{DEEP, MADE, SEARCHED, SHALLOW, TEXT};
+use super::limits::{DEEP, MADE, SEARCHED, SHALLOW, SLICED, TEXT};
 use crate::data::untrusted;
 
 /// The largest source in bytes; those in use have some ten thousand.
@@ -306,18 +306,12 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
         Expr::Var(e) => Expr::Var(at(e, Var { id: e.id })),
         Expr::Const(e) => Expr::Const(at(e, Const { value: e.value.clone() })),
         Expr::Slice(e) => {
-            // From near the start to the end: what is read is what is made.
-            let to_the_end = e.start.as_ref().is_some_and(is_near) && e.stop.is_none() && e.step.is_none();
-            let of = expression(&e.expr);
-            let of = if to_the_end { of } else { through(SHALLOW, of) };
+            let of = through(SLICED, expression(&e.expr));
             let slice = Slice { expr: of, start: some(&e.start), stop: some(&e.stop), step: some(&e.step) };
             through(MADE, Expr::Slice(at(e, slice)))
         }
         Expr::UnaryOp(e) => {
-            let op = match e.op {
-                UnaryOpKind::Not => UnaryOpKind::Not,
-                UnaryOpKind::Neg => UnaryOpKind::Neg,
-            };
+            let op = if matches!(e.op, UnaryOpKind::Not) { UnaryOpKind::Not } else { UnaryOpKind::Neg };
             Expr::UnaryOp(at(e, UnaryOp { op, expr: expression(&e.expr) }))
         }
         Expr::BinOp(e) => binary(e),
@@ -350,16 +344,21 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
             // Finding the n-th character of a text costs its length; a key given as text is a map's.
             let by_key = matches!(&e.subscript_expr, Expr::Const(key) if key.value.kind() == ValueKind::String);
             let of = if by_key || is_near(&e.subscript_expr) { of } else { through(SHALLOW, of) };
-            Expr::GetItem(at(e, GetItem { expr: of, subscript_expr: expression(&e.subscript_expr) }))
+            Expr::GetItem(at(e, GetItem { expr: of, subscript_expr: key(&e.subscript_expr) }))
         }
         Expr::Call(e) => Expr::Call(at(e, call(e))),
         Expr::List(e) => built(expr, Expr::List(at(e, List { items: expressions(&e.items) }))),
         Expr::Tuple(e) => built(expr, Expr::Tuple(at(e, Tuple { items: expressions(&e.items) }))),
         Expr::Map(e) => {
-            let map = Map { keys: expressions(&e.keys), values: expressions(&e.values) };
+            let map = Map { keys: e.keys.iter().map(key).collect(), values: expressions(&e.values) };
             built(expr, Expr::Map(at(e, map)))
         }
     }
+}
+
+/// A key of a map: all of it is compared.
+fn key<'a>(expr: &Expr<'a>) -> Expr<'a> {
+    if is_small(expr) { expression(expr) } else { through(DEEP, expression(expr)) }
 }
 
 /// A list or map that is made anew each time counts; a literal is there once.

@@ -16,6 +16,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value,
 pub(super) const MADE: &str = "karat:made";
 pub(super) const SHALLOW: &str = "karat:shallow";
 pub(super) const DEEP: &str = "karat:deep";
+pub(super) const SLICED: &str = "karat:sliced";
 pub(super) const SEARCHED: &str = "karat:searched";
 pub(super) const TEXT: &str = "karat:text";
 
@@ -25,6 +26,8 @@ const ITEMS: usize = 1_000_000;
 const DEPTH: usize = 256;
 /// What an item costs beside its text, in bytes.
 const ITEM_BYTES: u64 = 32;
+/// What a slice of a slice costs, in bytes.
+const PART_OF_PART: usize = 512 << 10;
 /// What every question costs, so that their number is bounded too.
 const CALL: u64 = 16;
 /// Far beyond what the other limits take; for what they do not see.
@@ -49,11 +52,12 @@ impl Allowance {
     /// For a conversation of `input` bytes in `turns` turns, on whatever thread calls: freeing a chain of so few lists needs
     /// half a MiB of stack.
     pub(super) fn of(input: usize, turns: usize) -> Self {
-        let (input, _) = (input as u64, turns);
+        let (input, turns) = (input as u64, turns as u64);
         Allowance {
-            work: (512 << 20) + 256 * input,
+            work: (512 << 20) + 256 * input + turns * 4 * PART_OF_PART as u64,
             made: (96 << 20) + 16 * input,
-            written: (24 << 20) + 8 * input,
+            // What is written will be tokenized, at up to a hundred times its size.
+            written: (4 << 20) + 8 * input,
             text: (12 << 20) + 4 * input,
             built: 2_000,
         }
@@ -126,7 +130,7 @@ pub(super) fn within<T>(allowed: Allowance, render: impl FnOnce() -> T) -> (T, b
 }
 
 fn too(what: &str) -> Error {
-    Error::new(ErrorKind::OutOfFuel, format!("it {what}: stopped, as a template of this size never should"))
+    Error::new(ErrorKind::OutOfFuel, format!("it {what}; stopped, since no template in use does this"))
 }
 
 fn take(from: &Cell<u64>, cost: u64, what: &str) -> Result<(), Error> {
@@ -181,7 +185,9 @@ fn count(value: &Value) -> Result<(), Error> {
     }
     let items = items(value)?;
     BUDGET.with(|b| {
-        take(&b.made, items as u64 * ITEM_BYTES, "makes too many lists")?;
+        // A view of other lists holds no items of its own.
+        let held = if value.kind() == ValueKind::Iterable { 4 } else { items as u64 };
+        take(&b.made, held * ITEM_BYTES, "makes too many lists")?;
         let left = b.built.get().checked_sub(1);
         b.many_lists.set(left.is_none());
         left.map(|left| b.built.set(left)).ok_or_else(|| too("makes too many lists"))
@@ -439,6 +445,15 @@ pub(super) fn guard(environment: &mut Environment<'static>) {
         Ok(value.clone())
     });
     environment.add_filter(DEEP, |value: &Value| deep(value).map(|_| value.clone()));
+    // A part of a part looks through all of them whenever it is asked for its length.
+    environment.add_filter(SLICED, |value: &Value| {
+        match value.as_str() {
+            Some(text) => read(text.len())?,
+            None if value.kind() == ValueKind::Iterable => read(PART_OF_PART)?,
+            None => {}
+        }
+        Ok(value.clone())
+    });
     // Whether a map has a key is found without walking over it.
     environment.add_filter(SEARCHED, |value: &Value| match value.kind() {
         ValueKind::Map => Ok(value.clone()),
@@ -524,7 +539,9 @@ pub(super) fn guard(environment: &mut Environment<'static>) {
     let namespace = Value::from_function(functions::namespace);
     for (name, function) in [("dict", dict), ("namespace", namespace)] {
         environment.add_function(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
-            made(function.call(state, &args.into_values())?)
+            let args = args.into_values();
+            args.iter().try_for_each(|arg| deep(arg).map(|_| ()))?;
+            made(function.call(state, &args)?)
         });
     }
     // Prints all there is, however large; transformers has no such function.

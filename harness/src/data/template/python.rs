@@ -37,7 +37,8 @@ pub(super) fn environment() -> Environment<'static> {
         limits::make(text.len())?;
         Ok(strip(&text, chars, true, true).to_string())
     });
-    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+    environment.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
+        let message = message.as_str().map_or_else(|| limits::printed(message), |text| Ok(text.to_string()))?;
         Err(Error::new(ErrorKind::InvalidOperation, message.chars().take(MESSAGE_CHARS).collect::<String>()))
     });
     environment.add_function("strftime_now", |state: &State, format: &str| {

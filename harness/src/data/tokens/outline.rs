@@ -20,8 +20,13 @@ use crate::{Error, Result};
 pub(super) const FILE_BYTES: u64 = 64 << 20;
 /// Values outside the vocabulary: normalizers, pre-tokenizers, added tokens.
 const NODES: usize = 2_000_000;
-/// Tokens of a vocabulary, and merges.
-const ENTRIES: usize = 4_000_000;
+/// Tokens of a vocabulary, and merges: the largest in use have 260,000 and 520,000.
+const TOKENS: usize = 1_000_000;
+const MERGES: usize = 800_000;
+/// Values of a vocabulary that is a list: each token with its score.
+const LISTED: usize = 3 * TOKENS;
+/// Bytes that a normalizer may put before a text.
+const PREPENDED: usize = 4 << 10;
 /// Bytes of all tokens of a Unigram model: each byte may become a node of its trie.
 const UNIGRAM_BYTES: usize = 4 << 20;
 /// Bytes of all added tokens: each may become a state of an automaton.
@@ -49,6 +54,7 @@ pub(super) struct Outline {
     replacements: Vec<(Option<String>, usize)>,
     /// How often the decoder may multiply the bytes of the tokens.
     decoder_growth: f64,
+    prepended: usize,
     /// A regular expression that may backtrack.
     pub(super) wild: bool,
     /// The added tokens with their ids.
@@ -67,6 +73,8 @@ struct Model {
     /// Entries and bytes of their texts.
     vocab: (usize, usize),
     merges: (usize, usize),
+    /// Values of the vocabulary where it is a list, those within its entries included.
+    listed: usize,
 }
 
 /// A value of which all nodes are counted.
@@ -127,20 +135,21 @@ impl<'de> Visitor<'de> for Nodes<'_> {
     }
 }
 
-/// Entries of a list or map, counted with the bytes of their first texts and not kept.
-struct Entries;
+/// Entries of a list or map, counted with the bytes of their texts and not kept; the values of a list are counted where it
+/// says.
+struct Entries<'a>(&'a Cell<usize>);
 
-/// The bytes of a text, or of the first text of a list.
-struct TextBytes;
+/// The bytes of a text, or of the texts of a list, whose values are counted.
+struct TextBytes<'a>(&'a Cell<usize>);
 
-impl<'de> DeserializeSeed<'de> for TextBytes {
+impl<'de> DeserializeSeed<'de> for TextBytes<'_> {
     type Value = usize;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<usize, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for TextBytes {
+impl<'de> Visitor<'de> for TextBytes<'_> {
     type Value = usize;
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an entry of a vocabulary")
@@ -159,21 +168,22 @@ impl<'de> Visitor<'de> for TextBytes {
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<usize, A::Error> {
         let mut bytes = 0;
-        while let Some(one) = seq.next_element_seed(TextBytes)? {
+        while let Some(one) = seq.next_element_seed(TextBytes(self.0))? {
+            self.0.set(self.0.get() + 1);
             bytes += one;
         }
         Ok(bytes)
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Entries {
+impl<'de> DeserializeSeed<'de> for Entries<'_> {
     type Value = (usize, usize);
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(usize, usize), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Entries {
+impl<'de> Visitor<'de> for Entries<'_> {
     type Value = (usize, usize);
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a vocabulary or merges")
@@ -183,7 +193,8 @@ impl<'de> Visitor<'de> for Entries {
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(usize, usize), A::Error> {
         let (mut entries, mut bytes) = (0, 0);
-        while let Some(text) = seq.next_element_seed(TextBytes)? {
+        while let Some(text) = seq.next_element_seed(TextBytes(self.0))? {
+            self.0.set(self.0.get() + 1);
             entries += 1;
             bytes += text;
         }
@@ -236,8 +247,12 @@ impl<'de> Deserialize<'de> for File {
                 let mut model = Model::default();
                 while let Some(key) = map.next_key::<String>()? {
                     match key.as_str() {
-                        "vocab" => model.vocab = map.next_value_seed(Entries)?,
-                        "merges" => model.merges = map.next_value_seed(Entries)?,
+                        "vocab" => {
+                            let listed = Cell::new(0);
+                            model.vocab = map.next_value_seed(Entries(&listed))?;
+                            model.listed = listed.get();
+                        }
+                        "merges" => model.merges = map.next_value_seed(Entries(&Cell::new(0)))?,
                         _ => {
                             model.fields.insert(key, map.next_value_seed(Nodes(self.0))?);
                         }
@@ -276,8 +291,11 @@ impl Outline {
 
     fn model(&self, model: &Model) -> Result<(), String> {
         let field = |key: &str| model.fields.get(key).filter(|value| !value.is_null());
-        if model.vocab.0 > ENTRIES || model.merges.0 > ENTRIES {
-            return Err(format!("it has more than {ENTRIES} entries"));
+        if model.vocab.0 > TOKENS || model.listed > LISTED {
+            return Err(format!("its vocabulary has more than {TOKENS} tokens"));
+        }
+        if model.merges.0 > MERGES {
+            return Err(format!("it has more than {MERGES} merges"));
         }
         // A model of pairs of text and score, whatever its type says.
         let unigram = field("type").is_none_or(|t| t == "Unigram") && field("unk_token").is_none();
@@ -345,8 +363,9 @@ impl Outline {
             }
             Some("Prepend") => {
                 let prepended = fields.get("prepend").and_then(Value::as_str).unwrap_or_default().len();
-                if prepended > 1_000 {
-                    return Err("prepend is longer than 1000 bytes".into());
+                self.prepended += prepended;
+                if self.prepended > PREPENDED {
+                    return Err(format!("more than {PREPENDED} bytes are prepended"));
                 }
             }
             Some("Precompiled") => {
@@ -386,7 +405,7 @@ impl Outline {
             return Ok(());
         }
         // Seldom: what the replacements really do to this text, as far as it can be told without doing it.
-        let (mut bytes, mut replaced) = (text.len() as f64, false);
+        let (mut bytes, mut replaced) = ((text.len() + self.prepended) as f64, self.prepended > 0);
         for replacement in &self.replacements {
             let found = match replacement {
                 // What one replacement writes the next may find.
