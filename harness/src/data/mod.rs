@@ -8,9 +8,11 @@
 pub mod audit;
 pub mod blocks;
 pub mod bpe;
+pub mod companions;
 pub mod csv;
 pub mod format;
 pub mod record;
 pub mod split;
 pub mod template;
 pub mod tokens;
+pub(crate) mod untrusted;

@@ -6,25 +6,33 @@
 //! minijinja; what Python does and minijinja does not is in `template/python.rs`. `harness/tests/data_template.rs` compares the two on
 //! texts that transformers rendered.
 
+mod compile;
+mod limits;
 mod python;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use minijinja::{Environment, Value, syntax::SyntaxConfig};
+use minijinja::machinery::{eval, make_string_output};
+use minijinja::{AutoEscape, Environment, Value};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use super::tokens::SpecialTokens;
+use super::untrusted;
 use crate::{Error, Result, fsio};
 
 /// The recipe's literal ChatML: every message between `<|im_start|>role\n` and `<|im_end|>\n`, nothing else.
 const CHATML_RECIPE: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + \
     '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// Bounds the work of a template, so that a hostile one ends with an error (about a second).
-const FUEL: u64 = 20_000_000;
+/// Largest file of a template that is read; what is compiled is bounded in `template/compile.rs`.
+const FILE_BYTES: u64 = 16 << 20;
+
+/// Bounds the instructions of a template, so that a hostile one ends with an error (about a second).
+const FUEL: u64 = 30_000_000;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,15 +69,20 @@ pub struct RenderOptions {
 }
 
 /// A compiled chat template with the tokenizer's special tokens.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
+    compiled: Arc<compile::Compiled>,
     source: String,
     origin: String,
     special: SpecialTokens,
 }
 
-const NAME: &str = "chat_template";
+impl fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChatTemplate").field("origin", &self.origin).field("special", &self.special).finish()
+    }
+}
 
 impl ChatTemplate {
     /// The template of a model folder: `chat_template.jinja`, else `chat_template` in `tokenizer_config.json` (a text, or a
@@ -93,29 +106,36 @@ impl ChatTemplate {
             "default" => dir.join("chat_template.jinja"),
             _ => dir.join("additional_chat_templates").join(format!("{name}.jinja")),
         };
-        if file.is_file() {
-            let source = std::fs::read_to_string(&file).map_err(|e| Error::io("read the chat template", &file, e))?;
+        if let Some(bytes) = super::tokens::read_file(&file, FILE_BYTES)? {
+            let source = String::from_utf8(bytes)
+                .map_err(|e| Error::data("the chat template is not UTF-8").at(file.display()).because(e))?;
             return Self::new(&source, &file.display().to_string(), special);
         }
         let config = dir.join("tokenizer_config.json");
         let mut names = Vec::new();
+        let wrong = |what: &str| {
+            let help = "give a text, or a list of objects with `name` and `template`";
+            Error::data(format!("chat_template {what}")).at(config.display()).help(help)
+        };
         match super::tokens::read_json(&config)?.and_then(|mut c| c.get_mut("chat_template").map(std::mem::take)) {
+            None | Some(serde_json::Value::Null) => {}
             Some(serde_json::Value::String(source)) if name == "default" => {
                 return Self::new(&source, &config.display().to_string(), special);
             }
+            Some(serde_json::Value::String(_)) => {}
             Some(serde_json::Value::Array(list)) => {
                 for entry in &list {
                     let text = |key: &str| entry.get(key).and_then(serde_json::Value::as_str);
-                    match (text("name"), text("template")) {
-                        (Some(n), Some(source)) if n == name => {
-                            return Self::new(source, &format!("{} ({name})", config.display()), special);
-                        }
-                        (Some(n), _) => names.push(n.to_string()),
-                        (None, _) => {}
+                    let (Some(n), Some(source)) = (text("name"), text("template")) else {
+                        return Err(wrong("has an entry without a text as `name` and as `template`"));
+                    };
+                    if n == name {
+                        return Self::new(source, &format!("{} ({name})", config.display()), special);
                     }
+                    names.push(n.to_string());
                 }
             }
-            _ => {}
+            Some(_) => return Err(wrong("is neither a text nor a list")),
         }
         let what = match &names[..] {
             [] => format!("the model folder has no chat template {name:?}"),
@@ -140,13 +160,10 @@ impl ChatTemplate {
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         let mut environment = python::environment();
         environment.set_fuel(Some(FUEL));
-        environment.set_syntax(
-            SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().expect("the standard delimiters"),
-        );
-        environment
-            .add_template_owned(NAME, without_generation_tags(&source))
+        let compiled = compile::compile(&without_generation_tags(&source))
             .map_err(|e| template_error("the chat template does not compile", origin, e))?;
-        Ok(ChatTemplate { environment, source, origin: origin.into(), special })
+        let (environment, compiled) = (Arc::new(environment), Arc::new(compiled));
+        Ok(ChatTemplate { environment, compiled, source, origin: origin.into(), special })
     }
 
     /// The conversation as text.
@@ -171,13 +188,44 @@ impl ChatTemplate {
         if let Some(now) = options.now {
             variables.insert(python::NOW, Value::from(now));
         }
-        let template = self.environment.get_template(NAME).map_err(fail)?;
-        template.render(Value::from_pairs(variables)).map_err(fail)
+        let root = Value::from_pairs(variables);
+        let extra: usize = options.extra.values().map(|value| value.to_string().len()).sum();
+        let said = |m: &Message| m.content.len() + m.reasoning_content.as_ref().map_or(0, String::len);
+        let input = extra + messages.iter().map(said).sum::<usize>();
+        let allowed = limits::Allowance::of(input, messages.len());
+        let (rendered, many_lists) = self.evaluate(&root, allowed);
+        if !many_lists {
+            return rendered.map_err(fail);
+        }
+        // Seldom: a long conversation of which the template makes many lists, or a template that makes nothing else.
+        let allowed = allowed.with_many_lists(messages.len());
+        untrusted::on_large_stack(limits::STACK, || self.evaluate(&root, allowed).0)
+            .unwrap_or_else(|panic| Err(panicked(panic)))
+            .map_err(fail)
+    }
+
+    /// Renders within limits. The flag says whether only the number of lists was too large.
+    fn evaluate(&self, root: &Value, allowed: limits::Allowance) -> (Result<String, minijinja::Error>, bool) {
+        limits::within(allowed, || {
+            untrusted::caught(|| {
+                let mut text = String::new();
+                let mut out = make_string_output(&mut text);
+                let compile::Compiled { instructions, blocks } = &*self.compiled;
+                eval(&self.environment, instructions, root.clone(), blocks, &mut out, AutoEscape::None)?;
+                drop(out);
+                Ok(text)
+            })
+            .unwrap_or_else(|panic| Err(panicked(panic)))
+        })
     }
 
     /// The template's text.
     pub fn source(&self) -> &str {
         &self.source
+    }
+    /// The special tokens that it is told.
+    pub fn special(&self) -> &SpecialTokens {
+        &self.special
     }
     /// Where it came from.
     pub fn origin(&self) -> &str {
@@ -208,6 +256,10 @@ fn without_generation_tags(source: &str) -> String {
         Regex::new(r"\{%([-+]?)(\s*)(end)?generation(\s*)([-+]?)%\}").expect("the pattern is well formed")
     });
     TAG.replace_all(source, "{%$1$2${3}with$4$5%}").into_owned()
+}
+
+fn panicked(what: String) -> minijinja::Error {
+    minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, what)
 }
 
 fn template_error(what: &str, origin: &str, error: minijinja::Error) -> Error {

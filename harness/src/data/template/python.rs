@@ -1,12 +1,18 @@
 //! What templates written for Python expect and minijinja does not do by itself.
 
+use std::borrow::Cow;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 
+use super::limits;
+
 /// The variable that carries [`super::RenderOptions::now`] to `strftime_now`.
 pub(super) const NOW: &str = "__karat_now";
+
+/// How much of a template's own words an error repeats.
+const MESSAGE_CHARS: usize = 2_000;
 
 /// An environment with transformers' filters and functions and Python's methods.
 pub(super) fn environment() -> Environment<'static> {
@@ -15,17 +21,29 @@ pub(super) fn environment() -> Environment<'static> {
     environment.set_formatter(|out, state, value| match value.kind() {
         // Only a number that stands alone: within a printed list, 1e16 still shows as minijinja writes it.
         ValueKind::Number => out.write_str(&number(value, ["nan", "inf", "-inf"])).map_err(Error::from),
-        _ => minijinja::escape_formatter(out, state, value),
+        _ => limits::print(out, state, value),
     });
-    environment.set_unknown_method_callback(method);
+    limits::guard(&mut environment);
+    environment.set_unknown_method_callback(|state, value, name, args| {
+        limits::admit_method(value, name, args)?;
+        limits::made(method(state, value, name, args)?)
+    });
     environment.add_filter("tojson", tojson);
-    environment.add_filter("trim", |text: &Value, chars: Option<&str>| {
-        strip(&text.to_string(), chars, true, true).to_string()
+    environment.add_filter("trim", |text: &Value, chars: Option<&str>| -> Result<String, Error> {
+        let text = match text.as_str() {
+            Some(text) => Cow::Borrowed(text),
+            None => Cow::Owned(limits::printed(text)?),
+        };
+        limits::make(text.len())?;
+        Ok(strip(&text, chars, true, true).to_string())
     });
-    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message))
+    environment.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
+        let message = message.as_str().map_or_else(|| limits::printed(message), |text| Ok(text.to_string()))?;
+        Err(Error::new(ErrorKind::InvalidOperation, message.chars().take(MESSAGE_CHARS).collect::<String>()))
     });
     environment.add_function("strftime_now", |state: &State, format: &str| {
+        // The longest of what a directive of two characters becomes.
+        limits::make_times(format.len(), 8)?;
         let now = state.lookup(NOW).and_then(|now| i64::try_from(now).ok()).unwrap_or_else(clock);
         strftime(now, format)
     });
@@ -152,9 +170,14 @@ fn tojson(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Stri
     let ascii = argument(0, "ensure_ascii")?.is_some_and(|v| v.is_true());
     let indent = match argument(1, "indent")? {
         Some(v) if v.kind() == ValueKind::String => Some(v.to_string()),
-        Some(v) => Some(" ".repeat(i64::try_from(v)?.max(0) as usize)),
+        Some(v) => {
+            let width = i64::try_from(v)?.max(0) as usize;
+            limits::make(width)?;
+            Some(" ".repeat(width))
+        }
         None => None,
     };
+    limits::admit_json(value)?;
     let (item, key) = match argument(2, "separators")? {
         Some(pair) => (pair.get_item_by_index(0)?.to_string(), pair.get_item_by_index(1)?.to_string()),
         None if indent.is_some() => (",".to_string(), ": ".to_string()),
@@ -162,8 +185,9 @@ fn tojson(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Stri
     };
     let sort = argument(3, "sort_keys")?.is_some_and(|v| v.is_true());
     kwargs.assert_all_used()?;
-    let mut writer = Json { out: String::new(), ascii, indent, item, key, sort };
+    let mut writer = Json { out: String::new(), counted: 0, ascii, indent, item, key, sort };
     writer.value(value, 0)?;
+    writer.count()?;
     Ok(writer.out)
 }
 
@@ -171,6 +195,8 @@ const JSON_NAMES: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
 
 struct Json {
     out: String,
+    /// How much of `out` the limits know of.
+    counted: usize,
     ascii: bool,
     indent: Option<String>,
     item: String,
@@ -189,10 +215,10 @@ impl Json {
                 let items: Vec<Value> = value.try_iter()?.collect();
                 self.out.push('[');
                 for (i, item) in items.iter().enumerate() {
-                    self.separate(i, depth + 1);
+                    self.separate(i, depth + 1)?;
                     self.value(item, depth + 1)?;
                 }
-                self.close(']', items.is_empty(), depth);
+                self.close(']', items.is_empty(), depth)?;
             }
             ValueKind::Map => {
                 let mut keys: Vec<Value> = value.try_iter()?.collect();
@@ -201,7 +227,7 @@ impl Json {
                 }
                 self.out.push('{');
                 for (i, key) in keys.iter().enumerate() {
-                    self.separate(i, depth + 1);
+                    self.separate(i, depth + 1)?;
                     match key.kind() {
                         ValueKind::Bool => self.string(if key.is_true() { "true" } else { "false" }),
                         ValueKind::None => self.string("null"),
@@ -211,7 +237,7 @@ impl Json {
                     self.out.push_str(&self.key);
                     self.value(&value.get_item(key)?, depth + 1)?;
                 }
-                self.close('}', keys.is_empty(), depth);
+                self.close('}', keys.is_empty(), depth)?;
             }
             other => {
                 return Err(Error::new(ErrorKind::BadSerialization, format!("{other} is not JSON serializable")));
@@ -220,25 +246,35 @@ impl Json {
         Ok(())
     }
 
-    fn separate(&mut self, index: usize, depth: usize) {
+    /// Tells the limits what was written since they were told last.
+    fn count(&mut self) -> Result<(), Error> {
+        limits::make(self.out.len() - self.counted)?;
+        self.counted = self.out.len();
+        Ok(())
+    }
+
+    fn separate(&mut self, index: usize, depth: usize) -> Result<(), Error> {
         if index > 0 {
             self.out.push_str(&self.item);
         }
-        self.line(depth);
+        self.line(depth)
     }
 
-    fn close(&mut self, bracket: char, empty: bool, depth: usize) {
+    fn close(&mut self, bracket: char, empty: bool, depth: usize) -> Result<(), Error> {
         if !empty {
-            self.line(depth);
+            self.line(depth)?;
         }
         self.out.push(bracket);
+        Ok(())
     }
 
-    fn line(&mut self, depth: usize) {
+    fn line(&mut self, depth: usize) -> Result<(), Error> {
         if let Some(indent) = &self.indent {
+            limits::make_times(depth, indent.len())?;
             self.out.push('\n');
             self.out.push_str(&indent.repeat(depth));
         }
+        self.count()
     }
 
     fn string(&mut self, text: &str) {
