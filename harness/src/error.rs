@@ -72,11 +72,15 @@ impl Error {
     pub fn interrupted() -> Self {
         Self::new(ErrorKind::Interrupted, "interrupted")
     }
-    /// An I/O error on `path`: the operation is a verb phrase ("read", "create the folder"). What is not there is bad
-    /// input; everything else is a failure of the system's.
+    /// An I/O error on `path`: the operation is a verb phrase ("read", "create the folder"). What is not there, is a folder
+    /// in place of a file (or the reverse) or no UTF-8 is bad input; everything else is a failure of the system's.
     pub fn io(operation: &str, path: impl AsRef<std::path::Path>, error: std::io::Error) -> Self {
         let kind = match error.kind() {
-            std::io::ErrorKind::NotFound => ErrorKind::Data,
+            // Text that is not UTF-8 is "invalid data".
+            std::io::ErrorKind::NotFound
+            | std::io::ErrorKind::InvalidData
+            | std::io::ErrorKind::IsADirectory
+            | std::io::ErrorKind::NotADirectory => ErrorKind::Data,
             _ => ErrorKind::Failed,
         };
         Self::new(kind, format!("could not {operation}")).at(path.as_ref().display()).because(error)

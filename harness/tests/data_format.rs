@@ -121,7 +121,7 @@ fn encoding_adds_no_special_token_and_ignores_stored_truncation_and_padding() {
     assert_eq!(tokenizer.decode(&[97, 258, 259, 98], true).unwrap(), "a<think>b");
     assert_eq!(tokenizer.decode(&[97, 258, 259, 98], false).unwrap(), "a<|im_end|><think>b");
     assert_eq!(tokenizer.decode(&[0xe9, 0x97], false).unwrap(), "\u{fffd}");
-    assert!(tokenizer.decode(&[300], false).unwrap_err().what().contains("300"));
+    assert_eq!(tokenizer.decode(&[300, 97], false).unwrap(), "a", "an id without a token is no text");
     assert_eq!((tokenizer.vocab_size(), tokenizer.sha256().len()), (261, 64));
 }
 

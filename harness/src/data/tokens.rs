@@ -1,38 +1,45 @@
 //! The tokenizer of a model folder: text to ids and back, and which ids end a text.
 
-use std::collections::BTreeMap;
+mod declared;
+mod outline;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::fmt;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
 
-use serde_json::Value;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::{Map, Value};
 
+use self::declared::{Declarations, Declared, FIX, ids, object};
+use self::outline::{FILE_BYTES, Outline};
+use super::untrusted;
 use crate::{Error, Result, fsio};
+
+/// Largest configuration in bytes.
+const CONFIG_BYTES: u64 = 16 << 20;
+/// How long reading a tokenizer may take, and one text where its expression may backtrack.
+const LOAD_TIME: Duration = Duration::from_secs(120);
+const TEXT_TIME: Duration = Duration::from_secs(10);
+/// Stack for reading a tokenizer and for its expressions.
+const STACK: usize = 32 << 20;
 
 /// The special tokens a model folder names: `bos_token`, `eos_token`, `pad_token`, `unk_token` and so on, as text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpecialTokens(BTreeMap<String, String>);
 
 impl SpecialTokens {
-    /// From `tokenizer_config.json`, and where that is silent `special_tokens_map.json` (files of transformers 4). A folder
-    /// without either has none.
+    /// From `tokenizer_config.json`; where that has no `added_tokens_decoder`, `special_tokens_map.json` (a file of
+    /// transformers 4) counts before it, as in transformers. A folder without either has none.
     ///
     /// # Errors
-    /// If a file is not JSON.
+    /// If a file is not a JSON object or a value has a wrong type.
     pub fn from_model_dir(dir: impl AsRef<Path>) -> Result<Self> {
-        const NAMES: [&str; 7] =
-            ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-        let mut tokens = BTreeMap::new();
-        for file in ["tokenizer_config.json", "special_tokens_map.json"] {
-            let Some(config) = read_json(&dir.as_ref().join(file))? else { continue };
-            for name in NAMES {
-                // Either the text or a token object with its text under `content`.
-                let token = config.get(name).map(|token| token.get("content").unwrap_or(token));
-                if let Some(token) = token.and_then(Value::as_str) {
-                    tokens.entry(name.to_string()).or_insert_with(|| token.to_string());
-                }
-            }
-        }
-        Ok(SpecialTokens(tokens))
+        Ok(SpecialTokens(Declarations::read(dir.as_ref())?.named))
     }
 
     /// The text of `name` (`eos_token`, ...), if the folder names one.
@@ -52,12 +59,111 @@ impl SpecialTokens {
 /// to lose points. Truncation and padding stored in `tokenizer.json` are switched off for the same reason.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Arc<tokenizers::Tokenizer>,
+    outline: Arc<Outline>,
+    path: Arc<str>,
+    /// Where ids that end a text are read.
+    configs: Arc<[PathBuf]>,
     bos: Option<u32>,
     eos: Option<u32>,
     pad: Option<u32>,
     stop: Vec<u32>,
     sha256: String,
+}
+
+/// A token at which texts end besides those that the model's files name: by its text or its id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopToken {
+    /// Its text, such as `<|im_end|>`.
+    Text(String),
+    /// Its id.
+    Id(u32),
+}
+
+impl fmt::Display for StopToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StopToken::Text(text) => write!(f, "{text:?}"),
+            StopToken::Id(id) => write!(f, "{id}"),
+        }
+    }
+}
+
+impl FromStr for StopToken {
+    type Err = Infallible;
+    /// Digits are an id, everything else is a text.
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(text.parse().map_or_else(|_| StopToken::Text(text.into()), StopToken::Id))
+    }
+}
+
+impl Serialize for StopToken {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            StopToken::Text(text) => serializer.serialize_str(text),
+            StopToken::Id(id) => serializer.serialize_u32(*id),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for StopToken {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrId;
+        impl de::Visitor<'_> for TextOrId {
+            type Value = StopToken;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the text of a token or its id")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<StopToken, E> {
+                Ok(StopToken::Text(text.into()))
+            }
+            fn visit_u64<E: de::Error>(self, id: u64) -> Result<StopToken, E> {
+                u32::try_from(id).map(StopToken::Id).map_err(|_| E::custom(format!("{id} is no token id")))
+            }
+            fn visit_i64<E: de::Error>(self, id: i64) -> Result<StopToken, E> {
+                u32::try_from(id).map(StopToken::Id).map_err(|_| E::custom(format!("{id} is no token id")))
+            }
+        }
+        deserializer.deserialize_any(TextOrId)
+    }
+}
+
+/// Ids without a token that a model wrote, counted over many texts.
+#[derive(Clone, Debug, Default)]
+pub struct Unnamed {
+    ids: BTreeSet<u32>,
+    count: usize,
+    items: Vec<String>,
+}
+
+impl Unnamed {
+    /// Looks at the ids that were written for `item`.
+    pub fn look(&mut self, tokenizer: &Tokenizer, item: &str, ids: &[u32]) {
+        let before = self.count;
+        for id in tokenizer.without_token(ids) {
+            self.ids.insert(id);
+            self.count += 1;
+        }
+        if self.count > before {
+            self.items.push(item.into());
+        }
+    }
+
+    /// What was found, in words; nothing if all ids have tokens.
+    pub fn warning(&self) -> Option<String> {
+        const SHOWN: usize = 10;
+        let (first, last) = (self.ids.first()?, self.ids.last()?);
+        let ids = if first == last { format!("the id {first}") } else { format!("ids from {first} to {last}") };
+        let mut items = self.items.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+        if self.items.len() > SHOWN {
+            items.push_str(&format!(" and {} more", self.items.len() - SHOWN));
+        }
+        Some(format!(
+            "{} of the generated ids have no token in the tokenizer ({ids}; a model's vocabulary may be padded) and became no \
+             text, in {items}",
+            self.count
+        ))
+    }
 }
 
 /// The ids of a text, each with the bytes of the text it came from.
@@ -70,61 +176,146 @@ pub struct Encoded {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, and what `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json` and
-    /// `config.json` say about special tokens (each may be missing).
+    /// Reads `tokenizer.json`; the tokens that `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`
+    /// declare beside it; and what `generation_config.json` and `config.json` say about special ids. All but the first may
+    /// be missing.
+    ///
+    /// A declared token gets the id that transformers gives it: its own where `tokenizer.json` has it, else the next one
+    /// after all others.
     ///
     /// The padding token is `pad_token`, else `pad_token_id`, else the end token. The stop ids are all of
     /// `generation_config.json`'s `eos_token_id` (one or a list), `config.json`'s, and `eos_token`.
     ///
     /// # Errors
-    /// If `tokenizer.json` is missing or broken, a file is not JSON, or a named special token is not in the vocabulary.
+    /// If `tokenizer.json` is missing or broken, a file is not a JSON object or has a value of a wrong type, a token's id is
+    /// not the one that a file says, has no row in the model (`vocab_size` of `config.json`), or the end token is not in the
+    /// vocabulary.
     pub fn from_model_dir(dir: impl AsRef<Path>) -> Result<Self> {
-        let dir = dir.as_ref();
-        let path = dir.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => {
-                Error::data("the model folder has no tokenizer.json").at(dir.display()).help(
-                    "give a folder in the Hugging Face layout; slow tokenizers must be saved as tokenizer.json first",
-                )
-            }
-            _ => Error::io("read the tokenizer", &path, e),
-        })?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|e| Error::data(format!("not a tokenizer: {e}")).at(path.display()).because(e))?;
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(|e| Error::failed("could not switch truncation off").because(e))?;
+        Self::read(dir.as_ref(), dir.as_ref())
+    }
 
-        let special = SpecialTokens::from_model_dir(dir)?;
-        let named = |name: &str| -> Result<Option<u32>> {
-            let Some(token) = special.get(name) else { return Ok(None) };
-            let id = inner.token_to_id(token);
-            id.map(Some).ok_or_else(|| {
-                Error::data(format!("the {name} {token:?} is not in the vocabulary"))
-                    .at(dir.display())
-                    .help("tokenizer.json and tokenizer_config.json do not belong together: copy both from one model")
-            })
+    /// The tokenizer in the folder `dir`, for the model in the folder `model`: an adapter's own, as trainers save it. Every
+    /// token must have a row in the model.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_model_dir`]; a token for which the model was not resized.
+    pub(super) fn read(dir: &Path, model: &Path) -> Result<Self> {
+        let path = dir.join("tokenizer.json");
+        let bytes = read_file(&path, FILE_BYTES)?.ok_or_else(|| {
+            Error::data("the model folder has no tokenizer.json")
+                .at(dir.display())
+                .help("give a folder in the Hugging Face layout; slow tokenizers must be saved as tokenizer.json first")
+        })?;
+        let mut sha256 = fsio::sha256(&bytes);
+        let outline = Outline::read(&bytes, &path)?;
+        let declarations = Declarations::read(dir)?;
+        let mut configs = Vec::new();
+        for (folder, name) in
+            [(dir, "generation_config.json"), (model, "generation_config.json"), (model, "config.json")]
+        {
+            let path = folder.join(name);
+            if configs.iter().all(|(read, _)| *read != path) {
+                let config = object(&path)?.unwrap_or_default();
+                configs.push((path, config));
+            }
+        }
+        let rows = configs.last().and_then(|(_, config)| config.get("vocab_size")).and_then(Value::as_u64);
+
+        let broken = |what: String| {
+            Error::data(format!("not a tokenizer: {what}"))
+                .at(path.display())
+                .help("copy the file from the model again")
         };
-        let configs = [read_json(&dir.join("generation_config.json"))?, read_json(&dir.join("config.json"))?];
-        let listed = |key: &str| -> Vec<u32> {
-            let values = configs.iter().flatten().filter_map(|config| config.get(key));
-            values.flat_map(ids_of).collect()
+        let split_special = declarations.split_special;
+        let in_file = outline.added.clone();
+        let tokens: Vec<Declared> = declarations.tokens;
+        let adding = tokens.clone();
+        let read = untrusted::in_time(LOAD_TIME, STACK, move || -> Result<_, String> {
+            let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| e.to_string())?;
+            inner.with_padding(None);
+            inner.with_truncation(None).map_err(|e| e.to_string())?;
+            let before = (inner.get_vocab_size(true), inner.get_added_tokens_decoder());
+            let known = |text: &str| before.1.values().any(|token| token.content == text);
+            let mut new = Vec::new();
+            for declared in &adding {
+                // With an id they are added as they are, the others only where nothing has their text.
+                let text = declared.token.content.as_str();
+                let there = known(text) || new.iter().any(|token: &tokenizers::AddedToken| token.content == text);
+                let missing_end = declared.name == Some("eos_token") && inner.token_to_id(text).is_none();
+                if declared.id.is_some() || !(there || missing_end) {
+                    let mut token = declared.token.clone();
+                    // A named token is special, whatever else says of it.
+                    token.special |= adding.iter().any(|d| d.name.is_some() && d.token.content == text);
+                    new.push(token);
+                }
+            }
+            inner.add_tokens(new).map_err(|e| e.to_string())?;
+            inner.set_encode_special_tokens(split_special);
+            let changed = split_special || before != (inner.get_vocab_size(true), inner.get_added_tokens_decoder());
+            Ok((inner, before.0, changed))
+        });
+        let (inner, vocabulary, changed) = read.and_then(|read| read).map_err(broken)?;
+
+        for (text, id) in &in_file {
+            let own = inner.token_to_id(text);
+            if own.is_some_and(|own| own != *id) && !text.is_empty() {
+                let own = own.unwrap_or_default();
+                return Err(Error::data(format!("added_tokens says that {text:?} is {id}, but its id is {own}"))
+                    .at(path.display())
+                    .help(FIX));
+            }
+        }
+        if dir != model
+            && let Some(rows) = rows
+            && let Some((id, token)) = inner
+                .get_added_tokens_decoder()
+                .into_iter()
+                .filter(|(id, _)| u64::from(*id) >= rows)
+                .min_by_key(|t| t.0)
+        {
+            let what = format!("the token {:?} has the id {id}, but the model has {rows} rows", token.content);
+            return Err(Error::data(what).at(path.display()).help(format!(
+                "the adapter was trained on a model whose embeddings were resized: give that one instead of {}",
+                model.display()
+            )));
+        }
+        for declared in &tokens {
+            check_declared(declared, &inner, vocabulary, rows)?;
+        }
+        if changed {
+            // Other ids for the same text are another tokenizer, though the file is the same.
+            let all: BTreeMap<u32, tokenizers::AddedToken> = inner.get_added_tokens_decoder().into_iter().collect();
+            sha256 = fsio::sha256(format!("{sha256} {split_special} {all:?}").as_bytes());
+        }
+
+        let named = |name: &str| declarations.named.get(name).and_then(|token| inner.token_to_id(token));
+        let listed = |key: &str, absent: bool| -> Result<Vec<u32>> {
+            let mut all = Vec::new();
+            for (path, config) in &configs {
+                all.extend(ids(path, config, key, absent)?);
+            }
+            Ok(all)
         };
-        let eos = named("eos_token")?.or(listed("eos_token_id").first().copied());
-        let mut stop = listed("eos_token_id");
+        let mut stop = listed("eos_token_id", false)?;
+        check_rows("eos_token_id", &stop, rows, &configs)?;
+        let eos = named("eos_token").or(stop.first().copied());
         stop.extend(eos);
         stop.sort_unstable();
         stop.dedup();
-        let pad = named("pad_token")?.or(listed("pad_token_id").first().copied()).or(eos);
-        let bos = named("bos_token")?.or(listed("bos_token_id").first().copied());
-        Ok(Tokenizer { inner, bos, eos, pad, stop, sha256: fsio::sha256(&bytes) })
+        let pad = named("pad_token").or(listed("pad_token_id", true)?.first().copied()).or(eos);
+        let bos = named("bos_token").or(listed("bos_token_id", true)?.first().copied());
+        let path: Arc<str> = path.display().to_string().into();
+        let configs = configs.into_iter().map(|(path, _)| path).collect();
+        Ok(Tokenizer { configs, inner: Arc::new(inner), outline: Arc::new(outline), path, bos, eos, pad, stop, sha256 })
     }
 
     /// The ids of `text`. Special tokens *written in* the text become their ids; none are added.
     ///
     /// # Errors
-    /// If the tokenizer fails (a model without an unknown token meets an unknown character).
+    /// If the tokenizer fails (a model without an unknown token meets an unknown character), or would take unreasonable time
+    /// or memory for this text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(encode_error)?;
+        let encoding = self.encoding(text, |inner, text| inner.encode_fast(text, false))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -133,23 +324,116 @@ impl Tokenizer {
     /// # Errors
     /// As there.
     pub fn encode_with_spans(&self, text: &str) -> Result<Encoded> {
-        let encoding = self.inner.encode(text, false).map_err(encode_error)?;
+        let encoding = self.encoding(text, |inner, text| inner.encode(text, false))?;
         let spans = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
         Ok(Encoded { ids: encoding.get_ids().to_vec(), spans })
     }
 
-    /// The text of `ids`; bytes that are not UTF-8 (a character cut in half) become U+FFFD. With `skip_special`, tokens
-    /// that the tokenizer marks as special are left out (`<think>` usually is not one of them).
+    fn encoding(
+        &self,
+        text: &str,
+        encode: fn(&tokenizers::Tokenizer, &str) -> tokenizers::Result<tokenizers::Encoding>,
+    ) -> Result<tokenizers::Encoding> {
+        let refused = |what: String| {
+            Error::data(format!("the text cannot be tokenized: {what}"))
+                .at(&self.path)
+                .help("the tokenizer is broken or made to do harm: copy its files from the model again")
+        };
+        self.outline.admit(text).map_err(refused)?;
+        let encoding = if self.outline.wild {
+            let (inner, text) = (self.inner.clone(), text.to_string());
+            untrusted::in_time(TEXT_TIME, STACK, move || encode(&inner, &text))
+        } else {
+            untrusted::caught(|| encode(&self.inner, text))
+        };
+        encoding.map_err(refused)?.map_err(|e| Error::data("the text cannot be tokenized").at(&self.path).because(e))
+    }
+
+    /// The text of `ids`; bytes that are not UTF-8 (a character cut in half) become U+FFFD, ids without a token
+    /// ([`Tokenizer::without_token`]) become nothing. With `skip_special`, tokens that the tokenizer marks as special are left
+    /// out (`<think>` usually is not one of them).
     ///
     /// # Errors
-    /// If an id is not in the vocabulary or the decoder fails.
+    /// If the decoder fails or would take unreasonable time or memory.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        if let Some(id) = ids.iter().find(|&&id| self.inner.id_to_token(id).is_none()) {
-            return Err(Error::data(format!("the id {id} is not in the tokenizer's vocabulary")).help(
-                "the ids come from another tokenizer, or the model's vocabulary is padded beyond the tokenizer's",
-            ));
+        let refused = |what: String| {
+            Error::data(format!("the ids cannot be decoded: {what}"))
+                .at(&self.path)
+                .help("the tokenizer is broken or made to do harm: copy its files from the model again")
+        };
+        let bytes = ids.iter().filter_map(|&id| self.inner.id_to_token(id)).map(|token| token.len()).sum();
+        self.outline.admit_decoding(bytes).map_err(refused)?;
+        let text = if self.outline.wild {
+            let (inner, ids) = (self.inner.clone(), ids.to_vec());
+            untrusted::in_time(TEXT_TIME, STACK, move || inner.decode(&ids, skip_special))
+        } else {
+            untrusted::caught(|| self.inner.decode(ids, skip_special))
+        };
+        text.map_err(refused)?.map_err(|e| Error::data("the ids cannot be decoded").at(&self.path).because(e))
+    }
+
+    /// Those of `ids` that no token has, in their order. Models pad their vocabulary to a round size, and a model may write
+    /// such an id: it decodes to nothing.
+    pub fn without_token<'a>(&'a self, ids: &'a [u32]) -> impl Iterator<Item = u32> + 'a {
+        ids.iter().copied().filter(|&id| self.inner.id_to_token(id).is_none())
+    }
+
+    /// The text of one id as it stands in the vocabulary of added tokens, or as it decodes; none for an id without a token.
+    pub fn text_of(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)?;
+        self.decode(&[id], false).ok()
+    }
+
+    /// The texts of the tokens that are marked as special.
+    pub fn special_texts(&self) -> Vec<String> {
+        let mut texts: Vec<String> = self
+            .inner
+            .get_added_tokens_decoder()
+            .into_values()
+            .filter(|token| token.special)
+            .map(|token| token.content)
+            .collect();
+        texts.sort_unstable();
+        texts
+    }
+
+    /// Lets generated texts end at `stops` too, and examples at the first of them that a template writes after the answer.
+    ///
+    /// # Errors
+    /// A text that is no token, an id without one.
+    pub fn stop_also_at(&mut self, stops: &[StopToken]) -> Result<()> {
+        for stop in stops {
+            let found = match stop {
+                StopToken::Text(text) => self.id_of(text),
+                StopToken::Id(id) => Some(*id).filter(|&id| self.inner.id_to_token(id).is_some()),
+            };
+            self.stop.push(found.ok_or_else(|| {
+                Error::usage(format!("the stop {stop} is no token of the tokenizer"))
+                    .at(&self.path)
+                    .help("give the text of one token, such as \"<|im_end|>\", or its id")
+            })?);
         }
-        self.inner.decode(ids, skip_special).map_err(|e| Error::data("the ids cannot be decoded").because(e))
+        self.stop.sort_unstable();
+        self.stop.dedup();
+        Ok(())
+    }
+
+    /// How to let the texts of this model end at `id`, which no configuration names.
+    pub fn help_to_stop_at(&self, id: u32) -> String {
+        let text = self.inner.id_to_token(id).unwrap_or_default();
+        let there = self.configs.iter().find(|path| path.is_file());
+        let file = there.or(self.configs.first()).map_or_else(String::new, |path| path.display().to_string());
+        let stops: Vec<String> = self.stop.iter().chain([&id]).map(u32::to_string).collect();
+        format!(
+            "the template ends the turn with {text:?} (id {id}): set eos_token_id in {file} to [{}], or stop = [{text:?}] \
+             under [eval] in the suite (karat train: --set 'data.stop=[{text:?}]', karat generate: --stop '{text}')",
+            stops.join(", ")
+        )
+    }
+
+    /// Whether `id` is a token that was added and is marked as special.
+    pub(super) fn is_special(&self, id: u32) -> bool {
+        self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
     /// The ids that end a generated text, ascending.
@@ -176,33 +460,85 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
-    /// SHA-256 of `tokenizer.json`, in hexadecimal.
+    /// SHA-256 of `tokenizer.json`, in hexadecimal; where other files add tokens, of these too.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
 }
 
-fn encode_error(error: tokenizers::Error) -> Error {
-    Error::data("the text cannot be tokenized").because(error)
+/// A declared token has the id that its file says, and a row in the model where it is new.
+fn check_declared(
+    declared: &Declared,
+    inner: &tokenizers::Tokenizer,
+    vocabulary: usize,
+    rows: Option<u64>,
+) -> Result<()> {
+    let text = &declared.token.content;
+    if text.is_empty() {
+        return Ok(());
+    }
+    let Some(id) = inner.token_to_id(text) else {
+        let name = declared.name.unwrap_or("token");
+        return Err(Error::data(format!("the {name} {text:?} is not in the vocabulary")).at(&declared.place).help(FIX));
+    };
+    if declared.id.is_some_and(|said| said != id) {
+        let said = declared.id.unwrap_or_default();
+        let holder = inner.id_to_token(said).filter(|holder| holder != text);
+        let what = match holder {
+            Some(holder) => format!("{text:?} is declared as id {said}, which is {holder:?}; its own id is {id}"),
+            None => format!("{text:?} is declared as id {said}, but its id is {id}"),
+        };
+        return Err(Error::data(what).at(&declared.place).help(FIX));
+    }
+    if id as usize >= vocabulary && rows.is_some_and(|rows| u64::from(id) >= rows) {
+        let rows = rows.unwrap_or_default();
+        return Err(Error::data(format!("{text:?} has the id {id}, but the model has {rows} rows (vocab_size)"))
+            .at(&declared.place)
+            .help("remove the token, or use the model whose embeddings were resized for it"));
+    }
+    Ok(())
 }
 
-/// One id or a list of ids.
-fn ids_of(value: &Value) -> Vec<u32> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match value {
-        Value::Array(list) => list.iter().filter_map(id).collect(),
-        one => id(one).into_iter().collect(),
+/// An end that the model has no row for never comes.
+fn check_rows(key: &str, ids: &[u32], rows: Option<u64>, configs: &[(PathBuf, Map<String, Value>)]) -> Result<()> {
+    let Some(id) = ids.iter().find(|&&id| rows.is_some_and(|rows| u64::from(id) >= rows)) else { return Ok(()) };
+    let said = |(path, config): &&(PathBuf, Map<String, Value>)| {
+        self::ids(path, config, key, false).is_ok_and(|ids| ids.contains(id))
+    };
+    let path = configs.iter().find(said).map_or(Path::new(""), |(path, _)| path);
+    let rows = rows.unwrap_or_default();
+    Err(Error::data(format!("{key} {id} is outside the vocabulary of {rows} (vocab_size of config.json)"))
+        .at(path.display())
+        .help("correct the id, or copy the file from the model again"))
+}
+
+/// The bytes of a file, `None` if it is not there.
+///
+/// # Errors
+/// If it is larger than `most` or cannot be read.
+pub(super) fn read_file(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
+    match std::fs::metadata(path) {
+        Ok(file) if file.is_dir() => {
+            return Err(Error::data("a folder stands in the place of this file").at(path.display()));
+        }
+        Ok(file) if file.len() > most => {
+            return Err(Error::data(format!("the file has {} bytes, more than the {most} that are read", file.len()))
+                .at(path.display())
+                .help("no model in use has one of this size: copy the file from the model again"));
+        }
+        Ok(_) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io("read the file", path, e)),
     }
+    std::fs::read(path).map(Some).map_err(|e| Error::io("read the file", path, e))
 }
 
 /// A JSON file, `None` if it is not there.
 pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io("read the file", path, e)),
-    };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|e| Error::data(format!("not JSON: {e}")).at(format_args!("{}:{}", path.display(), e.line())))
+    let Some(bytes) = read_file(path, CONFIG_BYTES)? else { return Ok(None) };
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+        Error::data(format!("not JSON: {e}"))
+            .at(format_args!("{}:{}", path.display(), e.line()))
+            .help("correct the file or copy it from the model again")
+    })
 }

@@ -92,11 +92,12 @@ pub const MANIFEST: &str = "karat-onnx.json";
 /// Adapters beside the model, a folder each.
 pub const ADAPTERS: &str = "adapters";
 /// Copied along so that the folder is usable on its own.
-pub(crate) const COMPANIONS: [&str; 8] = [
+pub(crate) const COMPANIONS: [&str; 9] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "added_tokens.json",
     "special_tokens_map.json",
     "vocab.json",
     "merges.txt",
