@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use karat::data::tokens::StopToken;
 
 /// Exit codes, as printed by `karat --help`.
 const EXIT_CODES: &str = "Exit codes:
@@ -259,6 +260,9 @@ pub struct GenerateArgs {
     /// Do not stop at the model's end tokens
     #[arg(long)]
     pub ignore_eos: bool,
+    /// Stop at this token too, by its text or id; may be given several times
+    #[arg(long, value_name = "TOKEN", conflicts_with = "ignore_eos")]
+    pub stop: Vec<StopToken>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::Record;
 use super::template::{ChatTemplate, Message, RenderOptions};
-use super::tokens::Tokenizer;
+use super::tokens::{StopToken, Tokenizer};
 use crate::backend::{IGNORE, LabelledView, Tokens, TokensView};
 use crate::eval::choice;
 use crate::{Error, ErrorKind, Result};
@@ -56,6 +56,9 @@ pub struct FormatOptions {
     /// How the options of a multiple-choice row are asked.
     #[serde(skip_serializing_if = "Choices::is_usual")]
     pub choices: Choices,
+    /// Tokens that end a turn besides those that the model's files name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<StopToken>,
 }
 
 /// How the options of a multiple-choice row are asked, and what of them is scored.
@@ -87,6 +90,7 @@ impl Default for FormatOptions {
             enable_thinking: None,
             now: None,
             choices: Choices::default(),
+            stop: Vec::new(),
         }
     }
 }
@@ -225,9 +229,10 @@ impl Formatter {
     /// Puts the parts together.
     ///
     /// # Errors
-    /// If `max_length` is 0, the end is [`End::Template`] without [`Output::Template`], or the tokenizer has no token for
+    /// If `max_length` is 0, a stop is no token, the end is [`End::Template`] without [`Output::Template`], or the tokenizer has no token for
     /// the end that is asked for.
-    pub fn new(template: ChatTemplate, tokenizer: Tokenizer, options: FormatOptions) -> Result<Self> {
+    pub fn new(template: ChatTemplate, mut tokenizer: Tokenizer, options: FormatOptions) -> Result<Self> {
+        tokenizer.stop_also_at(&options.stop)?;
         if options.max_length == 0 {
             return Err(Error::usage("max_length must be at least 1"));
         }
@@ -479,7 +484,13 @@ impl Formatter {
         let answer_end = answer_at + record.answer.trim().len();
         let stops = |(id, span): &Token| span.start >= answer_end && self.tokenizer.stop_ids().contains(id);
         let Some(last) = tokens.iter().position(stops) else {
-            return Err(refuse("no stop id of the model ends the assistant's turn"));
+            let after = || tokens.iter().filter(|(_, span)| span.start >= answer_end);
+            let end = after().find(|(id, _)| self.tokenizer.is_special(*id)).or_else(|| after().next());
+            let error = refuse("no stop id of the model ends the assistant's turn");
+            return Err(match end {
+                Some((id, _)) => error.help(self.tokenizer.help_to_stop_at(*id)),
+                None => error,
+            });
         };
         tokens.truncate(last + 1);
         // The end token is no text of the answer's.

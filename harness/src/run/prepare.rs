@@ -189,6 +189,7 @@ fn formatter(suite: &Suite) -> Result<Formatter> {
         enable_thinking: suite.eval.enable_thinking,
         now: None,
         choices: data.choices,
+        stop: suite.eval.stop.clone(),
     };
     Formatter::new(template, tokenizer, options)
 }

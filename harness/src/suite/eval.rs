@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::tokens::StopToken;
+
 /// The `[eval]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -31,6 +33,10 @@ pub struct EvalConfig {
     pub options: BTreeMap<String, serde_json::Value>,
     /// What the template is told of thinking; absent, nothing.
     pub enable_thinking: Option<bool>,
+    /// Tokens that end a text besides those that the model's files name, by text or id: `stop = ["<|im_end|>"]`. Training
+    /// examples end there too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<StopToken>,
     /// Metrics, in the order of the report.
     pub metrics: Vec<String>,
     /// Items shown in full.
@@ -64,6 +70,7 @@ impl Default for EvalConfig {
             device: None,
             options: BTreeMap::new(),
             enable_thinking: None,
+            stop: Vec::new(),
             metrics: DEFAULT_METRICS.map(String::from).to_vec(),
             show: 5,
             general: None,
