@@ -3,6 +3,7 @@
 mod adapter;
 mod backends;
 mod evaluate;
+mod leftover;
 mod machine;
 mod metrics;
 mod observe;
@@ -17,6 +18,7 @@ mod train;
 
 pub use backends::{Backends, LoadedBackend, Origin, backend_error};
 pub use evaluate::{EvalJob, Evaluated, Query, evaluate, evaluator};
+pub use leftover::left_over;
 pub use machine::machine;
 pub use observe::{Cancel, Notice, Observer, StageSink};
 pub use parity::{Parity, ParityJob, ParitySide, Parting, ScoreParity, TextParity, TokenParity, parity};

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::backend::{GenerateConfig, Method, OpenConfig};
+use crate::data::companions;
+use crate::data::tokens::Unnamed;
 use crate::error::{Error, Result};
 use crate::eval::stats::StatsOptions;
 use crate::fsio::{self, sha256, sha256_model};
@@ -15,7 +17,9 @@ use crate::run::evaluate::{EvalJob, Evaluated, evaluate};
 use crate::run::machine::machine;
 use crate::run::recorded::{Recorded, RecordedTraining};
 use crate::run::train::{TrainJob, Trained, plan, train};
-use crate::run::{Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, Resident, adapter, metrics, prepare};
+use crate::run::{
+    Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, Resident, adapter, left_over, metrics, prepare,
+};
 use crate::suite::{CheckpointChoice, Suite};
 
 /// A model of the run: what is opened, and how it came to be.
@@ -256,6 +260,15 @@ impl Stages<'_> {
         ]);
         if let Some(adapter) = &subject.adapter {
             key.insert("adapter".into(), sha256_model(adapter)?);
+            let own = companions::differences(&subject.model, adapter)?;
+            if !own.is_empty() {
+                self.observer.notice(Notice::Warning(format!(
+                    "the adapter of {} has its own {}, which differs from the model's and is not used: a suite asks all \
+                     models the same; merge it (karat merge) and name the result as model.base to use its own",
+                    subject.name,
+                    own.join(" and ")
+                )));
+            }
         }
         let checkpoint = key.get("adapter").or(key.get("weights")).cloned().unwrap_or_default();
         let job = EvalJob {
@@ -271,7 +284,14 @@ impl Stages<'_> {
         };
         // Before hours are spent on an adapter that was not applied.
         let adapter = adapter::check(&job, self.folder, resident, self.observer, self.cancel)?;
-        Ok((evaluate(job, resident, self.observer, self.cancel)?, adapter, checkpoint))
+        let evaluated = evaluate(job, resident, self.observer, self.cancel)?;
+        let (tokenizer, mut unnamed) = (prepared.formatter.tokenizer(), Unnamed::default());
+        for prediction in &evaluated.predictions {
+            unnamed.look(tokenizer, &prediction.id, &prediction.ids);
+        }
+        let found = [unnamed.warning(), left_over(&subject.name, &evaluated.predictions, tokenizer)];
+        found.into_iter().flatten().for_each(|text| self.observer.notice(Notice::Warning(text)));
+        Ok((evaluated, adapter, checkpoint))
     }
 
     fn report(&mut self, prepared: &Prepared, subjects: Vec<Subject>) -> Result<Report> {
@@ -378,7 +398,7 @@ fn inputs<'a>(
     // Only those that were generated: the texts of two models part at one of them.
     let generated: BTreeSet<u32> =
         models.iter().flat_map(|m| &m.items).flat_map(|r| r.prediction.ids.iter().copied()).collect();
-    let text = |id: u32| Some((id, prepared.formatter.tokenizer().decode(&[id], false).ok()?));
+    let text = |id: u32| Some((id, prepared.formatter.tokenizer().text_of(id)?));
     let tokens = generated.into_iter().filter_map(text).collect();
     Ok(Inputs {
         language: suite.language,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use karat::Result;
 use karat::report::{self, Environment};
-use karat::run::{Brought, evaluate_brought, machine, prepare, read_stored, report_stored};
+use karat::run::{Brought, evaluate_brought, left_over, machine, prepare, read_stored, report_stored};
 use karat::suite::Suite;
 
 use super::run::{interrupted, load_suite, print, run_folder};
@@ -45,6 +45,12 @@ fn measure(args: &EvalArgs, suite: &Suite, output: &Output) -> Result<u8> {
             _ => (None, Path::new(spec)),
         };
         models.extend(read_stored(path, name, &prepared)?);
+    }
+    for model in &models {
+        let (recorded, tokenizer) = (&model.recorded, prepared.formatter.tokenizer());
+        if let Some(warning) = left_over(&recorded.name, &recorded.predictions, tokenizer) {
+            output.say(format!("warning: {warning}"));
+        }
     }
     let default = Path::new("runs").join(format!("{}-{}", suite.name, args.name));
     let folder = run_folder(suite, Some(args.out.as_deref().unwrap_or(&default)))?;

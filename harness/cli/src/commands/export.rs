@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use karat::backend::{AdapterMode, Capability, Event, ExportConfig, NamedAdapter};
+use karat::data::companions;
 use karat::memory;
 use karat::run::{Backends, LoadedBackend, StageSink, backend_error};
 use karat::{Error, Result};
@@ -25,6 +26,17 @@ pub fn run(args: &ExportArgs, global: &Global, output: &Output) -> Result<u8> {
         weights: args.dtype.clone(),
         out: absolute(&args.out)?,
     };
+    for adapter in &config.adapters {
+        let own = companions::differences(&config.model, &adapter.path)?;
+        if !own.is_empty() {
+            output.say(format!(
+                "warning: the adapter {} has its own {}, which differs from the model's and is not exported: merge it first \
+                 (karat merge) and export what results",
+                adapter.name,
+                own.join(" and ")
+            ));
+        }
+    }
     let exporter = exporter(&Plugins::new(global)?, args.backend.as_deref())?;
     let cancel = cancel_on_interrupt()?;
     let mut progress = Progress::new(output);

@@ -3,7 +3,8 @@
 use std::cell::Cell;
 
 use karat::backend::{Completion, Event, Tokens};
-use karat::data::tokens::Tokenizer;
+use karat::data::companions;
+use karat::data::tokens::{StopToken, Unnamed};
 use karat::run::{Backends, StageSink, backend_error, evaluator};
 use karat::{Error, Result};
 use serde_json::{Value, json};
@@ -15,12 +16,22 @@ use crate::output::Output;
 use crate::progress::Progress;
 
 pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> {
-    let rows = super::rows::read(&args.input, &args.model.model)?;
+    let adapter = args.model.adapter.as_deref();
+    let rows = super::rows::read(&args.input, &args.model.model, adapter, output)?;
     // Ids need no tokenizer: without one they are continued all the same, and the text is null.
-    let has_tokenizer = args.model.model.join("tokenizer.json").is_file();
-    let tokenizer = if has_tokenizer { Some(Tokenizer::from_model_dir(&args.model.model)?) } else { None };
+    let folders = [Some(args.model.model.as_path()), adapter];
+    let has_tokenizer = folders.into_iter().flatten().any(|folder| folder.join("tokenizer.json").is_file());
+    let tokenizer = if has_tokenizer {
+        let mut tokenizer = companions::tokenizer(&args.model.model, adapter)?.value;
+        tokenizer.stop_also_at(&args.stop)?;
+        Some(tokenizer)
+    } else {
+        None
+    };
     let stop_ids = match &tokenizer {
         Some(tokenizer) if !args.ignore_eos => tokenizer.stop_ids().to_vec(),
+        // Without a tokenizer an id is all there is to know of a token.
+        None if !args.ignore_eos => ids_of(&args.stop)?,
         _ => Vec::new(),
     };
     let config = generate_config(args, stop_ids);
@@ -38,7 +49,10 @@ pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> 
         let id = id.ok_or_else(|| Error::backend(format!("the backend completed row {row} of {}", rows.len())))?;
         let ended = completion.ids.last().is_some_and(|id| config.stop_ids.contains(id));
         let text = match &tokenizer {
-            Some(t) => Value::from(t.decode(&completion.ids[..completion.ids.len() - usize::from(ended)], true)?),
+            Some(t) => {
+                let written = &completion.ids[..completion.ids.len() - usize::from(ended)];
+                Value::from(t.decode(written, true)?)
+            }
             None => Value::Null,
         };
         Ok(json!({"id": id, "ids": completion.ids, "text": text, "stop": completion.stop}))
@@ -74,5 +88,25 @@ pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> 
         printer.put(row, line(row, completion)?)?;
     }
     printer.finish()?;
+    if let Some(tokenizer) = &tokenizer {
+        let mut unnamed = Unnamed::default();
+        for (row, completion) in rows.iter().zip(&completions) {
+            let id = row.id.as_str().map_or_else(|| row.id.to_string(), String::from);
+            unnamed.look(tokenizer, &id, &completion.ids);
+        }
+        unnamed.warning().iter().for_each(|warning| output.say(format!("warning: {warning}")));
+    }
     Ok(0)
+}
+
+/// The stops that are given as ids.
+fn ids_of(stops: &[StopToken]) -> Result<Vec<u32>> {
+    let id = |stop: &StopToken| match stop {
+        StopToken::Id(id) => Ok(*id),
+        StopToken::Text(text) => {
+            let error = Error::usage(format!("--stop {text:?} is a text, and the model has no tokenizer.json"));
+            Err(error.help("give the token's id"))
+        }
+    };
+    stops.iter().map(id).collect()
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use karat::backend::{GenerateConfig, OpenConfig};
-use karat::data::tokens::Tokenizer;
+use karat::data::companions;
 use karat::run::{Backends, Parity, ParityJob, parity, prepare};
 use karat::suite::Suite;
 use karat::{Error, Result};
@@ -36,7 +36,7 @@ pub fn run(names: &[String], args: &ParityArgs, global: &Global, output: &Output
     if !(args.tolerance.is_finite() && args.tolerance >= 0.0) {
         return Err(Error::usage(format!("--tolerance {} must be at least 0", args.tolerance)));
     }
-    let asked = questions(args)?;
+    let asked = questions(args, output)?;
     let plugins = Plugins::new(global)?;
     let loaded = [plugins.backend(a)?, plugins.backend(b)?];
     let open = OpenConfig {
@@ -66,7 +66,7 @@ pub fn run(names: &[String], args: &ParityArgs, global: &Global, output: &Output
 /// As of `karat check`.
 const REGRESSION: u8 = 3;
 
-fn questions(args: &ParityArgs) -> Result<Questions> {
+fn questions(args: &ParityArgs, output: &Output) -> Result<Questions> {
     let need_model = || {
         let model = args.model.clone();
         model.ok_or_else(|| Error::usage("which model? there is neither --model nor --suite").help("give --model DIR"))
@@ -86,9 +86,11 @@ fn questions(args: &ParityArgs) -> Result<Questions> {
     }
     let model = need_model()?;
     if let Some(input) = &args.input {
-        let rows: Vec<Vec<u32>> = super::rows::read(input, &model)?.into_iter().map(|row| row.ids).collect();
+        let adapter = args.adapter.as_deref();
+        let rows = super::rows::read(input, &model, adapter, output)?;
+        let rows: Vec<Vec<u32>> = rows.into_iter().map(|row| row.ids).collect();
         let stop_ids = match model.join("tokenizer.json").is_file() {
-            true => Tokenizer::from_model_dir(&model)?.stop_ids().to_vec(),
+            true => companions::tokenizer(&model, adapter)?.value.stop_ids().to_vec(),
             false => Vec::new(),
         };
         return Ok(Questions {

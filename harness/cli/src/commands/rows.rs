@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 
+use karat::data::companions;
 use karat::data::template::{ChatTemplate, Message, RenderOptions};
 use karat::data::tokens::Tokenizer;
 use karat::{Error, Result};
@@ -49,14 +50,15 @@ pub fn read_lines(path: &Path) -> Result<Vec<(usize, String)>> {
     Ok(lines.map(|(i, l)| (i + 1, l.to_string())).collect())
 }
 
-/// Reads rows. The model's tokenizer and template are only read if a row needs them, so that a model without a tokenizer
-/// can be scored by ids.
+/// Reads rows. The tokenizer and template of the model, or of its adapter, are only read if a row needs them, so that a model
+/// without a tokenizer can be scored by ids.
 ///
 /// # Errors
 /// A broken line with its number.
-pub fn read(path: &Path, model: &Path) -> Result<Vec<Row>> {
-    let mut tokenizer = None;
-    let mut template = None;
+pub fn read(path: &Path, model: &Path, adapter: Option<&Path>, output: &Output) -> Result<Vec<Row>> {
+    let mut tokenizer: Option<Tokenizer> = None;
+    let mut template: Option<ChatTemplate> = None;
+    let say = |note: Option<String>| note.into_iter().for_each(|note| output.say(note));
     let mut rows = Vec::new();
     for (number, text) in read_lines(path)? {
         let here = || format!("{}:{number}", path.display());
@@ -68,7 +70,9 @@ pub fn read(path: &Path, model: &Path) -> Result<Vec<Row>> {
         })?;
         let mut tokenizer = || -> Result<Tokenizer> {
             if tokenizer.is_none() {
-                tokenizer = Some(Tokenizer::from_model_dir(model)?);
+                let chosen = companions::tokenizer(model, adapter)?;
+                say(chosen.note);
+                tokenizer = Some(chosen.value);
             }
             tokenizer.clone().ok_or_else(|| Error::failed("no tokenizer"))
         };
@@ -77,7 +81,9 @@ pub fn read(path: &Path, model: &Path) -> Result<Vec<Row>> {
             (None, Some(text), None) => tokenizer()?.encode(&text)?,
             (None, None, Some(messages)) => {
                 if template.is_none() {
-                    template = Some(ChatTemplate::from_model_dir(model)?);
+                    let chosen = companions::template(model, adapter)?;
+                    say(chosen.note);
+                    template = Some(chosen.value);
                 }
                 let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
                 let text = match &template {

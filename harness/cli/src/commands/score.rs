@@ -15,7 +15,7 @@ use crate::progress::Progress;
 const CALL: (usize, usize) = (32, 8192);
 
 pub fn run(args: &ScoreArgs, global: &Global, output: &Output) -> Result<u8> {
-    let rows = super::rows::read(&args.input, &args.model.model)?;
+    let rows = super::rows::read(&args.input, &args.model.model, args.model.adapter.as_deref(), output)?;
     let backend = Plugins::new(global)?.backend(&args.model.backend)?;
     let cancel = cancel_on_interrupt()?;
     let mut session = backend.open(&open_config(&args.model))?;

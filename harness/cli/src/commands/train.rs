@@ -4,6 +4,7 @@ use std::path::Path;
 
 use karat::backend::{Method, OpenConfig, TrainPlan, Weights};
 use karat::data::blocks::{read_ids_jsonl, read_texts, text_examples};
+use karat::data::companions;
 use karat::data::format::{FormatOptions, Formatter, LabelledRows, Output as OutputFormat};
 use karat::data::record::{Fields, read_rows};
 use karat::data::template::ChatTemplate;
@@ -66,6 +67,13 @@ pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
     let mut plan: TrainPlan = plan(&train_rows, &eval_rows, method, &hyperparameters, args.seed, &backend, &open)?;
     plan.output_dir = out;
     if let Some(adapter) = &args.init_adapter {
+        let own = companions::differences(&args.model, adapter)?;
+        if !own.is_empty() && !args.ids {
+            output.say(format!(
+                "warning: the adapter has its own {}, which differs from the model's: rows are made with the model's",
+                own.join(" and ")
+            ));
+        }
         start_from_adapter(&mut plan, adapter)?;
     }
     let name = if args.method == MethodArg::Full { "full" } else { "lora" };
