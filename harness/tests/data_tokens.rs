@@ -318,7 +318,7 @@ impl Draw {
 
 /// Changes one place of a JSON value: the way down is drawn, and what becomes of the end of it.
 fn mutate(value: &mut Value, draw: &mut Draw, depth: usize) {
-    let go_on = depth < 8 && draw.below(4) > 0;
+    let go_on = depth < 8 && draw.below(12) > 0;
     match value {
         Value::Object(map) if go_on && !map.is_empty() => {
             let key = map.keys().nth(draw.below(map.len())).unwrap().clone();
@@ -395,7 +395,7 @@ fn a_mutated_tokenizer_is_read_or_refused_and_never_panics() {
     let (mut read, mut refused) = (0, 0);
     for _ in 0..1_500 {
         let mut mutant = base.clone();
-        for _ in 0..=draw.below(3) {
+        for _ in 0..=draw.below(6) / 4 {
             mutate(&mut mutant, &mut draw, 0);
         }
         put(dir.path(), "tokenizer.json", &mutant.to_string());

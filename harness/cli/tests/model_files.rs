@@ -59,7 +59,7 @@ impl Place {
     fn train(&self, more: &[&str], out: &str) -> PathBuf {
         let model = if more.contains(&"--from-scratch") { "shape" } else { "model" };
         let mut args = vec!["train", "--model", model, "--data", "ids.jsonl", "--ids", "--out", out];
-        args.extend(["--set", "max_steps=1", "--set", "logging_steps=1"]);
+        args.extend(["--set", "max_steps=1"]);
         args.extend(more);
         let output = self.karat(&args);
         assert!(output.status.success(), "{}", said(&output));
