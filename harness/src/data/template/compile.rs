@@ -311,10 +311,7 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
             through(MADE, Expr::Slice(at(e, slice)))
         }
         Expr::UnaryOp(e) => {
-            let op = match e.op {
-                UnaryOpKind::Not => UnaryOpKind::Not,
-                UnaryOpKind::Neg => UnaryOpKind::Neg,
-            };
+            let op = if matches!(e.op, UnaryOpKind::Not) { UnaryOpKind::Not } else { UnaryOpKind::Neg };
             Expr::UnaryOp(at(e, UnaryOp { op, expr: expression(&e.expr) }))
         }
         Expr::BinOp(e) => binary(e),

@@ -27,7 +27,7 @@ const DEPTH: usize = 256;
 /// What an item costs beside its text, in bytes.
 const ITEM_BYTES: u64 = 32;
 /// What a slice of a slice costs, in bytes.
-const PART_OF_PART: usize = 64 << 10;
+const PART_OF_PART: usize = 512 << 10;
 /// What every question costs, so that their number is bounded too.
 const CALL: u64 = 16;
 /// Far beyond what the other limits take; for what they do not see.
@@ -52,9 +52,9 @@ impl Allowance {
     /// For a conversation of `input` bytes in `turns` turns, on whatever thread calls: freeing a chain of so few lists needs
     /// half a MiB of stack.
     pub(super) fn of(input: usize, turns: usize) -> Self {
-        let (input, _) = (input as u64, turns);
+        let (input, turns) = (input as u64, turns as u64);
         Allowance {
-            work: (512 << 20) + 256 * input,
+            work: (512 << 20) + 256 * input + turns * 4 * PART_OF_PART as u64,
             made: (96 << 20) + 16 * input,
             // What is written will be tokenized, at up to a hundred times its size.
             written: (4 << 20) + 8 * input,
