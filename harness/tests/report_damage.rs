@@ -83,43 +83,50 @@ fn replacements() -> Vec<Value> {
     ]
 }
 
-/// The mutants of a report: a value replaced, a key taken out, a list's first element twice.
-fn mutants(report: &Value) -> Vec<(String, Value, String)> {
-    let mut all = Vec::new();
+/// What is done to one place of a report.
+enum Change {
+    Replaced(Value),
+    TakenOut,
+    /// A list's first element stands there twice.
+    Twice,
+}
+
+/// All mutations of a report: every change in every place. A mutant is made when it is looked at: all of them are gigabytes.
+fn mutations(report: &Value) -> Vec<(Vec<Step>, Change)> {
     let mut paths = Vec::new();
     places(report, &[], &mut paths);
-    for path in paths {
-        let keys: Vec<&str> = path
-            .iter()
-            .filter_map(|s| match s {
-                Step::Key(key) => Some(key.as_str()),
-                Step::Index(_) => None,
-            })
-            .collect();
-        let named = keys[0].to_string();
-        let mut add = |what: String, change: &dyn Fn(&mut Value)| {
-            let mut mutant = report.clone();
-            change(&mut mutant);
-            all.push((format!("{path:?}: {what}"), mutant, named.clone()));
-        };
-        for new in replacements() {
-            add(new.to_string(), &|mutant| *at(mutant, &path) = new.clone());
+    let changes = || replacements().into_iter().map(Change::Replaced).chain([Change::TakenOut, Change::Twice]);
+    paths.into_iter().flat_map(|path| changes().map(move |change| (path.clone(), change))).collect()
+}
+
+/// A mutant: what was done, the report's value, and the key of the report that it was done below.
+fn mutant(report: &Value, path: &[Step], change: &Change) -> (String, Value, String) {
+    let mut mutant = report.clone();
+    let what = match change {
+        Change::Replaced(new) => {
+            *at(&mut mutant, path) = new.clone();
+            new.to_string()
         }
-        let (last, parent) = path.split_last().unwrap();
-        add("taken out".into(), &|mutant| match (last, at(mutant, parent)) {
-            (Step::Key(key), Value::Object(map)) => drop(map.remove(key)),
-            (Step::Index(i), Value::Array(list)) => drop(list.remove(*i)),
-            _ => {}
-        });
-        add("twice".into(), &|mutant| {
-            if let Value::Array(list) = at(mutant, &path)
+        Change::TakenOut => {
+            let (last, parent) = path.split_last().unwrap();
+            match (last, at(&mut mutant, parent)) {
+                (Step::Key(key), Value::Object(map)) => drop(map.remove(key)),
+                (Step::Index(i), Value::Array(list)) => drop(list.remove(*i)),
+                _ => {}
+            }
+            "taken out".to_string()
+        }
+        Change::Twice => {
+            if let Value::Array(list) = at(&mut mutant, path)
                 && let Some(first) = list.first().cloned()
             {
                 list.push(first);
             }
-        });
-    }
-    all
+            "twice".to_string()
+        }
+    };
+    let key = path.iter().find_map(|step| if let Step::Key(key) = step { Some(key.clone()) } else { None });
+    (format!("{path:?}: {what}"), mutant, key.unwrap())
 }
 
 /// Everything that is done with a report that was read.
@@ -147,13 +154,14 @@ fn use_everywhere(original: &Report, mutant: &Report) {
 fn a_damaged_report_is_refused_by_key_or_used_without_a_panic() {
     let original = original();
     let value: Value = serde_json::from_str(&original.to_json().unwrap()).unwrap();
-    let all = mutants(&value);
+    let all = mutations(&value);
     assert!(all.len() > 5000, "{}", all.len());
     // A panic's message belongs to the mutant that is named below.
     let (mut refused, mut used) = (0, 0);
     // Every 29th: the same ones always, of every kind of place and of every replacement. KARAT_ALL_MUTANTS tries them all.
     let step = if std::env::var_os("KARAT_ALL_MUTANTS").is_some() { 1 } else { 29 };
-    for (what, mutant, key) in all.iter().step_by(step) {
+    for (path, change) in all.iter().step_by(step) {
+        let (what, mutant, key) = mutant(&value, path, change);
         let outcome = catch_unwind(AssertUnwindSafe(|| match Report::from_json(&mutant.to_string(), "r.json") {
             Ok(report) => {
                 use_everywhere(&original, &report);
