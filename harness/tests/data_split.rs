@@ -94,7 +94,7 @@ fn parts_are_read_as_written_and_nonsense_is_refused() {
     assert_eq!(String::from(Parts::EIGHT_ONE_ONE), "8:1:1");
     for text in ["", "9", "9:", "0:0", "1:2:3:4", "-1:2", "0.9:0.1", "4000000000:1"] {
         let error = text.parse::<Parts>().unwrap_err();
-        assert!(error.to_string().contains("8:1:1"), "{text:?}");
+        assert!(error.help_text().unwrap().contains("8:1:1"), "{text:?}");
     }
     let all = cut((0..5).collect(), "1:0".parse().unwrap());
     assert_eq!((all.train.len(), all.validation.len()), (5, 0));

@@ -373,7 +373,6 @@ fn a_number_out_of_range_is_refused_under_the_name_it_was_typed_by() {
         ("eval.max_new_tokens", "0"),
         ("eval.max_new_tokens", "1000000000000"),
         ("eval.batch_size", "1000000000000"),
-        ("model.threads", "10000"),
         ("seed", "-1"),
         ("train.batch_size", "0"),
         ("train.epochs", "nan"),

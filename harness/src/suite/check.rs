@@ -90,7 +90,6 @@ impl Suite {
             ("eval.max_new_tokens", refused(&max_new_tokens, limits::max_new_tokens(max_new_tokens as u64).map(drop))),
             ("eval.batch_size", refused(&batch_size, limits::decode_batch(batch_size as u64).map(drop))),
             ("data.max_length", refused(&data.max_length, limits::max_length(data.max_length as u64).map(drop))),
-            ("model.threads", refused(&self.model.threads, limits::threads(self.model.threads as u64).map(drop))),
         ] {
             if let Err(why) = checked {
                 return fail(format!("{key} = {why}"), "correct the value");
