@@ -380,6 +380,9 @@ fn check_folder(folder: &Path) -> Result<()> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
+            return Err(Error::io("create the folder", folder, e).of_kind(ErrorKind::Usage));
+        }
         Err(e) => return Err(Error::io("read the folder", folder, e).of_kind(ErrorKind::Usage)),
     };
     let names = entries.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect::<std::io::Result<Vec<_>>>();

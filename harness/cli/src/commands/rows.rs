@@ -296,7 +296,10 @@ impl<'a> Reader<'a> {
                 self.tokenizer.insert(chosen.value)
             }
         };
-        Ok(tokenizer.encode(text).map_err(|error| reason_of(&error)))
+        Ok(tokenizer.encode(text).map_err(|error| match error.place() {
+            Some(file) => format!("{file}: {}", reason_of(&error)),
+            None => reason_of(&error),
+        }))
     }
 }
 
