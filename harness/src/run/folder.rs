@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::fsio;
 use crate::report::REPORT_JSON;
 use crate::suite::Suite;
@@ -60,12 +60,20 @@ fn check(folder: &Path) -> Result<()> {
         .help("give --out a new folder, an empty one, or that of an earlier run"))
 }
 
-/// The names in a folder; none if it is not there.
-fn names(folder: &Path) -> Result<Vec<String>> {
+/// The names in a folder that was asked for; none if it is not there.
+///
+/// # Errors
+/// Usage, if a file is in its place; I/O.
+pub(super) fn names(folder: &Path) -> Result<Vec<String>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(Error::io("read the folder", folder, e).of_kind(crate::ErrorKind::Usage)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
+            return Err(Error::io("create the folder", folder, e)
+                .of_kind(ErrorKind::Usage)
+                .help("give --out a folder"));
+        }
+        Err(e) => return Err(Error::io("read the folder", folder, e)),
     };
     let names = entries.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect::<std::io::Result<_>>();
     names.map_err(|e| Error::io("read the folder", folder, e))

@@ -9,6 +9,7 @@ use crate::backend::{Event, Level, Method, OpenConfig, SessionInfo, TrainPlan, T
 use crate::data::format::LabelledRows;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fsio::{self, Digests};
+use crate::run::folder::names;
 use crate::run::left::{self, Left};
 use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, backend_error, opening_warnings};
 use crate::suite::Hyperparameters;
@@ -377,16 +378,7 @@ pub(super) const EVALUATE_IT: &str =
 
 /// Refuses a folder with files that no training wrote.
 fn check_folder(folder: &Path) -> Result<()> {
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
-            return Err(Error::io("create the folder", folder, e).of_kind(ErrorKind::Usage));
-        }
-        Err(e) => return Err(Error::io("read the folder", folder, e).of_kind(ErrorKind::Usage)),
-    };
-    let names = entries.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect::<std::io::Result<Vec<_>>>();
-    let names = names.map_err(|e| Error::io("read the folder", folder, e))?;
+    let names = names(folder)?;
     let ours = |n: &&String| n.starts_with("checkpoint-") || [DONE, EVENTS, left::FILE].contains(&n.as_str());
     let foreign = names.iter().filter(|n| !n.starts_with('.')).find(|n| !ours(n));
     // A copy may have lost the hidden lock, but a training's folder holds nothing else.
