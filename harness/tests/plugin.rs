@@ -198,10 +198,10 @@ fn a_library_the_system_cannot_load_is_refused_in_the_loaders_words() {
 #[test]
 fn a_table_that_breaks_the_contract_is_refused_with_a_reason() {
     for (fault, wanted) in [
-        ("wrong_major", "speaks version 7.3 of the plugin interface and this Karat speaks 1.2"),
+        ("wrong_major", "speaks version 7.3 of the plugin interface and this Karat speaks 1.3"),
         ("null_table", "no table"),
         ("empty_table", "has 8 bytes"),
-        ("short_table", "(24 bytes, version 1.2) has no `open`"),
+        ("short_table", "(24 bytes, version 1.3) has no `open`"),
         ("no_open", "has no `open`"),
         ("describe_panics", "the backend panicked: describe went wrong"),
         ("describe_null_bytes", "10 bytes at address 0x0"),
