@@ -49,8 +49,8 @@ pub fn decode_batch(text: &str) -> Result<usize, String> {
 /// Worker threads that this machine has a use for.
 pub fn threads(text: &str) -> Result<usize, String> {
     let most = karat::backend::most_threads();
-    match whole(text).and_then(limits::threads)? {
-        n if n <= most => Ok(n),
+    match usize::try_from(whole(text)?) {
+        Ok(n) if n <= most => Ok(n),
         _ => Err(format!("this machine has a use for at most {most}; 0 is one a core")),
     }
 }
