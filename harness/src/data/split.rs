@@ -114,8 +114,11 @@ impl Parts {
 impl FromStr for Parts {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        let wrong =
-            || Error::usage(format!("{text:?} is not a split: write the parts as whole numbers, like 9:1 or 8:1:1"));
+        // An error in a suite's file shows the message alone, so the examples stand there too.
+        let wrong = || {
+            Error::usage(format!("{text:?} is not a split such as 9:1 or 8:1:1"))
+                .help("write the parts as whole numbers, like 9:1 or 8:1:1")
+        };
         let numbers: Vec<u32> =
             text.split(':').map(|n| n.trim().parse()).collect::<Result<_, _>>().map_err(|_| wrong())?;
         let parts = match numbers[..] {
