@@ -9,7 +9,7 @@ pub(super) fn visible(text: &str) -> String {
     text.chars().map(|c| if unseen(c) { '\u{fffd}' } else { c }).collect()
 }
 
-/// `text` with what cannot be seen, or would move a terminal's cursor, written out: `\u{1b}`, `\u{202e}`, `\n`. Unlike [`visible`] two texts
+/// `text` with what cannot be seen, or would move a terminal's cursor, written out: `\u{1b}`, `\u{202e}`, `\n`. Unlike `visible` two texts
 /// that differ stay two.
 pub fn legible(text: &str) -> String {
     escape::visible(text).into_owned()

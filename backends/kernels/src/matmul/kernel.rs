@@ -236,7 +236,7 @@ pub fn prefetch_to_write(address: *const u8) {
     // SAFETY: as above. The intrinsic makes a read of it, unless a feature says that there is such an instruction; it does
     // nothing where there is none.
     unsafe {
-        std::arch::asm!("prefetchw [{}]", in(reg) address, options(nomem, nostack, preserves_flags));
+        std::arch::asm!("prefetchw [{}]", in(reg) address, options(readonly, nostack, preserves_flags));
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;

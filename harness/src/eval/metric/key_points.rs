@@ -12,7 +12,7 @@
 //! **contradicted** if it is not made and one clause of the other text has at least 60 % of its terms, but the other polarity, or
 //! another number in the same unit, or the same number in another unit.
 //!
-//! Where both texts begin with a yes or a no (`可以`, `合适`, `不可以`, `Yes`, `No`; [`decision`](crate::eval::decision)), that is one more
+//! Where both texts begin with a yes or a no (`可以`, `合适`, `不可以`, `Yes`, `No`; [`decision`]), that is one more
 //! thing that can be contradicted, though no key point to be made: a model that says yes to a patient for whom the answer is no contradicts
 //! the reference, whatever else it says.
 //!

@@ -4,7 +4,7 @@
 //! Two families share one registry:
 //!
 //! - **Karat's own**, with short names (`nll_answer`, `rougeL`, `exact_match`, `key_points`, ...). Text metrics read the *answer*
-//!   alone, the reasoning being split off by state ([`think`](crate::eval::think)): an unclosed reasoning has an
+//!   alone, the reasoning being split off by state ([`think`]): an unclosed reasoning has an
 //!   empty answer, and scores as one. White space is no token.
 //! - **The Python packages'**, under the names of [`conformance`] (`nltk_bleu_jieba.m4`, `rouge_raw.rouge-l.f`, `sacrebleu.zh.score`,
 //!   ...). They read the *whole text*, reasoning and tags included, as the published comparisons do, digit for digit and trap for trap; see each module
