@@ -2,13 +2,13 @@
 //!
 //! The packing is that of the other kernels: a left operand by rows of units, a right one in panels of `[unit][column]`,
 //! which is the form that `tdpbf16ps` wants. Rustc 1.95 knows its mnemonics but not yet its intrinsics or its features,
-//! hence assembly and CPUID by hand ([`hardware`]).
+//! hence assembly and CPUID by hand (`hardware`).
 //!
 //! Sums of two by two tiles stay in tiles over all units of a panel and those of a tail: a short second term costs a step or
 //! two of sixteen units, and no second pass. They leave for the output itself where they are all
 //! that it is to hold, else for a block in the nearest cache, from where AVX-512 scales and adds them.
 //!
-//! [`emulated`] says in Rust what the instruction does. Tests run the blocking below with it on any CPU, the assembly itself on
+//! `emulated` says in Rust what the instruction does. Tests run the blocking below with it on any CPU, the assembly itself on
 //! any with AVX-512 (`trapped`), and a CPU that has the tiles is compared with it before they are used.
 //!
 //! No CPU with tiles was at hand when this was written. Bochs 3.1, which models a Sapphire Rapids in software of its own, and
