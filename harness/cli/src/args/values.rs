@@ -51,7 +51,7 @@ pub fn threads(text: &str) -> Result<usize, String> {
     let most = karat::backend::most_threads();
     match usize::try_from(whole(text)?) {
         Ok(n) if n <= most => Ok(n),
-        _ => Err(format!("this machine has a use for at most {most}; 0 is one a core")),
+        _ => Err(format!("it must be at most {most}, all that this machine has a use for; 0 is one a core")),
     }
 }
 
