@@ -91,7 +91,7 @@ fn refused(mut command: Command, code: i32, word: &str) -> String {
     text
 }
 
-/// Waits until `done`, at most a minute.
+/// Waits until `done`, at most ten minutes: machines that run tests are loaded.
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
     while !done() {
