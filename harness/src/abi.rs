@@ -285,7 +285,7 @@ const _: () = {
 /// makes the plugin be found as `foo`.
 ///
 /// ```ignore
-/// karat::export_backend!(Candle);
+/// karat::export_backend!(Native);
 /// ```
 #[macro_export]
 macro_rules! export_backend {

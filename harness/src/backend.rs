@@ -249,7 +249,7 @@ impl<'a> LabelledView<'a> {
 /// What a backend says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor {
-    /// Short name: `candle`, `onnxruntime`, `replay`.
+    /// Short name: `native`, `onnxruntime`, `replay`.
     pub name: String,
     /// The backend's own version.
     pub version: String,

@@ -9,7 +9,7 @@
 //! use karat::conformance::{self, Fixture};
 //! use karat::plugin::{self, Search};
 //!
-//! let plugin = plugin::find("candle", &Search::from_env())?;
+//! let plugin = plugin::find("native", &Search::from_env())?;
 //! conformance::check(&plugin, &Fixture::new(OpenConfig::new("models/tiny"))).assert();
 //! # Ok::<(), karat::Error>(())
 //! ```

@@ -208,7 +208,7 @@ fn every_word_of_a_chinese_report_is_chinese() {
         "full",
         "medical-r1",
         "karat",
-        "candle",
+        "native",
         "cpu",
         "CPU",
         "sha256",

@@ -144,7 +144,7 @@ fn a_certificate_is_read_and_an_inconclusive_check_says_how_many_items_it_takes(
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("certificate.json");
     let put = |text: &str| std::fs::write(&file, text).unwrap();
-    put("{\"backend\": \"candle\", \"flip_rate\": 0.25, \"logprob_drift\": 1e-5, \"deterministic\": false}");
+    put("{\"backend\": \"native\", \"flip_rate\": 0.25, \"logprob_drift\": 1e-5, \"deterministic\": false}");
     let noise = Noise::read(&file).unwrap();
     assert_eq!(noise, Noise { flip_rate: 0.25, logprob_drift: 1e-5 });
     for broken in ["{}", "{\"flip_rate\": 2, \"logprob_drift\": 0}", "{\"flip_rate\": 0, \"logprob_drift\": -1}", "x"] {

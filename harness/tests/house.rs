@@ -31,7 +31,7 @@ fn the_command_line_links_no_backend() {
     // Its dependency on the backends only makes cargo build them: no code of theirs may be named.
     for file in rust_files(&root().join("harness/cli/src")) {
         let text = std::fs::read_to_string(&file).unwrap();
-        for name in ["karat_candle", "karat_onnxruntime", "karat_replay"] {
+        for name in ["karat_native", "karat_onnxruntime", "karat_replay"] {
             assert!(!text.contains(name), "{} names {name}", file.display());
         }
     }
@@ -45,10 +45,10 @@ fn unsafe_stands_only_in_the_named_files() {
             // Handlers of signals.
             || path == "harness/cli/src/signals.rs"
             || path == "harness/tests/hostile/src/table.rs"
-            || path.starts_with("backends/candle/src/ops/")
+            || path.starts_with("backends/native/src/ops/")
             || path.starts_with("backends/kernels/src/")
-            || path.starts_with("backends/candle/src/cuda/")
-            || path == "backends/candle/benches/kernels.rs"
+            || path.starts_with("backends/native/src/cuda/")
+            || path == "backends/native/benches/kernels.rs"
             // One product of dense matrices by the gemm library.
             || path == "backends/onnxruntime/src/export/calibrate.rs"
             // Views of slots in memory of a device.

@@ -50,16 +50,16 @@ fn suite_dir() -> PathBuf {
 fn quiet(_: Notice<'_>) {}
 
 fn same(job: &ParityJob<'_>, onnxruntime: &LoadedBackend) -> Parity {
-    parity(job, [&backend("candle"), onnxruntime], &mut quiet, &Cancel::new()).unwrap()
+    parity(job, [&backend("native"), onnxruntime], &mut quiet, &Cancel::new()).unwrap()
 }
 
 /// Both open `model`; exports go where the test can throw them away.
 fn both(model: &Path, adapter: Option<&Path>, cache: &Path, options: &[(&str, Value)]) -> [OpenConfig; 2] {
-    let candle = OpenConfig { adapter: adapter.map(Path::to_path_buf), ..OpenConfig::new(model) };
-    let mut other = candle.clone();
+    let native = OpenConfig { adapter: adapter.map(Path::to_path_buf), ..OpenConfig::new(model) };
+    let mut other = native.clone();
     other.options = BTreeMap::from([("cache_dir".to_string(), json!(cache))]);
     other.options.extend(options.iter().map(|(key, value)| (key.to_string(), value.clone())));
-    [candle, other]
+    [native, other]
 }
 
 /// The folder of the one checkpoint below a run's `train/NAME-*` that holds `file`.
@@ -73,7 +73,7 @@ fn checkpoint(out: &Path, name: &str, file: &str) -> PathBuf {
     found.pop().unwrap()
 }
 
-/// Trains a little with candle and evaluates with ONNX Runtime; then both backends are asked about all three models.
+/// Trains a little with native and evaluates with ONNX Runtime; then both backends are asked about all three models.
 #[test]
 fn a_suite_trains_with_one_backend_and_evaluates_with_the_other() {
     let Some(onnxruntime) = onnxruntime() else { return };
@@ -95,7 +95,7 @@ fn a_suite_trains_with_one_backend_and_evaluates_with_the_other() {
 
     // The report says who did what, and with which provider.
     let plugins: Vec<&str> = report.environment.plugins.iter().map(|p| p.name.as_str()).collect();
-    assert_eq!(plugins, ["onnxruntime", "candle"]);
+    assert_eq!(plugins, ["onnxruntime", "native"]);
     let text = report.to_json().unwrap();
     assert!(text.contains("CPUExecutionProvider"), "the provider that ran is not in the report");
     base_is_as_recorded(&report);
@@ -121,9 +121,9 @@ fn a_suite_trains_with_one_backend_and_evaluates_with_the_other() {
     }
 
     // The comparison can fail: against the base, the trained model is far off.
-    let [candle, _] = both(base, None, &cache, &[]);
+    let [native, _] = both(base, None, &cache, &[]);
     let [_, trained] = both(&full, None, &cache, &[]);
-    let job = ParityJob { open: [candle, trained], rows: &rows, prompts: &prompts, generate, tolerance: 1e-3 };
+    let job = ParityJob { open: [native, trained], rows: &rows, prompts: &prompts, generate, tolerance: 1e-3 };
     let found = same(&job, &onnxruntime);
     assert!(!found.within && found.scores.max > 0.1 && found.scores.first_beyond.is_some(), "{found:#?}");
 }
@@ -184,7 +184,7 @@ impl Backend for Counted {
     }
 }
 
-/// What ONNX Runtime measured of the base is what candle measured when the golden results were made.
+/// What ONNX Runtime measured of the base is what native measured when the golden results were made.
 fn base_is_as_recorded(report: &Report) {
     let golden = Recorded::read_all(&suite_dir().join("golden")).unwrap();
     let base = golden.iter().find(|r| r.role == Role::Base).unwrap();
@@ -225,9 +225,9 @@ fn backends_agree_on_ragged_rows_a_prompt_longer_than_the_buffer_and_an_empty_on
         assert_eq!((texts.empty, texts.too_long, texts.prompts, texts.equal), (1, 1, 5, 5));
         assert_eq!(found.texts.tokens, 3 * 12 + 3);
     }
-    for name in ["candle", "onnxruntime"] {
-        let [candle, other] = both(&base, None, cache.path(), &[]);
-        let open = if name == "candle" { candle } else { other };
+    for name in ["native", "onnxruntime"] {
+        let [native, other] = both(&base, None, cache.path(), &[]);
+        let open = if name == "native" { native } else { other };
         let mut session = backend(name).backend.open(&open).unwrap();
         let prompts: Tokens = [row(3), row(0)].iter().collect();
         let config = GenerateConfig::greedy(2, vec![]);

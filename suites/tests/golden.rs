@@ -223,9 +223,9 @@ fn the_gate_passes_a_report_against_itself_and_finds_a_regression() {
     assert_eq!(gate::check(&missing, &report, &Default::default()).unwrap().verdict, Verdict::Regress);
 }
 
-/// The built candle plugin, loaded as the command line loads it.
-fn candle() -> LoadedBackend {
-    let plugin = plugin::find("candle", &plugin::Search::from_env()).unwrap();
+/// The built native plugin, loaded as the command line loads it.
+fn native() -> LoadedBackend {
+    let plugin = plugin::find("native", &plugin::Search::from_env()).unwrap();
     let origin = Origin { path: Some(plugin.path().into()), sha256: Some(plugin.sha256().into()) };
     LoadedBackend { backend: std::sync::Arc::new(plugin), origin }
 }
@@ -234,7 +234,7 @@ fn candle() -> LoadedBackend {
 fn a_live_slice_of_the_base_is_what_was_recorded() {
     let (suite, prepared, recorded) = golden();
     let base = recorded.iter().find(|r| r.role == Role::Base).unwrap();
-    let mut session = candle().backend.open(&OpenConfig::new(&suite.model.base)).unwrap();
+    let mut session = native().backend.open(&OpenConfig::new(&suite.model.base)).unwrap();
     let evaluator = session.evaluator().unwrap();
     let queries = &prepared.queries[..12];
     let mut quiet = |_: Event| Flow::Continue;
@@ -264,7 +264,7 @@ fn the_first_live_steps_of_lora_are_those_of_the_recorded_curve() {
     let (suite, prepared, recorded) = golden();
     let lora = recorded.iter().find(|r| r.role == Role::Lora).unwrap();
     let curve = &lora.training.as_ref().unwrap().curves.steps;
-    let backend = candle();
+    let backend = native();
     let open = OpenConfig { seed: suite.seed, ..OpenConfig::new(&suite.model.base) };
     let base = Base::of(open.clone()).unwrap();
     let section = suite.train.lora.as_ref().unwrap();

@@ -219,15 +219,15 @@ fn a_head_that_differs_from_the_embedding_it_is_tied_to_is_kept_apart_and_said_a
 #[test]
 fn what_one_backend_lacks_is_refused_by_name_with_the_backend_that_has_it() {
     let config = ModelConfig::parse(base("qwen3")).unwrap();
-    Supports::CANDLE.check(&config).unwrap();
+    Supports::NATIVE.check(&config).unwrap();
     let error = Supports::ONNXRUNTIME.check(&config).unwrap_err();
     assert_eq!(error.kind, BackendErrorKind::Unsupported);
-    assert!(error.message.contains("head_dim 8") && error.message.contains("candle"), "{error}");
+    assert!(error.message.contains("head_dim 8") && error.message.contains("native"), "{error}");
     let mut long = base("qwen3");
     long["max_position_embeddings"] = json!(1u64 << 27);
     long["head_dim"] = json!(16);
     let error = Supports::ONNXRUNTIME.check(&ModelConfig::parse(long).unwrap()).unwrap_err();
-    assert!(error.message.contains("max_position_embeddings") && error.message.contains("candle"), "{error}");
+    assert!(error.message.contains("max_position_embeddings") && error.message.contains("native"), "{error}");
 }
 
 #[test]

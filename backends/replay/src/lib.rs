@@ -10,7 +10,7 @@
 //! use karat::plugin::{self, Search};
 //! use karat_replay::{Recorder, Replay};
 //!
-//! let recorder = Recorder::new(plugin::find("candle", &Search::from_env())?);
+//! let recorder = Recorder::new(plugin::find("native", &Search::from_env())?);
 //! let session = recorder.open(&OpenConfig::new("models/base"))?;
 //! // ... score and generate ...
 //! recorder.write("recordings/base")?;

@@ -1,7 +1,7 @@
 //! The file: one JSON object a line, the first about the model, each other an answer to a question.
 //!
 //! ```text
-//! {"format":1,"backend":"candle","version":"0.1.0","info":{...}}
+//! {"format":1,"backend":"native","version":"0.1.0","info":{...}}
 //! {"key":"0b5e...","ids":[7,3],"stop":"length"}
 //! {"key":"91c0...","logprobs":[-0.25],"greedy":[true]}
 //! ```

@@ -33,7 +33,7 @@ fn project() -> tempfile::TempDir {
     // Fewer resamples than the shipped suite draws: the verdicts here are clear, the time is the test's.
     report["statistics"]["resamples"] = 1000.into();
     // The shipped report names no backend; a run's does.
-    let backend = serde_json::json!({"name": "candle", "version": env!("CARGO_PKG_VERSION"), "sha256": "", "path": ""});
+    let backend = serde_json::json!({"name": "native", "version": env!("CARGO_PKG_VERSION"), "sha256": "", "path": ""});
     report["environment"]["plugins"] = vec![backend].into();
     std::fs::write(run.join("report.json"), report.to_string()).unwrap();
     for item in report["items"].as_array_mut().unwrap() {
@@ -159,7 +159,7 @@ fn the_certificate_that_the_doctor_writes_is_what_the_gate_reads() {
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(found, checks);
     // Another backend's certificate says nothing of this report.
-    let other = doctor.stdout.iter().map(|&b| b as char).collect::<String>().replace("\"candle ", "\"carbon ");
+    let other = doctor.stdout.iter().map(|&b| b as char).collect::<String>().replace("\"native ", "\"carbon ");
     std::fs::write(folder.join("certificate.json"), other).unwrap();
     let output = karat(folder, &attach, &[]);
     assert_eq!(output.status.code(), Some(2));

@@ -385,13 +385,13 @@ fn check_takes_the_margins_of_the_suite_and_those_given_over_them() {
 fn a_plugin_given_as_a_file_is_listed() {
     let text = ok(&["--json", "backends"]);
     let listed: Value = serde_json::from_str(&text).unwrap();
-    let candle = listed["backends"].as_array().unwrap().iter().find(|b| b["name"] == "candle").unwrap();
+    let native = listed["backends"].as_array().unwrap().iter().find(|b| b["name"] == "native").unwrap();
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("any-name.so");
-    std::fs::copy(candle["path"].as_str().unwrap(), &copy).unwrap();
+    std::fs::copy(native["path"].as_str().unwrap(), &copy).unwrap();
     let text = ok(&["--json", "--backend-path", copy.to_str().unwrap(), "backends"]);
     let listed: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(listed["backends"][0]["name"], "candle");
+    assert_eq!(listed["backends"][0]["name"], "native");
     assert_eq!(listed["backends"][0]["path"].as_str().unwrap(), copy.canonicalize().unwrap().to_str().unwrap());
 }
 
@@ -475,7 +475,7 @@ fn compare_of_backends_says_how_far_they_drift_and_fails_beyond_the_tolerance() 
     let (base, folder) = (shipped_base(), tempfile::tempdir().unwrap());
     let cache = format!("onnxruntime.cache_dir={}", folder.path().display());
     let compare = |more: &[&str]| {
-        let both = ["compare", "--backends", "candle,onnxruntime", "--model", base.to_str().unwrap()];
+        let both = ["compare", "--backends", "native,onnxruntime", "--model", base.to_str().unwrap()];
         let few = ["--max-new-tokens", "8", "--option", &cache];
         karat(&[&both[..], &few, more].concat())
     };
@@ -497,6 +497,6 @@ fn compare_of_backends_says_how_far_they_drift_and_fails_beyond_the_tolerance() 
     // A device that is not there is an error, not another device.
     let cuda = compare(&["--device", "cuda:0"]);
     assert_eq!(cuda.status.code(), Some(5), "{}", String::from_utf8_lossy(&cuda.stdout));
-    let output = karat(&["compare", "--backends", "candle", "--model", base.to_str().unwrap()]);
+    let output = karat(&["compare", "--backends", "native", "--model", base.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(2));
 }

@@ -453,7 +453,7 @@ fn a_wrong_path_that_was_typed_is_a_usage_error_and_a_hole_in_a_folder_is_bad_da
         &["eval", "my-experiment.toml", "--predictions", "nowhere"],
         &["data", "nowhere"],
         &["compare", "nowhere", "nowhere"],
-        &["compare", "--backends", "candle,replay", "--model", "nowhere"],
+        &["compare", "--backends", "native,replay", "--model", "nowhere"],
         &["report", "nowhere"],
         &["report", "base", "--determinism", "nowhere"],
         &["metrics", "--input", "nowhere"],
@@ -553,7 +553,7 @@ fn threads_beyond_the_machine_are_refused_where_they_are_typed_and_capped_where_
         &["score", "--model", "base", "--input", "rows.jsonl", "--threads", "10000"][..],
         &["train", "--model", "base", "--data", "ids.jsonl", "--ids", "--out", "t", "--threads", "10000"],
         &["doctor", "--determinism", "--model", "base", "--threads", "10000"],
-        &["compare", "--backends", "candle,replay", "--model", "base", "--threads", "10000"],
+        &["compare", "--backends", "native,replay", "--model", "base", "--threads", "10000"],
     ] {
         refused(place.karat(args), 2, "at most");
     }

@@ -132,21 +132,21 @@ fn the_trained_backend_repeats_itself_and_the_certificate_says_so() {
 
 #[test]
 fn the_doctor_names_the_instructions_of_products_their_check_and_with_speed_what_they_reach() {
-    let of_candle = |arguments: &[&str], kernels: &str| {
+    let of_native = |arguments: &[&str], kernels: &str| {
         let output = karat().env("KARAT_MATMUL", kernels).args(["--json", "doctor"]).args(arguments).output().unwrap();
         let told: Value = serde_json::from_slice(&output.stdout).unwrap();
-        told["backends"].as_array().unwrap().iter().find(|b| b["name"] == "candle").unwrap().clone()
+        told["backends"].as_array().unwrap().iter().find(|b| b["name"] == "native").unwrap().clone()
     };
-    let plain = of_candle(&[], "");
+    let plain = of_native(&[], "");
     let kernels = plain["facts"]["cpu kernels"].as_str().unwrap();
     let sets = ["portable", "avx512", "avx512_bf16", "amx_bf16"];
     assert!(sets.iter().any(|set| kernels == format!("{set}, self-check passed")), "{kernels}");
     assert_eq!(plain["speed"], json!({}));
-    let asked = of_candle(&[], "portable");
+    let asked = of_native(&[], "portable");
     assert_eq!(asked["facts"]["cpu kernels"], "portable (by KARAT_MATMUL), self-check passed");
-    let wrong = of_candle(&[], "none");
+    let wrong = of_native(&[], "none");
     assert!(wrong["facts"]["cpu kernels"].as_str().unwrap().starts_with("KARAT_MATMUL=none names no instructions"));
-    let fast = of_candle(&["--speed"], "");
+    let fast = of_native(&["--speed"], "");
     let speed = fast["speed"].as_object().unwrap();
     for precision in ["bf16", "f32"] {
         assert!(speed[&format!("{precision}, registers")].as_str().unwrap().contains("GFLOP/s on "), "{speed:?}");

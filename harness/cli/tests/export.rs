@@ -26,7 +26,7 @@ fn export_writes_a_folder_whole_or_not_at_all_and_names_no_backend() {
     };
     for (more, code, word) in [
         (&["--dtype", "int3"][..], 5, "int3"),
-        (&["--backend", "candle"], 5, "exports no models"),
+        (&["--backend", "native"], 5, "exports no models"),
         (&["--adapter", "/no/such/folder"], 2, "/no/such/folder"),
         (&["--adapter", &place(&base)], 5, "adapter_config.json"),
     ] {

@@ -187,7 +187,7 @@ fn a_model_that_is_an_id_of_the_hub_is_said_to_be_one_before_anything_is_missing
         &["eval", "medical-r1", "--model", id],
         &["export", "--model", id, "--out", &out],
         &["merge", "--model", id, "--adapter", id, "--out", &out],
-        &["compare", "--backends", "candle,candle", "--model", id],
+        &["compare", "--backends", "native,native", "--model", id],
         &["doctor", "--determinism", "--model", id],
         &["run", "medical-r1", "--set", &set, "--out", &out],
         &["data", "medical-r1", "--set", &set],
@@ -218,7 +218,7 @@ fn a_wrong_path_is_the_users_and_what_is_near_it_is_said() {
         &["report", &gone],
         &["eval", "medical-r1", "--predictions", &gone],
         &["import", "--gguf", &gone, "--out", &out],
-        &["compare", "--backends", "candle,candle", "--model", &base, "--input", &gone],
+        &["compare", "--backends", "native,native", "--model", &base, "--input", &gone],
     ] {
         refused(args, 2, &["rowz.jsonl", "did you mean", "rows.jsonl?"]);
     }
@@ -305,10 +305,10 @@ fn every_command_that_opens_a_model_can_choose_its_element_type_and_options() {
 
     let refuse = |args: &[&str], words: &[&str]| refused(args, 2, words);
     for command in ["score", "generate"] {
-        refuse(&[command, "--model", &base, "x", "--dtype", "int4"], &["candle computes in f32, bf16", "onnxruntime"]);
+        refuse(&[command, "--model", &base, "x", "--dtype", "int4"], &["native computes in f32, bf16", "onnxruntime"]);
         refuse(&[command, "--model", &base, "x", "--dtype", "fp16"], &["f32, bf16, f16, int8, int4"]);
         refuse(&[command, "--model", &base, "x", "--option", "spin"], &["KEY=VALUE"]);
-        refuse(&[command, "--model", &base, "x", "--option", "onnxruntime.spin=true"], &["the backend is candle"]);
+        refuse(&[command, "--model", &base, "x", "--option", "onnxruntime.spin=true"], &["the backend is native"]);
         refused(&[command, "--model", &base, "x", "--option", "spin=true"], 5, &["spin", "cuda_graph"]);
     }
     let train = |more: &[&str], words: &[&str]| {
@@ -321,7 +321,7 @@ fn every_command_that_opens_a_model_can_choose_its_element_type_and_options() {
     train(&["--dtype", "int8"], &["int8", "nothing is trained in"]);
     train(&["--set", "model.dtype=int3"], &["model.dtype", "f32, bf16, f16, int8, int4"]);
     train(&["--set", "model.dtype=bf16", "--dtype", "f32"], &["model.dtype is given twice"]);
-    let parity = ["compare", "--backends", "candle,onnxruntime", "--model", &base, "--dtype", "int4"];
+    let parity = ["compare", "--backends", "native,onnxruntime", "--model", &base, "--dtype", "int4"];
     refuse(&parity, &["--option onnxruntime.weights=int4"]);
     refuse(&["compare", "reports/medical-r1", "reports/medical-r1", "--device", "cpu"], &["--backends"]);
     refuse(&["report", "reports/medical-r1", "--dtype", "bf16"], &["seed-compat"]);

@@ -122,7 +122,7 @@ pub fn is_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
-/// The file of the backend `name`: `candle` is `libkarat_candle.so`.
+/// The file of the backend `name`: `native` is `libkarat_native.so`.
 fn file_name(name: &str) -> String {
     format!("{DLL_PREFIX}karat_{}{DLL_SUFFIX}", name.replace('-', "_"))
 }
@@ -146,7 +146,7 @@ pub fn find(name: &str, search: &Search) -> Result<Plugin> {
     }
     if !is_name(name) {
         return Err(Error::usage(format!("`{name}` is not the name of a backend"))
-            .help("a backend has a name like `candle`; to name a plugin file, write its path with a `/` in it"));
+            .help("a backend has a name like `native`; to name a plugin file, write its path with a `/` in it"));
     }
     let file = file_name(name);
     let mut tried = Vec::new();
@@ -260,14 +260,14 @@ mod tests {
     fn a_relative_folder_is_never_searched() {
         // The current folder of a test is its package; an empty or relative entry must not make a file there count.
         let search = Search::new(Some("src:.".as_ref()), None, None, None);
-        let text = find("candle", &search).unwrap_err().to_string();
+        let text = find("native", &search).unwrap_err().to_string();
         assert_eq!(text.matches("not an absolute path").count(), 2, "{text}");
         assert!(list(&search).is_empty());
     }
 
     #[test]
     fn a_bare_file_name_is_no_backend_name() {
-        let error = find("libkarat_candle.so", &Search::default()).unwrap_err();
+        let error = find("libkarat_native.so", &Search::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
         assert!(error.help_text().unwrap().contains('/'), "{error:?}");
     }
@@ -289,8 +289,8 @@ mod tests {
 
     #[test]
     fn only_plugin_files_have_a_backend_name() {
-        assert_eq!(backend_name(format!("{DLL_PREFIX}karat_candle_cuda{DLL_SUFFIX}").as_ref()), Some("candle_cuda"));
-        for other in ["libkarat_candle.d", "libkarat_.so", "libort.so", "karat_candle.so", "libkarat.so"] {
+        assert_eq!(backend_name(format!("{DLL_PREFIX}karat_native_cuda{DLL_SUFFIX}").as_ref()), Some("native_cuda"));
+        for other in ["libkarat_native.d", "libkarat_.so", "libort.so", "karat_native.so", "libkarat.so"] {
             assert_eq!(backend_name(other.as_ref()), None, "{other}");
         }
     }

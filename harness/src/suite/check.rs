@@ -23,7 +23,7 @@ impl Suite {
             if !crate::plugin::is_name(name) {
                 return fail(
                     format!("{key} = {name:?} is not the name of a backend"),
-                    "a suite names backends by name, like \"candle\"; the library of one is given on the command line: \
+                    "a suite names backends by name, like \"native\"; the library of one is given on the command line: \
                      --backend-path FILE",
                 );
             }

@@ -38,7 +38,7 @@ pub struct ModelConfig {
 }
 
 fn default_backend() -> String {
-    "candle".into()
+    "native".into()
 }
 
 fn default_device() -> String {

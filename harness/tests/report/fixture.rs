@@ -301,10 +301,10 @@ pub fn inputs(items: &[Item], models: Vec<ModelRun>) -> Inputs<'_> {
             karat: "0.1.0".into(),
             machine: BTreeMap::from([("cpu".into(), "a CPU".into()), ("cores".into(), "2".into())]),
             plugins: vec![Plugin {
-                name: "candle".into(),
+                name: "native".into(),
                 version: "0.1.0".into(),
                 sha256: "99".repeat(32),
-                path: "/opt/libkarat_candle.so".into(),
+                path: "/opt/libkarat_native.so".into(),
             }],
             seconds: BTreeMap::from([("train lora".into(), 48.2), ("train full".into(), 71.5)]),
             ..Environment::default()

@@ -21,7 +21,7 @@ pub struct CompareArgs {
     /// commas); the result says so
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = karat::report::compare::MUST_BE_EQUAL)]
     pub allow: Vec<String>,
-    /// Compare two backends on one model instead, e.g. candle,onnxruntime: drift of
+    /// Compare two backends on one model instead, e.g. native,onnxruntime: drift of
     /// log-probabilities, greedy texts
     #[arg(long, value_name = "A,B", value_delimiter = ',', conflicts_with_all = ["a", "b", "allow"])]
     pub backends: Vec<String>,

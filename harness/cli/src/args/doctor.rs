@@ -25,7 +25,7 @@ pub struct DoctorArgs {
     /// An adapter's folder (PEFT layout), applied on top
     #[arg(long, value_name = "DIR", requires = "model")]
     pub adapter: Option<PathBuf>,
-    /// The backend to try [default: candle]
+    /// The backend to try [default: native]
     #[arg(long, value_name = "NAME", requires = "determinism")]
     pub backend: Option<String>,
     #[command(flatten)]

@@ -47,7 +47,7 @@ pub const EVAL: &str = "Examples:
 pub const COMPARE: &str = "Examples:
   karat compare runs/first:lora runs/second:lora
   karat compare answers-a.jsonl answers-b.jsonl
-  karat compare --backends candle,onnxruntime --model Qwen3-0.6B";
+  karat compare --backends native,onnxruntime --model Qwen3-0.6B";
 
 pub const REPORT: &str = "Examples:
   karat report runs/medical-r1 --format latex

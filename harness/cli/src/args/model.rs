@@ -40,7 +40,7 @@ pub struct ComputeArgs {
 /// Who computes a model, and how.
 #[derive(Args, Clone, Debug, Default, PartialEq)]
 pub struct OpenArgs {
-    /// The backend (karat backends lists them) [default: candle, or the suite's]
+    /// The backend (karat backends lists them) [default: native, or the suite's]
     #[arg(long, value_name = "NAME")]
     pub backend: Option<String>,
     #[command(flatten)]
@@ -51,7 +51,7 @@ pub struct OpenArgs {
 }
 
 /// The backend where nobody names one.
-const BACKEND: &str = "candle";
+const BACKEND: &str = "native";
 
 impl OpenArgs {
     /// The backend's name.

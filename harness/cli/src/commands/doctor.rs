@@ -26,7 +26,7 @@ pub fn run(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8> {
     let found = plugins.list();
     let mut states = Vec::new();
     let (mut ready, mut fixed) = (false, true);
-    for name in ["candle", "onnxruntime", "replay"] {
+    for name in ["native", "onnxruntime", "replay"] {
         let loaded = found.iter().find(|f| f.name == name).map(|f| &f.plugin);
         let (mut speed, mut measured) = (BTreeMap::new(), String::new());
         let (state, facts, usable) = match loaded {
@@ -50,7 +50,7 @@ pub fn run(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8> {
         let width = facts.keys().chain(speed.keys()).map(|fact| fact.len()).fold(9, usize::max);
         facts.iter().chain(&speed).for_each(|(fact, value)| text.push_str(&format!("  {fact:<width$} {value}\n")));
         text.push_str(&measured);
-        ready |= usable && name == "candle";
+        ready |= usable && name == "native";
         fixed &= usable || matches!(loaded, None | Some(Err(_)));
         states.push(json!({"name": name, "state": state, "usable": usable, "facts": facts, "speed": speed}));
     }

@@ -35,7 +35,7 @@ pub fn run(args: &MergeArgs, global: &Global, output: &Output) -> Result<u8> {
     })?;
     if !backend.backend.describe().capabilities.contains(&Capability::Merge) {
         return Err(Error::backend(format!("backend {} does not merge adapters", args.open.backend()))
-            .help("leave out --backend to merge with candle"));
+            .help("leave out --backend to merge with native"));
     }
     // Before anything is merged: a token without a row in the model cannot be carried over.
     companions::differences(&config.model, &adapter)?;

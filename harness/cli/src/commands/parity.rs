@@ -32,7 +32,7 @@ struct Questions {
 pub fn run(names: &[String], args: &ParityArgs, global: &Global, output: &Output) -> Result<u8> {
     let [a, b] = names else {
         return Err(Error::usage(format!("--backends needs two names, not {}", names.len()))
-            .help("for example --backends candle,onnxruntime"));
+            .help("for example --backends native,onnxruntime"));
     };
     let asked = questions(args, output)?;
     let plugins = Plugins::new(global)?;

@@ -103,7 +103,7 @@ pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
     };
     if !backend.backend.describe().capabilities.contains(&able) {
         return Err(Error::backend(format!("backend {} cannot train this", flags.backend()))
-            .help("leave out --backend to train with candle; `karat backends` says what each can"));
+            .help("leave out --backend to train with native; `karat backends` says what each can"));
     }
     if let Some(Err(few)) = flags.compute.dtype.map(element) {
         return Err(Error::usage(format!("--dtype {few} is for evaluation; nothing is trained in {few}"))

@@ -1,0 +1,115 @@
+//! Measures training, scoring and generation on a model of random weights:
+//! `cargo run --release -p karat-native --example speed -- [threads] [hidden] [layers] [inner] [vocab]`.
+
+use std::time::Instant;
+
+use karat::backend::*;
+use karat::train::LoraConfig;
+use karat_native::NativeBackend;
+
+/// Seconds of processor time of this process: what is left of a measurement on a machine that others use too.
+fn processor_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<f64> = stat.split_whitespace().skip(13).take(2).filter_map(|f| f.parse().ok()).collect();
+    fields.iter().sum::<f64>() / 100.0
+}
+
+fn main() {
+    let args: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
+    let arg = |i: usize, default: usize| args.get(i).copied().unwrap_or(default);
+    let (threads, hidden, layers, inner, vocab) = (arg(0, 0), arg(1, 192), arg(2, 6), arg(3, 512), arg(4, 4096));
+    let dir = std::env::temp_dir().join(format!("karat-speed-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a temporary folder");
+    let config = format!(
+        r#"{{"model_type": "qwen3", "hidden_size": {hidden}, "intermediate_size": {inner}, "num_hidden_layers": {layers},
+        "num_attention_heads": {}, "num_key_value_heads": {}, "head_dim": 64, "vocab_size": {vocab},
+        "max_position_embeddings": 4096, "rope_theta": 10000.0, "tie_word_embeddings": true}}"#,
+        (hidden / 64).max(2) / 2 * 2,
+        ((hidden / 64).max(2) / 2).max(1)
+    );
+    std::fs::write(dir.join("config.json"), config).expect("a configuration");
+    let open = OpenConfig { weights: Weights::Random, threads, ..OpenConfig::new(&dir) };
+
+    let (rows, length) = (96usize, 180usize);
+    let tokens: Tokens =
+        (0..rows).map(|r| (0..length).map(|i| ((r * 7919 + i * 104_729) % vocab) as u32).collect::<Vec<_>>()).collect();
+    let labels: Vec<i32> = tokens
+        .view()
+        .ids()
+        .iter()
+        .enumerate()
+        .map(|(i, id)| if i % length < 60 { IGNORE } else { *id as i32 })
+        .collect();
+    let methods = [
+        ("full", Method::Full),
+        ("lora", Method::Lora(LoraConfig { lora_dropout: 0.0, ..LoraConfig::default() })),
+        ("lora, dropout", Method::Lora(LoraConfig::default())),
+    ];
+    for micro in [1usize, 4] {
+        for (name, method) in &methods {
+            let mut session = NativeBackend.open(&open).expect("a session");
+            let steps: Vec<Vec<Vec<u32>>> = (0..rows / 4)
+                .map(|s| (0..4 / micro).map(|m| (0..micro).map(|r| (s * 4 + m * micro + r) as u32).collect()).collect())
+                .collect();
+            let plan = TrainPlan {
+                method: method.clone(),
+                learning_rates: vec![1e-4; steps.len()],
+                epochs: (1..=steps.len()).map(|s| s as f64).collect(),
+                steps,
+                optimizer: AdamW::default(),
+                max_grad_norm: 1.0,
+                eval_every: 0,
+                eval_batch_size: 8,
+                save_every: 0,
+                save_total_limit: 1,
+                early_stopping: None,
+                recompute: false,
+                output_dir: dir.join("out"),
+                resume_from: None,
+                init_adapter: None,
+                seed: 1,
+                fingerprint: name.to_string(),
+            };
+            let data = LabelledView::new(tokens.view(), &labels).expect("labels");
+            let none = Tokens::new();
+            let eval = LabelledView::new(none.view(), &[]).expect("no rows");
+            let mut seconds = 0.0;
+            let before = processor_seconds();
+            let mut sink = |event: Event| {
+                if let Event::Step(step) = event {
+                    seconds += step.seconds;
+                }
+                Flow::Continue
+            };
+            let summary = session.trainer().expect("a trainer").train(data, eval, &plan, &mut sink).expect("a run");
+            let tokens = summary.tokens as f64;
+            println!(
+                "train {name}, {micro} rows a micro-batch: {:.0} tokens/s, {:.0} a processor second",
+                tokens / seconds,
+                tokens / (processor_seconds() - before)
+            );
+        }
+    }
+    let mut session = NativeBackend.open(&open).expect("a session");
+    println!("{:?}", session.info());
+    let evaluator = session.evaluator().expect("an evaluator");
+    let report = |what: &str, tokens: usize, started: Instant, before: f64| {
+        let (wall, processor) = (started.elapsed().as_secs_f64(), processor_seconds() - before);
+        println!("{what}: {:.0} tokens/s, {:.0} a processor second", tokens as f64 / wall, tokens as f64 / processor);
+    };
+    let (started, before) = (Instant::now(), processor_seconds());
+    evaluator.score(tokens.view(), &mut |_| Flow::Continue).expect("scores");
+    report("score", rows * length, started, before);
+    let prompts: Tokens = tokens.view().iter().map(|row| row[..60].to_vec()).collect();
+    for batch_size in [1, 16, 48] {
+        let view = prompts.view();
+        let part = TokensView::new(&view.ids()[..60 * batch_size.max(4)], &view.offsets()[..=batch_size.max(4)])
+            .expect("rows");
+        let config = GenerateConfig { batch_size, ..GenerateConfig::greedy(100, vec![]) };
+        let (started, before) = (Instant::now(), processor_seconds());
+        let texts = evaluator.generate(part, &config, &mut |_| Flow::Continue).expect("texts");
+        let new: usize = texts.iter().map(|t| t.ids.len()).sum();
+        report(&format!("generate, {batch_size} rows"), new, started, before);
+    }
+    let _ = std::fs::remove_dir_all(&dir);
+}

@@ -1,0 +1,210 @@
+//! A session: one model, at most one adapter, a pool of threads.
+
+use std::collections::BTreeMap;
+
+use karat::backend::{
+    BackendError, Completion, Dtype, Evaluator, Event, EventSink, Flow, GenerateConfig, LabelledView, OpenConfig,
+    Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights, worker_threads,
+};
+use karat::train::peft::read_adapter_config_saying;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::adapter;
+use crate::config;
+use crate::cuda::open::{Asked, Opened, open};
+use crate::cuda::pool::trim;
+use crate::model::{Batch, Decoder};
+use crate::nn::{Precision, Result};
+use crate::ops::buffers;
+use crate::ops::matmul::kernel::Set;
+use crate::train::{Job, checkpoint};
+
+/// Tokens scored at once.
+const SCORE_TOKENS: usize = 4096;
+
+/// An open model on its device.
+pub struct NativeSession {
+    model: Decoder,
+    pool: ThreadPool,
+    opened: OpenConfig,
+    opened_on: Opened,
+    parameters: u64,
+    trained: bool,
+}
+
+impl NativeSession {
+    /// Opens what `config` names.
+    ///
+    /// # Errors
+    /// As [`karat::backend::Backend::open`].
+    pub fn open(config: &OpenConfig) -> Result<Self> {
+        let asked = Asked::of(&config.device)?;
+        if let Err(message) = Set::chosen() {
+            return Err(BackendError::unsupported(message.clone()));
+        }
+        let precision = match config.dtype {
+            Dtype::F32 => Precision::F32,
+            Dtype::Bf16 => Precision::Bf16,
+            Dtype::F16 => {
+                return Err(BackendError::unsupported(
+                    "computing in f16 is not implemented (implemented: f32, bf16; weights stored as f16 are read)",
+                ));
+            }
+        };
+        let opened_on = open(asked, config.dtype, graphs(&config.options)?)?;
+        let threads = worker_threads(config.threads)?;
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("karat-native-{i}"))
+            .build()
+            .map_err(|e| BackendError::failed(format!("could not start {threads} threads")).because(&e))?;
+        let shape = config::read(&config.model)?;
+        let mut model = pool.install(|| match config.weights {
+            Weights::Load => Decoder::load(shape, &config.model),
+            Weights::Random => Decoder::random(shape, config.seed),
+        })?;
+        model.set_precision(precision);
+        if let Some(folder) = &config.adapter {
+            let (adapter, said) = read_adapter_config_saying(folder)?;
+            model.config.warnings.extend(said);
+            adapter::load(&mut model, &adapter, folder)?;
+        }
+        if let Some(folder) = &config.merge_into {
+            if config.adapter.is_none() {
+                return Err(BackendError::failed("there is no adapter to merge into the weights; name one"));
+            }
+            let rounding = pool.install(|| model.merge())?;
+            model.config.warnings.extend(rounding.warning());
+            checkpoint::publish_model(&model, &config.model, folder)?;
+        }
+        if let Some(device) = &opened_on.device {
+            pool.install(|| model.place(device))?;
+        }
+        let parameters = model.tensors().values().map(|t| t.elem_count() as u64).sum();
+        Ok(NativeSession { model, pool, opened: config.clone(), opened_on, parameters, trained: false })
+    }
+
+    /// Leaves memory of the device that nobody uses to others.
+    fn trim(&self) {
+        if let Some(device) = &self.opened_on.device {
+            trim(&*device.gpu);
+        }
+    }
+}
+
+/// The one option there is, `cuda_graph`: whether steps of generation on a GPU are recorded and played again (default true).
+fn graphs(options: &BTreeMap<String, serde_json::Value>) -> Result<bool> {
+    if let Some(key) = options.keys().find(|key| *key != "cuda_graph") {
+        return Err(BackendError::unsupported(format!(
+            "the native backend has no option \"{key}\" (known: cuda_graph)"
+        )));
+    }
+    match options.get("cuda_graph") {
+        None => Ok(true),
+        Some(value) => value.as_bool().ok_or_else(|| {
+            let what = format!("the option cuda_graph of the native backend must be true or false, not {value}");
+            BackendError::unsupported(what)
+        }),
+    }
+}
+
+impl Drop for NativeSession {
+    fn drop(&mut self) {
+        buffers::clear();
+    }
+}
+
+impl Session for NativeSession {
+    fn evaluator(&mut self) -> Option<&mut dyn Evaluator> {
+        Some(self)
+    }
+    fn trainer(&mut self) -> Option<&mut dyn Trainer> {
+        Some(self)
+    }
+    fn info(&self) -> SessionInfo {
+        SessionInfo {
+            device: self.opened_on.name.clone(),
+            dtype: self.opened.dtype,
+            threads: self.pool.current_num_threads(),
+            kernels: match &self.opened_on.device {
+                Some(_) => self.opened_on.facts.clone(),
+                None => [crate::kernels(self.model.precision), self.opened_on.facts.clone()].concat(),
+            },
+            parameters: self.parameters,
+            adapter_parameters: self.model.adapter_tensors().values().map(|t| t.elem_count() as u64).sum(),
+            vocab_size: self.model.config.vocab_size,
+            max_positions: self.model.config.max_positions,
+            warnings: self.model.config.warnings.clone(),
+        }
+    }
+}
+
+impl Evaluator for NativeSession {
+    fn score(&mut self, tokens: TokensView<'_>, sink: &mut dyn EventSink) -> Result<Scores> {
+        self.model.check(tokens.iter())?;
+        let mut scores = Scores::default();
+        let (mut first, mut done_tokens) = (0, 0u64);
+        while first < tokens.rows() {
+            let (mut last, mut size) = (first, 0);
+            while last < tokens.rows() && (last == first || size + tokens.row(last).len() <= SCORE_TOKENS) {
+                size += tokens.row(last).len();
+                last += 1;
+            }
+            let batch = Batch::new((first..last).map(|row| tokens.row(row)));
+            let (mut at, mut targets) = (Vec::with_capacity(size), Vec::with_capacity(size));
+            for w in batch.starts.windows(2) {
+                at.extend(w[0] as u32..(w[1].max(w[0] + 1) - 1) as u32);
+                targets.extend_from_slice(&batch.ids[(w[0] + 1).min(w[1])..w[1]]);
+            }
+            let scored = self.pool.install(|| self.model.score(&batch, &at.into(), &targets.into()))?;
+            scores.logprobs.extend(scored.iter().map(|t| t.logprob));
+            scores.greedy.extend(scored.iter().map(|t| t.greedy));
+            done_tokens += size as u64;
+            first = last;
+            let (done, total) = (last as u64, tokens.rows() as u64);
+            let event = Event::Progress { stage: "score".into(), done, total, tokens: done_tokens };
+            if sink.event(event) == Flow::Stop {
+                return Err(BackendError::cancelled());
+            }
+        }
+        self.trim();
+        Ok(scores)
+    }
+
+    fn generate(
+        &mut self,
+        prompts: TokensView<'_>,
+        config: &GenerateConfig,
+        sink: &mut dyn EventSink,
+    ) -> Result<Vec<Completion>> {
+        let completions = crate::generate::generate(&self.model, &self.pool, prompts, config, sink);
+        self.trim();
+        completions
+    }
+}
+
+impl Trainer for NativeSession {
+    fn train(
+        &mut self,
+        train: LabelledView<'_>,
+        eval: LabelledView<'_>,
+        plan: &TrainPlan,
+        sink: &mut dyn EventSink,
+    ) -> Result<TrainSummary> {
+        if std::mem::replace(&mut self.trained, true) {
+            return Err(BackendError::failed(
+                "this session has trained already and its weights have moved; open a new one",
+            ));
+        }
+        if self.opened.adapter.is_some() {
+            return Err(BackendError::unsupported(
+                "training a model that was opened with an adapter; open it without and name the adapter as the one to \
+                 start from",
+            ));
+        }
+        let NativeSession { model, pool, opened, .. } = &mut *self;
+        let summary = Job { model, source: &opened.model, pool, train, eval, plan }.run(sink);
+        self.trim();
+        summary
+    }
+}
