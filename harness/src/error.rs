@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::exit;
+
 /// `Result` with the harness's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -28,11 +30,11 @@ impl ErrorKind {
     /// The documented exit code of the command line.
     pub fn exit_code(self) -> u8 {
         match self {
-            ErrorKind::Failed => 1,
-            ErrorKind::Usage => 2,
-            ErrorKind::Backend => 5,
-            ErrorKind::Data => 6,
-            ErrorKind::Interrupted => 130,
+            ErrorKind::Failed => exit::FAILURE,
+            ErrorKind::Usage => exit::USAGE,
+            ErrorKind::Backend => exit::BACKEND,
+            ErrorKind::Data => exit::DATA,
+            ErrorKind::Interrupted => exit::INTERRUPTED,
         }
     }
 }

@@ -81,6 +81,7 @@ pub mod data;
 pub mod error;
 pub mod escape;
 pub mod eval;
+pub mod exit;
 pub mod fsio;
 pub mod import;
 pub mod memory;

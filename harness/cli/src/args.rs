@@ -24,24 +24,18 @@ pub use suite::{DataArgs, EvalArgs, RunArgs, SuiteArgs};
 pub use text::{GenerateArgs, MetricsArgs, RowsArgs, ScoreArgs};
 pub use train::{MethodArg, TrainArgs};
 
-/// Exit codes, as printed by `karat --help`.
-const EXIT_CODES: &str = "Exit codes:
-    0  good
-    1  unexpected failure
-    2  the command line or the suite file makes no sense
-    3  regression (karat check); backends that disagree (karat compare --backends)
-    4  inconclusive (karat check)
-    5  a backend cannot be loaded, or it failed
-    6  bad input data
-  130  interrupted (Ctrl-C); run the same command again to go on. 143 by SIGTERM, 129 by SIGHUP
-
-Data goes to standard output, text for people to standard error.
-
-To begin with: `karat doctor`, `karat run medical-r1`; `karat COMMAND --help` ends with examples.";
+/// What stands below `karat --help`.
+fn after_help() -> String {
+    format!(
+        "Exit codes:\n{}\nData goes to standard output, text for people to standard error.\n\n\
+         To begin with: `karat doctor`, `karat run medical-r1`; `karat COMMAND --help` ends with examples.",
+        karat::exit::help()
+    )
+}
 
 /// What did fine-tuning do to this model? Train, measure and compare base, LoRA and full checkpoints.
 #[derive(Parser)]
-#[command(name = "karat", version, after_help = EXIT_CODES, max_term_width = 110)]
+#[command(name = "karat", version, after_help = after_help(), max_term_width = 110)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use karat::escape::visible;
-use karat::{Error, ErrorKind};
+use karat::{Error, exit};
 use serde_json::{Value, json};
 
 /// The two streams and how much to say.
@@ -126,7 +126,7 @@ pub fn usage_error(error: clap::Error) -> ExitCode {
         let what = lines.next().unwrap_or_default().trim_start_matches("error: ").to_string();
         let help: Vec<&str> = lines.collect();
         let object = json!({"error": {
-            "exit_code": ErrorKind::Usage.exit_code(), "what": what, "where": "the command line", "causes": [],
+            "exit_code": exit::USAGE, "what": what, "where": "the command line", "causes": [],
             "help": help.join("\n"),
         }});
         // The error goes on to standard error, whether or not anyone reads this.

@@ -18,7 +18,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use karat::run::Cancel;
-use karat::{Error, ErrorKind, Result};
+use karat::{Error, ErrorKind, Result, exit};
 
 /// What is asked to stop.
 static CANCEL: OnceLock<Cancel> = OnceLock::new();
@@ -130,7 +130,7 @@ extern "C" fn shrunk(signal: c_int, info: *const libc::siginfo_t, _: *const libc
     }
     write(libc::STDERR_FILENO, &[b"error: ", path, b": ", WHAT, b"\n  help: ", HELP, b"\n"]);
     // SAFETY: ends the process without running anything of it.
-    unsafe { libc::_exit(ErrorKind::Backend.exit_code().into()) }
+    unsafe { libc::_exit(exit::BACKEND.into()) }
 }
 
 /// The file whose mapping holds `address`; `line` is room to read in.

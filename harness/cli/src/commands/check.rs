@@ -9,7 +9,7 @@ use karat::eval::stats::Verdict;
 use karat::gate::subject::from_repository;
 use karat::gate::{Checks, Noise, Rules, Subject, annotations, baseline, check, junit, text};
 use karat::report::Report;
-use karat::{Error, Result, fsio};
+use karat::{Error, Result, exit, fsio};
 use serde_json::json;
 
 use crate::args::{CheckArgs, CheckFormat};
@@ -73,9 +73,9 @@ fn carry_out(args: &CheckArgs, output: &Output) -> Result<u8> {
     let help = bless_command(args);
     tell(&Verdicts { checks: &checks, report: &report, subject: &subject, path: &path, help: &help }, args, output)?;
     Ok(match checks.verdict {
-        Verdict::Pass => 0,
-        Verdict::Regress => 3,
-        Verdict::Inconclusive => 4,
+        Verdict::Pass => exit::GOOD,
+        Verdict::Regress => exit::REGRESSION,
+        Verdict::Inconclusive => exit::INCONCLUSIVE,
     })
 }
 

@@ -7,7 +7,7 @@ use karat::backend::Backend;
 use karat::eval::determinism::{Certificate, Trial, certify};
 use karat::run::machine;
 use karat::suite::Suite;
-use karat::{Error, ErrorKind, Result};
+use karat::{Error, Result, exit};
 use serde_json::json;
 
 use super::rows::{has_tokenizer, tokenizer};
@@ -58,7 +58,7 @@ pub fn run(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8> {
     output.result(&json!({"machine": machine, "backends": states, "ready": ready}), &text)?;
     // A machine may do without a backend that it does not use; who asked for a repair wants to know if it failed.
     let good = ready && (fixed || !args.fix);
-    Ok(if good { 0 } else { ErrorKind::Backend.exit_code() })
+    Ok(if good { exit::GOOD } else { exit::BACKEND })
 }
 
 /// Texts of different lengths, scripts and digits; more follow from joining them.
@@ -104,7 +104,7 @@ fn determinism(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8
     let mut watch = |pass: &str| output.say(format!("  {pass}"));
     let certificate = certify(&backend, &open, &trial, &mut watch, &cancel)?;
     output.result(&json!(certificate), &text(&certificate))?;
-    Ok(if certificate.deterministic { 0 } else { ErrorKind::Backend.exit_code() })
+    Ok(if certificate.deterministic { exit::GOOD } else { exit::BACKEND })
 }
 
 fn text(c: &Certificate) -> String {

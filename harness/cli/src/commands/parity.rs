@@ -8,7 +8,7 @@ use karat::backend::{GenerateConfig, OpenConfig};
 use karat::model_dir::ModelDir;
 use karat::run::{Backends, Parity, ParityJob, parity, prepare};
 use karat::suite::Suite;
-use karat::{Error, Result};
+use karat::{Error, Result, exit};
 use serde_json::{Value, json};
 
 use super::rows::{has_tokenizer, tokenizer};
@@ -61,11 +61,8 @@ pub fn run(names: &[String], args: &ParityArgs, global: &Global, output: &Output
     drop(progress);
     output.result(&json!({"parity": found, "input": asked.what}), &text(&found, &asked.what))?;
     // Two backends that disagree are to a script what a regression is.
-    Ok(if found.within { 0 } else { REGRESSION })
+    Ok(if found.within { exit::GOOD } else { exit::REGRESSION })
 }
-
-/// As of `karat check`.
-const REGRESSION: u8 = 3;
 
 fn questions(args: &ParityArgs, output: &Output) -> Result<Questions> {
     let opened = |model: &Path| {

@@ -10,7 +10,7 @@ use karat::data::record::{BadRow, fits};
 use karat::data::template::{ChatTemplate, Message, RenderOptions};
 use karat::data::tokens::Tokenizer;
 use karat::model_dir::given_file;
-use karat::{Error, ErrorKind, Result};
+use karat::{Error, Result, exit};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -232,7 +232,7 @@ pub fn say_bad(bad: &[BadRow], output: &Output) {
 
 /// The exit code of work on the rows of an input: bad data, if lines were left out.
 pub fn exit_code(bad: &[BadRow]) -> u8 {
-    if bad.is_empty() { 0 } else { ErrorKind::Data.exit_code() }
+    if bad.is_empty() { exit::GOOD } else { exit::DATA }
 }
 
 /// Lines to rows, with what of the model that takes.
