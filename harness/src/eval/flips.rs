@@ -1,6 +1,6 @@
 //! Which items went from right to wrong, and which back: what a mean over items hides.
 //!
-//! What "right" is, a metric says itself ([`MetricInfo::is_right`](super::metric::MetricInfo::is_right)): 1 of a yes-or-no metric, all
+//! What "right" is, a metric says itself ([`MetricDef::is_right`](super::metric::MetricDef::is_right)): 1 of a yes-or-no metric, all
 //! key points made. A metric that only grades (BLEU, log-likelihood) has no flips.
 
 use serde::{Deserialize, Serialize};

@@ -1,21 +1,15 @@
 //! From an item, its prediction and the reference's log-probabilities to values; from values to a corpus.
 
-use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 use super::conformance::Texts;
-use super::key_points::{self, KeyPoints, Statements};
-use super::sacrebleu::Counts;
-use super::sacrebleu_tokenizers::Tokenizer;
-use super::tokens::{TokenPair, distinct};
-use super::{Corpus, MetricInfo, exact, info, jieba, likelihood, python, registry, repetition, rouge, vocabulary};
+use super::registry::ItemValue;
+use super::sample::Sample;
+use super::{Corpus, MetricDef, info, registry};
 use crate::Result;
-use crate::backend::StopReason;
-use crate::eval::choice::{self, Choice, Normalisation};
-use crate::eval::decision::{self, Decision};
 use crate::eval::stats::{Interval, StatsOptions, bootstrap_ratio_ci, by_cluster};
-use crate::eval::think::{self, Parts, ThinkState, ThinkTags};
-use crate::eval::{Item, ItemResult, PartScore, Prediction, ReferenceScore};
+use crate::eval::think::{self, ThinkTags};
+use crate::eval::{Item, ItemResult, Prediction, ReferenceScore};
 
 /// The values of the named metrics on one item. `None` is "undefined here": no reference part to compare with, no tokens, no
 /// `reference` score given, or an exception in the package that is reproduced.
@@ -42,192 +36,23 @@ pub fn evaluate_by(
     prediction: &Prediction,
     reference: Option<&ReferenceScore>,
 ) -> Result<BTreeMap<String, Option<f64>>> {
-    let context = Context::new(tags, item, prediction, reference);
+    let sample = Sample::new(tags, item, prediction, reference);
     let full = think::join(&item.think, &item.answer);
     let full = Texts::new(&full, &prediction.text);
     let mut values = BTreeMap::new();
     for name in names {
         let metric = declared(name)?;
-        let value = match context.own(metric.name) {
-            Some(value) => value,
-            None => full.number(metric.name)?,
+        let value = match metric.item {
+            ItemValue::Sample(value) => value(&sample),
+            ItemValue::Package => full.number(metric.name)?,
         };
         values.insert(name.clone(), value);
     }
     Ok(values)
 }
 
-fn declared(name: &str) -> Result<&'static MetricInfo> {
+fn declared(name: &str) -> Result<&'static MetricDef> {
     info(name).ok_or_else(|| super::unknown_name(name, registry().iter().map(|metric| metric.name)))
-}
-
-/// One item, with what several metrics need computed once.
-struct Context<'a> {
-    tags: &'a ThinkTags,
-    item: &'a Item,
-    prediction: &'a Prediction,
-    reference: Option<&'a ReferenceScore>,
-    parts: Parts<'a>,
-    characters: OnceCell<rouge::Rouge>,
-    words: OnceCell<TokenPair>,
-    answer_points: OnceCell<[KeyPoints; 2]>,
-    think_points: OnceCell<[KeyPoints; 2]>,
-}
-
-impl<'a> Context<'a> {
-    fn new(
-        tags: &'a ThinkTags,
-        item: &'a Item,
-        prediction: &'a Prediction,
-        reference: Option<&'a ReferenceScore>,
-    ) -> Self {
-        Context {
-            tags,
-            item,
-            prediction,
-            reference,
-            parts: tags.split(&prediction.text),
-            characters: OnceCell::new(),
-            words: OnceCell::new(),
-            answer_points: OnceCell::new(),
-            think_points: OnceCell::new(),
-        }
-    }
-
-    fn reference_answer(&self) -> &'a str {
-        python::strip(&self.item.answer)
-    }
-
-    fn reference_think(&self) -> &'a str {
-        python::strip(&self.item.think)
-    }
-
-    fn characters(&self) -> &rouge::Rouge {
-        self.characters.get_or_init(|| rouge::score(&visible_characters(self.reference_answer(), self.parts.answer)))
-    }
-
-    fn words(&self) -> &TokenPair {
-        self.words.get_or_init(|| {
-            let words = |text: &'a str| jieba::segment(text, true).into_iter().filter(|w| !python::strip(w).is_empty());
-            TokenPair::new(words(self.reference_answer()), words(self.parts.answer))
-        })
-    }
-
-    /// Recall, then precision.
-    fn answer_points(&self) -> &[KeyPoints; 2] {
-        self.answer_points.get_or_init(|| key_points(self.reference_answer(), self.parts.answer))
-    }
-
-    fn think_points(&self) -> &[KeyPoints; 2] {
-        self.think_points.get_or_init(|| key_points(self.reference_think(), self.parts.think))
-    }
-
-    /// The value of one of Karat's own metrics; `None` if it is not one.
-    fn own(&self, name: &str) -> Option<Option<f64>> {
-        let part = |of: fn(&ReferenceScore) -> PartScore| self.reference.map(of);
-        let whole = || part(likelihood::whole);
-        let answered = |value: &dyn Fn() -> f64| (!self.reference_answer().is_empty()).then(value);
-        let reasoned = |value: &dyn Fn() -> f64| (!self.reference_think().is_empty()).then(value);
-        let flag = |is: bool| Some(f64::from(u8::from(is)));
-        let value = match name {
-            "nll" => whole().as_ref().and_then(likelihood::nll),
-            "nll_think" => part(|r| r.think).as_ref().and_then(likelihood::nll),
-            "nll_answer" => part(|r| r.answer).as_ref().and_then(likelihood::nll),
-            "perplexity" => whole().as_ref().and_then(likelihood::nll).map(f64::exp),
-            "bits_per_byte" => whole().as_ref().and_then(likelihood::bits_per_byte),
-            "greedy_share" => whole().as_ref().and_then(likelihood::greedy_share),
-            "bleu" => answered(&|| {
-                Counts::of(self.reference_answer(), self.parts.answer, Tokenizer::Zh).score(true).score.min(100.0)
-            }),
-            "rouge1" => answered(&|| self.characters().rouge1.f1),
-            "rouge2" => answered(&|| self.characters().rouge2.f1),
-            "rougeL" => answered(&|| self.characters().rouge_l.f1),
-            "rouge1_jieba" => answered(&|| rouge::score(self.words()).rouge1.f1),
-            "rouge2_jieba" => answered(&|| rouge::score(self.words()).rouge2.f1),
-            "rougeL_jieba" => answered(&|| rouge::score(self.words()).rouge_l.f1),
-            "think_rougeL" => {
-                reasoned(&|| rouge::score(&visible_characters(self.reference_think(), self.parts.think)).rouge_l.f1)
-            }
-            "vocab_precision" => answered(&|| vocabulary::vocabulary(self.words()).precision),
-            "vocab_recall" => answered(&|| vocabulary::vocabulary(self.words()).recall),
-            "vocab_f1" => answered(&|| vocabulary::vocabulary(self.words()).f1),
-            "exact_match" => {
-                answered(&|| f64::from(u8::from(exact::exact_match(self.reference_answer(), self.parts.answer))))
-            }
-            "acc" => self.accuracy(Normalisation::Raw),
-            "acc_norm" => self.accuracy(Normalisation::Characters),
-            "acc_bytes" => self.accuracy(Normalisation::Bytes),
-            "acc_extracted" => self.item.choice.as_ref().and_then(|c| flag(self.extracted(c) == Some(c.gold))),
-            "unparsed" => self.item.choice.as_ref().and_then(|c| flag(self.extracted(c).is_none())),
-            "decision" => self.decided(|found, right| found == Some(right)),
-            "decision_yes_to_no" => self.decided_where(Decision::No, Decision::Yes),
-            "decision_no_to_yes" => self.decided_where(Decision::Yes, Decision::No),
-            "decision_undecided" => self.decided(|found, _| found.is_none()),
-            "key_points" => self.answer_points()[0].share_made(),
-            "key_points_precision" => self.answer_points()[1].share_made(),
-            "think_key_points" => self.think_points()[0].share_made(),
-            "think_key_points_precision" => {
-                self.think_points()[1].share_made().filter(|_| !self.reference_think().is_empty())
-            }
-            "contradictions" => self.answer_points()[0].share_contradicted(),
-            "format" => flag(self.well_formed()),
-            "truncated" => self.prediction.stop.and_then(|stop| flag(stop != StopReason::Stop)),
-            "repetition" => flag(repetition::has_loop(&self.prediction.text)),
-            "repeated_4grams" => repetition::repeated_4_grams(&self.prediction.text),
-            "distinct1" => distinct(&self.words().candidate, 1),
-            "distinct2" => distinct(&self.words().candidate, 2),
-            "length_ratio" => {
-                let visible = |text| python::visible(text).count() as f64;
-                answered(&|| visible(self.parts.answer) / visible(self.reference_answer()))
-            }
-            "generated_tokens" => self.prediction.ids.as_ref().map(|ids| ids.len() as f64),
-            _ => return None,
-        };
-        Some(value)
-    }
-
-    /// Whether the most probable option is the right one; `None` if the options were not scored.
-    fn accuracy(&self, by: Normalisation) -> Option<f64> {
-        let choice = self.item.choice.as_ref()?;
-        let scores = &self.reference?.options;
-        let best = choice::most_probable(scores, by).filter(|_| scores.len() == choice.options.len())?;
-        Some(f64::from(u8::from(best == choice.gold)))
-    }
-
-    /// The option that the answer names. A reasoning that was never closed has no answer.
-    fn extracted(&self, choice: &Choice) -> Option<usize> {
-        choice::extract(&choice.options, self.parts.answer)
-    }
-
-    /// Whether what the answer decides, beside what is right, is as `judge` says; `None` if it is no question of yes or no.
-    fn decided(&self, judge: impl Fn(Option<Decision>, Decision) -> bool) -> Option<f64> {
-        let right = self.item.decision?;
-        Some(f64::from(u8::from(judge(decision::decide(self.parts.answer), right))))
-    }
-
-    /// Of items whose right decision is `right`: whether the answer decides `wrong`.
-    fn decided_where(&self, right: Decision, wrong: Decision) -> Option<f64> {
-        self.decided(|found, _| found == Some(wrong)).filter(|_| self.item.decision == Some(right))
-    }
-
-    fn well_formed(&self) -> bool {
-        let parts = &self.parts;
-        let reasoned = match parts.state {
-            ThinkState::Closed | ThinkState::CloseOnly => true,
-            ThinkState::None => self.reference_think().is_empty(),
-            ThinkState::Unclosed => false,
-        };
-        reasoned && parts.before.is_empty() && !parts.answer.is_empty() && !self.tags.stray(parts.answer)
-    }
-}
-
-fn visible_characters(reference: &str, candidate: &str) -> TokenPair {
-    TokenPair::of_characters(python::visible(reference), python::visible(candidate))
-}
-
-fn key_points(reference: &str, candidate: &str) -> [KeyPoints; 2] {
-    let (reference, candidate) = (Statements::read(reference), Statements::read(candidate));
-    [key_points::compare(&reference, &candidate), key_points::compare(&candidate, &reference)]
 }
 
 /// The corpus value of a metric over items' results, in order; `None` if no item has a value or the metric does not exist.
@@ -277,14 +102,9 @@ fn terms<'a>(name: &str, results: impl IntoIterator<Item = &'a ItemResult>) -> O
 /// What an item weighs in the corpus value of a pooled metric: the scored tokens or bytes of its reference. None for a metric that is a
 /// mean of items, and without a scored reference.
 pub fn weight(name: &str, result: &ItemResult) -> Option<f64> {
-    let corpus = info(name)?.corpus;
-    let reference = result.reference.as_ref()?;
-    let part = match name {
-        "nll_think" => reference.think,
-        "nll_answer" => reference.answer,
-        _ => likelihood::whole(reference),
-    };
-    match corpus {
+    let metric = info(name)?;
+    let part = (metric.part)(result.reference.as_ref()?);
+    match metric.corpus {
         Corpus::Mean => None,
         Corpus::PooledByToken | Corpus::ExpOfPooled => Some(part.tokens as f64),
         Corpus::PooledByByte => Some(part.bytes as f64),

@@ -3,6 +3,7 @@
 use unicode_normalization::UnicodeNormalization;
 
 use super::python;
+use super::registry::{Direction, MetricDef, Reads, SHARE};
 
 /// Whether two answers are the same after [`normalise`]. Two empty answers are no match: nothing was answered.
 pub fn exact_match(reference: &str, candidate: &str) -> bool {
@@ -66,6 +67,19 @@ fn is_sentence_punctuation(c: char) -> bool {
             | '·'
     ) || matches!(c, '.' | ',' | ';' | ':' | '!' | '?' | '"' | '\'' | '*' | '`')
 }
+
+/// Metrics of this file.
+pub(super) const METRICS: &[MetricDef] = &[MetricDef::of(
+    "exact_match",
+    SHARE,
+    Direction::Higher,
+    Reads::Answer,
+    "answers equal after normalising width, case, white space and sentence punctuation",
+    |s| s.answered(|| f64::from(u8::from(exact_match(s.reference_answer(), s.answer())))),
+)
+.titled("Exact match", "完全匹配")
+.headline()
+.yes_or_no()];
 
 #[cfg(test)]
 mod tests {

@@ -21,6 +21,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::quantities::{Quantity, quantities};
+use super::registry::{Direction, MetricDef, Reads, SHARE};
 use super::{jieba, porter};
 use crate::eval::decision::{self, Decision};
 
@@ -452,6 +453,59 @@ const ENGLISH_STOP_WORDS: &[&str] = &[
     "there", "such", "into", "about", "user", "first", "next", "let", "me", "my", "asks", "asked", "question",
     "answer", "used", "use", "using", "mg", "ml", "kg", "times", "time", "day", "daily", "once", "twice", "per",
     "least", "most", "more", "less", "over", "under",
+];
+
+/// Metrics of this file.
+pub(super) const METRICS: &[MetricDef] = &[
+    MetricDef::of(
+        "key_points",
+        SHARE,
+        Direction::Higher,
+        Reads::Answer,
+        "key points of the reference answer that the answer makes (numbers with units, negation aware)",
+        |s| s.answer_points()[0].share_made(),
+    )
+    .titled("Key points recalled", "要点召回率")
+    .headline()
+    .right_from(1.0),
+    MetricDef::of(
+        "key_points_precision",
+        SHARE,
+        Direction::Higher,
+        Reads::Answer,
+        "key points of the answer that the reference makes",
+        |s| s.answer_points()[1].share_made(),
+    )
+    .titled("Key points precision", "要点精确率"),
+    MetricDef::of(
+        "think_key_points",
+        SHARE,
+        Direction::Higher,
+        Reads::Think,
+        "key points of the reference reasoning that the reasoning makes",
+        |s| s.think_points()[0].share_made(),
+    )
+    .titled("Reasoning key points recalled", "思维链要点召回率")
+    .right_from(1.0),
+    MetricDef::of(
+        "think_key_points_precision",
+        SHARE,
+        Direction::Higher,
+        Reads::Think,
+        "key points of the reasoning that the reference reasoning makes",
+        |s| s.think_points()[1].share_made().filter(|_| !s.reference_think().is_empty()),
+    )
+    .titled("Reasoning key points precision", "思维链要点精确率"),
+    MetricDef::of(
+        "contradictions",
+        SHARE,
+        Direction::Lower,
+        Reads::Answer,
+        "key points of the reference answer, and its yes or no, that the answer states with another polarity, number or unit",
+        |s| s.answer_points()[0].share_contradicted(),
+    )
+    .titled("Contradicted key points", "与参考相反的要点")
+    .right_from(0.0),
 ];
 
 #[cfg(test)]

@@ -13,10 +13,14 @@
 //! `bleu` is sacrebleu's `zh` tokenizer with effective order and `exp` smoothing, in percent, averaged over items; print
 //! [`sacrebleu::signature`] beside it. `rouge1`, `rouge2` and `rougeL` are F1 of clipped character counts ([`rouge`]).
 
+mod choices;
 pub mod chrf;
 pub mod conformance;
 pub mod corpus;
+mod decisions;
+mod diversity;
 pub mod exact;
+mod form;
 pub mod jieba;
 pub mod key_points;
 pub mod lcs;
@@ -32,6 +36,7 @@ pub mod rouge_package;
 pub mod rouge_score;
 pub mod sacrebleu;
 pub mod sacrebleu_tokenizers;
+mod sample;
 mod signature;
 pub mod ter;
 pub mod tokens;
@@ -40,7 +45,7 @@ pub mod vocabulary;
 mod evaluate;
 
 pub use evaluate::{Bounds, aggregate, aggregate_with_interval, bounds, evaluate, evaluate_by, weight};
-pub use registry::{Corpus, Direction, MetricInfo, Reads, info, registry};
+pub use registry::{Asks, Corpus, Direction, MetricDef, Reads, info, registry};
 pub use signature::signature;
 
 use crate::eval::{Item, Prediction, think};

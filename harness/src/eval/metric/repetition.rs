@@ -1,6 +1,8 @@
 //! Loops: generation that repeats itself.
 
 use super::python;
+use super::registry::{Direction, MetricDef, Reads, SHARE};
+use super::sample::flag;
 use super::tokens;
 
 /// Shortest stretch, in characters, that counts as a loop.
@@ -39,6 +41,24 @@ pub fn repeated_4_grams(text: &str) -> Option<f64> {
     let chars: Vec<char> = python::visible(text).collect();
     tokens::distinct(&chars, 4).map(|distinct| 1.0 - distinct)
 }
+
+/// Metrics of this file.
+pub(super) const METRICS: &[MetricDef] = &[
+    MetricDef::of("repetition", SHARE, Direction::Lower, Reads::FullText, "texts that run in a loop", |s| {
+        flag(has_loop(&s.prediction.text))
+    })
+    .titled("Loops", "循环重复率")
+    .yes_or_no(),
+    MetricDef::of(
+        "repeated_4grams",
+        SHARE,
+        Direction::Lower,
+        Reads::FullText,
+        "4-grams of characters that occurred before in the text",
+        |s| repeated_4_grams(&s.prediction.text),
+    )
+    .titled("Repeated 4-grams", "重复四元组"),
+];
 
 #[cfg(test)]
 mod tests {

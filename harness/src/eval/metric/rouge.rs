@@ -8,6 +8,7 @@
 //! White space is no token of either kind, so formatting does not score. F is the harmonic mean (beta = 1).
 
 use super::lcs;
+use super::registry::{Direction, MetricDef, Reads, SHARE};
 use super::tokens::{Prf, TokenPair, gram_count};
 
 /// ROUGE-1, -2 and -L of one pair.
@@ -35,6 +36,54 @@ pub fn score(pair: &TokenPair) -> Rouge {
         rouge_l: Prf::from_counts(common, pair.candidate.len() as u64, pair.reference.len() as u64),
     }
 }
+
+/// Metrics of this file.
+pub(super) const METRICS: &[MetricDef] = &[
+    MetricDef::of("rouge1", SHARE, Direction::Higher, Reads::Answer, "F1 of clipped characters", |s| {
+        s.answered(|| s.characters().rouge1.f1)
+    })
+    .titled("ROUGE-1 (char)", "ROUGE-1（字）"),
+    MetricDef::of("rouge2", SHARE, Direction::Higher, Reads::Answer, "F1 of clipped character pairs", |s| {
+        s.answered(|| s.characters().rouge2.f1)
+    })
+    .titled("ROUGE-2 (char)", "ROUGE-2（字）"),
+    MetricDef::of(
+        "rougeL",
+        SHARE,
+        Direction::Higher,
+        Reads::Answer,
+        "F1 of the longest common subsequence of characters",
+        |s| s.answered(|| s.characters().rouge_l.f1),
+    )
+    .titled("ROUGE-L (char)", "ROUGE-L（字）")
+    .headline(),
+    MetricDef::of("rouge1_jieba", SHARE, Direction::Higher, Reads::Answer, "F1 of clipped jieba words", |s| {
+        s.answered(|| score(s.words()).rouge1.f1)
+    })
+    .titled("ROUGE-1 (jieba)", "ROUGE-1（词）"),
+    MetricDef::of("rouge2_jieba", SHARE, Direction::Higher, Reads::Answer, "F1 of clipped pairs of jieba words", |s| {
+        s.answered(|| score(s.words()).rouge2.f1)
+    })
+    .titled("ROUGE-2 (jieba)", "ROUGE-2（词）"),
+    MetricDef::of(
+        "rougeL_jieba",
+        SHARE,
+        Direction::Higher,
+        Reads::Answer,
+        "F1 of the longest common subsequence of jieba words",
+        |s| s.answered(|| score(s.words()).rouge_l.f1),
+    )
+    .titled("ROUGE-L (jieba)", "ROUGE-L（词）"),
+    MetricDef::of(
+        "think_rougeL",
+        SHARE,
+        Direction::Higher,
+        Reads::Think,
+        "F1 of the longest common subsequence of characters, of the reasoning",
+        |s| s.reasoned(|| score(&TokenPair::visible(s.reference_think(), s.parts.think)).rouge_l.f1),
+    )
+    .titled("ROUGE-L, reasoning (char)", "ROUGE-L（思考，字）"),
+];
 
 #[cfg(test)]
 mod tests {

@@ -4,6 +4,7 @@
 //! function `sentence_bleu`: with it off, a candidate of one to three tokens scores 0. The [`signature`] names every
 //! choice; print it beside every score.
 
+use super::registry::{Direction, MetricDef, PERCENT, Reads};
 use super::sacrebleu_tokenizers::Tokenizer;
 use super::tokens::{TokenPair, gram_count};
 
@@ -106,6 +107,19 @@ pub fn signature(tokenizer: Tokenizer, effective_order: bool) -> String {
     let effective = if effective_order { "yes" } else { "no" };
     format!("nrefs:1|case:mixed|eff:{effective}|tok:{}|smooth:exp|version:{VERSION}", tokenizer.name())
 }
+
+/// Metrics of this file.
+pub(super) const METRICS: &[MetricDef] = &[MetricDef::of(
+    "bleu",
+    PERCENT,
+    Direction::Higher,
+    Reads::Answer,
+    "sentence BLEU of sacrebleu, tokenizer zh, effective order, smoothing exp",
+    |s| s.answered(|| Counts::of(s.reference_answer(), s.answer(), Tokenizer::Zh).score(true).score.min(100.0)),
+)
+.titled("BLEU (zh)", "BLEU (zh)")
+.decimals(2)
+.headline()];
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,8 @@ use std::hash::Hash;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::python;
+
 /// A reference and a candidate as ids `0..vocabulary`; equal tokens have equal ids.
 #[derive(Clone, Debug, Default)]
 pub struct TokenPair {
@@ -40,7 +42,12 @@ impl TokenPair {
         TokenPair::of_characters(reference.chars(), candidate.chars())
     }
 
-    /// The same of some characters of two texts.
+    /// Characters without white space as tokens.
+    pub fn visible(reference: &str, candidate: &str) -> Self {
+        TokenPair::of_characters(python::visible(reference), python::visible(candidate))
+    }
+
+    /// Some characters of two texts as tokens.
     pub fn of_characters(reference: impl Iterator<Item = char>, candidate: impl Iterator<Item = char>) -> Self {
         CharacterNumbers::begin(|numbers| {
             let reference = reference.map(|c| numbers.of(c)).collect();

@@ -1,5 +1,6 @@
 //! Overlap of vocabularies and of bags of words.
 
+use super::registry::{Direction, MetricDef, Reads, SHARE};
 use super::tokens::{Prf, TokenPair};
 
 /// Precision, recall and F1 of the *sets* of tokens (the published comparison's "vocabulary" metrics, over jieba words). Counts and
@@ -31,3 +32,35 @@ pub fn token_f1(pair: &TokenPair) -> TokenF1 {
     };
     TokenF1 { common, prf, f1_squad2 }
 }
+
+/// Metrics of this file.
+pub(super) const METRICS: &[MetricDef] = &[
+    MetricDef::of(
+        "vocab_precision",
+        SHARE,
+        Direction::Higher,
+        Reads::Answer,
+        "distinct jieba words of the answer that the reference has",
+        |s| s.answered(|| vocabulary(s.words()).precision),
+    )
+    .titled("Vocabulary precision", "词汇精确率"),
+    MetricDef::of(
+        "vocab_recall",
+        SHARE,
+        Direction::Higher,
+        Reads::Answer,
+        "distinct jieba words of the reference that the answer has",
+        |s| s.answered(|| vocabulary(s.words()).recall),
+    )
+    .titled("Vocabulary recall", "词汇召回率"),
+    MetricDef::of(
+        "vocab_f1",
+        SHARE,
+        Direction::Higher,
+        Reads::Answer,
+        "harmonic mean of vocab_precision and vocab_recall",
+        |s| s.answered(|| vocabulary(s.words()).f1),
+    )
+    .titled("Vocabulary F1", "词汇 F1")
+    .headline(),
+];

@@ -6,18 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Language;
 use crate::eval::metric::Bounds;
-
-/// Which way is better.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Direction {
-    /// Higher is better (↑).
-    Higher,
-    /// Lower is better (↓).
-    Lower,
-    /// Neither: it describes.
-    Neutral,
-}
+pub use crate::eval::metric::Direction;
 
 /// One metric of all models.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
