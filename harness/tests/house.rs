@@ -74,6 +74,39 @@ fn unsafe_stands_only_in_the_named_files() {
     assert!(seen > 0, "the search finds nothing any more");
 }
 
+/// What a crate declares and no file of it names costs every build and says nothing.
+#[test]
+fn every_declared_dependency_is_used() {
+    // Cargo builds their libraries beside the binary and the tests that load them.
+    let loaded = ["karat-hostile", "karat-native", "karat-onnxruntime", "karat-replay"];
+    let root = root();
+    let members = std::fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let members: toml::Table = members.parse().unwrap();
+    let mut seen = 0;
+    for member in members["workspace"]["members"].as_array().unwrap() {
+        let member = root.join(member.as_str().unwrap());
+        let manifest: toml::Table = std::fs::read_to_string(member.join("Cargo.toml")).unwrap().parse().unwrap();
+        let inner =
+            |file: &Path| file.ancestors().take_while(|f| **f != member).any(|f| f.join("Cargo.toml").is_file());
+        let files = rust_files(&member).into_iter().filter(|file| !inner(file));
+        let code: String = files.map(|file| std::fs::read_to_string(file).unwrap()).collect();
+        let targets = manifest.get("target").and_then(toml::Value::as_table).into_iter().flat_map(|t| t.values());
+        let tables = targets.filter_map(toml::Value::as_table).chain([&manifest]);
+        let listed = |table: &toml::Table, key: &str| -> Vec<String> {
+            table.get(key).and_then(toml::Value::as_table).into_iter().flat_map(|t| t.keys().cloned()).collect()
+        };
+        for table in tables {
+            for name in [listed(table, "dependencies"), listed(table, "dev-dependencies")].concat() {
+                let word = name.replace('-', "_");
+                let named = ["::", ";", " as ", "}", ",", ")"].iter().any(|end| code.contains(&format!("{word}{end}")));
+                assert!(named || loaded.contains(&name.as_str()), "{} does not use {name}", member.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 50, "the search finds nothing any more");
+}
+
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
