@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use karat::ErrorKind;
 use karat::data::tokens::{StopToken, Tokenizer, Unnamed};
+use karat::eval::Prediction;
+use karat::run::left_over;
 use serde_json::{Value, json};
 
 fn vectors() -> Value {
@@ -180,6 +182,18 @@ fn an_id_without_a_token_decodes_to_nothing_and_is_counted_by_item() {
     let warning = unnamed.warning().unwrap();
     assert!(warning.starts_with("3 of") && warning.ends_with("in second, third"), "{warning}");
     assert!(warning.contains("280") && warning.contains("299"), "{warning}");
+}
+
+#[test]
+fn a_special_token_that_is_left_in_an_answer_is_named_with_its_items() {
+    let dir = folder();
+    let tokenizer = Tokenizer::from_model_dir(dir.path()).unwrap();
+    let text = |id: &str, text: &str| Prediction { id: id.into(), text: text.into(), ids: None, stop: None };
+    let clean = [text("a", "<think>\n<|im_end|>\n</think>\n\nYes."), text("b", "No.")];
+    assert_eq!(left_over("m", &clean, &tokenizer), None, "reasoning is no answer");
+    let stray = [&clean[..], &[text("c", "Yes.<|im_end|>"), text("d", "<think>x</think>No.<|im_start|>")]].concat();
+    let said = left_over("m", &stray, &tokenizer).unwrap();
+    assert_eq!(said, "2 answers of m hold <|im_end|>, <|im_start|>, which metrics read as text: c, d");
 }
 
 #[test]

@@ -389,6 +389,50 @@ fn everything_written_is_as_readable_as_the_umask_says() {
 }
 
 #[test]
+fn an_adapter_on_another_base_than_its_own_is_said() {
+    let place = Place::new();
+    let once = ["--set", "max_steps=1", "--out", "t"];
+    good(place.karat(&[&["train", "--model", "base", "--data", "ids.jsonl", "--ids"][..], &once].concat()));
+    let evaluated = |out: &str| {
+        let arguments = ["eval", "my-experiment.toml", "--model", "base", "--adapter", "t/checkpoint-1", "--out", out];
+        let output = place.karat(&arguments).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        said(&output)
+    };
+    let warning = "was trained on another base than";
+    assert!(!evaluated("same").contains(warning));
+    let file = place.root.join("base/model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    // The lowest bit of one weight.
+    let last = bytes.len() - 2;
+    bytes[last] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    assert!(evaluated("other").contains(warning));
+}
+
+#[test]
+fn texts_of_rows_that_are_left_out_are_left_out_too() {
+    let place = Place::new();
+    // The second row has no answer to measure against.
+    let rows = [("i0", "a0"), ("i1", ""), ("i2", "a2"), ("i3", "a3")];
+    let row = |(id, answer): (&str, &str)| json!({"id": id, "question": "q", "answer": answer}).to_string() + "\n";
+    place.put("items.jsonl", &rows.map(row).concat());
+    let suite = SUITE.replace("file = \"items.jsonl\"", "train = \"items.jsonl\"\nheldout = \"items.jsonl\"");
+    place.put("my-experiment.toml", &suite.replace("items = 1\n", ""));
+    let text = |(id, answer): (&str, &str)| json!({"id": id, "candidate": answer}).to_string() + "\n";
+    place.put("texts.jsonl", &rows.map(text).concat());
+    let arguments = ["eval", "my-experiment.toml", "--predictions", "texts.jsonl", "--set", "eval.metrics=[\"bleu\"]"];
+    let told = good(place.karat(&[&arguments[..], &["--json", "--out", "o"]].concat()));
+    let report: Value =
+        serde_json::from_slice(&std::fs::read(place.root.join("o/report/report.json")).unwrap()).unwrap();
+    let ids: Vec<&str> = report["items"].as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["i0", "i2", "i3"], "{told}");
+    assert_eq!(report["data"]["bad_row_count"], 1, "{}", report["data"]);
+    place.put("texts.jsonl", &(rows.map(text).concat() + &text(("i9", "a9"))));
+    refused(place.karat(&[&arguments[..], &["--out", "p"]].concat()), 6, "`i9` is no item of the suite's data");
+}
+
+#[test]
 fn what_an_error_quotes_of_data_begins_no_line_and_moves_no_terminal() {
     let place = Place::new();
     place.put("annotation.jsonl", "{\"id\":\"x\\n::error title=pwn::said by the data\",\"candidate\":\"x\"}\n");

@@ -160,6 +160,8 @@ pub struct Dataset {
     pub records: Vec<Record>,
     /// The lines that are not rows, in file order.
     pub bad: Vec<BadRow>,
+    /// Ids of those of them that have one.
+    pub bad_ids: Vec<String>,
     /// SHA-256 of the file's bytes, in hexadecimal.
     pub sha256: String,
     /// The file as it was named.
@@ -255,20 +257,29 @@ pub(super) fn collect(
 ) -> Result<Dataset> {
     let sha256 = fsio::sha256(bytes);
     let mut rows = Rows::default();
-    let mut bad = Vec::new();
+    let (mut bad, mut bad_ids) = (Vec::new(), Vec::new());
     for (line, row) in parsed {
+        let id = row.as_ref().ok().and_then(|row| layout::label(row, &reading.fields.id).ok().flatten());
         if let Err(reason) = row.and_then(|row| rows.take(line, row, reading)) {
             let row = BadRow { file: source.into(), line, reason: short(reason) };
             if reading.strict {
                 return Err(row.into());
             }
             bad.push(row);
+            bad_ids.extend(id);
         }
     }
     if rows.records.is_empty() {
         return Err(no_rows(source, bytes, &bad));
     }
-    Ok(Dataset { records: rows.records, bad, sha256, source: source.into(), earlier_weights: rows.earlier_weights })
+    Ok(Dataset {
+        records: rows.records,
+        bad,
+        bad_ids,
+        sha256,
+        source: source.into(),
+        earlier_weights: rows.earlier_weights,
+    })
 }
 
 /// A reason that quotes at most a few lines of data.

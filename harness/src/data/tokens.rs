@@ -2,21 +2,19 @@
 
 mod declared;
 mod outline;
+mod special;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::convert::Infallible;
-use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
 
 use self::declared::{Declarations, Declared, FIX, ids, object};
 use self::outline::{FILE_BYTES, Outline};
+pub use self::special::{SpecialTokens, StopToken, listed_ids};
 use super::untrusted;
 use crate::{Error, Result, fsio};
 
@@ -27,31 +25,6 @@ const LOAD_TIME: Duration = Duration::from_secs(120);
 const TEXT_TIME: Duration = Duration::from_secs(10);
 /// Stack for reading a tokenizer and for its expressions.
 const STACK: usize = 32 << 20;
-
-/// The special tokens a model folder names: `bos_token`, `eos_token`, `pad_token`, `unk_token` and so on, as text.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SpecialTokens(BTreeMap<String, String>);
-
-impl SpecialTokens {
-    /// From `tokenizer_config.json`; where that has no `added_tokens_decoder`, `special_tokens_map.json` (a file of
-    /// transformers 4) counts before it, as in transformers. A folder without either has none.
-    ///
-    /// # Errors
-    /// If a file is not a JSON object or a value has a wrong type.
-    pub fn from_model_dir(dir: impl AsRef<Path>) -> Result<Self> {
-        Ok(SpecialTokens(Declarations::read(dir.as_ref())?.named))
-    }
-
-    /// The text of `name` (`eos_token`, ...), if the folder names one.
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
-    }
-
-    /// All of them as (name, text), ordered by name.
-    pub fn named(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, token)| (name.as_str(), token.as_str()))
-    }
-}
 
 /// A tokenizer as it lies in a Hugging Face model folder.
 ///
@@ -69,63 +42,6 @@ pub struct Tokenizer {
     pad: Option<u32>,
     stop: Vec<u32>,
     sha256: String,
-}
-
-/// A token at which texts end besides those that the model's files name: by its text or its id.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StopToken {
-    /// Its text, such as `<|im_end|>`.
-    Text(String),
-    /// Its id.
-    Id(u32),
-}
-
-impl fmt::Display for StopToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            StopToken::Text(text) => write!(f, "{text:?}"),
-            StopToken::Id(id) => write!(f, "{id}"),
-        }
-    }
-}
-
-impl FromStr for StopToken {
-    type Err = Infallible;
-    /// Digits are an id, everything else is a text.
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(text.parse().map_or_else(|_| StopToken::Text(text.into()), StopToken::Id))
-    }
-}
-
-impl Serialize for StopToken {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            StopToken::Text(text) => serializer.serialize_str(text),
-            StopToken::Id(id) => serializer.serialize_u32(*id),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for StopToken {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextOrId;
-        impl de::Visitor<'_> for TextOrId {
-            type Value = StopToken;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the text of a token or its id")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<StopToken, E> {
-                Ok(StopToken::Text(text.into()))
-            }
-            fn visit_u64<E: de::Error>(self, id: u64) -> Result<StopToken, E> {
-                u32::try_from(id).map(StopToken::Id).map_err(|_| E::custom(format!("{id} is no token id")))
-            }
-            fn visit_i64<E: de::Error>(self, id: i64) -> Result<StopToken, E> {
-                u32::try_from(id).map(StopToken::Id).map_err(|_| E::custom(format!("{id} is no token id")))
-            }
-        }
-        deserializer.deserialize_any(TextOrId)
-    }
 }
 
 /// Ids without a token that a model wrote, counted over many texts.
@@ -531,17 +447,6 @@ pub(super) fn read_file(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
         Err(e) => return Err(Error::io("read the file", path, e)),
     }
     std::fs::read(path).map(Some).map_err(|e| Error::io("read the file", path, e))
-}
-
-/// The ids of tokens, one or a list, that `file` (a `config.json` or a `generation_config.json`) has under `key`; `None` if
-/// there is no file, no key or null. A negative start or padding token, which old files have, is none.
-///
-/// # Errors
-/// [`ErrorKind::Data`](crate::ErrorKind::Data), naming file and key, for anything else.
-pub fn listed_ids(file: &Path, key: &str) -> Result<Option<Vec<u32>>> {
-    let Some(config) = object(file)? else { return Ok(None) };
-    let found = ids(file, &config, key, key != "eos_token_id")?;
-    Ok(Some(found).filter(|ids| !ids.is_empty()))
 }
 
 /// A JSON file, `None` if it is not there.

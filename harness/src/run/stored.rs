@@ -157,11 +157,11 @@ fn from_lines(path: &Path, name: String, prepared: &Prepared) -> Result<StoredMo
     for (number, line) in lines(path)? {
         let here = || format!("{}:{number}", path.display());
         let (prediction, reference) = prediction(line).map_err(|e| e.at(here()))?;
-        // Its row was left out, and named among the bad lines.
-        if prepared.left_out.contains(&prediction.id) {
-            continue;
-        }
         let Some(item) = items.get(prediction.id.as_str()) else {
+            // Its row was left out, and named among the bad lines.
+            if prepared.left_out.contains(&prediction.id) {
+                continue;
+            }
             return Err(Error::data(format!("`{}` is no item of the suite's data", prediction.id))
                 .at(here())
                 .help("these texts were made from other data"));
