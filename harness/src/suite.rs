@@ -55,7 +55,7 @@ pub use model::{ModelConfig, TemplateChoice};
 pub use overrides::Overrides;
 pub use train::{CheckpointChoice, FullTrain, Hyperparameters, LoraTrain, TrainSection};
 pub use written::parse_setting;
-use written::{check_spans, find, inherit_hyperparameters, refuse_code, toml_error};
+use written::{check_spans, find, inherit_hyperparameters, refuse_places, toml_error};
 
 /// An experiment, fully resolved: paths are absolute, defaults are filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -146,7 +146,7 @@ impl Suite {
         let mut table: Table = toml::from_str(text).map_err(|e| toml_error(&e, text, path))?;
         keys::check_written(text, path)?;
         let mut shared = inherit_hyperparameters(&mut table, path)?;
-        refuse_code(&table, path)?;
+        refuse_places(&table, path)?;
         // Without overrides the file alone must be a suite; this parse has the spans.
         if overrides.is_empty() {
             check_spans(text, path)?;

@@ -385,8 +385,12 @@ fn a_suite_names_backends_by_name_and_no_code_at_all() {
     let error = parse(&code, &[]).unwrap_err();
     assert!(error.to_string().contains("eval.options.library names code"), "{error}");
     assert_eq!(error.kind(), ErrorKind::Usage);
+    let folders = format!("{SUITE}[eval.options]\nexport_dir = \"../elsewhere\"\n");
+    let error = parse(&folders, &[]).unwrap_err();
+    assert!(error.to_string().contains("eval.options.export_dir names a folder to write"), "{error}");
     // Who types the command may.
     assert!(parse(SUITE, &["eval.options.library=/opt/lib.so"]).is_ok());
+    assert!(parse(SUITE, &["eval.options.export_dir=/opt/exported"]).is_ok());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use karat::eval::Item;
 use karat::eval::metric::Bounds;
 use karat::report::{
-    Direction, Language, Report, Role, Warning, benchmark, build, csv, html, latex, markdown, plot, verdicts,
+    Direction, Language, Report, Role, SplitRule, Warning, benchmark, build, csv, html, latex, markdown, plot, verdicts,
 };
 
 /// Items that share no source with another: differences of this size are significant then.
@@ -148,8 +148,7 @@ fn chinese() -> Report {
     inputs.suite.title = "小型医学推理".into();
     inputs.suite.description = "仅用于测试。".into();
     inputs.data.bad_rows[0].reason = "缺少字段".into();
-    inputs.data.split_rule =
-        "held-out items have their own file; validation cut off the training file: Python shuffle, seed 42, 9:1".into();
+    inputs.data.split_rule = Some(SplitRule::HeldoutFile { seed: 42, shares: "9:1".into() });
     inputs.data.audit.insert("exact_leaks".into(), 2);
     inputs.warnings = vec![Warning::Dropped { count: 3 }];
     for metric in &mut inputs.metrics {

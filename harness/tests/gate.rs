@@ -132,7 +132,7 @@ fn what_a_backend_changes_by_itself_is_no_evidence() {
     assert_eq!((nll.verdict, f1.verdict), (Verdict::Regress, Verdict::Pass));
     let (nll, f1) = judge(0.005, 0.01);
     assert_eq!((nll.verdict, f1.verdict), (Verdict::Regress, Verdict::Pass));
-    assert_eq!(f1.allowance, 0.01);
+    assert_eq!(f1.allowance, Some(0.01));
     // This much drift explains the loss, this many flipped texts could hide one.
     let (nll, f1) = judge(0.02, 0.03);
     assert_eq!((nll.verdict, f1.verdict), (Verdict::Inconclusive, Verdict::Inconclusive));

@@ -91,7 +91,7 @@ fn equal_reports_are_equal_bytes_in_every_form() {
 
 #[test]
 fn another_schema_version_is_refused_with_what_to_do() {
-    let old = fixture::report().to_json().unwrap().replace("\"schema_version\": 1", "\"schema_version\": 99");
+    let old = fixture::report().to_json().unwrap().replace("\"schema_version\": 2", "\"schema_version\": 99");
     let error = Report::from_json(&old, "x/report.json").unwrap_err();
     assert!(error.to_string().contains("version 99"), "{error}");
     assert_eq!(error.place(), Some("x/report.json"));
@@ -99,7 +99,7 @@ fn another_schema_version_is_refused_with_what_to_do() {
     for text in ["{}", "no json", "[1]", "{\"schema_version\": \"1\"}"] {
         assert!(Report::from_json(text, "r").unwrap_err().to_string().contains("no report"), "{text}");
     }
-    let error = Report::from_json("{\"schema_version\": 1}", "r").unwrap_err();
+    let error = Report::from_json("{\"schema_version\": 2}", "r").unwrap_err();
     assert!(error.to_string().contains("damaged"), "{error}");
 }
 
@@ -226,8 +226,8 @@ fn a_metric_undefined_throughout_says_nothing_anywhere() {
 #[test]
 fn overfitting_and_truncation_are_named() {
     let report = fixture::report();
-    assert!(report.model("full").unwrap().training.as_ref().unwrap().overfitting);
-    assert!(!report.model("lora").unwrap().training.as_ref().unwrap().overfitting);
+    assert_eq!(report.model("full").unwrap().training.as_ref().unwrap().overfitting, Some(true));
+    assert_eq!(report.model("lora").unwrap().training.as_ref().unwrap().overfitting, Some(false));
     let overfit: Vec<&str> = report
         .warnings
         .iter()
@@ -242,6 +242,61 @@ fn overfitting_and_truncation_are_named() {
 }
 
 #[test]
+fn a_run_without_evaluations_is_not_said_to_fit_well() {
+    let items = fixture::items(6);
+    let mut models = fixture::three_models(&items);
+    models[2].training.as_mut().unwrap().evaluations.clear();
+    let report = build(&fixture::inputs(&items, models)).unwrap();
+    assert_eq!(report.model("full").unwrap().training.as_ref().unwrap().overfitting, None);
+    render_all(&report);
+}
+
+#[test]
+fn a_model_that_says_yes_where_no_is_right_is_named_and_one_that_decides_nothing_is_not_the_best() {
+    let items = fixture::items(10);
+    let mut models = fixture::three_models(&items);
+    // Of ten items four are to be answered with no; base decides nothing, full says yes to one of them.
+    for (m, model) in models.iter_mut().enumerate() {
+        for (i, result) in model.items.iter_mut().enumerate() {
+            let wrong = f64::from(u8::from(m == 2 && i == 0));
+            result.metrics.insert("decision_yes_to_no".into(), (i < 4).then_some(wrong));
+            result.metrics.insert("decision_undecided".into(), Some(f64::from(u8::from(m == 0 || (m == 2 && i == 9)))));
+        }
+    }
+    let mut inputs = fixture::inputs(&items, models);
+    for name in ["decision_yes_to_no", "decision_undecided"] {
+        inputs.metrics.push(karat::report::MetricInfo {
+            name: name.into(),
+            title_en: name.into(),
+            title_zh: name.into(),
+            unit: "share".into(),
+            direction: karat::report::Direction::Lower,
+            decimals: 3,
+            headline: false,
+        });
+    }
+    let report = build(&inputs).unwrap();
+    let named: Vec<&Warning> = report.warnings.iter().filter(|w| matches!(w, Warning::YesToNo { .. })).collect();
+    let full = Warning::YesToNo { model: "full".into(), count: 1, of: 4, undecided: 1, decisions: 10 };
+    assert_eq!(named, [&full]);
+    assert_eq!(report.metric("decision_yes_to_no").unwrap().best, ["lora"]);
+    let page = markdown::render(&report);
+    assert!(page.contains("full says yes to 1 of 4 items whose right answer is no; 1 of 10 yes-or-no items"), "{page}");
+    assert!(page.find("full says yes to").unwrap() < page.find("## Results").unwrap());
+    render_all(&report);
+}
+
+#[test]
+fn a_second_tag_of_reasoning_in_answers_is_said_on_the_page() {
+    let items = fixture::items(6);
+    let mut models = fixture::three_models(&items);
+    models[1].items[2].prediction.text.push_str("</think> more");
+    let report = build(&fixture::inputs(&items, models)).unwrap();
+    let said = markdown::render(&report);
+    assert!(said.contains("1 answers of lora hold a second tag of reasoning") && said.contains("med-002"), "{said}");
+}
+
+#[test]
 fn a_diverged_run_still_has_a_report() {
     let items = fixture::items(6);
     let mut models = fixture::three_models(&items);
@@ -249,7 +304,7 @@ fn a_diverged_run_still_has_a_report() {
     training.events[60..].iter_mut().for_each(|e| e.loss = f64::NAN);
     training.evaluations[3..].iter_mut().for_each(|e| e.1 = f64::INFINITY);
     let report = build(&fixture::inputs(&items, models)).unwrap();
-    assert!(report.model("full").unwrap().training.as_ref().unwrap().overfitting);
+    assert_eq!(report.model("full").unwrap().training.as_ref().unwrap().overfitting, Some(true));
     assert_eq!(Report::from_json(&report.to_json().unwrap(), "r").unwrap(), report);
     render_all(&report);
 }

@@ -25,7 +25,7 @@ fn export_writes_a_folder_whole_or_not_at_all_and_names_no_backend() {
         karat(&fixed.into_iter().chain(more.iter().map(|s| s.to_string())).collect::<Vec<_>>())
     };
     for (more, code, word) in [
-        (&["--dtype", "int3"][..], 5, "int3"),
+        (&["--dtype", "int3"][..], 2, "possible values: f32, bf16, f16, int8, int4"),
         (&["--backend", "native"], 5, "exports no models"),
         (&["--adapter", "/no/such/folder"], 2, "/no/such/folder"),
         (&["--adapter", &place(&base)], 5, "adapter_config.json"),

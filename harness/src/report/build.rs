@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::backend::{SessionInfo, StepEvent, StopReason, TrainSummary};
+use crate::data::notes::stray_texts;
 use crate::error::{Error, Result};
 use crate::eval::stats::{StatsOptions, cluster_count};
 use crate::eval::think::ThinkTags;
@@ -152,8 +153,14 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
     warnings.extend(warning::find((inputs.items.len(), sources), &inputs.data, &models, &metrics, &comparisons));
     // The grave ones stand first, and this one is.
     let forgetting = general.as_ref().map(warning::forgetting).unwrap_or_default();
+    let stray = runs.iter().filter_map(|(run, _)| {
+        let texts = run.items.iter().map(|r| (r.prediction.id.as_str(), r.prediction.text.as_str()));
+        let note = stray_texts(&run.name, texts, &run.think_tags)?;
+        Some(Warning::Other { text: inputs.language.pick(note.english, note.chinese) })
+    });
+    let stray: Vec<Warning> = stray.collect();
     let notes = warnings.iter().position(Warning::is_note).unwrap_or(warnings.len());
-    warnings.splice(notes..notes, forgetting);
+    warnings.splice(notes..notes, forgetting.into_iter().chain(stray));
 
     let (flips, flipped) = flips::find(&comparisons, inputs, &runs);
     let mut data = inputs.data.clone();
@@ -297,8 +304,8 @@ fn training(record: &TrainingRecord, margin: f64) -> Training {
     // A last loss that is not a number is the worst there is.
     let last = evaluations.last().map(|e| e.loss.unwrap_or(f64::INFINITY));
     let overfitting = match (best.and_then(|b| b.loss), last) {
-        (Some(best), Some(last)) => last > best * (1.0 + margin),
-        _ => false,
+        (Some(best), Some(last)) => Some(last > best * (1.0 + margin)),
+        _ => None,
     };
     let folder = |p: &std::path::Path| Some(p.file_name()?.to_string_lossy().into_owned());
     Training {
@@ -359,8 +366,21 @@ fn metric(info: &MetricInfo, runs: &[Run<'_>], inputs: &Inputs<'_>) -> Metric {
         decimals: info.decimals,
         headline: info.headline,
         signature: metric::signature(&info.name),
-        best: best(info.direction, info.decimals, runs.iter().map(|r| r.0.name.as_str()), &models),
+        best: best(
+            info.direction,
+            info.decimals,
+            runs.iter().filter(|run| !silent(&info.name, run, inputs.items)).map(|r| r.0.name.as_str()),
+            &models,
+        ),
         models,
+    }
+}
+
+/// Whether a metric counts wrong decisions and the model decided nothing: it made no error because it gave no answer.
+fn silent(name: &str, run: &Run<'_>, items: &[Item]) -> bool {
+    metric::info(name).is_some_and(|info| info.asks == metric::Asks::WrongDecision) && {
+        let undecided = values("decision_undecided", run, items);
+        undecided.iter().any(Option::is_some) && undecided.iter().flatten().all(|value| *value == 1.0)
     }
 }
 

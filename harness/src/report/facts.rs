@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use super::model::{Language, Report};
 use super::number::{self, short_hash};
-use super::terms::{split_rule, term};
+use super::terms::term;
 
 /// What was read, how it was cut, drawn, rendered and decoded, and the hashes of all of it.
 pub(super) fn facts(report: &Report) -> Vec<(&'static str, String)> {
@@ -16,11 +16,8 @@ pub(super) fn facts(report: &Report) -> Vec<(&'static str, String)> {
         facts.push((l.data, format!("{}, {rows} {}, sha256 {}", file.name, l.rows, short_hash(&file.sha256))));
     }
     if !report.data.splits.is_empty() {
-        let rule = if report.data.split_rule.is_empty() {
-            String::new()
-        } else {
-            format!("{}{}", l.semicolon, split_rule(&report.data.split_rule, language))
-        };
+        let rule = &report.data.split_rule;
+        let rule = rule.as_ref().map_or_else(String::new, |r| format!("{}{}", l.semicolon, r.describe(language)));
         facts.push((l.splits, format!("{}{rule}", pairs(&report.data.splits, language))));
     }
     facts.push((l.bad_rows, number::grouped(report.data.bad_row_count)));

@@ -64,8 +64,8 @@ pub struct Check {
     /// Sources of these items, where some share one: whole sources were drawn for the interval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sources: Option<usize>,
-    /// By how much each end of the interval was moved out for what is not deterministic; 0 where nothing is known.
-    pub allowance: f64,
+    /// By how much each end of the interval was moved out for what is not deterministic; none where no certificate says it.
+    pub allowance: Option<f64>,
     /// What is missing.
     pub missing: Option<String>,
 }
@@ -178,7 +178,7 @@ pub fn check(report: &Report, baseline: &Report, rules: &Rules) -> Result<Checks
     let allowed = comparable(report, baseline, &rules.allow)?;
     let values = Values { report: by_item(report), baseline: by_item(baseline) };
     let certified = || report.environment.determinism.as_ref().map(Noise::from);
-    let noise = rules.noise.or_else(certified).unwrap_or_default();
+    let noise = rules.noise.or_else(certified);
     let has_value = |model: &str, metric: &Metric| {
         baseline.items.iter().any(|i| i.models.get(model).is_some_and(|values| values.of(&metric.name).is_some()))
     };
@@ -186,7 +186,7 @@ pub fn check(report: &Report, baseline: &Report, rules: &Rules) -> Result<Checks
         planned.into_iter().partition(|(model, metric, _)| baseline.items.is_empty() || has_value(model, metric));
     let checks: Vec<Check> = planned
         .into_iter()
-        .map(|(model, metric, margin)| one((report, baseline), &values, model, metric, margin, &noise))
+        .map(|(model, metric, margin)| one((report, baseline), &values, model, metric, margin, noise.as_ref()))
         .collect();
     let ungated = baseline.metrics.iter().filter(|m| m.direction != Direction::Neutral && margin(m, rules).is_none());
     Ok(Checks {
@@ -240,7 +240,7 @@ fn one(
     model: &str,
     metric: &Metric,
     margin: f64,
-    noise: &Noise,
+    noise: Option<&Noise>,
 ) -> Check {
     let mut check = Check {
         model: model.to_string(),
@@ -251,7 +251,7 @@ fn one(
         value: None,
         gate: None,
         sources: None,
-        allowance: 0.0,
+        allowance: None,
         missing: None,
     };
     if report.model(model).is_none() {
@@ -303,8 +303,14 @@ fn one(
     check.sources = Some(cluster_count(&sources)).filter(|count| *count < sources.len());
     check.baseline = Some(from).filter(|x| x.is_finite());
     check.value = Some(to).filter(|x| x.is_finite());
-    check.allowance = noise.allowance(metric, check.value.unwrap_or(0.0));
-    let gate = gate.widened(check.allowance);
+    let allowance = noise.map(|noise| noise.allowance(metric, check.value.unwrap_or(0.0)));
+    if allowance.is_some_and(f64::is_infinite) {
+        check.verdict = Verdict::Inconclusive;
+        check.missing = Some("the backend changes texts by itself, which moves this metric without bound".into());
+        return check;
+    }
+    check.allowance = allowance;
+    let gate = gate.widened(allowance.unwrap_or(0.0));
     // One item, or one source, has no spread to resample: whatever it shows, it shows nothing of the next.
     check.verdict = if gate.n < 2 || check.sources == Some(1) { Verdict::Inconclusive } else { gate.verdict };
     check.gate = Some(Gate { verdict: check.verdict, ..gate });

@@ -262,7 +262,7 @@ fn training_row(report: &Report, model: &super::model::Model, cells: &[String; 7
         name => model.name.as_str(), color => color(report, &model.name),
         parameters => parameters.as_str(), trainable => trainable.as_str(), steps => steps.as_str(),
         tokens => tokens.as_str(), train_loss => train_loss.as_str(), best => best.as_str(), last => last.as_str(),
-        overfits => model.training.as_ref().is_some_and(|t| t.overfitting),
+        overfits => model.training.as_ref().is_some_and(|t| t.overfitting == Some(true)),
     }
 }
 

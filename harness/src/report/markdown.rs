@@ -145,7 +145,7 @@ fn training(md: &mut String, report: &Report, l: &Labels) {
     let _ = writeln!(md, "## {}\n", l.training);
     let mut table = Table::new(tables::training_header(l).map(String::from).to_vec(), 1);
     for (model, cells) in rows {
-        let overfits = model.training.as_ref().is_some_and(|t| t.overfitting);
+        let overfits = model.training.as_ref().is_some_and(|t| t.overfitting == Some(true));
         let note = if overfits { format!("⚠️ {}", l.overfits) } else { String::new() };
         table.row([vec![cell(&model.name)], cells.to_vec(), vec![note]].concat());
     }

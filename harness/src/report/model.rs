@@ -31,13 +31,13 @@ pub use comparison::{Comparison, MetricComparison, PairedTest, Verdict};
 pub use environment::{Cost, Environment, Plugin};
 pub use flips::{Divergence, FlipTable, FlippedItem, Token};
 pub use general::General;
-pub use inputs::{BadRow, Data, DataFile, Decoding, Fingerprints, Leak, Suite};
+pub use inputs::{BadRow, Data, DataFile, Decoding, Fingerprints, Leak, SplitRule, Suite};
 pub use items::{Example, ExampleText, ItemRow, ItemValues};
 pub use metric::{Direction, Metric, MetricValue};
 pub use training::{CurvePoint, Evaluation, Model, Role, Training};
 
 /// The version of the JSON this build writes and reads; raised even when a field is only added.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// The whole report of one run: one set of items, one or more models, compared in pairs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

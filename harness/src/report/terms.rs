@@ -66,25 +66,3 @@ pub(super) fn term(name: &str, language: Language) -> String {
 pub(super) fn unit(metric: &Metric, language: Language) -> String {
     term(&metric.unit, language)
 }
-
-/// Phrases of the sentence that says how the data was cut.
-const RULE: &[(&str, &str)] = &[
-    (
-        "held-out items have their own file; validation cut off the training file: ",
-        "留出条目有单独的文件；验证集从训练文件中切出：",
-    ),
-    ("train, validation and held-out items have their own files", "训练、验证与留出条目各有单独的文件"),
-    ("; the held-out part also gives the loss", "；留出部分同时用于计算损失"),
-    ("Python shuffle, ", "Python 洗牌，"),
-    ("shuffled, ", "打乱，"),
-    ("seed ", "随机种子 "),
-    (", ", "，"),
-];
-
-/// How the data was cut, as `data.split_rule` says it.
-pub(super) fn split_rule(rule: &str, language: Language) -> String {
-    match language {
-        Language::English => rule.to_string(),
-        Language::Chinese => RULE.iter().fold(rule.to_string(), |rule, (en, zh)| rule.replace(en, zh)),
-    }
-}

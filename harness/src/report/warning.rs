@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::model::{Comparison, Data, General, Metric, Model, Role, Verdict};
-use crate::eval::metric;
+use crate::eval::metric::{self, Asks};
 use crate::eval::think::ThinkState;
 
 /// Below this many items a report says what it cannot see.
@@ -45,6 +45,19 @@ pub enum Warning {
         before: f64,
         /// Bits per byte of the model.
         after: f64,
+    },
+    /// A model says yes where no is right: the dangerous error of a yes-or-no question.
+    YesToNo {
+        /// The model.
+        model: String,
+        /// How many.
+        count: u64,
+        /// Of how many items to be answered with no.
+        of: u64,
+        /// Yes-or-no items that it does not decide.
+        undecided: u64,
+        /// Of how many.
+        decisions: u64,
     },
     /// Texts were cut off by the token limit.
     Truncated {
@@ -145,11 +158,12 @@ pub(super) fn find(
     } else if models.iter().all(|m| m.role != Role::Base) {
         found.push(Warning::NoBase);
     }
+    found.extend(models.iter().filter_map(|model| yes_to_no(&model.name, metrics)));
     found.extend(models.iter().filter_map(overfitting));
     found.extend(models.iter().filter_map(merged_differs));
     found.extend(models.iter().filter_map(truncated));
     for model in models {
-        let of_all = |m: &Metric| !metric::info(&m.name).is_some_and(|info| info.is_of_decisions());
+        let of_all = |m: &Metric| metric::info(&m.name).is_none_or(|info| info.asks == Asks::Anything);
         let missing = |m: &Metric| {
             Some((m.name.clone(), m.models.get(&model.name)?.missing)).filter(|(_, n)| *n > 0 && of_all(m))
         };
@@ -187,8 +201,19 @@ fn truncated(model: &Model) -> Option<Warning> {
     })
 }
 
+fn yes_to_no(model: &str, metrics: &[Metric]) -> Option<Warning> {
+    // A share of items, and of how many.
+    let share = |name: &str| {
+        let value = metrics.iter().find(|m| m.name == name)?.models.get(model)?;
+        Some(((value.value? * value.n as f64).round() as u64, value.n as u64))
+    };
+    let (count, of) = share("decision_yes_to_no").filter(|(count, _)| *count > 0)?;
+    let (undecided, decisions) = share("decision_undecided").unwrap_or_default();
+    Some(Warning::YesToNo { model: model.into(), count, of, undecided, decisions })
+}
+
 fn overfitting(model: &Model) -> Option<Warning> {
-    let training = model.training.as_ref().filter(|t| t.overfitting)?;
+    let training = model.training.as_ref().filter(|t| t.overfitting == Some(true))?;
     let (best, last) = (training.best?, *training.evaluations.last()?);
     Some(Warning::Overfitting {
         model: model.name.clone(),

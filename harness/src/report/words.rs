@@ -150,7 +150,7 @@ impl Language {
         }
     }
 
-    fn pick<T>(self, en: T, zh: T) -> T {
+    pub(super) fn pick<T>(self, en: T, zh: T) -> T {
         match self {
             Language::English => en,
             Language::Chinese => zh,
@@ -398,6 +398,19 @@ pub(super) fn warning(warning: &Warning, report: &Report, language: Language) ->
             language.pick(
                 format!("{model} forgets: general text costs it {after} bits per byte, {rise} more than {baseline} ({before})."),
                 format!("{model} 出现遗忘：通用文本每字节需 {after} 比特，比 {baseline}（{before}）多 {rise}。"),
+            )
+        }
+        Warning::YesToNo { model, count, of, undecided, decisions } => {
+            let left = match undecided {
+                0 => [String::new(), String::new()],
+                n => [
+                    format!("; {n} of {decisions} yes-or-no items it does not decide"),
+                    format!("；{decisions} 条是否题中有 {n} 条未作判断"),
+                ],
+            };
+            language.pick(
+                format!("{model} says yes to {count} of {of} items whose right answer is no{}. Read these texts.", left[0]),
+                format!("{of} 条应答“否”的题目中，{model} 有 {count} 条答“可”{}。请阅读这些原文。", left[1]),
             )
         }
         Warning::Truncated { model, truncated, items, unclosed } => {

@@ -8,6 +8,7 @@ use crate::data::format::{BadRecord, Formatter, Reasoning, rephrased};
 use crate::data::record::{BadRow, Dataset, Reading, Record};
 use crate::data::split::split;
 use crate::error::{Error, ErrorKind, Result};
+use crate::report::SplitRule;
 use crate::suite::Suite;
 
 /// The files as they were read.
@@ -18,7 +19,7 @@ pub(super) struct Loaded {
     pub(super) earlier_weights: usize,
     /// Records that have reasoning in their file.
     pub(super) with_think: usize,
-    /// Ids of records that could not be rendered.
+    /// Ids of rows that could not be read or rendered.
     pub(super) left_out: BTreeSet<String>,
     /// Of the first of them.
     error: Option<Error>,
@@ -43,7 +44,7 @@ pub(super) struct Cut {
     /// Which of the files a part is of.
     pub(super) source: BTreeMap<&'static str, usize>,
     /// How they came about, in words.
-    pub(super) rule: String,
+    pub(super) rule: SplitRule,
 }
 
 /// Reads the files.
@@ -65,7 +66,7 @@ pub(super) fn load(suite: &Suite) -> Result<Loaded> {
         seen: HashSet::new(),
     };
     for path in paths {
-        let Dataset { mut records, bad, sha256, source, earlier_weights } = reading.read(path)?;
+        let Dataset { mut records, bad, bad_ids, sha256, source, earlier_weights } = reading.read(path)?;
         loaded.earlier_weights += earlier_weights;
         loaded.with_think += records.iter().filter(|record| !record.think.trim().is_empty()).count();
         if data.reasoning == Reasoning::Drop {
@@ -75,6 +76,7 @@ pub(super) fn load(suite: &Suite) -> Result<Loaded> {
         let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         loaded.files.push(File { path: source, name, sha256, records });
         bad.into_iter().for_each(|row| loaded.push_bad(row));
+        loaded.left_out.extend(bad_ids);
     }
     Ok(loaded)
 }
@@ -135,7 +137,7 @@ impl Loaded {
     /// Cuts the records into `train`, `heldout` and perhaps `validation`, of which none may be empty.
     pub(super) fn cut(&mut self, suite: &Suite) -> Result<Cut> {
         let take = |records: &[Record], rows: &[usize]| rows.iter().map(|&i| records[i].clone()).collect::<Vec<_>>();
-        let parts_text = String::from(suite.data.split);
+        let shares = String::from(suite.data.split);
         let seed = suite.seed;
         let mut source = BTreeMap::from([("train", 0), ("heldout", 0), ("validation", 0)]);
         let records = &self.files[0].records;
@@ -145,13 +147,13 @@ impl Loaded {
             [] if rows.test.is_empty() => {
                 parts.insert("train".to_string(), take(records, &rows.train));
                 parts.insert("heldout".to_string(), take(records, &rows.validation));
-                format!("Python shuffle, seed {seed}, {parts_text}; the held-out part also gives the loss")
+                SplitRule::Shuffled { seed, shares, heldout_gives_loss: true }
             }
             [] => {
                 parts.insert("train".to_string(), take(records, &rows.train));
                 parts.insert("validation".to_string(), take(records, &rows.validation));
                 parts.insert("heldout".to_string(), take(records, &rows.test));
-                format!("Python shuffle, seed {seed}, {parts_text}")
+                SplitRule::Shuffled { seed, shares, heldout_gives_loss: false }
             }
             [heldout, validation @ ..] => {
                 parts.insert("heldout".to_string(), heldout.records.clone());
@@ -161,14 +163,12 @@ impl Loaded {
                         parts.insert("validation".to_string(), validation.records.clone());
                         source.insert("validation", 2);
                         parts.insert("train".to_string(), records.clone());
-                        "train, validation and held-out items have their own files".to_string()
+                        SplitRule::OwnFiles
                     }
                     [] => {
                         parts.insert("train".to_string(), take(records, &rows.train));
                         parts.insert("validation".to_string(), take(records, &rows.validation));
-                        format!(
-                            "held-out items have their own file; validation cut off the training file: Python shuffle, seed {seed}, {parts_text}"
-                        )
+                        SplitRule::HeldoutFile { seed, shares }
                     }
                 }
             }

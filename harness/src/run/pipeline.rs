@@ -497,7 +497,7 @@ fn inputs<'a>(
                 .map(|(name, sha256, rows)| DataFile { name: name.clone(), sha256: sha256.clone(), rows: *rows as u64 })
                 .collect(),
             splits: prepared.parts.iter().map(|(name, records)| (name.clone(), records.len() as u64)).collect(),
-            split_rule: prepared.split_rule.clone(),
+            split_rule: Some(prepared.split_rule.clone()),
             bad_rows: prepared
                 .bad
                 .iter()

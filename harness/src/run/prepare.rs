@@ -15,6 +15,7 @@ use crate::data::tokens::Tokenizer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::eval::{Item, PartScore, ReferenceScore};
 use crate::fsio::{sha256, sha256_file};
+use crate::report::SplitRule;
 use crate::run::evaluate::Query;
 use crate::run::parts::{Cut, load};
 use crate::suite::{GeneralConfig, Suite, TemplateChoice};
@@ -36,14 +37,14 @@ pub struct Prepared {
     pub audit: DataAudit,
     /// Lines that could not be used.
     pub bad: Vec<BadRow>,
-    /// Ids of records that could not be rendered, which are among the bad lines.
+    /// Ids of rows that could not be read or rendered, which are among the bad lines.
     pub left_out: BTreeSet<String>,
     /// The files: name, SHA-256, usable rows.
     pub files: Vec<(String, String, usize)>,
     /// Records by part, as split.
     pub parts: BTreeMap<String, Vec<Record>>,
     /// How the parts came about, in words.
-    pub split_rule: String,
+    pub split_rule: SplitRule,
     /// What else a reader must know of what was made of the data.
     pub notes: Vec<Note>,
     /// Plain text beside the items, if the suite has any.

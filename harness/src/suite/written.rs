@@ -115,19 +115,26 @@ fn overlay(under: &mut Table, over: Table) {
     }
 }
 
-/// Refuses what a suite's author has no say in: which library of code is loaded where the suite is run. The command line may
-/// say it (`--set eval.options.library=PATH`), and so may the environment.
-pub(super) fn refuse_code(table: &Table, path: &Path) -> Result<()> {
+/// Refuses what a suite's author has no say in: which library of code is loaded, and which folder is written, where the suite
+/// is run. The command line may say it (`--set eval.options.library=PATH`), and so may the environment.
+pub(super) fn refuse_places(table: &Table, path: &Path) -> Result<()> {
     let named = table.get("eval").and_then(|eval| eval.get("options")).and_then(Value::as_table);
-    let Some(key) = named.and_then(|options| options.keys().find(|key| names_code(key))) else { return Ok(()) };
-    Err(Error::usage(format!("eval.options.{key} names code to load, which a suite file cannot do"))
+    let found = named.and_then(|options| options.keys().find_map(|key| Some((key, names_place(key)?))));
+    let Some((key, what)) = found else { return Ok(()) };
+    Err(Error::usage(format!("eval.options.{key} names {what}, which a suite file cannot do"))
         .at(path.display())
         .help(format!("remove it, and give it on the command line: --set eval.options.{key}=PATH")))
 }
 
-/// Whether a backend's option names code by the contract's rule ([`OpenConfig::options`](crate::backend::OpenConfig::options)).
-fn names_code(option: &str) -> bool {
-    option == "library" || option.ends_with("_library")
+/// The kind of place of this machine that a backend's option names, by the contract's rule
+/// ([`OpenConfig::options`](crate::backend::OpenConfig::options)).
+fn names_place(option: &str) -> Option<&'static str> {
+    let is = |name: &str| option == name || option.strip_suffix(name).is_some_and(|rest| rest.ends_with('_'));
+    match option {
+        _ if is("library") => Some("code to load"),
+        _ if is("dir") => Some("a folder to write"),
+        _ => None,
+    }
 }
 
 /// The same file read with its spans: only the error matters. The train tables are checked key by key, since their

@@ -272,7 +272,7 @@ pub fn inputs(items: &[Item], models: Vec<ModelRun>) -> Inputs<'_> {
         data: Data {
             files: vec![DataFile { name: "data/train.jsonl".into(), sha256: "ab".repeat(32), rows: 1234 }],
             splits: BTreeMap::from([("train".into(), 1210), ("test".into(), 24)]),
-            split_rule: "seed 42, shuffled, 9:1".into(),
+            split_rule: Some(SplitRule::Shuffled { seed: 42, shares: "9:1".into(), heldout_gives_loss: false }),
             bad_rows: vec![BadRow {
                 file: "data/train.jsonl".into(),
                 line: 17,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{OpenArgs, values};
+use super::{ComputeDtype, OpenArgs, values};
 
 #[derive(Args)]
 pub struct MergeArgs {
@@ -42,9 +42,9 @@ pub struct ExportArgs {
     /// The folder to write; there whole or not at all
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// What the weights become: f32, f16, bf16, int8, int4
-    #[arg(long, default_value = "f32")]
-    pub dtype: String,
+    /// Element type of the exported weights
+    #[arg(long, value_enum, value_name = "TYPE", default_value = "f32")]
+    pub dtype: ComputeDtype,
     /// How adapters get in
     #[arg(long, value_enum, default_value = "merge")]
     pub adapter_mode: AdapterModeArg,

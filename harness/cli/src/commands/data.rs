@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use karat::Result;
+use karat::report::Language;
 use karat::run::{Prepared, prepare};
 use serde_json::json;
 
@@ -50,7 +51,7 @@ fn summary(prepared: &Prepared, text: &mut String) {
     for (name, sha256, rows) in &prepared.files {
         let _ = writeln!(text, "{name}: {rows} items (sha256 {})", &sha256[..12]);
     }
-    let _ = writeln!(text, "split: {}", prepared.split_rule);
+    let _ = writeln!(text, "split: {}", prepared.split_rule.describe(Language::English));
     for (name, split) in &prepared.audit.splits {
         let lengths = split.total_tokens.as_ref().map_or(String::new(), |l| {
             format!("; tokens min {} median {} max {} sum {}", l.min, l.median, l.max, l.sum)

@@ -12,7 +12,7 @@ use karat::{Error, Result};
 use serde_json::json;
 
 use crate::args::{AdapterModeArg, ExportArgs, Global};
-use crate::host::{Plugins, cancel_on_interrupt, resolved};
+use crate::host::{Plugins, cancel_on_interrupt, element, resolved};
 use crate::output::Output;
 use crate::progress::Progress;
 
@@ -29,7 +29,7 @@ pub fn run(args: &ExportArgs, global: &Global, output: &Output) -> Result<u8> {
             AdapterModeArg::Merge => AdapterMode::Merge,
             AdapterModeArg::Runtime => AdapterMode::Runtime,
         },
-        weights: args.dtype.clone(),
+        weights: element(args.dtype).map_or_else(String::from, |dtype| dtype.to_string()),
         out: absolute(&args.out)?,
     };
     for adapter in &config.adapters {

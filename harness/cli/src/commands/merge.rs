@@ -42,7 +42,8 @@ pub fn run(args: &MergeArgs, global: &Global, output: &Output) -> Result<u8> {
     let out = std::path::absolute(&args.out).map_err(|e| Error::io("resolve", &args.out, e))?;
     let open = OpenConfig { merge_into: Some(out.clone()), ..config };
     let info = backend.open(&open)?.info();
-    opening_warnings(&open, &info).iter().for_each(|w| output.say(format!("warning: {w}")));
+    let warnings = opening_warnings(&open, &info);
+    warnings.iter().for_each(|w| output.say(format!("warning: {w}")));
     if let Some(dtype) = written
         && let Err(error) = retype(&out, dtype)
     {
@@ -56,7 +57,8 @@ pub fn run(args: &MergeArgs, global: &Global, output: &Output) -> Result<u8> {
     if !carried.is_empty() {
         text.push_str(&format!("with the adapter's own {}, which differs from the model's\n", carried.join(" and ")));
     }
-    let object = json!({"folder": out, "parameters": info.parameters, "dtype": dtype, "from_adapter": carried});
+    let object = json!({"folder": out, "parameters": info.parameters, "dtype": dtype, "from_adapter": carried,
+        "warnings": warnings});
     output.result(&object, &text)?;
     Ok(0)
 }

@@ -132,8 +132,13 @@ const BLESS_ANOTHER: &str = "evaluate again and accept that: karat check SUITE -
 
 fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(|e| {
-        Error::io("read the baseline", path, e)
-            .help("save one first: karat check SUITE --save-baseline NAME; or give the path of a report.json")
+        let name =
+            |part: Option<&std::ffi::OsStr>, or: &str| part.map_or(or.into(), |p| p.to_string_lossy().into_owned());
+        let suite = name(path.parent().and_then(Path::file_name), "SUITE");
+        let saved = name(path.file_stem(), "NAME");
+        Error::io("read the baseline", path, e).help(format!(
+            "save one first: karat check {suite} --save-baseline {saved}; or give the path of a report.json"
+        ))
     })
 }
 

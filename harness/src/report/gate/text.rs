@@ -35,8 +35,8 @@ pub fn sentence(check: &Check, confidence: f64) -> String {
     let level = percent(confidence);
     let values = format!("{} -> {}", number(check.baseline), number(check.value));
     let noise = match check.allowance {
-        0.0 => String::new(),
-        a => format!(", of which {} each way is what the backend changes by itself", plain(a)),
+        None | Some(0.0) => String::new(),
+        Some(a) => format!(", of which {} each way is what the backend changes by itself", plain(a)),
     };
     let seen = match detectable(gate).as_str() {
         "-" => String::new(),

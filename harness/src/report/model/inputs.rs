@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::Language;
 use crate::backend::GenerateConfig;
 
 /// The experiment.
@@ -46,8 +47,8 @@ pub struct Data {
     pub files: Vec<DataFile>,
     /// Rows of each part, e.g. `train`, `validation`, `test`.
     pub splits: BTreeMap<String, u64>,
-    /// How the parts were cut, in words: `seed 42, shuffled, 9:1`.
-    pub split_rule: String,
+    /// How the parts were cut; none where nobody knows.
+    pub split_rule: Option<SplitRule>,
     /// Rows that could not be used; at most [`Data::LISTED_BAD_ROWS`] are listed.
     pub bad_rows: Vec<BadRow>,
     /// How many there were.
@@ -64,6 +65,53 @@ impl Data {
     pub const LISTED_BAD_ROWS: usize = 20;
     /// How many leaks a report lists one by one.
     pub const LISTED_LEAKS: usize = 20;
+}
+
+/// How data was cut into parts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum SplitRule {
+    /// One file, after Python's shuffle.
+    Shuffled {
+        /// Of the shuffle.
+        seed: u64,
+        /// Of train and held-out, or of train, validation and held-out: `9:1`, `8:1:1`.
+        shares: String,
+        /// Whether the held-out part also gives the loss during training.
+        heldout_gives_loss: bool,
+    },
+    /// Held-out items have their own file; validation is cut off the training file, after Python's shuffle.
+    HeldoutFile {
+        /// Of the shuffle.
+        seed: u64,
+        /// Of train and validation.
+        shares: String,
+    },
+    /// Each part has its own file.
+    OwnFiles,
+}
+
+impl SplitRule {
+    /// The rule in words.
+    pub fn describe(&self, language: Language) -> String {
+        let english = language == Language::English;
+        match self {
+            SplitRule::Shuffled { seed, shares, heldout_gives_loss } => match (english, heldout_gives_loss) {
+                (true, false) => format!("Python shuffle, seed {seed}, {shares}"),
+                (true, true) => format!("Python shuffle, seed {seed}, {shares}; the held-out part also gives the loss"),
+                (false, false) => format!("Python 洗牌，随机种子 {seed}，{shares}"),
+                (false, true) => format!("Python 洗牌，随机种子 {seed}，{shares}；留出部分同时用于计算损失"),
+            },
+            SplitRule::HeldoutFile { seed, shares } if english => format!(
+                "held-out items have their own file; validation cut off the training file: Python shuffle, seed {seed}, {shares}"
+            ),
+            SplitRule::HeldoutFile { seed, shares } => {
+                format!("留出条目有单独的文件；验证集从训练文件中切出：Python 洗牌，随机种子 {seed}，{shares}")
+            }
+            SplitRule::OwnFiles if english => "train, validation and held-out items have their own files".into(),
+            SplitRule::OwnFiles => "训练、验证与留出条目各有单独的文件".into(),
+        }
+    }
 }
 
 /// Two items of different parts that ask the same, or nearly so.

@@ -71,8 +71,8 @@ pub struct Training {
     pub best: Option<Evaluation>,
     /// Name of the best checkpoint's folder.
     pub best_checkpoint: Option<String>,
-    /// Whether the last evaluation is worse than the best by more than the margin.
-    pub overfitting: bool,
+    /// Whether the last evaluation is worse than the best by more than the margin; none where nothing was evaluated.
+    pub overfitting: Option<bool>,
 }
 
 /// One optimizer step.
