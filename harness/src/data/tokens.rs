@@ -533,17 +533,6 @@ pub(super) fn read_file(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
     std::fs::read(path).map(Some).map_err(|e| Error::io("read the file", path, e))
 }
 
-/// The ids of tokens, one or a list, that `file` (a `config.json` or a `generation_config.json`) has under `key`; `None` if
-/// there is no file, no key or null. A negative start or padding token, which old files have, is none.
-///
-/// # Errors
-/// [`ErrorKind::Data`](crate::ErrorKind::Data), naming file and key, for anything else.
-pub fn listed_ids(file: &Path, key: &str) -> Result<Option<Vec<u32>>> {
-    let Some(config) = object(file)? else { return Ok(None) };
-    let found = ids(file, &config, key, key != "eos_token_id")?;
-    Ok(Some(found).filter(|ids| !ids.is_empty()))
-}
-
 /// A JSON file, `None` if it is not there.
 pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
     let Some(bytes) = read_file(path, CONFIG_BYTES)? else { return Ok(None) };
