@@ -15,7 +15,6 @@ impl Backend for Uniform {
             capabilities: vec![Capability::Score, Capability::Generate],
             devices: vec!["cpu".into()],
             dtypes: vec![Dtype::F32],
-            model_families: vec!["uniform".into()],
             ..Default::default()
         }
     }
@@ -23,13 +22,14 @@ impl Backend for Uniform {
         if let Some(option) = config.options.keys().next() {
             return Err(BackendError::unsupported(format!("no option {option}: there are none")));
         }
-        let on_cpu = ["cpu", "auto"].contains(&config.device.as_str());
-        if !on_cpu || config.dtype != Dtype::F32 || config.adapter.is_some() || config.weights != Weights::Load {
-            let what = format!(
-                "f32 on cpu, loaded and without an adapter, is all there is; not {} on {}",
+        if !["cpu", "auto"].contains(&config.device.as_str()) || config.dtype != Dtype::F32 {
+            return Err(BackendError::unsupported(format!(
+                "no {} on {}, only f32 on cpu",
                 config.dtype, config.device
-            );
-            return Err(BackendError::unsupported(what));
+            )));
+        }
+        if config.adapter.is_some() || config.weights != Weights::Load {
+            return Err(BackendError::unsupported("a uniform model has no weights to draw or to adapt"));
         }
         let path = config.model.join("vocab.txt");
         let failed = |what: &str| BackendError::failed(format!("{}: {what}", path.display()));
@@ -48,8 +48,13 @@ impl Session for Model {
         Some(self)
     }
     fn info(&self) -> SessionInfo {
-        let device = "cpu".into();
-        SessionInfo { device, threads: 1, vocab_size: self.vocab, max_positions: 1024, ..Default::default() }
+        SessionInfo {
+            device: "cpu".into(),
+            threads: 1,
+            vocab_size: self.vocab,
+            max_positions: 1024,
+            ..Default::default()
+        }
     }
 }
 
