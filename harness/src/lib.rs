@@ -29,7 +29,7 @@
 //! A **suite** ([`suite`]) is one TOML file that says everything about an experiment: the data, the base model, how LoRA and full are
 //! trained, what is measured.
 //!
-//! A **backend** ([`backend`]) is a library of model code. It sees token ids, never text: tokenizing, chat template,
+//! A **backend** ([`backend`], the crate `karat-backend`) is a library of model code. It sees token ids, never text: tokenizing, chat template,
 //! truncation, loss mask, the order of batches, the schedule and every seed are decided here, on the host's side, and handed over as
 //! data. That is why two backends given the same plan can be compared number by number. A **session** is one model on one
 //! device, opened by a backend; it offers an [`Evaluator`](backend::Evaluator) (score, generate), a
@@ -73,18 +73,10 @@
 //! Everything returns [`Error`]: what, where, what to do. Its kind decides the exit code of the command line
 //! ([`ErrorKind::exit_code`]).
 
-pub mod abi;
-pub mod backend;
-pub mod checkpoint;
-pub mod conformance;
 pub mod data;
-pub mod error;
 pub mod escape;
 pub mod eval;
-pub mod exit;
-pub mod fsio;
 pub mod import;
-pub mod memory;
 pub mod model_dir;
 mod nearest;
 pub mod plugin;
@@ -93,6 +85,8 @@ pub mod run;
 pub mod suite;
 pub mod train;
 
-pub use error::{Error, ErrorKind, Result};
+pub use karat_backend as backend;
+pub use karat_backend::{abi, conformance};
+pub use karat_system::{Error, ErrorKind, Result, error, exit, fsio, memory};
 pub use nearest::nearest;
 pub use report::gate;

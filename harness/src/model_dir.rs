@@ -7,11 +7,11 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::backend::peft::ADAPTER_CONFIG;
 use crate::error::{Error, Result};
 use crate::fsio;
 use crate::nearest;
 use crate::run::DONE;
-use crate::train::peft::ADAPTER_CONFIG;
 
 /// The file that says what a model is.
 const CONFIG: &str = "config.json";

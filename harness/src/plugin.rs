@@ -148,7 +148,7 @@ fn entry_symbol(bytes: &[u8]) -> Result<String, String> {
     match (names.next(), names.next()) {
         (Some(name), None) => Ok(name.to_owned()),
         (None, _) => Err(format!(
-            "this library is no plugin of Karat's: it exports no `{SYMBOL_PREFIX}<name>` (made by karat::export_backend!)"
+            "this library is no plugin of Karat's: it exports no `{SYMBOL_PREFIX}<name>` (made by karat_backend::export_backend!)"
         )),
         (Some(a), Some(b)) => Err(format!("this library exports two backends, `{a}` and `{b}`: a plugin has one")),
     }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,19 +12,54 @@ fn root() -> PathBuf {
 
 #[test]
 fn the_harness_has_no_ml_framework_in_its_tree() {
+    without_frameworks("karat");
+}
+
+#[test]
+fn the_contract_has_neither_an_ml_framework_nor_a_tokenizer_in_its_tree() {
+    let tree = without_frameworks("karat-backend");
+    for name in ["karat", "tokenizers", "onig", "jieba-rs", "minijinja", "toml", "libloading", "tempfile"] {
+        assert!(!tree.contains(name), "the contract depends on {name}");
+    }
+}
+
+#[test]
+fn a_backend_builds_on_the_contract_and_not_on_the_harness() {
+    for backend in
+        ["karat-kernels", "karat-model", "karat-native", "karat-onnxruntime", "karat-replay", "karat-hostile"]
+    {
+        assert!(!tree(backend).contains("karat"), "{backend} depends on the harness");
+    }
+}
+
+#[test]
+fn the_tree_of_a_small_backend_has_at_most_forty_crates() {
+    let tree = tree("karat-replay");
+    assert!(tree.len() <= 40, "{} crates: {tree:?}", tree.len());
+}
+
+/// The names of the crates that `package` is built from, itself among them.
+fn tree(package: &str) -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--package", "karat", "--edges", "normal,build", "--prefix", "none", "--locked", "--offline"])
+        .args(["tree", "--package", package, "--edges", "normal,build", "--prefix", "none", "--locked", "--offline"])
         .current_dir(root())
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let tree = String::from_utf8(output.stdout).unwrap();
-    assert!(tree.starts_with("karat v"), "{tree}");
+    assert!(tree.starts_with(&format!("{package} v")), "{tree}");
+    tree.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+/// The tree of `package`, in which there must be no ML framework.
+fn without_frameworks(package: &str) -> BTreeSet<String> {
     let frameworks = ["candle", "ort", "onnx", "tch", "burn", "gemm", "cudarc", "tract", "ndarray"];
-    for name in tree.lines().filter_map(|line| line.split(' ').next()) {
+    let tree = tree(package);
+    for name in &tree {
         let family = name.split(['-', '_']).next().unwrap();
-        assert!(!frameworks.contains(&family), "the harness depends on {name}");
+        assert!(!frameworks.contains(&family), "{package} depends on {name}");
     }
+    tree
 }
 
 #[test]
@@ -40,7 +76,7 @@ fn the_command_line_links_no_backend() {
 #[test]
 fn unsafe_stands_only_in_the_named_files() {
     let allowed = |path: &str| {
-        path.starts_with("harness/src/abi")
+        path.starts_with("harness/backend/src/abi")
             || path.starts_with("harness/src/plugin")
             // Handlers of signals.
             || path == "harness/cli/src/signals.rs"

@@ -6,8 +6,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use karat::backend::BackendError;
-use karat::checkpoint::Layout;
+use crate::checkpoint::Layout;
+use karat_backend::BackendError;
 
 /// The file of an adapter's tensors.
 const WEIGHTS: &str = "adapter_model.safetensors";

@@ -3,14 +3,14 @@
 use std::ops::Range;
 use std::path::Path;
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 use serde_json::{Map, Value};
 
 use crate::keys::{Keys, unimplemented, wrong};
 use crate::rope::Rope;
 
 /// A file larger than this is no configuration.
-const LARGEST_FILE: u64 = 16 << 20;
+pub(crate) const LARGEST_FILE: u64 = 16 << 20;
 
 /// The families of decoders there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
+use crate::checkpoint::{Layout, Location};
 use half::{bf16, f16};
-use karat::backend::{BackendError, Dtype};
-use karat::checkpoint::{Layout, Location};
+use karat_backend::{BackendError, Dtype};
 use serde_json::Value;
 
 use crate::config::ModelConfig;

@@ -1,6 +1,6 @@
 //! Typed access to a JSON object: an error names the key, what it must be and what is there.
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 use serde_json::{Map, Value};
 
 /// Sizes are below this: products of them stay far from overflow, and no real model comes near.

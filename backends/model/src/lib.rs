@@ -2,6 +2,8 @@
 //! then two backends compute two models under one name.
 //!
 //! - [`ModelConfig`]: `config.json` of Qwen3, Qwen2 and Llama, checked, as transformers 5 understands it;
+//! - [`end_tokens`]: the tokens that end a text, where `generation_config.json` names any;
+//! - [`checkpoint`]: where its tensors lie;
 //! - [`Rope`]: the frequencies of its rotary embedding;
 //! - [`Supports`]: what a backend computes of it, and which backend computes the rest;
 //! - [`adapter_tensors`]: the tensors of an adapter under the names that PEFT gives them, whoever wrote the file;
@@ -11,7 +13,9 @@
 //! anything is allocated for it.
 
 mod adapter;
+pub mod checkpoint;
 mod config;
+mod generation;
 mod head;
 mod keys;
 mod rope;
@@ -21,6 +25,7 @@ mod tensors;
 
 pub use adapter::{adapter_tensors, canonical};
 pub use config::{Family, Heads, ModelConfig};
+pub use generation::end_tokens;
 pub use rope::{Rope, Scaling};
 pub use rounding::Rounding;
 pub use supports::Supports;

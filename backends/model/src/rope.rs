@@ -9,7 +9,7 @@
 
 use std::f64::consts::PI;
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 use serde_json::{Map, Value};
 
 use crate::keys::{Keys, unimplemented, wrong};

@@ -1,7 +1,7 @@
 //! What merged weights lose where they are rounded to the element type that their checkpoint is stored in.
 
 use half::{bf16, f16};
-use karat::backend::Dtype;
+use karat_backend::Dtype;
 
 /// From this share of an adapter's change on, losing it is worth a warning.
 const LOST: f64 = 0.25;

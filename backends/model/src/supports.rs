@@ -1,6 +1,6 @@
 //! What a backend computes of a configuration, and which backend computes the rest.
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 
 use crate::config::ModelConfig;
 

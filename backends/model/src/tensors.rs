@@ -1,7 +1,7 @@
 //! The tensors that a configuration asks for, held against the files before anything is allocated for them.
 
-use karat::backend::BackendError;
-use karat::checkpoint::Layout;
+use crate::checkpoint::Layout;
+use karat_backend::BackendError;
 
 use crate::config::ModelConfig;
 use crate::{EMBEDDING, HEAD};

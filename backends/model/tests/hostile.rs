@@ -7,8 +7,8 @@ mod drawn;
 
 use std::path::Path;
 
-use karat::backend::BackendErrorKind;
-use karat::checkpoint::Layout;
+use karat_backend::BackendErrorKind;
+use karat_model::checkpoint::Layout;
 use karat_model::{ModelConfig, Supports};
 use serde_json::{Map, Value, json};
 

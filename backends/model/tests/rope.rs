@@ -17,7 +17,7 @@ const REFUSED: [&str; 5] = [
     "one for each kind of layer, in rope_scaling",
 ];
 
-fn parse(config: &Value) -> Result<ModelConfig, karat::backend::BackendError> {
+fn parse(config: &Value) -> Result<ModelConfig, karat_backend::BackendError> {
     ModelConfig::parse(config.as_object().unwrap().clone())
 }
 

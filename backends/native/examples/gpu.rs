@@ -16,8 +16,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use karat::backend::*;
-use karat::train::LoraConfig;
+use karat_backend::*;
 use karat_native::config::ModelConfig;
 use karat_native::cuda::device::{Buffer, Element, Gemm, Matrix};
 use karat_native::cuda::open::{Asked, Opened, open};
@@ -193,7 +192,7 @@ fn lora() -> LoraConfig {
         r: 8,
         lora_alpha: 32.0,
         lora_dropout: 0.0,
-        target_modules: karat::train::config::Modules::Names(modules.map(String::from).to_vec()),
+        target_modules: karat_backend::lora::Modules::Names(modules.map(String::from).to_vec()),
         ..LoraConfig::default()
     }
 }

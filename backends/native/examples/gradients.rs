@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use karat::train::LoraConfig;
+use karat_backend::LoraConfig;
 use karat_native::config::ModelConfig;
 use karat_native::linear::Gradients;
 use karat_native::model::{Batch, Decoder};

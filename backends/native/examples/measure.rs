@@ -10,8 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use karat::backend::*;
-use karat::train::LoraConfig;
+use karat_backend::*;
 use karat_native::NativeBackend;
 
 /// Seconds of processor time of this process: on a machine that others use too, the steadier measure.
@@ -78,7 +77,7 @@ fn main() {
             seconds.push(step.seconds);
             losses.push(step.loss);
             // Stopped before the checkpoint is written: what is measured is training.
-            let peak = karat::memory::peak().unwrap_or(0);
+            let peak = karat_system::memory::peak().unwrap_or(0);
             if step.step == 1 {
                 warm = processor_seconds();
                 karat_native::profile::reset();

@@ -3,8 +3,7 @@
 
 use std::time::Instant;
 
-use karat::backend::*;
-use karat::train::LoraConfig;
+use karat_backend::*;
 use karat_native::NativeBackend;
 
 /// Seconds of processor time of this process: what is left of a measurement on a machine that others use too.

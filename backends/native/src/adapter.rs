@@ -5,10 +5,9 @@ mod config;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use karat::backend::BackendError;
-use karat::train::LoraConfig;
-use karat::train::config::{InitLora, Matcher, Shape};
-use karat::train::peft::{ADAPTER_CONFIG, refused};
+use karat_backend::lora::{InitLora, Matcher, Shape};
+use karat_backend::peft::ADAPTER_CONFIG;
+use karat_backend::{BackendError, LoraConfig};
 use karat_model::adapter_tensors;
 
 use crate::files::{TensorFiles, at, write_tensors};
@@ -44,11 +43,11 @@ impl Layout {
     /// # Errors
     /// Names the module or the key that does not fit.
     pub fn new(model: &Decoder, config: &LoraConfig) -> Result<Self> {
-        config.check().map_err(|e| refused(&e))?;
-        let matcher = config.matcher().map_err(|e| refused(&e))?;
+        config.check()?;
+        let matcher = config.matcher()?;
         let paths = || model.layers.iter().flat_map(|layer| layer.linears()).map(|linear| linear.name.as_str());
         for path in ["lm_head", "model.embed_tokens"] {
-            if let karat::train::config::Modules::Names(names) = &config.target_modules
+            if let karat_backend::lora::Modules::Names(names) = &config.target_modules
                 && names.iter().any(|name| path == name || path.ends_with(&format!(".{name}")))
             {
                 return Err(BackendError::unsupported(match (path, model.config.tied) {
@@ -69,7 +68,7 @@ impl Layout {
         let whole = whole(model, config, &matcher)?;
         let mut modules = BTreeMap::new();
         for path in paths() {
-            if let Some(shape) = matcher.adapter(path).map_err(|e| refused(&e))? {
+            if let Some(shape) = matcher.adapter(path)? {
                 if matcher.trained_whole(path) {
                     return Err(BackendError::unsupported(format!(
                         "modules_to_save: {path} would be trained whole and have an adapter; name it more exactly"
@@ -173,7 +172,7 @@ impl Source {
 /// Holds the size of an adapter that is to be drawn against the memory that is left: each number has a gradient and two
 /// moments.
 fn check_memory(model: &Decoder, modules: &BTreeMap<String, Shape>) -> Result<()> {
-    let Some(room) = karat::memory::available() else { return Ok(()) };
+    let Some(room) = karat_system::memory::available() else { return Ok(()) };
     let mut bytes = 0u128;
     for linear in model.layers.iter().flat_map(|layer| layer.linears()) {
         if let Some(shape) = modules.get(&linear.name) {

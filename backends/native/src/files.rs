@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use karat::backend::BackendError;
-use karat::checkpoint::{Layout, Location};
-use karat::fsio;
+use karat_backend::BackendError;
+use karat_model::checkpoint::{Layout, Location};
+use karat_system::fsio;
 use safetensors::Dtype;
 
 use crate::nn::{Result, Stored, Tensor};
@@ -75,9 +75,9 @@ impl TensorFiles {
         let (mapping, path) = (&self.mappings[file], &self.layout.files()[file]);
         let range = bytes.start as usize..bytes.end as usize;
         let kind = match dtype {
-            karat::backend::Dtype::F32 => Kind::F32,
-            karat::backend::Dtype::Bf16 => Kind::Bf16,
-            karat::backend::Dtype::F16 => Kind::F16,
+            karat_backend::Dtype::F32 => Kind::F32,
+            karat_backend::Dtype::Bf16 => Kind::Bf16,
+            karat_backend::Dtype::F16 => Kind::F16,
         };
         if let Some(numbers) = mapping.numbers(range.clone(), kind) {
             return Ok(Weight::Mapped { numbers, shape: shape.to_vec() });

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 
 use crate::cuda::Device;
 use crate::linear::InputGradient::{self, New, Skip};

@@ -24,7 +24,7 @@ pub mod weight;
 
 use std::collections::BTreeMap;
 
-use karat::backend::{Backend, BackendError, Capability, Descriptor, Dtype, OpenConfig, Provisions, Session};
+use karat_backend::{Backend, BackendError, Capability, Descriptor, Dtype, OpenConfig, Provisions, Session};
 
 /// Short name of this backend.
 pub const NAME: &str = "native";
@@ -115,4 +115,4 @@ impl Backend for NativeBackend {
     }
 }
 
-karat::export_backend!(NativeBackend);
+karat_backend::export_backend!(NativeBackend);

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use karat::backend::{BackendError, Dtype};
+use karat_backend::{BackendError, Dtype};
 use karat_model::Rounding;
 
 use crate::cuda::Device;

@@ -35,7 +35,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use karat::backend::{LabelledView, Level, Method, TrainPlan};
+use karat_backend::{LabelledView, Level, Method, TrainPlan};
 
 use crate::config::ModelConfig;
 use crate::model::Decoder;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 use karat_model::{EMBEDDING, HEAD, Rounding};
 
 use crate::config::ModelConfig;
@@ -103,7 +103,7 @@ impl Decoder {
     /// # Errors
     /// If the machine has no room.
     pub fn random(config: ModelConfig, seed: u64) -> Result<Self> {
-        config.check_memory(karat::memory::available())?;
+        config.check_memory(karat_system::memory::available())?;
         let (generator, deviation) = (Philox::new(seed), config.initializer_range);
         Self::build(config, |name, shape| {
             let n: usize = shape.iter().product();

@@ -13,7 +13,7 @@ mod narrowed;
 mod products;
 mod tensor;
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 
 pub use self::gradient::Gradient;
 pub use self::heads::{Attention, HeadNorm, NormedHeads, attend, attend_backward, attend_cached, rotate, turned};

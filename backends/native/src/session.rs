@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use karat::backend::{
+use karat_backend::peft::read_adapter_config_saying;
+use karat_backend::{
     BackendError, Completion, Dtype, Evaluator, Event, EventSink, Flow, GenerateConfig, LabelledView, OpenConfig,
     Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights, worker_threads,
 };
-use karat::train::peft::read_adapter_config_saying;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::adapter;
@@ -36,7 +36,7 @@ impl NativeSession {
     /// Opens what `config` names.
     ///
     /// # Errors
-    /// As [`karat::backend::Backend::open`].
+    /// As [`karat_backend::Backend::open`].
     pub fn open(config: &OpenConfig) -> Result<Self> {
         let asked = Asked::of(&config.device)?;
         if let Err(message) = Set::chosen() {

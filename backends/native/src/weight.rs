@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use karat::backend::Dtype;
+use karat_backend::Dtype;
 
 use crate::cuda::{self, Device};
 use crate::nn::{self, Result, Tensor, View};

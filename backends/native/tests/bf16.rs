@@ -4,7 +4,7 @@
 
 mod small_runs;
 
-use karat::backend::*;
+use karat_backend::*;
 use small_runs::*;
 
 fn rows() -> Rows {

@@ -4,9 +4,9 @@
 
 use std::path::Path;
 
-use karat::backend::OpenConfig;
-use karat::conformance::{Fixture, check};
 use karat::plugin::{Search, find};
+use karat_backend::OpenConfig;
+use karat_backend::conformance::{Fixture, check};
 use karat_native::NativeBackend;
 
 #[test]

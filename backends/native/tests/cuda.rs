@@ -21,9 +21,8 @@ mod steps;
 
 use std::path::Path;
 
-use karat::backend::*;
 use karat::plugin::{Search, find};
-use karat::train::LoraConfig;
+use karat_backend::*;
 use karat_native::NativeBackend;
 use serde_json::json;
 use small_runs::*;

@@ -6,8 +6,7 @@ mod small_runs;
 
 use std::path::Path;
 
-use karat::backend::*;
-use karat::train::LoraConfig;
+use karat_backend::*;
 use karat_native::NativeBackend;
 use serde_json::json;
 use small_runs::*;

@@ -5,7 +5,7 @@ mod small_runs;
 
 use std::collections::BTreeMap;
 
-use karat::train::LoraConfig;
+use karat_backend::LoraConfig;
 use karat_native::config::ModelConfig;
 use karat_native::linear::{Dropout, Gradients};
 use karat_native::model::{Batch, Decoder};

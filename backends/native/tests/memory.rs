@@ -7,7 +7,7 @@ mod small_runs;
 use std::path::Path;
 use std::process::Command;
 
-use karat::backend::*;
+use karat_backend::*;
 use karat_native::config::ModelConfig;
 use karat_native::memory::{Training, peak};
 use karat_native::nn::Precision;
@@ -41,19 +41,19 @@ fn child() {
     let out = Path::new(&model).join("out");
     let step = vec![vec![0]; if set("KARAT_MEMORY_TWO") { 2 } else { 1 }];
     let plan = TrainPlan { recompute: set("KARAT_MEMORY_RECOMPUTE"), ..plan(method, vec![step; 2], 1e-4, &out) };
-    let before = karat::memory::resident().unwrap();
+    let before = karat_system::memory::resident().unwrap();
     let open = OpenConfig { dtype, threads: 2, ..OpenConfig::new(&model) };
     let (result, events) = train(&open, &plan, &rows, &Rows::default(), |_| false);
     result.unwrap();
     let said = |e: &Event| matches!(e, Event::Log { level: Level::Info, message } if message.starts_with("about "));
     assert!(events.iter().any(said), "nothing is said of the memory that this will take");
     assert_eq!(step_events(&events).len(), 2);
-    println!("peak={}", karat::memory::peak().unwrap() - before);
+    println!("peak={}", karat_system::memory::peak().unwrap() - before);
 }
 
 #[test]
 fn peaks_are_as_the_formula_says() {
-    if karat::memory::peak().is_none() {
+    if karat_system::memory::peak().is_none() {
         eprintln!("skipped: this system does not say how much memory a process takes");
         return;
     }

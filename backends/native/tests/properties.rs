@@ -7,9 +7,8 @@ mod small_runs;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use karat::backend::*;
-use karat::train::LoraConfig;
-use karat::train::state::{RunState, TrainerState};
+use karat_backend::state::{RunState, TrainerState};
+use karat_backend::*;
 use karat_native::config::ModelConfig;
 use karat_native::model::{Batch, Decoder};
 use karat_native::session::NativeSession;
@@ -377,7 +376,7 @@ fn an_adapter_merged_into_the_weights_gives_the_same_logits() {
                 nn::view(&logits).unwrap().to_vec()
             };
             let plain = logits(&model);
-            adapter::load(&mut model, &karat::train::peft::read_adapter_config(&folder).unwrap(), &folder).unwrap();
+            adapter::load(&mut model, &karat_backend::peft::read_adapter_config(&folder).unwrap(), &folder).unwrap();
             let adapted = logits(&model);
             let head = nn::view(&model.head.widened().unwrap()).unwrap().to_vec();
             model.merge().unwrap();

@@ -6,8 +6,7 @@ mod small_runs;
 
 use std::path::Path;
 
-use karat::backend::*;
-use karat::train::LoraConfig;
+use karat_backend::*;
 use karat_native::config::ModelConfig;
 use karat_native::model::{Batch, Decoder};
 use karat_native::{adapter, nn};
@@ -143,7 +142,7 @@ fn last_logits_match_transformers() {
         let path = folder.join(model);
         let mut decoder = Decoder::load(ModelConfig::read(&path).unwrap(), &path).unwrap();
         if let Some(name) = adapter {
-            let config = karat::train::peft::read_adapter_config(&folder.join(name)).unwrap();
+            let config = karat_backend::peft::read_adapter_config(&folder.join(name)).unwrap();
             adapter::load(&mut decoder, &config, &folder.join(name)).unwrap();
         }
         let want = tensors(&folder.join(logits));

@@ -11,9 +11,8 @@ mod small_runs;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use karat::backend::*;
 use karat::suite::Hyperparameters;
-use karat::train::LoraConfig;
+use karat_backend::*;
 use karat_native::adapter;
 use karat_native::config::ModelConfig;
 use karat_native::model::Decoder;
@@ -184,7 +183,7 @@ fn configurations_of_peft_are_read_and_ours_have_its_keys() {
         let (name, theirs) = (scenario["name"].as_str().unwrap(), &scenario["adapter_config"]);
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("adapter_config.json"), theirs.to_string()).unwrap();
-        let read = karat::train::peft::read_adapter_config(dir.path()).unwrap();
+        let read = karat_backend::peft::read_adapter_config(dir.path()).unwrap();
         let asked: LoraConfig = serde_json::from_value(scenario["lora"].clone()).unwrap();
         // What PEFT resolves or reorders means the same modules.
         let config = &references["models"][scenario["model"].as_str().unwrap()];

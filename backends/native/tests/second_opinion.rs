@@ -11,7 +11,7 @@ use std::path::Path;
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::qwen3::{Config, ModelForCausalLM};
-use karat::backend::*;
+use karat_backend::*;
 use karat_native::config::ModelConfig;
 use karat_native::model::Decoder;
 use serde_json::json;

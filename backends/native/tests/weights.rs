@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file::Content;
-use karat::backend::*;
 use karat::import::Gguf;
+use karat_backend::*;
 use karat_native::NativeBackend;
 use safetensors::Dtype as Stored;
 use safetensors::tensor::TensorView;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
-use karat::backend::{Backend, BackendError, Dtype, Event, Flow, GenerateConfig, OpenConfig, Session, Tokens};
+use karat_backend::{Backend, BackendError, Dtype, Event, Flow, GenerateConfig, OpenConfig, Session, Tokens};
 use karat_onnxruntime::OnnxRuntimeBackend;
 use serde::Deserialize;
 use serde_json::{Value, json};

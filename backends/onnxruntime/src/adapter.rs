@@ -8,10 +8,9 @@ pub mod merge;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use karat::backend::BackendError;
-use karat::train::LoraConfig;
-use karat::train::config::{Matcher, Modules, Shape};
-use karat::train::peft::{read_adapter_config_saying, refused};
+use karat_backend::lora::{Matcher, Modules, Shape};
+use karat_backend::peft::read_adapter_config_saying;
+use karat_backend::{BackendError, LoraConfig};
 use karat_model::adapter_tensors;
 use rayon::prelude::*;
 
@@ -71,7 +70,7 @@ impl Adapter {
         let mut adapter = Adapter { folder, config, weights, modules, saved, parameters: 0, warnings };
         // A copy, for the rules borrow it.
         let config = adapter.config.clone();
-        let matcher = config.matcher().map_err(|e| refused(&e))?;
+        let matcher = config.matcher()?;
         adapter.collect(&matcher)?;
         let stored = adapter.modules.keys().map(String::as_str);
         match (&config.target_modules, matcher.without_module(stored)) {
@@ -151,7 +150,7 @@ impl Adapter {
         if rank != rank_b || rank == 0 {
             return Err(self.broken(&format!("{module}: lora_A has rank {rank}, lora_B {rank_b}")));
         }
-        let Some(Shape { r, scale }) = matcher.adapter(module).map_err(|e| refused(&e))? else {
+        let Some(Shape { r, scale }) = matcher.adapter(module)? else {
             return Err(self.broken(&format!("it holds a LoRA on {module}, which adapter_config.json does not target")));
         };
         if rank != r {

@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use half::{bf16, f16};
-use karat::backend::{BackendError, Dtype};
-use karat::checkpoint::{Layout, Location};
+use karat_backend::{BackendError, Dtype};
+use karat_model::checkpoint::{Layout, Location};
 use rayon::prelude::*;
 
 /// Named tensors in one or several safetensors files.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 use karat_model::{ModelConfig, Supports};
 
 /// Reads `config.json` of a model folder.

@@ -5,7 +5,7 @@
 //! step's shapes are those of the cache alone: how long each row is stands in its ones, and the attention operator takes the
 //! width only to tell a step from a prompt. Before a step ids and mask are copied in, after it the logits out.
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 use ort::memory::Allocator;
 use ort::session::{IoBinding, RunOptions};
 use ort::value::Tensor;

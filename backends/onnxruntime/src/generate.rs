@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use karat::backend::{BackendError, Completion, Event, EventSink, Flow, GenerateConfig, StopReason, TokensView};
+use karat_backend::{BackendError, Completion, Event, EventSink, Flow, GenerateConfig, StopReason, TokensView};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
@@ -24,7 +24,7 @@ const CACHE_BYTES: usize = 4 << 30;
 /// Tokens of a prompt run at once: bounds the memory of attention over a long prompt.
 const PROMPT_STRETCH: usize = 1024;
 
-/// Continues every prompt; see [`karat::backend::Evaluator::generate`]. Prompt and continuation together are at most
+/// Continues every prompt; see [`karat_backend::Evaluator::generate`]. Prompt and continuation together are at most
 /// `context` tokens; a prompt that already is that long comes back without new ids and [`StopReason::Context`].
 ///
 /// # Errors

@@ -5,7 +5,7 @@
 //! device to device.
 
 use half::{bf16, f16};
-use karat::backend::{BackendError, Dtype};
+use karat_backend::{BackendError, Dtype};
 use ort::memory::{Allocator, MemoryInfo};
 use ort::session::{IoBinding, Session};
 use ort::value::{DynTensor, PrimitiveTensorElementType, Shape, Tensor, TensorRefMut};

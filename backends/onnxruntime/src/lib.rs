@@ -33,7 +33,7 @@ mod session;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use karat::backend::{
+use karat_backend::{
     Backend, BackendError, Capability, Descriptor, Dtype, EventSink, ExportConfig, ExportSummary, OpenConfig,
     Provisions, Session, Weights, worker_threads,
 };
@@ -48,7 +48,7 @@ pub use runtime::fetch_runtime;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OnnxRuntimeBackend;
 
-karat::export_backend!(OnnxRuntimeBackend);
+karat_backend::export_backend!(OnnxRuntimeBackend);
 
 impl Backend for OnnxRuntimeBackend {
     fn describe(&self) -> Descriptor {

@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 use pulp::Arch;
 
 /// The widest instructions of this processor.

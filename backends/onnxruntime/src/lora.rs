@@ -8,8 +8,8 @@
 use std::path::Path;
 
 use half::{bf16, f16};
-use karat::backend::{BackendError, Dtype};
-use karat::fsio;
+use karat_backend::{BackendError, Dtype};
+use karat_system::fsio;
 use ort::value::{DynTensor, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -90,7 +90,8 @@ pub fn check_base(folder: &Path, base: &str) -> Result<(), BackendError> {
     if !path.is_file() {
         return Ok(());
     }
-    let broken = |e: karat::Error| BackendError::failed(format!("{} cannot be read", path.display())).because(&e);
+    let broken =
+        |e: karat_system::Error| BackendError::failed(format!("{} cannot be read", path.display())).because(&e);
     let said: Base = fsio::read_json(&path).map_err(broken)?;
     match said.base == base {
         true => Ok(()),

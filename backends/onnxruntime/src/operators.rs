@@ -16,7 +16,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 use karat_kernels::matmul::Precision;
 use karat_kernels::matmul::executor::Executor;
 use karat_kernels::matmul::gated::swiglu;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use karat::backend::{AdapterMode, BackendError};
+use karat_backend::{AdapterMode, BackendError};
 use serde_json::Value;
 
 use crate::export::Precision;

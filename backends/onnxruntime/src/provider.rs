@@ -15,7 +15,7 @@
 //! device memory, copies between host and device and views of device memory as targets of copies, the capture and replay of
 //! a graph, and that nodes of shapes left on the CPU do not keep a graph from being captured.
 
-use karat::backend::{BackendError, Dtype};
+use karat_backend::{BackendError, Dtype};
 use ort::ep::{self, ExecutionProvider};
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::Session;

@@ -3,7 +3,7 @@
 
 use std::cmp::Ordering;
 
-use karat::backend::{BackendError, GenerateConfig};
+use karat_backend::{BackendError, GenerateConfig};
 
 use crate::logits::argmax;
 

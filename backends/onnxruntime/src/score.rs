@@ -1,6 +1,6 @@
 //! Teacher-forced scoring: rows sorted by length, padded on the right, log-softmax in parallel over positions.
 
-use karat::backend::{BackendError, Event, EventSink, Flow, Scores, TokensView};
+use karat_backend::{BackendError, Event, EventSink, Flow, Scores, TokensView};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 

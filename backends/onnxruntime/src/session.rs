@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use karat::backend::{
+use karat_backend::{
     AdapterMode, BackendError, Completion, Evaluator, EventSink, GenerateConfig, OpenConfig, Scores, Session,
     SessionInfo, TokensView, worker_threads,
 };

@@ -7,8 +7,8 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use karat::abi::Foreign;
-use karat::backend::{
+use karat_backend::abi::Foreign;
+use karat_backend::{
     AdapterMode, Backend, BackendErrorKind, ExportConfig, GenerateConfig, NamedAdapter, OpenConfig, Session,
     TEMPORARY_MODEL,
 };

@@ -6,7 +6,7 @@
 mod forward;
 mod support;
 
-use karat::backend::{BackendErrorKind, Event, Flow, GenerateConfig, Session, StopReason, Tokens};
+use karat_backend::{BackendErrorKind, Event, Flow, GenerateConfig, Session, StopReason, Tokens};
 use safetensors::tensor::Dtype;
 use serde_json::json;
 use support::*;

@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use karat::backend::{
+use karat_backend::{
     AdapterMode, Backend, BackendError, BackendErrorKind, Event, ExportConfig, Flow, Level, OpenConfig, Weights,
 };
 use karat_onnxruntime::OnnxRuntimeBackend;
@@ -211,7 +211,7 @@ fn a_model_of_another_opset_is_named_with_both_versions() {
     bytes[at + 5] = 23;
     std::fs::write(folder.join(MODEL), &bytes).unwrap();
     let mut manifest = read_json(&folder.join(MANIFEST));
-    manifest["model_sha256"] = json!(karat::fsio::sha256(&bytes));
+    manifest["model_sha256"] = json!(karat_system::fsio::sha256(&bytes));
     std::fs::write(folder.join(MANIFEST), manifest.to_string()).unwrap();
     let error = Exported::open(&folder).unwrap_err().to_string();
     assert!(error.contains("its opset of ai.onnx is 23, 21 is needed"), "{error}");

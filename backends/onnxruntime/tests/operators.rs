@@ -6,7 +6,7 @@ mod support;
 
 use std::path::Path;
 
-use karat::backend::{Dtype, GenerateConfig, Scores, Session};
+use karat_backend::{Dtype, GenerateConfig, Scores, Session};
 use karat_onnxruntime::export::{DATA, Exported};
 use serde_json::json;
 use support::*;
@@ -22,7 +22,7 @@ fn model(family: &str, tied: bool, stored: safetensors::tensor::Dtype) -> tempfi
 }
 
 fn session(model: &Path, cache: &Path, operators: &str, dtype: Dtype, threads: usize) -> Box<dyn Session> {
-    let change = |config: &mut karat::backend::OpenConfig| {
+    let change = |config: &mut karat_backend::OpenConfig| {
         config.options.insert("operators".into(), json!(operators));
         config.dtype = dtype;
         config.threads = threads;
@@ -65,7 +65,7 @@ fn f32_scores_and_texts_are_those_of_the_standard_graph_and_bf16_weights_are_sto
 
 /// Bytes of the data of the export in Karat's operators that was made of `model`.
 fn largest_file(cache: &Path, model: &Path) -> u64 {
-    let base = karat::fsio::sha256_model(model).unwrap();
+    let base = karat_system::fsio::sha256_model(model).unwrap();
     let exports = std::fs::read_dir(cache).unwrap().map(|entry| Exported::open(&entry.unwrap().path()).unwrap());
     let own = exports.filter(|export| export.manifest.base == base && export.manifest.operators.name() == "karat");
     own.map(|export| std::fs::metadata(export.folder.join(DATA)).unwrap().len()).max().unwrap()

@@ -8,7 +8,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use karat::backend::{GenerateConfig, OpenConfig, StopReason};
+use karat_backend::{GenerateConfig, OpenConfig, StopReason};
 use safetensors::SafeTensors;
 use serde_json::json;
 use support::*;
@@ -116,7 +116,7 @@ fn a_merged_adapter_gives_the_logits_of_pefts_merge() {
     let prompt = ids(&prompts["prompts"][0]["input_ids"])[..64].to_vec();
     let probes: Vec<u32> = (0..4096).step_by(41).collect();
     let rows: Vec<Vec<u32>> = probes.iter().map(|&t| prompt.iter().copied().chain([t]).collect()).collect();
-    let of = |scores: karat::backend::Scores| -> Vec<f64> {
+    let of = |scores: karat_backend::Scores| -> Vec<f64> {
         scores.logprobs.chunks(prompt.len()).map(|row| f64::from(row[prompt.len() - 1])).collect()
     };
     let found = of(score(&mut merged, &rows));

@@ -4,7 +4,7 @@
 
 mod support;
 
-use karat::backend::{Dtype, GenerateConfig};
+use karat_backend::{Dtype, GenerateConfig};
 use karat_onnxruntime::export::{DATA, Exported, Precision, Request, export_cached};
 use serde_json::json;
 use support::*;
@@ -27,7 +27,7 @@ fn fewer_bits_cost_as_much_as_they_should_and_no_more() {
         let model = tiny_model(family, tied);
         let scored = |weights: Precision| {
             let set =
-                |c: &mut karat::backend::OpenConfig| drop(c.options.insert("weights".into(), json!(weights.name())));
+                |c: &mut karat_backend::OpenConfig| drop(c.options.insert("weights".into(), json!(weights.name())));
             let mut session = open(model.path(), cache.path(), set).unwrap();
             assert_eq!(session.info().dtype, weights.activations());
             assert!(session.info().kernels[0].ends_with(&format!("weights {weights}")));

@@ -8,8 +8,8 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use karat::backend::{AdapterMode, Backend, ExportConfig, GenerateConfig, NamedAdapter, OpenConfig};
 use karat::data::tokens::Tokenizer;
+use karat_backend::{AdapterMode, Backend, ExportConfig, GenerateConfig, NamedAdapter, OpenConfig};
 use karat_onnxruntime::OnnxRuntimeBackend;
 use karat_onnxruntime::export::unheard;
 use safetensors::tensor::Dtype;

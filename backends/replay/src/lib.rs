@@ -6,7 +6,7 @@
 //! that names the row; nothing is made up.
 //!
 //! ```no_run
-//! use karat::backend::{Backend, OpenConfig};
+//! use karat_backend::{Backend, OpenConfig};
 //! use karat::plugin::{self, Search};
 //! use karat_replay::{Recorder, Replay};
 //!
@@ -26,4 +26,4 @@ pub use record::Recorder;
 pub use recording::{FILE, Recording};
 pub use replay::Replay;
 
-karat::export_backend!(Replay);
+karat_backend::export_backend!(Replay);

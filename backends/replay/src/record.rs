@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use karat::backend::{
+use karat_backend::{
     Backend, BackendError, Capability, Completion, Descriptor, Evaluator, EventSink, GenerateConfig, OpenConfig,
     Scores, Session, SessionInfo, TokensView,
 };

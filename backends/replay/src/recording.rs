@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use karat::backend::{BackendError, Completion, GenerateConfig, SessionInfo, StopReason};
-use karat::fsio::write_atomic;
+use karat_backend::{BackendError, Completion, GenerateConfig, SessionInfo, StopReason};
+use karat_system::fsio::write_atomic;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 

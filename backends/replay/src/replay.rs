@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use karat::backend::{
+use karat_backend::{
     Backend, BackendError, Capability, Completion, Descriptor, Dtype, Evaluator, Event, EventSink, Flow,
     GenerateConfig, OpenConfig, Scores, Session, SessionInfo, TokensView, Weights,
 };

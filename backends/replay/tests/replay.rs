@@ -5,10 +5,10 @@
 use std::fs;
 use std::path::Path;
 
-use karat::abi::Foreign;
-use karat::backend::{Backend, BackendErrorKind, Event, Flow, GenerateConfig, OpenConfig, Session, Tokens};
-use karat::conformance::{Fixture, check};
 use karat::plugin::{Search, find};
+use karat_backend::abi::Foreign;
+use karat_backend::conformance::{Fixture, check};
+use karat_backend::{Backend, BackendErrorKind, Event, Flow, GenerateConfig, OpenConfig, Session, Tokens};
 use karat_hostile::Bigram;
 use karat_replay::{FILE, Recorder, Recording, Replay};
 use tempfile::TempDir;

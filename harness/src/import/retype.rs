@@ -1,16 +1,17 @@
 //! A model folder's weights in another element type.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use half::{bf16, f16};
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Value, json};
 
 use super::checkpoint::{Entry, Writer};
 use super::{PIECE, torch_name};
-use crate::backend::{BackendError, Dtype};
-use crate::checkpoint::Layout;
+use crate::backend::Dtype;
 use crate::fsio::{read_json, write_json};
 use crate::{Error, Result};
 
@@ -20,31 +21,42 @@ use crate::{Error, Result};
 /// # Errors
 /// Data, for weights that are no floats of one file, or hold a number that `dtype` cannot; I/O.
 pub fn retype(folder: &Path, dtype: Dtype) -> Result<()> {
-    let broken = |e: BackendError| Error::data("could not read the weights").at(folder.display()).because(e);
-    let layout = Layout::of_folder(folder).map_err(broken)?;
-    let [file] = layout.files() else {
+    let file = &folder.join("model.safetensors");
+    let read = |e| Error::io("read", file, e);
+    if !file.is_file() {
         return Err(Error::data("the weights lie in several files").at(folder.display()));
-    };
-    let entry = |name: &str| Entry { name: name.into(), shape: layout.shape(name).unwrap_or_default().to_vec() };
-    let entries: Vec<Entry> = layout.names().map(entry).collect();
+    }
+    let mut source = File::open(file).map_err(read)?;
+    let (start, metadata) = header(&mut source).map_err(read)?;
+    let tensors: BTreeMap<String, &TensorInfo> = metadata.tensors().into_iter().collect();
+    let entry = |(name, info): (&String, &&TensorInfo)| Entry { name: name.clone(), shape: info.shape.clone() };
+    let entries: Vec<Entry> = tensors.iter().map(entry).collect();
     // In the folder itself, so that the new file can take the old one's place at once.
     let rest = tempfile::Builder::new().prefix(".karat-").tempdir_in(folder);
     let rest = rest.map_err(|e| Error::io("create a folder", folder, e))?;
     let mut writer = Writer::new(rest.path(), dtype, &entries, u64::MAX);
-    let read = |e| Error::io("read", file, e);
-    let mut source = File::open(file).map_err(read)?;
-    for entry in &entries {
-        let place = layout.find(&entry.name, &entry.shape).map_err(broken)?;
-        source.seek(SeekFrom::Start(place.bytes.start)).map_err(read)?;
-        let mut left = (place.bytes.end - place.bytes.start) as usize;
+    for (name, info) in &tensors {
+        let (first, end) = info.data_offsets;
+        source.seek(SeekFrom::Start(start + first as u64)).map_err(read)?;
+        let mut left = end - first;
         while left > 0 {
             let mut bytes = vec![0; left.min(4 * PIECE)];
             source.read_exact(&mut bytes).map_err(read)?;
             left -= bytes.len();
-            let values: Vec<f32> = match place.dtype {
-                Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-                Dtype::Bf16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-                Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            let values: Vec<f32> = match info.dtype {
+                safetensors::Dtype::F32 => {
+                    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+                }
+                safetensors::Dtype::BF16 => {
+                    bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+                }
+                safetensors::Dtype::F16 => {
+                    bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+                }
+                other => {
+                    let what = format!("tensor {name} is {other:?}; F32, BF16 and F16 are rounded");
+                    return Err(Error::data(what).at(file.display()));
+                }
             };
             writer.write(&values)?;
         }
@@ -59,4 +71,17 @@ pub fn retype(folder: &Path, dtype: Dtype) -> Result<()> {
         config.insert(key.into(), json!(torch_name(dtype)));
     }
     write_json(&path, &config)
+}
+
+/// The header of a safetensors file, which says what lies where, and where its data starts.
+fn header(file: &mut File) -> io::Result<(u64, Metadata)> {
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    let length = u64::from_le_bytes(length);
+    let mut text = Vec::new();
+    if file.take(length).read_to_end(&mut text)? as u64 != length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let metadata = serde_json::from_slice(&text)?;
+    Ok((length + 8, metadata))
 }

@@ -5,7 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Event, Level, Method, OpenConfig, SessionInfo, TrainPlan, TrainSummary, Weights};
+use crate::backend::lora::InitLora;
+use crate::backend::peft::read_adapter_config;
+use crate::backend::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
+use crate::backend::{
+    BackendError, Event, Level, LoraConfig, Method, OpenConfig, SessionInfo, TrainPlan, TrainSummary, Weights,
+};
 use crate::data::format::LabelledRows;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fsio::{self, Digests};
@@ -13,12 +18,8 @@ use crate::run::folder::names;
 use crate::run::left::{self, Left};
 use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, backend_error, opening_warnings};
 use crate::suite::Hyperparameters;
-use crate::train::LoraConfig;
-use crate::train::config::InitLora;
 use crate::train::log::{Curves, EventLog, read};
-use crate::train::peft::read_adapter_config;
 use crate::train::plan::{Order, PlanOptions, fingerprint, order};
-use crate::train::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
 
 /// One training run.
 pub struct TrainJob<'a> {
@@ -406,7 +407,7 @@ fn restore_curves(
         return Ok(false);
     }
     let found = match checkpoint.join(TRAINER_STATE).is_file() {
-        true => curves.complete(&TrainerState::read(checkpoint)?),
+        true => curves.complete(&TrainerState::read(checkpoint).map_err(broken_state)?),
         false => 0,
     };
     let message = match found {
@@ -423,6 +424,10 @@ fn restore_curves(
     Ok(found > 0)
 }
 
+fn broken_state(error: BackendError) -> Error {
+    Error::data("the state of the checkpoint cannot be read").because(error)
+}
+
 /// Whether a checkpoint was left by this plan, where it says so; a backend that says it elsewhere checks for itself.
 fn belongs(
     checkpoint: &Path,
@@ -432,7 +437,7 @@ fn belongs(
     settings: &BTreeMap<String, String>,
 ) -> Result<()> {
     let of_this = match checkpoint.join(RUN_STATE).is_file() {
-        true => RunState::read(checkpoint)?.fingerprint == fingerprint,
+        true => RunState::read(checkpoint).map_err(broken_state)?.fingerprint == fingerprint,
         false => left.fingerprint.is_empty() || left.fingerprint == fingerprint,
     };
     if of_this {

@@ -16,11 +16,11 @@ use super::{
     DataConfig, EvalConfig, GateConfig, GeneralConfig, Hyperparameters, ModelConfig, StatsConfig, Suite, written,
 };
 use crate::backend::AdamW;
+use crate::backend::LoraConfig;
 use crate::data::format::FormatOptions;
 use crate::data::record::Fields;
 use crate::error::{Error, Result};
 use crate::nearest;
-use crate::train::LoraConfig;
 
 /// The names of a struct's keys, as its `Deserialize` asks for them.
 fn keys_of<'de, T: Deserialize<'de>>() -> &'static [&'static str] {

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::backend::LoraConfig;
 use crate::backend::{AdamW, EarlyStopping};
 use crate::error::{Error, Result};
-use crate::train::LoraConfig;
 use crate::train::schedule::Schedule;
 
 /// Most rows that are taken together: far beyond any memory, and small enough to be multiplied.
@@ -229,7 +229,10 @@ impl LoraTrain {
     /// # Errors
     /// Usage, naming the key.
     pub fn check(&self, place: &str) -> Result<()> {
-        self.adapter.check().map_err(|e| e.at(place))?;
+        self.adapter.check().map_err(|e| {
+            let error = Error::usage(e.message).at(place);
+            if e.causes.is_empty() { error } else { error.because(e.causes.join(": ")) }
+        })?;
         self.hyperparameters.check(place)
     }
 }

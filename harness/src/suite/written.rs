@@ -7,9 +7,9 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::{DataConfig, EvalConfig, GateConfig, ModelConfig, StatsConfig, keys};
+use crate::backend::LoraConfig;
 use crate::error::{Error, Result};
 use crate::report::Language;
-use crate::train::LoraConfig;
 use crate::{model_dir, nearest};
 
 /// Where a suite of this name lies.

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::backend::state::TrainerState;
 use crate::backend::{Event, StepEvent};
 use crate::error::{Error, Result};
-use crate::train::state::TrainerState;
 
 /// The curves of a training run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -179,7 +179,7 @@ pub fn read(path: &Path) -> Result<Curves> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::state::LogEntry;
+    use crate::backend::state::LogEntry;
 
     fn step(step: usize) -> Event {
         Event::Step(StepEvent {

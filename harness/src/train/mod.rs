@@ -1,10 +1,7 @@
-//! What training is told and what it leaves: configuration, schedule, plan, checkpoint state, log.
+//! A training run on the host's side: the plan, the schedule, the log.
 
-pub mod config;
 pub mod log;
-pub mod peft;
 pub mod plan;
 pub mod schedule;
-pub mod state;
 
-pub use config::LoraConfig;
+pub use crate::backend::LoraConfig;

@@ -1,16 +1,16 @@
-//! `adapter_config.json` written complete, as PEFT writes it; [`karat::train::peft`] reads it.
+//! `adapter_config.json` written complete, as PEFT writes it; [`karat_backend::peft`] reads it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use karat::train::LoraConfig;
-use karat::train::peft::ADAPTER_CONFIG;
+use karat_backend::LoraConfig;
+use karat_backend::peft::ADAPTER_CONFIG;
 use serde_json::{Value, json};
 
 use crate::files::{at, write_text};
 use crate::nn::Result;
 
-/// The seven projections, as [`karat::train::config::ALL_LINEAR`] means them: the linear layers of every decoder here.
+/// The seven projections, as [`karat_backend::lora::ALL_LINEAR`] means them: the linear layers of every decoder here.
 const LINEAR: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 /// Writes `adapter_config.json`: all fields of PEFT's `LoraConfig` with sorted keys.
@@ -82,7 +82,7 @@ fn number(value: f64) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use karat::train::peft::read_adapter_config;
+    use karat_backend::peft::read_adapter_config;
 
     use super::*;
 

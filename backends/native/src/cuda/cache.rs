@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use karat::backend::{BackendError, GenerateConfig};
+use karat_backend::{BackendError, GenerateConfig};
 
 use super::device::Element;
 use super::kernels::decode::{self, Cache};

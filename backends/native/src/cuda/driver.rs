@@ -11,7 +11,7 @@ use std::path::Path;
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 
 use self::api::{Address, Blas, Cuda, Handle, Status};
 use self::columns::Columns;

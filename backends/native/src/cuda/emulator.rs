@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 
 use self::library::{Kernels, Run};
 pub use self::recording::Counts;

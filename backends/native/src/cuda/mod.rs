@@ -24,7 +24,7 @@ pub mod ptx;
 pub mod sample;
 mod tensor;
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 
 pub use self::tensor::{Angles, Device, Indices, Rows, Tensor, join, split};
 use crate::nn::{self, Result, Stored};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::sync::Arc;
 
-use karat::backend::{BackendError, Dtype};
+use karat_backend::{BackendError, Dtype};
 
 use super::device::{Element, Gpu};
 use super::driver::{self, Driver};

@@ -1,6 +1,6 @@
 //! The operations of [`crate::nn`] on a device: one launch or product each, in the order they are called.
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 
 use super::device::{Arg, Buffer, Element, Gemm, Matrix};
 use super::kernels::{self, Groups, attention as packed};

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 
 use super::kernels::optimizer::{Table, Trained};
 use super::{Device, Tensor};

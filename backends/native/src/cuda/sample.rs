@@ -1,6 +1,6 @@
 //! From logits on a device to the next tokens: only the ids come to the host.
 
-use karat::backend::GenerateConfig;
+use karat_backend::GenerateConfig;
 
 use super::Tensor;
 use super::device::{Arg, Buffer, Element};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use half::bf16;
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 use rayon::prelude::*;
 
 use super::device::{Arg, Buffer, Element, Gpu, Matrix};

@@ -4,7 +4,7 @@ mod cache;
 mod recorded;
 mod sample;
 
-use karat::backend::{BackendError, Completion, Event, EventSink, Flow, GenerateConfig, Level, StopReason, TokensView};
+use karat_backend::{BackendError, Completion, Event, EventSink, Flow, GenerateConfig, Level, StopReason, TokensView};
 use rayon::ThreadPool;
 
 use self::cache::{Caches, bytes_per_position};
@@ -41,7 +41,7 @@ struct Decoding<'a> {
     tokens: u64,
 }
 
-/// Continues every prompt; see [`karat::backend::Evaluator::generate`].
+/// Continues every prompt; see [`karat_backend::Evaluator::generate`].
 ///
 /// # Errors
 /// For an empty or overlong prompt, ids outside the vocabulary, a configuration that makes no sense, logits that are

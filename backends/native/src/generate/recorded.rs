@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use karat::backend::{BackendError, GenerateConfig};
+use karat_backend::{BackendError, GenerateConfig};
 
 use super::cache::{self, Caches};
 use crate::cuda::Device;

@@ -1,6 +1,6 @@
 //! From logits to the next token.
 
-use karat::backend::{BackendError, GenerateConfig};
+use karat_backend::{BackendError, GenerateConfig};
 
 use crate::cuda;
 use crate::nn::{self, Result, Tensor};

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 
 use super::tensor::{activation, edit};
 use super::{Result, Tensor, clear, zeros_like};

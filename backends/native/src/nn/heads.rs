@@ -1,6 +1,6 @@
 //! Queries and keys, normed and rotated, and attention over them.
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 
 use super::gradient::Gradient;
 use super::narrowed::{Narrowed, Operand};

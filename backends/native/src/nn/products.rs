@@ -1,6 +1,6 @@
 //! Linear layers and low-rank adapters: products of activations with weights, and their gradients.
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 
 use super::gradient::Gradient;
 use super::narrowed::{Narrowed, Operand};

@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 use karat_model::Rope;
 
 use super::Result;

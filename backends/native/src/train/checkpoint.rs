@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use karat::backend::BackendError;
-use karat::train::LoraConfig;
-use karat::train::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
+use karat_backend::LoraConfig;
+use karat_backend::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
 use serde_json::{Value, json};
 
 use crate::adapter;
@@ -116,14 +115,6 @@ fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     write_text(path, &(text + "\n"))
 }
 
-fn as_backend_error(error: karat::Error) -> BackendError {
-    let mut result = BackendError::failed(error.to_string());
-    if let Some(source) = std::error::Error::source(&error) {
-        result = result.because(source);
-    }
-    result
-}
-
 /// Whether the folder holds the checkpoint of just this state.
 pub fn says(folder: &Path, trainer: &TrainerState, run: &RunState) -> bool {
     RunState::read(folder).is_ok_and(|there| there == *run) && TrainerState::read(folder).is_ok_and(|t| t == *trainer)
@@ -140,7 +131,7 @@ pub fn restore(
     trained: &BTreeMap<String, Tensor>,
     moments: &Moments,
 ) -> Result<(TrainerState, RunState)> {
-    let run = RunState::read(folder).map_err(as_backend_error)?;
+    let run = RunState::read(folder)?;
     if run.fingerprint != fingerprint {
         return Err(at(
             folder,
@@ -151,7 +142,7 @@ pub fn restore(
             ),
         ));
     }
-    let trainer = TrainerState::read(folder).map_err(as_backend_error)?;
+    let trainer = TrainerState::read(folder)?;
     let fill = |file: &TensorFiles, name: &str, to: &Tensor| -> Result<()> {
         let from = file.read(name, to.dims())?;
         nn::set(to, &nn::view(&from)?)

@@ -1,6 +1,6 @@
 //! From labelled rows to what the model is trained on.
 
-use karat::backend::{BackendError, IGNORE, LabelledView};
+use karat_backend::{BackendError, IGNORE, LabelledView};
 
 use crate::model::Batch;
 use crate::nn::{Indices, Result};

@@ -12,13 +12,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use karat::backend::{
-    BackendError, Event, EventSink, Flow, LabelledView, Level, Method, StepEvent, TrainPlan, TrainSummary,
+use karat_backend::peft::read_adapter_config_saying;
+use karat_backend::state::{LogEntry, RunState, TrainerState};
+use karat_backend::{
+    BackendError, Event, EventSink, Flow, LabelledView, Level, LoraConfig, Method, StepEvent, TrainPlan, TrainSummary,
 };
-use karat::memory;
-use karat::train::LoraConfig;
-use karat::train::peft::read_adapter_config_saying;
-use karat::train::state::{LogEntry, RunState, TrainerState};
+use karat_system::memory;
 use rayon::ThreadPool;
 
 use crate::adapter;
@@ -78,7 +77,7 @@ impl Job<'_> {
     /// Carries out the plan.
     ///
     /// # Errors
-    /// See [`karat::backend::Trainer::train`]; also for a plan that contradicts itself or the model, for data without
+    /// See [`karat_backend::Trainer::train`]; also for a plan that contradicts itself or the model, for data without
     /// labels, and for losses or gradients that are not finite.
     pub fn run(self, sink: &mut dyn EventSink) -> Result<TrainSummary> {
         let started = Instant::now();

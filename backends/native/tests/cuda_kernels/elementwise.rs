@@ -157,7 +157,7 @@ fn the_emulator_refuses_what_a_gpu_would_not_forgive() {
                 return Vec::new();
             }
             let (x, y) = (d.put_f32(&[1.0; 8]), d.put_f32(&[1.0; 8]));
-            let refused = |result: Result<(), karat::backend::BackendError>, why: &str| {
+            let refused = |result: Result<(), karat_backend::BackendError>, why: &str| {
                 let message = result.unwrap_err().message;
                 assert!(message.contains(why), "{message}");
             };

@@ -1,4 +1,4 @@
-use karat::backend::GenerateConfig;
+use karat_backend::GenerateConfig;
 use karat_native::cuda::device::{Arg, Element, Gemm, Matrix};
 use karat_native::cuda::kernels::decode::{self, Cache, NOT_A_NUMBER};
 use karat_native::generate::Sampler;

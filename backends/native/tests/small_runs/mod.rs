@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use karat::backend::*;
+use karat_backend::*;
 use karat_native::NativeBackend;
 use serde_json::{Value, json};
 
@@ -150,7 +150,7 @@ pub fn small_rows(lengths: &[usize]) -> Rows {
 }
 
 pub fn lora(dropout: f64) -> Method {
-    Method::Lora(karat::train::LoraConfig { r: 4, lora_alpha: 8.0, lora_dropout: dropout, ..Default::default() })
+    Method::Lora(karat_backend::LoraConfig { r: 4, lora_alpha: 8.0, lora_dropout: dropout, ..Default::default() })
 }
 
 /// All tensors of a safetensors file as `(name, shape, f32 values)`.

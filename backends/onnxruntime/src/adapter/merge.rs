@@ -8,9 +8,9 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use karat::backend::{BackendError, Dtype};
-use karat::fsio::{self, PassingFolder};
+use karat_backend::{BackendError, Dtype};
 use karat_model::{EMBEDDING, HEAD, ModelConfig, Rounding};
+use karat_system::fsio::{self, PassingFolder};
 use serde_json::{Map, Value, json};
 
 use super::Adapter;

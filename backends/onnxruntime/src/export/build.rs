@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use karat::backend::{BackendError, Event, EventSink, Flow};
+use karat_backend::{BackendError, Event, EventSink, Flow};
 use karat_model::ModelConfig;
 use rayon::prelude::*;
 

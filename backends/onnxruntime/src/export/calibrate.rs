@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 
 use gemm::Parallelism;
-use karat::backend::{BackendError, Event, EventSink, Flow};
+use karat_backend::{BackendError, Event, EventSink, Flow};
 use karat_model::ModelConfig;
 use rayon::prelude::*;
 

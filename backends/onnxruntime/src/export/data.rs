@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 use rayon::prelude::*;
 
 use super::proto::{Element, Message, external_tensor};

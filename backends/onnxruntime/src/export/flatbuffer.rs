@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use half::{bf16, f16};
-use karat::backend::{BackendError, Dtype};
+use karat_backend::{BackendError, Dtype};
 
 use super::Precision;
 use crate::adapter::Factors;

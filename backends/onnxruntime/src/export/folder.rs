@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use karat::backend::{BackendError, NamedAdapter};
-use karat::fsio::{self, PassingFolder};
+use karat_backend::{BackendError, NamedAdapter};
+use karat_system::fsio::{self, PassingFolder};
 
 use super::flatbuffer::adapter_file;
 use super::{MANIFEST, Precision};

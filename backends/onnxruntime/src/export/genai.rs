@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use karat::backend::BackendError;
-use karat::data::tokens::listed_ids;
-use karat_model::ModelConfig;
+use karat_backend::BackendError;
+use karat_model::{ModelConfig, end_tokens};
 use serde_json::{Value, json};
 
 /// The configuration: names of inputs and outputs, sizes, greedy search over one shared key-value buffer.
@@ -15,9 +14,7 @@ use serde_json::{Value, json};
 /// # Errors
 /// A `generation_config.json` whose end tokens are none.
 pub fn config(c: &ModelConfig, checkpoint: &Path) -> Result<Value, BackendError> {
-    let generation = checkpoint.join("generation_config.json");
-    let broken = |e: karat::Error| BackendError::failed(e.to_string());
-    let named = listed_ids(&generation, "eos_token_id").map_err(broken)?;
+    let named = end_tokens(checkpoint)?;
     let eos = match named.as_deref().unwrap_or(&c.eos) {
         [one] => json!(one),
         ids => json!(ids),

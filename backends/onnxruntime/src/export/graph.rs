@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use karat::backend::{BackendError, EventSink};
+use karat_backend::{BackendError, EventSink};
 use karat_model::ModelConfig;
 
 use super::build::{Builder, Source};

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use karat::backend::{AdapterMode, BackendError, Dtype};
-use karat::fsio;
+use karat_backend::{AdapterMode, BackendError, Dtype};
+use karat_system::fsio;
 use serde::{Deserialize, Serialize};
 
 use super::precision::Precision;

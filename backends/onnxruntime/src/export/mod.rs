@@ -61,12 +61,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use karat::backend::{
+use karat_backend::{
     AdapterMode, BackendError, Event, EventSink, ExportConfig, ExportSummary, Flow, Level, NamedAdapter, OpenConfig,
     TEMPORARY_MODEL,
 };
-use karat::fsio::{self, PassingFolder};
 use karat_model::ModelConfig;
+use karat_system::fsio::{self, PassingFolder};
 
 use crate::adapter::Adapter;
 use crate::checkpoint::Checkpoint;
@@ -176,7 +176,7 @@ struct Keys {
     key: String,
 }
 
-/// [`karat::backend::Backend::export`].
+/// [`karat_backend::Backend::export`].
 ///
 /// # Errors
 /// As [`export_to`]; several adapters to merge, names that are no file names.

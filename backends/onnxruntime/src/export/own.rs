@@ -2,7 +2,7 @@
 //! exported, and an embedding serves as the head from the same bytes.
 
 use half::bf16;
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 use karat_kernels::matmul::Threads;
 use karat_kernels::matmul::kernel::PANEL;
 use karat_kernels::matmul::stored::Storage;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use karat::backend::{BackendError, Dtype};
+use karat_backend::{BackendError, Dtype};
 use serde::{Deserialize, Serialize};
 
 use super::proto::Element;

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 
 use super::CUDA_REMEDY;
 

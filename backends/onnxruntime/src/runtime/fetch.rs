@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-use karat::backend::BackendError;
-use karat::fsio;
+use karat_backend::BackendError;
+use karat_system::fsio;
 
 use super::{REMEDY, cache_root, cuda};
 

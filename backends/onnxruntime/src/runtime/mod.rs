@@ -16,7 +16,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::mpsc::{self, RecvTimeoutError};
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 use ort::LoadDynamicError;
 use ort::environment::Environment;
 

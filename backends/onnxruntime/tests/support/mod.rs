@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use karat::backend::{
+use karat_backend::{
     Backend, BackendError, Completion, Event, Flow, GenerateConfig, OpenConfig, Scores, Session, Tokens,
 };
 use karat_onnxruntime::{OnnxRuntimeBackend, runtime};

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use karat::backend::{
+use karat_backend::{
     Backend, BackendError, BackendErrorKind, Capability, Completion, Descriptor, Dtype, Evaluator, Event, EventSink,
     Flow, GenerateConfig, IGNORE, LabelledView, Method, OpenConfig, Scores, Session, SessionInfo, StepEvent,
     StopReason, TokensView, TrainPlan, TrainSummary, Trainer, Weights,

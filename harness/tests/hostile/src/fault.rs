@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
-use karat::backend::{
+use karat_backend::{
     Backend, BackendError, Completion, Descriptor, Evaluator, Event, EventSink, Flow, GenerateConfig, LabelledView,
     OpenConfig, Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer,
 };
@@ -93,7 +93,7 @@ impl Session for Faulty {
             panic!("info went wrong");
         }
         let alive = vec![
-            format!("answers alive: {}", karat::abi::owned_alive()),
+            format!("answers alive: {}", karat_backend::abi::owned_alive()),
             format!("sessions alive: {}", sessions_alive()),
         ];
         SessionInfo { kernels: alive, ..self.inner.info() }
@@ -182,7 +182,7 @@ impl Trainer for Faulty {
             "diverges" => trainer.train(train, eval, plan, &mut |event: Event| {
                 sink.event(match event {
                     Event::Step(step) => {
-                        Event::Step(karat::backend::StepEvent { loss: f64::NAN, grad_norm: f64::INFINITY, ..step })
+                        Event::Step(karat_backend::StepEvent { loss: f64::NAN, grad_norm: f64::INFINITY, ..step })
                     }
                     other => other,
                 })

@@ -6,7 +6,7 @@ use std::ffi::{CStr, c_void};
 use std::path::Path;
 use std::ptr::null_mut;
 
-use karat::abi::{BackendV1, MAJOR, MINOR, Owned, ScoresOut, Sink, Slice, Status, Tokens};
+use karat_backend::abi::{BackendV1, MAJOR, MINOR, Owned, ScoresOut, Sink, Slice, Status, Tokens};
 
 use crate::Hostile;
 
@@ -37,7 +37,7 @@ pub(crate) fn fault_of_this_file() -> Option<String> {
 
 /// The table with `fault`, or an honest one if there is no such fault.
 pub fn table(fault: &str) -> *const BackendV1 {
-    let good = *karat::abi::table::<Hostile>();
+    let good = *karat_backend::abi::table::<Hostile>();
     let bad = match fault {
         "null_table" => return std::ptr::null(),
         "wrong_major" => BackendV1 { major: MAJOR + 6, minor: 3, ..good },
@@ -112,7 +112,7 @@ unsafe extern "C" fn opens_nothing(_: Slice, session: *mut *mut c_void, out: *mu
 /// Opens a session in earnest and, if the option `fault` is the same as this table's, describes it wrongly: the host must
 /// close it.
 unsafe extern "C" fn opens_with_garbage(config: Slice, session: *mut *mut c_void, out: *mut Owned) -> i32 {
-    let Some(open) = karat::abi::table::<Hostile>().open else { return Status::Error as i32 };
+    let Some(open) = karat_backend::abi::table::<Hostile>().open else { return Status::Error as i32 };
     // SAFETY: lent by the host, and never empty.
     let text = unsafe { std::slice::from_raw_parts(config.ptr, config.len) };
     if !String::from_utf8_lossy(text).contains("open_garbage") {

@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 
 use super::api::{self, Address};
 use crate::cuda::device::{Element, Gemm, Matrix};

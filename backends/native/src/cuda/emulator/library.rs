@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use karat::backend::BackendError;
+use karat_backend::BackendError;
 use libloading::Library;
 
 use crate::nn::Result;

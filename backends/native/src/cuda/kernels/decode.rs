@@ -1,6 +1,6 @@
 //! Launches of generation: the cache of keys and values, one query against it, the next token.
 
-use karat::backend::GenerateConfig;
+use karat_backend::GenerateConfig;
 
 use super::super::device::{Arg, Element, Gpu, Launch};
 use super::{blocks, launch};

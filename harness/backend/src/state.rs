@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::BackendError;
 
 /// File name of [`TrainerState`].
 pub const TRAINER_STATE: &str = "trainer_state.json";
@@ -103,7 +103,7 @@ pub struct LogEntry {
 pub struct RunState {
     /// Version of this file's format.
     pub version: u32,
-    /// [`TrainPlan::fingerprint`](crate::backend::TrainPlan::fingerprint) of the run.
+    /// [`TrainPlan::fingerprint`](crate::TrainPlan::fingerprint) of the run.
     pub fingerprint: String,
     /// Optimizer steps done.
     pub step: usize,
@@ -121,11 +121,11 @@ impl RunState {
     ///
     /// # Errors
     /// If it is missing, broken or of another version.
-    pub fn read(folder: &Path) -> Result<Self> {
+    pub fn read(folder: &Path) -> Result<Self, BackendError> {
         let state: Self = read(folder, RUN_STATE)?;
         if state.version != Self::VERSION {
             let what = format!("version {} of this file is not known (known: {})", state.version, Self::VERSION);
-            return Err(Error::data(what).at(folder.join(RUN_STATE).display()));
+            return Err(BackendError::failed(format!("{}: {what}", folder.join(RUN_STATE).display())));
         }
         Ok(state)
     }
@@ -136,16 +136,16 @@ impl TrainerState {
     ///
     /// # Errors
     /// If it is missing or broken.
-    pub fn read(folder: &Path) -> Result<Self> {
+    pub fn read(folder: &Path) -> Result<Self, BackendError> {
         read(folder, TRAINER_STATE)
     }
 }
 
-fn read<T: for<'a> Deserialize<'a>>(folder: &Path, name: &str) -> Result<T> {
+fn read<T: for<'a> Deserialize<'a>>(folder: &Path, name: &str) -> Result<T, BackendError> {
     let path = folder.join(name);
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read the file", &path, e))?;
-    serde_json::from_str(&text)
-        .map_err(|e| Error::data("not what a checkpoint's state looks like").at(path.display()).because(e))
+    let at = |what: &str| BackendError::failed(format!("{}: {what}", path.display()));
+    let text = std::fs::read_to_string(&path).map_err(|e| at("could not read the file").because(&e))?;
+    serde_json::from_str(&text).map_err(|e| at("not what a checkpoint's state looks like").because(&e))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Scoring.
 
 use super::{Case, Stopper, Suite, Verdict, draw_rows, ensure, ignore, ragged, refused};
-use crate::backend::{BackendError, Event, Flow, Scores, Session};
+use crate::{BackendError, Event, Flow, Scores, Session};
 
 /// An empty row and a row of one token are among them: neither has anything to score.
 const LENGTHS: [usize; 6] = [9, 0, 1, 24, 2, 13];

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::wire::{self, Adapter, Measure, Opened, Provide};
 use super::{BackendV1, Labelled, MAJOR, MINOR, Owned, ScoresOut, Sink, Slice, Status, Tokens};
-use crate::backend::{
+use crate::{
     Backend, BackendError, BackendErrorKind, Evaluator, Event, EventSink, Flow, LabelledView, Level, Session,
     TokensView, Trainer,
 };
@@ -388,7 +388,7 @@ mod tests {
     use std::ptr::{null, null_mut};
 
     use super::*;
-    use crate::backend::{Completion, Descriptor, Dtype, GenerateConfig, OpenConfig, Scores, SessionInfo};
+    use crate::{Completion, Descriptor, Dtype, GenerateConfig, OpenConfig, Scores, SessionInfo};
 
     /// Scores every token as certain.
     #[derive(Default)]

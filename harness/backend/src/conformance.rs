@@ -1,17 +1,16 @@
 //! What every backend must satisfy.
 //!
 //! [`check`] puts a backend through its paces on a small model and says which rules hold. A backend's own tests run it
-//! twice: on the type, in process, and on the [`Plugin`](crate::plugin::Plugin), across the boundary. The rules for scoring,
-//! generating, training and exporting apply by the capabilities that the backend's descriptor names.
+//! twice: on the type, in process, and on the plugin that the host loads (`karat::plugin::Plugin`), across the boundary. The
+//! rules for scoring, generating, training and exporting apply by the capabilities that the backend's descriptor names.
 //!
 //! ```no_run
-//! use karat::backend::OpenConfig;
-//! use karat::conformance::{self, Fixture};
-//! use karat::plugin::{self, Search};
+//! use karat_backend::conformance::{self, Fixture};
+//! use karat_backend::{Backend, OpenConfig};
 //!
-//! let plugin = plugin::find("native", &Search::from_env())?;
-//! conformance::check(&plugin, &Fixture::new(OpenConfig::new("models/tiny"))).assert();
-//! # Ok::<(), karat::Error>(())
+//! fn conforms(backend: &dyn Backend) {
+//!     conformance::check(backend, &Fixture::new(OpenConfig::new("models/tiny"))).assert();
+//! }
 //! ```
 
 mod exporting;
@@ -23,8 +22,8 @@ mod training;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::backend::{Backend, BackendError, BackendErrorKind, Capability, Event, Flow, OpenConfig, Session, Tokens};
-use crate::train::LoraConfig;
+use crate::LoraConfig;
+use crate::{Backend, BackendError, BackendErrorKind, Capability, Event, Flow, OpenConfig, Session, Tokens};
 
 /// What the rules are tried on.
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ use super::{
     AdaptFn, BackendV1, CloseFn, DescribeFn, ExportFn, GenerateFn, Labelled, MAJOR, MINOR, MeasureFn, OpenFn, Owned,
     ProvideFn, ScoreFn, ScoresOut, Sink, Slice, Status, Tokens, TrainFn,
 };
-use crate::backend::{
+use crate::{
     Backend, BackendError, BackendErrorKind, Completion, Descriptor, Evaluator, Event, EventSink, ExportConfig,
     ExportSummary, Flow, GenerateConfig, LabelledView, OpenConfig, Provisions, Scores, Session, SessionInfo,
     TokensView, TrainPlan, TrainSummary, Trainer,

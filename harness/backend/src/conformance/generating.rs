@@ -1,7 +1,7 @@
 //! Generating.
 
 use super::{Case, Stopper, Suite, Verdict, draw_rows, ensure, ignore, ragged, scoring};
-use crate::backend::{BackendError, Capability, Completion, Event, Flow, GenerateConfig, Session, StopReason};
+use crate::{BackendError, Capability, Completion, Event, Flow, GenerateConfig, Session, StopReason};
 
 const LENGTHS: [usize; 5] = [4, 11, 1, 7, 4];
 const NEW: usize = 12;

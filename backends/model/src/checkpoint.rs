@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::Metadata;
 
-use crate::backend::{BackendError, Dtype};
+use karat_backend::{BackendError, Dtype};
 
 /// No header is larger; the format says so.
 const LARGEST_HEADER: u64 = 100_000_000;

@@ -1,4 +1,4 @@
-//! What crosses as JSON beside the types of [`crate::backend`], and how bytes from the other side are read: with
+//! What crosses as JSON beside the types of this crate, and how bytes from the other side are read: with
 //! suspicion.
 
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Status;
-use crate::backend::{BackendError, BackendErrorKind, Capability, Descriptor, Dtype, SessionInfo};
+use crate::{BackendError, BackendErrorKind, Capability, Descriptor, Dtype, SessionInfo};
 
 /// What `open` answers.
 #[derive(Serialize, Deserialize)]

@@ -6,8 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::LoraConfig;
-use crate::backend::BackendError;
+use crate::{BackendError, LoraConfig};
 
 /// The file beside an adapter's weights.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -120,18 +119,8 @@ fn parse(raw: &Map<String, Value>) -> Result<(LoraConfig, Vec<String>), BackendE
     known.entry("lora_dropout").or_insert(json!(0.0));
     let config: LoraConfig = serde_json::from_value(Value::Object(known))
         .map_err(|e| BackendError::failed("not an adapter's configuration").because(&e))?;
-    config.check().map_err(|e| refused(&e))?;
+    config.check()?;
     Ok((config, unknown))
-}
-
-/// What the rules of a configuration refuse, as a backend's error.
-pub fn refused(error: &crate::Error) -> BackendError {
-    let help = error.help_text().map_or(String::new(), |help| format!("; {help}"));
-    let refused = BackendError::unsupported(format!("{error}{help}"));
-    match std::error::Error::source(error) {
-        Some(source) => refused.because(source),
-        None => refused,
-    }
 }
 
 fn unset(value: &Value) -> bool {
@@ -153,7 +142,7 @@ fn neutral(value: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::BackendErrorKind;
+    use crate::BackendErrorKind;
 
     fn parse(raw: &Map<String, Value>) -> Result<LoraConfig, BackendError> {
         super::parse(raw).map(|(config, _)| config)

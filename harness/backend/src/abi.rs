@@ -8,7 +8,7 @@
 //! An author writes safe Rust and never sees any of this:
 //!
 //! ```
-//! use karat::backend::{Backend, BackendError, Descriptor, OpenConfig, Session};
+//! use karat_backend::{Backend, BackendError, Descriptor, OpenConfig, Session};
 //!
 //! #[derive(Default)]
 //! struct Mine;
@@ -31,13 +31,13 @@
 //! }
 //!
 //! # // `cargo test --doc` does not set CARGO_CRATE_NAME, so the macro is shown and not expanded here;
-//! # // backends/replay is the living example.
+//! # // examples/uniform is the living example.
 //! # #[cfg(any())]
-//! karat::export_backend!(Mine);
+//! karat_backend::export_backend!(Mine);
 //! # fn main() {}
 //! ```
 //!
-//! The host's side is [`Foreign`], which implements [`Backend`](crate::backend::Backend) over a table, so that code
+//! The host's side is [`Foreign`], which implements [`Backend`](crate::Backend) over a table, so that code
 //! cannot tell a plugin from a backend that is linked in. [`table`] makes the table of any backend without a library
 //! in between: tests call across the boundary in one process, and two backends that are linked into one binary never
 //! meet at a symbol.
@@ -59,7 +59,7 @@
 #![allow(unsafe_code)]
 
 mod export;
-pub(crate) mod float;
+pub mod float;
 mod foreign;
 mod wire;
 
@@ -124,7 +124,7 @@ pub struct Tokens {
 pub struct Labelled {
     /// The ids.
     pub tokens: Tokens,
-    /// As many labels as ids; see [`crate::backend::IGNORE`].
+    /// As many labels as ids; see [`crate::IGNORE`].
     pub labels: *const i32,
 }
 
@@ -146,7 +146,7 @@ pub struct ScoresOut {
 pub struct Sink {
     /// Handed back to `event`.
     pub ctx: *mut c_void,
-    /// Takes one [`Event`](crate::backend::Event) as JSON; 0 says go on, anything else stop.
+    /// Takes one [`Event`](crate::Event) as JSON; 0 says go on, anything else stop.
     pub event: Option<unsafe extern "C" fn(ctx: *mut c_void, event: Slice) -> i32>,
 }
 
@@ -180,9 +180,9 @@ impl Status {
     }
 }
 
-/// Writes a [`Descriptor`](crate::backend::Descriptor) as JSON.
+/// Writes a [`Descriptor`](crate::Descriptor) as JSON.
 pub type DescribeFn = unsafe extern "C" fn(out: *mut Owned) -> i32;
-/// Takes an [`OpenConfig`](crate::backend::OpenConfig) as JSON; writes the session and, as JSON,
+/// Takes an [`OpenConfig`](crate::OpenConfig) as JSON; writes the session and, as JSON,
 /// `{"info": SessionInfo, "evaluator": bool, "trainer": bool}`.
 pub type OpenFn = unsafe extern "C" fn(config: Slice, session: *mut *mut c_void, out: *mut Owned) -> i32;
 /// Ends a session; to be called once for each.
@@ -190,12 +190,12 @@ pub type CloseFn = unsafe extern "C" fn(session: *mut c_void) -> i32;
 /// Fills `scores`.
 pub type ScoreFn =
     unsafe extern "C" fn(session: *mut c_void, rows: Tokens, sink: Sink, scores: ScoresOut, out: *mut Owned) -> i32;
-/// Takes a [`GenerateConfig`](crate::backend::GenerateConfig) as JSON and writes the completions of all rows as a JSON
+/// Takes a [`GenerateConfig`](crate::GenerateConfig) as JSON and writes the completions of all rows as a JSON
 /// list (they are few and slow to come by: an array layout would win nothing).
 pub type GenerateFn =
     unsafe extern "C" fn(session: *mut c_void, prompts: Tokens, config: Slice, sink: Sink, out: *mut Owned) -> i32;
-/// Takes a [`TrainPlan`](crate::backend::TrainPlan) as JSON and writes a
-/// [`TrainSummary`](crate::backend::TrainSummary).
+/// Takes a [`TrainPlan`](crate::TrainPlan) as JSON and writes a
+/// [`TrainSummary`](crate::TrainSummary).
 pub type TrainFn = unsafe extern "C" fn(
     session: *mut c_void,
     train: Labelled,
@@ -205,15 +205,15 @@ pub type TrainFn = unsafe extern "C" fn(
     out: *mut Owned,
 ) -> i32;
 
-/// Takes an [`ExportConfig`](crate::backend::ExportConfig) as JSON and writes an
-/// [`ExportSummary`](crate::backend::ExportSummary).
+/// Takes an [`ExportConfig`](crate::ExportConfig) as JSON and writes an
+/// [`ExportSummary`](crate::ExportSummary).
 pub type ExportFn = unsafe extern "C" fn(config: Slice, sink: Sink, out: *mut Owned) -> i32;
 /// Takes `{"adapter": path or null}`, exchanges the session's adapter and writes its
-/// [`SessionInfo`](crate::backend::SessionInfo).
+/// [`SessionInfo`](crate::SessionInfo).
 pub type AdaptFn = unsafe extern "C" fn(session: *mut c_void, adapter: Slice, out: *mut Owned) -> i32;
-/// Takes `{"fix": bool}` and writes [`Provisions`](crate::backend::Provisions) as JSON.
+/// Takes `{"fix": bool}` and writes [`Provisions`](crate::Provisions) as JSON.
 pub type ProvideFn = unsafe extern "C" fn(request: Slice, out: *mut Owned) -> i32;
-/// Takes `{"device": name}` and writes [`Provisions`](crate::backend::Provisions) as JSON.
+/// Takes `{"device": name}` and writes [`Provisions`](crate::Provisions) as JSON.
 pub type MeasureFn = unsafe extern "C" fn(request: Slice, out: *mut Owned) -> i32;
 
 /// The table of a backend. Only ever appended to within a major.
@@ -280,12 +280,12 @@ const _: () = {
     assert!(offset_of!(Sink, ctx) == 0 && offset_of!(Sink, event) == 8 && size_of::<Sink>() == 16);
 };
 
-/// Makes a crate a plugin: exports the table of `$backend`, which is a [`Backend`](crate::backend::Backend) and
+/// Makes a crate a plugin: exports the table of `$backend`, which is a [`Backend`](crate::Backend) and
 /// [`Default`]. Once per crate, whose `Cargo.toml` says `crate-type = ["cdylib", "rlib"]`; the crate name `karat-foo`
 /// makes the plugin be found as `foo`.
 ///
 /// ```ignore
-/// karat::export_backend!(Native);
+/// karat_backend::export_backend!(Native);
 /// ```
 #[macro_export]
 macro_rules! export_backend {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Case, Suite, Verdict, draw_rows, ensure, is_work, ragged, refused, scoring};
-use crate::backend::{
+use crate::{
     AdamW, BackendError, BackendErrorKind, Capability, Event, Flow, IGNORE, LabelledView, Method, OpenConfig,
     StepEvent, TrainPlan, TrainSummary, Weights,
 };

@@ -9,12 +9,19 @@ use serde::de::{self, Deserializer, Visitor};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 
-/// For `#[serde(with = ...)]` on an `f64`.
-pub(crate) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+/// Writes an `f64`; the module is for `#[serde(with = ...)]` on one.
+///
+/// # Errors
+/// The serializer's.
+pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     if value.is_finite() { serializer.serialize_f64(*value) } else { serializer.collect_str(value) }
 }
 
-pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+/// Reads an `f64`.
+///
+/// # Errors
+/// Anything but a number or one of the three strings.
+pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     struct Float;
     impl Visitor<'_> for Float {
         type Value = f64;
@@ -47,13 +54,21 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 struct One(#[serde(with = "self")] f64);
 
 /// For `#[serde(with = ...)]` on a `Vec<f64>`.
-pub(crate) mod list {
+pub mod list {
     use super::{Deserialize, Deserializer, One, Serializer};
 
-    pub(crate) fn serialize<S: Serializer>(values: &[f64], serializer: S) -> Result<S::Ok, S::Error> {
+    /// Writes a list.
+    ///
+    /// # Errors
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(values: &[f64], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(values.iter().copied().map(One))
     }
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
+    /// Reads a list.
+    ///
+    /// # Errors
+    /// Anything but a list of what [`super::deserialize`] reads.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
         Ok(Vec::<One>::deserialize(deserializer)?.into_iter().map(|One(value)| value).collect())
     }
 }
@@ -61,7 +76,7 @@ pub(crate) mod list {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use crate::backend::{Event, StepEvent};
+    use crate::{Event, StepEvent};
 
     #[test]
     fn a_diverged_step_crosses_as_json() {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{Stopper, Suite, Verdict, ensure, ignore};
-use crate::backend::{BackendErrorKind, Capability, ExportConfig};
+use crate::{BackendErrorKind, Capability, ExportConfig};
 
 pub(super) fn rules(suite: &mut Suite<'_>, capabilities: &[Capability]) {
     if !capabilities.contains(&Capability::ExchangeAdapter) {

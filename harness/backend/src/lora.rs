@@ -11,7 +11,9 @@ use regex::Regex;
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Error, Result};
+use crate::BackendError;
+
+type Result<T, E = BackendError> = std::result::Result<T, E>;
 
 /// No adapter of use has a larger alpha.
 const LARGEST_ALPHA: f64 = 1e6;
@@ -102,9 +104,9 @@ impl LoraConfig {
     /// Refuses what cannot be an adapter on any model.
     ///
     /// # Errors
-    /// Usage, naming the key.
+    /// Unsupported, naming the key.
     pub fn check(&self) -> Result<()> {
-        let fail = |what: String| Err(Error::usage(what));
+        let fail = |what: String| Err(BackendError::unsupported(what));
         let ranks = self.rank_pattern.iter().map(|(key, r)| (format!("rank_pattern.{key}"), *r));
         for (key, r) in [("r".to_owned(), self.r)].into_iter().chain(ranks) {
             if r == 0 {
@@ -138,7 +140,7 @@ impl LoraConfig {
     /// The rules of this configuration, ready to be asked about modules.
     ///
     /// # Errors
-    /// Usage, for a pattern that is not a regular expression.
+    /// Unsupported, for a pattern that is not a regular expression.
     pub fn matcher(&self) -> Result<Matcher<'_>> {
         let full = |key: &str, modules: &Modules| match modules {
             Modules::Pattern(pattern) if !modules.is_all_linear() => {
@@ -165,9 +167,11 @@ impl LoraConfig {
 
 fn regex(key: &str, built: &str, written: &str) -> Result<Regex> {
     Regex::new(built).map_err(|e| {
-        Error::usage(format!("{key}: {written:?} is not a regular expression that can be used here"))
-            .because(e)
-            .help("look-around and back-references are not implemented; name the modules in a list instead")
+        BackendError::unsupported(format!(
+            "{key}: {written:?} is not a regular expression that can be used here; look-around and back-references are not \
+             implemented; name the modules in a list instead"
+        ))
+        .because(&e)
     })
 }
 
@@ -194,7 +198,7 @@ impl Matcher<'_> {
     /// The adapter of the linear layer at `path` (`model.layers.0.self_attn.q_proj`), or none.
     ///
     /// # Errors
-    /// Usage, where two keys of a pattern want different things of it.
+    /// Unsupported, where two keys of a pattern want different things of it.
     pub fn adapter(&self, path: &str) -> Result<Option<Shape>> {
         let excluded = match (&self.exclude, &self.config.exclude_modules) {
             (Some(pattern), _) => pattern.is_match(path),
@@ -257,7 +261,7 @@ fn only<T: Copy + PartialEq + fmt::Display>(key: &str, patterns: &[(Regex, T)], 
     for (_, value) in patterns.iter().filter(|(pattern, _)| pattern.is_match(path)) {
         match found {
             Some(first) if first != *value => {
-                return Err(Error::usage(format!(
+                return Err(BackendError::unsupported(format!(
                     "{key}: two keys match {path}, one says {first}, the other {value}; make them exclude each other"
                 )));
             }
@@ -504,8 +508,7 @@ mod tests {
             (r#"{"modules_to_save": [""]}"#, "modules_to_save"),
         ] {
             let config: LoraConfig = serde_json::from_str(json).unwrap();
-            let error = config.check().unwrap_err();
-            let said = format!("{error} {}", error.help_text().unwrap_or_default());
+            let said = config.check().unwrap_err().to_string();
             assert!(said.contains(word), "{json}: {said}");
         }
         for (json, word) in [

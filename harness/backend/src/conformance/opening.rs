@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{LONGEST, Suite, ensure, refused};
-use crate::backend::{Capability, Descriptor, OpenConfig};
+use crate::{Capability, Descriptor, OpenConfig};
 
 pub(super) fn rules(suite: &mut Suite<'_>) {
     suite.rule("describing_is_cheap_and_always_the_same", |case| {

@@ -7,7 +7,6 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::Path;
 
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
@@ -121,7 +120,9 @@ pub type Digests = BTreeMap<String, String>;
 ///
 /// # Errors
 /// [`ErrorKind::Data`](crate::ErrorKind::Data) if there is no such folder; I/O.
+#[cfg(feature = "digests")]
 pub fn digests(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Digests> {
+    use rayon::prelude::*;
     let fail = |e| Error::io("read the folder", folder, e);
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).map_err(fail)? {
@@ -152,6 +153,7 @@ pub fn sha256_digests(digests: &Digests) -> String {
 ///
 /// # Errors
 /// [`ErrorKind::Data`](crate::ErrorKind::Data) if there is no such folder; I/O.
+#[cfg(feature = "digests")]
 pub fn sha256_model(folder: &Path) -> Result<String> {
     if !folder.is_dir() {
         return Err(Error::data("no such model folder").at(folder.display()).help("give a folder in its layout"));
@@ -160,7 +162,7 @@ pub fn sha256_model(folder: &Path) -> Result<String> {
 }
 
 /// Lowercase hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
@@ -168,6 +170,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "digests")]
     #[test]
     fn a_model_is_named_by_what_is_read_of_it() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,0 +1,13 @@
+//! Files and memory, as the harness and the backends of Karat need them of the operating system, and the error that names a
+//! place and a remedy.
+//!
+//! - [`fsio`]: files and folders that are there whole under their final name or not at all, locks, digests;
+//! - [`memory`]: what this process takes and could still take;
+//! - [`Error`]: what happened, where, what to do next.
+
+pub mod error;
+pub mod exit;
+pub mod fsio;
+pub mod memory;
+
+pub use error::{Error, ErrorKind, Result};
