@@ -8,6 +8,7 @@
 pub mod adapter;
 pub mod config;
 pub mod cuda;
+pub mod error;
 pub mod files;
 pub mod generate;
 pub mod layer;

@@ -28,6 +28,7 @@ pub use self::tensor::{
     Angles, Indices, Starts, Tensor, View, copy, edit, set, tensor, view, zero_activation, zeros, zeros_like,
 };
 use crate::cuda;
+pub use crate::error::Result;
 use crate::ops::adamw::Update;
 use crate::ops::cross_entropy::{Sum, Target};
 use crate::ops::dropout::Key;
@@ -38,9 +39,6 @@ use crate::ops::number::Number;
 use crate::ops::{adamw, buffers, cross_entropy, dropout, elementwise, embedding, norm, swiglu};
 use crate::profile::Timer;
 use crate::weight::{Weight, WeightView};
-
-/// `Result` with the error that crosses the plugin boundary.
-pub type Result<T, E = BackendError> = std::result::Result<T, E>;
 
 /// Rows and columns of a matrix.
 pub(crate) fn dims(t: &Tensor) -> Result<(usize, usize)> {

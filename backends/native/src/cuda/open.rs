@@ -10,7 +10,7 @@ use super::device::{Element, Gpu};
 use super::driver::{self, Driver};
 use super::emulator::Emulator;
 use super::{Device, ptx};
-use crate::nn::Result;
+use crate::error::Result;
 
 /// What a configuration's `device` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

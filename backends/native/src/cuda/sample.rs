@@ -6,7 +6,7 @@ use super::Tensor;
 use super::device::{Arg, Buffer, Element};
 use super::kernels::decode;
 use super::tensor::{self, Indices};
-use crate::nn::Result;
+use crate::error::Result;
 
 /// The next token of each row of `logits` `[rows, vocab]` in f32, nothing where one is not a number; `places` are the row's
 /// number and how many tokens it has generated.

@@ -8,7 +8,7 @@ use karat::backend::BackendError;
 use rayon::prelude::*;
 
 use super::device::{Arg, Buffer, Element, Gpu, Matrix};
-use crate::nn::Result;
+use crate::error::Result;
 use crate::ops::mapped::Elements;
 use crate::ops::rope::Table;
 

@@ -11,7 +11,7 @@ use self::cache::{Caches, bytes_per_position};
 use self::recorded::Steps;
 pub use self::sample::Sampler;
 use crate::model::Decoder;
-use crate::nn::Result;
+use crate::error::Result;
 
 /// Rows decoded together where the caller leaves the choice.
 const ROWS: usize = 48;

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use karat::backend::BackendError;
 use libloading::Library;
 
-use crate::nn::Result;
+use crate::error::Result;
 use crate::rng::name_key;
 
 /// The sources, by their names in `cuda/`.
