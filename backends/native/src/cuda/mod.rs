@@ -12,6 +12,7 @@
 pub mod cache;
 pub mod device;
 pub mod driver;
+#[cfg(feature = "emulator")]
 pub mod emulator;
 pub mod graph;
 pub mod kernels;

@@ -8,6 +8,7 @@ use karat::backend::{BackendError, Dtype};
 
 use super::device::{Element, Gpu};
 use super::driver::{self, Driver};
+#[cfg(feature = "emulator")]
 use super::emulator::Emulator;
 use super::{Device, ptx};
 use crate::error::Result;
@@ -22,6 +23,7 @@ pub enum Asked {
     /// `cuda` or `cuda:N`.
     Cuda(usize),
     /// `cuda:emulated`: the kernels of the GPU run on the CPU, slowly; for tests.
+    #[cfg(feature = "emulator")]
     Emulated,
 }
 
@@ -40,7 +42,15 @@ impl Asked {
             ("cpu", _) => Asked::Cpu,
             ("auto", _) => Asked::Auto,
             ("cuda", _) => Asked::Cuda(0),
+            #[cfg(feature = "emulator")]
             (_, Some("emulated")) => Asked::Emulated,
+            #[cfg(not(feature = "emulator"))]
+            (_, Some("emulated")) => {
+                return Err(BackendError::unsupported(
+                    "device \"cuda:emulated\" is for Karat's own tests and not part of this plugin: ask for cpu, cuda:0 and so \
+                     on, or auto, or build karat-native with the cargo feature emulator",
+                ));
+            }
             (_, Some(number)) => Asked::Cuda(number.parse::<u8>().map_err(|_| wrong())?.into()),
             _ => return Err(wrong()),
         })
@@ -71,6 +81,7 @@ pub fn open(asked: Asked, dtype: Dtype, graphs: bool) -> Result<Opened> {
             Ok(on(0, dtype, graphs)
                 .unwrap_or_else(|e| cpu(vec![format!("device auto is the CPU here: {}", e.message)])))
         }
+        #[cfg(feature = "emulator")]
         Asked::Emulated => {
             let emulator: Arc<dyn Gpu> = Emulator::new()?;
             let facts = vec![format!("{}: it says nothing of a GPU's speed", emulator.facts().name)];
