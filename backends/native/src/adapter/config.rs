@@ -7,8 +7,8 @@ use karat::train::LoraConfig;
 use karat::train::peft::ADAPTER_CONFIG;
 use serde_json::{Value, json};
 
-use crate::files::{at, write_text};
 use crate::error::Result;
+use crate::files::{at, write_text};
 
 /// The seven projections, as [`karat::train::config::ALL_LINEAR`] means them: the linear layers of every decoder here.
 const LINEAR: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
