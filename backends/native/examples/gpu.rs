@@ -14,19 +14,20 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use karat_backend::*;
 use karat_native::config::ModelConfig;
 use karat_native::cuda::device::{Buffer, Element, Gemm, Matrix};
-use karat_native::cuda::open::{Asked, Opened, open};
-use karat_native::cuda::optimizer::{Optimizer, Parameter};
-use karat_native::cuda::{here, open as found};
+use karat_native::cuda::{Cuda, open as found};
+use karat_native::device::{Device, Parameter, Precision};
 use karat_native::linear::Gradients;
-use karat_native::model::{Batch, Decoder, excluded_from_decay};
-use karat_native::nn::Indices;
+use karat_native::model::{Batch, Decoder, Targets, excluded_from_decay};
 use karat_native::ops::adamw::Update;
-use karat_native::{NativeBackend, adapter, nn};
+use karat_native::select::Asked;
+use karat_native::tensor::{Indices, view, zeros_like};
+use karat_native::{NativeBackend, adapter};
 use serde_json::{Value, json};
 
 type Done = Result<(), Box<dyn Error>>;
@@ -40,8 +41,13 @@ impl Args {
     fn number(&self, key: &str, default: usize) -> usize {
         self.0.get(key).and_then(|v| v.parse().ok()).unwrap_or(default)
     }
-    fn device(&self, dtype: Dtype) -> Result<Opened, Box<dyn Error>> {
-        Ok(open(Asked::of(&self.text("device", "cuda:0"))?, dtype, true)?)
+    fn device(&self) -> Result<Cuda, Box<dyn Error>> {
+        let found = match Asked::of(&self.text("device", "cuda:0"))? {
+            Asked::Cuda(number) => found::open(number, Precision::Bf16, true)?,
+            Asked::Emulated => found::emulated(Precision::Bf16, true)?,
+            Asked::Cpu | Asked::Auto => return Err("device must name a GPU".into()),
+        };
+        Ok(found.device)
     }
 }
 
@@ -80,7 +86,7 @@ fn ids(n: usize, vocab: usize, seed: u32) -> Vec<u32> {
 
 /// Products against f64: every pair of transpositions, element types, offsets, sums added to, batches.
 fn products(args: &Args) -> Done {
-    let device = args.device(Dtype::Bf16)?.device.ok_or("no device")?;
+    let device = args.device()?;
     let gpu = &device.gpu;
     let (mut worst, mut cases) = (0f64, 0);
     for (i, [m, n, k]) in [[1, 8, 8], [64, 64, 64], [33, 72, 40], [200, 136, 264]].into_iter().enumerate() {
@@ -291,7 +297,8 @@ fn operations(c: &ModelConfig, full: bool, tokens: usize) -> f64 {
 fn train(args: &Args) -> Done {
     let (tokens, steps, shape) = (args.number("tokens", 2048), args.number("steps", 10), args.text("shape", "0.6b"));
     let (full, recompute) = (args.text("method", "full") == "full", args.number("recompute", 1) == 1);
-    let device = args.device(Dtype::Bf16)?.device.ok_or("no device")?;
+    let gpu = args.device()?;
+    let device: Arc<dyn Device> = Arc::new(gpu.clone());
     let dir = folder(&shape)?;
     let config = ModelConfig::read(&dir)?;
     let mut model = Decoder::random(config.clone(), 3)?;
@@ -303,21 +310,18 @@ fn train(args: &Args) -> Done {
         model.place(&device)?;
         model.adapter_tensors()
     };
-    let gradients = if full { Gradients::of_one_batch(&trained)? } else { Gradients::new(&trained)? };
+    let gradients = Gradients::new(&*device, &trained, full)?;
     let parameters = trained.iter().map(|(name, t)| {
-        Ok::<_, Box<dyn Error>>(Parameter {
-            tensor: here(t)?.clone(),
-            moments: [here(&nn::zeros_like(t)?)?.clone(), here(&nn::zeros_like(t)?)?.clone()],
-            decays: !excluded_from_decay(name),
-        })
+        let (tensor, moments) = (t.clone(), [zeros_like(t)?, zeros_like(t)?]);
+        Ok::<_, Box<dyn Error>>(Parameter { tensor, moments, decays: !excluded_from_decay(name) })
     });
-    let optimizer = Optimizer::new(&device, parameters.collect::<Result<_, _>>()?)?;
+    let optimizer = device.optimizer(parameters.collect::<Result<_, _>>()?)?;
     // Two rows packed, as training data comes.
     let long = tokens * 3 / 4;
     let (mut seconds, mut loss, mut norm) = (Vec::new(), 0.0, 0.0);
     for step in 0..steps {
         if step == 2 {
-            device.gpu.peak_memory(true);
+            gpu.gpu.peak_memory(true);
         }
         let started = Instant::now();
         let all = ids(tokens, config.vocab_size, 100 + step as u32);
@@ -325,9 +329,9 @@ fn train(args: &Args) -> Done {
         let at: Vec<u32> = (0..tokens as u32 - 1).filter(|t| *t != long as u32 - 1).collect();
         let targets: Vec<u32> = at.iter().map(|t| all[*t as usize + 1]).collect();
         let (scale, count) = (1.0 / at.len() as f32, at.len());
-        gradients.clear()?;
-        let logprobs =
-            model.train(&batch, (&Indices::from(at), &Indices::from(targets)), scale, None, recompute, &gradients)?;
+        let (at, targets) = (Indices::from(at), Indices::from(targets));
+        gradients.clear(&*device)?;
+        let logprobs = model.train(&batch, Targets { at: &at, ids: &targets }, scale, None, recompute, &gradients)?;
         let update = Update {
             lr: 1e-4,
             beta1: 0.9,
@@ -337,8 +341,9 @@ fn train(args: &Args) -> Done {
             step: step as u32 + 1,
             gradient_scale: 1.0,
         };
-        norm = optimizer.step(gradients.0.values(), 1.0, &update)?.iter().sum::<f64>().sqrt();
-        loss = nn::view(&logprobs)?.iter().map(|l| -f64::from(*l)).sum::<f64>() / count as f64;
+        let all: Vec<&_> = gradients.0.values().collect();
+        norm = optimizer.step(&all, 1.0, &update)?.iter().sum::<f64>().sqrt();
+        loss = view(&logprobs)?.iter().map(|l| -f64::from(*l)).sum::<f64>() / count as f64;
         if step >= 2 {
             seconds.push(started.elapsed().as_secs_f64());
         }
@@ -351,7 +356,7 @@ fn train(args: &Args) -> Done {
     say(json!({
         "section": "train", "who": "karat", "shape": shape, "method": if full { "full" } else { "lora" }, "recompute": recompute,
         "tokens": tokens, "tokens_per_second": rate, "step_ms": [seconds[0] * 1e3, median * 1e3, seconds[seconds.len() - 1] * 1e3],
-        "tflops": flops / 1e12, "mfu_of_989": flops / 989e12, "peak_gib": device.gpu.peak_memory(false) as f64 / f64::from(1 << 30),
+        "tflops": flops / 1e12, "mfu_of_989": flops / 989e12, "peak_gib": gpu.gpu.peak_memory(false) as f64 / f64::from(1 << 30),
         "loss": loss, "norm": norm,
     }));
     Ok(())

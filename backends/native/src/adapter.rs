@@ -10,11 +10,13 @@ use karat_backend::peft::ADAPTER_CONFIG;
 use karat_backend::{BackendError, LoraConfig};
 use karat_model::adapter_tensors;
 
+use crate::device::LowRank;
+use crate::error::Result;
 use crate::files::{TensorFiles, at, write_tensors};
 use crate::linear::{Dora, Linear, Lora};
 use crate::model::Decoder;
-use crate::nn::{self, Result, Tensor};
 use crate::rng::{Philox, name_key};
+use crate::tensor::{self as nn, Tensor};
 
 /// The file of an adapter's tensors.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
@@ -155,7 +157,7 @@ impl Source {
         let dora = match dora {
             true => {
                 let norms = nn::zeros(&[n_out])?;
-                nn::merged_norms(&norms, &linear.weight, [&a, &b], scale)?;
+                crate::cpu::merged_norms(&norms, &linear.weight, LowRank { a: &a, b: &b, scale })?;
                 let name = name("lora_magnitude_vector");
                 let magnitude = match self {
                     Source::File(file) => file.read(&name, &[n_out])?,

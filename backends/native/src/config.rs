@@ -5,7 +5,7 @@ use std::path::Path;
 pub use karat_model::ModelConfig;
 use karat_model::Supports;
 
-use crate::nn::Result;
+use crate::error::Result;
 
 /// Reads `config.json` in `folder`.
 ///

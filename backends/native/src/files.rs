@@ -10,8 +10,9 @@ use karat_model::checkpoint::{Layout, Location};
 use karat_system::fsio;
 use safetensors::Dtype;
 
-use crate::nn::{Result, Stored, Tensor};
+use crate::error::Result;
 use crate::ops::mapped::{Elements, Kind, Mapping};
+use crate::tensor::{Stored, Tensor};
 use crate::weight::{Weight, WeightView};
 
 /// An error about a file.
@@ -89,7 +90,7 @@ impl TensorFiles {
             Kind::Bf16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
             Kind::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         };
-        crate::nn::tensor(data, shape).map(Weight::Owned)
+        crate::tensor::tensor(data, shape).map(Weight::Owned)
     }
 
     /// A copy of a tensor, widened to f32.

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use karat_backend::BackendError;
 
-use crate::cuda::Device;
+use crate::cpu::Cpu;
+use crate::device::{Attended as Made, Device, HeadNorm, Precision, Qkv, ReadBy, RmsNormed, Rotary, Rotated};
+use crate::error::Result;
 use crate::linear::InputGradient::{self, New, Skip};
 use crate::linear::{self, Adapted, Branch, Dropout, Gradients, Linear};
-use crate::nn::{self, Angles, Attention, Indices, Precision, Result, Starts, Tensor};
 use crate::ops::attention::Heads;
+use crate::tensor::{Angles, Indices, Starts, Tensor};
 
 /// RMSNorm with its weight.
 #[derive(Clone, Debug)]
@@ -19,15 +21,21 @@ pub struct Norm {
     pub weight: Tensor,
     /// Added to the mean square.
     pub eps: f32,
+    /// Where it is computed.
+    device: Arc<dyn Device>,
 }
 
 impl Norm {
+    /// The norm whose weight has this name, on the CPU.
+    pub fn new(name: String, weight: Tensor, eps: f32) -> Self {
+        Norm { name, weight, eps, device: Cpu::new(Precision::F32) }
+    }
     /// Brings its weight to `device`.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn place(&mut self, device: &Arc<Device>) -> Result<()> {
-        self.weight = self.weight.place(device)?;
+    pub fn place(&mut self, device: &Arc<dyn Device>) -> Result<()> {
+        (self.weight, self.device) = (device.place(&self.weight)?, device.clone());
         Ok(())
     }
     /// The normed `x` and the scale of each row.
@@ -35,21 +43,21 @@ impl Norm {
     /// # Errors
     /// If the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        nn::rms_norm(x, &self.weight, self.eps)
+        self.device.rms_norm(x, &self.weight, self.eps, ReadBy::Any)
     }
-    /// [`Norm::forward`] for what only products in `precision` read.
+    /// [`Norm::forward`] for what only GEMMs read.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn operand(&self, precision: Precision, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        nn::rms_norm_operand(precision, x, &self.weight, self.eps)
+    pub fn operand(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.device.rms_norm(x, &self.weight, self.eps, ReadBy::Gemms)
     }
     /// `x += y`, then [`Norm::operand`] of it.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn operand_of_sum(&self, precision: Precision, x: &Tensor, y: &Tensor) -> Result<(Tensor, Tensor)> {
-        nn::add_rms_norm_operand(precision, x, y, &self.weight, self.eps)
+    pub fn operand_of_sum(&self, x: &Tensor, y: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.device.add_rms_norm(x, y, &self.weight, self.eps)
     }
     /// The gradient of `x`, added to `dx` if that is given.
     ///
@@ -63,7 +71,15 @@ impl Norm {
         dy: &Tensor,
         gradients: &Gradients,
     ) -> Result<Tensor> {
-        nn::rms_norm_backward(dx, x, &self.weight, scale, dy, gradients.of(&self.name))
+        self.device.rms_norm_backward(dx, self.normed(x, scale, gradients), dy)
+    }
+    /// It as the norm of heads.
+    fn of_heads(&self) -> HeadNorm<'_> {
+        HeadNorm { weight: &self.weight, eps: self.eps }
+    }
+    /// What its backward pass needs, where it made the scales `scale` of `x`.
+    fn normed<'a>(&'a self, x: &'a Tensor, scale: &'a Tensor, gradients: &'a Gradients) -> RmsNormed<'a> {
+        RmsNormed { weight: &self.weight, x, scale, dw: gradients.of(&self.name) }
     }
 }
 
@@ -80,9 +96,17 @@ pub struct Pass<'a> {
     pub dropout: Option<Dropout>,
 }
 
+impl<'a> Pass<'a> {
+    fn rotary(&self, heads: Heads) -> Rotary<'a> {
+        Rotary { positions: self.positions, angles: self.table, heads }
+    }
+}
+
 /// A decoder layer.
 #[derive(Clone, Debug)]
 pub struct Layer {
+    /// Where it is computed.
+    pub device: Arc<dyn Device>,
     /// Shape of the attention.
     pub heads: Heads,
     /// Before the attention.
@@ -165,7 +189,25 @@ impl Saved {
     }
 }
 
+/// What reads the gradients of the outputs of `layers`.
+fn readers_of_gradients(layers: &[&Linear]) -> ReadBy {
+    match layers.iter().any(|linear| linear.sums_its_gradient()) {
+        true => ReadBy::Any,
+        false => ReadBy::Gemms,
+    }
+}
+
 impl Layer {
+    /// Brings every tensor to `device` that is not there yet.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn place(&mut self, device: &Arc<dyn Device>) -> Result<()> {
+        self.device = device.clone();
+        self.norms_mut().try_for_each(|norm| norm.place(device))?;
+        self.linears_mut().into_iter().try_for_each(|linear| linear.place(device))
+    }
+
     /// Its linear layers with the module names PEFT targets.
     pub fn linears_mut(&mut self) -> [&mut Linear; 7] {
         [&mut self.q, &mut self.k, &mut self.v, &mut self.o, &mut self.gate, &mut self.up, &mut self.down]
@@ -187,21 +229,16 @@ impl Layer {
 
     /// Norm and projections of `x` `[tokens, hidden]`.
     fn raw(&self, x: &Tensor, pass: Pass<'_>) -> Result<Raw> {
-        let (normed, scale) = self.input_norm.operand(self.q.precision, x)?;
+        let (normed, scale) = self.input_norm.operand(x)?;
         let layers = [&self.q, &self.k, &self.v];
         let [(q, low_q), (k, low_k), (v, low_v)] = linear::forward(layers, &normed, pass.dropout)?;
         Ok(Raw { q, k, v, scale, low: [low_q, low_k, low_v] })
     }
 
-    /// Queries and keys normed, rotated and rounded for products in `precision`, with the scales of their norms.
-    fn turned(
-        &self,
-        precision: Precision,
-        raw: [Tensor; 2],
-        pass: Pass<'_>,
-    ) -> Result<([Tensor; 2], Option<[Tensor; 2]>)> {
-        let norms = self.qk_norm.as_ref().map(|(q, k)| [q, k].map(|norm| (&norm.weight, norm.eps)));
-        nn::turned(precision, raw, norms, pass.positions, self.heads, pass.table)
+    /// Queries and keys normed and rotated, with the scales of their norms.
+    fn rotated(&self, raw: [Tensor; 2], pass: Pass<'_>, read_by: ReadBy) -> Result<Rotated> {
+        let norms = self.qk_norm.as_ref().map(|(q, k)| [q.of_heads(), k.of_heads()]);
+        self.device.rope_qk(raw, norms, pass.rotary(self.heads), read_by)
     }
 
     /// Norm, projections, head norms and rotation of `x` `[tokens, hidden]`, none of them rounded: for generation, which
@@ -211,23 +248,23 @@ impl Layer {
     /// If the device fails.
     pub fn project(&self, x: &Tensor, pass: Pass<'_>) -> Result<Projected> {
         let Raw { q, k, v, .. } = self.raw(x, pass)?;
-        let ([q, k], _) = self.turned(Precision::F32, [q, k], pass)?;
+        let Rotated { q, k, .. } = self.rotated([q, k], pass, ReadBy::Any)?;
         Ok(Projected { q, k, v })
     }
 
     /// Everything up to what attention gives for `x` `[tokens, hidden]`.
     fn attend(&self, x: &Tensor, pass: Pass<'_>) -> Result<Attended> {
-        // Attention reads them in products alone.
-        let precision = self.o.precision;
+        let device = &*self.device;
         let Raw { q, k, v, scale, low } = self.raw(x, pass)?;
-        let v = nn::operand(precision, &v)?;
+        // Attention reads them in GEMMs alone.
+        let v = device.operand(&v)?;
         let raw = match self.qk_norm {
-            Some(_) => [nn::operand(precision, &q)?, nn::operand(precision, &k)?],
+            Some(_) => [device.operand(&q)?, device.operand(&k)?],
             None => [q, k],
         };
-        let ([q, k], scales) = self.turned(precision, raw.clone(), pass)?;
+        let Rotated { q, k, scales } = self.rotated(raw.clone(), pass, ReadBy::Gemms)?;
         let raw = scales.map(|scales| (raw, scales));
-        let (out, lse) = nn::attend(precision, [&q, &k, &v], pass.starts, self.heads)?;
+        let (out, lse) = device.attend(Qkv { q: &q, k: &k, v: &v, starts: pass.starts }, self.heads)?;
         Ok(Attended { scale, raw, turned: Some([q, k]), v, low, out, lse })
     }
 
@@ -241,14 +278,14 @@ impl Layer {
         act: bool,
     ) -> Result<(Option<Tensor>, Finished)> {
         let [(middle, low_o)] = linear::forward([&self.o], out, dropout)?;
-        let (normed, scale) = self.post_norm.operand_of_sum(self.gate.precision, &middle, x)?;
+        let (normed, scale) = self.post_norm.operand_of_sum(&middle, x)?;
         let [(mut gate, low_gate), (mut up, low_up)] = match act {
             true => linear::forward([&self.gate, &self.up], &normed, dropout)?,
             // Rounded one after the other, so that one of them at a time is there in f32.
             false => {
                 let kept = |layer: &Linear| -> Result<(Tensor, Option<Adapted>)> {
                     let [(y, low)] = linear::forward([layer], &normed, dropout)?;
-                    Ok((nn::operand(self.down.precision, &y)?, low))
+                    Ok((self.device.operand(&y)?, low))
                 };
                 [kept(&self.gate)?, kept(&self.up)?]
             }
@@ -257,7 +294,7 @@ impl Layer {
         let act = match act {
             true => {
                 let act;
-                (act, [gate, up]) = nn::swiglu_keeping(self.down.precision, gate, up)?;
+                (act, [gate, up]) = self.device.swiglu_keeping(gate, up)?;
                 Some(act)
             }
             false => None,
@@ -271,13 +308,13 @@ impl Layer {
     /// If the device fails.
     pub fn finish(&self, x: &Tensor, out: &Tensor) -> Result<Tensor> {
         let [(middle, _)] = linear::forward([&self.o], out, None)?;
-        let (normed, _) = self.post_norm.operand_of_sum(self.gate.precision, &middle, x)?;
+        let (normed, _) = self.post_norm.operand_of_sum(&middle, x)?;
         let [(gate, _), (up, _)] = linear::forward([&self.gate, &self.up], &normed, None)?;
         drop(normed);
-        let act = nn::swiglu(self.down.precision, &gate, &up)?;
+        let act = self.device.swiglu(&gate, &up)?;
         drop((gate, up));
         let [(y, _)] = linear::forward([&self.down], &act, None)?;
-        nn::add(&y, &middle)?;
+        self.device.add(&y, &middle)?;
         Ok(y)
     }
 
@@ -299,9 +336,9 @@ impl Layer {
         let (act, mut finished) = self.activate(x, &attended.out, pass.dropout, true)?;
         let act = act.ok_or_else(|| BackendError::failed("an activation is missing"))?;
         let [(y, low_down)] = linear::forward([&self.down], &act, pass.dropout)?;
-        nn::add(&y, &finished.middle)?;
+        self.device.add(&y, &finished.middle)?;
         finished.low[2] = low_down;
-        finished.middle = nn::operand(self.o.precision, &finished.middle)?;
+        finished.middle = self.device.operand(&finished.middle)?;
         Ok((y, Saved(attended, finished)))
     }
 
@@ -316,7 +353,7 @@ impl Layer {
         if let Some(act) = act {
             finished.low[2] = self.down.adapted(&act, pass.dropout)?;
         }
-        finished.middle = nn::operand(self.o.precision, &finished.middle)?;
+        finished.middle = self.device.operand(&finished.middle)?;
         Ok(Saved(attended, finished))
     }
 
@@ -336,18 +373,17 @@ impl Layer {
     ) -> Result<Option<Tensor>> {
         let Saved(Attended { scale: input_scale, raw, turned, v, low, out, lse }, finished) = saved;
         let gave = |dx: InputGradient| dx.taken().ok_or_else(|| BackendError::failed("a gradient is missing"));
-        let precision = self.o.precision;
+        let device = &*self.device;
 
         let Finished { low_o, middle, scale, gate, up, low: [low_gate, low_up, low_down] } = finished;
-        let act = nn::swiglu(precision, &gate, &up)?;
+        let act = device.swiglu(&gate, &up)?;
         let down = Branch { layer: &self.down, adapted: low_down, dy: dy.clone() };
         let dact = gave(linear::backward([down], &act, New, gradients)?)?;
         drop(act);
-        let wide = [&self.gate, &self.up].iter().any(|linear| linear.sums_its_gradient());
-        let for_products = if wide { Precision::F32 } else { precision };
-        let (dgate, dup) = nn::swiglu_backward(for_products, &gate, &up, &dact)?;
+        let read_by = readers_of_gradients(&[&self.gate, &self.up]);
+        let (dgate, dup) = device.swiglu_backward(&gate, &up, &dact, read_by)?;
         drop((gate, up, dact));
-        let (normed, _) = self.post_norm.operand(precision, &middle)?;
+        let (normed, _) = self.post_norm.operand(&middle)?;
         let branches = [(&self.gate, low_gate, dgate), (&self.up, low_up, dup)];
         let branches = branches.map(|(layer, adapted, dy)| Branch { layer, adapted, dy });
         let dnormed = gave(linear::backward(branches, &normed, New, gradients)?)?;
@@ -359,20 +395,22 @@ impl Layer {
         let dout = gave(linear::backward([o], &out, New, gradients)?)?;
         let [q, k] = match (turned, &raw) {
             (Some(turned), _) => turned,
-            (None, Some((raw, _))) => self.turned(precision, raw.clone(), pass)?.0,
+            (None, Some((raw, _))) => {
+                let Rotated { q, k, .. } = self.rotated(raw.clone(), pass, ReadBy::Gemms)?;
+                [q, k]
+            }
             _ => return Err(BackendError::failed("queries and keys are missing")),
         };
-        let wide = [&self.q, &self.k, &self.v].iter().any(|linear| linear.sums_its_gradient());
-        let leaving = if wide { Precision::F32 } else { precision };
+        let read_by = readers_of_gradients(&[&self.q, &self.k, &self.v]);
         let norms = self.qk_norm.as_ref().zip(raw.as_ref()).map(|((q_norm, k_norm), ([q, k], [sq, sk]))| {
-            [(q_norm, q, sq), (k_norm, k, sk)].map(|(norm, x, s)| (&norm.weight, x, s, gradients.of(&norm.name)))
+            [q_norm.normed(q, sq, gradients), k_norm.normed(k, sk, gradients)]
         });
-        let of = Attention { read: [&q, &k, &v], starts: pass.starts, heads: self.heads, out: &out, lse: &lse };
-        let [dq, dk, dv] = nn::attend_backward(precision, leaving, of, &dout, (pass.positions, pass.table), norms)?;
+        let (of, made) = (Qkv { q: &q, k: &k, v: &v, starts: pass.starts }, Made { out: &out, lse: &lse });
+        let [dq, dk, dv] = device.attend_backward(of, made, &dout, pass.rotary(self.heads), norms, read_by)?;
         drop((q, k, v, out, lse, dout, raw));
         // Without a trained norm and a wanted gradient of the input, nothing below the projections is asked for.
         let below = want_dx || gradients.of(&self.input_norm.name).is_some();
-        let (normed, _) = self.input_norm.operand(precision, x)?;
+        let (normed, _) = self.input_norm.operand(x)?;
         let [low_q, low_k, low_v] = low;
         let branches = [(&self.q, low_q, dq), (&self.k, low_k, dk), (&self.v, low_v, dv)];
         let branches = branches.map(|(layer, adapted, dy)| Branch { layer, adapted, dy });

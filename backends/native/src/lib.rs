@@ -1,24 +1,29 @@
 //! The native backend: supervised fine-tuning (full and LoRA), scoring and generation on the CPU or a CUDA GPU.
 //!
-//! The decoder is our own and its backward pass is written out layer by layer: see [`nn`] for why, [`layer`] for the formulas, [`ops`] for the kernels. What one wants from a training
+//! The decoder is our own and its backward pass is written out layer by layer: see [`device`] for why, [`layer`] for the
+//! formulas, [`ops`] for the kernels. What one wants from a training
 //! backend that is to be compared with others holds here to the bit: the numbers do not depend on the number of
 //! threads, a row's not on its batch, recomputing activations changes nothing, and a resumed run is the run that
 //! never stopped.
 
 pub mod adapter;
 pub mod config;
+pub mod cpu;
 pub mod cuda;
+pub mod device;
+pub mod error;
 pub mod files;
 pub mod generate;
 pub mod layer;
 pub mod linear;
 pub mod memory;
 pub mod model;
-pub mod nn;
 pub mod ops;
 pub mod profile;
 pub mod rng;
+pub mod select;
 pub mod session;
+pub mod tensor;
 pub mod train;
 pub mod weight;
 
@@ -48,31 +53,6 @@ fn instructions() -> String {
         Ok(()) => format!("{set}{by}, self-check passed{remark}"),
         Err(what) => format!("{set}{by}, SELF-CHECK FAILED: {what}{remark}"),
     }
-}
-
-/// Kernels as this CPU runs them.
-fn kernels(precision: nn::Precision) -> Vec<String> {
-    use ops::matmul::kernel::Set;
-
-    // The instruction set's name is all that is wanted of a long list of features.
-    let set = format!("{:?}", pulp::Arch::new());
-    let set = set.split('(').next().unwrap_or_default().to_ascii_lowercase();
-    let chosen = Set::of_this_cpu();
-    let mut matmul = match (precision, chosen) {
-        (nn::Precision::F32, Set::Portable) => format!("f32 ({set})"),
-        (nn::Precision::F32, _) => "f32 (avx512f)".into(),
-        (nn::Precision::Bf16, Set::Portable) => format!("bf16 widened to f32 ({set})"),
-        (nn::Precision::Bf16, Set::Avx512) => "bf16 widened to f32 (avx512f)".into(),
-        (nn::Precision::Bf16, _) => format!("bf16, f32 sums ({})", chosen.name()),
-    };
-    if let (nn::Precision::Bf16, Some(remark)) = (precision, Set::remark()) {
-        matmul.push_str(&format!("; {remark}"));
-    }
-    let others = match precision {
-        nn::Precision::F32 => format!("attention, elementwise: f32 ({set})"),
-        nn::Precision::Bf16 => format!("attention: products as above, softmax f32; elementwise: f32 ({set})"),
-    };
-    vec![format!("matmul: {matmul}"), others]
 }
 
 impl Backend for NativeBackend {

@@ -7,10 +7,13 @@ use std::sync::Arc;
 use karat_backend::{BackendError, Dtype};
 use karat_model::Rounding;
 
-use crate::cuda::Device;
-use crate::cuda::pool::trim;
-use crate::nn::{self, Affine, Gradient, Lower, Mask, Precision, Result, Tensor};
+use crate::cpu;
+use crate::device::{
+    Affine, Device, DownGradient, DownProjection, Dropped, Low, LowRank, Mask, Precision, UpProjection,
+};
+use crate::error::Result;
 use crate::ops::dropout::Key;
+use crate::tensor::{self, Gradient, Tensor, view};
 use crate::weight::Weight;
 
 /// Gradients of the tensors that are trained, by name; a tensor that is not in here is frozen and costs nothing.
@@ -18,33 +21,27 @@ use crate::weight::Weight;
 pub struct Gradients(pub BTreeMap<String, Gradient>);
 
 impl Gradients {
-    /// Those of every tensor of `trained`, with nothing in them.
+    /// Those of every tensor of `trained`, which lie on `device`, with nothing in them; `one_batch` if each step has one
+    /// micro-batch: [`Device::gradient`].
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn new(trained: &BTreeMap<String, Tensor>) -> Result<Self> {
-        trained.iter().map(|(name, t)| Ok((name.clone(), Gradient::new(t)?))).collect::<Result<_>>().map(Gradients)
-    }
-    /// As [`Gradients::new`], for steps of one micro-batch each: [`Gradient::of_one_batch`].
-    ///
-    /// # Errors
-    /// If the device has no room.
-    pub fn of_one_batch(trained: &BTreeMap<String, Tensor>) -> Result<Self> {
-        let of = |(name, t): (&String, &Tensor)| Ok((name.clone(), Gradient::of_one_batch(t)?));
+    pub fn new(device: &dyn Device, trained: &BTreeMap<String, Tensor>, one_batch: bool) -> Result<Self> {
+        let of = |(name, t): (&String, &Tensor)| Ok((name.clone(), device.gradient(t, one_batch)?));
         trained.iter().map(of).collect::<Result<_>>().map(Gradients)
     }
     /// Where the gradient of `name` is summed, if it is trained.
     pub fn of(&self, name: &str) -> Option<&Gradient> {
         self.0.get(name)
     }
-    /// Nothing is in them from now on.
+    /// Nothing is in them from now on; activations get the memory of `device` that they leave.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn clear(&self) -> Result<()> {
+    pub fn clear(&self, device: &dyn Device) -> Result<()> {
         self.0.values().try_for_each(Gradient::clear)?;
-        if let Some(device) = self.0.values().find_map(Gradient::shares) {
-            trim(&*device.gpu);
+        if !self.0.values().all(Gradient::lasts) {
+            device.trim();
         }
         Ok(())
     }
@@ -97,18 +94,16 @@ pub struct Dora {
 
 impl Dora {
     /// `g = m / n`.
-    fn gain(&self) -> Result<Tensor> {
-        nn::ratio(&self.magnitude, &self.norms)
+    fn gain(&self, device: &dyn Device) -> Result<Tensor> {
+        device.ratio(&self.magnitude, &self.norms)
     }
 }
 
 /// What the backward pass needs of an adapter's forward pass.
 #[derive(Debug)]
 pub struct Adapted {
-    /// `A(dropout(x))`, `[tokens, r]`, as `B` reads it: [`nn::lowered`].
-    low: Tensor,
-    /// What it is still to be multiplied by for the adapter's scale.
-    scale: f32,
+    /// `A(dropout(x))`.
+    low: Low,
     /// Which elements of `x` dropout has left.
     mask: Option<Mask>,
     /// With DoRA: `(W + s B A) dropout(x)`, `[tokens, out]`.
@@ -122,18 +117,33 @@ impl Lora {
         [(&self.a_name, &self.a), (&self.b_name, &self.b)].into_iter().chain(magnitude)
     }
 
+    /// Its change of the weight.
+    fn delta(&self) -> LowRank<'_> {
+        LowRank { a: &self.a, b: &self.b, scale: self.scale }
+    }
+
+    /// The GEMM with `A`.
+    fn down<'a>(&'a self, Dropped { x, factor }: &'a Dropped) -> DownProjection<'a> {
+        DownProjection { x, a: &self.a, factor: *factor, scale: self.scale }
+    }
+
+    /// The GEMM with `B`.
+    fn up<'a>(&'a self, Low { low, scale }: &'a Low) -> UpProjection<'a> {
+        UpProjection { low, b: &self.b, scale: *scale }
+    }
+
     /// Which elements of `x` enter `A`, if not all.
-    fn mask(&self, x: &Tensor, dropout: Option<Dropout>) -> Option<Mask> {
+    fn mask(&self, device: &dyn Device, x: &Tensor, dropout: Option<Dropout>) -> Option<Mask> {
         let d = dropout.filter(|_| self.dropout > 0.0)?;
         let width = x.dims()[1] as u64;
         let key = Key { seed: d.seed, step: d.step, module: self.module, first: d.first_token * width };
-        Some(Mask::new(x, self.dropout, key))
+        Some(device.mask(x.elem_count(), self.dropout, key))
     }
 }
 
 /// `x` as it enters `A`, but for a factor.
-fn dropped(x: &Tensor, mask: Option<&Mask>) -> Result<(Tensor, f32)> {
-    mask.map_or_else(|| Ok((x.clone(), 1.0)), |mask| nn::dropout(x, mask))
+fn dropped(device: &dyn Device, x: &Tensor, mask: Option<&Mask>) -> Result<Dropped> {
+    mask.map_or_else(|| Ok(Dropped { x: x.clone(), factor: 1.0 }), |mask| device.dropout(x, mask))
 }
 
 /// `y = x W^T + bias`, plus the adapter's share.
@@ -147,17 +157,18 @@ pub struct Linear {
     pub bias: Option<Tensor>,
     /// The adapter, if this module has one.
     pub lora: Option<Lora>,
-    /// What its products and its adapter's are computed in.
-    pub precision: Precision,
+    /// Where it is computed.
+    device: Arc<dyn Device>,
     weight_name: String,
     bias_name: String,
 }
 
 impl Linear {
-    /// The layer at `name` without an adapter, computing in f32.
+    /// The layer at `name` without an adapter, on the CPU in f32.
     pub fn new(name: String, weight: Weight, bias: Option<Tensor>) -> Self {
         let (weight_name, bias_name) = (format!("{name}.weight"), format!("{name}.bias"));
-        Linear { name, weight, bias, lora: None, precision: Precision::F32, weight_name, bias_name }
+        let device = cpu::Cpu::new(Precision::F32);
+        Linear { name, weight, bias, lora: None, device, weight_name, bias_name }
     }
 
     /// `(in, out)`.
@@ -175,15 +186,16 @@ impl Linear {
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn place(&mut self, device: &Arc<Device>) -> Result<()> {
-        self.weight.place(device)?;
+    pub fn place(&mut self, device: &Arc<dyn Device>) -> Result<()> {
+        self.device = device.clone();
+        self.weight.place(&**device)?;
         let lora = self.lora.as_mut();
         let of_lora = lora.into_iter().flat_map(|lora| {
             let dora = lora.dora.as_mut().map(|dora| [&mut dora.magnitude, &mut dora.norms]);
             [&mut lora.a, &mut lora.b].into_iter().chain(dora.into_iter().flatten())
         });
         for t in self.bias.as_mut().into_iter().chain(of_lora) {
-            *t = t.place(device)?;
+            *t = device.place(t)?;
         }
         Ok(())
     }
@@ -194,8 +206,8 @@ impl Linear {
     /// If the device fails.
     pub fn renorm(&self) -> Result<()> {
         match &self.lora {
-            Some(Lora { a, b, scale, dora: Some(dora), .. }) => {
-                nn::merged_norms(&dora.norms, &self.weight, [a, b], *scale)
+            Some(lora @ Lora { dora: Some(dora), .. }) => {
+                self.device.merged_norms(&dora.norms, &self.weight, lora.delta())
             }
             _ => Ok(()),
         }
@@ -208,12 +220,12 @@ impl Linear {
     /// # Errors
     /// If the device fails; the adapter stays on then.
     pub fn merge(&mut self, rounding: &mut Rounding) -> Result<()> {
-        if let Some(Lora { a, b, scale, dora, .. }) = &self.lora {
-            let gain = dora.as_ref().map(Dora::gain).transpose()?;
-            let merged = nn::merged(&self.weight, [a, b], *scale, gain.as_ref())?;
+        if let Some(lora) = &self.lora {
+            let gain = lora.dora.as_ref().map(|dora| dora.gain(&*self.device)).transpose()?;
+            let merged = cpu::merged(&self.weight, lora.delta(), gain.as_ref())?;
             let dtype = self.weight.dtype();
             if dtype != Dtype::F32 {
-                rounding.add(dtype, &nn::view(&self.weight.widened()?)?, &nn::view(&merged)?);
+                rounding.add(dtype, &view(&self.weight.widened()?)?, &view(&merged)?);
             }
             self.weight = merged.into();
             self.lora = None;
@@ -221,23 +233,23 @@ impl Linear {
         Ok(())
     }
 
-    /// `y` and what the backward pass needs, with DoRA, for `x` of which [`lowered`] has made `adapted`.
+    /// `y` and what the backward pass needs, with DoRA, for `x` of which [`lora_down`] has made `adapted`.
     fn decomposed(&self, x: &Tensor, (lora, dora): (&Lora, &Dora), adapted: Adapted) -> Result<(Tensor, Adapted)> {
-        let (precision, weight, bias) = (self.precision, &self.weight, self.bias.as_ref());
-        let (dropped, factor) = dropped(x, adapted.mask.as_ref())?;
-        let product = nn::linear(precision, &dropped, weight, None)?;
-        nn::scale(&product, factor)?;
+        let (device, weight, bias) = (&*self.device, &self.weight, self.bias.as_ref());
+        let dropped = dropped(device, x, adapted.mask.as_ref())?;
+        let product = device.linear(&dropped.x, weight, None)?;
+        tensor::scale(&product, dropped.factor)?;
         let y = match (&adapted.mask, bias) {
             (Some(_), bias) => {
                 // What dropout leaves of the base's share is replaced, not scaled twice.
-                let y = nn::linear(precision, x, weight, bias)?;
-                nn::subtract(&y, &product)?;
+                let y = device.linear(x, weight, bias)?;
+                device.subtract(&y, &product)?;
                 y
             }
-            (None, bias) => nn::rows(&product, bias)?,
+            (None, bias) => device.rows(&product, bias)?,
         };
-        nn::linear_add(precision, &product, adapted.scale, &adapted.low, &lora.b)?;
-        nn::add_scaled(&y, &product, &dora.gain()?)?;
+        device.linear_add(&product, adapted.low.scale, &adapted.low.low, &lora.b)?;
+        device.add_scaled(&y, &product, &dora.gain(device)?)?;
         Ok((y, Adapted { product: Some(product), ..adapted }))
     }
 
@@ -255,7 +267,7 @@ impl Linear {
             let [(_, adapted)] = forward([self], x, dropout)?;
             return Ok(adapted);
         }
-        let [adapted] = lowered([self], &nn::operand(self.precision, x)?, dropout)?;
+        let [adapted] = lora_down([self], &self.device.operand(x)?, dropout)?;
         Ok(adapted)
     }
 }
@@ -270,20 +282,20 @@ pub fn forward<const N: usize>(
     x: &Tensor,
     dropout: Option<Dropout>,
 ) -> Result<[(Tensor, Option<Adapted>); N]> {
-    let precision = layers.first().map_or_else(Precision::default, |layer| layer.precision);
-    let x = &nn::operand(precision, x)?;
-    let adapted = lowered(layers, x, dropout)?;
+    let Some(device) = layers.first().map(|layer| &*layer.device) else { return Err(missing()) };
+    let x = &device.operand(x)?;
+    let adapted = lora_down(layers, x, dropout)?;
     // With magnitudes an output is made of several products.
-    let plain: Vec<Affine<'_, Weight>> = layers
+    let plain: Vec<Affine<'_>> = layers
         .iter()
         .zip(&adapted)
         .filter(|(layer, _)| layer.dora().is_none())
         .map(|(layer, adapted)| {
-            let more = layer.lora.as_ref().zip(adapted.as_ref()).map(|(lora, of)| (of.scale, &of.low, &lora.b));
-            Affine { w: &layer.weight, bias: layer.bias.as_ref(), more }
+            let lora = layer.lora.as_ref().zip(adapted.as_ref()).map(|(lora, of)| lora.up(&of.low));
+            Affine { w: &layer.weight, bias: layer.bias.as_ref(), lora }
         })
         .collect();
-    let mut plain = nn::linears(precision, x, &plain)?.into_iter();
+    let mut plain = device.linears(x, &plain)?.into_iter();
     let mut made = Vec::with_capacity(N);
     for (layer, adapted) in layers.into_iter().zip(adapted) {
         match (layer.dora(), adapted) {
@@ -294,32 +306,37 @@ pub fn forward<const N: usize>(
             (_, adapted) => made.extend(plain.next().map(|y| (y, adapted))),
         }
     }
-    made.try_into().map_err(|_| BackendError::failed("a product is missing"))
+    made.try_into().map_err(|_| missing())
+}
+
+fn missing() -> BackendError {
+    BackendError::failed("a product is missing")
 }
 
 /// What the adapters of `layers` make of the `x` `[tokens, in]` that all of them read, rounded for products, and their
 /// backward passes need.
-fn lowered<const N: usize>(layers: [&Linear; N], x: &Tensor, dropout: Option<Dropout>) -> Result<[Option<Adapted>; N]> {
+fn lora_down<const N: usize>(
+    layers: [&Linear; N],
+    x: &Tensor,
+    dropout: Option<Dropout>,
+) -> Result<[Option<Adapted>; N]> {
     let mut adapted = [const { None }; N];
-    let Some(precision) = layers.iter().find(|layer| layer.lora.is_some()).map(|layer| layer.precision) else {
+    let Some(device) = layers.iter().find(|layer| layer.lora.is_some()).map(|layer| &*layer.device) else {
         return Ok(adapted);
     };
     let mut entering = Vec::with_capacity(N);
     for (layer, adapted) in layers.iter().zip(&mut adapted) {
         if let Some(lora) = &layer.lora {
-            let mask = lora.mask(x, dropout);
-            let (dropped, factor) = dropped(x, mask.as_ref())?;
-            entering.push((lora, dropped, factor, mask, adapted));
+            let mask = lora.mask(device, x, dropout);
+            let dropped = dropped(device, x, mask.as_ref())?;
+            entering.push((lora, dropped, mask, adapted));
         }
     }
-    let products: Vec<Lower<'_>> = entering
-        .iter()
-        .map(|(lora, x, factor, ..)| Lower { x, a: &lora.a, factor: *factor, scale: lora.scale })
-        .collect();
-    let lows = nn::lowered(precision, &products)?;
+    let products: Vec<DownProjection<'_>> = entering.iter().map(|(lora, dropped, ..)| lora.down(dropped)).collect();
+    let lows = device.lora_down(&products)?;
     drop(products);
-    for ((low, scale), (.., mask, adapted)) in lows.into_iter().zip(entering) {
-        *adapted = Some(Adapted { low, scale, mask, product: None });
+    for (low, (.., mask, adapted)) in lows.into_iter().zip(entering) {
+        *adapted = Some(Adapted { low, mask, product: None });
     }
     Ok(adapted)
 }
@@ -363,13 +380,13 @@ pub fn backward<const N: usize>(
     dx: InputGradient,
     gradients: &Gradients,
 ) -> Result<InputGradient> {
-    let Some(precision) = branches.first().map(|branch| branch.layer.precision) else { return Ok(dx) };
-    let x = &nn::operand(precision, x)?;
+    let Some(device) = branches.first().map(|branch| &*branch.layer.device) else { return Ok(dx) };
+    let x = &device.operand(x)?;
     let mut upstreams = Vec::with_capacity(N);
     for branch in branches {
         upstreams.push(branch.upstream(x, gradients)?);
     }
-    let dlows = adapter_gradients(precision, &upstreams, x, gradients)?;
+    let dlows = adapter_gradients(device, &upstreams, x, gradients)?;
     let mut sum = match dx {
         InputGradient::Skip => return Ok(InputGradient::Skip),
         InputGradient::New => None,
@@ -386,21 +403,22 @@ pub fn backward<const N: usize>(
 /// Adds the gradients of the adapters' matrices to `gradients` and returns those of what the first ones give, of every branch
 /// that has an adapter.
 fn adapter_gradients(
-    precision: Precision,
+    device: &dyn Device,
     upstreams: &[Upstream<'_>],
     x: &Tensor,
     gradients: &Gradients,
 ) -> Result<Vec<Tensor>> {
     let adapters: Vec<_> = upstreams.iter().filter_map(|up| Some((up, up.adapter()?))).collect();
-    let products: Vec<_> = adapters.iter().map(|(up, (lora, _))| (lora.scale, &up.inner, &lora.b)).collect();
-    let dlows = nn::lowered_gradients(precision, &products)?;
+    let products: Vec<_> =
+        adapters.iter().map(|(up, (lora, _))| UpProjection { low: &up.inner, b: &lora.b, scale: lora.scale }).collect();
+    let dlows = device.lora_down_gradients(&products)?;
     for ((up, (lora, adapted)), dlow) in adapters.iter().zip(&dlows) {
         if let Some(db) = gradients.of(&lora.b_name) {
-            nn::linear_dw(precision, db, adapted.scale, &up.inner, &adapted.low)?;
+            device.linear_dw(db, adapted.low.scale, &up.inner, &adapted.low.low)?;
         }
         if let Some(da) = gradients.of(&lora.a_name) {
-            let (dropped, factor) = dropped(x, adapted.mask.as_ref())?;
-            nn::linear_dw(precision, da, factor, dlow, &dropped)?;
+            let dropped = dropped(device, x, adapted.mask.as_ref())?;
+            device.linear_dw(da, dropped.factor, dlow, &dropped.x)?;
         }
     }
     Ok(dlows)
@@ -409,30 +427,30 @@ fn adapter_gradients(
 impl<'a> Branch<'a> {
     /// Adds the gradients of its bias, its weight and its magnitudes, and rounds that of its output for products.
     fn upstream(self, x: &Tensor, gradients: &Gradients) -> Result<Upstream<'a>> {
-        let (layer, precision) = (self.layer, self.layer.precision);
+        let (layer, device) = (self.layer, &*self.layer.device);
         if let Some(db) = layer.bias.as_ref().and_then(|_| gradients.of(&layer.bias_name)) {
-            nn::bias_gradient(db, &self.dy)?;
+            device.bias_gradient(db, &self.dy)?;
         }
-        let dy = nn::operand(precision, &self.dy)?;
+        let dy = device.operand(&self.dy)?;
         if let Some(dw) = gradients.of(&layer.weight_name) {
-            nn::linear_dw(precision, dw, 1.0, &dy, x)?;
+            device.linear_dw(dw, 1.0, &dy, x)?;
         }
         let dora = layer.dora().map(|(_, dora)| dora);
         let product = self.adapted.as_ref().and_then(|adapted| adapted.product.as_ref());
         // The gradient of the adapted product, and of what stands beside it under dropout.
         let scaled = match dora.zip(product) {
             Some((dora, product)) => {
-                let gain = dora.gain()?;
+                let gain = dora.gain(device)?;
                 if let Some(dm) = gradients.of(&dora.name) {
-                    nn::magnitude_gradient(dm, &self.dy, product, &dora.norms)?;
+                    device.magnitude_gradient(dm, &self.dy, product, &dora.norms)?;
                 }
-                let scaled = nn::zero_activation(&self.dy)?;
-                nn::add_scaled(&scaled, &self.dy, &gain)?;
+                let scaled = device.zero_activation(&self.dy)?;
+                device.add_scaled(&scaled, &self.dy, &gain)?;
                 Some([scaled, self.dy])
             }
             None => None,
         };
-        let inner = scaled.as_ref().map_or_else(|| Ok(dy.clone()), |[scaled, _]| nn::operand(precision, scaled))?;
+        let inner = scaled.as_ref().map_or_else(|| Ok(dy.clone()), |[scaled, _]| device.operand(scaled))?;
         Ok(Upstream { layer, adapted: self.adapted, dy, scaled, inner })
     }
 }
@@ -440,20 +458,20 @@ impl<'a> Branch<'a> {
 impl Upstream<'_> {
     /// The gradient of the branch's input added to `dx`, that of what its adapter made of it given.
     fn add_to(&self, dx: Option<Tensor>, adapter: Option<((&Lora, &Adapted), &Tensor)>) -> Result<Tensor> {
-        let (weight, precision) = (&self.layer.weight, self.layer.precision);
+        let (weight, device) = (&self.layer.weight, &*self.layer.device);
         let Some(((lora, adapted), dlow)) = adapter else {
-            return nn::linear_dx(precision, dx, 1.0, &self.dy, weight);
+            return device.linear_dx(dx, &self.dy, weight, None);
         };
         let Some(mask) = &adapted.mask else {
-            return nn::linear_dx_with(precision, dx, 1.0, &self.inner, weight, Some((dlow, &lora.a)));
+            return device.linear_dx(dx, &self.inner, weight, Some(DownGradient { dlow, a: &lora.a }));
         };
-        let dx = nn::linear_dx(precision, dx, 1.0, &self.dy, weight)?;
-        let mut dropped = nn::linear_dx(precision, None, 1.0, dlow, &lora.a)?;
+        let dx = device.linear_dx(dx, &self.dy, weight, None)?;
+        let mut dropped = device.linear_dx(None, dlow, &lora.a, None)?;
         if let Some([scaled, whole]) = &self.scaled {
-            nn::subtract(scaled, whole)?;
-            dropped = nn::linear_dx(precision, Some(dropped), 1.0, scaled, weight)?;
+            device.subtract(scaled, whole)?;
+            dropped = device.linear_dx(Some(dropped), scaled, weight, None)?;
         }
-        nn::dropout_add(&dx, &dropped, mask)?;
+        device.dropout_add(&dx, &dropped, mask)?;
         Ok(dx)
     }
 }

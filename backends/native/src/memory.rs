@@ -87,7 +87,7 @@ impl Training {
             tokens: plan.steps.iter().flatten().map(|rows| rows.iter().map(length).sum()).max().unwrap_or(0),
             evaluated: lengths.iter().take(plan.eval_batch_size.max(1)).sum(),
             micro_batches: plan.steps.iter().map(Vec::len).max().unwrap_or(0),
-            precision: model.precision,
+            precision: model.device().precision(),
             recompute: plan.recompute,
         }
     }

@@ -7,13 +7,15 @@ use karat_backend::BackendError;
 use karat_model::{EMBEDDING, HEAD, Rounding};
 
 use crate::config::ModelConfig;
-use crate::cuda::Device;
+use crate::cpu::Cpu;
+use crate::device::{Device, Precision};
+use crate::error::Result;
 use crate::files::TensorFiles;
 use crate::layer::{Layer, Norm, Pass, Saved};
 use crate::linear::{Dropout, Gradients, Linear};
-use crate::nn::{self, Angles, Indices, Precision, Result, Starts, Tensor};
 use crate::ops::cross_entropy::Target;
 use crate::rng::{Philox, name_key};
+use crate::tensor::{Angles, Indices, Starts, Tensor, tensor};
 use crate::weight::Weight;
 
 /// Rows of token ids packed back to back; padding does not exist.
@@ -43,6 +45,15 @@ impl Batch {
     }
 }
 
+/// What a batch is trained on: `ids[i]` comes after the token `batch.ids[at[i]]`.
+#[derive(Clone, Copy)]
+pub struct Targets<'a> {
+    /// Tokens of the batch, ascending.
+    pub at: &'a Indices,
+    /// What should follow each.
+    pub ids: &'a Indices,
+}
+
 /// A decoder with its weights.
 pub struct Decoder {
     /// Its shape and constants.
@@ -55,13 +66,11 @@ pub struct Decoder {
     pub norm: Norm,
     /// `[vocab, hidden]`; the embedding itself where it is tied.
     pub head: Weight,
-    /// What products with weights are computed in; all else is f32.
-    pub precision: Precision,
     /// Names of the tensors that the adapter holds whole.
     whole: BTreeSet<String>,
     table: Mutex<Arc<Angles>>,
-    /// Where it lies, if not on the CPU.
-    device: Option<Arc<Device>>,
+    /// Where it lies and is computed.
+    device: Arc<dyn Device>,
 }
 
 /// Whether optimizers of the Hugging Face trainer leave this tensor out of weight decay: biases and norms.
@@ -117,7 +126,7 @@ impl Decoder {
                 _ if name.ends_with(".bias") => vec![0.0; n],
                 _ => vec![1.0; n],
             };
-            nn::tensor(data, shape).map(Weight::Owned)
+            tensor(data, shape).map(Weight::Owned)
         })
     }
 
@@ -125,13 +134,14 @@ impl Decoder {
         let c = &config;
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
         let (q_width, k_width) = (c.heads.queries * c.heads.dim, c.heads.keys * c.heads.dim);
-        let eps = c.rms_norm_eps as f32;
+        let (eps, device) = (c.rms_norm_eps as f32, Cpu::new(Precision::F32));
         let embedding = get(EMBEDDING, &[c.vocab_size, hidden])?;
         let mut layers = Vec::with_capacity(c.layers);
         for i in 0..c.layers {
             let mut norm = |name: &str, width: usize| -> Result<Norm> {
                 let name = format!("model.layers.{i}.{name}.weight");
-                Ok(Norm { weight: get(&name, &[width])?.own()?, name, eps })
+                let weight = get(&name, &[width])?.own()?;
+                Ok(Norm::new(name, weight, eps))
             };
             let input_norm = norm("input_layernorm", hidden)?;
             let post_norm = norm("post_attention_layernorm", hidden)?;
@@ -146,6 +156,7 @@ impl Decoder {
                 Ok(Linear::new(name, weight, bias))
             };
             layers.push(Layer {
+                device: device.clone(),
                 heads: c.heads,
                 input_norm,
                 q: linear("self_attn.q_proj", q_width, hidden, c.qkv_bias)?,
@@ -159,26 +170,20 @@ impl Decoder {
                 down: linear("mlp.down_proj", hidden, inner, c.mlp_bias)?,
             });
         }
-        let norm = Norm { weight: get("model.norm.weight", &[hidden])?.own()?, name: "model.norm.weight".into(), eps };
+        let norm = Norm::new("model.norm.weight".into(), get("model.norm.weight", &[hidden])?.own()?, eps);
         let head = if c.tied { embedding.clone() } else { get(HEAD, &[c.vocab_size, hidden])? };
-        let (whole, precision) = (BTreeSet::new(), Precision::F32);
-        Ok(Decoder { embedding, layers, norm, head, precision, whole, table: Mutex::default(), config, device: None })
+        let whole = BTreeSet::new();
+        Ok(Decoder { embedding, layers, norm, head, whole, table: Mutex::default(), config, device })
     }
 
-    /// The device it lies on, if that is not the CPU.
-    pub fn device(&self) -> Option<&Arc<Device>> {
-        self.device.as_ref()
+    /// The device that it lies on and computes it; a fresh decoder is on the CPU, with GEMMs in f32.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
     }
 
     /// Name of the output projection: the embedding's where it is tied.
     pub fn head_name(&self) -> &'static str {
         self.config.head_name()
-    }
-
-    /// Computes products with weights in `precision` from now on; a fresh decoder does so in f32.
-    pub fn set_precision(&mut self, precision: Precision) {
-        self.precision = precision;
-        self.layers.iter_mut().flat_map(|layer| layer.linears_mut()).for_each(|linear| linear.precision = precision);
     }
 
     /// All tensors of the model without its adapter, by their Hugging Face names.
@@ -202,23 +207,20 @@ impl Decoder {
         all
     }
 
-    /// Brings every tensor to `device` that is not there yet: the file's numbers in the element type of its products, what is
-    /// trained in f32.
+    /// Brings every tensor to `device` that is not there yet, which computes from now on: the file's numbers in the element
+    /// type of its GEMMs, what is trained in f32.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn place(&mut self, device: &Arc<Device>) -> Result<()> {
-        self.embedding.place(device)?;
+    pub fn place(&mut self, device: &Arc<dyn Device>) -> Result<()> {
+        self.embedding.place(&**device)?;
         match self.config.tied {
             true => self.head = self.embedding.clone(),
-            false => self.head.place(device)?,
+            false => self.head.place(&**device)?,
         }
         self.norm.place(device)?;
-        for layer in &mut self.layers {
-            layer.norms_mut().try_for_each(|norm| norm.place(device))?;
-            layer.linears_mut().into_iter().try_for_each(|linear| linear.place(device))?;
-        }
-        self.device = Some(device.clone());
+        self.layers.iter_mut().try_for_each(|layer| layer.place(device))?;
+        self.device = device.clone();
         Ok(())
     }
 
@@ -332,7 +334,7 @@ impl Decoder {
     pub fn hidden(&self, batch: &Batch) -> Result<Tensor> {
         let table = self.table(batch.longest());
         let pass = Pass { starts: &batch.starts, positions: &batch.positions, table: &table, dropout: None };
-        let mut x = nn::embed(&self.embedding, &batch.ids)?;
+        let mut x = self.device.embed(&self.embedding, &batch.ids)?;
         for layer in &self.layers {
             x = layer.infer(&x, pass)?;
         }
@@ -344,7 +346,7 @@ impl Decoder {
     /// # Errors
     /// If the device fails.
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        nn::logits(self.precision, &self.norm.forward(x)?.0, &self.head)
+        self.device.logits(&self.norm.forward(x)?.0, &self.head)
     }
 
     /// Log-probability of `targets[i]` after the token `batch.ids[at[i]]`.
@@ -355,12 +357,11 @@ impl Decoder {
         if at.is_empty() {
             return Ok(Vec::new());
         }
-        let chosen = nn::gather(&self.hidden(batch)?, at)?;
-        nn::score(self.precision, &self.norm.forward(&chosen)?.0, targets, &self.head)
+        let chosen = self.device.gather(&self.hidden(batch)?, at)?;
+        self.device.score(&self.norm.forward(&chosen)?.0, targets, &self.head)
     }
 
-    /// Forward and backward of the loss `scale * sum of -log p(targets[i])`, `targets[i]` coming after the token
-    /// `batch.ids[at[i]]`: adds to `gradients` and returns the log-probabilities, in f32. With `recompute`, only the input of
+    /// Forward and backward of the loss `scale * sum of -log p` of the targets: adds to `gradients` and returns the log-probabilities, in f32. With `recompute`, only the input of
     /// each layer is kept and the rest made again in the backward pass; the numbers are the same to the bit.
     ///
     /// # Errors
@@ -368,35 +369,35 @@ impl Decoder {
     pub fn train(
         &self,
         batch: &Batch,
-        (at, targets): (&Indices, &Indices),
+        Targets { at, ids }: Targets<'_>,
         scale: f32,
         dropout: Option<Dropout>,
         recompute: bool,
         gradients: &Gradients,
     ) -> Result<Tensor> {
         if at.is_empty() {
-            return nn::tensor(Vec::new(), &[0]);
+            return tensor(Vec::new(), &[0]);
         }
         let table = self.table(batch.longest());
         let pass = Pass { starts: &batch.starts, positions: &batch.positions, table: &table, dropout };
-        let mut x = nn::embed(&self.embedding, &batch.ids)?;
+        let mut x = self.device.embed(&self.embedding, &batch.ids)?;
         let mut kept: Vec<(Tensor, Option<Saved>)> = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
             let (y, saved) = layer.forward(&x, pass)?;
             let input = std::mem::replace(&mut x, y);
             kept.push(match recompute {
                 true => (input, None),
-                false => (nn::operand(self.precision, &input)?, Some(saved.slim())),
+                false => (self.device.operand(&input)?, Some(saved.slim())),
             });
         }
-        let (logprobs, mut dx) = self.head_loss(x, at, targets, scale, gradients)?;
+        let (logprobs, mut dx) = self.head_loss(x, at, ids, scale, gradients)?;
         let embedding_gradient = gradients.of(EMBEDDING);
         for (i, layer) in self.layers.iter().enumerate().rev() {
             let Some((x, saved)) = kept.pop() else { break };
             let (x, saved) = match saved {
                 Some(saved) => (x, saved),
                 None => {
-                    let (saved, rounded) = (layer.again(&x, pass)?, nn::operand(self.precision, &x)?);
+                    let (saved, rounded) = (layer.again(&x, pass)?, self.device.operand(&x)?);
                     drop(x);
                     (rounded, saved)
                 }
@@ -408,7 +409,7 @@ impl Decoder {
             }
         }
         if let Some(embedding_gradient) = embedding_gradient {
-            nn::embedding_gradient(embedding_gradient, &batch.ids, dx, self.config.pad)?;
+            self.device.embedding_gradient(embedding_gradient, &batch.ids, dx, self.config.pad)?;
         }
         Ok(logprobs)
     }
@@ -422,13 +423,13 @@ impl Decoder {
         scale: f32,
         gradients: &Gradients,
     ) -> Result<(Tensor, Tensor)> {
-        let chosen = nn::gather(&x, at)?;
+        let chosen = self.device.gather(&x, at)?;
         let (normed, norm_scale) = self.norm.forward(&chosen)?;
         let head_gradient = gradients.of(self.head_name());
-        let (logprobs, dnormed) = nn::head_loss(self.precision, &normed, targets, &self.head, scale, head_gradient)?;
+        let (logprobs, dnormed) = self.device.head_loss(&normed, targets, &self.head, scale, head_gradient)?;
         let dchosen = self.norm.backward(None, &chosen, &norm_scale, &dnormed, gradients)?;
-        let dx = nn::zero_activation(&x)?;
-        nn::scatter_add(&dx, at, &dchosen)?;
+        let dx = self.device.zero_activation(&x)?;
+        self.device.scatter_add(&dx, at, &dchosen)?;
         Ok((logprobs, dx))
     }
 }

@@ -1,6 +1,6 @@
 //! Where the time of a training run goes, by operation: `KARAT_PROFILE=1`.
 //!
-//! A [`Timer`] stands at the top of each operation in [`crate::nn`] and counts, while it lives, the time that passes and
+//! A [`Timer`] stands at the top of each operation in [`crate::cpu`] and counts, while it lives, the time that passes and
 //! the processor time of the whole process. The second over the first is the number of processors at work: an
 //! operation far below the number of threads has too few tasks, or waits. Without the variable a timer does nothing.
 

@@ -11,12 +11,12 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::adapter;
 use crate::config;
-use crate::cuda::open::{Asked, Opened, open};
-use crate::cuda::pool::trim;
+use crate::device::Precision;
+use crate::error::Result;
 use crate::model::{Batch, Decoder};
-use crate::nn::{Precision, Result};
 use crate::ops::buffers;
 use crate::ops::matmul::kernel::Set;
+use crate::select::{Asked, Opened, open};
 use crate::train::{Job, checkpoint};
 
 /// Tokens scored at once.
@@ -51,7 +51,7 @@ impl NativeSession {
                 ));
             }
         };
-        let opened_on = open(asked, config.dtype, graphs(&config.options)?)?;
+        let opened_on = open(asked, precision, graphs(&config.options)?)?;
         let threads = worker_threads(config.threads)?;
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -63,7 +63,6 @@ impl NativeSession {
             Weights::Load => Decoder::load(shape, &config.model),
             Weights::Random => Decoder::random(shape, config.seed),
         })?;
-        model.set_precision(precision);
         if let Some(folder) = &config.adapter {
             let (adapter, said) = read_adapter_config_saying(folder)?;
             model.config.warnings.extend(said);
@@ -77,18 +76,14 @@ impl NativeSession {
             model.config.warnings.extend(rounding.warning());
             checkpoint::publish_model(&model, &config.model, folder)?;
         }
-        if let Some(device) = &opened_on.device {
-            pool.install(|| model.place(device))?;
-        }
+        pool.install(|| model.place(&opened_on.device))?;
         let parameters = model.tensors().values().map(|t| t.elem_count() as u64).sum();
         Ok(NativeSession { model, pool, opened: config.clone(), opened_on, parameters, trained: false })
     }
 
     /// Leaves memory of the device that nobody uses to others.
     fn trim(&self) {
-        if let Some(device) = &self.opened_on.device {
-            trim(&*device.gpu);
-        }
+        self.opened_on.device.trim();
     }
 }
 
@@ -126,10 +121,7 @@ impl Session for NativeSession {
             device: self.opened_on.name.clone(),
             dtype: self.opened.dtype,
             threads: self.pool.current_num_threads(),
-            kernels: match &self.opened_on.device {
-                Some(_) => self.opened_on.facts.clone(),
-                None => [crate::kernels(self.model.precision), self.opened_on.facts.clone()].concat(),
-            },
+            kernels: self.opened_on.facts.clone(),
             parameters: self.parameters,
             adapter_parameters: self.model.adapter_tensors().values().map(|t| t.elem_count() as u64).sum(),
             vocab_size: self.model.config.vocab_size,

@@ -1,14 +1,13 @@
 //! A parameter of the model: numbers in a mapped file while it is frozen, f32 of its own once it is trained.
 
-use std::ops::Deref;
-use std::sync::Arc;
-
 use karat_backend::Dtype;
 
-use crate::cuda::{self, Device};
-use crate::nn::{self, Result, Tensor, View};
+use crate::device::Device;
+use crate::error::Result;
 use crate::ops::buffers;
-use crate::ops::mapped::{Elements, Kind, MappedNumbers};
+use crate::ops::mapped::{Kind, MappedNumbers};
+pub use crate::tensor::WeightView;
+use crate::tensor::{Stored, Tensor, tensor, view};
 
 /// A matrix or vector of parameters.
 #[derive(Clone, Debug)]
@@ -29,24 +28,6 @@ pub enum Weight {
         /// The numbers, row-major.
         numbers: MappedNumbers,
     },
-}
-
-/// A weight's elements, held for reading.
-pub enum WeightView<'a> {
-    /// Of a tensor.
-    Owned(View<'a>),
-    /// Of a file.
-    Mapped(Elements<'a>),
-}
-
-impl WeightView<'_> {
-    /// The elements as they are stored.
-    pub fn elements(&self) -> Elements<'_> {
-        match self {
-            WeightView::Owned(view) => Elements::F32(view.deref()),
-            WeightView::Mapped(elements) => *elements,
-        }
-    }
 }
 
 impl Weight {
@@ -87,30 +68,24 @@ impl Weight {
     /// If the tensor is not one that the CPU's kernels can read.
     pub fn view(&self) -> Result<WeightView<'_>> {
         Ok(match self {
-            Weight::Owned(t) => WeightView::Owned(nn::view(t)?),
+            Weight::Owned(t) => WeightView::Owned(view(t)?),
             Weight::Mapped { numbers, .. } | Weight::Placed { numbers, .. } => WeightView::Mapped(numbers.elements()),
         })
-    }
-    /// The tensor that products read, if it is in no file alone.
-    pub fn placed(&self) -> Option<&Tensor> {
-        match self {
-            Weight::Owned(tensor) | Weight::Placed { tensor, .. } => Some(tensor),
-            Weight::Mapped { .. } => None,
-        }
     }
     /// Brings it to `device`: what is in a file in the element type of products, what is in memory as it is.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn place(&mut self, device: &Arc<Device>) -> Result<()> {
-        *self = match self {
-            Weight::Owned(t) => Weight::Owned(t.place(device)?),
+    pub fn place(&mut self, device: &dyn Device) -> Result<()> {
+        match self {
+            Weight::Owned(t) => *self = Weight::Owned(device.place(t)?),
             Weight::Mapped { numbers, shape } => {
-                let tensor = cuda::Tensor::frozen(device, numbers.elements(), shape)?.into();
-                Weight::Placed { tensor, numbers: numbers.clone() }
+                if let Some(tensor) = device.frozen(numbers.elements(), shape)? {
+                    *self = Weight::Placed { tensor, numbers: numbers.clone() };
+                }
             }
-            Weight::Placed { .. } => return Ok(()),
-        };
+            Weight::Placed { .. } => {}
+        }
         Ok(())
     }
     /// A copy of its own on the CPU in f32, exactly the same numbers.
@@ -120,7 +95,7 @@ impl Weight {
     pub fn widened(&self) -> Result<Tensor> {
         let mut data = buffers::zeroed(self.elem_count());
         self.view()?.elements().widen(&mut data);
-        nn::tensor(data, self.dims())
+        tensor(data, self.dims())
     }
     /// Makes it trainable: f32 of its own, the same numbers. The returned tensor shares them.
     ///
@@ -134,12 +109,28 @@ impl Weight {
                 *self = Weight::Owned(t.clone());
                 Ok(t)
             }
-            Weight::Placed { tensor, .. } => {
-                let device = cuda::here(tensor)?.device().clone();
-                let t = self.widened()?.place(&device)?;
+            Weight::Placed { tensor, numbers } => {
+                let mut data = buffers::zeroed(tensor.elem_count());
+                numbers.elements().widen(&mut data);
+                let t = tensor.storage().master(data, tensor.dims())?;
                 *self = Weight::Owned(t.clone());
                 Ok(t)
             }
+        }
+    }
+}
+
+impl Stored for Weight {
+    fn dims(&self) -> &[usize] {
+        self.dims()
+    }
+    fn view(&self) -> Result<WeightView<'_>> {
+        self.view()
+    }
+    fn tensor(&self) -> Option<&Tensor> {
+        match self {
+            Weight::Owned(tensor) | Weight::Placed { tensor, .. } => Some(tensor),
+            Weight::Mapped { .. } => None,
         }
     }
 }

@@ -6,37 +6,39 @@ mod small_runs;
 use std::collections::BTreeMap;
 
 use karat_backend::LoraConfig;
+use karat_native::adapter;
 use karat_native::config::ModelConfig;
 use karat_native::linear::{Dropout, Gradients};
-use karat_native::model::{Batch, Decoder};
-use karat_native::{adapter, nn};
+use karat_native::model::{Batch, Decoder, Targets};
+use karat_native::tensor::{Indices, Tensor, edit, view};
 use small_runs::*;
 
-fn check(what: &str, model: &Decoder, trained: &BTreeMap<String, nn::Tensor>) {
+fn check(what: &str, model: &Decoder, trained: &BTreeMap<String, Tensor>) {
     let data = small_rows(&[12, 7, 20]).tokens;
     let batch = Batch::new(data.view().iter());
     let at: Vec<u32> = batch.starts.windows(2).flat_map(|w| (w[0] as u32 + 2)..(w[1] as u32 - 1)).collect();
     let targets: Vec<u32> = at.iter().map(|&t| batch.ids[t as usize + 1]).collect();
-    let (at, targets) = (nn::Indices::from(at), nn::Indices::from(targets));
+    let (at, targets) = (Indices::from(at), Indices::from(targets));
     let scale = 1.0 / at.len() as f32;
     let dropout = Some(Dropout { seed: 5, step: 2, first_token: 3 });
-    let gradients = Gradients::new(trained).unwrap();
+    let gradients = Gradients::new(&**model.device(), trained, false).unwrap();
     let none = Gradients::default();
     let loss = |gradients: &Gradients| -> f64 {
-        let logprobs = model.train(&batch, (&at, &targets), scale, dropout, false, gradients).unwrap();
-        nn::view(&logprobs).unwrap().iter().map(|l| -f64::from(*l)).sum::<f64>() * f64::from(scale)
+        let logprobs =
+            model.train(&batch, Targets { at: &at, ids: &targets }, scale, dropout, false, gradients).unwrap();
+        view(&logprobs).unwrap().iter().map(|l| -f64::from(*l)).sum::<f64>() * f64::from(scale)
     };
     loss(&gradients);
     for (name, tensor) in trained {
-        let gradient = nn::view(&gradients.of(name).unwrap().sum().unwrap()).unwrap().to_vec();
+        let gradient = view(&gradients.of(name).unwrap().sum().unwrap()).unwrap().to_vec();
         // Along the gradient the loss changes most, so rounding matters least.
         let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
         assert!(norm > 0.0, "{what}: {name}");
-        let before = nn::view(tensor).unwrap().to_vec();
+        let before = view(tensor).unwrap().to_vec();
         let size = before.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
         let h = 2e-3 * size.max(0.5);
         let at = |side: f64| {
-            nn::edit(tensor, |x| {
+            edit(tensor, |x| {
                 for ((x, b), g) in x.iter_mut().zip(&before).zip(&gradient) {
                     *x = (f64::from(*b) + side * h * f64::from(*g) / norm) as f32;
                 }
@@ -45,7 +47,7 @@ fn check(what: &str, model: &Decoder, trained: &BTreeMap<String, nn::Tensor>) {
             loss(&none)
         };
         let difference = (at(1.0) - at(-1.0)) / (2.0 * h);
-        nn::edit(tensor, |x| x.copy_from_slice(&before)).unwrap();
+        edit(tensor, |x| x.copy_from_slice(&before)).unwrap();
         assert!((difference / norm - 1.0).abs() < 0.01, "{what}: {name}: gradient {norm}, by differences {difference}");
     }
 }
@@ -57,8 +59,7 @@ fn model(family: &str) -> Decoder {
     // Norms of one and biases of zero would hide a factor left out.
     for (name, t) in model.own().unwrap().iter().filter(|(_, t)| t.dims().len() == 1) {
         let base = if name.ends_with("bias") { 0.0 } else { 1.0 };
-        nn::edit(t, |x| x.iter_mut().enumerate().for_each(|(i, x)| *x = base + ((i * 7) % 5) as f32 * 0.1 - 0.2))
-            .unwrap();
+        edit(t, |x| x.iter_mut().enumerate().for_each(|(i, x)| *x = base + ((i * 7) % 5) as f32 * 0.1 - 0.2)).unwrap();
     }
     model
 }
@@ -102,16 +103,12 @@ fn every_adapter_tensor_has_the_gradient_of_the_loss_under_its_dropout_mask() {
             let tensors = model.adapter_tensors();
             for (name, t) in &tensors {
                 if name.contains("lora_B") {
-                    nn::edit(t, |x| {
-                        x.iter_mut().enumerate().for_each(|(i, x)| *x = ((i * 11) % 7) as f32 * 0.05 - 0.15)
-                    })
-                    .unwrap();
+                    edit(t, |x| x.iter_mut().enumerate().for_each(|(i, x)| *x = ((i * 11) % 7) as f32 * 0.05 - 0.15))
+                        .unwrap();
                 }
                 if name.contains("magnitude") {
-                    nn::edit(t, |x| {
-                        x.iter_mut().enumerate().for_each(|(i, x)| *x *= 0.8 + ((i * 5) % 4) as f32 * 0.15)
-                    })
-                    .unwrap();
+                    edit(t, |x| x.iter_mut().enumerate().for_each(|(i, x)| *x *= 0.8 + ((i * 5) % 4) as f32 * 0.15))
+                        .unwrap();
                 }
             }
             model.renorm().unwrap();

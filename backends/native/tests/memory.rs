@@ -9,8 +9,8 @@ use std::process::Command;
 
 use karat_backend::*;
 use karat_native::config::ModelConfig;
+use karat_native::device::Precision;
 use karat_native::memory::{Training, peak};
-use karat_native::nn::Precision;
 use serde_json::json;
 use small_runs::*;
 

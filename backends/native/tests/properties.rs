@@ -12,7 +12,7 @@ use karat_backend::*;
 use karat_native::config::ModelConfig;
 use karat_native::model::{Batch, Decoder};
 use karat_native::session::NativeSession;
-use karat_native::{adapter, nn};
+use karat_native::{adapter, tensor};
 use small_runs::*;
 
 /// Six steps of two micro-batches of two rows.
@@ -373,12 +373,12 @@ fn an_adapter_merged_into_the_weights_gives_the_same_logits() {
                 let data = eval_rows().tokens;
                 let hidden = model.hidden(&Batch::new(data.view().iter())).unwrap();
                 let logits = model.logits(&hidden).unwrap();
-                nn::view(&logits).unwrap().to_vec()
+                tensor::view(&logits).unwrap().to_vec()
             };
             let plain = logits(&model);
             adapter::load(&mut model, &karat_backend::peft::read_adapter_config(&folder).unwrap(), &folder).unwrap();
             let adapted = logits(&model);
-            let head = nn::view(&model.head.widened().unwrap()).unwrap().to_vec();
+            let head = tensor::view(&model.head.widened().unwrap()).unwrap().to_vec();
             model.merge().unwrap();
             assert!(model.adapter_tensors().is_empty());
             let merged = logits(&model);
@@ -387,7 +387,7 @@ fn an_adapter_merged_into_the_weights_gives_the_same_logits() {
             println!("{family}: the adapter changes logits by {change:.2}, merging by {difference:.1e}");
             assert!(change > 0.1 && difference < 1e-4 && difference > 0.0, "{family}: {change} {difference}");
             assert!(
-                !model.config.tied || head == *nn::view(&model.embedding.widened().unwrap()).unwrap(),
+                !model.config.tied || head == *tensor::view(&model.embedding.widened().unwrap()).unwrap(),
                 "a tied head was merged"
             );
         }

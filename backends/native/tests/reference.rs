@@ -9,7 +9,7 @@ use std::path::Path;
 use karat_backend::*;
 use karat_native::config::ModelConfig;
 use karat_native::model::{Batch, Decoder};
-use karat_native::{adapter, nn};
+use karat_native::{adapter, tensor};
 use small_runs::*;
 
 fn scores_match(folder: &Path, model: &str, file: &str) {
@@ -159,9 +159,9 @@ fn last_logits_match_transformers() {
             }
             let want = &want[&name].2;
             let hidden = decoder.hidden(&Batch::new([&prompt[..]])).unwrap();
-            let last = nn::gather(&hidden, &vec![prompt.len() as u32 - 1].into()).unwrap();
+            let last = decoder.device().gather(&hidden, &vec![prompt.len() as u32 - 1].into()).unwrap();
             let got = decoder.logits(&last).unwrap();
-            let got = nn::view(&got).unwrap();
+            let got = tensor::view(&got).unwrap();
             assert_eq!(got.len(), want.len());
             worst = got.iter().zip(want).map(|(a, b)| f64::from((a - b).abs())).fold(worst, f64::max);
         }

@@ -7,8 +7,8 @@ use karat_backend::LoraConfig;
 use karat_backend::peft::ADAPTER_CONFIG;
 use serde_json::{Value, json};
 
+use crate::error::Result;
 use crate::files::{at, write_text};
-use crate::nn::Result;
 
 /// The seven projections, as [`karat_backend::lora::ALL_LINEAR`] means them: the linear layers of every decoder here.
 const LINEAR: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];

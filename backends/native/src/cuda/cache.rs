@@ -1,22 +1,21 @@
 //! Keys and values of the sequences being decoded, in place: a slot for each, from its first position to its last.
 
-use std::sync::Arc;
-
 use karat_backend::{BackendError, GenerateConfig};
 
 use super::device::Element;
 use super::kernels::decode::{self, Cache};
-use super::tensor::Indices;
-use super::{Device, Tensor, here, sample};
-use crate::nn::{self, Result};
+use super::{Cuda, CudaStorage, DeviceIndices, here, sample};
+use crate::device::CacheShape;
+use crate::error::Result;
 use crate::ops::attention::Heads;
+use crate::tensor::{DeviceCopy, Indices, Tensor};
 
 /// Slots for as many sequences as are decoded at once.
 #[derive(Debug)]
 pub struct Slots {
-    device: Arc<Device>,
+    device: Cuda,
     /// For each layer, `[slots, positions, width]` of keys and of values.
-    layers: Vec<[Tensor; 2]>,
+    layers: Vec<[CudaStorage; 2]>,
     positions: usize,
     heads: Heads,
     /// The slot of each sequence.
@@ -32,11 +31,11 @@ pub struct Slots {
 /// Where the tokens of a pass go, and what its queries see.
 #[derive(Debug)]
 struct Feed {
-    slots: Indices,
-    positions: Indices,
+    slots: DeviceIndices,
+    positions: DeviceIndices,
     tokens: usize,
     /// In a step: the length of each sequence with its new token, and a bound of them all.
-    lengths: Option<(Indices, usize)>,
+    lengths: Option<(DeviceIndices, usize)>,
 }
 
 /// What changes from one step of decoding to the next, always in the same places: so steps can be recorded. The kernels of a
@@ -44,7 +43,7 @@ struct Feed {
 #[derive(Debug)]
 struct Numbers {
     /// One row of `most` numbers for each of [`Number`].
-    all: Indices,
+    all: DeviceIndices,
     most: usize,
     /// They are those of the sequences that there are.
     current: bool,
@@ -71,7 +70,7 @@ const NUMBERS: usize = 6;
 const COUNTING: usize = 3;
 
 impl Numbers {
-    fn of(&self, which: Number) -> Indices {
+    fn of(&self, which: Number) -> DeviceIndices {
         self.all.part(which as usize * self.most)
     }
 }
@@ -80,29 +79,29 @@ impl Numbers {
 #[derive(Debug)]
 pub struct Step {
     /// The token of each sequence.
-    pub ids: nn::Indices,
+    pub ids: Indices,
     /// Where it stands.
-    pub positions: nn::Indices,
+    pub positions: Indices,
     /// Sequences, and what [`decode::length_class`] says of the longest: steps that agree in both are the same launches.
     pub class: (usize, usize),
 }
 
 impl Slots {
-    /// Slots for `most` sequences of up to `positions`.
+    /// Slots of `shape`.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn new(device: &Arc<Device>, layers: usize, heads: Heads, [most, positions]: [usize; 2]) -> Result<Self> {
-        let part = || Tensor::activation(device, &[most, positions, heads.keys * heads.dim]);
+    pub fn new(device: &Cuda, CacheShape { layers, heads, sequences: most, positions }: CacheShape) -> Result<Self> {
+        let part = || CudaStorage::activation(device, &[most, positions, heads.keys * heads.dim]);
         let layers = (0..layers).map(|_| Ok([part()?, part()?])).collect::<Result<_>>()?;
         let (taken, lengths, pass) = (Vec::new(), Vec::new(), None);
         let free = (0..most as u32).rev().collect();
-        let numbers = Numbers { all: Indices::any(device, NUMBERS * most)?, most, current: false };
+        let numbers = Numbers { all: DeviceIndices::any(device, NUMBERS * most)?, most, current: false };
         Ok(Slots { device: device.clone(), layers, positions, heads, taken, free, lengths, pass, numbers })
     }
 
     /// Where they lie.
-    pub fn device(&self) -> &Arc<Device> {
+    pub fn device(&self) -> &Cuda {
         &self.device
     }
 
@@ -151,7 +150,7 @@ impl Slots {
             *length += more;
         }
         self.outgrown()?;
-        let upload = |host: &[u32]| Indices::upload(&self.device, host);
+        let upload = |host: &[u32]| DeviceIndices::upload(&self.device, host);
         let (tokens, slots, positions) = (slots.len(), upload(&slots)?, upload(&positions)?);
         self.pass = Some(Feed { slots, positions, tokens, lengths: None });
         Ok(())
@@ -187,8 +186,8 @@ impl Slots {
             lengths: Some((lengths, longest)),
         });
         Ok(Step {
-            ids: nn::Indices::placed(ids.to_vec(), numbers.of(Number::Id)),
-            positions: nn::Indices::placed(positions, at),
+            ids: Indices::placed(ids.to_vec(), DeviceCopy::made(numbers.of(Number::Id))),
+            positions: Indices::placed(positions, DeviceCopy::made(at)),
             class: (n, longest),
         })
     }
@@ -197,7 +196,7 @@ impl Slots {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn pick(&self, logits: &nn::Tensor, config: &GenerateConfig) -> Result<()> {
+    pub fn pick(&self, logits: &Tensor, config: &GenerateConfig) -> Result<()> {
         let numbers = &self.numbers;
         let [row, place, id] = [Number::Row, Number::Place, Number::Id].map(|which| numbers.of(which));
         sample::pick_into(here(logits)?, [row.arg(), place.arg(), id.arg()], config)?;
@@ -226,7 +225,7 @@ impl Slots {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn remember(&self, l: usize, k: &nn::Tensor, v: &nn::Tensor) -> Result<()> {
+    pub fn remember(&self, l: usize, k: &Tensor, v: &Tensor) -> Result<()> {
         let feed = self.feed()?;
         let (k, v) = (here(k)?, here(v)?);
         let arguments = [k.arg(), v.arg(), feed.slots.arg(), feed.positions.arg()];
@@ -238,15 +237,15 @@ impl Slots {
     ///
     /// # Errors
     /// If the device fails, or this is no step.
-    pub fn attend(&self, l: usize, q: &nn::Tensor) -> Result<nn::Tensor> {
+    pub fn attend(&self, l: usize, q: &Tensor) -> Result<Tensor> {
         let (feed, q) = (self.feed()?, here(q)?);
         let Some((lengths, longest)) = &feed.lengths else {
             return Err(BackendError::failed("a prompt attends to itself, not to the cache"));
         };
         let (sequences, width) = q.matrix_dims();
-        let out = Tensor::activation(&self.device, &[sequences, width])?;
+        let out = CudaStorage::activation(&self.device, &[sequences, width])?;
         let scratch = decode::scratch(sequences, *longest, self.heads);
-        let partial = Tensor::any(&self.device, Element::F32, &[scratch])?;
+        let partial = CudaStorage::any(&self.device, Element::F32, &[scratch])?;
         let arguments = [q.arg(), feed.slots.arg(), lengths.arg(), out.arg(), partial.arg()];
         let shape = (sequences, *longest, width);
         decode::decode(&*self.device.gpu, q.element(), arguments, &self.layer(l), shape)?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::graph::RawGraph;
 use super::pool::{Pool, Pools};
-use crate::nn::Result;
+use crate::error::Result;
 
 /// Device memory without an owner. In the emulator the address is the host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

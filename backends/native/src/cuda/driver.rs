@@ -18,7 +18,7 @@ use self::columns::Columns;
 use super::device::{Arg, Facts, Gemm, Gpu, Launch, RawBuffer};
 use super::graph::RawGraph;
 use super::pool::Pools;
-use crate::nn::Result;
+use crate::error::Result;
 
 /// The oldest driver whose compiler takes the kernels: that of CUDA 13.0.
 const OLDEST_DRIVER: i32 = 13_000;

@@ -22,7 +22,7 @@ use self::recording::{Op, Product, Stored, Word};
 use super::device::{Arg, Element, Facts, Gemm, Gpu, Launch, RawBuffer};
 use super::graph::RawGraph;
 use super::pool::Pools;
-use crate::nn::Result;
+use crate::error::Result;
 use crate::ops::matmul::{Mat, MatMut, Precision, Threads, product};
 
 /// Bytes before and after every buffer that no kernel may write.

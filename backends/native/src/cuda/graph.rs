@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::device::Gpu;
-use crate::nn::Result;
+use crate::error::Result;
 
 /// A recording without an owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

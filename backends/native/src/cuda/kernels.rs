@@ -4,7 +4,7 @@
 //! said to be f32 is f32 in both. `cuda/README.md` has the table with bytes, operations and time floors.
 
 use super::device::{Arg, Element, Gpu, Launch};
-use crate::nn::Result;
+use crate::error::Result;
 use crate::ops::attention::Heads;
 use crate::ops::dropout::Key;
 

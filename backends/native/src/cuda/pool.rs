@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::device::{Gpu, RawBuffer};
-use crate::nn::Result;
+use crate::error::Result;
 
 /// Bytes that may wait beyond the most that was in use at once: what a layer of a large batch works with waits while the head
 /// works, and the other way round.

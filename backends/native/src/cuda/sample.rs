@@ -2,22 +2,22 @@
 
 use karat_backend::GenerateConfig;
 
-use super::Tensor;
 use super::device::{Arg, Buffer, Element};
 use super::kernels::decode;
-use super::tensor::{self, Indices};
-use crate::nn::Result;
+use super::storage::{CudaStorage, DeviceIndices, start};
+use crate::error::Result;
 
 /// The next token of each row of `logits` `[rows, vocab]` in f32, nothing where one is not a number; `places` are the row's
 /// number and how many tokens it has generated.
 ///
 /// # Errors
 /// If the device fails.
-pub fn pick(logits: &Tensor, places: &[(usize, usize)], config: &GenerateConfig) -> Result<Vec<Option<u32>>> {
+pub fn pick(logits: &CudaStorage, places: &[(usize, usize)], config: &GenerateConfig) -> Result<Vec<Option<u32>>> {
     let (device, rows) = (logits.device(), logits.matrix_dims().0);
-    let numbers = |f: fn(&(usize, usize)) -> u32| Indices::upload(device, &places.iter().map(f).collect::<Vec<_>>());
+    let numbers =
+        |f: fn(&(usize, usize)) -> u32| DeviceIndices::upload(device, &places.iter().map(f).collect::<Vec<_>>());
     let (row, place) = (numbers(|p| p.0 as u32)?, numbers(|p| p.1 as u32)?);
-    let ids = Indices::any(device, rows)?;
+    let ids = DeviceIndices::any(device, rows)?;
     pick_into(logits, [row.arg(), place.arg(), ids.arg()], config)?;
     Ok(picked(ids.get(rows)?))
 }
@@ -26,11 +26,11 @@ pub fn pick(logits: &Tensor, places: &[(usize, usize)], config: &GenerateConfig)
 ///
 /// # Errors
 /// As there.
-pub fn pick_into(logits: &Tensor, [row, place, ids]: [Arg<'_>; 3], config: &GenerateConfig) -> Result<()> {
+pub fn pick_into(logits: &CudaStorage, [row, place, ids]: [Arg<'_>; 3], config: &GenerateConfig) -> Result<()> {
     let (device, shape) = (logits.device(), logits.matrix_dims());
     // Weights of a draw; a greedy one has none.
     let weights = Buffer::new(&device.gpu, if config.temperature > 0.0 { shape.0 * shape.1 * 8 } else { 8 })?;
-    let arguments = [logits.arg(), row, place, ids, tensor::start(&weights)];
+    let arguments = [logits.arg(), row, place, ids, start(&weights)];
     decode::sample(&*device.gpu, Element::F32, arguments, shape, config)
 }
 

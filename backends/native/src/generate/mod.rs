@@ -1,28 +1,23 @@
 //! Free generation: many rows decoded together, each token by token, a finished row's slot going to the next prompt.
 
 mod cache;
-mod recorded;
 mod sample;
+
+use std::sync::Arc;
 
 use karat_backend::{BackendError, Completion, Event, EventSink, Flow, GenerateConfig, Level, StopReason, TokensView};
 use rayon::ThreadPool;
 
-use self::cache::{Caches, bytes_per_position};
-use self::recorded::Steps;
 pub use self::sample::Sampler;
+use crate::device::{Feed, KvCache, Next};
+use crate::error::Result;
 use crate::model::Decoder;
-use crate::nn::Result;
+use crate::tensor::Angles;
 
-/// Rows decoded together where the caller leaves the choice.
-const ROWS: usize = 48;
-/// The same on a GPU.
-const DEVICE_ROWS: usize = 128;
-/// The caches of all rows together should not need more.
-const CACHE_BYTES: usize = 4 << 30;
 /// Prompt tokens fed at once.
 const PREFILL_TOKENS: usize = 4096;
 
-/// A row being decoded; its cache lies at the same place in a vector of its own.
+/// A row being decoded; its keys and values have the same place in the cache.
 struct Slot {
     row: usize,
     ids: Vec<u32>,
@@ -34,9 +29,9 @@ struct Decoding<'a> {
     config: &'a GenerateConfig,
     sampler: Sampler,
     slots: Vec<Slot>,
-    caches: Caches,
-    /// On a device.
-    steps: Option<Steps>,
+    cache: Box<dyn KvCache>,
+    /// Angles for the longest sequence: one table, in one place.
+    table: Arc<Angles>,
     completions: Vec<Option<Completion>>,
     tokens: u64,
 }
@@ -59,13 +54,7 @@ pub fn generate(
     }
     let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0);
     let span = (longest + config.max_new_tokens).min(model.config.max_positions);
-    // A GPU reads the weights once for all rows, and has memory for it.
-    let (rows, bytes) = match model.device() {
-        None => (ROWS, CACHE_BYTES),
-        Some(device) => (DEVICE_ROWS, CACHE_BYTES.max((device.gpu.facts().memory / 4) as usize)),
-    };
-    let fits = (bytes / (bytes_per_position(model) * span.max(1))).max(1);
-    let batch = if config.batch_size > 0 { config.batch_size } else { rows.min(fits) };
+    let batch = if config.batch_size > 0 { config.batch_size } else { cache::sequences(model, span) };
     let batch = batch.min(prompts.rows().max(1));
     // Long prompts first: the rows that are alone at the end are then the short ones.
     let mut queue: Vec<usize> = (0..prompts.rows()).collect();
@@ -75,8 +64,8 @@ pub fn generate(
         config,
         sampler: Sampler::new(config)?,
         slots: Vec::new(),
-        caches: Caches::new(model, batch, span)?,
-        steps: model.device().map(|device| Steps::new(model, device, span)),
+        cache: cache::empty(model, batch, span)?,
+        table: model.table(span),
         completions: vec![None; prompts.rows()],
         tokens: 0,
     };
@@ -103,7 +92,7 @@ pub fn generate(
             false => decoding.admit(&next, prompts),
         })?;
         finished.extend(more);
-        if let Some(message) = decoding.steps.as_mut().and_then(Steps::complaint)
+        if let Some(message) = decoding.cache.complaint()
             && sink.event(Event::Log { level: Level::Warn, message }) == Flow::Stop
         {
             return Err(BackendError::cancelled());
@@ -132,10 +121,11 @@ impl Decoding<'_> {
         let texts: Vec<&[u32]> = rows.iter().map(|&row| prompts.row(row)).collect();
         let room = |prompt: &&[u32]| (prompt.len() + self.config.max_new_tokens).min(self.model.config.max_positions);
         let rooms: Vec<usize> = texts.iter().map(room).collect();
-        let logits = cache::prefill(self.model, &texts, &rooms, &mut self.caches)?;
+        let logits = cache::prefill(self.model, &texts, &rooms, &mut *self.cache)?;
         let first = self.slots.len();
         self.slots.extend(rows.iter().map(|&row| Slot { row, ids: Vec::new() }));
-        let picked = self.sampler.pick_all(&logits, &self.places(first))?;
+        let places = self.places(first);
+        let picked = self.pick(self.model.device().pick(logits, &places, self.config)?, &places)?;
         Ok(self.take(first, picked, prompts))
     }
 
@@ -148,14 +138,19 @@ impl Decoding<'_> {
     fn step(&mut self, prompts: TokensView<'_>) -> Result<Finished> {
         let last: Vec<u32> = self.slots.iter().filter_map(|slot| slot.ids.last().copied()).collect();
         let places = self.places(0);
-        let picked = match &mut self.steps {
-            Some(steps) => {
-                let picked = steps.take(self.model, &mut self.caches, &last, &places, self.config)?;
-                self::sample::numbers(picked, &places)?
-            }
-            None => self.sampler.pick_all(&cache::step(self.model, &last, &mut self.caches)?, &places)?,
-        };
+        let (model, table) = (self.model, &self.table);
+        let mut forward = |cache: &mut dyn KvCache, tokens: Feed<'_>| cache::feed(model, tokens, table, cache);
+        let next = self.cache.step(&last, &places, self.config, &mut forward)?;
+        let picked = self.pick(next, &places)?;
         Ok(self.take(0, picked, prompts))
+    }
+
+    /// The tokens that follow at `places`.
+    fn pick(&self, next: Next, places: &[(usize, usize)]) -> Result<Vec<u32>> {
+        match next {
+            Next::Logits(logits) => self.sampler.pick_all(&logits, places),
+            Next::Picked(picked) => sample::numbers(picked, places),
+        }
     }
 
     /// Gives each slot from `first` on its token and retires those that are done.
@@ -172,7 +167,7 @@ impl Decoding<'_> {
                 _ if length >= self.model.config.max_positions => StopReason::Context,
                 _ => continue,
             };
-            self.caches.swap_remove(i);
+            self.cache.swap_remove(i);
             let slot = self.slots.swap_remove(i);
             finished.push((slot.row, Completion { ids: slot.ids, stop }));
         }

@@ -2,9 +2,9 @@
 
 use karat_backend::{BackendError, GenerateConfig};
 
-use crate::cuda;
-use crate::nn::{self, Result, Tensor};
+use crate::error::Result;
 use crate::rng::Philox;
+use crate::tensor::{self as nn, Tensor};
 
 /// Stream of the generator that belongs to sampling.
 const STREAM: u32 = 0x5341_4d50;
@@ -15,7 +15,6 @@ pub struct Sampler {
     top_k: usize,
     top_p: f64,
     generator: Philox,
-    config: GenerateConfig,
 }
 
 impl Sampler {
@@ -30,7 +29,7 @@ impl Sampler {
                 "temperature {temperature} must be at least 0 and top_p {top_p} above 0 and at most 1"
             )));
         }
-        Ok(Sampler { temperature, top_k, top_p, generator: Philox::new(seed), config: config.clone() })
+        Ok(Sampler { temperature, top_k, top_p, generator: Philox::new(seed) })
     }
 
     /// The next token of each row of `logits` `[rows, vocab]`; `places` are the row's number and how many tokens it has
@@ -39,9 +38,6 @@ impl Sampler {
     /// # Errors
     /// If a logit is not a number.
     pub fn pick_all(&self, logits: &Tensor, places: &[(usize, usize)]) -> Result<Vec<u32>> {
-        if let Some(logits) = logits.cuda() {
-            return numbers(cuda::sample::pick(logits, places, &self.config)?, places);
-        }
         let (view, vocab) = (nn::view(logits)?, logits.dims()[1]);
         let rows = view.chunks_exact(vocab).zip(places);
         rows.map(|(logits, &(row, place))| self.pick(logits, row, place)).collect()

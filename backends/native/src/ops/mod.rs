@@ -7,7 +7,8 @@
 //!
 //! Matrix products, their speed, and the memory that all work in are those of [`karat_kernels`].
 //!
-//! [`crate::nn`] wraps these for tensors and is the only caller; a device with kernels of its own joins there.
+//! [`crate::cpu`] wraps these for tensors and is the only caller; a device with kernels of its own implements
+//! [`crate::device::Device`] beside it.
 
 pub use karat_kernels::{buffers, mapped, matmul, simd, speed};
 

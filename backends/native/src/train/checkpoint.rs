@@ -8,9 +8,10 @@ use karat_backend::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
 use serde_json::{Value, json};
 
 use crate::adapter;
+use crate::error::Result;
 use crate::files::{TensorFiles, at, publish_folder, remove_folder, write_tensors, write_text};
 use crate::model::Decoder;
-use crate::nn::{self, Result, Tensor};
+use crate::tensor::{Tensor, set, view};
 
 const OPTIMIZER: &str = "optimizer.safetensors";
 /// Files of the tokenizer and of generation that a checkpoint takes over from its base unchanged.
@@ -145,7 +146,7 @@ pub fn restore(
     let trainer = TrainerState::read(folder)?;
     let fill = |file: &TensorFiles, name: &str, to: &Tensor| -> Result<()> {
         let from = file.read(name, to.dims())?;
-        nn::set(to, &nn::view(&from)?)
+        set(to, &view(&from)?)
     };
     let file = TensorFiles::of_file(&folder.join(if lora { adapter::WEIGHTS } else { "model.safetensors" }))?;
     for (name, t) in trained {

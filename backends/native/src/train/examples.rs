@@ -2,8 +2,9 @@
 
 use karat_backend::{BackendError, IGNORE, LabelledView};
 
+use crate::error::Result;
 use crate::model::Batch;
-use crate::nn::{Indices, Result};
+use crate::tensor::Indices;
 
 /// A packed batch with the places whose next token is trained on.
 #[derive(Debug)]

@@ -9,7 +9,6 @@ mod examples;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use karat_backend::peft::read_adapter_config_saying;
@@ -21,15 +20,15 @@ use karat_system::memory;
 use rayon::ThreadPool;
 
 use crate::adapter;
-use crate::cuda::optimizer::{Optimizer, Parameter};
-use crate::cuda::{self, Device};
+use crate::device::{Device, Optimizer, Parameter};
+use crate::error::Result;
 use crate::linear::{Dropout, Gradients};
 use crate::memory::{Training, held, peak};
-use crate::model::{Decoder, excluded_from_decay};
-use crate::nn::{self, Gradient, Result, Tensor};
+use crate::model::{Decoder, Targets, excluded_from_decay};
 use crate::ops::adamw::Update;
 use crate::ops::buffers;
 use crate::profile;
+use crate::tensor::{Gradient, Tensor, sum_of_squares, view, zeros_like};
 use checkpoint::{Checkpoint, Moments};
 use examples::{Examples, check_labels, label_tokens};
 
@@ -61,8 +60,7 @@ struct Run<'a> {
     trained: BTreeMap<String, Tensor>,
     moments: Moments,
     gradients: Gradients,
-    /// The optimizer of the device that computes, if that is not the CPU.
-    fused: Option<Optimizer>,
+    optimizer: Box<dyn Optimizer>,
     step: usize,
     tokens: u64,
     log: Vec<LogEntry>,
@@ -96,23 +94,22 @@ impl Job<'_> {
                     // Who wants the run to stop says so again at its first step.
                     let _ = sink.event(Event::Log { level: Level::Warn, message: message.clone() });
                 }
-                if let Some(device) = model.device().cloned() {
-                    model.place(&device)?;
-                }
+                let device = model.device().clone();
+                model.place(&device)?;
                 Some(config.clone())
             }
         };
-        if model.device().is_none() {
+        if model.device().is_host() {
             announce(model, plan, train, eval, sink);
         }
         let trained = if lora.is_some() { model.adapter_tensors() } else { model.own()? };
         let moments = trained
             .iter()
-            .map(|(name, t)| Ok((name.clone(), [nn::zeros_like(t)?, nn::zeros_like(t)?])))
+            .map(|(name, t)| Ok((name.clone(), [zeros_like(t)?, zeros_like(t)?])))
             .collect::<Result<Moments>>()?;
         let once = lora.is_none() && plan.steps.iter().all(|micros| micros.len() == 1);
-        let gradients = if once { Gradients::of_one_batch(&trained)? } else { Gradients::new(&trained)? };
-        let fused = model.device().map(|device| fused(device, &trained, &moments)).transpose()?;
+        let gradients = Gradients::new(&**model.device(), &trained, once)?;
+        let optimizer = optimizer(&**model.device(), &trained, &moments)?;
         let (step, tokens, log, best_saved) = (0, 0, Vec::new(), None);
         let mut run = Run {
             model,
@@ -125,7 +122,7 @@ impl Job<'_> {
             trained,
             moments,
             gradients,
-            fused,
+            optimizer,
             step,
             tokens,
             log,
@@ -155,7 +152,7 @@ impl Job<'_> {
             trainable_parameters: run.trained.values().map(|t| t.elem_count() as u64).sum(),
             tokens: run.tokens,
             seconds: started.elapsed().as_secs_f64(),
-            peak_memory: run.model.device().map_or_else(memory::peak, |device| Some(device.gpu.peak_memory(false))),
+            peak_memory: run.model.device().peak_memory(),
         })
     }
 }
@@ -177,18 +174,14 @@ fn announce(
     }
 }
 
-/// The optimizer of a device.
-fn fused(device: &Arc<Device>, trained: &BTreeMap<String, Tensor>, moments: &Moments) -> Result<Optimizer> {
+/// The optimizer of `trained`, in the order of their names.
+fn optimizer(device: &dyn Device, trained: &BTreeMap<String, Tensor>, moments: &Moments) -> Result<Box<dyn Optimizer>> {
     let missing = || BackendError::failed("a trained tensor has no moments");
     let of_tensor = |(name, tensor): (&String, &Tensor)| {
-        let [m, v] = moments.get(name).ok_or_else(missing)?;
-        Ok(Parameter {
-            tensor: cuda::here(tensor)?.clone(),
-            moments: [cuda::here(m)?.clone(), cuda::here(v)?.clone()],
-            decays: !excluded_from_decay(name),
-        })
+        let moments = moments.get(name).ok_or_else(missing)?.clone();
+        Ok(Parameter { tensor: tensor.clone(), moments, decays: !excluded_from_decay(name) })
     };
-    Optimizer::new(device, trained.iter().map(of_tensor).collect::<Result<_>>()?)
+    device.optimizer(trained.iter().map(of_tensor).collect::<Result<_>>()?)
 }
 
 /// A new adapter, or the one the plan starts from.
@@ -260,22 +253,22 @@ impl Run<'_> {
         let step = index + 1;
         let micros = &plan.steps[index];
         let window: u64 = micros.iter().map(|micro| label_tokens(self.train, micro)).sum();
-        self.pool.install(|| self.gradients.clear())?;
+        self.pool.install(|| self.gradients.clear(&**self.model.device()))?;
         let (mut micro_logprobs, mut first_token) = (Vec::with_capacity(micros.len()), 0u64);
         for rows in micros {
             let e = Examples::new(self.train, rows);
             let dropout = self.lora.as_ref().map(|_| Dropout { seed: plan.seed, step: step as u32, first_token });
             let scale = (1.0 / window as f64) as f32;
             let (model, gradients) = (self.model, &self.gradients);
-            let logprobs = self
-                .pool
-                .install(|| model.train(&e.batch, (&e.at, &e.targets), scale, dropout, plan.recompute, gradients))?;
+            let targets = Targets { at: &e.at, ids: &e.targets };
+            let logprobs =
+                self.pool.install(|| model.train(&e.batch, targets, scale, dropout, plan.recompute, gradients))?;
             micro_logprobs.push(logprobs);
             first_token += e.batch.ids.len() as u64;
         }
         let losses = || -> Result<Vec<f64>> {
             let of_micro = |(number, (rows, logprobs)): (usize, (&Vec<u32>, &Tensor))| {
-                let loss = nn::view(logprobs)?.iter().map(|l| -f64::from(*l)).sum::<f64>() / window as f64;
+                let loss = view(logprobs)?.iter().map(|l| -f64::from(*l)).sum::<f64>() / window as f64;
                 if loss.is_finite() {
                     return Ok(loss);
                 }
@@ -287,14 +280,9 @@ impl Run<'_> {
             };
             micros.iter().zip(&micro_logprobs).enumerate().map(of_micro).collect()
         };
-        let (micro_losses, grad_norm) = match self.fused {
-            None => (losses()?, self.update(index)?),
-            // Numbers come to the host after all of the step is queued. A gradient that is not finite has changed nothing.
-            Some(_) => {
-                let updated = self.update(index);
-                (losses()?, updated?)
-            }
-        };
+        // Numbers come to the host after all of the step is queued. A gradient that is not finite has changed nothing.
+        let updated = self.update(index);
+        let (micro_losses, grad_norm) = (losses()?, updated?);
         self.step = step;
         self.tokens += first_token;
         let loss: f64 = micro_losses.iter().sum();
@@ -317,7 +305,7 @@ impl Run<'_> {
             label_tokens: window,
             tokens: self.tokens,
             seconds: started.elapsed().as_secs_f64(),
-            memory: self.model.device().map_or_else(memory::resident, |device| Some(device.gpu.peak_memory(false))),
+            memory: self.model.device().memory(),
         };
         Ok(sink.event(Event::Step(event)) == Flow::Stop)
     }
@@ -339,13 +327,8 @@ impl Run<'_> {
             gradient_scale: 1.0,
         };
         self.pool.install(|| {
-            let sums = match &self.fused {
-                Some(fused) => fused.step(self.gradients.0.values(), plan.max_grad_norm, &update)?,
-                None => {
-                    let of = |gradient: &Gradient| gradient.sum().map_or(Ok(0.0), |sum| nn::sum_of_squares(&sum));
-                    self.gradients.0.values().map(of).collect::<Result<_>>()?
-                }
-            };
+            let gradients: Vec<&Gradient> = self.gradients.0.values().collect();
+            let sums = self.optimizer.step(&gradients, plan.max_grad_norm, &update)?;
             let mut total = 0f64;
             for (name, sum) in self.gradients.0.keys().zip(sums) {
                 if !sum.is_finite() {
@@ -363,31 +346,15 @@ impl Run<'_> {
                 }
                 total += sum;
             }
-            let norm = total.sqrt();
-            if self.fused.is_some() {
-                self.model.renorm()?;
-                return Ok(norm);
-            }
-            let clip = if plan.max_grad_norm > 0.0 { (plan.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
-            for (name, parameter) in &self.trained {
-                let (Some(gradient), Some([m, v])) = (self.gradients.of(name), self.moments.get(name)) else {
-                    continue;
-                };
-                let weight_decay = if excluded_from_decay(name) { 0.0 } else { update.weight_decay };
-                let update = Update { weight_decay, gradient_scale: clip, ..update };
-                let sum = gradient.sum().map_or_else(|| nn::zero_activation(parameter), Ok)?;
-                gradient.clear()?;
-                nn::adamw(parameter, m, v, &sum, &update)?;
-            }
             self.model.renorm()?;
-            Ok(norm)
+            Ok(total.sqrt())
         })
     }
 
     /// Whether no gradient ever reached this tensor: its second moment is zero.
     fn never_reached(&self, name: &str) -> Result<bool> {
         match self.moments.get(name) {
-            Some([_, v]) => Ok(nn::sum_of_squares(v)? == 0.0),
+            Some([_, v]) => Ok(sum_of_squares(v)? == 0.0),
             None => Ok(true),
         }
     }

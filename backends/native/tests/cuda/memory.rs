@@ -3,17 +3,52 @@
 use std::sync::Arc;
 
 use karat_native::config::ModelConfig;
-use karat_native::cuda::Device;
+use karat_native::cuda::Cuda;
 use karat_native::cuda::device::{Element, Gpu};
 use karat_native::cuda::emulator::Emulator;
-use karat_native::cuda::memory::{of_a_layer, peak_of_full_training};
+use karat_native::cuda::ops::chunk;
+use karat_native::device::Device;
 use karat_native::linear::Gradients;
-use karat_native::model::{Batch, Decoder};
-use karat_native::nn::{self, Indices, Precision};
+use karat_native::model::{Batch, Decoder, Targets};
+use karat_native::tensor::{Gradient, Indices, view};
 use karat_native::train::Job;
 use rayon::ThreadPoolBuilder;
 
 use super::*;
+
+// What full training in bf16 with one micro-batch a step and recomputation needs on a device, as a formula.
+//
+// With `P` parameters, `t` tokens, widths `h` (hidden), `i` (inner), `q` and `k` (query and key heads times their width), `L`
+// layers of `p` parameters, a tied vocabulary `V`, and `c` tokens of a chunk of logits, in bytes:
+//
+// lasting    12 P: weights 2 + 2 (split), moments 4 + 4
+// layer     2 t (4 h + 3 q + 3 k + 5 i) where the gradients of gate and up are made, a layer's most
+// head      2 t h (L + 4) + 6 c V, and for the projection's gradient 4 V h over several chunks, else 2 V h
+// last      2 (P - p + h i) + 2 t h + layer: the gradients but those of the first layer that come later
+// peak      lasting + max(head, last)
+//
+// Beside that: 32 MiB for cuBLAS, and what waits in the pool at that moment, at most another `layer`.
+
+/// `layer` of the formula, in bytes, for `tokens` tokens.
+fn of_a_layer(config: &ModelConfig, tokens: usize) -> u64 {
+    let [t, h, i, dim] = [tokens, config.hidden_size, config.intermediate_size, config.heads.dim].map(|n| n as u64);
+    let (q, k) = (config.heads.queries as u64 * dim, config.heads.keys as u64 * dim);
+    2 * t * (4 * h + 3 * q + 3 * k + 5 * i)
+}
+
+/// `peak` of the formula, in bytes, for `tokens` tokens of one row and a model of `parameters`.
+fn peak_of_full_training(config: &ModelConfig, parameters: u64, tokens: usize) -> u64 {
+    let [t, h, i, layers, vocab, dim] =
+        [tokens, config.hidden_size, config.intermediate_size, config.layers, config.vocab_size, config.heads.dim]
+            .map(|n| n as u64);
+    let (q, k) = (config.heads.queries as u64 * dim, config.heads.keys as u64 * dim);
+    let chunk = t.min(chunk(config.vocab_size) as u64);
+    let parameters_of_layer = h * (2 * q + 2 * k) + 3 * h * i;
+    let sum = if chunk < t { 4 } else { 2 };
+    let head = 2 * t * h * (layers + 4) + 6 * chunk * vocab + sum * vocab * h;
+    let last = 2 * (parameters + h * i - parameters_of_layer) + 2 * t * h + of_a_layer(config, tokens);
+    12 * parameters + head.max(last)
+}
 
 /// A Qwen3 of this shape: hidden, inner, layers, query heads, key heads, vocabulary.
 fn shaped(dir: &Path, [hidden, inner, layers, queries, keys, vocab]: [usize; 6]) -> ModelConfig {
@@ -30,9 +65,9 @@ fn shaped(dir: &Path, [hidden, inner, layers, queries, keys, vocab]: [usize; 6])
 
 fn placed(config: &ModelConfig) -> (Arc<Emulator>, Decoder) {
     let emulator = Emulator::new().unwrap();
-    let device = Arc::new(Device { gpu: emulator.clone(), activations: Element::Bf16, graphs: true });
+    let device = Cuda { gpu: emulator.clone(), activations: Element::Bf16, graphs: true };
+    let device: Arc<dyn Device> = Arc::new(device);
     let mut model = Decoder::random(config.clone(), 3).unwrap();
-    model.set_precision(Precision::Bf16);
     model.place(&device).unwrap();
     (emulator, model)
 }
@@ -50,9 +85,11 @@ fn a_gradient_kept_in_bf16_is_off_by_little_more_than_its_sum() {
     let (at, targets) = (|| Indices::from(at.clone()), || Indices::from(targets.clone()));
     let gradients = |model: &mut Decoder, once: bool, recompute: bool| {
         let trained = model.own().unwrap();
-        let gradients = if once { Gradients::of_one_batch(&trained) } else { Gradients::new(&trained) }.unwrap();
-        model.train(&batch(), (&at(), &targets()), 1.0 / 150.0, None, recompute, &gradients).unwrap();
-        let of = |(name, g): (&String, &nn::Gradient)| (name.clone(), nn::view(&g.sum().unwrap()).unwrap().to_vec());
+        let gradients = Gradients::new(&**model.device(), &trained, once).unwrap();
+        let (at, targets) = (at(), targets());
+        let targets = Targets { at: &at, ids: &targets };
+        model.train(&batch(), targets, 1.0 / 150.0, None, recompute, &gradients).unwrap();
+        let of = |(name, g): (&String, &Gradient)| (name.clone(), view(&g.sum().unwrap()).unwrap().to_vec());
         gradients.0.iter().map(of).collect::<Vec<_>>()
     };
     let exact = gradients(&mut Decoder::random(config.clone(), 3).unwrap(), false, false);

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use karat_native::config::ModelConfig;
-use karat_native::cuda::Device;
+use karat_native::cuda::Cuda;
 use karat_native::cuda::device::Element;
 use karat_native::cuda::emulator::{Counts, Emulator};
+use karat_native::device::Device;
 use karat_native::generate;
 use karat_native::model::Decoder;
-use karat_native::nn::Precision;
 use karat_native::train::Job;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -92,9 +92,9 @@ fn bench(recorded: bool) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let config = long_model(dir.path(), "qwen3");
     let emulator = Emulator::new().unwrap();
-    let device = Arc::new(Device { gpu: emulator.clone(), activations: Element::Bf16, graphs: recorded });
+    let device = Cuda { gpu: emulator.clone(), activations: Element::Bf16, graphs: recorded };
+    let device: Arc<dyn Device> = Arc::new(device);
     let mut model = Decoder::random(ModelConfig::read(dir.path()).unwrap(), config.seed).unwrap();
-    model.set_precision(Precision::Bf16);
     model.place(&device).unwrap();
     Bench { emulator, model, pool: ThreadPoolBuilder::new().num_threads(2).build().unwrap(), dir }
 }

@@ -186,7 +186,7 @@ fn a_recording_does_what_was_recorded_each_time_it_is_played() {
 
             // What could not be played again is refused, and the device goes on.
             let too_large = || arena.within(|| Buffer::new(d.shared_gpu(), 4096).map(drop));
-            type Ask<'a> = &'a dyn Fn() -> karat_native::nn::Result<()>;
+            type Ask<'a> = &'a dyn Fn() -> karat_native::error::Result<()>;
             let refused: [(&str, Ask<'_>); 4] = [
                 ("an allocation", &too_large),
                 ("a copy from the host", &|| d.gpu().upload(&[0; 4], x.buffer.raw(), 0)),

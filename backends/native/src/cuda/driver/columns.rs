@@ -6,7 +6,7 @@ use karat_backend::BackendError;
 
 use super::api::{self, Address};
 use crate::cuda::device::{Element, Gemm, Matrix};
-use crate::nn::Result;
+use crate::error::Result;
 
 /// A product as cuBLAS takes it. Its matrices are column-major, so that ours are their transposes: it is asked for
 /// `C^T = op(B)^T op(A)^T`, the operands exchanged.

@@ -1,6 +1,6 @@
 //! The kernels' sources compiled for the host, once for all processes.
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, OsString, c_char, c_int, c_uint, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use karat_backend::BackendError;
 use libloading::Library;
 
-use crate::nn::Result;
+use crate::error::Result;
 use crate::rng::name_key;
 
 /// The sources, by their names in `cuda/`.
@@ -100,14 +100,22 @@ impl Kernels {
     }
 }
 
-/// Where compiled kernels are kept.
-fn cache() -> PathBuf {
-    let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+/// Where compiled kernels are kept, by the variables of the environment. A folder that others may write to, as the system's for
+/// temporary files, is none: what lies there is loaded and run.
+///
+/// # Errors
+/// If no variable names a folder, with what to do.
+fn cache(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, String> {
+    let from = |name: &str| variable(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     from("KARAT_CACHE")
         .or_else(|| from("XDG_CACHE_HOME").map(|p| p.join("karat")))
         .or_else(|| from("HOME").map(|p| p.join(".cache/karat")))
-        .unwrap_or_else(|| std::env::temp_dir().join("karat"))
-        .join("cuda")
+        .map(|folder| folder.join("cuda"))
+        .ok_or_else(|| {
+            "there is no folder for compiled kernels, as neither KARAT_CACHE, XDG_CACHE_HOME nor HOME is set: set KARAT_CACHE \
+             to a folder that only you can write to"
+                .into()
+        })
 }
 
 /// Compiles the sources if that is not done yet; where the library lies.
@@ -119,7 +127,7 @@ fn compile() -> Result<PathBuf, String> {
         .map_err(|e| format!("the C++ compiler {compiler:?} does not run ({e}); install g++ or set CXX"))?;
     let mut key = String::from_utf8_lossy(&version.stdout).into_owned() + &FLAGS.join(" ");
     SOURCES.iter().for_each(|(name, text)| key = format!("{key}\n{name}\n{text}"));
-    let folder = cache();
+    let folder = cache(|name| std::env::var_os(name))?;
     let library = folder.join(format!("emulator-{:016x}.so", name_key(&key)));
     if library.exists() {
         return Ok(library);
@@ -145,4 +153,19 @@ fn compile() -> Result<PathBuf, String> {
     let built = build();
     let _ = std::fs::remove_dir_all(&work);
     built.map(|()| library)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_loaded_never_lies_where_everybody_can_write() {
+        let with = |set: &'static [(&str, &str)]| {
+            cache(move |name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()))
+        };
+        assert_eq!(with(&[("KARAT_CACHE", "/a"), ("HOME", "/b")]).unwrap(), Path::new("/a/cuda"));
+        assert_eq!(with(&[("KARAT_CACHE", ""), ("HOME", "/b")]).unwrap(), Path::new("/b/.cache/karat/cuda"));
+        assert!(with(&[("HOME", "")]).unwrap_err().contains("set KARAT_CACHE"));
+    }
 }

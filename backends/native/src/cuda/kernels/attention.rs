@@ -2,7 +2,7 @@
 
 use super::super::device::{Arg, Element, Gpu, Launch};
 use super::launch;
-use crate::nn::Result;
+use crate::error::Result;
 use crate::ops::attention::Heads;
 
 /// Queries (forward, dq) or keys (dk, dv) of a block on tensor cores.

@@ -4,7 +4,7 @@ use karat_backend::GenerateConfig;
 
 use super::super::device::{Arg, Element, Gpu, Launch};
 use super::{blocks, launch};
-use crate::nn::Result;
+use crate::error::Result;
 use crate::ops::attention::Heads;
 
 /// Positions that a block goes through.

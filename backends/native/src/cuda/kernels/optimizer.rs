@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::super::device::{Arg, Buffer, Element, Gpu, Launch};
 use super::launch;
-use crate::nn::Result;
+use crate::error::Result;
 use crate::ops::adamw::Update;
 
 /// Elements that a block takes; `cuda/optimizer.cu` has the same.

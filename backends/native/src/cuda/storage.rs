@@ -1,32 +1,17 @@
 //! Numbers on a device.
 
-use std::fmt;
 use std::sync::Arc;
 
 use half::bf16;
 use karat_backend::BackendError;
 use rayon::prelude::*;
 
-use super::device::{Arg, Buffer, Element, Gpu, Matrix};
-use crate::nn::Result;
+use super::Cuda;
+use super::device::{Arg, Buffer, Element, Matrix};
+use crate::error::Result;
 use crate::ops::mapped::Elements;
 use crate::ops::rope::Table;
-
-/// A device with the element type that activations and products have on it.
-pub struct Device {
-    /// The device.
-    pub gpu: Arc<dyn Gpu>,
-    /// Of activations, their gradients, and the operands of products.
-    pub activations: Element,
-    /// Whether steps of generation are recorded and played again: [`super::graph`].
-    pub graphs: bool,
-}
-
-impl fmt::Debug for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, {:?}", self.gpu.facts().name, self.activations)
-    }
-}
+use crate::tensor::{Angles, Indices, Starts, Storage, Tensor, View};
 
 /// A buffer as the argument of a kernel.
 pub fn start(buffer: &Buffer) -> Arg<'_> {
@@ -45,13 +30,10 @@ pub fn join(upper: u16, lower: u16) -> f32 {
     f32::from_bits((u32::from(upper) << 16).wrapping_add(i32::from(lower as i16) as u32))
 }
 
-/// A dense row-major tensor on a device; clones share it.
-#[derive(Clone, Debug)]
-pub struct Tensor(Arc<Inner>);
-
+/// A dense row-major tensor on a GPU.
 #[derive(Debug)]
-struct Inner {
-    device: Arc<Device>,
+pub struct CudaStorage {
+    device: Cuda,
     buffer: Buffer,
     element: Element,
     /// Of a matrix kept in f32 on a device that computes in bf16: the lower halves of its numbers; `buffer` has the upper ones,
@@ -60,22 +42,22 @@ struct Inner {
     shape: Vec<usize>,
 }
 
-impl Tensor {
+impl CudaStorage {
     /// A tensor with any contents.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn any(device: &Arc<Device>, element: Element, shape: &[usize]) -> Result<Self> {
+    pub fn any(device: &Cuda, element: Element, shape: &[usize]) -> Result<Self> {
         let n: usize = shape.iter().product();
         let buffer = Buffer::new(&device.gpu, n * element.size())?;
-        Ok(Tensor(Arc::new(Inner { device: device.clone(), buffer, element, lower: None, shape: shape.to_vec() })))
+        Ok(CudaStorage { device: device.clone(), buffer, element, lower: None, shape: shape.to_vec() })
     }
 
     /// An activation with any contents.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn activation(device: &Arc<Device>, shape: &[usize]) -> Result<Self> {
+    pub fn activation(device: &Cuda, shape: &[usize]) -> Result<Self> {
         Self::any(device, device.activations, shape)
     }
 
@@ -83,13 +65,13 @@ impl Tensor {
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn master(device: &Arc<Device>, data: &[f32], shape: &[usize]) -> Result<Self> {
+    pub fn master(device: &Cuda, data: &[f32], shape: &[usize]) -> Result<Self> {
         let (element, lower) = match (device.activations, shape.len()) {
             (Element::Bf16, 2) => (Element::Bf16, Some(Buffer::new(&device.gpu, data.len() * size_of::<u16>())?)),
             _ => (Element::F32, None),
         };
         let buffer = Buffer::new(&device.gpu, data.len() * element.size())?;
-        let t = Tensor(Arc::new(Inner { device: device.clone(), buffer, element, lower, shape: shape.to_vec() }));
+        let t = CudaStorage { device: device.clone(), buffer, element, lower, shape: shape.to_vec() };
         t.set(data)?;
         Ok(t)
     }
@@ -98,7 +80,7 @@ impl Tensor {
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn frozen(device: &Arc<Device>, data: Elements<'_>, shape: &[usize]) -> Result<Self> {
+    pub fn frozen(device: &Cuda, data: Elements<'_>, shape: &[usize]) -> Result<Self> {
         let t = Self::activation(device, shape)?;
         match (device.activations, data) {
             (Element::Bf16, Elements::Bf16(data)) => t.upload(bytemuck::cast_slice(data))?,
@@ -113,48 +95,48 @@ impl Tensor {
 
     /// Its shape.
     pub fn dims(&self) -> &[usize] {
-        &self.0.shape
+        &self.shape
     }
     /// Its number of elements.
     pub fn elem_count(&self) -> usize {
-        self.0.shape.iter().product()
+        self.shape.iter().product()
     }
     /// Rows and columns; a vector is one row.
     pub fn matrix_dims(&self) -> (usize, usize) {
-        let width = self.0.shape.last().copied().unwrap_or(1);
+        let width = self.shape.last().copied().unwrap_or(1);
         (self.elem_count() / width.max(1), width)
     }
     /// Where it lies.
-    pub fn device(&self) -> &Arc<Device> {
-        &self.0.device
+    pub fn device(&self) -> &Cuda {
+        &self.device
     }
     /// How its elements are stored, the upper halves of split ones.
     pub fn element(&self) -> Element {
-        self.0.element
+        self.element
     }
     /// Its memory.
     pub fn buffer(&self) -> &Buffer {
-        &self.0.buffer
+        &self.buffer
     }
     /// The lower halves of its numbers, if it is split.
     pub fn lower(&self) -> Option<&Buffer> {
-        self.0.lower.as_ref()
+        self.lower.as_ref()
     }
     /// Its memory as the argument of a kernel, without lower halves.
     pub fn arg(&self) -> Arg<'_> {
-        Arg::Buffer(&self.0.buffer, 0)
+        Arg::Buffer(&self.buffer, 0)
     }
     /// Its memory as two arguments of a kernel: the second is null where the first is all.
     pub fn halves(&self) -> [Arg<'_>; 2] {
-        [self.arg(), self.0.lower.as_ref().map_or(Arg::Null, start)]
+        [self.arg(), self.lower.as_ref().map_or(Arg::Null, start)]
     }
     /// The same, from the element `first` on.
     pub fn from(&self, first: usize) -> Arg<'_> {
-        Arg::Buffer(&self.0.buffer, first * self.0.element.size())
+        Arg::Buffer(&self.buffer, first * self.element.size())
     }
     /// It as an operand of a product, or the result of one.
     pub fn matrix(&self) -> Matrix<'_> {
-        let (buffer, element) = (&self.0.buffer, self.0.element);
+        let (buffer, element) = (&self.buffer, self.element);
         Matrix { buffer, first: 0, element, stride: self.matrix_dims().1, batch_stride: 0, transposed: false }
     }
 
@@ -162,7 +144,7 @@ impl Tensor {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.0.device.gpu.upload(bytes, self.0.buffer.raw(), 0)
+        self.device.gpu.upload(bytes, self.buffer.raw(), 0)
     }
 
     /// Puts `data` in, rounded where it is stored so.
@@ -173,7 +155,7 @@ impl Tensor {
         if data.len() != self.elem_count() {
             return Err(BackendError::failed(format!("{} numbers for a tensor of {}", data.len(), self.elem_count())));
         }
-        match (self.0.element, &self.0.lower) {
+        match (self.element, &self.lower) {
             (Element::F32, _) => self.upload(bytemuck::cast_slice(data)),
             (Element::Bf16, None) => {
                 let rounded: Vec<bf16> = data.par_iter().map(|x| bf16::from_f32(*x)).collect();
@@ -184,7 +166,7 @@ impl Tensor {
                 self.upload(bytemuck::cast_slice(&upper))?;
                 match rest.is_empty() {
                     true => Ok(()),
-                    false => self.0.device.gpu.upload(bytemuck::cast_slice(&rest), lower.raw(), 0),
+                    false => self.device.gpu.upload(bytemuck::cast_slice(&rest), lower.raw(), 0),
                 }
             }
         }
@@ -196,7 +178,7 @@ impl Tensor {
     /// If the device fails.
     pub fn download(&self) -> Result<Vec<f32>> {
         let n = self.elem_count();
-        let gpu = &self.0.device.gpu;
+        let gpu = &self.device.gpu;
         if n == 0 {
             return Ok(Vec::new());
         }
@@ -205,15 +187,15 @@ impl Tensor {
             gpu.download(buffer.raw(), 0, bytemuck::cast_slice_mut(&mut data))?;
             Ok(data)
         };
-        Ok(match (self.0.element, &self.0.lower) {
+        Ok(match (self.element, &self.lower) {
             (Element::F32, _) => {
                 let mut data = vec![0f32; n];
-                gpu.download(self.0.buffer.raw(), 0, bytemuck::cast_slice_mut(&mut data))?;
+                gpu.download(self.buffer.raw(), 0, bytemuck::cast_slice_mut(&mut data))?;
                 data
             }
-            (Element::Bf16, None) => halves(&self.0.buffer)?.par_iter().map(|x| bf16::from_bits(*x).to_f32()).collect(),
+            (Element::Bf16, None) => halves(&self.buffer)?.par_iter().map(|x| bf16::from_bits(*x).to_f32()).collect(),
             (Element::Bf16, Some(lower)) => {
-                let (upper, lower) = (halves(&self.0.buffer)?, halves(lower)?);
+                let (upper, lower) = (halves(&self.buffer)?, halves(lower)?);
                 upper.par_iter().zip(&lower).map(|(upper, lower)| join(*upper, *lower)).collect()
             }
         })
@@ -224,29 +206,63 @@ impl Tensor {
     /// # Errors
     /// If the device fails.
     pub fn clear(&self) -> Result<()> {
-        let gpu = &self.0.device.gpu;
-        gpu.zero(self.0.buffer.raw(), 0, self.elem_count() * self.0.element.size())?;
-        match &self.0.lower {
+        let gpu = &self.device.gpu;
+        gpu.zero(self.buffer.raw(), 0, self.elem_count() * self.element.size())?;
+        match &self.lower {
             Some(lower) => gpu.zero(lower.raw(), 0, self.elem_count() * size_of::<u16>()),
             None => Ok(()),
         }
     }
 }
 
+impl Storage for CudaStorage {
+    fn dims(&self) -> &[usize] {
+        &self.shape
+    }
+    fn view(&self) -> Result<View<'_>> {
+        self.download().map(View::brought)
+    }
+    fn edit(&self, f: &mut dyn FnMut(&mut [f32])) -> Result<()> {
+        let mut data = self.download()?;
+        f(&mut data);
+        CudaStorage::set(self, &data)
+    }
+    fn set(&self, data: &[f32]) -> Result<()> {
+        CudaStorage::set(self, data)
+    }
+    fn clear(&self) -> Result<()> {
+        CudaStorage::clear(self)
+    }
+    fn copy(&self) -> Result<Tensor> {
+        let y = Self::any(&self.device, self.element, &self.shape)?;
+        let bytes = self.elem_count() * self.element.size();
+        self.device.gpu.copy((self.buffer.raw(), 0), (y.buffer.raw(), 0), bytes)?;
+        Ok(y.into())
+    }
+    fn zeros_like(&self) -> Result<Tensor> {
+        let zeros = Self::any(&self.device, Element::F32, &self.shape)?;
+        zeros.clear()?;
+        Ok(zeros.into())
+    }
+    fn master(&self, data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
+        CudaStorage::master(&self.device, &data, shape).map(Tensor::from)
+    }
+}
+
 /// Whole numbers on a device; clones share them.
 #[derive(Clone, Debug)]
-pub struct Indices {
+pub struct DeviceIndices {
     buffer: Arc<Buffer>,
     /// The first of them.
     first: usize,
 }
 
-impl Indices {
+impl DeviceIndices {
     /// A copy of `host`.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn upload(device: &Arc<Device>, host: &[u32]) -> Result<Self> {
+    pub fn upload(device: &Cuda, host: &[u32]) -> Result<Self> {
         let new = Self::any(device, host.len())?;
         new.set(device, host)?;
         Ok(new)
@@ -255,14 +271,14 @@ impl Indices {
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn any(device: &Arc<Device>, n: usize) -> Result<Self> {
-        Ok(Indices { buffer: Arc::new(Buffer::new(&device.gpu, n * size_of::<u32>())?), first: 0 })
+    pub fn any(device: &Cuda, n: usize) -> Result<Self> {
+        Ok(DeviceIndices { buffer: Arc::new(Buffer::new(&device.gpu, n * size_of::<u32>())?), first: 0 })
     }
     /// Puts `host` where they begin.
     ///
     /// # Errors
     /// If there is no room for as many, or the device fails.
-    pub fn set(&self, device: &Device, host: &[u32]) -> Result<()> {
+    pub fn set(&self, device: &Cuda, host: &[u32]) -> Result<()> {
         match host.is_empty() {
             true => Ok(()),
             false => device.gpu.upload(bytemuck::cast_slice(host), self.buffer.raw(), self.first * size_of::<u32>()),
@@ -280,7 +296,7 @@ impl Indices {
     }
     /// Those from `first` on, in the same place.
     pub fn part(&self, first: usize) -> Self {
-        Indices { buffer: self.buffer.clone(), first: self.first + first }
+        DeviceIndices { buffer: self.buffer.clone(), first: self.first + first }
     }
     /// As the argument of a kernel.
     pub fn arg(&self) -> Arg<'_> {
@@ -294,47 +310,71 @@ impl Indices {
 
 /// Rows packed back to back, on a device.
 #[derive(Debug)]
-pub struct Rows {
+pub struct DeviceRows {
     /// Where each starts; one more entry than rows.
-    pub starts: Indices,
+    pub starts: DeviceIndices,
     /// How many.
     pub count: usize,
     /// Tokens of the longest.
     pub longest: usize,
 }
 
-impl Rows {
+impl DeviceRows {
     /// A copy of `starts`.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn upload(device: &Arc<Device>, starts: &[usize]) -> Result<Self> {
+    pub fn upload(device: &Cuda, starts: &[usize]) -> Result<Self> {
         let host: Vec<u32> = starts.iter().map(|start| *start as u32).collect();
         let longest = starts.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
-        Ok(Rows { starts: Indices::upload(device, &host)?, count: starts.len() - 1, longest })
+        Ok(DeviceRows { starts: DeviceIndices::upload(device, &host)?, count: starts.len() - 1, longest })
     }
 }
 
 /// Cosines and sines on a device, `[positions, head_dim / 2]` each, in f32.
 #[derive(Debug)]
-pub struct Angles {
+pub struct DeviceAngles {
     /// Cosines.
-    pub cos: Tensor,
+    pub cos: CudaStorage,
     /// Sines.
-    pub sin: Tensor,
+    pub sin: CudaStorage,
 }
 
-impl Angles {
+impl DeviceAngles {
     /// A copy of `table`.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn upload(device: &Arc<Device>, table: &Table) -> Result<Self> {
-        let copy = |data: &[f32]| -> Result<Tensor> {
-            let t = Tensor::any(device, Element::F32, &[data.len()])?;
+    pub fn upload(device: &Cuda, table: &Table) -> Result<Self> {
+        let copy = |data: &[f32]| -> Result<CudaStorage> {
+            let t = CudaStorage::any(device, Element::F32, &[data.len()])?;
             t.set(data)?;
             Ok(t)
         };
-        Ok(Angles { cos: copy(table.cos())?, sin: copy(table.sin())? })
+        Ok(DeviceAngles { cos: copy(table.cos())?, sin: copy(table.sin())? })
+    }
+}
+
+impl Cuda {
+    /// Its copy of `indices`.
+    ///
+    /// # Errors
+    /// If it has no room.
+    pub(super) fn indices<'a>(&self, indices: &'a Indices) -> Result<&'a DeviceIndices> {
+        indices.copy().get(|| DeviceIndices::upload(self, indices))
+    }
+    /// Its copy of `starts`.
+    ///
+    /// # Errors
+    /// If it has no room.
+    pub(super) fn rows<'a>(&self, starts: &'a Starts) -> Result<&'a DeviceRows> {
+        starts.copy().get(|| DeviceRows::upload(self, starts))
+    }
+    /// Its copy of `angles`.
+    ///
+    /// # Errors
+    /// If it has no room.
+    pub(super) fn angles<'a>(&self, angles: &'a Angles) -> Result<&'a DeviceAngles> {
+        angles.copy().get(|| DeviceAngles::upload(self, angles.table()))
     }
 }
