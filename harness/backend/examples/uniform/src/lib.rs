@@ -33,8 +33,7 @@ impl Backend for Uniform {
         }
         let path = config.model.join("vocab.txt");
         let failed = |what: &str| BackendError::failed(format!("{}: {what}", path.display()));
-        let text = std::fs::read_to_string(&path).map_err(|e| failed("could not read it").because(&e))?;
-        let vocab = text.lines().count();
+        let vocab = std::fs::read_to_string(&path).map_err(|e| failed("unreadable").because(&e))?.lines().count();
         if vocab == 0 { Err(failed("it lists no token")) } else { Ok(Box::new(Model { vocab })) }
     }
 }
@@ -48,13 +47,8 @@ impl Session for Model {
         Some(self)
     }
     fn info(&self) -> SessionInfo {
-        SessionInfo {
-            device: "cpu".into(),
-            threads: 1,
-            vocab_size: self.vocab,
-            max_positions: 1024,
-            ..Default::default()
-        }
+        let device = "cpu".into();
+        SessionInfo { device, threads: 1, vocab_size: self.vocab, max_positions: 1024, ..Default::default() }
     }
 }
 
