@@ -123,7 +123,10 @@ fn a_ci_job_gets_junit_annotations_and_a_summary_and_standard_output_stays_one_t
     assert_eq!((suite.attribute("tests"), suite.attribute("errors")), (Some("1"), Some("1")), "{xml}");
     let error = suite.descendants().find(|n| n.has_tag_name("error")).unwrap();
     assert_eq!(error.attribute("type"), Some("not-judged"));
-    assert!(error.text().unwrap().contains("help: save one first: karat check medical-r1 --save-baseline nowhere"), "{xml}");
+    assert!(
+        error.text().unwrap().contains("help: save one first: karat check medical-r1 --save-baseline nowhere"),
+        "{xml}"
+    );
 }
 
 #[test]
