@@ -201,6 +201,31 @@ fn base_is_as_recorded(report: &Report) {
 }
 
 #[test]
+fn one_seed_gives_one_text_on_both_backends() {
+    let Some(onnxruntime) = onnxruntime() else { return };
+    let cache = tempfile::tempdir().unwrap();
+    let suite = Suite::load(suite_dir().join("suite.toml").to_str().unwrap(), &["eval.items=8".into()]).unwrap();
+    let prepared = prepare(&suite).unwrap();
+    let prompts: Vec<Vec<u32>> = prepared.queries.iter().map(|q| q.prompt.clone()).collect();
+    let greedy = GenerateConfig::greedy(48, prepared.formatter.stop_ids());
+    let sampled =
+        |seed, temperature, top_k, top_p| GenerateConfig { seed, temperature, top_k, top_p, ..greedy.clone() };
+    for generate in [
+        sampled(7, 1.0, 0, 1.0),
+        sampled(42, 1.0, 0, 1.0),
+        sampled(7, 0.7, 40, 0.95),
+        sampled(u64::MAX, 1.5, 0, 0.9),
+        GenerateConfig { batch_size: 3, ..sampled(7, 1.0, 0, 1.0) },
+    ] {
+        let open = both(&suite.model.base, None, cache.path(), &[]);
+        let job = ParityJob { open, rows: &[], prompts: &prompts, generate, tolerance: 1e-3 };
+        let found = same(&job, &onnxruntime);
+        assert!(found.within && found.texts.tokens > 100, "{:?}: {found:#?}", job.generate);
+        assert_eq!((found.texts.prompts, found.texts.equal), (8, 8), "{:?}: {:?}", job.generate, found.texts.partings);
+    }
+}
+
+#[test]
 fn backends_agree_on_ragged_rows_a_prompt_longer_than_the_buffer_and_an_empty_one() {
     let Some(onnxruntime) = onnxruntime() else { return };
     let cache = tempfile::tempdir().unwrap();

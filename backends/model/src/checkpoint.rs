@@ -1,12 +1,14 @@
-//! Where the tensors of a checkpoint lie: safetensors headers read and checked, shards found by their index. No number is
-//! read here; backends map or read the bytes that they are told of.
+//! Where the tensors of a checkpoint lie: safetensors headers read and checked, shards found by their index. Only headers are
+//! kept in memory; a tensor is read when it is asked for, or mapped by a backend where it is told to lie.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use half::{bf16, f16};
+use rayon::prelude::*;
 use safetensors::tensor::Metadata;
 
 use karat_backend::{BackendError, Dtype};
@@ -128,6 +130,48 @@ impl Layout {
     /// The shape of a tensor, if it is there.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|t| t.shape.as_slice())
+    }
+
+    /// How the elements of a tensor of `shape` are stored, if it is there.
+    pub fn dtype(&self, name: &str, shape: &[usize]) -> Option<Dtype> {
+        self.find(name, shape).ok().map(|location| location.dtype)
+    }
+
+    /// Reads a tensor that must have `shape`, widened to f32.
+    ///
+    /// # Errors
+    /// As [`Layout::read_rows`].
+    pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, BackendError> {
+        self.read_rows(name, shape, 0..shape.first().copied().unwrap_or(1))
+    }
+
+    /// Reads `rows` (of the first dimension) of a tensor that must have `shape`, widened to f32. A file that changes meanwhile
+    /// gives an error and no undefined behaviour.
+    ///
+    /// # Errors
+    /// As [`Layout::find`]; numbers that are not finite, a file that cannot be read.
+    ///
+    /// # Panics
+    /// If there are fewer rows.
+    pub fn read_rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>, BackendError> {
+        let Location { file, dtype, bytes } = self.find(name, shape)?;
+        let path = &self.files[file];
+        let row = shape.iter().skip(1).product::<usize>() * if dtype == Dtype::F32 { 4 } else { 2 };
+        let mut raw = vec![0u8; rows.len() * row];
+        let read = File::open(path).and_then(|mut file| {
+            file.seek(SeekFrom::Start(bytes.start + (rows.start * row) as u64))?;
+            file.read_exact(&mut raw)
+        });
+        read.map_err(|e| at(path, format!("tensor {name} could not be read")).because(&e))?;
+        let values: Vec<f32> = match dtype {
+            Dtype::Bf16 => raw.par_chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::F16 => raw.par_chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::F32 => raw.par_chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        };
+        match values.par_iter().all(|v| v.is_finite()) {
+            true => Ok(values),
+            false => Err(at(path, format!("tensor {name} has values that are not finite; the checkpoint is broken"))),
+        }
     }
 
     /// The same tensors, each under the name that `name` gives for its own.

@@ -1,4 +1,4 @@
-//! What every decoder backend reads of a model's folder, once: two readers of one file disagree sooner or later, and
+//! What every decoder backend reads and writes of a model's folder, once: two readers of one file disagree sooner or later, and
 //! then two backends compute two models under one name.
 //!
 //! - [`ModelConfig`]: `config.json` of Qwen3, Qwen2 and Llama, checked, as transformers 5 understands it;
@@ -6,7 +6,8 @@
 //! - [`checkpoint`]: where its tensors lie;
 //! - [`Rope`]: the frequencies of its rotary embedding;
 //! - [`Supports`]: what a backend computes of it, and which backend computes the rest;
-//! - [`adapter_tensors`]: the tensors of an adapter under the names that PEFT gives them, whoever wrote the file;
+//! - [`peft`]: LoRA adapters, read under whatever names their tensors have, as factors or merged into a weight;
+//! - [`sampling`]: the next token from logits, by one rule on every device;
 //! - [`Rounding`]: what merged weights lose in the element type of their checkpoint.
 //!
 //! A key that changes numbers is either done or refused by its name; a value that no model can have is refused before
@@ -18,12 +19,14 @@ mod config;
 mod generation;
 mod head;
 mod keys;
+pub mod peft;
 mod rope;
 mod rounding;
+pub mod sampling;
 mod supports;
 mod tensors;
 
-pub use adapter::{adapter_tensors, canonical};
+pub use adapter::adapter_tensors;
 pub use config::{Family, Heads, ModelConfig};
 pub use generation::end_tokens;
 pub use rope::{Rope, Scaling};

@@ -4,6 +4,7 @@ use crate::checkpoint::Layout;
 use karat_backend::BackendError;
 
 use crate::config::ModelConfig;
+use crate::peft::Linears;
 use crate::{EMBEDDING, HEAD};
 
 impl ModelConfig {
@@ -45,6 +46,16 @@ impl ModelConfig {
             .chain((0..self.layers).flat_map(|i| self.layer_tensors(i)))
             .chain([("model.norm.weight".to_owned(), vec![self.hidden_size])])
             .chain(head)
+    }
+
+    /// The linear layers of attention and feed-forward, which can carry a LoRA.
+    pub fn linears(&self) -> Linears {
+        let layers = (0..self.layers).flat_map(|i| self.layer_tensors(i));
+        let linears = layers.filter_map(|(name, shape)| match (name.strip_suffix(".weight"), shape.as_slice()) {
+            (Some(path), &[output, input]) => Some((path.to_owned(), [input, output])),
+            _ => None,
+        });
+        linears.collect()
     }
 
     /// Numbers in all tensors.

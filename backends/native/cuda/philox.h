@@ -1,4 +1,4 @@
-// Random numbers by counter: Philox4x32-10, the same as rng.rs.
+// Random numbers by counter: Philox4x32-10, the same as philox.rs of karat-kernels.
 #pragma once
 
 #include "common.h"

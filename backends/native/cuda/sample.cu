@@ -1,9 +1,8 @@
-// From logits to the next token: the draws of generate/sample.rs, given the same logits.
+// From logits to the next token, by the rule of sampling.rs in karat-model.
 //
 // A block takes a row. Greedy is one pass. A draw goes through the tokens by falling weight e^((l - top) / T), equal ones by
 // rising id, and takes the first at which the sum of weights reaches a limit. Sums are of whole numbers, weights times 2^44,
-// so that their order cannot matter; that is as fine as the CPU's f64 but for one draw in some 10^10. The token is found
-// by halving the range of logits 32 times, without sorting.
+// so that their order cannot matter. The token is found by halving the range of logits 32 times, without sorting.
 #include "philox.h"
 
 constexpr u32 SAMPLING_STREAM = 0x53414d50u;

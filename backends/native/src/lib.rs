@@ -20,7 +20,6 @@ pub mod memory;
 pub mod model;
 pub mod ops;
 pub mod profile;
-pub mod rng;
 pub mod select;
 pub mod session;
 pub mod tensor;
@@ -30,6 +29,7 @@ pub mod weight;
 use std::collections::BTreeMap;
 
 use karat_backend::{Backend, BackendError, Capability, Descriptor, Dtype, OpenConfig, Provisions, Session};
+pub use karat_kernels::philox as rng;
 
 /// Short name of this backend.
 pub const NAME: &str = "native";

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use karat_backend::peft::read_adapter_config_saying;
 use karat_backend::{
     BackendError, Completion, Dtype, Evaluator, Event, EventSink, Flow, GenerateConfig, LabelledView, OpenConfig,
     Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights, worker_threads,
@@ -64,9 +63,9 @@ impl NativeSession {
             Weights::Random => Decoder::random(shape, config.seed),
         })?;
         if let Some(folder) = &config.adapter {
-            let (adapter, said) = read_adapter_config_saying(folder)?;
-            model.config.warnings.extend(said);
-            adapter::load(&mut model, &adapter, folder)?;
+            let adapter = adapter::open(&model, folder)?;
+            let config = adapter.config().clone();
+            adapter::load(&mut model, &config, adapter)?;
         }
         if let Some(folder) = &config.merge_into {
             if config.adapter.is_none() {

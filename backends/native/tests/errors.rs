@@ -130,10 +130,10 @@ fn broken_adapters_are_named() {
     let config = folder.join("adapter_config.json");
     let original = read_json(&config);
     for (key, value, word) in [
-        ("use_dora", json!(true), "lora_magnitude_vector is missing"),
+        ("use_dora", json!(true), "has no lora_magnitude_vector"),
         ("lora_bias", json!(true), "lora_bias"),
-        ("r", json!(5), "lora_A.weight is [4, 32], the configuration says [5, 32]"),
-        ("target_modules", json!(["q_proj"]), "belongs to no target module"),
+        ("r", json!(5), "has rank 4, adapter_config.json says 5"),
+        ("target_modules", json!(["q_proj"]), "which adapter_config.json does not target"),
         ("r", json!("four"), "\"r\" must be"),
     ] {
         rewrite(&config, |c| c[key] = value);

@@ -376,7 +376,9 @@ fn an_adapter_merged_into_the_weights_gives_the_same_logits() {
                 tensor::view(&logits).unwrap().to_vec()
             };
             let plain = logits(&model);
-            adapter::load(&mut model, &karat_backend::peft::read_adapter_config(&folder).unwrap(), &folder).unwrap();
+            let opened = adapter::open(&model, &folder).unwrap();
+            let config = opened.config().clone();
+            adapter::load(&mut model, &config, opened).unwrap();
             let adapted = logits(&model);
             let head = tensor::view(&model.head.widened().unwrap()).unwrap().to_vec();
             model.merge().unwrap();

@@ -142,8 +142,9 @@ fn last_logits_match_transformers() {
         let path = folder.join(model);
         let mut decoder = Decoder::load(ModelConfig::read(&path).unwrap(), &path).unwrap();
         if let Some(name) = adapter {
-            let config = karat_backend::peft::read_adapter_config(&folder.join(name)).unwrap();
-            adapter::load(&mut decoder, &config, &folder.join(name)).unwrap();
+            let adapter = adapter::open(&decoder, &folder.join(name)).unwrap();
+            let config = adapter.config().clone();
+            adapter::load(&mut decoder, &config, adapter).unwrap();
         }
         let want = tensors(&folder.join(logits));
         let mut worst = 0f64;

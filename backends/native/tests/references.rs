@@ -12,7 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use karat::suite::Hyperparameters;
+use karat_backend::LoraConfig;
 use karat_backend::*;
+use karat_model::peft::TargetModules;
 use karat_native::adapter;
 use karat_native::config::ModelConfig;
 use karat_native::model::Decoder;
@@ -190,8 +192,8 @@ fn configurations_of_peft_are_read_and_ours_have_its_keys() {
         draw_model(dir.path(), config, 1);
         let model = Decoder::load(ModelConfig::read(dir.path()).unwrap(), dir.path()).unwrap();
         assert_eq!(
-            adapter::Layout::new(&model, &read).unwrap(),
-            adapter::Layout::new(&model, &asked).unwrap(),
+            TargetModules::new(&model.config, &read).unwrap(),
+            TargetModules::new(&model.config, &asked).unwrap(),
             "{name}"
         );
         let mut model = model;

@@ -9,12 +9,12 @@
 use std::ops::Range;
 
 use karat_backend::{BackendError, Completion, Event, EventSink, Flow, GenerateConfig, StopReason, TokensView};
+use karat_model::sampling::Sampler;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use crate::decoder::{Decoder, Logits};
 use crate::kv::Kv;
-use crate::sampling::choose;
 use crate::score::check_ids;
 
 /// Rows decoded together when nobody says how many.
@@ -37,26 +37,26 @@ pub fn generate(
     config: &GenerateConfig,
     sink: &mut dyn EventSink,
 ) -> Result<Vec<Completion>, BackendError> {
-    check_config(config)?;
+    let sampler = Sampler::new(config, decoder.model.vocab)?;
     check_ids(decoder, prompts)?;
     if let Some(row) = (0..prompts.rows()).find(|&row| prompts.row(row).is_empty()) {
         return Err(BackendError::failed(format!("row {row} is an empty prompt; give at least one token to continue")));
     }
-    let mut batch =
-        Batch { decoder, pool, context, prompts, config, sink, done: vec![None; prompts.rows()], tokens: 0, held: &[] };
+    let mut batch = Batch {
+        decoder,
+        pool,
+        context,
+        prompts,
+        sampler,
+        config,
+        sink,
+        done: vec![None; prompts.rows()],
+        tokens: 0,
+        held: &[],
+    };
     batch.run()?;
     let missing = || BackendError::failed("a row was never completed");
     batch.done.into_iter().map(|completion| completion.ok_or_else(missing)).collect()
-}
-
-fn check_config(config: &GenerateConfig) -> Result<(), BackendError> {
-    if !(config.temperature.is_finite() && config.temperature >= 0.0) {
-        return Err(BackendError::failed(format!("temperature must be 0 or more, not {}", config.temperature)));
-    }
-    if !(config.top_p > 0.0 && config.top_p <= 1.0) {
-        return Err(BackendError::failed(format!("top_p must be above 0 and at most 1, not {}", config.top_p)));
-    }
-    Ok(())
 }
 
 /// A row being decoded.
@@ -73,6 +73,7 @@ struct Batch<'a> {
     pool: &'a ThreadPool,
     context: usize,
     prompts: TokensView<'a>,
+    sampler: Sampler,
     config: &'a GenerateConfig,
     sink: &'a mut dyn EventSink,
     done: Vec<Option<Completion>>,
@@ -170,9 +171,9 @@ impl Batch<'_> {
             cached += ids.len();
             let fed = ids.iter().map(|&id| i64::from(id)).collect();
             let last = cached == prompt.len();
-            let config = self.config;
+            let sampler = &self.sampler;
             let token = self.decoder.step(kv, fed, &[cached], Logits::Last, |logits| {
-                last.then(|| choose(&logits[..vocab], config, row, 0)).transpose()
+                last.then(|| sampler.pick(&logits[..vocab], row, 0)).transpose()
             })??;
             first = token.or(first);
         }
@@ -187,14 +188,12 @@ impl Batch<'_> {
         let last = |place: &Option<Active>| place.as_ref().and_then(|a| a.ids.last()).copied().map_or(0, i64::from);
         let ids = active.iter().map(last).collect();
         let totals: Vec<usize> = active.iter().map(|place| place.as_ref().map_or(1, |a| a.cached + 1)).collect();
-        let (pool, config) = (self.pool, self.config);
+        let (pool, sampler) = (self.pool, &self.sampler);
         let chosen: Vec<Option<u32>> = self.decoder.step(kv, ids, &totals, Logits::Last, |logits| {
             pool.install(|| {
                 let rows = active.par_iter().zip(logits.par_chunks_exact(vocab));
-                rows.map(|(place, logits)| {
-                    place.as_ref().map(|a| choose(logits, config, a.row, a.ids.len())).transpose()
-                })
-                .collect::<Result<_, _>>()
+                rows.map(|(place, logits)| place.as_ref().map(|a| sampler.pick(logits, a.row, a.ids.len())).transpose())
+                    .collect::<Result<_, _>>()
             })
         })??;
         for (place, token) in active.iter_mut().zip(chosen) {

@@ -12,7 +12,6 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod adapter;
-pub mod checkpoint;
 pub mod config;
 pub mod export;
 pub mod operators;
@@ -26,7 +25,6 @@ mod kv;
 mod logits;
 mod lora;
 mod provider;
-mod sampling;
 mod score;
 mod session;
 

@@ -4,46 +4,18 @@
 use std::sync::LazyLock;
 
 use karat_backend::BackendError;
+use karat_model::sampling::argmax;
 use pulp::Arch;
 
 /// The widest instructions of this processor.
 pub(crate) static WIDEST: LazyLock<Arch> = LazyLock::new(Arch::new);
 
-/// The most probable id; ties go to the lowest.
-///
-/// # Errors
-/// If a logit is not a number: the model is broken, and any choice would be noise.
-pub fn argmax(logits: &[f32]) -> Result<u32, BackendError> {
-    WIDEST.dispatch(
-        #[inline(always)]
-        || highest(logits),
-    )
-}
-
-#[inline(always)]
+/// The most probable id, or an error that names a logit that is not a number.
 fn highest(logits: &[f32]) -> Result<u32, BackendError> {
-    // Lanes side by side, without a branch: a vocabulary is long, and this is asked for every token.
-    let (mut highest, mut nans) = ([f32::NEG_INFINITY; LANES], [0u32; LANES]);
-    let chunks = logits.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for values in chunks {
-        raise(&mut highest, &mut nans, values);
-    }
-    raise(&mut highest, &mut nans, rest);
-    if nans.iter().any(|&n| n > 0) {
+    argmax(logits).map(|id| id as u32).ok_or_else(|| {
         let id = logits.iter().position(|x| x.is_nan()).unwrap_or_default();
-        return Err(BackendError::failed(format!("the model's logit of id {id} is not a number")));
-    }
-    let highest = highest.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    Ok(logits.iter().position(|&x| x == highest).unwrap_or_default() as u32)
-}
-
-#[inline(always)]
-fn raise(highest: &mut [f32; LANES], nans: &mut [u32; LANES], values: &[f32]) {
-    for ((highest, nans), &x) in highest.iter_mut().zip(nans).zip(values) {
-        *highest = if x > *highest { x } else { *highest };
-        *nans |= u32::from(x.is_nan());
-    }
+        BackendError::failed(format!("the model's logit of id {id} is not a number"))
+    })
 }
 
 /// Numbers worked on side by side.
@@ -78,17 +50,15 @@ fn exp(x: f32) -> f32 {
 /// `log softmax(logits)[id]` in nats, and whether `id` is the most probable one.
 ///
 /// # Errors
-/// As [`argmax`].
+/// If a logit is not a number: the model is broken, and any choice would be noise.
 pub fn log_probability(logits: &[f32], id: u32) -> Result<(f32, bool), BackendError> {
-    WIDEST.dispatch(
+    let best = highest(logits)?;
+    let total = WIDEST.dispatch(
         #[inline(always)]
-        || {
-            let best = highest(logits)?;
-            let total = sum_of_exps(logits, logits[best as usize]);
-            let value = f64::from(logits[id as usize] - logits[best as usize]) - total.ln();
-            Ok((value as f32, best == id))
-        },
-    )
+        || sum_of_exps(logits, logits[best as usize]),
+    );
+    let value = f64::from(logits[id as usize] - logits[best as usize]) - total.ln();
+    Ok((value as f32, best == id))
 }
 
 /// The sum of `e^(x - highest)`.
@@ -130,18 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_probable_is_found_wherever_it_stands() {
-        for at in [0, 15, 16, 31, 99] {
-            let mut logits: Vec<f32> = (0..100).map(|i| -(i as f32)).collect();
-            logits[at] = 7.0;
-            assert_eq!(argmax(&logits).unwrap(), at as u32);
-            assert_eq!(argmax(&[f32::NEG_INFINITY; 5]).unwrap(), 0);
-        }
-    }
-
-    #[test]
-    fn ties_go_to_the_lowest_id_and_a_nan_is_an_error() {
-        assert_eq!(argmax(&[1.0, 3.0, 3.0]).unwrap(), 1);
-        assert!(argmax(&[1.0, f32::NAN]).unwrap_err().message.contains("id 1"));
+    fn a_logit_that_is_not_a_number_is_named() {
+        assert!(log_probability(&[1.0, f32::NAN], 0).unwrap_err().message.contains("id 1"));
     }
 }

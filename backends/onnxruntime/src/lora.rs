@@ -9,11 +9,12 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use karat_backend::{BackendError, Dtype};
+use karat_model::peft::Adapter;
 use karat_system::fsio;
 use ort::value::{DynTensor, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::Adapter;
+use crate::adapter::transposed;
 use crate::decoder::failed;
 use crate::export::Manifest;
 
@@ -52,10 +53,10 @@ impl Fed {
             )));
         }
         check_base(folder, &model.base)?;
-        let adapter = Adapter::open(folder)?;
+        let adapter = Adapter::open(folder, &model.adapter_inputs)?;
         let tensor = failed::<ort::Error>("could not make a tensor of the adapter");
         let mut tensors = Vec::new();
-        for (module, factors) in adapter.factors(&model.adapter_inputs)? {
+        for (module, factors) in transposed(&adapter, &model.adapter_inputs)? {
             let [input, output] = model.adapter_inputs[&module];
             for (side, shape, values) in
                 [("A", [input, factors.rank], factors.a), ("B", [factors.rank, output], factors.b)]

@@ -40,7 +40,7 @@ fn factors(seed: u64, ranks: [usize; 2]) -> Tensors {
 
 fn config(change: Value) -> Value {
     let mut config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 6, "bias": "none",
-        "target_modules": ["q_proj", "down_proj"], "base_model_name_or_path": "somewhere"});
+        "target_modules": ["1.self_attn.q_proj", "0.mlp.down_proj"], "base_model_name_or_path": "somewhere"});
     config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
     config
 }
@@ -115,7 +115,11 @@ fn every_variant_is_merged_as_its_formula_says() {
             json!({"rank_pattern": {"down_proj": 4}, "alpha_pattern": {r"layers\.1\.self_attn\.q_proj": 1}}),
             plain(3, [2, 4], [0.5, 1.5]),
         ),
-        ("a pattern for targets", json!({"target_modules": r".*\.(q|down)_proj"}), plain(4, [2, 2], [3.0, 3.0])),
+        (
+            "a pattern for targets",
+            json!({"target_modules": r".*(1.self_attn.q|0.mlp.down)_proj"}),
+            plain(4, [2, 2], [3.0, 3.0]),
+        ),
         ("dora", json!({"use_dora": true}), (dora.clone(), merged(&base, &dora, [3.0, 3.0], Some(&magnitude)))),
         ("modules_to_save", json!({"modules_to_save": ["lm_head"]}), (saved, with_head)),
     ];

@@ -26,7 +26,8 @@ pub struct GenerateConfig {
     /// Sample from the `k` most probable tokens; 0 is off.
     #[serde(default)]
     pub top_k: usize,
-    /// Seed of sampling. A row's text depends on the seed and its row number, not on how rows are batched.
+    /// Seed of sampling. A row's text depends on the seed and its row number, not on how rows are batched; backends that
+    /// sample by the rule of `karat-model` give the same one wherever their logits agree.
     #[serde(default)]
     pub seed: u64,
     /// A row ends when it produces one of these ids (which stays the last of its ids).

@@ -313,13 +313,15 @@ fn what_a_killed_merge_left_is_removed_by_the_next_and_what_another_fills_is_not
         child.id()
     };
     let living = std::process::id();
-    for name in [format!(".merged.tmp-{ended}"), format!(".merged.tmp-{living}"), format!(".other.tmp-{ended}")] {
-        std::fs::create_dir(place.root.join(name)).unwrap();
+    let [rest, busy, other] =
+        [format!(".karat-merge-{ended}-x"), format!(".karat-merge-{living}-x"), format!(".karat-import-{ended}-x")]
+            .map(|name| place.root.join(name));
+    for folder in [&rest, &busy, &other] {
+        std::fs::create_dir(folder).unwrap();
     }
     good(place.karat(&["merge", "--model", "base", "--adapter", "t/checkpoint-1", "--out", "merged"]));
-    assert!(!place.root.join(format!(".merged.tmp-{ended}")).exists());
-    assert!(place.root.join(format!(".merged.tmp-{living}")).exists());
-    assert!(place.root.join(format!(".other.tmp-{ended}")).exists(), "another --out may be another machine's");
+    assert!(!rest.exists());
+    assert!(busy.exists() && other.exists(), "what a living process fills, or another command left, is not merge's");
     refused(
         place.karat(&["merge", "--model", "base", "--adapter", "t/checkpoint-1", "--out", "merged"]),
         2,

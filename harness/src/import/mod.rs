@@ -9,8 +9,8 @@
 //! because a model that is almost right gives numbers that are wrong without any error.
 
 mod block;
-mod checkpoint;
 mod decoder;
+mod encode;
 mod gguf;
 mod retype;
 mod tokenizer;
@@ -18,6 +18,7 @@ mod tokenizer;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use karat_system::safetensors::Writer;
 use serde::Serialize;
 use serde_json::Value as Json;
 
@@ -30,7 +31,6 @@ use crate::data::template::ChatTemplate;
 use crate::data::tokens::Tokenizer;
 use crate::fsio::{PassingFolder, write_json};
 use crate::{Error, ErrorKind, Result};
-use checkpoint::{Entry, Writer};
 use decoder::{Decoder, Placed, unpermute};
 
 /// Values that are held at once.
@@ -106,10 +106,8 @@ pub fn import_gguf(
     let tokenizer = tokenizer::read(&gguf, decoder.vocab, decoder.context)?;
 
     let out = std::path::absolute(out).map_err(|e| Error::io("resolve", out, e))?;
-    let parent = out.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(parent).map_err(|e| Error::io("create the folder", parent, e))?;
     // Dropping it removes it, whatever fails below.
-    let temporary = PassingFolder::new_in(parent, "import").map_err(|e| Error::io("create a folder in", parent, e))?;
+    let temporary = PassingFolder::beside(&out, "import").map_err(|e| Error::io("create a folder beside", &out, e))?;
     let folder = temporary.path();
 
     let dtype = torch_name(options.dtype);
@@ -192,9 +190,8 @@ fn write_weights(
     options: ImportOptions,
     watch: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<usize> {
-    let entries: Vec<Entry> =
-        tensors.iter().map(|t| Entry { name: t.name.clone(), shape: t.source.shape.clone() }).collect();
-    let mut writer = Writer::new(folder, options.dtype, &entries, options.max_shard);
+    let entries = tensors.iter().map(|t| encode::entry(&t.name, &t.source.shape, options.dtype)).collect();
+    let mut writer = Writer::sharded(folder, entries, options.max_shard);
     let total = tensors.iter().map(|t| values(t.source)).sum();
     let mut done = 0;
     let (mut raw, mut piece, mut ordered) = (Vec::new(), Vec::new(), Vec::new());
@@ -217,7 +214,7 @@ fn write_weights(
                 std::mem::swap(&mut piece, &mut ordered);
             }
             let located = |e: Error| if e.place().is_none() { e.at(gguf.path().display()) } else { e };
-            writer.write(&piece).map_err(located)?;
+            encode::write(&mut writer, options.dtype, &piece).map_err(located)?;
             done += piece.len() as u64;
             watch(done, total)?;
         }

@@ -6,11 +6,11 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use half::{bf16, f16};
+use karat_system::safetensors::Writer;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Value, json};
 
-use super::checkpoint::{Entry, Writer};
-use super::{PIECE, torch_name};
+use super::{PIECE, encode, torch_name};
 use crate::backend::Dtype;
 use crate::fsio::{read_json, write_json};
 use crate::{Error, Result};
@@ -29,12 +29,11 @@ pub fn retype(folder: &Path, dtype: Dtype) -> Result<()> {
     let mut source = File::open(file).map_err(read)?;
     let (start, metadata) = header(&mut source).map_err(read)?;
     let tensors: BTreeMap<String, &TensorInfo> = metadata.tensors().into_iter().collect();
-    let entry = |(name, info): (&String, &&TensorInfo)| Entry { name: name.clone(), shape: info.shape.clone() };
-    let entries: Vec<Entry> = tensors.iter().map(entry).collect();
+    let entries = tensors.iter().map(|(name, info)| encode::entry(name, &info.shape, dtype)).collect();
     // In the folder itself, so that the new file can take the old one's place at once.
     let rest = tempfile::Builder::new().prefix(".karat-").tempdir_in(folder);
     let rest = rest.map_err(|e| Error::io("create a folder", folder, e))?;
-    let mut writer = Writer::new(rest.path(), dtype, &entries, u64::MAX);
+    let mut writer = Writer::sharded(rest.path(), entries, u64::MAX);
     for (name, info) in &tensors {
         let (first, end) = info.data_offsets;
         source.seek(SeekFrom::Start(start + first as u64)).map_err(read)?;
@@ -58,7 +57,7 @@ pub fn retype(folder: &Path, dtype: Dtype) -> Result<()> {
                     return Err(Error::data(what).at(file.display()));
                 }
             };
-            writer.write(&values)?;
+            encode::write(&mut writer, dtype, &values)?;
         }
     }
     writer.finish()?;

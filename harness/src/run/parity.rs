@@ -1,8 +1,9 @@
 //! Two backends on one model: do they compute the same?
 //!
-//! Both score the same rows and continue the same prompts greedily. What may differ is rounding; how far it may is the
-//! tolerance. A log-probability that is off by more, or a text that parts where the two candidates are *not* as good as tied,
-//! is a difference between the backends that a report made with one of them must not hide.
+//! Both score the same rows and continue the same prompts. What may differ is rounding; how far it may is the tolerance. A
+//! log-probability that is off by more, or a greedy text that parts where the two candidates are *not* as good as tied, is a
+//! difference between the backends that a report made with one of them must not hide. Sampled texts are the same too, for all
+//! backends draw by one rule; there rounding moves the limits between tokens, and so decides few draws.
 
 use std::time::Instant;
 
@@ -23,7 +24,7 @@ pub struct ParityJob<'a> {
     pub rows: &'a [Vec<u32>],
     /// Prompts to continue. An empty one has no continuation and is left out, and so is one longer than the model holds.
     pub prompts: &'a [Vec<u32>],
-    /// How they are continued; must be greedy.
+    /// How they are continued.
     pub generate: GenerateConfig,
     /// How far two log-probabilities of one token may be apart, in nats.
     pub tolerance: f64,
@@ -38,7 +39,7 @@ pub struct Parity {
     pub tolerance: f64,
     /// Log-probabilities of given tokens.
     pub scores: ScoreParity,
-    /// Greedy continuations.
+    /// Continuations.
     pub texts: TextParity,
     /// Whether everything is within the tolerance.
     pub within: bool,
@@ -97,9 +98,11 @@ pub struct TokenParity {
     pub logprobs: [f32; 2],
 }
 
-/// Agreement of greedy texts.
+/// Agreement of texts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct TextParity {
+    /// The temperature that they were sampled at; 0 is greedy.
+    pub temperature: f64,
     /// Prompts continued.
     pub prompts: usize,
     /// Empty prompts, left out.
@@ -114,7 +117,20 @@ pub struct TextParity {
     pub partings: Vec<Parting>,
 }
 
-/// The first token in which two greedy continuations differ.
+impl TextParity {
+    /// Whether the texts part no more than log-probabilities do that are off by `tolerance` nats.
+    fn rounding_explains(&self, tolerance: f64) -> bool {
+        if self.temperature > 0.0 {
+            // Cumulative probabilities are then off by a share of twice that, and so are the draws that fall between them; one
+            // is always possible.
+            return self.partings.len() as f64 <= 1.0 + 2.0 * tolerance * self.tokens as f64;
+        }
+        // Two log-probabilities may change places over a gap of twice that.
+        self.partings.iter().all(|p| p.gap.is_some_and(|gap| gap <= 2.0 * tolerance))
+    }
+}
+
+/// The first token in which two continuations differ.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Parting {
     /// The prompt.
@@ -123,24 +139,21 @@ pub struct Parting {
     pub common: usize,
     /// What each backend wrote next; nothing where it had stopped.
     pub ids: [Option<u32>; 2],
-    /// How much more probable the second backend finds its own token, in nats. Within twice the tolerance the two are as good
-    /// as tied, and rounding decides. Nothing where one of the two had stopped.
+    /// How much more probable the second backend finds its own token, in nats. Within twice the tolerance two greedy tokens
+    /// are as good as tied, and rounding decides. Nothing where one of the two had stopped.
     pub gap: Option<f64>,
 }
 
 /// Asks both backends, one after the other, so that only one model is open at a time.
 ///
 /// # Errors
-/// A backend cannot open the model or fails; different vocabularies; sampling; interrupted.
+/// A backend cannot open the model or fails; different vocabularies; interrupted.
 pub fn parity(
     job: &ParityJob<'_>,
     backends: [&LoadedBackend; 2],
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<Parity> {
-    if job.generate.temperature != 0.0 {
-        return Err(Error::usage("sampled texts cannot be compared token by token").help("use temperature 0"));
-    }
     let mut prompts: Vec<(usize, &[u32])> = job.prompts.iter().map(Vec::as_slice).enumerate().collect();
     prompts.retain(|(_, prompt)| !prompt.is_empty());
     let empty = job.prompts.len() - prompts.len();
@@ -177,6 +190,7 @@ pub fn parity(
         <[_; 2]>::try_from(asked).map_err(|_| Error::failed("two backends were not both asked"))?;
     let scores = drift(job, longest, &a, &b);
     let texts = TextParity {
+        temperature: job.generate.temperature,
         prompts: prompts.len(),
         empty,
         too_long: job.prompts.len() - empty - prompts.len(),
@@ -184,9 +198,7 @@ pub fn parity(
         equal: prompts.len() - partings.len(),
         partings,
     };
-    // Two log-probabilities, each off by the tolerance, may change places over a gap of twice that.
-    let tied = |p: &Parting| p.gap.is_some_and(|gap| gap <= 2.0 * job.tolerance);
-    let within = scores.beyond == 0 && texts.partings.iter().all(tied);
+    let within = scores.beyond == 0 && texts.rounding_explains(job.tolerance);
     Ok(Parity { backends: [first, second], tolerance: job.tolerance, scores, texts, within })
 }
 
@@ -316,6 +328,27 @@ mod tests {
         assert_eq!(found.worst.map(|t| (t.row, t.position, t.id)), Some((3, 2, 6)));
         assert!((found.max - 0.5).abs() < 1e-6 && (found.mean - 0.5105 / 4.0).abs() < 1e-6, "{found:?}");
         assert_eq!(found.flip_rate, 0.25);
+    }
+
+    #[test]
+    fn rounding_explains_a_tie_of_greedy_texts_and_few_draws_of_sampled_ones() {
+        let texts = |temperature: f64, gaps: &[f64]| TextParity {
+            temperature,
+            tokens: 1000,
+            partings: gaps
+                .iter()
+                .map(|gap| Parting { prompt: 0, common: 3, ids: [Some(1), Some(2)], gap: Some(*gap) })
+                .collect(),
+            ..TextParity::default()
+        };
+        for (texts, explained) in [
+            (texts(0.0, &[1e-3, 2e-3]), true),
+            (texts(0.0, &[1e-3, 3e-3]), false),
+            (texts(1.0, &[2.0, 0.1, 0.0]), true),
+            (texts(1.0, &[0.0; 4]), false),
+        ] {
+            assert_eq!(texts.rounding_explains(1e-3), explained, "{texts:?}");
+        }
     }
 
     #[test]

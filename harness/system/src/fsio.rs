@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-pub use passing::{PASSING, PassingFolder, hold, remove_dead, remove_rests};
+pub use passing::{PASSING, PassingFolder, remove_folder, remove_rests};
 
 /// Writes `bytes` to `path` so that a reader sees the old file or the new one, never a part: temporary name in the same
 /// folder, sync, rename. Missing parent folders are made.

@@ -6,9 +6,9 @@ mod sample;
 use std::sync::Arc;
 
 use karat_backend::{BackendError, Completion, Event, EventSink, Flow, GenerateConfig, Level, StopReason, TokensView};
+use karat_model::sampling::Sampler;
 use rayon::ThreadPool;
 
-pub use self::sample::Sampler;
 use crate::device::{Feed, KvCache, Next};
 use crate::error::Result;
 use crate::model::Decoder;
@@ -62,7 +62,7 @@ pub fn generate(
     let mut decoding = Decoding {
         model,
         config,
-        sampler: Sampler::new(config)?,
+        sampler: Sampler::new(config, model.config.vocab_size)?,
         slots: Vec::new(),
         cache: cache::empty(model, batch, span)?,
         table: model.table(span),
@@ -125,7 +125,7 @@ impl Decoding<'_> {
         let first = self.slots.len();
         self.slots.extend(rows.iter().map(|&row| Slot { row, ids: Vec::new() }));
         let places = self.places(first);
-        let picked = self.pick(self.model.device().pick(logits, &places, self.config)?, &places)?;
+        let picked = self.pick(self.model.device().pick(logits, &places, self.sampler.config())?, &places)?;
         Ok(self.take(first, picked, prompts))
     }
 
@@ -140,7 +140,7 @@ impl Decoding<'_> {
         let places = self.places(0);
         let (model, table) = (self.model, &self.table);
         let mut forward = |cache: &mut dyn KvCache, tokens: Feed<'_>| cache::feed(model, tokens, table, cache);
-        let next = self.cache.step(&last, &places, self.config, &mut forward)?;
+        let next = self.cache.step(&last, &places, self.sampler.config(), &mut forward)?;
         let picked = self.pick(next, &places)?;
         Ok(self.take(0, picked, prompts))
     }
@@ -148,7 +148,7 @@ impl Decoding<'_> {
     /// The tokens that follow at `places`.
     fn pick(&self, next: Next, places: &[(usize, usize)]) -> Result<Vec<u32>> {
         match next {
-            Next::Logits(logits) => self.sampler.pick_all(&logits, places),
+            Next::Logits(logits) => sample::pick_all(&self.sampler, &logits, places),
             Next::Picked(picked) => sample::numbers(picked, places),
         }
     }

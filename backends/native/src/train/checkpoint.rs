@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use karat_backend::LoraConfig;
 use karat_backend::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
+use karat_system::fsio;
 use serde_json::{Value, json};
 
 use crate::adapter;
 use crate::error::Result;
-use crate::files::{TensorFiles, at, publish_folder, remove_folder, write_tensors, write_text};
+use crate::files::{TensorFiles, at, publish_folder, write_tensors, written};
 use crate::model::Decoder;
 use crate::tensor::{Tensor, set, view};
 
@@ -58,7 +59,7 @@ impl Checkpoint<'_> {
     /// # Errors
     /// If a file cannot be written.
     pub fn publish(&self, folder: &Path) -> Result<()> {
-        publish_folder(folder, |folder| {
+        publish_folder(folder, "checkpoint", |folder| {
             match self.lora {
                 Some(config) => {
                     // `.` and `..` have no name of their own.
@@ -86,7 +87,7 @@ impl Checkpoint<'_> {
 /// # Errors
 /// If a file cannot be written.
 pub fn publish_model(model: &Decoder, source: &Path, folder: &Path) -> Result<()> {
-    publish_folder(folder, |folder| {
+    publish_folder(folder, "merge", |folder| {
         write_model(model, folder)?;
         copy_companions(source, folder, |_| true)
     })
@@ -112,8 +113,7 @@ fn copy_companions(source: &Path, folder: &Path, wanted: impl Fn(&str) -> bool) 
 }
 
 fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| at(path, "could not write it").because(&e))?;
-    write_text(path, &(text + "\n"))
+    fsio::write_json(path, value).map_err(|e| written(path, e))
 }
 
 /// Whether the folder holds the checkpoint of just this state.
@@ -177,5 +177,7 @@ pub fn rotate(output: &Path, fingerprint: &str, limit: usize, last: usize, keep:
     steps.sort_unstable();
     let spare = steps.len().saturating_sub(limit);
     let old = steps.into_iter().filter(|&step| step != last && Some(step) != keep);
-    old.take(spare).try_for_each(|step| remove_folder(&folder(output, step)))
+    old.map(|step| folder(output, step))
+        .take(spare)
+        .try_for_each(|folder| fsio::remove_folder(&folder).map_err(|e| at(&folder, "could not delete it").because(&e)))
 }

@@ -11,11 +11,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use karat_backend::peft::read_adapter_config_saying;
+use karat_backend::LoraConfig;
 use karat_backend::state::{LogEntry, RunState, TrainerState};
 use karat_backend::{
-    BackendError, Event, EventSink, Flow, LabelledView, Level, LoraConfig, Method, StepEvent, TrainPlan, TrainSummary,
+    BackendError, Event, EventSink, Flow, LabelledView, Level, Method, StepEvent, TrainPlan, TrainSummary,
 };
+use karat_model::peft::TargetModules;
 use karat_system::memory;
 use rayon::ThreadPool;
 
@@ -128,7 +129,6 @@ impl Job<'_> {
             log,
             best_saved,
         };
-        crate::files::remove_rests(&plan.output_dir)?;
         if let Some(folder) = &plan.resume_from {
             run.restore(folder)?;
             if run.after_step(sink)? {
@@ -187,16 +187,16 @@ fn optimizer(device: &dyn Device, trained: &BTreeMap<String, Tensor>, moments: &
 /// A new adapter, or the one the plan starts from.
 fn attach(model: &mut Decoder, config: &LoraConfig, plan: &TrainPlan) -> Result<()> {
     let Some(folder) = &plan.init_adapter else { return adapter::draw(model, config, plan.seed) };
-    let (theirs, said) = read_adapter_config_saying(folder)?;
-    model.config.warnings.extend(said);
-    if adapter::Layout::new(model, &theirs)? != adapter::Layout::new(model, config)? {
+    let adapter = adapter::open(model, folder)?;
+    let theirs = adapter.config();
+    if TargetModules::new(&model.config, theirs)? != TargetModules::new(&model.config, config)? {
         let says = |config: &LoraConfig| serde_json::to_string(config).unwrap_or_default();
         return Err(crate::files::at(
             folder,
-            format!("the adapter to start from is another one, {}; the plan says {}", says(&theirs), says(config)),
+            format!("the adapter to start from is another one, {}; the plan says {}", says(theirs), says(config)),
         ));
     }
-    adapter::load(model, config, folder)
+    adapter::load(model, config, adapter)
 }
 
 fn check_plan(plan: &TrainPlan, train: LabelledView<'_>) -> Result<()> {

@@ -1,7 +1,7 @@
 use karat_backend::GenerateConfig;
+use karat_model::sampling::Sampler;
 use karat_native::cuda::device::{Arg, Element, Gemm, Matrix};
 use karat_native::cuda::kernels::decode::{self, Cache, NOT_A_NUMBER};
-use karat_native::generate::Sampler;
 use karat_native::ops::attention as cpu;
 use karat_native::ops::attention::Heads;
 
@@ -110,7 +110,7 @@ fn tokens_are_the_cpus_given_the_same_logits() {
                 },
                 |device, got| {
                     for (config, got) in configs.iter().zip(got) {
-                        let sampler = Sampler::new(config).unwrap();
+                        let sampler = Sampler::new(config, vocab).unwrap();
                         let pick = |r: usize| {
                             let row = &logits[r * vocab..(r + 1) * vocab];
                             sampler.pick(row, numbers[r] as usize, places[r] as usize).unwrap() as f32

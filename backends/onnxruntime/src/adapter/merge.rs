@@ -3,18 +3,18 @@
 //! Every tensor is read as f32, merged where the adapter says so and written as f32, one after the other; of a large model a
 //! few tensors are in memory at once. The configuration keeps every key but those that would no longer be true.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 
 use karat_backend::{BackendError, Dtype};
+use karat_model::checkpoint::Layout;
+use karat_model::peft::{Adapter, tied_embedding};
 use karat_model::{EMBEDDING, HEAD, ModelConfig, Rounding};
 use karat_system::fsio::{self, PassingFolder};
+use karat_system::safetensors::{Entry, Writer};
 use serde_json::{Map, Value, json};
 
-use super::Adapter;
-use crate::checkpoint::Checkpoint;
 use crate::config;
 use crate::export::{COMPANIONS, publish};
 
@@ -31,19 +31,18 @@ pub fn write(base: &Path, adapter: &Path, folder: &Path) -> Result<Vec<String>, 
         let place = folder.display();
         return Err(BackendError::failed(format!("{place} already holds something; merge into a new folder")));
     }
-    let (checkpoint, adapter) = (Checkpoint::open(base)?, Adapter::open(adapter)?);
+    let checkpoint = Layout::of_folder(base)?;
     let disk = |e: &dyn std::error::Error| {
         BackendError::failed(format!("could not write the merged model {}", folder.display())).because(e)
     };
-    let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).map_err(|e| disk(&e))?;
     // Removed when dropped, whatever fails below.
-    let temporary = PassingFolder::new_in(parent, "merge").map_err(|e| disk(&e))?;
+    let temporary = PassingFolder::beside(folder, "merge").map_err(|e| disk(&e))?;
     let inside = temporary.path();
 
     let mut read = config::read(base)?;
-    read.check_tensors(checkpoint.layout())?;
-    read.settle_head(checkpoint.layout())?;
+    read.check_tensors(&checkpoint)?;
+    read.settle_head(&checkpoint)?;
+    let adapter = Adapter::open(adapter, &read.linears())?;
     let config = configuration(&read, &checkpoint, &adapter)?;
     fsio::write_json(&inside.join("config.json"), &config).map_err(|e| disk(&e))?;
     for name in COMPANIONS.into_iter().filter(|name| *name != "config.json") {
@@ -60,7 +59,7 @@ pub fn write(base: &Path, adapter: &Path, folder: &Path) -> Result<Vec<String>, 
 /// The base's configuration with the element type that is written, and with a head of its own if the adapter brings one.
 fn configuration(
     read: &ModelConfig,
-    checkpoint: &Checkpoint,
+    checkpoint: &Layout,
     adapter: &Adapter,
 ) -> Result<Map<String, Value>, BackendError> {
     let mut config = read.raw.clone();
@@ -69,27 +68,20 @@ fn configuration(
     let saves = |name: &str| adapter.saved().any(|saved| saved == name);
     let tied = read.tied;
     if tied && saves(EMBEDDING) && !saves(HEAD) {
-        return Err(super::tied_embedding());
+        return Err(tied_embedding());
     }
     if tied && saves(HEAD) {
         config.insert("tie_word_embeddings".into(), json!(false));
     }
     let there = |name: &str| checkpoint.shape(name).is_some() || (tied && name == HEAD);
     if let Some(name) = adapter.saved().find(|name| !there(name)) {
-        return Err(super::unknown_tensor(name));
+        return Err(adapter.unknown_tensor(name));
     }
-    match adapter
-        .modules()
-        .into_iter()
-        .find(|m| checkpoint.shape(&format!("{m}.weight")).map(<[usize]>::len) != Some(2))
-    {
-        Some(module) => Err(adapter.unknown_module(module)),
-        None => Ok(config),
-    }
+    Ok(config)
 }
 
 /// Writes the tensors; returns what the merged ones would lose in the type that they were stored in.
-fn tensors(checkpoint: &Checkpoint, adapter: &Adapter, path: &Path) -> Result<Rounding, BackendError> {
+fn tensors(checkpoint: &Layout, adapter: &Adapter, path: &Path) -> Result<Rounding, BackendError> {
     let disk =
         |e: &dyn std::error::Error| BackendError::failed(format!("could not write {}", path.display())).because(e);
     let mut names: BTreeSet<&str> = checkpoint.names().collect();
@@ -98,21 +90,8 @@ fn tensors(checkpoint: &Checkpoint, adapter: &Adapter, path: &Path) -> Result<Ro
         let own = checkpoint.shape(name);
         own.or_else(|| adapter.saved_shape(name)).unwrap_or_default().to_vec()
     };
-    let (mut header, mut end) = (BTreeMap::new(), 0usize);
-    header.insert("__metadata__", json!({"format": "pt"}));
-    for name in &names {
-        let bytes = shape(name).iter().product::<usize>() * size_of::<f32>();
-        header.insert(name, json!({"dtype": "F32", "shape": shape(name), "data_offsets": [end, end + bytes]}));
-        end += bytes;
-    }
-    let mut header = json!(header).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(8), b' ');
-
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(|e| disk(&e))?);
-    let mut put = |bytes: &[u8]| file.write_all(bytes).map_err(|e| disk(&e));
-    put(&(header.len() as u64).to_le_bytes())?;
-    put(&header)?;
-    let modules = adapter.modules();
+    let mut writer = Writer::file(path, names.iter().map(|name| Entry::f32(*name, &shape(name))).collect());
+    let modules: BTreeSet<&str> = adapter.modules().collect();
     let mut rounding = Rounding::default();
     for name in names {
         let shape = shape(name);
@@ -129,18 +108,18 @@ fn tensors(checkpoint: &Checkpoint, adapter: &Adapter, path: &Path) -> Result<Ro
                 Some(values) => values?,
                 None => checkpoint.read_rows(name, &shape, part)?,
             };
-            if let (Some(module), [output, input]) = (merged, shape.as_slice()) {
+            if let Some(module) = merged {
                 let dtype = checkpoint.dtype(name, &shape).unwrap_or_default();
                 let before = (dtype != Dtype::F32).then(|| values.clone());
-                adapter.merge(module, &mut values, *output, *input)?;
+                adapter.merge(module, &mut values)?;
                 if let Some(before) = before {
                     rounding.add(dtype, &before, &values);
                 }
             }
-            put(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            writer.write(&bytes).map_err(|e| disk(&e))?;
         }
     }
-    let file = file.into_inner().map_err(|e| disk(e.error()))?;
-    file.sync_all().map_err(|e| disk(&e))?;
+    writer.finish().map_err(|e| disk(&e))?;
     Ok(rounding)
 }

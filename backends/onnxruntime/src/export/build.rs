@@ -5,14 +5,14 @@ use std::ops::Range;
 
 use karat_backend::{BackendError, Event, EventSink, Flow};
 use karat_model::ModelConfig;
+use karat_model::checkpoint::Layout;
+use karat_model::peft::Adapter;
 use rayon::prelude::*;
 
 use super::data::DataFile;
 use super::precision::Precision;
 use super::proto::{Attribute, Dim, Element, Graph, inline_tensor, node, value_info};
 use super::quantize::{BLOCK, Quantized, blocks, quantize, zero_point_bytes};
-use crate::adapter::Adapter;
-use crate::checkpoint::Checkpoint;
 use crate::operators::Operators;
 
 use super::own::Own;
@@ -25,7 +25,7 @@ const STRETCH: usize = 4 << 20;
 /// Where weights come from and what they become.
 pub struct Source<'a> {
     /// The base model.
-    pub checkpoint: &'a Checkpoint,
+    pub checkpoint: &'a Layout,
     /// Merged into it.
     pub adapter: Option<&'a Adapter>,
     /// Declare the factors of a LoRA on every linear layer as inputs that may be fed.
@@ -55,7 +55,7 @@ impl Source<'_> {
     pub fn linear(&self, module: &str, output: usize, input: usize) -> Result<Vec<f32>, BackendError> {
         let mut weight = self.read_rows(&format!("{module}.weight"), &[output, input], 0..output)?;
         if let Some(adapter) = self.adapter {
-            adapter.merge(module, &mut weight, output, input)?;
+            adapter.merge(module, &mut weight)?;
         }
         Ok(weight)
     }

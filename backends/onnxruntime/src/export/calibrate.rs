@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 
 use gemm::Parallelism;
 use karat_backend::{BackendError, Event, EventSink, Flow};
+use karat_kernels::philox::Philox;
 use karat_model::ModelConfig;
 use rayon::prelude::*;
 
@@ -48,15 +49,11 @@ pub fn channels(
     Ok(pass.found)
 }
 
-/// The ids that are read: drawn by a linear congruential generator (Knuth's MMIX constants).
+/// The ids that are read.
 fn ids(vocab: usize) -> Vec<usize> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let draw = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let uniform = (state >> 11) as f64 / (1u64 << 53) as f64;
-        ((vocab as f64).powf(uniform) as usize).min(vocab - 1)
-    };
-    std::iter::repeat_with(draw).take(TOKENS).collect()
+    let generator = Philox::new(0);
+    let draw = |i| ((vocab as f64).powf(generator.uniform(i, 0, 0)) as usize).min(vocab - 1);
+    (0..TOKENS as u64).map(draw).collect()
 }
 
 /// `[TOKENS, hidden]`.

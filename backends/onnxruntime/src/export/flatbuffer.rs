@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use karat_backend::{BackendError, Dtype};
 
 use super::Precision;
-use crate::adapter::Factors;
+use crate::adapter::Transposed;
 
 /// Version of the format that is written.
 const FORMAT_VERSION: u32 = 1;
@@ -24,7 +24,7 @@ const LAYOUT: [u16; 6] = [12, 20, 4, 8, 12, 16];
 /// # Errors
 /// A value that this element type cannot hold.
 pub fn adapter_file(
-    modules: &[(String, Factors)],
+    modules: &[(String, Transposed)],
     shapes: &BTreeMap<String, [usize; 2]>,
     precision: Precision,
 ) -> Result<Vec<u8>, BackendError> {
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn the_raw_bytes_of_every_parameter_are_aligned_and_found_by_following_offsets() {
-        let factors = |n: usize| Factors { rank: 2, a: vec![n as f32; 6], b: vec![0.5; 8] };
+        let factors = |n: usize| Transposed { rank: 2, a: vec![n as f32; 6], b: vec![0.5; 8] };
         let modules = [("a.b".to_string(), factors(3)), ("long.name".to_string(), factors(7))];
         let shapes = modules.iter().map(|(name, _)| (name.clone(), [3, 4])).collect();
         let file = adapter_file(&modules, &shapes, Precision::F32).unwrap();
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_factor_beyond_f16_is_named() {
-        let modules = [("m".to_string(), Factors { rank: 1, a: vec![1e6], b: vec![1.0] })];
+        let modules = [("m".to_string(), Transposed { rank: 1, a: vec![1e6], b: vec![1.0] })];
         let error = adapter_file(&modules, &BTreeMap::from([("m".into(), [1, 1])]), Precision::F16).unwrap_err();
         assert!(error.message.contains("m.lora_A.weight"), "{error}");
     }

@@ -5,11 +5,12 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use karat_backend::{BackendError, NamedAdapter};
+use karat_model::peft::Adapter;
 use karat_system::fsio::{self, PassingFolder};
 
 use super::flatbuffer::adapter_file;
 use super::{MANIFEST, Precision};
-use crate::adapter::Adapter;
+use crate::adapter::transposed;
 use crate::lora::{BASE, Base, check_base};
 
 /// Hold of one export in a cache, waited for. The file goes when the hold ends: whoever waited for it then finds the
@@ -83,7 +84,7 @@ pub fn write_adapter(
     folder: &Path,
 ) -> Result<(), BackendError> {
     check_base(&named.path, base)?;
-    let adapter = Adapter::open(&named.path)?;
+    let adapter = Adapter::open(&named.path, inputs)?;
     let disk = |e: &dyn std::error::Error| {
         BackendError::failed(format!("could not write the adapter into {}", folder.display())).because(e)
     };
@@ -91,7 +92,7 @@ pub fn write_adapter(
         let bytes = fs::read(named.path.join(name)).map_err(|e| disk(&e))?;
         fsio::write_atomic(&folder.join(name), &bytes).map_err(|e| disk(&e))?;
     }
-    let file = adapter_file(&adapter.factors(inputs)?, inputs, precision)?;
+    let file = adapter_file(&transposed(&adapter, inputs)?, inputs, precision)?;
     fsio::write_atomic(&folder.join(format!("{}.onnx_adapter", named.name)), &file).map_err(|e| disk(&e))?;
     fsio::write_json(&folder.join(BASE), &Base { base: base.into() }).map_err(|e| disk(&e))
 }

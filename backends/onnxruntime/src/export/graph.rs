@@ -17,12 +17,12 @@ use std::path::Path;
 
 use karat_backend::{BackendError, EventSink};
 use karat_model::ModelConfig;
+use karat_model::peft::tied_embedding;
 
 use super::build::{Builder, Source};
 use super::calibrate;
 use super::data::DataFile;
 use super::proto::{Attribute, Dim, Element, Graph, Message, inline_tensor, model, value_info};
-use crate::adapter::{tied_embedding, unknown_tensor};
 use crate::operators::{self, Operators};
 
 /// What was written.
@@ -326,11 +326,8 @@ impl Builder<'_> {
             )));
         }
         let Some(adapter) = self.source.adapter else { return Ok(()) };
-        if let Some(module) = adapter.modules().iter().find(|module| !self.linears.contains_key(**module)) {
-            return Err(adapter.unknown_module(module));
-        }
         match adapter.saved().find(|name| !self.used.contains(*name)) {
-            Some(name) => Err(unknown_tensor(name)),
+            Some(name) => Err(adapter.unknown_tensor(name)),
             None => Ok(()),
         }
     }

@@ -16,8 +16,9 @@ use super::{DATA, MANIFEST, MODEL, proto};
 /// Raised when the graph or the manifest changes: older exports in a cache are then left alone and made anew.
 pub const FORMAT: u32 = 5;
 /// Raised when the same files come to mean another model: what an earlier version read of them is made anew, while its
-/// exports are still opened. 1: rope scaling that earlier versions passed over, heads that only the configuration ties.
-pub const READING: u32 = 1;
+/// exports are still opened. 1: rope scaling that earlier versions passed over, heads that only the configuration ties. 2:
+/// merged adapters in the bits of karat-model, what calibration reads.
+pub const READING: u32 = 2;
 
 /// What an export folder says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

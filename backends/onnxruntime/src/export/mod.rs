@@ -66,10 +66,10 @@ use karat_backend::{
     TEMPORARY_MODEL,
 };
 use karat_model::ModelConfig;
+use karat_model::checkpoint::Layout;
+use karat_model::peft::Adapter;
 use karat_system::fsio::{self, PassingFolder};
 
-use crate::adapter::Adapter;
-use crate::checkpoint::Checkpoint;
 use crate::config;
 use crate::operators::{self, Operators};
 use crate::options::Options;
@@ -212,7 +212,7 @@ pub fn export(config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportS
     }
     let mut adapter_parameters = exported.manifest.adapter_parameters;
     for adapter in request.beside {
-        adapter_parameters += Adapter::open(&adapter.path)?.parameters();
+        adapter_parameters += Adapter::open(&adapter.path, &exported.manifest.adapter_inputs)?.parameters();
     }
     let mut files = BTreeMap::new();
     folder::list(&exported.folder, "", &mut files)
@@ -281,23 +281,18 @@ fn write(
     folder: &Path,
     sink: &mut dyn EventSink,
 ) -> Result<Exported, BackendError> {
-    let checkpoint = Checkpoint::open(request.model)?;
-    config.check_tensors(checkpoint.layout())?;
+    let checkpoint = Layout::of_folder(request.model)?;
+    config.check_tensors(&checkpoint)?;
     let said_tied = config.tied;
-    config.settle_head(checkpoint.layout())?;
+    config.settle_head(&checkpoint)?;
     let config = &config;
-    let adapter = request.adapter.map(Adapter::open).transpose()?;
+    let adapter = request.adapter.map(|folder| Adapter::open(folder, &config.linears())).transpose()?;
 
-    let parent = match folder.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
     let disk = |e: &dyn std::error::Error| {
         BackendError::failed(format!("could not write the export {}", folder.display())).because(e)
     };
-    fs::create_dir_all(parent).map_err(|e| disk(&e))?;
     // Removed when dropped, whatever fails below.
-    let temporary = PassingFolder::new_in(parent, "onnx").map_err(|e| disk(&e))?;
+    let temporary = PassingFolder::beside(folder, "onnx").map_err(|e| disk(&e))?;
     let inside = temporary.path();
 
     let source = Source {

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use karat_backend::BackendError;
-use karat_system::fsio;
+use karat_system::fsio::{self, PassingFolder};
 
 use super::{REMEDY, cache_root, cuda};
 
@@ -105,8 +105,7 @@ fn fetch(pinned: &[Pinned], target: PathBuf) -> Result<PathBuf, BackendError> {
     let disk = |e: std::io::Error| {
         BackendError::failed(format!("could not write the ONNX Runtime library into {}", folder.display())).because(&e)
     };
-    std::fs::create_dir_all(folder).map_err(disk)?;
-    let temporary = tempfile::Builder::new().prefix(".fetch-").tempdir_in(folder).map_err(disk)?;
+    let temporary = PassingFolder::beside(folder, "wheel").map_err(disk)?;
     // Python runs in another folder.
     let temporary_path = std::path::absolute(temporary.path()).map_err(disk)?;
     let wheels = temporary_path.join("wheel");
@@ -132,11 +131,15 @@ fn fetch(pinned: &[Pinned], target: PathBuf) -> Result<PathBuf, BackendError> {
             )));
         }
     }
-    // The library comes last: where it is, what it needs is.
-    for (name, _) in files.iter().rev() {
+    let ready = PassingFolder::beside(folder, "runtime").map_err(disk)?;
+    for (name, _) in *files {
         let from = unpacked.join(name);
         std::fs::File::open(&from).and_then(|file| file.sync_all()).map_err(disk)?;
-        std::fs::rename(&from, folder.join(name)).map_err(disk)?;
+        std::fs::rename(&from, ready.path().join(name)).map_err(disk)?;
+    }
+    // Another process may have been faster.
+    if !target.is_file() {
+        ready.replace(folder).map_err(disk)?;
     }
     Ok(target)
 }

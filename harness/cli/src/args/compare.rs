@@ -22,7 +22,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = karat::report::compare::MUST_BE_EQUAL)]
     pub allow: Vec<String>,
     /// Compare two backends on one model instead, e.g. native,onnxruntime: drift of
-    /// log-probabilities, greedy texts
+    /// log-probabilities, texts
     #[arg(long, value_name = "A,B", value_delimiter = ',', conflicts_with_all = ["a", "b", "allow"])]
     pub backends: Vec<String>,
     #[command(flatten)]
@@ -57,6 +57,45 @@ pub struct ParityArgs {
         requires = "backends"
     )]
     pub max_new_tokens: Option<usize>,
+    /// Compare texts sampled at this temperature [default: greedy ones]
+    #[arg(
+        long,
+        value_name = "T",
+        value_parser = values::temperature,
+        allow_negative_numbers = true,
+        requires = "backends"
+    )]
+    pub temperature: Option<f64>,
+    /// Sample from the smallest set of tokens with this probability
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 1.0,
+        value_parser = values::top_p,
+        allow_negative_numbers = true,
+        requires = "temperature"
+    )]
+    pub top_p: f64,
+    /// Sample from the K most probable tokens; 0 is off
+    #[arg(
+        long,
+        value_name = "K",
+        default_value_t = 0,
+        value_parser = values::top_k,
+        allow_negative_numbers = true,
+        requires = "temperature"
+    )]
+    pub top_k: usize,
+    /// Seed of sampling
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 42,
+        value_parser = values::seed,
+        allow_negative_numbers = true,
+        requires = "temperature"
+    )]
+    pub seed: u64,
     /// How far two log-probabilities of a token may be apart, in nats; beyond it the exit code is 3
     #[arg(
         long,

@@ -69,7 +69,13 @@ fn questions(args: &ParityArgs, output: &Output) -> Result<Questions> {
         let ModelDir { model, adapter } = resolved(model, args.adapter.as_deref(), output)?;
         Ok::<_, Error>(OpenConfig { adapter, ..OpenConfig::new(model) })
     };
-    let new_tokens = args.max_new_tokens.unwrap_or(NEW_TOKENS);
+    let generate = |new_tokens: usize, stop_ids| GenerateConfig {
+        temperature: args.temperature.unwrap_or(0.0),
+        top_p: args.top_p,
+        top_k: args.top_k,
+        seed: args.seed,
+        ..GenerateConfig::greedy(args.max_new_tokens.unwrap_or(new_tokens), stop_ids)
+    };
     if let Some(spec) = &args.suite {
         let suite = Suite::load(spec, &args.set)?;
         let prepared = prepare(&suite)?;
@@ -79,7 +85,7 @@ fn questions(args: &ParityArgs, output: &Output) -> Result<Questions> {
             open: opened(args.model.as_ref().unwrap_or(&suite.model.base))?,
             rows: prepared.queries.iter().map(|q| q.reference.clone()).collect(),
             prompts: prepared.queries.iter().map(|q| q.prompt.clone()).collect(),
-            generate: GenerateConfig::greedy(args.max_new_tokens.unwrap_or(suite.eval.max_new_tokens), stop_ids),
+            generate: generate(suite.eval.max_new_tokens, stop_ids),
         });
     }
     let model = args.model.as_ref();
@@ -99,7 +105,7 @@ fn questions(args: &ParityArgs, output: &Output) -> Result<Questions> {
             open,
             prompts: rows.clone(),
             rows,
-            generate: GenerateConfig::greedy(new_tokens, stop_ids),
+            generate: generate(NEW_TOKENS, stop_ids),
         });
     }
     let rows = drawn_rows(vocabulary(&open.model)?);
@@ -108,7 +114,7 @@ fn questions(args: &ParityArgs, output: &Output) -> Result<Questions> {
         open,
         prompts: rows.clone(),
         rows,
-        generate: GenerateConfig::greedy(new_tokens, Vec::new()),
+        generate: generate(NEW_TOKENS, Vec::new()),
     })
 }
 
@@ -194,8 +200,8 @@ fn text(found: &Parity, what: &str) -> String {
         scores.tokens,
         100.0 * scores.flip_rate
     );
-    let _ =
-        writeln!(text, "greedy texts       {} of {} equal, {} new tokens", texts.equal, texts.prompts, texts.tokens);
+    let kind = if texts.temperature > 0.0 { "sampled texts" } else { "greedy texts" };
+    let _ = writeln!(text, "{kind:<18} {} of {} equal, {} new tokens", texts.equal, texts.prompts, texts.tokens);
     if texts.empty > 0 {
         let _ = writeln!(text, "                   {} empty prompts have no continuation", texts.empty);
     }
@@ -206,7 +212,10 @@ fn text(found: &Parity, what: &str) -> String {
     for parting in texts.partings.iter().take(SHOWN) {
         let id = |id: Option<u32>| id.map_or("the end".to_string(), |id| format!("id {id}"));
         let gap = match parting.gap {
-            Some(gap) if gap <= 2.0 * found.tolerance => format!("{gap:.2e} nats apart: tied"),
+            // A draw does not take the most probable token: the gap says nothing of its limits.
+            Some(gap) if texts.temperature == 0.0 && gap <= 2.0 * found.tolerance => {
+                format!("{gap:.2e} nats apart: tied")
+            }
             Some(gap) => format!("{gap:.2e} nats apart"),
             None => "one had ended".to_string(),
         };

@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 /// Begins the name of every temporary file and folder of Karat's.
 pub const PASSING: &str = ".karat-";
 
-/// A folder that is filled under a passing name and then given its own. Dropping it removes it.
+/// A folder that is filled under a passing name and then given its own: a reader sees it whole or not at all, also after a
+/// kill at any moment. Dropping it removes it.
 #[derive(Debug)]
 pub struct PassingFolder {
     folder: tempfile::TempDir,
@@ -24,6 +25,15 @@ pub struct PassingFolder {
 }
 
 impl PassingFolder {
+    /// As [`PassingFolder::new_in`], in the folder that `folder` will lie in, which is made if it is not there.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn beside(folder: &Path, purpose: &str) -> io::Result<PassingFolder> {
+        fs::create_dir_all(parent(folder))?;
+        Self::new_in(parent(folder), purpose)
+    }
+
     /// A new folder in `parent`, `.karat-{purpose}-{process}-{random}`, as readable as the user's other folders (the umask
     /// takes its part). What processes that were killed left of the same purpose in `parent` is removed.
     ///
@@ -55,21 +65,63 @@ impl PassingFolder {
     /// # Errors
     /// I/O; the folder is removed then.
     pub fn publish(self, to: &Path) -> io::Result<()> {
+        sync(self.folder.path())?;
         fs::rename(self.folder.path(), to)?;
         // It has moved: nothing is left to remove.
         let _ = self.folder.keep();
-        Ok(())
+        // The new name must survive a power cut as what is in the folder does.
+        sync(parent(to))
+    }
+
+    /// As [`PassingFolder::publish`], in the place of a folder that has the name.
+    ///
+    /// # Errors
+    /// I/O; the folder is removed then, and what was there before stays.
+    pub fn replace(self, to: &Path) -> io::Result<()> {
+        if !to.exists() {
+            return self.publish(to);
+        }
+        // Not removed under its name: a kill half way through would leave half of it there.
+        let old = PassingFolder::new_in(parent(to), OLD)?;
+        let aside = old.path().join(OLD);
+        fs::rename(to, &aside)?;
+        self.publish(to).inspect_err(|_| {
+            let _ = fs::rename(&aside, to);
+        })
     }
 }
 
+/// What a folder is for that takes another one up which is to be removed.
+const OLD: &str = "old";
+
+/// Removes a folder of files that belong together: a reader sees all of it or nothing.
+///
+/// # Errors
+/// I/O.
+pub fn remove_folder(folder: &Path) -> io::Result<()> {
+    let old = PassingFolder::new_in(parent(folder), OLD)?;
+    fs::rename(folder, old.path().join(OLD))?;
+    old.folder.close()
+}
+
+/// The folder that `path` lies in.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Flushes the names in a folder to disk.
+fn sync(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
 /// Locks a folder that is being filled for as long as the returned file is open; none where the file system does not.
-pub fn hold(folder: &Path) -> Option<File> {
+fn hold(folder: &Path) -> Option<File> {
     File::open(folder).ok().filter(|file| file.try_lock().is_ok())
 }
 
 /// Removes the entries of `parent` that processes left which are no more. `process` gives the process that an entry's name
 /// tells of; an entry without one is left alone.
-pub fn remove_dead(parent: &Path, process: impl Fn(&str) -> Option<u32>) {
+fn remove_dead(parent: &Path, process: impl Fn(&str) -> Option<u32>) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let dead = entry.file_name().to_str().and_then(&process).is_some_and(|id| !is_alive(id));
         // A rest that cannot be removed is no reason not to work.
@@ -150,6 +202,25 @@ mod tests {
         drop(second);
         assert!(to.is_dir());
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 4);
+    }
+
+    #[test]
+    fn a_folder_is_replaced_or_removed_whole_and_nothing_passing_stays() {
+        let parent = tempfile::tempdir().unwrap();
+        let to = parent.path().join("deep/model");
+        for content in ["one", "two"] {
+            let passing = PassingFolder::beside(&to, "test").unwrap();
+            fs::write(passing.path().join(content), content).unwrap();
+            passing.replace(&to).unwrap();
+            let names: Vec<_> = fs::read_dir(&to).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(names, [content]);
+        }
+        let passing = PassingFolder::beside(&to, "test").unwrap();
+        assert!(passing.publish(&to).is_err(), "a folder that holds something is not published over");
+        assert_eq!(fs::read_dir(to.parent().unwrap()).unwrap().count(), 1);
+        remove_folder(&to).unwrap();
+        assert_eq!(fs::read_dir(to.parent().unwrap()).unwrap().count(), 0);
+        assert!(remove_folder(&to).is_err());
     }
 
     #[test]

@@ -7,11 +7,11 @@
 pub const WIDE: usize = 16;
 
 /// Rounds of a block.
-pub(crate) const ROUNDS: usize = 10;
+pub const ROUNDS: usize = 10;
 /// What the first and the third word of a counter are multiplied by in a round.
-pub(crate) const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+pub const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 /// What is added to the key after a round.
-pub(crate) const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+pub const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
 /// The generator under one key.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,7 @@ impl Philox {
     }
 
     /// The key of the first round.
-    pub(crate) fn key(&self) -> [u32; 2] {
+    pub fn key(&self) -> [u32; 2] {
         self.key
     }
 

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use karat_backend::BackendError;
 use karat_backend::LoraConfig;
 use karat_backend::peft::ADAPTER_CONFIG;
+use karat_system::fsio;
 use serde_json::{Value, json};
-
-use crate::error::Result;
-use crate::files::{at, write_text};
 
 /// The seven projections, as [`karat_backend::lora::ALL_LINEAR`] means them: the linear layers of every decoder here.
 const LINEAR: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
@@ -17,7 +16,7 @@ const LINEAR: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", 
 ///
 /// # Errors
 /// If the file cannot be written.
-pub(super) fn write(config: &LoraConfig, base: &str, folder: &Path) -> Result<()> {
+pub fn write_adapter_config(config: &LoraConfig, base: &str, folder: &Path) -> Result<(), BackendError> {
     let unset = [
         "alora_invocation_tokens",
         "arrow_config",
@@ -57,8 +56,10 @@ pub(super) fn write(config: &LoraConfig, base: &str, folder: &Path) -> Result<()
         ("task_type", json!("CAUSAL_LM")),
     ];
     fields.extend(plain.map(|(key, value)| (key.to_owned(), value)));
-    let fail = |e: serde_json::Error| at(folder, "could not write the adapter's configuration").because(&e);
-    if let Value::Object(ours) = serde_json::to_value(config).map_err(fail)? {
+    let path = folder.join(ADAPTER_CONFIG);
+    let fail =
+        |e: &dyn std::error::Error| BackendError::failed(format!("{}: could not write it", path.display())).because(e);
+    if let Value::Object(ours) = serde_json::to_value(config).map_err(|e| fail(&e))? {
         fields.extend(ours);
     }
     // Whole numbers are written as PEFT writes them: its `lora_alpha` is an integer.
@@ -69,8 +70,8 @@ pub(super) fn write(config: &LoraConfig, base: &str, folder: &Path) -> Result<()
     if config.target_modules.is_all_linear() {
         fields.insert("target_modules".into(), json!(LINEAR));
     }
-    let text = serde_json::to_string_pretty(&fields).map_err(fail)?;
-    write_text(&folder.join(ADAPTER_CONFIG), &text)
+    let text = serde_json::to_string_pretty(&fields).map_err(|e| fail(&e))?;
+    fsio::write_atomic(&path, text.as_bytes()).map_err(|e| fail(&e))
 }
 
 fn number(value: f64) -> Value {
@@ -96,7 +97,7 @@ mod tests {
             json!({"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 1.5}, "lora_alpha": 8, "layers_to_transform": [1]}),
         ] {
             let config: LoraConfig = serde_json::from_value(extra).unwrap();
-            write(&config, "a-base", folder.path()).unwrap();
+            write_adapter_config(&config, "a-base", folder.path()).unwrap();
             assert_eq!(read_adapter_config(folder.path()).unwrap(), config);
         }
         let text = std::fs::read_to_string(folder.path().join(ADAPTER_CONFIG)).unwrap();
