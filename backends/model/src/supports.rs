@@ -18,10 +18,12 @@ pub struct Supports {
 impl Supports {
     /// The engine that trains.
     pub const NATIVE: Supports = Supports { backend: "native", head_dim_multiple: 2, max_positions: usize::MAX };
+    /// candle's tensors.
+    pub const CANDLE: Supports = Supports { backend: "candle", head_dim_multiple: 2, max_positions: usize::MAX };
     /// Exported graphs: the attention operator's rule, and tables of angles that lie in the export.
     pub const ONNXRUNTIME: Supports =
         Supports { backend: "onnxruntime", head_dim_multiple: 16, max_positions: 1 << 21 };
-    const ALL: [Supports; 2] = [Supports::NATIVE, Supports::ONNXRUNTIME];
+    const ALL: [Supports; 3] = [Supports::NATIVE, Supports::CANDLE, Supports::ONNXRUNTIME];
 
     /// What of `config` it does not compute.
     fn lacks(&self, config: &ModelConfig) -> Option<String> {

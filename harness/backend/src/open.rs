@@ -12,7 +12,7 @@ use crate::{Backend, Evaluator, Session, Trainer};
 /// What a backend says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor {
-    /// Short name: `native`, `onnxruntime`, `replay`.
+    /// Short name: `native`, `candle`, `onnxruntime`, `replay`.
     pub name: String,
     /// The backend's own version.
     pub version: String,

@@ -100,6 +100,7 @@ fn no_function_of_the_built_plugins_calls_a_library_for_what_the_instruction_set
     };
     let mut used = vec![false; ALLOWED.len()];
     let mut all = Vec::new();
+    // Not candle: its code is a framework's, which is measured as it is.
     for name in ["native", "onnxruntime", "replay"] {
         let file = Path::new(&folder).join("deps").join(format!("libkarat_{name}.so"));
         let bytes = std::fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));

@@ -26,7 +26,7 @@ pub fn run(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8> {
     let found = plugins.list();
     let mut states = Vec::new();
     let (mut ready, mut fixed) = (false, true);
-    for name in ["native", "onnxruntime", "replay"] {
+    for name in ["native", "candle", "onnxruntime", "replay"] {
         let loaded = found.iter().find(|f| f.name == name).map(|f| &f.plugin);
         let (mut speed, mut measured) = (BTreeMap::new(), String::new());
         let (state, facts, usable) = match loaded {

@@ -1,0 +1,69 @@
+//! Free generation: one row after the other, token by token, over caches of keys and values.
+
+use karat_backend::{BackendError, Completion, Event, EventSink, Flow, GenerateConfig, StopReason, TokensView};
+use karat_model::sampling::Sampler;
+
+use crate::session::{CandleSession, PIECE};
+use crate::weights::values;
+use crate::{Result, failed};
+
+/// Continues every prompt; see [`karat_backend::Evaluator::generate`].
+///
+/// # Errors
+/// For an empty or overlong prompt, ids outside the vocabulary, a configuration that makes no sense, logits that are not
+/// numbers; Cancelled if the sink says stop.
+pub fn generate(
+    session: &mut CandleSession,
+    prompts: TokensView<'_>,
+    config: &GenerateConfig,
+    sink: &mut dyn EventSink,
+) -> Result<Vec<Completion>> {
+    session.check(prompts)?;
+    if let Some(row) = prompts.iter().position(|prompt| prompt.is_empty()) {
+        return Err(BackendError::failed(format!("row {row}: the prompt is empty, there is nothing to continue")));
+    }
+    let sampler = Sampler::new(config, session.config.vocab_size)?;
+    let (mut completions, mut tokens) = (Vec::with_capacity(prompts.rows()), 0);
+    let total = prompts.rows() as u64;
+    for (row, prompt) in prompts.iter().enumerate() {
+        let (mut ids, mut caches, mut next) = (Vec::new(), session.decoder.caches(), prompt.to_vec());
+        let stop = loop {
+            if ids.last().is_some_and(|id| config.stop_ids.contains(id)) {
+                break StopReason::Stop;
+            }
+            if ids.len() >= config.max_new_tokens {
+                break StopReason::Length;
+            }
+            if prompt.len() + ids.len() >= session.config.max_positions {
+                break StopReason::Context;
+            }
+            let logits = session.install(|decoder, rotary| {
+                let mut last = None;
+                for piece in next.chunks(PIECE) {
+                    let hidden = decoder.hidden(piece, rotary, Some(&mut caches), None).map_err(failed)?;
+                    last = Some(hidden.narrow(0, piece.len() - 1, 1).map_err(failed)?);
+                }
+                let last = last.ok_or_else(|| BackendError::failed("there is no token to continue"))?;
+                values(&decoder.logits(&last).map_err(failed)?)
+            })?;
+            let id = sampler.pick(&logits, row, ids.len())?;
+            ids.push(id);
+            next = vec![id];
+            tokens += 1;
+            let event = Event::Progress { stage: "generate".into(), done: row as u64, total, tokens };
+            if sink.event(event) == Flow::Stop {
+                return Err(BackendError::cancelled());
+            }
+        };
+        let completion = Completion { ids, stop };
+        completions.push(completion.clone());
+        if sink.event(Event::Completion { row, completion }) == Flow::Stop {
+            return Err(BackendError::cancelled());
+        }
+        let event = Event::Progress { stage: "generate".into(), done: row as u64 + 1, total, tokens };
+        if sink.event(event) == Flow::Stop {
+            return Err(BackendError::cancelled());
+        }
+    }
+    Ok(completions)
+}

@@ -1,0 +1,120 @@
+//! A model's tensors as candle variables: loaded or drawn, merged with an adapter, handed to a decoder.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use candle_core::{Device, Tensor, Var};
+use karat_backend::BackendError;
+use karat_kernels::philox::{Philox, name_key};
+use karat_model::checkpoint::Layout;
+use karat_model::peft::{Adapter, tied_embedding};
+use karat_model::{EMBEDDING, HEAD, ModelConfig, Rounding};
+use karat_system::memory;
+
+use crate::{Result, failed};
+
+/// Tensors by their names in files, in f32.
+pub type Vars = BTreeMap<String, Var>;
+
+/// Loads the weights of a model's folder, with `adapter` put into them, and what the sum would lose in the element type of
+/// the files.
+///
+/// # Errors
+/// For missing, misshapen or unexpected tensors, by name, before anything is allocated for them; as [`Adapter::merge`].
+pub fn load(
+    config: &mut ModelConfig,
+    folder: &Path,
+    adapter: Option<&Adapter>,
+    device: &Device,
+) -> Result<(Vars, Rounding)> {
+    let files = Layout::of_folder(folder)?;
+    config.check_tensors(&files)?;
+    config.settle_head(&files)?;
+    let shapes: BTreeMap<String, Vec<usize>> = config.tensors().collect();
+    let harmless = |name: &str| name.ends_with("rotary_emb.inv_freq") || (config.tied && name == HEAD);
+    if let Some(name) = files.names().find(|name| !harmless(name) && !shapes.contains_key(*name)) {
+        return Err(BackendError::failed(format!(
+            "{}: tensor {name} has no place in the model that config.json describes",
+            folder.display()
+        )));
+    }
+    check_saved(config, adapter)?;
+    let (mut vars, mut rounding) = (Vars::new(), Rounding::default());
+    for (name, shape) in shapes {
+        let mut values = files.read(&name, &shape)?;
+        if let Some(adapter) = adapter {
+            let before = values.clone();
+            merge(adapter, &name, &shape, &mut values)?;
+            if let (true, Some(dtype)) = (before != values, files.dtype(&name, &shape)) {
+                rounding.add(dtype, &before, &values);
+            }
+        }
+        vars.insert(name, Var::from_vec(values, shape, device).map_err(failed)?);
+    }
+    Ok((vars, rounding))
+}
+
+/// Refuses whole tensors of an adapter that the model has no place for.
+fn check_saved(config: &ModelConfig, adapter: Option<&Adapter>) -> Result<()> {
+    let Some(adapter) = adapter else { return Ok(()) };
+    if config.tied && adapter.saved().any(|name| name == EMBEDDING) {
+        return Err(tied_embedding());
+    }
+    match adapter.saved().find(|saved| !config.tensors().any(|(name, _)| name == *saved)) {
+        Some(name) => Err(adapter.unknown_tensor(name)),
+        None => Ok(()),
+    }
+}
+
+/// Puts what `adapter` has for the tensor `name` into its `values`.
+fn merge(adapter: &Adapter, name: &str, shape: &[usize], values: &mut Vec<f32>) -> Result<()> {
+    if let Some(saved) = adapter.saved_rows(name, shape, 0..shape[0]) {
+        *values = saved?;
+    }
+    name.strip_suffix(".weight").map_or(Ok(()), |module| adapter.merge(module, values))
+}
+
+/// Draws the weights: `N(0, initializer_range)` for matrices, ones for norms, zeros for biases, with `adapter` put into them.
+/// Each tensor is a function of the seed and its name, as in the native backend.
+///
+/// # Errors
+/// If the machine has no room; as [`Adapter::merge`].
+pub fn random(config: &ModelConfig, seed: u64, adapter: Option<&Adapter>, device: &Device) -> Result<Vars> {
+    config.check_memory(memory::available())?;
+    check_saved(config, adapter)?;
+    let (generator, deviation) = (Philox::new(seed), config.initializer_range);
+    let draw = |(name, shape): (String, Vec<usize>)| {
+        let (n, key) = (shape.iter().product::<usize>(), name_key(&name));
+        let normal = |i: usize| generator.normal(i as u64, key as u32, (key >> 32) as u32);
+        let mut values = match shape.len() {
+            2 => (0..n).map(|i| (normal(i) * deviation) as f32).collect(),
+            _ if name.ends_with(".bias") => vec![0.0; n],
+            _ => vec![1f32; n],
+        };
+        if let Some(adapter) = adapter {
+            merge(adapter, &name, &shape, &mut values)?;
+        }
+        Ok((name, Var::from_vec(values, shape, device).map_err(failed)?))
+    };
+    config.tensors().map(draw).collect()
+}
+
+/// The tensors that a decoder is made of. What `learned` says is handed over as a variable, so that gradients are kept for it.
+pub fn handles<'a>(
+    vars: impl IntoIterator<Item = (&'a String, &'a Var)>,
+    learned: impl Fn(&str) -> bool,
+) -> HashMap<String, Tensor> {
+    let handle = |(name, var): (&String, &Var)| {
+        let tensor = if learned(name) { var.as_tensor().clone() } else { var.as_detached_tensor() };
+        (name.clone(), tensor)
+    };
+    vars.into_iter().map(handle).collect()
+}
+
+/// The numbers of a tensor, row-major.
+///
+/// # Errors
+/// If the device fails.
+pub fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    tensor.flatten_all().and_then(|flat| flat.to_vec1()).map_err(failed)
+}
