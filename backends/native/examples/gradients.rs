@@ -26,7 +26,7 @@ fn main() {
     let text = std::fs::read_to_string(arg("ids")).expect("a file of ids");
     let ids: Vec<u32> = text.split_whitespace().map(|id| id.parse().expect("a number")).collect();
     let mut model = Decoder::load(ModelConfig::read(folder).expect("a config"), folder).expect("a model");
-    let device = Cpu::new(if arg("dtype") == "bf16" { Precision::Bf16 } else { Precision::F32 });
+    let device = Cpu::device(if arg("dtype") == "bf16" { Precision::Bf16 } else { Precision::F32 });
     model.place(&device).expect("room");
     let trained = match arg("method") {
         "lora" => {

@@ -28,7 +28,7 @@ pub struct Norm {
 impl Norm {
     /// The norm whose weight has this name, on the CPU.
     pub fn new(name: String, weight: Tensor, eps: f32) -> Self {
-        Norm { name, weight, eps, device: Cpu::new(Precision::F32) }
+        Norm { name, weight, eps, device: Cpu::device(Precision::F32) }
     }
     /// Brings its weight to `device`.
     ///

@@ -167,7 +167,7 @@ impl Linear {
     /// The layer at `name` without an adapter, on the CPU in f32.
     pub fn new(name: String, weight: Weight, bias: Option<Tensor>) -> Self {
         let (weight_name, bias_name) = (format!("{name}.weight"), format!("{name}.bias"));
-        let device = cpu::Cpu::new(Precision::F32);
+        let device = cpu::Cpu::device(Precision::F32);
         Linear { name, weight, bias, lora: None, device, weight_name, bias_name }
     }
 

@@ -134,7 +134,7 @@ impl Decoder {
         let c = &config;
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
         let (q_width, k_width) = (c.heads.queries * c.heads.dim, c.heads.keys * c.heads.dim);
-        let (eps, device) = (c.rms_norm_eps as f32, Cpu::new(Precision::F32));
+        let (eps, device) = (c.rms_norm_eps as f32, Cpu::device(Precision::F32));
         let embedding = get(EMBEDDING, &[c.vocab_size, hidden])?;
         let mut layers = Vec::with_capacity(c.layers);
         for i in 0..c.layers {

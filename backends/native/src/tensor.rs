@@ -213,7 +213,7 @@ impl DerefMut for Memory {
 }
 
 impl HostStorage {
-    fn new(data: Memory, shape: &[usize]) -> Result<Tensor> {
+    fn tensor(data: Memory, shape: &[usize]) -> Result<Tensor> {
         if data.len() != shape.iter().product::<usize>() {
             return Err(BackendError::failed(format!("{} numbers for a tensor of shape {shape:?}", data.len())));
         }
@@ -266,7 +266,7 @@ impl Deref for View<'_> {
 /// # Errors
 /// If `data` has another length.
 pub fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
-    HostStorage::new(Memory::Own(data), shape)
+    HostStorage::tensor(Memory::Own(data), shape)
 }
 
 /// Zeros of `shape` on the host, for what lasts.
@@ -282,7 +282,7 @@ pub fn zeros(shape: &[usize]) -> Result<Tensor> {
 /// # Errors
 /// If `data` has another length.
 pub fn activation(data: Buffer, shape: &[usize]) -> Result<Tensor> {
-    HostStorage::new(Memory::Lent(data), shape)
+    HostStorage::tensor(Memory::Lent(data), shape)
 }
 
 /// Zeros in f32 where `t` lies and of its shape, for what lasts: moments.

@@ -35,7 +35,7 @@ pub struct Cpu {
 
 impl Cpu {
     /// The CPU with GEMMs in `precision`.
-    pub fn new(precision: Precision) -> Arc<dyn Device> {
+    pub fn device(precision: Precision) -> Arc<dyn Device> {
         Arc::new(Cpu { precision })
     }
 
