@@ -27,7 +27,7 @@ fn entries(folder: &Path) -> Vec<String> {
 /// A one-rank adapter on `module` for the tiny model.
 fn adapter(module: &str, output: usize, input: usize) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let config = json!({"peft_type": "LORA", "r": 1, "lora_alpha": 2, "bias": "none", "target_modules": ["q_proj"]});
+    let config = json!({"peft_type": "LORA", "r": 1, "lora_alpha": 2, "bias": "none", "target_modules": [module.trim_start_matches("model.layers.")]});
     std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
     let mut noise = Noise(8);
     let mut matrix = |shape: [usize; 2]| (shape.to_vec(), (0..shape[0] * shape[1]).map(|_| noise.next()).collect());

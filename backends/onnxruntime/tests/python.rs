@@ -131,7 +131,8 @@ fn genai_exchanges_the_adapters_that_were_exported_with_a_base() {
 /// A strong adapter on one projection of the tiny model.
 fn write_q_adapter(folder: &Path, seed: u64) {
     std::fs::create_dir_all(folder).unwrap();
-    let config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 16, "bias": "none", "target_modules": ["up_proj"]});
+    let config =
+        json!({"peft_type": "LORA", "r": 2, "lora_alpha": 16, "bias": "none", "target_modules": ["1.mlp.up_proj"]});
     std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
     let mut noise = Noise(seed);
     let mut matrix = |shape: [usize; 2]| (shape.to_vec(), (0..shape[0] * shape[1]).map(|_| noise.next()).collect());

@@ -104,7 +104,8 @@ impl Writer {
     /// The tensor that the next byte belongs to.
     pub fn next(&self) -> Option<&Entry> {
         let mut rest = self.entries[self.entry..].iter();
-        if self.left > 0 { rest.next() } else { rest.find(|entry| entry.bytes > 0) }
+        // The current one is full, if it has any bytes.
+        if self.left > 0 { rest.next() } else { rest.skip(1).find(|entry| entry.bytes > 0) }
     }
 
     /// Appends to the current tensor, which takes no more than it has room for; the next one begins where it is full.
