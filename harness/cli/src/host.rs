@@ -207,7 +207,7 @@ fn no_such_dtype(asked: ComputeDtype, described: &Descriptor) -> Error {
     let name = element(asked).map_or_else(String::from, |dtype| dtype.to_string());
     let known: Vec<String> = described.dtypes.iter().map(Dtype::to_string).collect();
     Error::usage(format!("--dtype {name}: the backend {} computes in {}", described.name, known.join(", ")))
-        .help("leave it out, or name a backend that has it: onnxruntime has f16, int8 and int4 for evaluation")
+        .help("leave it out, or name a backend that has it: native has bf16; onnxruntime has bf16, f16, int8 and int4 for evaluation")
 }
 
 /// The decoding settings of `karat generate`.
