@@ -37,8 +37,8 @@ mod keys;
 pub mod limits;
 mod model;
 mod overrides;
+mod parse;
 mod train;
-mod written;
 
 use std::path::{Path, PathBuf};
 
@@ -53,9 +53,9 @@ pub use eval::{DEFAULT_METRICS, EvalConfig, GateConfig, GeneralConfig, StatsConf
 pub use keys::training_keys;
 pub use model::{ModelConfig, TemplateChoice};
 pub use overrides::Overrides;
+pub use parse::parse_setting;
+use parse::{check_spans, find, inherit_hyperparameters, refuse_places, toml_error};
 pub use train::{CheckpointChoice, FullTrain, Hyperparameters, LoraTrain, TrainSection};
-pub use written::parse_setting;
-use written::{check_spans, find, inherit_hyperparameters, refuse_places, toml_error};
 
 /// An experiment, fully resolved: paths are absolute, defaults are filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

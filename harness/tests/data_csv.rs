@@ -4,7 +4,8 @@
 
 use karat::ErrorKind;
 use karat::data::csv::parse_csv;
-use karat::data::record::{Fields, Layout, parse_jsonl, read_rows};
+use karat::data::fields::{Fields, Layout};
+use karat::data::read::{parse_jsonl, read_rows};
 
 const CSV: &str = "\u{feff}id,question,think,answer,note\r\n\
     1,\"Why, exactly?\",\"two\nlines, one \"\"quoted\"\"\",因为,x\r\n\

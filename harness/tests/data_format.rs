@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 
 use byte_model::byte_model;
 use karat::backend::IGNORE;
-use karat::data::blocks::{read_ids_jsonl, read_texts, text_examples};
-use karat::data::format::{End, Example, FormatOptions, Formatter, Output, RECIPE_SYSTEM};
-use karat::data::record::{Fields, Record, read_jsonl};
+use karat::data::examples::{End, Example, FormatOptions, Formatter, Output, RECIPE_SYSTEM};
+use karat::data::fields::Fields;
+use karat::data::pretraining::{read_ids_jsonl, read_texts, text_examples};
+use karat::data::read::read_jsonl;
+use karat::data::record::Record;
 use karat::data::template::{ChatTemplate, Message};
 use karat::data::tokens::{SpecialTokens, Tokenizer};
 use serde_json::Value;

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use karat::backend::{AdamW, Method, TrainPlan};
-use karat::data::format::LabelledRows;
+use karat::data::examples::LabelledRows;
 use karat::data::split::{Parts, PyRandom, split};
 use karat::train::plan::{PlanOptions, fingerprint, order};
 use karat::train::schedule::Schedule;

@@ -6,9 +6,11 @@ mod byte_model;
 
 use byte_model::byte_model;
 use karat::ErrorKind;
-use karat::data::format::{Example, FormatOptions, Formatter, Output, Reasoning, Rendered};
+use karat::data::examples::{Example, FormatOptions, Formatter, Output, Reasoning, Rendered};
+use karat::data::fields::{Fields, Layout, Reading};
 use karat::data::notes;
-use karat::data::record::{Dataset, Fields, Layout, Reading, Record, parse_jsonl};
+use karat::data::read::parse_jsonl;
+use karat::data::record::{Dataset, Record};
 use karat::data::template::ChatTemplate;
 use karat::data::tokens::Tokenizer;
 use karat::eval::think::{ThinkState, ThinkTags, split};

@@ -5,7 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use karat::ErrorKind;
-use karat::data::record::{Dataset, Fields, parse_jsonl, read_jsonl, write_jsonl};
+use karat::data::fields::Fields;
+use karat::data::read::{parse_jsonl, read_jsonl};
+use karat::data::record::{Dataset, write_jsonl};
 use proptest::prelude::*;
 
 fn read(text: impl AsRef<[u8]>) -> karat::Result<Dataset> {

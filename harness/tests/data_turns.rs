@@ -5,9 +5,11 @@
 mod byte_model;
 
 use byte_model::byte_model;
-use karat::data::format::{FormatOptions, Formatter, Output};
+use karat::data::examples::{FormatOptions, Formatter, Output};
+use karat::data::fields::Fields;
 use karat::data::notes;
-use karat::data::record::{Dataset, Fields, parse_jsonl};
+use karat::data::read::parse_jsonl;
+use karat::data::record::Dataset;
 use karat::data::template::ChatTemplate;
 use karat::data::tokens::Tokenizer;
 use serde_json::{Value, json};

@@ -13,7 +13,7 @@ use karat::backend::{
     Backend, BackendError, Completion, Descriptor, Evaluator, EventSink, GenerateConfig, Method, OpenConfig, Scores,
     Session, SessionInfo, Tokens, TokensView,
 };
-use karat::data::format::LabelledRows;
+use karat::data::examples::LabelledRows;
 use karat::run::{
     Backends, Base, Brought, Cancel, LoadedBackend, Notice, Origin, ParityJob, TrainJob, Trained, evaluate_brought,
     evaluator, parity, plan, run, scores, train,

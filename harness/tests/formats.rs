@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use karat::eval::Item;
 use karat::eval::metric::Bounds;
 use karat::report::{
-    Direction, Language, Report, Role, SplitRule, Warning, benchmark, build, csv, html, latex, markdown, plot, verdicts,
+    Direction, Language, Report, Role, SplitRule, Warning, benchmark, build, csv, html, junit, latex, markdown, plot,
 };
 
 /// Items that share no source with another: differences of this size are significant then.
@@ -116,7 +116,7 @@ fn junit_of_a_report_fails_what_became_significantly_worse() {
         result.metrics.insert("key_points".into(), None);
     }
     let report = build(&fixture::inputs(&items, models)).unwrap();
-    let xml = verdicts::junit(&report);
+    let xml = junit::comparisons::junit(&report);
     let document = roxmltree::Document::parse(&xml).unwrap();
     let case = |class: &str, name: &str| {
         let is =

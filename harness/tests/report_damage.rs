@@ -11,9 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use karat::ErrorKind;
 use karat::gate::{Rules, annotations::annotations, check, junit::junit, text};
-use karat::report::{
-    Direction, Language, Report, benchmark, build, compare, csv, html, latex, markdown, plot, verdicts,
-};
+use karat::report::{Direction, Language, Report, benchmark, build, compare, csv, html, junit, latex, markdown, plot};
 use serde_json::{Map, Value, json};
 
 /// A small report with every part that a report can have, and few resamples.
@@ -144,7 +142,7 @@ fn use_everywhere(original: &Report, mutant: &Report) {
     for language in [Language::English, Language::Chinese] {
         let report = Report { language, ..mutant.clone() };
         let _ = (markdown::render(&report), markdown::results_block(&report), html::render(&report));
-        let _ = (csv::items(&report), csv::metrics(&report), latex::table(&report), verdicts::junit(&report));
+        let _ = (csv::items(&report), csv::metrics(&report), latex::table(&report), junit::comparisons::junit(&report));
         let _ = (plot::metric_bars(&report), plot::training_curves(&report), report.to_json());
         let _ = (benchmark::github(&report, Direction::Higher), benchmark::github(&report, Direction::Lower));
     }

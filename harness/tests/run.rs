@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use karat::ErrorKind;
 use karat::backend::{Backend, BackendError, Descriptor, Event, Method, OpenConfig, Session, StopReason};
-use karat::data::format::LabelledRows;
+use karat::data::examples::LabelledRows;
 use karat::report::{Environment, Report};
 use karat::run::{
     Backends, Base, Brought, Cancel, LoadedBackend, Notice, Origin, Recorded, TrainJob, evaluate_brought, plan,

@@ -8,9 +8,9 @@ pub const WIDE: usize = 16;
 
 /// Rounds of a block.
 pub const ROUNDS: usize = 10;
-/// What the first and the third word of a counter are multiplied by in a round.
+/// Multipliers of the first and the third word of a counter in a round.
 pub const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-/// What is added to the key after a round.
+/// Weyl constants that are added to the key after a round.
 pub const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
 /// The generator under one key.

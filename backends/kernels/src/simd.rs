@@ -1,4 +1,4 @@
-//! What vectorises: a dispatcher to the widest instruction set of this CPU, lane-wise sums and an exponential.
+//! SIMD: a dispatcher to the widest instruction set of this CPU, lane-wise sums and an exponential.
 //!
 //! The bodies are ordinary loops that the compiler vectorises once for each instruction set. Rust never contracts
 //! `a * b + c` by itself and the lanes below are fixed, so each set gives the same bits.
@@ -152,6 +152,15 @@ pub fn exp_shifted(x: f32, shift: f32) -> f32 {
 #[inline(always)]
 pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
+}
+
+/// Whether this CPU has the parts of AVX-512 that the kernels use.
+#[cfg(target_arch = "x86_64")]
+pub fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What products reach on this machine, beside what its registers would allow: for benchmarks and for who wants to know.
+//! GEMM throughput of this machine beside the peak of its registers: for benchmarks and `karat doctor`.
 //!
 //! A rate is in GFLOP/s, two for every multiplication with its addition. Operands take turns, as many as a core's cache does
 //! not hold: a layer of a model finds its weight in main memory and its output where the last layer left off.
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use half::bf16;
 
-use crate::mapped::Elements;
-use crate::matmul::kernel::Set;
-use crate::matmul::{Mat, MatMut, Precision, Product, Term, Threads, narrow, products};
+use crate::gemm::isa::Isa;
+use crate::gemm::{Gemm, Mat, MatMut, Precision, Term, Threads, gemms, narrow};
+use crate::memory::mmap::Elements;
 use crate::testing::noise;
 pub use limit::limit;
 
-/// What is done with a product `x W^T`.
+/// How the output of a GEMM `x W^T` is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// It is stored.
@@ -141,7 +141,7 @@ impl Case {
             terms.push(Term { alpha: 1.0, a: self.low.mat(rows, RANK), b: up.mat(outputs, RANK).t() });
         }
         let c = MatMut::new(output, rows, outputs);
-        products(self.precision, vec![Product { c, add: mode == Mode::Add, terms }], Threads::Pool);
+        gemms(self.precision, vec![Gemm { c, add: mode == Mode::Add, terms }], Threads::Pool);
         if mode == Mode::Rounded {
             narrow(output, &mut self.rounded);
         }
@@ -169,7 +169,7 @@ impl Case {
     }
 }
 
-/// What the products of [`SHAPES`] reach on all threads of the current pool, beside the limit, in a few seconds: a line for each
+/// Throughput of the GEMMs of [`SHAPES`] on all threads of the current pool beside the peak, in a few seconds: a line for each
 /// precision and shape.
 pub fn facts() -> BTreeMap<String, String> {
     facts_of(&SHAPES, 0.6)
@@ -181,8 +181,8 @@ fn facts_of(shapes: &[Shape], seconds: f64) -> BTreeMap<String, String> {
     let mut facts = BTreeMap::new();
     let threads = rayon::current_num_threads();
     for (precision, name) in [(Precision::Bf16, "bf16"), (Precision::F32, "f32")] {
-        let (all, set) = (limit(precision), Set::of_this_cpu().name());
-        facts.insert(format!("{name}, registers"), format!("{all:.0} GFLOP/s on {threads} threads at most ({set})"));
+        let (all, isa) = (limit(precision), Isa::of_this_cpu().name());
+        facts.insert(format!("{name}, registers"), format!("{all:.0} GFLOP/s on {threads} threads at most ({isa})"));
         for shape in shapes {
             let rates = Case::new(precision, *shape, LAYERS).rates(seconds);
             let each = Mode::ALL.iter().zip(rates).map(|(mode, rate)| format!("{} {rate:.0}", mode.name()));

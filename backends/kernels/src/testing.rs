@@ -1,4 +1,4 @@
-//! What the kernel tests of all backends share: noise and pools of a given size.
+//! Shared by the kernel tests of all backends: noise and thread pools of a given size.
 
 /// Reproducible values in `(-1, 1)`.
 pub fn noise(n: usize, seed: u64) -> Vec<f32> {

@@ -15,8 +15,8 @@ use karat_backend::BackendError;
 use karat_backend::LoraConfig;
 use karat_backend::lora::{Matcher, Shape};
 use karat_backend::peft::read_adapter_config_saying;
-use karat_kernels::low_rank::{self, LowRank};
-use karat_kernels::mapped::Elements;
+use karat_kernels::lora::{self, LoraDelta};
+use karat_kernels::memory::mmap::Elements;
 
 use crate::adapter::adapter_tensors;
 
@@ -69,13 +69,13 @@ impl Factors {
     /// Puts the adapter into `weight` (`[output, input]`), in f32.
     pub fn merge(&self, weight: &mut [f32]) {
         let n_in = self.a.len() / self.shape.r;
-        let change = LowRank { a: &self.a, b: &self.b, scale: self.shape.scale as f32, n_in };
+        let change = LoraDelta { a: &self.a, b: &self.b, scale: self.shape.scale as f32, n_in };
         let gain = self.magnitude.as_ref().map(|magnitude| {
             let mut norms = vec![0f32; magnitude.len()];
-            low_rank::norms(Elements::F32(weight), change, &mut norms);
+            lora::norms(Elements::F32(weight), change, &mut norms);
             magnitude.iter().zip(norms).map(|(m, norm)| m / norm).collect::<Vec<f32>>()
         });
-        low_rank::merge(weight, change, gain.as_deref());
+        lora::merge(weight, change, gain.as_deref());
     }
 }
 

@@ -6,11 +6,11 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
+use karat_kernels::gemm::{Mat, MatMut, Precision, Threads, gemm};
+use karat_kernels::memory::mmap::Elements;
+use karat_kernels::speed::{Case, Mode, SHAPES, limit};
 use karat_native::ops::adamw::{self, Update};
 use karat_native::ops::attention::{self, Heads};
-use karat_native::ops::mapped::Elements;
-use karat_native::ops::matmul::{Mat, MatMut, Precision, Threads, product};
-use karat_native::ops::speed::{Case, Mode, SHAPES, limit};
 use karat_native::ops::{norm, swiglu};
 
 fn noise(n: usize) -> Vec<f32> {
@@ -34,14 +34,14 @@ fn products(c: &mut Criterion) {
             let id = |what: &str| BenchmarkId::new(what, format!("{precision:?}"));
             group.bench_function(id("y"), |b| {
                 b.iter(|| {
-                    product(precision, MatMut::new(&mut y, tokens, n_out), 1.0, x, w.t(), false, Threads::Pool);
+                    gemm(precision, MatMut::new(&mut y, tokens, n_out), 1.0, x, w.t(), false, Threads::Pool);
                 });
             });
             group.bench_function(id("dx"), |b| {
-                b.iter(|| product(precision, MatMut::new(&mut dx, tokens, n_in), 1.0, dy, w, false, Threads::Pool));
+                b.iter(|| gemm(precision, MatMut::new(&mut dx, tokens, n_in), 1.0, dy, w, false, Threads::Pool));
             });
             group.bench_function(id("dw"), |b| {
-                b.iter(|| product(precision, MatMut::new(&mut dw, n_out, n_in), 1.0, dy.t(), x, true, Threads::Pool));
+                b.iter(|| gemm(precision, MatMut::new(&mut dw, n_out, n_in), 1.0, dy.t(), x, true, Threads::Pool));
             });
         }
         group.bench_function("y, gemm crate", |b| {

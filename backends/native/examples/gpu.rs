@@ -20,7 +20,7 @@ use std::time::Instant;
 use karat_backend::*;
 use karat_native::config::ModelConfig;
 use karat_native::cuda::device::{Buffer, Element, Gemm, Matrix};
-use karat_native::cuda::{Cuda, open as found};
+use karat_native::cuda::{Cuda, discovery};
 use karat_native::device::{Device, Parameter, Precision};
 use karat_native::linear::Gradients;
 use karat_native::model::{Batch, Decoder, Targets, excluded_from_decay};
@@ -43,8 +43,8 @@ impl Args {
     }
     fn device(&self) -> Result<Cuda, Box<dyn Error>> {
         let found = match Asked::of(&self.text("device", "cuda:0"))? {
-            Asked::Cuda(number) => found::open(number, Precision::Bf16, true)?,
-            Asked::Emulated => found::emulated(Precision::Bf16, true)?,
+            Asked::Cuda(number) => discovery::open(number, Precision::Bf16, true)?,
+            Asked::Emulated => discovery::emulated(Precision::Bf16, true)?,
             Asked::Cpu | Asked::Auto => return Err("device must name a GPU".into()),
         };
         Ok(found.device)
@@ -56,7 +56,7 @@ fn main() -> Done {
     let section = args.next().unwrap_or_default();
     let args = Args(args.filter_map(|a| a.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()))).collect());
     match section.as_str() {
-        "facts" => say(json!({"section": "facts", "facts": found::provisions()})),
+        "facts" => say(json!({"section": "facts", "facts": discovery::provisions()})),
         "products" => products(&args)?,
         "parity" => parity(&args)?,
         "train" => train(&args)?,

@@ -8,7 +8,7 @@ use karat_backend::LoraConfig;
 use karat_backend::lora::{InitLora, Shape};
 use karat_model::peft::{Adapter, Factors, PREFIX, TargetModules, write_adapter_config};
 
-use crate::device::LowRank;
+use crate::device::LoraPair;
 use crate::error::Result;
 use crate::files::write_tensors;
 use crate::linear::{Dora, Linear, Lora};
@@ -65,7 +65,7 @@ impl Source {
         let dora = match dora {
             true => {
                 let norms = nn::zeros(&[n_out])?;
-                crate::cpu::merged_norms(&norms, &linear.weight, LowRank { a: &a, b: &b, scale })?;
+                crate::cpu::merged_norms(&norms, &linear.weight, LoraPair { a: &a, b: &b, scale })?;
                 let magnitude = match factors.magnitude {
                     Some(magnitude) => nn::tensor(magnitude, &[n_out])?,
                     None => nn::copy(&norms)?,

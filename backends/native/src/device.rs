@@ -21,9 +21,9 @@ use crate::ops::adamw::Update;
 use crate::ops::attention::Heads;
 use crate::ops::cross_entropy::Target;
 use crate::ops::dropout::{self, Key};
-use crate::ops::mapped::Elements;
-pub use crate::ops::matmul::Precision;
-use crate::tensor::{Angles, Gradient, Indices, Starts, Stored, Tensor};
+use crate::tensor::{Angles, Gradient, Indices, Starts, StoredWeight, Tensor};
+pub use karat_kernels::gemm::Precision;
+use karat_kernels::memory::mmap::Elements;
 
 /// What reads a result. Where GEMMs are computed in bf16, a device may round what they alone read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub struct Mask {
 
 /// A low-rank change of a weight: `scale B A`.
 #[derive(Clone, Copy)]
-pub struct LowRank<'a> {
+pub struct LoraPair<'a> {
     /// `[r, in]`.
     pub a: &'a Tensor,
     /// `[out, r]`.
@@ -68,7 +68,7 @@ pub struct LowRank<'a> {
 #[derive(Clone, Copy)]
 pub struct Affine<'a> {
     /// `[out, in]`.
-    pub w: &'a dyn Stored,
+    pub w: &'a dyn StoredWeight,
     /// `[out]`.
     pub bias: Option<&'a Tensor>,
     /// Summed in the same pass.
@@ -101,7 +101,7 @@ pub struct DownProjection<'a> {
 
 /// What a [`DownProjection`] gives.
 #[derive(Debug)]
-pub struct Low {
+pub struct DownProjected {
     /// `[tokens, r]`, as GEMMs read it.
     pub low: Tensor,
     /// What of the adapter's scale it is still to be multiplied by.
@@ -187,7 +187,7 @@ pub trait TensorOps {
     /// `x[at]`, `[at, width]`.
     fn gather(&self, x: &Tensor, at: &Indices) -> Result<Tensor>;
     /// `table[ids]`, `[ids, width]`, as activations are stored.
-    fn embed(&self, table: &dyn Stored, ids: &Indices) -> Result<Tensor>;
+    fn embed(&self, table: &dyn StoredWeight, ids: &Indices) -> Result<Tensor>;
     /// `dx[at] += dy`.
     fn scatter_add(&self, dx: &Tensor, at: &Indices, dy: &Tensor) -> Result<()>;
     /// Gradient of an embedding from where it is read: `dtable[ids] += dx` but for the id `pad`, which has none. `dx` is used
@@ -222,7 +222,7 @@ pub trait TensorOps {
     fn dropout_add(&self, dx: &Tensor, dy: &Tensor, mask: &Mask) -> Result<()>;
 
     /// The L2 norm of every row of `w + delta`, into `norms` `[out]`.
-    fn merged_norms(&self, norms: &Tensor, w: &dyn Stored, delta: LowRank<'_>) -> Result<()>;
+    fn merged_norms(&self, norms: &Tensor, w: &dyn StoredWeight, delta: LoraPair<'_>) -> Result<()>;
     /// `m / n`, element by element, in f32.
     fn ratio(&self, m: &Tensor, n: &Tensor) -> Result<Tensor>;
     /// `y += gain * x`, column by column.
@@ -240,16 +240,16 @@ pub trait LinearOps {
     /// Each of `layers` of `x` `[tokens, in]`: all GEMMs at once, so that threads wait for each other once.
     fn linears(&self, x: &Tensor, layers: &[Affine<'_>]) -> Result<Vec<Tensor>>;
     /// `x w^T + bias`.
-    fn linear(&self, x: &Tensor, w: &dyn Stored, bias: Option<&Tensor>) -> Result<Tensor>;
+    fn linear(&self, x: &Tensor, w: &dyn StoredWeight, bias: Option<&Tensor>) -> Result<Tensor>;
     /// `y += alpha x w^T`.
-    fn linear_add(&self, y: &Tensor, alpha: f32, x: &Tensor, w: &dyn Stored) -> Result<()>;
+    fn linear_add(&self, y: &Tensor, alpha: f32, x: &Tensor, w: &dyn StoredWeight) -> Result<()>;
     /// The gradient of a linear layer's input, `dy w`, and an adapter's in the same pass; added to `dx` if that is given, else
     /// new.
     fn linear_dx(
         &self,
         dx: Option<Tensor>,
         dy: &Tensor,
-        w: &dyn Stored,
+        w: &dyn StoredWeight,
         lora: Option<DownGradient<'_>>,
     ) -> Result<Tensor>;
     /// `dw += alpha dy^T x`.
@@ -258,7 +258,7 @@ pub trait LinearOps {
     fn bias_gradient(&self, db: &Gradient, dy: &Tensor) -> Result<()>;
     /// What the second matrices of adapters read. Where GEMMs round their operands it has been multiplied by all of the scale
     /// before it is rounded: so the adapter's share of an output goes on with the sums of the layer's.
-    fn lora_down(&self, of: &[DownProjection<'_>]) -> Result<Vec<Low>>;
+    fn lora_down(&self, of: &[DownProjection<'_>]) -> Result<Vec<DownProjected>>;
     /// The gradients of what [`LinearOps::lora_down`] gives, `scale dy b` each, as GEMMs read them; `low` is `dy`.
     fn lora_down_gradients(&self, of: &[UpProjection<'_>]) -> Result<Vec<Tensor>>;
 }
@@ -291,16 +291,16 @@ pub trait AttentionOps {
 /// The output projection and the loss.
 pub trait HeadOps {
     /// Logits `[tokens, vocab]` in f32.
-    fn logits(&self, hidden: &Tensor, head: &dyn Stored) -> Result<Tensor>;
+    fn logits(&self, hidden: &Tensor, head: &dyn StoredWeight) -> Result<Tensor>;
     /// Log-probabilities of `targets` given `hidden` `[targets, width]`.
-    fn score(&self, hidden: &Tensor, targets: &Indices, head: &dyn Stored) -> Result<Vec<Target>>;
+    fn score(&self, hidden: &Tensor, targets: &Indices, head: &dyn StoredWeight) -> Result<Vec<Target>>;
     /// Loss `scale * sum of -log p` of `targets`: their log-probabilities in f32 and the gradient of `hidden`; that of the
     /// projection is added to `dhead`.
     fn head_loss(
         &self,
         hidden: &Tensor,
         targets: &Indices,
-        head: &dyn Stored,
+        head: &dyn StoredWeight,
         scale: f32,
         dhead: Option<&Gradient>,
     ) -> Result<(Tensor, Tensor)>;

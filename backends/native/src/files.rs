@@ -10,9 +10,9 @@ use karat_system::fsio::PassingFolder;
 use karat_system::safetensors::{Entry, Writer};
 
 use crate::error::Result;
-use crate::ops::mapped::{Elements, Kind, Mapping};
-use crate::tensor::{Stored, Tensor};
+use crate::tensor::{StoredWeight, Tensor};
 use crate::weight::Weight;
+use karat_kernels::memory::mmap::{ElementType, Elements, Mapping};
 
 /// An error about a file.
 pub fn at(path: &Path, what: impl std::fmt::Display) -> BackendError {
@@ -75,9 +75,9 @@ impl TensorFiles {
         let (mapping, path) = (&self.mappings[file], &self.layout.files()[file]);
         let range = bytes.start as usize..bytes.end as usize;
         let kind = match dtype {
-            karat_backend::Dtype::F32 => Kind::F32,
-            karat_backend::Dtype::Bf16 => Kind::Bf16,
-            karat_backend::Dtype::F16 => Kind::F16,
+            karat_backend::Dtype::F32 => ElementType::F32,
+            karat_backend::Dtype::Bf16 => ElementType::Bf16,
+            karat_backend::Dtype::F16 => ElementType::F16,
         };
         if let Some(numbers) = mapping.numbers(range.clone(), kind) {
             return Ok(Weight::Mapped { numbers, shape: shape.to_vec() });
@@ -85,9 +85,13 @@ impl TensorFiles {
         // The format does not ask for alignment; most writers keep it.
         let bytes = mapping.bytes(range).ok_or_else(|| at(path, format!("was shortened while {name} was read")))?;
         let data = match kind {
-            Kind::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            Kind::Bf16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            Kind::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            ElementType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            ElementType::Bf16 => {
+                bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+            }
+            ElementType::F16 => {
+                bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+            }
         };
         crate::tensor::tensor(data, shape).map(Weight::Owned)
     }
@@ -105,7 +109,7 @@ impl TensorFiles {
 ///
 /// # Errors
 /// If the file cannot be written.
-pub fn write_tensors<T: Stored>(path: &Path, tensors: &BTreeMap<String, T>) -> Result<()> {
+pub fn write_tensors<T: StoredWeight>(path: &Path, tensors: &BTreeMap<String, T>) -> Result<()> {
     let entries = tensors.iter().map(|(name, t)| Entry::f32(name, t.dims())).collect();
     let mut writer = Writer::file(path, entries);
     let mut put = |data: &[f32]| {

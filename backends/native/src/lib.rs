@@ -40,16 +40,16 @@ pub struct NativeBackend;
 
 /// The instructions that products are made with, and what is known of them.
 fn instructions() -> String {
-    use ops::matmul::{check, kernel::Set};
+    use karat_kernels::gemm::{isa::Isa, self_check};
 
-    if let Err(message) = Set::chosen() {
+    if let Err(message) = Isa::chosen() {
         return message.clone();
     }
-    let asked = std::env::var(ops::matmul::kernel::VARIABLE).is_ok_and(|name| !name.is_empty());
-    let set = Set::of_this_cpu().name();
-    let by = if asked { format!(" (by {})", ops::matmul::kernel::VARIABLE) } else { String::new() };
-    let remark = Set::remark().map(|remark| format!("; {remark}")).unwrap_or_default();
-    match check::products() {
+    let asked = std::env::var(karat_kernels::gemm::isa::VARIABLE).is_ok_and(|name| !name.is_empty());
+    let set = Isa::of_this_cpu().name();
+    let by = if asked { format!(" (by {})", karat_kernels::gemm::isa::VARIABLE) } else { String::new() };
+    let remark = Isa::remark().map(|remark| format!("; {remark}")).unwrap_or_default();
+    match self_check::gemms() {
         Ok(()) => format!("{set}{by}, self-check passed{remark}"),
         Err(what) => format!("{set}{by}, SELF-CHECK FAILED: {what}{remark}"),
     }
@@ -77,7 +77,7 @@ impl Backend for NativeBackend {
     }
 
     fn provide(&self, _fix: bool, _device: &str) -> Result<Provisions, BackendError> {
-        let mut facts = cuda::open::provisions();
+        let mut facts = cuda::discovery::provisions();
         facts.insert("cpu kernels".into(), instructions());
         Ok(Provisions { facts })
     }
@@ -86,8 +86,8 @@ impl Backend for NativeBackend {
         if device.starts_with("cuda") {
             return Err(BackendError::unsupported("the speed of CUDA kernels is not measured yet; --device cpu is"));
         }
-        ops::matmul::kernel::Set::chosen().as_ref().map_err(BackendError::unsupported)?;
-        Ok(Provisions { facts: ops::speed::facts() })
+        karat_kernels::gemm::isa::Isa::chosen().as_ref().map_err(BackendError::unsupported)?;
+        Ok(Provisions { facts: karat_kernels::speed::facts() })
     }
 
     fn open(&self, config: &OpenConfig) -> Result<Box<dyn Session>, BackendError> {

@@ -9,7 +9,7 @@ use karat_model::Rounding;
 
 use crate::cpu;
 use crate::device::{
-    Affine, Device, DownGradient, DownProjection, Dropped, Low, LowRank, Mask, Precision, UpProjection,
+    Affine, Device, DownGradient, DownProjected, DownProjection, Dropped, LoraPair, Mask, Precision, UpProjection,
 };
 use crate::error::Result;
 use crate::ops::dropout::Key;
@@ -103,7 +103,7 @@ impl Dora {
 #[derive(Debug)]
 pub struct Adapted {
     /// `A(dropout(x))`.
-    low: Low,
+    low: DownProjected,
     /// Which elements of `x` dropout has left.
     mask: Option<Mask>,
     /// With DoRA: `(W + s B A) dropout(x)`, `[tokens, out]`.
@@ -118,8 +118,8 @@ impl Lora {
     }
 
     /// Its change of the weight.
-    fn delta(&self) -> LowRank<'_> {
-        LowRank { a: &self.a, b: &self.b, scale: self.scale }
+    fn delta(&self) -> LoraPair<'_> {
+        LoraPair { a: &self.a, b: &self.b, scale: self.scale }
     }
 
     /// The GEMM with `A`.
@@ -128,7 +128,7 @@ impl Lora {
     }
 
     /// The GEMM with `B`.
-    fn up<'a>(&'a self, Low { low, scale }: &'a Low) -> UpProjection<'a> {
+    fn up<'a>(&'a self, DownProjected { low, scale }: &'a DownProjected) -> UpProjection<'a> {
         UpProjection { low, b: &self.b, scale: *scale }
     }
 

@@ -1,7 +1,7 @@
 //! What training needs in memory, as a formula.
 //!
 //! With `T` trained numbers, `t` tokens in the largest micro-batch, `e` in the largest batch of the evaluation, `c` tokens of
-//! a chunk of the head's ([`chunk`]; in bf16 [`blocks::chunk`]), widths `h` (hidden), `i` (inner), `q` and `k` (query and key heads
+//! a chunk of the head's ([`chunk`]; in bf16 [`fused_bf16::chunk`]), widths `h` (hidden), `i` (inner), `q` and `k` (query and key heads
 //! times their width), `L` layers and vocabulary `V`, in bytes, `b` being 2 in bf16 and 4 in f32:
 //!
 //! ```text
@@ -18,7 +18,7 @@
 //! ```
 //!
 //! A gradient takes memory from when it is written, and activations give theirs back in the backward pass, to it
-//! ([`crate::ops::buffers`]). So with one micro-batch a step, activations are there before most gradients, and at the end there
+//! ([`karat_kernels::memory::arena`]). So with one micro-batch a step, activations are there before most gradients, and at the end there
 //! are all gradients but those of the first layer (`4 F`) and the activations of that layer:
 //!
 //! ```text
@@ -39,9 +39,9 @@ use karat_backend::{LabelledView, Level, Method, TrainPlan};
 
 use crate::config::ModelConfig;
 use crate::model::Decoder;
-use crate::ops::cross_entropy::{blocks, chunk};
-use crate::ops::matmul::Precision;
+use crate::ops::cross_entropy::{chunk, fused_bf16};
 use crate::weight::Weight;
+use karat_kernels::gemm::Precision;
 
 /// What a training run is like, as far as memory goes.
 #[derive(Clone, Copy, Debug)]
@@ -175,7 +175,9 @@ pub fn peak(config: &ModelConfig, run: &Training) -> Needs {
     let rows = chunk(config.vocab_size) as u64;
     let logits = match run.precision {
         Precision::F32 => t.min(rows) * vocab * if run.head { 8 } else { 4 },
-        Precision::Bf16 => blocks::room(t.min(blocks::chunk(config.vocab_size, run.head) as u64), vocab, h, run.head),
+        Precision::Bf16 => {
+            fused_bf16::room(t.min(fused_bf16::chunk(config.vocab_size, run.head) as u64), vocab, h, run.head)
+        }
     };
     let head = 16 * t * h + logits;
     let of_head = if run.head { 4 * vocab * h } else { 0 };

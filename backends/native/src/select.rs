@@ -5,7 +5,7 @@ use std::sync::Arc;
 use karat_backend::BackendError;
 
 use crate::cpu::Cpu;
-use crate::cuda::open::{self as cuda, Found};
+use crate::cuda::discovery::{self as cuda, Found};
 use crate::device::{Device, Precision};
 use crate::error::Result;
 

@@ -13,10 +13,10 @@ use crate::config;
 use crate::device::Precision;
 use crate::error::Result;
 use crate::model::{Batch, Decoder};
-use crate::ops::buffers;
-use crate::ops::matmul::kernel::Set;
 use crate::select::{Asked, Opened, open};
 use crate::train::{Job, checkpoint};
+use karat_kernels::gemm::isa::Isa;
+use karat_kernels::memory::arena;
 
 /// Tokens scored at once.
 const SCORE_TOKENS: usize = 4096;
@@ -38,7 +38,7 @@ impl NativeSession {
     /// As [`karat_backend::Backend::open`].
     pub fn open(config: &OpenConfig) -> Result<Self> {
         let asked = Asked::of(&config.device)?;
-        if let Err(message) = Set::chosen() {
+        if let Err(message) = Isa::chosen() {
             return Err(BackendError::unsupported(message.clone()));
         }
         let precision = match config.dtype {
@@ -104,7 +104,7 @@ fn graphs(options: &BTreeMap<String, serde_json::Value>) -> Result<bool> {
 
 impl Drop for NativeSession {
     fn drop(&mut self) {
-        buffers::clear();
+        arena::clear();
     }
 }
 

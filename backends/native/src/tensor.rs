@@ -17,10 +17,10 @@ use karat_backend::BackendError;
 pub use self::gradient::Gradient;
 pub use self::host::{Angles, DeviceCopy, Indices, Starts};
 use crate::error::Result;
-use crate::ops::buffers::{self, Buffer};
-use crate::ops::mapped::Elements;
 use crate::ops::{adamw, elementwise};
 use crate::profile::Timer;
+use karat_kernels::memory::arena::{self, Buffer};
+use karat_kernels::memory::mmap::Elements;
 
 /// The numbers of a tensor, where they lie. What a method does not say otherwise is done in host memory.
 pub trait Storage: Any + fmt::Debug + Send + Sync {
@@ -125,7 +125,7 @@ pub fn dims(t: &Tensor) -> Result<(usize, usize)> {
 }
 
 /// A matrix that a GEMM may read as a weight: a [`crate::weight::Weight`], or a tensor that is trained.
-pub trait Stored {
+pub trait StoredWeight {
     /// Its shape.
     fn dims(&self) -> &[usize];
     /// Its elements.
@@ -147,7 +147,7 @@ pub trait Stored {
     }
 }
 
-impl Stored for Tensor {
+impl StoredWeight for Tensor {
     fn dims(&self) -> &[usize] {
         self.dims()
     }
@@ -274,7 +274,7 @@ pub fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
 /// # Errors
 /// As [`tensor`].
 pub fn zeros(shape: &[usize]) -> Result<Tensor> {
-    tensor(buffers::zeroed(shape.iter().product()), shape)
+    tensor(arena::zeroed(shape.iter().product()), shape)
 }
 
 /// A tensor of `shape` on the host in lent memory.

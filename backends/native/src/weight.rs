@@ -4,10 +4,10 @@ use karat_backend::Dtype;
 
 use crate::device::Device;
 use crate::error::Result;
-use crate::ops::buffers;
-use crate::ops::mapped::{Kind, MappedNumbers};
 pub use crate::tensor::WeightView;
-use crate::tensor::{Stored, Tensor, tensor, view};
+use crate::tensor::{StoredWeight, Tensor, tensor, view};
+use karat_kernels::memory::arena;
+use karat_kernels::memory::mmap::{ElementType, MappedSlice};
 
 /// A matrix or vector of parameters.
 #[derive(Clone, Debug)]
@@ -17,7 +17,7 @@ pub enum Weight {
     /// In a file, as it is stored there; frozen.
     Mapped {
         /// The numbers, row-major.
-        numbers: MappedNumbers,
+        numbers: MappedSlice,
         /// Rows and columns, or the length.
         shape: Vec<usize>,
     },
@@ -26,7 +26,7 @@ pub enum Weight {
         /// What the device has.
         tensor: Tensor,
         /// The numbers, row-major.
-        numbers: MappedNumbers,
+        numbers: MappedSlice,
     },
 }
 
@@ -48,18 +48,18 @@ impl Weight {
         (self.elem_count() * self.kind().size()) as u64
     }
     /// How the elements are stored.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ElementType {
         match self {
-            Weight::Owned(_) => Kind::F32,
+            Weight::Owned(_) => ElementType::F32,
             Weight::Mapped { numbers, .. } | Weight::Placed { numbers, .. } => numbers.kind(),
         }
     }
     /// The same as an element type.
     pub fn dtype(&self) -> Dtype {
         match self.kind() {
-            Kind::F32 => Dtype::F32,
-            Kind::Bf16 => Dtype::Bf16,
-            Kind::F16 => Dtype::F16,
+            ElementType::F32 => Dtype::F32,
+            ElementType::Bf16 => Dtype::Bf16,
+            ElementType::F16 => Dtype::F16,
         }
     }
     /// The elements.
@@ -93,7 +93,7 @@ impl Weight {
     /// # Errors
     /// If there is no room.
     pub fn widened(&self) -> Result<Tensor> {
-        let mut data = buffers::zeroed(self.elem_count());
+        let mut data = arena::zeroed(self.elem_count());
         self.view()?.elements().widen(&mut data);
         tensor(data, self.dims())
     }
@@ -110,7 +110,7 @@ impl Weight {
                 Ok(t)
             }
             Weight::Placed { tensor, numbers } => {
-                let mut data = buffers::zeroed(tensor.elem_count());
+                let mut data = arena::zeroed(tensor.elem_count());
                 numbers.elements().widen(&mut data);
                 let t = tensor.storage().master(data, tensor.dims())?;
                 *self = Weight::Owned(t.clone());
@@ -120,7 +120,7 @@ impl Weight {
     }
 }
 
-impl Stored for Weight {
+impl StoredWeight for Weight {
     fn dims(&self) -> &[usize] {
         self.dims()
     }

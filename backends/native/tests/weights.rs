@@ -13,7 +13,7 @@ use candle_core::quantized::gguf_file::Content;
 use karat::import::Gguf;
 use karat_backend::*;
 use karat_native::NativeBackend;
-use safetensors::Dtype as Stored;
+use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
 use small_runs::*;
@@ -37,22 +37,22 @@ fn sibling(folder: &Path, name: &str) -> PathBuf {
     other
 }
 
-fn encode(values: &[f32], kind: Stored) -> Vec<u8> {
+fn encode(values: &[f32], kind: Dtype) -> Vec<u8> {
     match kind {
-        Stored::BF16 => values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
-        Stored::F16 => values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
+        Dtype::BF16 => values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
         _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
     }
 }
 
-fn write<'a>(path: &Path, weights: impl IntoIterator<Item = (&'a String, &'a (Vec<usize>, Vec<f32>))>, kind: Stored) {
+fn write<'a>(path: &Path, weights: impl IntoIterator<Item = (&'a String, &'a (Vec<usize>, Vec<f32>))>, kind: Dtype) {
     let bytes: Vec<_> = weights.into_iter().map(|(name, (shape, x))| (name, shape, encode(x, kind))).collect();
     let views = bytes.iter().map(|(name, shape, bytes)| (name, TensorView::new(kind, shape.to_vec(), bytes).unwrap()));
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
 /// Writes shards of `kind`, tensors dealt out in turn, and their index.
-fn write_shards(folder: &Path, weights: &Weights, kind: Stored, shards: usize) -> Vec<String> {
+fn write_shards(folder: &Path, weights: &Weights, kind: Dtype, shards: usize) -> Vec<String> {
     let names: Vec<String> = (1..=shards).map(|i| format!("model-{i:05}-of-{shards:05}.safetensors")).collect();
     let mut map = serde_json::Map::new();
     for (number, name) in names.iter().enumerate() {
@@ -81,16 +81,16 @@ fn shards_and_narrow_types_score_as_one_f32_file_of_the_same_numbers() {
     let (folder, weights) = checkpoint(dir.path());
     assert_eq!(weights.len(), 2 * 12 + 2);
     let mut seen = Vec::new();
-    for kind in [Stored::F32, Stored::BF16, Stored::F16] {
+    for kind in [Dtype::F32, Dtype::BF16, Dtype::F16] {
         let round = |x: &f32| match kind {
-            Stored::BF16 => half::bf16::from_f32(*x).to_f32(),
-            Stored::F16 => half::f16::from_f32(*x).to_f32(),
+            Dtype::BF16 => half::bf16::from_f32(*x).to_f32(),
+            Dtype::F16 => half::f16::from_f32(*x).to_f32(),
             _ => *x,
         };
         let rounded: Weights =
             weights.iter().map(|(n, (shape, x))| (n.clone(), (shape.clone(), x.iter().map(round).collect()))).collect();
         let [wide, narrow, cut] = ["wide", "narrow", "cut"].map(|name| sibling(&folder, &format!("{kind:?}-{name}")));
-        write(&wide.join("model.safetensors"), &rounded, Stored::F32);
+        write(&wide.join("model.safetensors"), &rounded, Dtype::F32);
         write(&narrow.join("model.safetensors"), &rounded, kind);
         write_shards(&cut, &rounded, kind, 3);
         let expected = score(&wide);
@@ -113,7 +113,7 @@ fn a_broken_shard_or_index_gives_one_error_that_names_it() {
     let dir = tempfile::tempdir().unwrap();
     let (folder, weights) = checkpoint(dir.path());
     let cut = sibling(&folder, "cut");
-    let shards = write_shards(&cut, &weights, Stored::F32, 2);
+    let shards = write_shards(&cut, &weights, Dtype::F32, 2);
     let second = cut.join(&shards[1]);
     let whole = std::fs::read(&second).unwrap();
     score(&cut);

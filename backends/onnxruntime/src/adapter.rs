@@ -4,8 +4,7 @@ pub mod merge;
 
 use karat_backend::BackendError;
 use karat_model::peft::{Adapter, Factors, Linears};
-
-use crate::export::transpose;
+use rayon::prelude::*;
 
 /// The factors of a module as a graph multiplies them: `x A^T (s B^T)`.
 pub struct Transposed {
@@ -35,4 +34,20 @@ pub fn transposed(adapter: &Adapter, linears: &Linears) -> Result<Vec<(String, T
         all.push((module.to_owned(), Transposed { rank: shape.r, a: transpose(&a, shape.r, input), b }));
     }
     Ok(all)
+}
+
+/// `[rows, columns]` to `[columns, rows]`.
+pub fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut transposed = vec![0f32; matrix.len()];
+    // Blocks of columns, so that each thread writes its own stretch and reads lines it will use again.
+    const BLOCK: usize = 32;
+    transposed.par_chunks_mut(BLOCK * rows).enumerate().for_each(|(block, out)| {
+        let first = block * BLOCK;
+        for row in 0..rows {
+            for (k, column) in (first..columns.min(first + BLOCK)).enumerate() {
+                out[k * rows + row] = matrix[row * columns + column];
+            }
+        }
+    });
+    transposed
 }

@@ -10,23 +10,15 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
 use ort::value::Tensor;
 
-use crate::export::{Exported, MODEL, Manifest};
-use crate::fixed;
-use crate::kv::{self, Kv};
-use crate::lora::Fed;
+use crate::adapter_inputs::AdapterInputs;
+use crate::error::failed;
+use crate::kv_cache::{self, KvCache};
+use crate::manifest::{Exported, MODEL, Manifest};
 use crate::operators::{self, Operators};
 use crate::options::Options;
 use crate::provider::Provider;
 use crate::runtime::Loaded;
-
-/// Wraps an error of the runtime with what was being done.
-pub(crate) fn failed<E: std::fmt::Display>(doing: &str) -> impl Fn(E) -> BackendError {
-    move |error| {
-        let mut wrapped = BackendError::failed(doing);
-        wrapped.causes.push(error.to_string());
-        wrapped
-    }
-}
+use crate::static_buffers;
 
 /// How long an idle thread of the runtime waits awake.
 const SPIN_MICROSECONDS: &str = "50";
@@ -52,7 +44,7 @@ pub struct Decoder {
     /// Sizes of the model.
     pub model: Manifest,
     /// The adapter that is fed.
-    pub adapter: Fed,
+    pub adapter: AdapterInputs,
     /// Whether steps keep their shapes and addresses.
     fixed: bool,
     /// Buffers of steps made so far: each is a graph of its own.
@@ -62,7 +54,7 @@ pub struct Decoder {
 /// What a run of whole rows is fed, but for what it is to give: ids and mask `[rows, longest]`, an empty past, the adapter.
 fn whole_rows<'a>(
     model: &Manifest,
-    adapter: &'a Fed,
+    adapter: &'a AdapterInputs,
     rows: &[&[u32]],
 ) -> ort::Result<Vec<(Cow<'a, str>, SessionInputValue<'a>)>> {
     let seq = rows.iter().map(|row| row.len()).max().unwrap_or(0);
@@ -79,7 +71,7 @@ fn whole_rows<'a>(
     inputs.push(("attention_mask".into(), Tensor::from_array(([rows.len(), seq], mask))?.into()));
     for layer in 0..model.layers {
         for part in ["key", "value"] {
-            let past = kv::empty(model, rows.len())?;
+            let past = kv_cache::empty(model, rows.len())?;
             inputs.push((format!("past_key_values.{layer}.{part}").into(), past.into()));
         }
     }
@@ -142,17 +134,17 @@ impl Decoder {
         .map_err(refused)?;
         let fixed = options.fixed_buffers || provider.captures();
         let model = exported.manifest.clone();
-        Ok(Decoder { session, provider, model, adapter: Fed::default(), fixed, graphs: 0 })
+        Ok(Decoder { session, provider, model, adapter: AdapterInputs::default(), fixed, graphs: 0 })
     }
 
     /// A cache for `slots` rows of at most `capacity` tokens.
     ///
     /// # Errors
     /// If the memory is not there.
-    pub fn cache(&mut self, slots: usize, capacity: usize) -> Result<Kv, BackendError> {
+    pub fn cache(&mut self, slots: usize, capacity: usize) -> Result<KvCache, BackendError> {
         self.graphs += u64::from(self.fixed);
         let graph = self.fixed.then_some(self.graphs);
-        let mut kv = Kv::new(&self.session, self.provider, &self.model, slots, capacity, graph)?;
+        let mut kv = KvCache::new(&self.session, self.provider, &self.model, slots, capacity, graph)?;
         // A binding lives no longer than one call, and the adapter is not exchanged within one.
         for (name, tensor) in &self.adapter.tensors {
             kv.binding.bind_input(name, tensor).map_err(failed("could not feed the adapter"))?;
@@ -208,7 +200,7 @@ impl Decoder {
     /// If the runtime fails.
     pub fn step<R>(
         &mut self,
-        kv: &mut Kv,
+        kv: &mut KvCache,
         ids: Vec<i64>,
         totals: &[usize],
         logits: Logits,
@@ -217,7 +209,7 @@ impl Decoder {
         let running = failed("ONNX Runtime failed while generating");
         if ids.len() == kv.slots()
             && logits == Logits::Last
-            && let Kv { binding, fixed: Some(fixed), .. } = kv
+            && let KvCache { binding, fixed: Some(fixed), .. } = kv
         {
             fixed.feed(binding, ids, totals).map_err(&running)?;
             self.session.run_binding_with_options(binding, &fixed.options).map_err(&running)?;
@@ -247,6 +239,6 @@ impl Decoder {
 
     /// Options of a run of any shape.
     fn uncaptured(&self) -> ort::Result<RunOptions> {
-        if self.provider.captures() { fixed::uncaptured() } else { RunOptions::new() }
+        if self.provider.captures() { static_buffers::uncaptured() } else { RunOptions::new() }
     }
 }

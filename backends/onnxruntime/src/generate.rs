@@ -14,7 +14,7 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use crate::decoder::{Decoder, Logits};
-use crate::kv::Kv;
+use crate::kv_cache::KvCache;
 use crate::score::check_ids;
 
 /// Rows decoded together when nobody says how many.
@@ -118,7 +118,7 @@ impl Batch<'_> {
             return None;
         }
         let wanted = if self.config.batch_size == 0 { DEFAULT_SLOTS } else { self.config.batch_size };
-        let fit = CACHE_BYTES / Kv::bytes_per_slot(&self.decoder.model, capacity);
+        let fit = CACHE_BYTES / KvCache::bytes_per_slot(&self.decoder.model, capacity);
         Some((wanted.min(count).min(fit.max(1)), capacity))
     }
 
@@ -127,8 +127,8 @@ impl Batch<'_> {
         &mut self,
         pending: &mut Range<usize>,
         slot: usize,
-        kv: &mut Kv,
-        mut alone: Option<&mut Kv>,
+        kv: &mut KvCache,
+        mut alone: Option<&mut KvCache>,
     ) -> Result<Option<Active>, BackendError> {
         for row in pending {
             let prompt = self.prompts.row(row);
@@ -164,7 +164,7 @@ impl Batch<'_> {
     }
 
     /// Runs a prompt over a cache of one slot, of which it holds the first `cached` tokens; returns the first new token.
-    fn run_prompt(&mut self, row: usize, kv: &mut Kv, mut cached: usize) -> Result<u32, BackendError> {
+    fn run_prompt(&mut self, row: usize, kv: &mut KvCache, mut cached: usize) -> Result<u32, BackendError> {
         let (prompt, vocab) = (self.prompts.row(row), self.decoder.model.vocab);
         let mut first = None;
         for ids in prompt[cached..].chunks(PROMPT_STRETCH) {
@@ -182,7 +182,7 @@ impl Batch<'_> {
     }
 
     /// One new token for every active row.
-    fn step(&mut self, kv: &mut Kv, active: &mut [Option<Active>]) -> Result<(), BackendError> {
+    fn step(&mut self, kv: &mut KvCache, active: &mut [Option<Active>]) -> Result<(), BackendError> {
         let vocab = self.decoder.model.vocab;
         // An empty place gets one dummy token: the attention operator needs a length of at least one.
         let last = |place: &Option<Active>| place.as_ref().and_then(|a| a.ids.last()).copied().map_or(0, i64::from);
@@ -250,10 +250,10 @@ impl Batch<'_> {
     /// A cache of just the rows that are left.
     fn pack(
         &mut self,
-        kv: &Kv,
+        kv: &KvCache,
         active: Vec<Option<Active>>,
         capacity: usize,
-    ) -> Result<(Kv, Vec<Option<Active>>), BackendError> {
+    ) -> Result<(KvCache, Vec<Option<Active>>), BackendError> {
         let left: Vec<(usize, Active)> =
             active.into_iter().enumerate().filter_map(|(slot, a)| Some((slot, a?))).collect();
         let mut packed = self.decoder.cache(left.len(), capacity)?;

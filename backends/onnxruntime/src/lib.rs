@@ -14,19 +14,24 @@
 pub mod adapter;
 pub mod config;
 pub mod export;
+pub mod manifest;
 pub mod operators;
 pub mod options;
 pub mod runtime;
 
+mod adapter_inputs;
 mod decoder;
-mod fixed;
+mod error;
+mod files;
 mod generate;
-mod kv;
+mod kv_cache;
 mod logits;
-mod lora;
+pub mod proto;
 mod provider;
 mod score;
 mod session;
+mod static_buffers;
+pub mod weight_format;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -36,8 +41,8 @@ use karat_backend::{
     Provisions, Session, Weights, worker_threads,
 };
 
-use export::Exported;
-use karat_kernels::matmul::kernel::Set;
+use karat_kernels::gemm::isa::Isa;
+use manifest::Exported;
 use operators::Operators;
 use provider::Provider;
 pub use runtime::fetch_runtime;
@@ -80,7 +85,7 @@ impl Backend for OnnxRuntimeBackend {
         let refuse = |what: String| Err(BackendError::unsupported(format!("the onnxruntime backend {what}")));
         let asked = Provider::asked(&config.device, options.provider.as_deref())?;
         // Before the export, which may take long, and be for nothing.
-        let wants_bf16 = config.dtype == Dtype::Bf16 || options.weights == Some(export::Precision::Bf16);
+        let wants_bf16 = config.dtype == Dtype::Bf16 || options.weights == Some(weight_format::WeightFormat::Bf16);
         if wants_bf16 && asked == Some(Provider::Cpu) && options.operators == Some(Operators::Standard) {
             return Err(provider::no_bf16());
         }
@@ -95,7 +100,7 @@ impl Backend for OnnxRuntimeBackend {
         let config = &config;
         let (provider, operators) = settle(config, &options, asked, &loaded)?;
         if operators == Operators::Karat {
-            Set::chosen().as_ref().map_err(BackendError::unsupported)?;
+            Isa::chosen().as_ref().map_err(BackendError::unsupported)?;
         }
         let exported = export::open_or_export(config, &options, operators)?;
         let weights = exported.manifest.weights;
@@ -156,7 +161,8 @@ fn settle(
     let asked = if wanted == Some(Operators::Karat) { Some(asked.unwrap_or(Provider::Cpu)) } else { asked };
     let own = wanted != Some(Operators::Standard);
     let provider = Provider::settle(asked, loaded, weights.activations(), own)?;
-    let possible = provider == Provider::Cpu && matches!(weights, export::Precision::F32 | export::Precision::Bf16);
+    let possible = provider == Provider::Cpu
+        && matches!(weights, weight_format::WeightFormat::F32 | weight_format::WeightFormat::Bf16);
     match wanted {
         Some(Operators::Karat) if !possible => Err(BackendError::unsupported(format!(
             "Karat's operators in ONNX Runtime compute in f32 and bf16 on the CPU, not in {weights} on {}; leave out the option \

@@ -1,5 +1,5 @@
 //! Karat's own operators for ONNX Runtime on the CPU: products with weights that lie in the model's file as
-//! [`karat_kernels::matmul::stored`] has them. The runtime maps the file, so its pages are the only copy, and its own
+//! [`karat_kernels::gemm::prepacked`] has them. The runtime maps the file, so its pages are the only copy, and its own
 //! threads do the work.
 //!
 //! | operator of the domain `karat` | inputs | outputs |
@@ -17,11 +17,11 @@ use std::fmt;
 use std::str::FromStr;
 
 use karat_backend::BackendError;
-use karat_kernels::matmul::Precision;
-use karat_kernels::matmul::executor::Executor;
-use karat_kernels::matmul::gated::swiglu;
-use karat_kernels::matmul::log_probability::log_probabilities;
-use karat_kernels::matmul::stored::{Layer, Storage, Stored, gather, multiply};
+use karat_kernels::gemm::Precision;
+use karat_kernels::gemm::executor::Executor;
+use karat_kernels::gemm::fused::linear_log_prob::log_probabilities;
+use karat_kernels::gemm::fused::swiglu::swiglu;
+use karat_kernels::gemm::prepacked::{PackedType, Prepacked, PrepackedLinear, gather, multiply};
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput};
 use ort::value::{TensorElementType, ValueRef, ValueRefMut};
 use serde::{Deserialize, Serialize};
@@ -115,7 +115,7 @@ impl Executor for Threads<'_> {
 struct Weights {
     precision: Precision,
     k: usize,
-    each: Vec<(usize, Storage)>,
+    each: Vec<(usize, PackedType)>,
 }
 
 impl Weights {
@@ -131,17 +131,17 @@ impl Weights {
         let k = usize::try_from(one("inputs")?).map_err(|_| broken())?;
         let (outputs, stored) = (list("outputs")?, list("stored")?);
         let each = outputs.into_iter().zip(stored).map(|(n, bits)| match (usize::try_from(n), bits, precision) {
-            (Ok(n), 32, Precision::F32) => Ok((n, Storage::F32)),
-            (Ok(n), 16, _) => Ok((n, Storage::Bf16)),
+            (Ok(n), 32, Precision::F32) => Ok((n, PackedType::F32)),
+            (Ok(n), 16, _) => Ok((n, PackedType::Bf16)),
             _ => Err(broken()),
         });
         Ok(Weights { precision, k, each: each.collect::<ort::Result<_>>()? })
     }
 
-    fn weight<'a>(&self, number: usize, value: &'a ValueRef<'_>) -> ort::Result<Stored<'a>> {
+    fn weight<'a>(&self, number: usize, value: &'a ValueRef<'_>) -> ort::Result<Prepacked<'a>> {
         let (_, bytes) = value.try_extract_tensor::<u8>()?;
         let (n, storage) = *self.each.get(number).ok_or_else(|| ort::Error::new("a weight too many"))?;
-        Stored::new(bytes, storage, n, self.k).ok_or_else(|| {
+        Prepacked::new(bytes, storage, n, self.k).ok_or_else(|| {
             ort::Error::new(format!(
                 "a weight [{n}, {}] cannot have {} bytes: export the model again",
                 self.k,
@@ -201,7 +201,7 @@ impl Kernel for MatMulKernel {
         }
         let mut layers = Vec::new();
         for (number, (value, output)) in values.iter().zip(&mut outputs).enumerate() {
-            layers.push(Layer {
+            layers.push(PrepackedLinear {
                 weight: self.0.weight(number, value)?,
                 output: output.try_extract_tensor_mut::<f32>()?.1,
             });

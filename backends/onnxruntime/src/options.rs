@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use karat_backend::{AdapterMode, BackendError};
 use serde_json::Value;
 
-use crate::export::Precision;
 use crate::operators::Operators;
+use crate::weight_format::WeightFormat;
 
 /// Parsed options with their defaults.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,7 +35,7 @@ pub struct Options {
     pub spin: bool,
     /// `weights`: what the weights of an exported checkpoint become: `f32`, `f16`, `bf16`, `int8` or `int4`; the element
     /// type of the session if absent.
-    pub weights: Option<Precision>,
+    pub weights: Option<WeightFormat>,
     /// `operators`: `karat` (this backend's own, whose weights are packed for its kernels) or `standard` (ONNX's and the
     /// runtime's); by default `karat` on the CPU for f32 and bf16, else `standard`.
     pub operators: Option<Operators>,

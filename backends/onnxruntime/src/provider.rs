@@ -6,7 +6,7 @@
 //! # CUDA
 //! `cuda` keeps the key-value cache in device memory; ids, masks and logits cross over at each step. `cuda-graph` captures the
 //! decode step once for every number of slots and replays it: shapes and addresses must never change, so ids, mask and
-//! logits have buffers of their own in device memory and the mask is as wide as the cache ([`crate::fixed`]). Prompts and
+//! logits have buffers of their own in device memory and the mask is as wide as the cache ([`crate::static_buffers`]). Prompts and
 //! scoring have shapes of all sizes and run uncaptured. The types are f16 and bf16: the attention operator has no f32 kernel
 //! there, which quantized weights would need too.
 //!

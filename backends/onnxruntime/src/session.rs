@@ -6,16 +6,18 @@ use karat_backend::{
     AdapterMode, BackendError, Completion, Evaluator, EventSink, GenerateConfig, OpenConfig, Scores, Session,
     SessionInfo, TokensView, worker_threads,
 };
-use karat_kernels::matmul::kernel::Set;
+use karat_kernels::gemm::isa::Isa;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::decoder::{Decoder, failed};
-use crate::export::{Exported, Manifest, Precision};
-use crate::lora::Fed;
+use crate::adapter_inputs::AdapterInputs;
+use crate::decoder::Decoder;
+use crate::error::failed;
+use crate::manifest::{Exported, Manifest};
 use crate::operators::Operators;
 use crate::options::Options;
 use crate::provider::Provider;
 use crate::runtime::{self, Loaded};
+use crate::weight_format::WeightFormat;
 use crate::{generate, score};
 
 /// An open model.
@@ -46,7 +48,7 @@ impl OnnxSession {
         let threads = worker_threads(config.threads)?;
         let mut decoder = Decoder::open(loaded, &exported, provider, threads, options)?;
         if let Some(folder) = config.adapter.as_deref().filter(|_| decoder.model.adapter_mode == AdapterMode::Runtime) {
-            decoder.adapter = Fed::read(folder, &decoder.model)?;
+            decoder.adapter = AdapterInputs::read(folder, &decoder.model)?;
         }
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();
         let longest = decoder.model.max_positions;
@@ -75,8 +77,8 @@ impl Session for OnnxSession {
         }
         // What is there stays until the new one has been read whole.
         self.decoder.adapter = match adapter {
-            Some(folder) => Fed::read(folder, &self.decoder.model)?,
-            None => Fed::default(),
+            Some(folder) => AdapterInputs::read(folder, &self.decoder.model)?,
+            None => AdapterInputs::default(),
         };
         Ok(())
     }
@@ -113,10 +115,10 @@ impl Session for OnnxSession {
 
 /// Karat's operators, as this CPU runs them.
 fn own_kernels(model: &Manifest) -> Option<String> {
-    let set = Set::of_this_cpu();
+    let set = Isa::of_this_cpu();
     let products = match (model.operators, model.weights) {
         (Operators::Standard, _) => return None,
-        (Operators::Karat, Precision::Bf16) => "bf16, f32 sums",
+        (Operators::Karat, WeightFormat::Bf16) => "bf16, f32 sums",
         (Operators::Karat, _) => "f32, weights read as bf16 where that loses nothing",
     };
     Some(format!("karat.MatMul, SwiGlu, LogProbs: {products} ({})", set.name()))

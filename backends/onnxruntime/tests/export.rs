@@ -11,7 +11,8 @@ use karat_backend::{
     AdapterMode, Backend, BackendError, BackendErrorKind, Event, ExportConfig, Flow, Level, OpenConfig, Weights,
 };
 use karat_onnxruntime::OnnxRuntimeBackend;
-use karat_onnxruntime::export::{DATA, Exported, MANIFEST, MODEL, Request, export_cached, export_to, unheard};
+use karat_onnxruntime::export::{Request, export_cached, export_to, unheard};
+use karat_onnxruntime::manifest::{DATA, Exported, MANIFEST, MODEL};
 use safetensors::tensor::Dtype;
 use serde_json::json;
 use support::*;

@@ -7,7 +7,7 @@ mod support;
 use std::path::Path;
 
 use karat_backend::{Dtype, GenerateConfig, Scores, Session};
-use karat_onnxruntime::export::{DATA, Exported};
+use karat_onnxruntime::manifest::{DATA, Exported};
 use serde_json::json;
 use support::*;
 

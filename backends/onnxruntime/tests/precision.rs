@@ -5,7 +5,9 @@
 mod support;
 
 use karat_backend::{Dtype, GenerateConfig};
-use karat_onnxruntime::export::{DATA, Exported, Precision, Request, export_cached};
+use karat_onnxruntime::export::{Request, export_cached};
+use karat_onnxruntime::manifest::{DATA, Exported};
+use karat_onnxruntime::weight_format::WeightFormat;
 use serde_json::json;
 use support::*;
 
@@ -25,7 +27,7 @@ fn fewer_bits_cost_as_much_as_they_should_and_no_more() {
     let rows = tiny_rows(&[40, 25, 60, 2]);
     for (family, tied) in [("qwen3", true), ("qwen3", false), ("qwen2", false), ("llama", true)] {
         let model = tiny_model(family, tied);
-        let scored = |weights: Precision| {
+        let scored = |weights: WeightFormat| {
             let set =
                 |c: &mut karat_backend::OpenConfig| drop(c.options.insert("weights".into(), json!(weights.name())));
             let mut session = open(model.path(), cache.path(), set).unwrap();
@@ -40,13 +42,13 @@ fn fewer_bits_cost_as_much_as_they_should_and_no_more() {
                 *end += row.len() - 1;
                 Some(*end)
             });
-            if weights == Precision::F32 {
+            if weights == WeightFormat::F32 {
                 assert!(ends.into_iter().all(|end| greedy[end - 5..end].iter().all(|&g| g)));
             }
             score(&mut session, &rows).logprobs
         };
-        let exact = scored(Precision::F32);
-        let [half, eight, four] = [Precision::F16, Precision::Int8, Precision::Int4].map(|weights| {
+        let exact = scored(WeightFormat::F32);
+        let [half, eight, four] = [WeightFormat::F16, WeightFormat::Int8, WeightFormat::Int4].map(|weights| {
             let (mean, most) = distance(&scored(weights), &exact);
             println!("{family} tied {tied} {weights}: mean {mean:.5}, largest {most:.5}");
             mean
@@ -65,13 +67,13 @@ fn files_shrink_with_the_bits_and_a_tied_head_is_stored_once_in_each() {
         let request = Request { weights, ..Request::new(model.path()) };
         export_cached(&request, cache.path()).unwrap().manifest.data_bytes
     };
-    for weights in Precision::ALL {
+    for weights in WeightFormat::ALL {
         let own = bytes(false, weights) - bytes(true, weights);
         // Weights of the head, and with blocks of 32 their scales and zero points; each tensor is aligned to 4096.
         let head = match weights {
-            Precision::F32 => VOCAB * 32 * 4,
-            Precision::F16 | Precision::Bf16 => VOCAB * 32 * 2,
-            Precision::Int8 | Precision::Int4 => VOCAB * (32 + 4 + 1),
+            WeightFormat::F32 => VOCAB * 32 * 4,
+            WeightFormat::F16 | WeightFormat::Bf16 => VOCAB * 32 * 2,
+            WeightFormat::Int8 | WeightFormat::Int4 => VOCAB * (32 + 4 + 1),
         } as u64;
         assert!((head..head + 3 * 4096).contains(&own), "{weights}: {own} for {head}");
     }
@@ -84,12 +86,12 @@ fn a_weight_that_f16_cannot_hold_is_named() {
     let name = "model.layers.1.mlp.up_proj.weight";
     weights.get_mut(name).unwrap().1[7] = 1e6;
     write_tensors(&model.path().join("model.safetensors"), &weights, safetensors::tensor::Dtype::F32);
-    let request = Request { weights: Precision::F16, ..Request::new(model.path()) };
+    let request = Request { weights: WeightFormat::F16, ..Request::new(model.path()) };
     let error = export_cached(&request, cache.path()).unwrap_err().to_string();
     assert!(error.contains(name) && error.contains("1000000") && error.contains("f16"), "{error}");
     assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0);
     // bf16 has the range.
-    let request = Request { weights: Precision::Bf16, ..request };
+    let request = Request { weights: WeightFormat::Bf16, ..request };
     export_cached(&request, cache.path()).unwrap();
 }
 
@@ -101,14 +103,17 @@ fn an_exported_folder_keeps_its_element_type_and_says_so_when_asked_for_another(
     let (model, cache) = (tiny_model("llama", true), tempfile::tempdir().unwrap());
     let folder =
         |weights| export_cached(&Request { weights, ..Request::new(model.path()) }, cache.path()).unwrap().folder;
-    let int4 = folder(Precision::Int4);
+    let int4 = folder(WeightFormat::Int4);
     open(&int4, cache.path(), |_| {}).unwrap();
     let error = refusal(open(&int4, cache.path(), |c| drop(c.options.insert("weights".into(), json!("int8")))));
     assert!(error.message.contains("already exported as int4"), "{error}");
     let error = refusal(open(&int4, cache.path(), |c| c.dtype = Dtype::F16));
     assert!(error.message.contains("computes in f32 with weights in int4, not in f16"), "{error}");
-    assert_eq!(open(&folder(Precision::F16), cache.path(), |c| c.dtype = Dtype::F16).unwrap().info().dtype, Dtype::F16);
-    let error = refusal(open(&folder(Precision::Bf16), cache.path(), |_| {}));
+    assert_eq!(
+        open(&folder(WeightFormat::F16), cache.path(), |c| c.dtype = Dtype::F16).unwrap().info().dtype,
+        Dtype::F16
+    );
+    let error = refusal(open(&folder(WeightFormat::Bf16), cache.path(), |_| {}));
     assert!(error.message.contains("bf16 on the CPU"), "{error}");
 }
 

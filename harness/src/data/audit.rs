@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use unicode_normalization::UnicodeNormalization;
 
-use super::format::Examples;
+use super::examples::Examples;
 use super::record::{BadRow, Record};
 
 /// What counts as near.

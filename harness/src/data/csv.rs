@@ -6,7 +6,8 @@
 use csv_core::ReadRecordResult;
 use serde_json::{Map, Value};
 
-use super::record::{Dataset, Fields, Parsed, Reading, collect, fits};
+use super::fields::{Fields, Reading};
+use super::record::{Dataset, Parsed, collect, fits};
 use crate::eval::think::ThinkTags;
 use crate::{Error, Result};
 

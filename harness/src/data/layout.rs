@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use super::fields::{Layout, Reading};
 use super::message::{Message, kind};
-use super::record::{Layout, Reading};
 use crate::eval::choice;
 use crate::eval::think::{Cut, ThinkState, ThinkTags};
 

@@ -1,6 +1,6 @@
 //! What a reader must know of what was made of the data: said on standard error and at the head of a report.
 
-use super::format::Reasoning;
+use super::examples::Reasoning;
 use super::record::Record;
 use crate::eval::think::ThinkTags;
 

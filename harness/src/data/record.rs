@@ -1,4 +1,4 @@
-//! Rows of question, reasoning and answer, read from JSON Lines or CSV; a broken line is named, never skipped in silence.
+//! A row of a data set: question, reasoning and answer; a broken one is named, never skipped in silence.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -6,9 +6,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::fields::Reading;
 use super::layout::{self, Body};
 use super::message::{Message, kind};
-use crate::eval::think::ThinkTags;
 use crate::eval::{Choice, Decision, Item};
 use crate::fsio::{self, write_atomic};
 use crate::{Error, Result};
@@ -67,81 +67,6 @@ impl Record {
     }
 }
 
-/// Which keys of a JSON row mean what.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Fields {
-    /// How the row is laid out.
-    pub layout: Layout,
-    /// Key of the id (a string or an integer), optional in the data.
-    pub id: String,
-    /// Key of the instruction, optional in the data.
-    pub instruction: String,
-    /// Key of the question (of the optional input in [`Layout::Alpaca`]).
-    pub question: String,
-    /// Key of the reasoning, optional in the data.
-    pub think: String,
-    /// Key of the answer (of the output in [`Layout::Alpaca`]).
-    pub answer: String,
-    /// Key of the source that rows share (a string or an integer), optional in the data.
-    pub cluster: String,
-    /// Key of the list of chat turns in [`Layout::Messages`].
-    pub messages: String,
-    /// Key of the options of a multiple-choice row, optional in the data: a list of texts, or an object of texts under `A`, `B`, ...
-    /// The answer is then a label, an option's text, or a text that names one option.
-    #[serde(skip_serializing_if = "is_usual_options")]
-    pub options: String,
-}
-
-/// Left out where nothing was asked for, so that a suite without choices is written as before there were any.
-fn is_usual_options(key: &str) -> bool {
-    key == "options"
-}
-
-/// The shapes of rows that are read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Layout {
-    /// One key each for question, think and answer. Where a row has no think, the reasoning that its answer holds in tags is.
-    #[default]
-    Columns,
-    /// `instruction` + optional `input` (joined by a newline) ask; `output` answers. What the output holds in tags of
-    /// reasoning ([`ThinkTags::cut`]) is the reasoning.
-    Alpaca,
-    /// A list of [`Message`]s: an optional system turn (an empty one is none), then user and assistant in turn, an assistant
-    /// last. Its `reasoning_content`, or what its content holds in tags, is the reasoning. `"weight": 0` of a turn says that it is not to
-    /// be trained on; a row whose last turn has it is a bad one.
-    Messages,
-}
-
-impl Default for Fields {
-    /// `question`, `think`, `answer`, with `id`, `instruction` and `cluster` if present.
-    fn default() -> Self {
-        Fields {
-            layout: Layout::Columns,
-            id: "id".into(),
-            instruction: "instruction".into(),
-            question: "question".into(),
-            think: "think".into(),
-            answer: "answer".into(),
-            cluster: "cluster".into(),
-            messages: "messages".into(),
-            options: "options".into(),
-        }
-    }
-}
-
-impl Fields {
-    /// `instruction`, `input`, `output`.
-    pub fn alpaca() -> Self {
-        Fields { layout: Layout::Alpaca, question: "input".into(), answer: "output".into(), ..Fields::default() }
-    }
-    /// `messages` of role and content.
-    pub fn messages() -> Self {
-        Fields { layout: Layout::Messages, ..Fields::default() }
-    }
-}
-
 /// A line that is not a row, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BadRow {
@@ -174,38 +99,6 @@ pub struct Dataset {
 /// 32 MB would take the machine's memory; half a million tokens of English fit in here.
 pub const MOST_BYTES: usize = 2 << 20;
 
-/// How the rows of a file are read.
-#[derive(Clone, Copy, Debug)]
-pub struct Reading<'a> {
-    /// Which keys mean what.
-    pub fields: &'a Fields,
-    /// Which tags part reasoning from answers.
-    pub tags: &'a ThinkTags,
-    /// A bad row is an error.
-    pub strict: bool,
-}
-
-impl Reading<'_> {
-    /// Reads a data set: CSV if the file's name ends in `.csv`, else JSON Lines.
-    ///
-    /// # Errors
-    /// As [`parse_csv`](super::csv::parse_csv) and [`read_jsonl`].
-    pub fn read(&self, path: impl AsRef<Path>) -> Result<Dataset> {
-        let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|e| Error::io("read the data set", path, e))?;
-        let source = path.display().to_string();
-        match path.extension() {
-            Some(end) if end.eq_ignore_ascii_case("csv") => super::csv::parse(&bytes, &source, self),
-            _ => self.jsonl(&bytes, &source),
-        }
-    }
-
-    fn jsonl(&self, bytes: &[u8], source: &str) -> Result<Dataset> {
-        let rows = lines(bytes).map(|(line, text)| (line, fits(text.len()).and_then(|()| parse_object(text))));
-        collect(bytes, source, self, rows)
-    }
-}
-
 /// Whether a row, or a text, of so many bytes is read.
 ///
 /// # Errors
@@ -215,34 +108,6 @@ pub fn fits(bytes: usize) -> Result<(), String> {
         true => Ok(()),
         false => Err(format!("{bytes} bytes of text are more than the {MOST_BYTES} that are read at once: part it")),
     }
-}
-
-/// [`Reading::read`] with the usual tags of reasoning.
-///
-/// # Errors
-/// As there.
-pub fn read_rows(path: impl AsRef<Path>, fields: &Fields, strict: bool) -> Result<Dataset> {
-    Reading { fields, tags: &ThinkTags::default(), strict }.read(path)
-}
-
-/// Reads a JSON Lines file (UTF-8, with or without a byte-order mark, `\n` or `\r\n`) with the usual tags of reasoning. Keys
-/// that [`Fields`] does not name are ignored; blank lines at the end are fine, elsewhere they are bad rows, as is a row of more than
-/// [`MOST_BYTES`].
-///
-/// # Errors
-/// If the file cannot be read, is empty or has no good row; with `strict`, at the first bad row.
-pub fn read_jsonl(path: impl AsRef<Path>, fields: &Fields, strict: bool) -> Result<Dataset> {
-    let path = path.as_ref();
-    let bytes = std::fs::read(path).map_err(|e| Error::io("read the data set", path, e))?;
-    parse_jsonl(&bytes, &path.display().to_string(), fields, strict)
-}
-
-/// [`read_jsonl`] of bytes that are already here; `source` names them in errors.
-///
-/// # Errors
-/// As [`read_jsonl`], but for reading.
-pub fn parse_jsonl(bytes: &[u8], source: &str, fields: &Fields, strict: bool) -> Result<Dataset> {
-    Reading { fields, tags: &ThinkTags::default(), strict }.jsonl(bytes, source)
 }
 
 /// A row as it was read, or why it is none.

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use super::block::ElementType;
+use super::quant::ElementType;
 use crate::{Error, Result};
 
 /// Most dimensions of a tensor.

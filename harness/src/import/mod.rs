@@ -8,10 +8,10 @@
 //! What is not known is refused by name — an architecture, an element type, a pre-tokenizer, a tensor without a place —
 //! because a model that is almost right gives numbers that are wrong without any error.
 
-mod block;
 mod decoder;
 mod encode;
 mod gguf;
+mod quant;
 mod retype;
 mod tokenizer;
 
@@ -22,8 +22,8 @@ use karat_system::safetensors::Writer;
 use serde::Serialize;
 use serde_json::Value as Json;
 
-pub use block::ElementType;
 pub use gguf::{Gguf, Tensor, Value};
+pub use quant::ElementType;
 pub use retype::retype;
 
 use crate::backend::Dtype;

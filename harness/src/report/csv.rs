@@ -3,8 +3,8 @@
 //! A text that a spreadsheet would take for a formula gets an apostrophe before it (OWASP, "CSV Injection"), numbers stay numbers;
 //! control characters other than line breaks and tabs are written out (`\u{1b}`).
 
+use super::escape::legible_lines;
 use super::model::{Direction, ItemValues, Report};
-use super::text::legible_lines;
 
 /// All items of all models, in the report's order. An undefined value is an empty field.
 pub fn items(report: &Report) -> String {

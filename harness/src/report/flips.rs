@@ -1,7 +1,7 @@
 //! Which items changed sides: counted for every comparison and metric with a notion of right, shown in full with the first
 //! token in which two texts part.
 
-use super::build::{Inputs, Run, example, values};
+use super::inputs::{Inputs, Run, example, values};
 use super::model::{Comparison, Divergence, FlipTable, FlippedItem, Report, Token};
 use crate::eval::Item;
 use crate::eval::flips::flips;

@@ -24,8 +24,8 @@
 pub mod annotations;
 pub mod baseline;
 pub mod junit;
+pub mod locate;
 mod noise;
-pub mod subject;
 mod test;
 pub mod text;
 
@@ -40,8 +40,8 @@ use crate::error::{Error, Result};
 use crate::eval::stats::{Gate, Verdict, cluster_count, clustered_non_inferiority, mean, pooled_non_inferiority};
 
 pub use baseline::Baseline;
+pub use locate::Subject;
 pub use noise::Noise;
-pub use subject::Subject;
 pub use test::{Gated, test};
 
 /// The verdict on one metric of one model.

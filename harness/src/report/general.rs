@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::f64::consts::LN_2;
 
-use super::build::{GeneralText, ModelRun, best, finite, pairs};
+use super::inputs::{GeneralText, ModelRun, best, finite, pairs};
 use super::model::{Comparison, Direction, General, Metric, MetricValue};
 use super::significance::{self, Paired};
 use crate::eval::PartScore;

@@ -10,13 +10,14 @@ use minijinja::value::{Serde, Value};
 use minijinja::{Environment as Templates, context};
 use sha2::{Digest, Sha256};
 
+use super::escape::visible;
+use super::i18n::sentences::{self, Labels};
 use super::model::{Comparison, Direction, Example, FlippedItem, General, ItemRow, Metric, Report, Verdict};
 use super::number::{self, UNDEFINED};
-use super::text::visible;
-use super::words::{self, Labels};
-use super::{diff, facts, plot, tables, terms};
+use super::{diff, plot, provenance, tables};
 use crate::backend::StopReason;
 use crate::error::{Error, Result};
+use crate::report::i18n::terms;
 
 const TEMPLATE: &str = include_str!("html/report.html");
 const STYLE: &str = include_str!("html/style.css");
@@ -44,7 +45,7 @@ fn view(report: &Report) -> Value {
     let warnings: Vec<Value> = report
         .warnings
         .iter()
-        .map(|w| context! { note => w.is_note(), text => words::warning(w, report, language) })
+        .map(|w| context! { note => w.is_note(), text => sentences::warning(w, report, language) })
         .collect();
     let measured = !report.metrics.is_empty() && !report.models.is_empty();
     let metrics: Vec<Value> =
@@ -75,7 +76,7 @@ fn view(report: &Report) -> Value {
         script_hash => format!("sha256-{}", base64::engine::general_purpose::STANDARD.encode(Sha256::digest(SCRIPT))),
         title => title.as_str(),
         suite => report.suite.name.as_str(),
-        verdict => words::verdict(report, language),
+        verdict => sentences::verdict(report, language),
         description => report.suite.description.as_str(),
         models => report.models.iter().map(|m| context! { name => m.name.as_str(), color => color(report, &m.name) }).collect::<Vec<_>>(),
         item_count => number::grouped(report.items.len() as u64),
@@ -116,9 +117,9 @@ fn view(report: &Report) -> Value {
         costs => tables::costs(report).iter().map(|(model, cells)| context! {
             name => model.name.as_str(), color => color(report, &model.name), cells => data(cells),
         }).collect::<Vec<_>>(),
-        facts => data(facts::facts(report)),
+        facts => data(provenance::facts(report)),
         bad_rows => data(&report.data.bad_rows),
-        environment => data(facts::environment(report)),
+        environment => data(provenance::environment(report)),
     };
     context! { ..page, ..sections, ..foot }
 }
@@ -270,7 +271,7 @@ fn example(example: &Example, report: &Report, l: &Labels) -> Value {
     let text = |name: &str| match example.models.get(name) {
         Some(t) => context! {
             name, color => color(report, name),
-            note => words::state_note(t.thinking, t.stop, report.language),
+            note => sentences::state_note(t.thinking, t.stop, report.language),
             think => t.think.as_str(),
             pieces => data(if t.answer.is_empty() { Vec::new() } else { diff::pieces(&example.answer, &t.answer) }),
             absent => l.no_answer,
@@ -317,7 +318,7 @@ fn item_table(items: &[ItemRow], against: &[&Comparison], report: &Report, l: &L
                     c.candidate,
                     l.against,
                     c.baseline,
-                    words::verdict_word(verdict, report.language)
+                    sentences::verdict_word(verdict, report.language)
                 )
             };
             [(format!("better:{column}"), label(Verdict::Better)), (format!("worse:{column}"), label(Verdict::Worse))]
@@ -338,7 +339,7 @@ fn item_row(item: &ItemRow, metrics: &[&Metric], against: &[&Comparison], report
             context! {
                 values => joined(&values),
                 text => shown(&values, metrics, number::fixed),
-                note => cut.map(|v| words::state_note(v.thinking, v.stop, report.language)),
+                note => cut.map(|v| sentences::state_note(v.thinking, v.stop, report.language)),
             }
         })
         .collect();

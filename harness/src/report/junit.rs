@@ -4,9 +4,11 @@
 //! Jenkins' xUnit plugin: every attribute that either requires, in the order that either prescribes. `timestamp` and `time` are
 //! required but say nothing of an evaluation: they are the epoch and 0, so that the same verdicts are the same bytes.
 
+pub mod comparisons;
+
 use std::fmt::Write;
 
-use super::text::escaped;
+use super::escape::escaped;
 
 /// One `testsuite`.
 #[derive(Clone, Debug, PartialEq)]

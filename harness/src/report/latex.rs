@@ -6,9 +6,10 @@
 
 use std::fmt::Write;
 
+use super::i18n::{sentences, terms};
 use super::model::{Metric, Report};
 use super::number::{self, UNDEFINED};
-use super::{tables, terms, words};
+use super::tables;
 
 /// A `table` with the rows and columns of the Markdown report, the verdict as its caption, labelled `tab:SUITE`; where there is
 /// unclosed reasoning, a second one labelled `tab:SUITE-unclosed`.
@@ -18,7 +19,7 @@ pub fn table(report: &Report) -> String {
     let columns = report.models.len() + against.len() + 1;
     let label: String = report.suite.name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
     let mut tex = String::from("% \\usepackage{booktabs}\n");
-    begin(&mut tex, &words::verdict(report, report.language), &label, &format!("l{}", "r".repeat(columns)));
+    begin(&mut tex, &sentences::verdict(report, report.language), &label, &format!("l{}", "r".repeat(columns)));
     let mut header = vec![l.metric.to_string()];
     header.extend(report.models.iter().map(|m| m.name.clone()));
     header.extend(against.iter().map(|c| format!("{} {} {}", c.candidate, l.against, c.baseline)));
@@ -87,7 +88,7 @@ fn value(metric: &Metric, model: &str) -> String {
 /// Text in LaTeX's text mode, on one line; signs that its fonts lack in math mode.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in super::text::visible(text).chars() {
+    for c in super::escape::visible(text).chars() {
         match c {
             '\\' => out.push_str("\\textbackslash{}"),
             '~' => out.push_str("\\textasciitilde{}"),

@@ -5,11 +5,12 @@
 
 use std::fmt::Write;
 
+use super::escape::escaped;
+use super::i18n::sentences::{self, Labels};
+use super::i18n::terms;
 use super::model::{Comparison, Divergence, Example, FlipTable, Language, Metric, Model, Report};
 use super::number::{self, UNDEFINED};
-use super::text::escaped;
-use super::words::{self, Labels};
-use super::{tables, terms};
+use super::tables;
 
 /// The whole report, in its own language.
 pub fn render(report: &Report) -> String {
@@ -17,7 +18,7 @@ pub fn render(report: &Report) -> String {
     let mut md = String::new();
     let title = if report.suite.title.is_empty() { &report.suite.name } else { &report.suite.title };
     let _ = writeln!(md, "# {}\n", inline(title));
-    let _ = writeln!(md, "**{}**\n", inline(&words::verdict(report, language)));
+    let _ = writeln!(md, "**{}**\n", inline(&sentences::verdict(report, language)));
     if !report.suite.description.is_empty() {
         let _ = writeln!(md, "{}\n", inline(&report.suite.description));
     }
@@ -25,7 +26,7 @@ pub fn render(report: &Report) -> String {
         let _ = writeln!(md, "## {}\n", l.warnings);
         for warning in &report.warnings {
             let sign = if warning.is_note() { "ℹ️" } else { "⚠️" };
-            let _ = writeln!(md, "- {sign} {}", inline(&words::warning(warning, report, language)));
+            let _ = writeln!(md, "- {sign} {}", inline(&sentences::warning(warning, report, language)));
         }
         md.push('\n');
     }
@@ -59,7 +60,7 @@ pub fn render(report: &Report) -> String {
 
 /// The verdict, the table and its legend: what a README quotes.
 pub fn results_block(report: &Report) -> String {
-    let verdict = words::verdict(report, report.language);
+    let verdict = sentences::verdict(report, report.language);
     let table = results_table(report);
     format!("{}\n\n{table}\n<sub>{}</sub>\n", inline(&verdict), inline(report.language.labels().legend))
 }
@@ -266,7 +267,7 @@ fn side_by_side(example: &Example, models: &[Model], language: Language) -> Stri
                 let _ = write!(body, "<td><em>{}</em></td>", l.no_result);
             }
             Some(text) => {
-                let note = words::state_note(text.thinking, text.stop, language);
+                let note = sentences::state_note(text.thinking, text.stop, language);
                 let note = if note.is_empty() { note } else { format!("<em>{}</em><br>", html(&note)) };
                 let answer =
                     if text.answer.is_empty() { format!("<em>{}</em>", l.no_answer) } else { html(&text.answer) };
@@ -286,7 +287,7 @@ fn folded(think: &str, l: &Labels) -> String {
 
 fn reproduce(md: &mut String, report: &Report, l: &Labels) {
     let _ = writeln!(md, "## {}\n", l.reproduce);
-    for (label, text) in super::facts::facts(report) {
+    for (label, text) in super::provenance::facts(report) {
         let _ = writeln!(md, "- {label}: {}", inline(&text));
         if label == l.bad_rows {
             for row in &report.data.bad_rows {

@@ -6,40 +6,40 @@
 
 pub mod benchmark;
 mod build;
-mod certified;
 pub mod compare;
 pub mod csv;
+mod determinism;
 mod diff;
-mod facts;
+mod escape;
 mod flips;
 pub mod gate;
 mod general;
 pub mod html;
+mod i18n;
+mod inputs;
 pub mod junit;
 pub mod latex;
 pub mod markdown;
 mod model;
 mod number;
 pub mod plot;
+mod provenance;
 pub mod seed_compat;
 mod significance;
 pub mod splice;
 mod tables;
-mod terms;
-mod text;
-pub mod verdicts;
 mod warning;
-mod words;
 mod write;
 
-pub use build::{GeneralText, Inputs, MetricInfo, ModelRun, Pooled, TrainingRecord, build};
+pub use build::build;
+pub use escape::legible;
+pub use inputs::{GeneralText, Inputs, MetricInfo, ModelRun, Pooled, TrainingRecord};
 pub use model::*;
-pub use text::legible;
 pub use warning::Warning;
 pub use write::{REPORT_JSON, check_folder, write};
 
 /// What a report does not cover, in one English sentence: models with items that they have no result for, rows of the data that could
 /// not be used. None where everything was measured. Every page begins with it.
 pub fn coverage(report: &Report) -> Option<String> {
-    words::coverage(report, Language::English).map(|text| legible(&text))
+    i18n::sentences::coverage(report, Language::English).map(|text| legible(&text))
 }

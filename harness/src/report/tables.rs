@@ -1,8 +1,8 @@
 //! The cells of the report's tables as plain text, unescaped: Markdown and the page lay out the same ones.
 
+use super::i18n::sentences::{self, Labels};
 use super::model::{Cost, Direction, General, Language, Metric, MetricComparison, Model, Report, Verdict};
 use super::number::{self, UNDEFINED};
-use super::words::{self, Labels};
 
 /// One number where all models have the same, `18–20` where they differ.
 pub(super) fn sample_size(metric: &Metric, report: &Report) -> String {
@@ -38,7 +38,7 @@ pub(super) fn difference(metric: &Metric, c: &MetricComparison, language: Langua
             _ => format!("{} / {}", c.wins, c.losses),
         },
         detectable: c.detectable.map_or(UNDEFINED.into(), |d| number::fixed(d, metric.decimals)),
-        verdict: words::verdict_word(c.verdict, language),
+        verdict: sentences::verdict_word(c.verdict, language),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::fsio::{self, PassingFolder, sha256};
 use crate::report::{AdapterCheck, MergedCheck};
 use crate::run::evaluate::{EvalJob, evaluator, scores};
-use crate::run::{Cancel, Notice, Observer, Resident, backend_error};
+use crate::run::{Cancel, Notice, Observer, SessionCache, backend_error};
 
 /// Items that are looked at, evenly spread over the data.
 const PROBES: usize = 12;
@@ -34,7 +34,7 @@ struct Stored {
 pub(super) fn check(
     job: &EvalJob<'_>,
     scratch: &Path,
-    resident: &mut Resident,
+    sessions: &mut SessionCache,
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<Option<AdapterCheck>> {
@@ -64,13 +64,13 @@ pub(super) fn check(
     }
     observer.notice(Notice::Stage { name: &stage, detail: format!("{wanted} items with it, without it, merged") });
 
-    let ask = |resident: &mut Resident, open: &OpenConfig, generates: bool| {
-        let session = resident.session(job.backend, open)?;
+    let ask = |sessions: &mut SessionCache, open: &OpenConfig, generates: bool| {
+        let session = sessions.session(job.backend, open)?;
         ask(session, &descriptor.name, &references, generates.then_some((&prompts, &greedy)), cancel)
     };
     let without = OpenConfig { adapter: None, ..job.open.clone() };
-    let (base, _) = ask(resident, &without, false)?;
-    let (with, texts) = ask(resident, &job.open, true)?;
+    let (base, _) = ask(sessions, &without, false)?;
+    let (with, texts) = ask(sessions, &job.open, true)?;
     let (largest_change, mean_change) = differences(&base, &with);
     if largest_change == 0.0 && !with.logprobs.is_empty() && !is_zero(adapter)? {
         return Err(Error::backend(format!(
@@ -87,10 +87,10 @@ pub(super) fn check(
         let folder =
             PassingFolder::new_in(scratch, purpose).map_err(|e| Error::io("create a folder in", scratch, e))?;
         let into = folder.path().join("merged");
-        resident.close();
+        sessions.close();
         drop(job.backend.open(&OpenConfig { merge_into: Some(into.clone()), ..job.open.clone() })?);
         // What is opened is what was written: the files as they would be shipped.
-        let (scores, merged_texts) = ask(resident, &OpenConfig { model: into, ..without }, true)?;
+        let (scores, merged_texts) = ask(sessions, &OpenConfig { model: into, ..without }, true)?;
         let (largest_difference, mean_difference) = differences(&with, &scores);
         Some(MergedCheck {
             largest_difference,

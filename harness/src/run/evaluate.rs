@@ -11,14 +11,14 @@ use crate::backend::{
     Descriptor, Evaluator, Event, EventSink, GenerateConfig, OpenConfig, Scores, Session, SessionInfo, StopReason,
     Tokens, TokensView,
 };
-use crate::data::format::OptionExample;
+use crate::data::examples::OptionExample;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::{OptionScore, PartScore, Prediction, ReferenceScore};
 use crate::fsio::{self, sha256};
 use crate::memory;
 use crate::run::{
-    Cancel, LoadedBackend, Notice, Observer, Resident, StageSink, Store, backend_error, opening_warnings,
+    Cancel, LoadedBackend, Notice, Observer, SessionCache, StageSink, Store, backend_error, opening_warnings,
 };
 
 /// What a model is asked on one item, as token ids.
@@ -130,13 +130,13 @@ impl Effort {
     }
 }
 
-/// Scores the references and generates an answer for every query that is not stored yet; the session is `resident`'s.
+/// Scores the references and generates an answer for every query that is not stored yet; the session is `sessions`'s.
 ///
 /// # Errors
 /// The backend's error; interrupted (what is complete is stored); I/O.
 pub fn evaluate(
     job: EvalJob<'_>,
-    resident: &mut Resident,
+    sessions: &mut SessionCache,
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<Evaluated> {
@@ -176,7 +176,7 @@ pub fn evaluate(
                 stored("generated", job.queries.len(), &to_generate)
             );
             observer.notice(Notice::Stage { name: &stage, detail });
-            let session = resident.session(job.backend, &job.open)?;
+            let session = sessions.session(job.backend, &job.open)?;
             let info = session.info();
             opening_warnings(&job.open, &info).into_iter().for_each(|w| observer.notice(Notice::Warning(w)));
             let [mut scoring, mut generating] = earlier.map(|e| e.unwrap_or_else(|| Effort::nothing(info.clone())));

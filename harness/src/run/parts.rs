@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use rayon::prelude::*;
 
-use crate::data::format::{BadRecord, Formatter, Reasoning, rephrased};
-use crate::data::record::{BadRow, Dataset, Reading, Record};
+use crate::data::examples::{BadRecord, Formatter, Reasoning, rephrased};
+use crate::data::fields::Reading;
+use crate::data::record::{BadRow, Dataset, Record};
 use crate::data::split::split;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::SplitRule;

@@ -19,8 +19,8 @@ use crate::run::machine::machine;
 use crate::run::recorded::{Recorded, RecordedTraining};
 use crate::run::train::{Base, EVALUATE_IT, TrainJob, Trained, plan, train};
 use crate::run::{
-    Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, Resident, adapter, folder, left, left_over, metrics,
-    prepare,
+    Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, SessionCache, adapter, folder, left, left_over,
+    metrics, prepare,
 };
 use crate::suite::{CheckpointChoice, Suite};
 
@@ -290,7 +290,7 @@ impl Stages<'_> {
         subject: &Subject,
         prepared: &Prepared,
         backend: &LoadedBackend,
-        resident: &mut Resident,
+        sessions: &mut SessionCache,
     ) -> Result<(Evaluated, Option<AdapterCheck>, String)> {
         let mut open = self.open(&subject.model);
         open.adapter.clone_from(&subject.adapter);
@@ -327,8 +327,8 @@ impl Stages<'_> {
             folder: self.folder.join("eval"),
         };
         // Before hours are spent on an adapter that was not applied.
-        let adapter = adapter::check(&job, self.folder, resident, self.observer, self.cancel)?;
-        let evaluated = evaluate(job, resident, self.observer, self.cancel)?;
+        let adapter = adapter::check(&job, self.folder, sessions, self.observer, self.cancel)?;
+        let evaluated = evaluate(job, sessions, self.observer, self.cancel)?;
         let (tokenizer, mut unnamed) = (prepared.formatter.tokenizer(), Unnamed::default());
         for prediction in &evaluated.predictions {
             unnamed.look(tokenizer, &prediction.id, prediction.ids.as_deref().unwrap_or_default());
@@ -341,12 +341,12 @@ impl Stages<'_> {
     fn report(&mut self, prepared: &Prepared, subjects: Vec<Subject>) -> Result<Report> {
         let backend = self.backends.backend(self.suite.eval_backend())?;
         let results = self.folder.join("results");
-        let (mut recorded, mut resident) = (Vec::new(), Resident::default());
+        let (mut recorded, mut sessions) = (Vec::new(), SessionCache::default());
         for subject in subjects {
             if self.cancel.requested() {
                 return Err(Error::interrupted());
             }
-            let (evaluated, adapter, checkpoint_sha256) = self.evaluate(&subject, prepared, &backend, &mut resident)?;
+            let (evaluated, adapter, checkpoint_sha256) = self.evaluate(&subject, prepared, &backend, &mut sessions)?;
             let Evaluated { predictions, references, beside: general, effort } = evaluated;
             let Subject { name, role, trained, .. } = subject;
             let training = trained.map(|t| RecordedTraining { summary: t.summary, curves: t.curves });
@@ -368,7 +368,7 @@ impl Stages<'_> {
             }
             recorded.push(one);
         }
-        resident.close();
+        sessions.close();
         let mut plugins = vec![backend];
         if self.suite.model.backend != self.suite.eval_backend() {
             plugins.push(self.backends.backend(&self.suite.model.backend)?);

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use rayon::prelude::*;
 
 use crate::data::audit::{AuditOptions, DataAudit, audit};
-use crate::data::blocks::read_texts;
-use crate::data::format::{BadRecord, Example, Examples, FormatOptions, Formatter, LabelledRows};
+use crate::data::examples::{BadRecord, Example, Examples, FormatOptions, Formatter, LabelledRows};
 use crate::data::notes::{self, Note};
+use crate::data::pretraining::read_texts;
 use crate::data::record::{BadRow, Record};
 use crate::data::split::PyRandom;
 use crate::data::template::ChatTemplate;

@@ -11,7 +11,7 @@ use crate::backend::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
 use crate::backend::{
     BackendError, Event, Level, LoraConfig, Method, OpenConfig, SessionInfo, TrainPlan, TrainSummary, Weights,
 };
-use crate::data::format::LabelledRows;
+use crate::data::examples::LabelledRows;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fsio::{self, Digests};
 use crate::run::folder::names;

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::format::{Choices, End, Output, Reasoning};
-use crate::data::record::Fields;
+use crate::data::examples::{Choices, End, Output, Reasoning};
+use crate::data::fields::Fields;
 use crate::data::split::Parts;
 use crate::eval::think::ThinkTags;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 use super::Suite;
-use super::written::{insert, set};
+use super::parse::{insert, set};
 use crate::backend::Dtype;
 use crate::error::{Error, Result};
 use crate::report::Language;

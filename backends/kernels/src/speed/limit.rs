@@ -1,10 +1,11 @@
-//! What the registers of a CPU would allow: multiplications alone, nothing loaded and nothing stored.
+//! Peak FLOP/s of a CPU's registers: multiplications alone, no loads and no stores.
 #![allow(unsafe_code)]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use crate::matmul::kernel::{LANES, Precision, Set};
+use crate::gemm::isa::Isa;
+use crate::gemm::tile::{LANES, Precision};
 use crate::simd::simd;
 
 /// GFLOP/s of multiplications in registers, on all threads of the current pool at once: the best of many tries, each so short
@@ -12,12 +13,12 @@ use crate::simd::simd;
 pub fn limit(precision: Precision) -> f64 {
     const TRIES: usize = 50;
     const LEAST: Duration = Duration::from_millis(50);
-    let set = Set::of_this_cpu();
+    let isa = Isa::of_this_cpu();
     let rates = rayon::broadcast(|_| {
         let (started, mut tries, mut best) = (Instant::now(), 0, 0f64);
         while tries < TRIES || started.elapsed() < LEAST {
             let from = Instant::now();
-            let done = steps(set, precision, 10_000);
+            let done = steps(isa, precision, 10_000);
             best = best.max(done / from.elapsed().as_secs_f64());
             tries += 1;
         }
@@ -26,20 +27,20 @@ pub fn limit(precision: Precision) -> f64 {
     rates.iter().sum()
 }
 
-/// Takes `n` steps with the instructions of `set`; the floating-point operations of all.
-fn steps(set: Set, precision: Precision, n: usize) -> f64 {
+/// Takes `n` steps with the instructions of `isa`; the floating-point operations of all.
+fn steps(isa: Isa, precision: Precision, n: usize) -> f64 {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the set was found on this CPU.
     unsafe {
-        match (set, precision) {
+        match (isa, precision) {
             #[cfg(target_os = "linux")]
-            (Set::AmxBf16, Precision::Bf16) => return crate::matmul::amx::steps(n),
-            (Set::Avx512Bf16, Precision::Bf16) => return x86::pairs(n),
-            (Set::Avx512Bf16 | Set::AmxBf16 | Set::Avx512, _) => return x86::singles(n),
+            (Isa::AmxBf16, Precision::Bf16) => return crate::gemm::amx::steps(n),
+            (Isa::Avx512Bf16, Precision::Bf16) => return x86::pairs(n),
+            (Isa::Avx512Bf16 | Isa::AmxBf16 | Isa::Avx512, _) => return x86::singles(n),
             _ => {}
         }
     }
-    let _ = (set, precision);
+    let _ = (isa, precision);
     plain(n)
 }
 
@@ -70,7 +71,7 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
-    use crate::matmul::kernel::LANES;
+    use crate::gemm::tile::LANES;
 
     /// Sums side by side, enough to wait for none.
     const SUMS: usize = 24;

@@ -1,4 +1,4 @@
-//! What is looked for, and where it may be.
+//! The functions that are looked for, and where they may be called.
 
 /// Functions of the C library and of the compiler's own for what an instruction does, or a few in a row in every lane of a
 /// vector. `memcpy` and its kin are not among them: long copies are theirs to make.
@@ -109,7 +109,7 @@ pub struct Allowed {
 const EXP: &[&str] = &["exp", "expf"];
 const LOG: &[&str] = &["log", "logf"];
 
-/// What is known. Names of the standard library and of rayon stand for whatever closure they were compiled with; the compiler
+/// The known calls. Names of the standard library and of rayon stand for whatever closure they were compiled with; the compiler
 /// leaves that out of their names, so that numbers keep others from slipping in.
 pub const ALLOWED: &[Allowed] = &[
     Allowed {
@@ -125,7 +125,7 @@ pub const ALLOWED: &[Allowed] = &[
         reason: "attention in f32: the logarithm of a sum of exponentials, once for every query of a head",
     },
     Allowed {
-        within: "karat_kernels::matmul::amx::task",
+        within: "karat_kernels::gemm::amx::task",
         calls: LOG,
         most: 2,
         reason: "attention in bf16: the logarithm of a sum of exponentials, once for every query of a head",
@@ -137,7 +137,7 @@ pub const ALLOWED: &[Allowed] = &[
         reason: "log-probabilities: once where a block of the vocabulary has a larger logit than those before it",
     },
     Allowed {
-        within: "karat_kernels::matmul::log_probability::",
+        within: "karat_kernels::gemm::fused::linear_log_prob::",
         calls: &["exp", "log"],
         most: 3,
         reason: "log-probabilities: once for every block of the vocabulary and every token",

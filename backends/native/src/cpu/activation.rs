@@ -4,27 +4,29 @@ use karat_backend::BackendError;
 
 use super::bf16::{Bf16Storage, Operand};
 use super::{Cpu, edit_gradient};
-use crate::device::{Dropped, LowRank, Mask, Precision, ReadBy, RmsNormed, TensorOps};
+use crate::device::{Dropped, LoraPair, Mask, Precision, ReadBy, RmsNormed, TensorOps};
 use crate::error::Result;
+use crate::ops::dora;
 use crate::ops::dropout::{self, Key};
-use crate::ops::low_rank::{self, LowRank as Change};
-use crate::ops::mapped::Elements;
 use crate::ops::number::Number;
-use crate::ops::{buffers, elementwise, embedding, norm, swiglu};
+use crate::ops::{elementwise, embedding, norm, swiglu};
 use crate::profile::Timer;
-use crate::tensor::{Gradient, Indices, Stored, Tensor, activation, dims, edit, tensor, view};
+use crate::tensor::{Gradient, Indices, StoredWeight, Tensor, activation, dims, edit, tensor, view};
+use karat_kernels::lora::{self, LoraDelta};
+use karat_kernels::memory::arena;
+use karat_kernels::memory::mmap::Elements;
 
 /// `w + delta`, each row times its `gain` if one is given: a new tensor `[out, in]` on the host, wherever these lie.
 ///
 /// # Errors
 /// If a device fails.
-pub fn merged(w: &dyn Stored, delta: LowRank<'_>, gain: Option<&Tensor>) -> Result<Tensor> {
+pub fn merged(w: &dyn StoredWeight, delta: LoraPair<'_>, gain: Option<&Tensor>) -> Result<Tensor> {
     let (ws, n_in) = (w.view()?, w.matrix()?.1);
-    let mut merged = buffers::zeroed(ws.elements().len());
+    let mut merged = arena::zeroed(ws.elements().len());
     ws.elements().widen(&mut merged);
     let (a, b) = (view(delta.a)?, view(delta.b)?);
     let gain = gain.map(view).transpose()?;
-    low_rank::merge(&mut merged, Change { a: &a, b: &b, scale: delta.scale, n_in }, gain.as_deref());
+    lora::merge(&mut merged, LoraDelta { a: &a, b: &b, scale: delta.scale, n_in }, gain.as_deref());
     tensor(merged, w.dims())
 }
 
@@ -32,9 +34,9 @@ pub fn merged(w: &dyn Stored, delta: LowRank<'_>, gain: Option<&Tensor>) -> Resu
 ///
 /// # Errors
 /// If a device fails.
-pub fn merged_norms(norms: &Tensor, w: &dyn Stored, delta: LowRank<'_>) -> Result<()> {
+pub fn merged_norms(norms: &Tensor, w: &dyn StoredWeight, delta: LoraPair<'_>) -> Result<()> {
     let (ws, a, b, n_in) = (w.view()?, view(delta.a)?, view(delta.b)?, w.matrix()?.1);
-    edit(norms, |norms| low_rank::norms(ws.elements(), Change { a: &a, b: &b, scale: delta.scale, n_in }, norms))
+    edit(norms, |norms| lora::norms(ws.elements(), LoraDelta { a: &a, b: &b, scale: delta.scale, n_in }, norms))
 }
 
 fn swiglu_gradients<O: Number>(
@@ -65,15 +67,15 @@ impl Cpu {
 impl TensorOps for Cpu {
     fn gather(&self, x: &Tensor, at: &Indices) -> Result<Tensor> {
         let (_, width) = dims(x)?;
-        let mut y = buffers::take(at.len() * width);
+        let mut y = arena::alloc(at.len() * width);
         embedding::gather(Elements::F32(&view(x)?), width, at, &mut y);
         activation(y, &[at.len(), width])
     }
 
-    fn embed(&self, table: &dyn Stored, ids: &Indices) -> Result<Tensor> {
+    fn embed(&self, table: &dyn StoredWeight, ids: &Indices) -> Result<Tensor> {
         let _timer = Timer::new("embedding", 0.0);
         let (_, width) = table.matrix()?;
-        let mut y = buffers::take(ids.len() * width);
+        let mut y = arena::alloc(ids.len() * width);
         embedding::gather(table.view()?.elements(), width, ids, &mut y);
         activation(y, &[ids.len(), width])
     }
@@ -102,7 +104,7 @@ impl TensorOps for Cpu {
     }
 
     fn zero_activation(&self, like: &Tensor) -> Result<Tensor> {
-        let mut data = buffers::take(like.elem_count());
+        let mut data = arena::alloc(like.elem_count());
         elementwise::clear(&mut data);
         activation(data, like.dims())
     }
@@ -125,7 +127,7 @@ impl TensorOps for Cpu {
         let ws = view(w)?;
         let runs = x.elem_count() / ws.len();
         if self.rounds(read_by) {
-            let (xs, mut scale) = (Operand::of(x)?, buffers::take(runs));
+            let (xs, mut scale) = (Operand::of(x)?, arena::alloc(runs));
             let y = Bf16Storage::filled(x.dims(), |y| match &xs {
                 Operand::F32(x) => norm::forward_narrow(x, &ws, eps, y, &mut scale),
                 Operand::Bf16(x) => norm::forward_narrow(x, &ws, eps, y, &mut scale),
@@ -133,7 +135,7 @@ impl TensorOps for Cpu {
             return Ok((y.into(), activation(scale, &[runs])?));
         }
         let xs = view(x)?;
-        let (mut y, mut scale) = (buffers::take(xs.len()), buffers::take(runs));
+        let (mut y, mut scale) = (arena::alloc(xs.len()), arena::alloc(runs));
         norm::forward(&xs, &ws, eps, &mut y, &mut scale);
         Ok((activation(y, x.dims())?, activation(scale, &[runs])?))
     }
@@ -157,7 +159,7 @@ impl TensorOps for Cpu {
                 dx
             }
             None => {
-                let mut dx = buffers::take(of.x.elem_count());
+                let mut dx = arena::alloc(of.x.elem_count());
                 backward(&mut dx, false);
                 activation(dx, of.x.dims())?
             }
@@ -171,7 +173,7 @@ impl TensorOps for Cpu {
     fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         let _timer = Timer::new("SwiGLU", 0.0);
         if self.precision == Precision::F32 {
-            let mut y = buffers::take(gate.elem_count());
+            let mut y = arena::alloc(gate.elem_count());
             swiglu::forward(&view(gate)?, &view(up)?, &mut y);
             return activation(y, gate.dims());
         }
@@ -202,7 +204,7 @@ impl TensorOps for Cpu {
             swiglu_gradients((&g, &u), &d, dg.elements_mut(), du.elements_mut())?;
             return Ok((dg.into(), du.into()));
         }
-        let [mut dg, mut du] = [gate, up].map(|x| buffers::take(x.elem_count()));
+        let [mut dg, mut du] = [gate, up].map(|x| arena::alloc(x.elem_count()));
         swiglu_gradients((&g, &u), &d, &mut dg, &mut du)?;
         Ok((activation(dg, gate.dims())?, activation(du, up.dims())?))
     }
@@ -219,7 +221,7 @@ impl TensorOps for Cpu {
             return Ok(Dropped { x: y.into(), factor: mask.scale() });
         }
         let xs = view(x)?;
-        let mut y = buffers::take(xs.len());
+        let mut y = arena::alloc(xs.len());
         mask.apply(&xs, &mut y, false);
         Ok(Dropped { x: activation(y, x.dims())?, factor: 1.0 })
     }
@@ -230,7 +232,7 @@ impl TensorOps for Cpu {
         edit(dx, |dx| mask.apply(&dy, dx, true))
     }
 
-    fn merged_norms(&self, norms: &Tensor, w: &dyn Stored, delta: LowRank<'_>) -> Result<()> {
+    fn merged_norms(&self, norms: &Tensor, w: &dyn StoredWeight, delta: LoraPair<'_>) -> Result<()> {
         merged_norms(norms, w, delta)
     }
 
@@ -240,19 +242,19 @@ impl TensorOps for Cpu {
 
     fn add_scaled(&self, y: &Tensor, x: &Tensor, gain: &Tensor) -> Result<()> {
         let (x, gain) = (view(x)?, view(gain)?);
-        edit(y, |y| low_rank::add_scaled(y, &x, &gain))
+        edit(y, |y| dora::add_scaled(y, &x, &gain))
     }
 
     fn subtract(&self, y: &Tensor, x: &Tensor) -> Result<()> {
         let minus = vec![-1.0; dims(x)?.1];
         let x = view(x)?;
-        edit(y, |y| low_rank::add_scaled(y, &x, &minus))
+        edit(y, |y| dora::add_scaled(y, &x, &minus))
     }
 
     fn rows(&self, like: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let Some(bias) = bias else { return self.zero_activation(like) };
         let bias = view(bias)?;
-        let mut y = buffers::take(like.elem_count());
+        let mut y = arena::alloc(like.elem_count());
         y.chunks_exact_mut(bias.len()).for_each(|y| y.copy_from_slice(&bias));
         activation(y, like.dims())
     }
@@ -260,7 +262,7 @@ impl TensorOps for Cpu {
     fn magnitude_gradient(&self, dm: &Gradient, dy: &Tensor, x: &Tensor, n: &Tensor) -> Result<()> {
         let (dy, x, n) = (view(dy)?, view(x)?, view(n)?);
         let mut dgain = vec![0.0; n.len()];
-        low_rank::gain_gradient(&mut dgain, &dy, &x);
+        dora::gain_gradient(&mut dgain, &dy, &x);
         edit_gradient(dm, |dm| dm.iter_mut().zip(dgain).zip(n.iter()).for_each(|((m, g), n)| *m += g / n))
     }
 }

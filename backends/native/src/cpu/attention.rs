@@ -7,10 +7,11 @@ use super::{Cpu, edit_gradient};
 use crate::device::{Attended, AttentionOps, HeadNorm, Precision, Qkv, ReadBy, RmsNormed, Rotary, Rotated, TensorOps};
 use crate::error::Result;
 use crate::ops::attention::{Before, Heads, Normed};
-use crate::ops::matmul::Mat;
-use crate::ops::{attention, buffers, rope};
+use crate::ops::{attention, rope};
 use crate::profile::Timer;
 use crate::tensor::{Tensor, View, activation, dims, edit, view};
+use karat_kernels::gemm::Mat;
+use karat_kernels::memory::arena;
 
 /// Rotates `q` `[tokens, queries * dim]` and `k` `[tokens, keys * dim]` in place; `inverse` is the gradient.
 fn rotate(q: &Tensor, k: &Tensor, Rotary { positions, angles, heads }: Rotary<'_>, inverse: bool) -> Result<()> {
@@ -29,7 +30,7 @@ fn rotate_bf16(
     let _timer = Timer::new("heads normed and rotated", 0.0);
     let (xs, table, positions) = (Operand::of(x)?, rotary.angles.table(), rotary.positions);
     let weight = norm.map(|norm| Ok((view(norm.weight)?, norm.eps))).transpose()?;
-    let mut scale = norm.map(|_| buffers::take(positions.len() * heads));
+    let mut scale = norm.map(|_| arena::alloc(positions.len() * heads));
     let y = Bf16Storage::filled(x.dims(), |y| {
         let norm = weight.as_ref().zip(scale.as_deref_mut()).map(|((w, eps), scale)| (&**w, *eps, scale));
         match &xs {
@@ -97,7 +98,7 @@ fn attend_backward_bf16(
             ([dq.into(), dk.into(), dv.into()], sums)
         }
         ReadBy::Any => {
-            let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|width| buffers::take(tokens * width));
+            let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|width| arena::alloc(tokens * width));
             let into: [&mut [f32]; 3] = [&mut dq, &mut dk, &mut dv];
             let sums = attention::backward_before(read, starts, heads, made, &dout, &before, into);
             ([activation(dq, q.dims())?, activation(dk, k.dims())?, activation(dv, v.dims())?], sums)
@@ -141,11 +142,11 @@ impl AttentionOps for Cpu {
         let _timer = Timer::new("attention", attention::work(starts, heads, 2));
         let (qs, ks, vs) = (Operand::of(q)?, Operand::of(k)?, Operand::of(v)?);
         let ((tokens, wide), (_, narrow)) = (dims(q)?, dims(k)?);
-        let mut lse = buffers::take(tokens * heads.queries);
+        let mut lse = arena::alloc(tokens * heads.queries);
         let (qs, ks, vs) = (qs.mat(tokens, wide), ks.mat(tokens, narrow), vs.mat(tokens, narrow));
         let out = match self.precision {
             Precision::F32 => {
-                let mut out = buffers::take(tokens * wide);
+                let mut out = arena::alloc(tokens * wide);
                 attention::forward(self.precision, qs, ks, vs, starts, heads, &mut out, &mut lse);
                 activation(out, q.dims())?
             }
@@ -173,7 +174,7 @@ impl AttentionOps for Cpu {
         let [dq, dk, dv] = {
             let _timer = Timer::new("attention, gradient", attention::work(starts, heads, 5));
             let ((tokens, wide), (_, narrow)) = (dims(q)?, dims(k)?);
-            let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|width| buffers::take(tokens * width));
+            let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|width| arena::alloc(tokens * width));
             let (qs, ks, vs) = (view(q)?, view(k)?, view(v)?);
             let (out, lse, dout) = (view(made.out)?, view(made.lse)?, view(dout)?);
             let read = [(&qs, wide), (&ks, narrow), (&vs, narrow)].map(|(x, width)| Mat::new(x, tokens, width));

@@ -11,10 +11,10 @@ use half::bf16;
 use karat_backend::BackendError;
 
 use crate::error::Result;
-use crate::ops::buffers::{self, Buffer};
-use crate::ops::matmul::{Mat, narrow};
 use crate::profile::Timer;
 use crate::tensor::{Storage, Tensor, View, view};
+use karat_kernels::gemm::{Mat, narrow};
+use karat_kernels::memory::arena::{self, Buffer};
 
 /// bf16 numbers of some shape in a lent buffer.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl Bf16Storage {
     /// Of `shape`, with any contents: whoever asks for it writes all of it, with what [`narrow`] makes.
     pub(super) fn of(shape: &[usize]) -> Self {
         let n: usize = shape.iter().product();
-        Bf16Storage { buffer: buffers::take(n.div_ceil(2)), shape: shape.to_vec() }
+        Bf16Storage { buffer: arena::alloc(n.div_ceil(2)), shape: shape.to_vec() }
     }
     /// `x` rounded, or itself if it is already.
     pub(super) fn round(x: &Tensor) -> Result<Tensor> {

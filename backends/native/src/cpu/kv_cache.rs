@@ -5,8 +5,8 @@ use karat_backend::GenerateConfig;
 use crate::device::{CacheShape, Feed, Forward, KvCache, Next};
 use crate::error::Result;
 use crate::ops::attention::{self, Heads};
-use crate::ops::buffers;
 use crate::tensor::{Indices, Starts, Tensor, activation, view};
+use karat_kernels::memory::arena;
 
 /// Keys and values of one sequence: for each layer `[positions, keys * dim]`.
 type Sequence = Vec<[Vec<f32>; 2]>;
@@ -68,7 +68,7 @@ impl KvCache for Sequences {
         let views: Vec<(&[f32], &[f32])> =
             self.sequences.iter().map(|sequence| (&sequence[layer][0][..], &sequence[layer][1][..])).collect();
         let qs = view(q)?;
-        let mut out = buffers::take(qs.len());
+        let mut out = arena::alloc(qs.len());
         attention::decode(&qs, &views, self.heads, &mut out);
         activation(out, q.dims())
     }

@@ -4,14 +4,15 @@ use karat_backend::BackendError;
 
 use super::bf16::{Bf16Storage, Operand};
 use super::{Cpu, add_to, edit_gradient};
-use crate::device::{Affine, DownGradient, DownProjection, LinearOps, Low, Precision, UpProjection};
+use crate::device::{Affine, DownGradient, DownProjected, DownProjection, LinearOps, Precision, UpProjection};
 use crate::error::Result;
-use crate::ops::lowered::{Lowering, lower};
-use crate::ops::matmul::dots::Columns;
-use crate::ops::matmul::{Mat, MatMut, Product, Term, Threads, product, products};
-use crate::ops::{buffers, elementwise};
+use crate::ops::elementwise;
+use crate::ops::lora_down::{DownOutput, LoraDown, lora_down};
 use crate::profile::Timer;
-use crate::tensor::{Gradient, Storage, Stored, Tensor, View, WeightView, activation, dims, edit, scale, view};
+use crate::tensor::{Gradient, Storage, StoredWeight, Tensor, View, WeightView, activation, dims, edit, scale, view};
+use karat_kernels::gemm::skinny::SkinnyRhs;
+use karat_kernels::gemm::{Gemm, Mat, MatMut, Term, Threads, gemm, gemms};
+use karat_kernels::memory::arena;
 
 /// Columns up to which a weight gradient in bf16 is made transposed: the rank of an adapter.
 const TALL: usize = 32;
@@ -28,7 +29,7 @@ impl Cpu {
         dx: Option<Tensor>,
         alpha: f32,
         dy: &Tensor,
-        w: &dyn Stored,
+        w: &dyn StoredWeight,
         lora: Option<DownGradient<'_>>,
     ) -> Result<Tensor> {
         let ((tokens, n_out), (_, n_in)) = (dims(dy)?, w.matrix()?);
@@ -45,13 +46,13 @@ impl Cpu {
         if let Some(dx) = dx {
             edit(&dx, |dx| {
                 let c = MatMut::new(dx, tokens, n_in);
-                products(self.precision, vec![Product { c, add: true, terms }], Threads::Pool);
+                gemms(self.precision, vec![Gemm { c, add: true, terms }], Threads::Pool);
             })?;
             return Ok(dx);
         }
-        let mut dx = buffers::take(tokens * n_in);
+        let mut dx = arena::alloc(tokens * n_in);
         let c = MatMut::new(&mut dx, tokens, n_in);
-        products(self.precision, vec![Product { c, add: false, terms }], Threads::Pool);
+        gemms(self.precision, vec![Gemm { c, add: false, terms }], Threads::Pool);
         activation(dx, &[tokens, n_in])
     }
 }
@@ -61,7 +62,7 @@ impl LinearOps for Cpu {
         let (tokens, n_in) = dims(x)?;
         let outputs: Vec<usize> = layers.iter().map(|of| Ok(of.w.matrix()?.0)).collect::<Result<_>>()?;
         let _timer = Timer::product("products: x W^T", [tokens, outputs.iter().sum(), n_in]);
-        let mut ys: Vec<_> = outputs.iter().map(|n_out| buffers::take(tokens * n_out)).collect();
+        let mut ys: Vec<_> = outputs.iter().map(|n_out| arena::alloc(tokens * n_out)).collect();
         for ((of, y), n_out) in layers.iter().zip(&mut ys).zip(&outputs) {
             if let Some(bias) = of.bias {
                 let bias = view(bias)?;
@@ -82,30 +83,30 @@ impl LinearOps for Cpu {
             if let Some((alpha, low, b, r)) = lora {
                 terms.push(Term { alpha: *alpha, a: low.mat(tokens, *r), b: Mat::new(b, *n_out, *r).t() });
             }
-            jobs.push(Product { c: MatMut::new(y, tokens, *n_out), add: of.bias.is_some(), terms });
+            jobs.push(Gemm { c: MatMut::new(y, tokens, *n_out), add: of.bias.is_some(), terms });
         }
-        products(self.precision, jobs, Threads::Pool);
+        gemms(self.precision, jobs, Threads::Pool);
         ys.into_iter().zip(outputs).map(|(y, n_out)| activation(y, &[tokens, n_out])).collect()
     }
 
-    fn linear(&self, x: &Tensor, w: &dyn Stored, bias: Option<&Tensor>) -> Result<Tensor> {
+    fn linear(&self, x: &Tensor, w: &dyn StoredWeight, bias: Option<&Tensor>) -> Result<Tensor> {
         let mut y = self.linears(x, &[Affine { w, bias, lora: None }])?;
         y.pop().ok_or_else(|| BackendError::failed("a product is missing"))
     }
 
-    fn linear_add(&self, y: &Tensor, alpha: f32, x: &Tensor, w: &dyn Stored) -> Result<()> {
+    fn linear_add(&self, y: &Tensor, alpha: f32, x: &Tensor, w: &dyn StoredWeight) -> Result<()> {
         let ((tokens, n_in), (n_out, _)) = (dims(x)?, w.matrix()?);
         let _timer = Timer::product("products: x W^T", [tokens, n_out, n_in]);
         let (xs, ws) = (Operand::of(x)?, w.view()?);
         let (a, b) = (xs.mat(tokens, n_in), Mat::of(ws.elements(), n_out, n_in).t());
-        edit(y, |y| product(self.precision, MatMut::new(y, tokens, n_out), alpha, a, b, true, Threads::Pool))
+        edit(y, |y| gemm(self.precision, MatMut::new(y, tokens, n_out), alpha, a, b, true, Threads::Pool))
     }
 
     fn linear_dx(
         &self,
         dx: Option<Tensor>,
         dy: &Tensor,
-        w: &dyn Stored,
+        w: &dyn StoredWeight,
         lora: Option<DownGradient<'_>>,
     ) -> Result<Tensor> {
         self.scaled_dx(dx, 1.0, dy, w, lora)
@@ -118,12 +119,12 @@ impl LinearOps for Cpu {
         let (a, b) = (dys.mat(tokens, n_out), xs.mat(tokens, n_in));
         // What is much taller than wide is made lying down, where vectors run along its length.
         if self.precision == Precision::Bf16 && n_in <= TALL && n_in < n_out {
-            let mut turned = buffers::take(n_in * n_out);
-            product(self.precision, MatMut::new(&mut turned, n_in, n_out), 1.0, b.t(), a, false, Threads::Pool);
+            let mut turned = arena::alloc(n_in * n_out);
+            gemm(self.precision, MatMut::new(&mut turned, n_in, n_out), 1.0, b.t(), a, false, Threads::Pool);
             return add_to(dw, |dw, add| elementwise::turn(dw, alpha, &turned, n_in, add));
         }
         add_to(dw, |dw, add| {
-            product(self.precision, MatMut::new(dw, n_out, n_in), alpha, a.t(), b, add, Threads::Pool);
+            gemm(self.precision, MatMut::new(dw, n_out, n_in), alpha, a.t(), b, add, Threads::Pool);
         })
     }
 
@@ -137,12 +138,12 @@ impl LinearOps for Cpu {
         })
     }
 
-    fn lora_down(&self, of: &[DownProjection<'_>]) -> Result<Vec<Low>> {
+    fn lora_down(&self, of: &[DownProjection<'_>]) -> Result<Vec<DownProjected>> {
         if self.precision == Precision::F32 {
             let alone = |of: &DownProjection<'_>| {
                 let low = self.linear(of.x, of.a, None)?;
                 scale(&low, of.factor)?;
-                Ok(Low { low, scale: of.scale })
+                Ok(DownProjected { low, scale: of.scale })
             };
             return of.iter().map(alone).collect();
         }
@@ -160,13 +161,20 @@ impl LinearOps for Cpu {
             rest = after;
             let matrices = matrices[first..first + same.len()].iter();
             let matrices: Vec<Mat<'_>> = matrices.map(|a| Mat::new(a, a.len() / k.max(1), k).t()).collect();
-            let to =
-                same.iter().zip(here).map(|(of, to)| (to.dims()[1], of.factor * of.scale, to.elements_mut())).collect();
-            jobs.push(Lowering { x: xs[first].mat(rows, k), w: Columns::new(k, &matrices), to });
+            let to = same
+                .iter()
+                .zip(here)
+                .map(|(of, to)| DownOutput {
+                    columns: to.dims()[1],
+                    factor: of.factor * of.scale,
+                    out: to.elements_mut(),
+                })
+                .collect();
+            jobs.push(LoraDown { x: xs[first].mat(rows, k), w: SkinnyRhs::new(k, &matrices), to });
             first += same.len();
         }
-        lower(jobs);
-        Ok(made.into_iter().map(|low| Low { low: low.into(), scale: 1.0 }).collect())
+        lora_down(jobs);
+        Ok(made.into_iter().map(|low| DownProjected { low: low.into(), scale: 1.0 }).collect())
     }
 
     fn lora_down_gradients(&self, of: &[UpProjection<'_>]) -> Result<Vec<Tensor>> {
@@ -182,10 +190,14 @@ impl LinearOps for Cpu {
         let mut jobs = Vec::with_capacity(of.len());
         for ((of, dy), to) in of.iter().zip(&dys).zip(&mut made) {
             let (rows, (n_out, r)) = (dims(of.low)?.0, dims(of.b)?);
-            let w = Columns::new(n_out, &[Mat::new(&view(of.b)?, n_out, r)]);
-            jobs.push(Lowering { x: dy.mat(rows, n_out), w, to: vec![(r, of.scale, to.elements_mut())] });
+            let w = SkinnyRhs::new(n_out, &[Mat::new(&view(of.b)?, n_out, r)]);
+            jobs.push(LoraDown {
+                x: dy.mat(rows, n_out),
+                w,
+                to: vec![DownOutput { columns: r, factor: of.scale, out: to.elements_mut() }],
+            });
         }
-        lower(jobs);
+        lora_down(jobs);
         Ok(made.into_iter().map(Tensor::from).collect())
     }
 }

@@ -16,10 +16,11 @@ use karat_system::memory;
 pub use self::activation::{merged, merged_norms};
 use crate::device::{CacheBudget, CacheShape, Device, KvCache, Next, Optimizer, Parameter, Precision};
 use crate::error::Result;
-use crate::ops::mapped::Elements;
-use crate::ops::matmul::kernel::Set;
-use crate::ops::{buffers, elementwise};
+use crate::ops::elementwise;
 use crate::tensor::{Gradient, HostStorage, Tensor, activation, edit, tensor, view};
+use karat_kernels::gemm::isa::Isa;
+use karat_kernels::memory::arena;
+use karat_kernels::memory::mmap::Elements;
 
 /// Sequences decoded together where the caller leaves the choice.
 const SEQUENCES: usize = 48;
@@ -44,15 +45,15 @@ impl Cpu {
         // The instruction set's name is all that is wanted of a long list of features.
         let set = format!("{:?}", pulp::Arch::new());
         let set = set.split('(').next().unwrap_or_default().to_ascii_lowercase();
-        let chosen = Set::of_this_cpu();
+        let chosen = Isa::of_this_cpu();
         let mut matmul = match (self.precision, chosen) {
-            (Precision::F32, Set::Portable) => format!("f32 ({set})"),
+            (Precision::F32, Isa::Portable) => format!("f32 ({set})"),
             (Precision::F32, _) => "f32 (avx512f)".into(),
-            (Precision::Bf16, Set::Portable) => format!("bf16 widened to f32 ({set})"),
-            (Precision::Bf16, Set::Avx512) => "bf16 widened to f32 (avx512f)".into(),
+            (Precision::Bf16, Isa::Portable) => format!("bf16 widened to f32 ({set})"),
+            (Precision::Bf16, Isa::Avx512) => "bf16 widened to f32 (avx512f)".into(),
             (Precision::Bf16, _) => format!("bf16, f32 sums ({})", chosen.name()),
         };
-        if let (Precision::Bf16, Some(remark)) = (self.precision, Set::remark()) {
+        if let (Precision::Bf16, Some(remark)) = (self.precision, Isa::remark()) {
             matmul.push_str(&format!("; {remark}"));
         }
         let others = match self.precision {
@@ -69,7 +70,7 @@ fn add_to(gradient: &Gradient, f: impl FnOnce(&mut [f32], bool)) -> Result<()> {
     if let Some(sum) = &*sum {
         return edit(sum, |sum| f(sum, true));
     }
-    let mut data = buffers::take_lasting(gradient.dims().iter().product());
+    let mut data = arena::alloc_gradient(gradient.dims().iter().product());
     f(&mut data, false);
     *sum = Some(activation(data, gradient.dims())?);
     Ok(())

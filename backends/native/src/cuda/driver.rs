@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 mod api;
-mod columns;
+mod cublas;
 mod library;
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use karat_backend::BackendError;
 
 use self::api::{Address, Blas, Cuda, Handle, Status};
-use self::columns::Columns;
+use self::cublas::GemmCall;
 use super::device::{Arg, Facts, Gemm, Gpu, Launch, RawBuffer};
 use super::graph::RawGraph;
 use super::pool::Pools;
@@ -513,12 +513,12 @@ impl Gpu for Driver {
 
     fn gemm(&self, g: &Gemm<'_>) -> Result<()> {
         let _guard = self.enter()?;
-        let call = Columns::of(g)?;
+        let call = GemmCall::of(g)?;
         let (alpha, beta) = (ptr::from_ref(&g.alpha).cast(), ptr::from_ref(&g.beta).cast());
         let (a, b, c) =
             (call.a.address as *const c_void, call.b.address as *const c_void, call.c.address as *mut c_void);
         let (compute, algorithm) = (api::blas::COMPUTE_F32, api::blas::DEFAULT);
-        // SAFETY: the handle is alive; the matrices lie inside their buffers, as `Columns::of` has checked.
+        // SAFETY: the handle is alive; the matrices lie inside their buffers, as `GemmCall::of` has checked.
         let status = unsafe {
             if g.batch == 1 {
                 (self.blas.cublasGemmEx)(

@@ -18,12 +18,12 @@ use karat_backend::BackendError;
 
 use self::library::{Kernels, Run};
 pub use self::recording::Counts;
-use self::recording::{Op, Product, Stored, Word};
+use self::recording::{GemmCopy, MatrixCopy, Op, Word};
 use super::device::{Arg, Element, Facts, Gemm, Gpu, Launch, RawBuffer};
 use super::graph::RawGraph;
 use super::pool::Pools;
 use crate::error::Result;
-use crate::ops::matmul::{Mat, MatMut, Precision, Threads, product};
+use karat_kernels::gemm::{Mat, MatMut, Precision, Threads, gemm};
 
 /// Bytes before and after every buffer that no kernel may write.
 const GUARD: usize = 4096;
@@ -142,7 +142,7 @@ impl Emulator {
         let counts = &mut state.counts;
         *match &op {
             Op::Launch { .. } => &mut counts.launches,
-            Op::Product(_) => &mut counts.products,
+            Op::Gemm(_) => &mut counts.products,
             Op::Copy { .. } | Op::Zero { .. } => &mut counts.fills,
         } += 1;
         drop(state);
@@ -152,7 +152,7 @@ impl Emulator {
     fn perform(&self, op: &Op) -> Result<()> {
         match op {
             Op::Launch { kernel, launch, arguments } => self.run(kernel, *launch, arguments),
-            Op::Product(product) => self.multiply(product),
+            Op::Gemm(product) => self.multiply(product),
             Op::Copy { from, to, bytes } => {
                 let (from, to) = (self.range(from.0, from.1, *bytes)?, self.range(to.0, to.1, *bytes)?);
                 // SAFETY: `range` checked both.
@@ -201,7 +201,7 @@ impl Emulator {
     }
 
     /// A matrix of a product as dense f32, one after another of its batch.
-    fn dense(&self, m: &Stored, batch: usize, rows: usize, columns: usize) -> Result<Vec<f32>> {
+    fn dense(&self, m: &MatrixCopy, batch: usize, rows: usize, columns: usize) -> Result<Vec<f32>> {
         let mut all = Vec::with_capacity(batch * rows * columns);
         for b in 0..batch {
             for row in 0..rows {
@@ -269,10 +269,10 @@ impl Emulator {
     }
 
     /// Computes a product.
-    fn multiply(&self, g: &Product) -> Result<()> {
-        let Product { shape: [m, n, k], factors: [alpha, beta], matrices: [a, b, c], batch } = g;
+    fn multiply(&self, g: &GemmCopy) -> Result<()> {
+        let GemmCopy { shape: [m, n, k], factors: [alpha, beta], matrices: [a, b, c], batch } = g;
         let (&m, &n, &k, &alpha, &beta, &batch) = (m, n, k, alpha, beta, batch);
-        let shape = |x: &Stored, rows, columns| if x.transposed { (columns, rows) } else { (rows, columns) };
+        let shape = |x: &MatrixCopy, rows, columns| if x.transposed { (columns, rows) } else { (rows, columns) };
         let ((a_rows, a_columns), (b_rows, b_columns)) = (shape(a, m, k), shape(b, k, n));
         for (what, x, columns) in [("A", a, a_columns), ("B", b, b_columns), ("C", c, n)] {
             if x.stride < columns {
@@ -286,7 +286,7 @@ impl Emulator {
             let (x, y) = (&left[i * m * k..][..m * k], &right[i * k * n..][..k * n]);
             let (x, y) = (Mat::new(x, a_rows, a_columns), Mat::new(y, b_rows, b_columns));
             let (x, y) = (if a.transposed { x.t() } else { x }, if b.transposed { y.t() } else { y });
-            product(Precision::F32, MatMut::new(&mut sums, m, n), 1.0, x, y, false, Threads::One);
+            gemm(Precision::F32, MatMut::new(&mut sums, m, n), 1.0, x, y, false, Threads::One);
             for row in 0..m {
                 let bytes = c.element.size();
                 let first = c.first + i * c.batch_stride + row * c.stride;
@@ -397,7 +397,7 @@ impl Gpu for Emulator {
         if g.a.element != g.b.element || (g.c.element != g.a.element && g.c.element != Element::F32) || g.c.transposed {
             return Err(failed("a product of element types that cuBLAS does not have"));
         }
-        self.queue(Op::Product(Product::from(g)))
+        self.queue(Op::Gemm(GemmCopy::from(g)))
     }
 
     fn synchronize(&self) -> Result<()> {

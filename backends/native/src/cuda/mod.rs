@@ -12,12 +12,12 @@
 
 mod cache;
 pub mod device;
+pub mod discovery;
 pub mod driver;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 pub mod graph;
 pub mod kernels;
-pub mod open;
 pub mod ops;
 mod optimizer;
 pub mod pool;
@@ -35,8 +35,8 @@ use self::device::{Element, Gpu};
 pub use self::storage::{CudaStorage, DeviceAngles, DeviceIndices, DeviceRows, join, split};
 use crate::device::{CacheBudget, CacheShape, Device, KvCache, Next, Optimizer, Parameter, Precision};
 use crate::error::Result;
-use crate::ops::mapped::Elements;
-use crate::tensor::{Gradient, Stored, Tensor, view};
+use crate::tensor::{Gradient, StoredWeight, Tensor, view};
+use karat_kernels::memory::mmap::Elements;
 
 /// Sequences decoded together where the caller leaves the choice.
 const SEQUENCES: usize = 128;
@@ -72,7 +72,7 @@ pub fn here(t: &Tensor) -> Result<&CudaStorage> {
 ///
 /// # Errors
 /// As [`here`].
-pub fn stored(w: &dyn Stored) -> Result<&CudaStorage> {
+pub fn stored(w: &dyn StoredWeight) -> Result<&CudaStorage> {
     let on_gpu = w.tensor().and_then(Tensor::storage_as);
     on_gpu.ok_or_else(|| BackendError::failed("a weight of the CPU reached a kernel of the GPU"))
 }

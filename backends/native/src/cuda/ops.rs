@@ -9,10 +9,10 @@ use super::device::{Buffer, Element, Gemm, Matrix};
 use super::kernels::{self, Groups};
 use super::storage::{DeviceIndices, start};
 use super::{Cuda, CudaStorage, here, stored};
-use crate::device::{Dropped, LowRank, Mask, ReadBy, RmsNormed, TensorOps};
+use crate::device::{Dropped, LoraPair, Mask, ReadBy, RmsNormed, TensorOps};
 use crate::error::Result;
 use crate::ops::dropout::Key;
-use crate::tensor::{Gradient, Indices, Stored, Tensor};
+use crate::tensor::{Gradient, Indices, StoredWeight, Tensor};
 
 fn transposed(matrix: Matrix<'_>) -> Matrix<'_> {
     Matrix { transposed: true, ..matrix }
@@ -89,7 +89,7 @@ impl TensorOps for Cuda {
         self.embed(x, at)
     }
 
-    fn embed(&self, table: &dyn Stored, ids: &Indices) -> Result<Tensor> {
+    fn embed(&self, table: &dyn StoredWeight, ids: &Indices) -> Result<Tensor> {
         let table = stored(table)?;
         let (_, width) = table.matrix_dims();
         let y = CudaStorage::activation(self, &[ids.len(), width])?;
@@ -198,7 +198,7 @@ impl TensorOps for Cuda {
         kernels::dropout(&*self.gpu, dx.element(), arguments, dx.elem_count(), mask.p, mask.key, true)
     }
 
-    fn merged_norms(&self, norms: &Tensor, w: &dyn Stored, delta: LowRank<'_>) -> Result<()> {
+    fn merged_norms(&self, norms: &Tensor, w: &dyn StoredWeight, delta: LoraPair<'_>) -> Result<()> {
         let (norms, w, a, b) = (here(norms)?, stored(w)?, here(delta.a)?, here(delta.b)?);
         let ((n_out, n_in), rank) = (w.matrix_dims(), a.matrix_dims().0);
         let [[a, a_lower], [b, b_lower]] = [a.halves(), b.halves()];

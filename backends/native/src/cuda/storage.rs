@@ -9,9 +9,9 @@ use rayon::prelude::*;
 use super::Cuda;
 use super::device::{Arg, Buffer, Element, Matrix};
 use crate::error::Result;
-use crate::ops::mapped::Elements;
 use crate::ops::rope::Table;
 use crate::tensor::{Angles, Indices, Starts, Storage, Tensor, View};
+use karat_kernels::memory::mmap::Elements;
 
 /// A buffer as the argument of a kernel.
 pub fn start(buffer: &Buffer) -> Arg<'_> {

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::simd::{simd, sum_of};
+use karat_kernels::simd::{simd, sum_of};
 
 const CHUNK: usize = 1 << 14;
 

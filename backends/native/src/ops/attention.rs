@@ -11,12 +11,12 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::buffers::{self, Buffer};
-use super::matmul::packed::{Right, multiply};
-use super::matmul::{Mat, MatMut, Precision};
 use super::number::Number;
-use super::simd::{dot, exp, max, simd, sum_of};
 use super::{norm, rope};
+use karat_kernels::gemm::pack::whole::{PackedRhs, multiply};
+use karat_kernels::gemm::{Mat, MatMut, Precision};
+use karat_kernels::memory::arena::{self, Buffer};
+use karat_kernels::simd::{dot, exp, max, simd, sum_of};
 
 /// Queries a block holds.
 const BLOCK: usize = 64;
@@ -97,9 +97,9 @@ pub fn forward<O: Number>(
         return tiles::forward([q, k, v], starts, heads, out, lse);
     }
     let (qw, d) = (heads.q_width(), heads.dim);
-    let packed: Vec<[Right; 2]> = contexts(k, v, starts, heads)
+    let packed: Vec<[PackedRhs; 2]> = contexts(k, v, starts, heads)
         .par_iter()
-        .map(|c| [Right::new(precision, c.k.t()), Right::new(precision, c.v)])
+        .map(|c| [PackedRhs::new(precision, c.k.t()), PackedRhs::new(precision, c.v)])
         .collect();
     let blocks = query_blocks(starts);
     let outs = split(out, &blocks, qw);
@@ -110,7 +110,7 @@ pub fn forward<O: Number>(
     work.into_iter().par_bridge().for_each(|((block, out), lse)| {
         let &Block { row, start, first, last } = block;
         let (n, context) = (last - first, last - start);
-        let [mut p, mut tile] = [n * context, n * d].map(buffers::take);
+        let [mut p, mut tile] = [n * context, n * d].map(arena::alloc);
         for h in 0..heads.queries {
             let [key, value] = &packed[row * heads.keys + h / heads.group()];
             let query = q.part(first..last, heads.columns(h));
@@ -240,15 +240,15 @@ fn whole_backward<O: Number>(
 ) -> Vec<Share> {
     let (qw, d, precision) = (heads.q_width(), heads.dim, Precision::F32);
     let upstreams = Mat::new(dout, q.dims().0, qw);
-    let packed: Vec<[Right; 3]> = contexts(k, v, starts, heads)
+    let packed: Vec<[PackedRhs; 3]> = contexts(k, v, starts, heads)
         .par_iter()
-        .map(|c| [c.k.t(), c.v.t(), c.k].map(|m| Right::new(precision, m)))
+        .map(|c| [c.k.t(), c.v.t(), c.k].map(|m| PackedRhs::new(precision, m)))
         .collect();
     let one = |task: &Task| {
         let [key_t, value_t, key] = &packed[task.context];
         let n = task.queries.len();
-        let [mut dqs, mut dks, mut dvs] = [task.heads.len(), 1, 1].map(|heads| buffers::take(heads * n * d));
-        let [mut p, mut ds] = [0, 1].map(|_| buffers::take(BLOCK.min(n) * n));
+        let [mut dqs, mut dks, mut dvs] = [task.heads.len(), 1, 1].map(|heads| arena::alloc(heads * n * d));
+        let [mut p, mut ds] = [0, 1].map(|_| arena::alloc(BLOCK.min(n) * n));
         dks.fill(0.0);
         dvs.fill(0.0);
         let mut tile = vec![0f32; d];
@@ -284,9 +284,9 @@ fn whole_backward<O: Number>(
                 let at = ((h - task.heads.start) * n + first - task.start) * d;
                 multiply(MatMut::new(&mut dqs[at..], b, d), heads.scale(), ds, key, false);
                 let dks = MatMut::new(&mut dks[..context * d], context, d);
-                multiply(dks, heads.scale(), ds.t(), &Right::new(precision, query), true);
+                multiply(dks, heads.scale(), ds.t(), &PackedRhs::new(precision, query), true);
                 let dvs = MatMut::new(&mut dvs[..context * d], context, d);
-                multiply(dvs, 1.0, p.t(), &Right::new(precision, upstream), true);
+                multiply(dvs, 1.0, p.t(), &PackedRhs::new(precision, upstream), true);
             }
         }
         Share([dqs, dks, dvs])
@@ -413,8 +413,8 @@ pub fn decode(q: &[f32], caches: &[(&[f32], &[f32])], heads: Heads, out: &mut [f
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::matmul::narrow_here;
     use crate::ops::testing::{assert_close, check_gradient, noise, weigh, wide, with_threads};
+    use karat_kernels::gemm::narrow_here;
 
     const HEADS: Heads = Heads { queries: 4, keys: 2, dim: 6 };
 

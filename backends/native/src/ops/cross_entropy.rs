@@ -1,13 +1,13 @@
 //! Cross-entropy fused with the output projection: logits of a few tokens at a time, never of all.
 
-pub mod blocks;
+pub mod fused_bf16;
 
 use rayon::prelude::*;
 
-use super::buffers;
-use super::mapped::Elements;
-use super::matmul::{Mat, MatMut, Precision, Threads, product};
-use super::simd::{exp, max, simd, sum_of};
+use karat_kernels::gemm::{Mat, MatMut, Precision, Threads, gemm};
+use karat_kernels::memory::arena;
+use karat_kernels::memory::mmap::Elements;
+use karat_kernels::simd::{exp, max, simd, sum_of};
 
 /// Tokens whose logits exist at once: at most 32 MiB of them, 16 to 256 tokens. Depends on the vocabulary alone.
 pub fn chunk(vocab: usize) -> usize {
@@ -51,7 +51,7 @@ fn judge(logits: &[f32], target: u32, lse: f32) -> Target {
 pub fn score(precision: Precision, hidden: &[f32], targets: &[u32], head: Elements<'_>, width: usize) -> Vec<Target> {
     let vocab = head.len() / width;
     let mut all = Vec::with_capacity(targets.len());
-    let mut lent = buffers::take(chunk(vocab).min(targets.len()) * vocab);
+    let mut lent = arena::alloc(chunk(vocab).min(targets.len()) * vocab);
     for (hidden, targets) in hidden.chunks(chunk(vocab) * width).zip(targets.chunks(chunk(vocab))) {
         let logits = &mut lent[..targets.len() * vocab];
         project(precision, hidden, head, width, logits);
@@ -73,7 +73,7 @@ pub fn score(precision: Precision, hidden: &[f32], targets: &[u32], head: Elemen
 pub fn project(precision: Precision, hidden: &[f32], head: Elements<'_>, width: usize, logits: &mut [f32]) {
     let (tokens, vocab) = (hidden.len() / width, head.len() / width);
     let c = MatMut::new(logits, tokens, vocab);
-    product(precision, c, 1.0, Mat::new(hidden, tokens, width), Mat::of(head, vocab, width).t(), false, Threads::Pool);
+    gemm(precision, c, 1.0, Mat::new(hidden, tokens, width), Mat::of(head, vocab, width).t(), false, Threads::Pool);
 }
 
 /// Forward and backward at once for the loss `scale * sum of -log p(target)`: returns `log p` of every target, writes
@@ -95,12 +95,12 @@ pub fn train(
         sum.fill(0.0);
     }
     if precision == Precision::Bf16 {
-        return blocks::train(hidden, targets, head, width, scale, dhidden, dhead);
+        return fused_bf16::train(hidden, targets, head, width, scale, dhidden, dhead);
     }
     let vocab = head.len() / width;
     let mut all = Vec::with_capacity(targets.len());
     let size = chunk(vocab);
-    let mut lent = buffers::take(size.min(targets.len()) * vocab);
+    let mut lent = arena::alloc(size.min(targets.len()) * vocab);
     for ((hidden, targets), dhidden) in
         hidden.chunks(size * width).zip(targets.chunks(size)).zip(dhidden.chunks_mut(size * width))
     {
@@ -120,10 +120,10 @@ pub fn train(
             )
         }));
         let d = Mat::new(logits, n, vocab);
-        product(precision, MatMut::new(dhidden, n, width), 1.0, d, Mat::of(head, vocab, width), false, Threads::Pool);
+        gemm(precision, MatMut::new(dhidden, n, width), 1.0, d, Mat::of(head, vocab, width), false, Threads::Pool);
         if let Some(dhead) = &mut dhead {
             let c = MatMut::new(dhead.sum, vocab, width);
-            product(precision, c, 1.0, d.t(), Mat::new(hidden, n, width), dhead.add, Threads::Pool);
+            gemm(precision, c, 1.0, d.t(), Mat::new(hidden, n, width), dhead.add, Threads::Pool);
             dhead.add = true;
         }
     }

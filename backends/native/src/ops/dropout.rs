@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
-mod wide;
+mod avx512;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -41,9 +41,9 @@ pub struct Mask {
 /// The bits of one call of the generator, as words of a mask.
 fn draw(generator: &Philox, index: u64, stream: [u32; 2], threshold: u16) -> [u16; BLOCK / WORD] {
     #[cfg(target_arch = "x86_64")]
-    if wide::here() {
+    if avx512::here() {
         // SAFETY: the CPU has what it takes.
-        return unsafe { wide::draw(generator, index, stream, threshold) };
+        return unsafe { avx512::draw(generator, index, stream, threshold) };
     }
     draw_plainly(generator, index, stream, threshold)
 }
@@ -109,9 +109,9 @@ impl Mask {
         let chunks = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(self.words.par_chunks(CHUNK / WORD));
         chunks.for_each(|((y, x), words)| {
             #[cfg(target_arch = "x86_64")]
-            if wide::here() {
+            if avx512::here() {
                 // SAFETY: the CPU has what it takes; chunks of all three are of the same elements.
-                return unsafe { wide::apply(words, self.scale, x, y, add) };
+                return unsafe { avx512::apply(words, self.scale, x, y, add) };
             }
             apply_plainly(words, self.scale, x, y, add);
         });
@@ -122,9 +122,9 @@ impl Mask {
         let chunks = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(self.words.par_chunks(CHUNK / WORD));
         chunks.for_each(|((y, x), words)| {
             #[cfg(target_arch = "x86_64")]
-            if wide::here() {
+            if avx512::here() {
                 // SAFETY: as above.
-                return unsafe { wide::keep(words, x, y) };
+                return unsafe { avx512::keep(words, x, y) };
             }
             keep_plainly(words, x, y);
         });
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn vectors_and_plain_loops_give_the_same_bits() {
-        if !wide::here() {
+        if !avx512::here() {
             return eprintln!("no AVX-512 here");
         }
         for n in [1, 15, 16, 31, 33, BLOCK, 500] {
@@ -214,19 +214,19 @@ mod tests {
                 for (i, words) in words.chunks_exact(BLOCK / WORD).enumerate() {
                     let index = u64::from(u32::MAX) / 16 + i as u64;
                     // SAFETY: `here` was asked.
-                    assert_eq!(unsafe { wide::draw(&Philox::new(9), index, [3, 4], threshold) }, words);
+                    assert_eq!(unsafe { avx512::draw(&Philox::new(9), index, [3, 4], threshold) }, words);
                 }
                 for add in [false, true] {
                     let [mut a, mut b] = [0, 1].map(|_| noise(n, 2));
                     apply_plainly(&words, 1.25, &x, &mut a, add);
                     // SAFETY: as above; there are words for `n` elements.
-                    unsafe { wide::apply(&words, 1.25, &x, &mut b, add) };
+                    unsafe { avx512::apply(&words, 1.25, &x, &mut b, add) };
                     assert_eq!(a, b);
                 }
                 let [mut a, mut b] = [0, 1].map(|_| vec![bf16::ONE; n]);
                 keep_plainly(&words, &narrow, &mut a);
                 // SAFETY: as above.
-                unsafe { wide::keep(&words, &narrow, &mut b) };
+                unsafe { avx512::keep(&words, &narrow, &mut b) };
                 assert_eq!(a, b);
             }
         }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::simd::simd;
+use karat_kernels::simd::simd;
 
 const CHUNK: usize = 1 << 14;
 

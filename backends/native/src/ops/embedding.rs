@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::mapped::Elements;
+use karat_kernels::memory::mmap::Elements;
 
 /// `y[t] = table[ids[t]]` for `table` `[vocab, width]`, widened to f32. Ids must be below `vocab`.
 pub fn gather(table: Elements<'_>, width: usize, ids: &[u32], y: &mut [f32]) {

@@ -5,21 +5,19 @@
 //! fixed chunk, over chunks in order. A row of a batch also gets the same bits whatever other rows surround it, so a
 //! text does not depend on how texts were batched.
 //!
-//! Matrix products, their speed, and the memory that all work in are those of [`karat_kernels`].
+//! GEMM, its throughput, and the arena that activations lie in are those of [`karat_kernels`].
 //!
 //! [`crate::cpu`] wraps these for tensors and is the only caller; a device with kernels of its own implements
 //! [`crate::device::Device`] beside it.
 
-pub use karat_kernels::{buffers, mapped, matmul, simd, speed};
-
 pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
+pub mod dora;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
-pub mod low_rank;
-pub mod lowered;
+pub mod lora_down;
 pub mod norm;
 pub mod number;
 pub mod rope;

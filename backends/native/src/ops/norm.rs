@@ -3,9 +3,9 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::matmul::narrow_here;
 use super::number::Number;
-use super::simd::{simd, sum_of};
+use karat_kernels::gemm::narrow_here;
+use karat_kernels::simd::{simd, sum_of};
 
 /// Rows a task takes; also the chunk in which the weight gradient is summed first.
 const ROWS: usize = 64;

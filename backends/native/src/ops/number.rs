@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::matmul::narrow_here;
+use karat_kernels::gemm::narrow_here;
 
 /// What a kernel computes with in f32, a stretch at a time that fits into the nearest cache.
 pub trait Number: Copy + Send + Sync {

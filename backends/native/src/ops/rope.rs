@@ -4,10 +4,10 @@ use half::bf16;
 use karat_model::Rope;
 use rayon::prelude::*;
 
-use super::matmul::narrow_here;
 use super::norm;
 use super::number::Number;
-use super::simd::simd;
+use karat_kernels::gemm::narrow_here;
+use karat_kernels::simd::simd;
 
 /// Tokens that a task takes.
 const ROWS: usize = 32;

@@ -3,9 +3,9 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::matmul::narrow_here;
 use super::number::Number;
-use super::simd::{exp_fused, sigmoid, simd};
+use karat_kernels::gemm::narrow_here;
+use karat_kernels::simd::{exp_fused, sigmoid, simd};
 
 const CHUNK: usize = 1 << 14;
 

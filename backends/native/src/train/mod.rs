@@ -27,11 +27,11 @@ use crate::linear::{Dropout, Gradients};
 use crate::memory::{Training, held, peak};
 use crate::model::{Decoder, Targets, excluded_from_decay};
 use crate::ops::adamw::Update;
-use crate::ops::buffers;
 use crate::profile;
 use crate::tensor::{Gradient, Tensor, sum_of_squares, view, zeros_like};
 use checkpoint::{Checkpoint, Moments};
 use examples::{Examples, check_labels, label_tokens};
+use karat_kernels::memory::arena;
 
 /// What a training run borrows from its session.
 pub struct Job<'a> {
@@ -167,7 +167,7 @@ fn announce(
 ) {
     let run = Training::of(model, plan, train, eval);
     let needs = peak(&model.config, &run);
-    buffers::expect(usize::try_from(needs.passes).unwrap_or(usize::MAX));
+    arena::expect(usize::try_from(needs.passes).unwrap_or(usize::MAX));
     for (level, message) in run.remarks(&needs, held(model), memory::available()) {
         // Who wants the run to stop says so again at its first step.
         let _ = sink.event(Event::Log { level, message });

@@ -1,9 +1,9 @@
+use karat_kernels::gemm::Mat;
 use karat_native::cuda::device::Element;
 use karat_native::cuda::kernels::attention::{Rows, attention, attention_backward};
 use karat_native::device::Precision;
 use karat_native::ops::attention as cpu;
 use karat_native::ops::attention::Heads;
-use karat_native::ops::matmul::Mat;
 
 use crate::bench::*;
 

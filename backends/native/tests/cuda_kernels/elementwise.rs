@@ -1,6 +1,6 @@
 use karat_native::cuda::device::{Arg, Element};
 use karat_native::cuda::kernels;
-use karat_native::ops::{elementwise, low_rank, swiglu};
+use karat_native::ops::{dora, elementwise, swiglu};
 
 use crate::bench::*;
 
@@ -130,7 +130,7 @@ fn gains_and_biases_match_the_cpu() {
                 |device, got| {
                     let what = format!("{device} {t:?} {rows} x {width}");
                     let mut scaled = y.clone();
-                    low_rank::add_scaled(&mut scaled, &x, &gain);
+                    dora::add_scaled(&mut scaled, &x, &gain);
                     assert_eq!(got[0], rounded(scaled, t), "{what}");
                     let biased: Vec<f32> = y.iter().enumerate().map(|(i, y)| y + gain[i % width]).collect();
                     assert_eq!(got[1], rounded(biased, t), "{what}");

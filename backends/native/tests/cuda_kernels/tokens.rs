@@ -1,7 +1,7 @@
+use karat_kernels::memory::mmap::Elements;
 use karat_native::cuda::device::Element;
 use karat_native::cuda::kernels::{self, Groups, NO_TARGET};
 use karat_native::ops::attention::Heads;
-use karat_native::ops::mapped::Elements;
 use karat_native::ops::{cross_entropy, embedding, rope};
 
 use crate::bench::*;

@@ -1,10 +1,10 @@
+use karat_kernels::lora::{self, LoraDelta};
+use karat_kernels::memory::mmap::Elements;
 use karat_native::cuda::device::{Arg, Element};
 use karat_native::cuda::kernels::optimizer::{Table, Trained};
 use karat_native::cuda::{join, kernels, split};
 use karat_native::ops::adamw::{self, Update};
 use karat_native::ops::dropout::{self, Key};
-use karat_native::ops::low_rank::{self, LowRank};
-use karat_native::ops::mapped::Elements;
 
 use crate::bench::*;
 
@@ -66,8 +66,8 @@ fn merged_norms_match_f64_and_the_cpu() {
                 },
                 |device, got| {
                     let mut norms = vec![0f32; n_out];
-                    let change = LowRank { a: &a, b: &b, scale: 1.5, n_in };
-                    low_rank::norms(Elements::F32(&w), change, &mut norms);
+                    let change = LoraDelta { a: &a, b: &b, scale: 1.5, n_in };
+                    lora::norms(Elements::F32(&w), change, &mut norms);
                     close(&format!("{device} CPU"), &got[0], &wide(&norms), 3e-7, 0.0);
                     for o in 0..n_out {
                         let element = |i: usize| {

@@ -16,7 +16,7 @@ use karat_system::safetensors::{Entry, Writer};
 use serde_json::{Map, Value, json};
 
 use crate::config;
-use crate::export::{COMPANIONS, publish};
+use crate::files::{COMPANIONS, publish};
 
 /// Numbers of a large tensor that are in memory at once.
 const STRETCH: usize = 4 << 20;

@@ -1,4 +1,4 @@
-//! What the weights of a linear layer are multiplied with: how large each input channel is, on average.
+//! Calibration of 4-bit weights: the mean square of every input channel of a linear layer.
 //!
 //! A few channels of a decoder's residual stream are tens of times larger than the others, and an error of their weights
 //! costs so much more. Four bits are too few to ignore that: weighting a weight's squared error by the mean square of its
@@ -8,17 +8,17 @@
 //! Nobody brings texts to an export, so the model reads ids drawn at random, always the same: [`ROWS`] rows of [`SEQ`],
 //! uniform in the logarithm of the id, because the ids of a byte-pair vocabulary rise as its entries get rarer. Channels
 //! that are large are so whatever is read. The forward pass is streamed a layer at a time, in f32; its results are rounded
-//! to a few bits, so that machines whose sums round differently write the same bytes.
+//! to a few bits, so that an exponential that rounds differently changes no byte of an export.
 
 use std::collections::BTreeMap;
 
-use gemm::Parallelism;
 use karat_backend::{BackendError, Event, EventSink, Flow};
+use karat_kernels::gemm::{Mat, MatMut, Precision, Threads, gemm};
 use karat_kernels::philox::Philox;
 use karat_model::ModelConfig;
 use rayon::prelude::*;
 
-use super::build::Source;
+use super::builder::Source;
 
 /// Rows the model reads.
 const ROWS: usize = 4;
@@ -129,7 +129,7 @@ impl Pass<'_> {
             true => self.source.read_rows(&format!("{module}.bias"), &[output], 0..output)?.repeat(TOKENS),
             false => vec![0f32; TOKENS * output],
         };
-        product(&mut y, x, &weight, input);
+        accumulate(&mut y, x, &weight, input);
         Ok(y)
     }
 }
@@ -139,34 +139,10 @@ fn add(sum: &mut [f32], more: &[f32]) {
 }
 
 /// `y += x w^T` with `x` `[rows, input]` and `w` `[output, input]`.
-#[allow(unsafe_code)]
-fn product(y: &mut [f32], x: &[f32], w: &[f32], input: usize) {
+fn accumulate(y: &mut [f32], x: &[f32], w: &[f32], input: usize) {
     let (rows, output) = (x.len() / input, w.len() / input);
-    assert!(x.len() == rows * input && w.len() == output * input && y.len() == rows * output);
-    // SAFETY: the three matrices are dense, and the line above checked that each is as large as its strides say.
-    unsafe {
-        gemm::gemm(
-            rows,
-            output,
-            input,
-            y.as_mut_ptr(),
-            1,
-            output as isize,
-            true,
-            x.as_ptr(),
-            1,
-            input as isize,
-            w.as_ptr(),
-            input as isize,
-            1,
-            1.0f32,
-            1.0f32,
-            false,
-            false,
-            false,
-            Parallelism::Rayon(0),
-        );
-    }
+    let (x, w) = (Mat::new(x, rows, input), Mat::new(w, output, input));
+    gemm(Precision::F32, MatMut::new(y, rows, output), 1.0, x, w.t(), true, Threads::Pool);
 }
 
 /// The mean square of every column of `x` `[TOKENS, width]`, relative to their mean and rounded to 4 bits of mantissa.
@@ -242,12 +218,12 @@ mod tests {
     }
 
     #[test]
-    fn a_product_is_its_definition() {
+    fn a_layer_is_its_definition() {
         let (rows, input, output) = (3, 5, 4);
         let fill = |n: usize, k: f32| (0..n).map(|i| (i as f32 * k).sin()).collect::<Vec<f32>>();
         let (x, w, bias) = (fill(rows * input, 0.7), fill(output * input, 1.3), fill(rows * output, 0.2));
         let mut y = bias.clone();
-        product(&mut y, &x, &w, input);
+        accumulate(&mut y, &x, &w, input);
         for r in 0..rows {
             for o in 0..output {
                 let sum: f32 = (0..input).map(|i| x[r * input + i] * w[o * input + i]).sum();

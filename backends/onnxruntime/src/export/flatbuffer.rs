@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use half::{bf16, f16};
 use karat_backend::{BackendError, Dtype};
 
-use super::Precision;
 use crate::adapter::Transposed;
+use crate::weight_format::WeightFormat;
 
 /// Version of the format that is written.
 const FORMAT_VERSION: u32 = 1;
@@ -26,7 +26,7 @@ const LAYOUT: [u16; 6] = [12, 20, 4, 8, 12, 16];
 pub fn adapter_file(
     modules: &[(String, Transposed)],
     shapes: &BTreeMap<String, [usize; 2]>,
-    precision: Precision,
+    precision: WeightFormat,
 ) -> Result<Vec<u8>, BackendError> {
     let mut file = File(Vec::new());
     let root = file.u32(0);
@@ -129,7 +129,7 @@ mod tests {
         let factors = |n: usize| Transposed { rank: 2, a: vec![n as f32; 6], b: vec![0.5; 8] };
         let modules = [("a.b".to_string(), factors(3)), ("long.name".to_string(), factors(7))];
         let shapes = modules.iter().map(|(name, _)| (name.clone(), [3, 4])).collect();
-        let file = adapter_file(&modules, &shapes, Precision::F32).unwrap();
+        let file = adapter_file(&modules, &shapes, WeightFormat::F32).unwrap();
         assert_eq!(&file[4..8], b"TORT");
         let u32 = |at: usize| u32::from_le_bytes(file[at..at + 4].try_into().unwrap()) as usize;
         let follow = |at: usize| at + u32(at);
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn a_factor_beyond_f16_is_named() {
         let modules = [("m".to_string(), Transposed { rank: 1, a: vec![1e6], b: vec![1.0] })];
-        let error = adapter_file(&modules, &BTreeMap::from([("m".into(), [1, 1])]), Precision::F16).unwrap_err();
+        let error = adapter_file(&modules, &BTreeMap::from([("m".into(), [1, 1])]), WeightFormat::F16).unwrap_err();
         assert!(error.message.contains("m.lora_A.weight"), "{error}");
     }
 }

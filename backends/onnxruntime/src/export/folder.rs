@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use karat_backend::{BackendError, NamedAdapter};
 use karat_model::peft::Adapter;
-use karat_system::fsio::{self, PassingFolder};
+use karat_system::fsio;
 
 use super::flatbuffer::adapter_file;
-use super::{MANIFEST, Precision};
 use crate::adapter::transposed;
-use crate::lora::{BASE, Base, check_base};
+use crate::adapter_inputs::{BASE, Base, check_base};
+use crate::weight_format::WeightFormat;
 
 /// Hold of one export in a cache, waited for. The file goes when the hold ends: whoever waited for it then finds the
 /// finished export, and should that have failed, two at once lose no more than time.
@@ -48,15 +48,6 @@ impl Drop for Lock {
     }
 }
 
-/// Renames the finished folder into place. Loses gracefully against another process that published the same.
-pub fn publish(temporary: PassingFolder, folder: &Path) -> std::io::Result<()> {
-    match temporary.publish(folder) {
-        Ok(()) => Ok(()),
-        Err(_) if folder.join(MANIFEST).is_file() => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
 /// Files below `folder` and their bytes.
 pub fn list(folder: &Path, prefix: &str, files: &mut BTreeMap<String, u64>) -> std::io::Result<()> {
     for entry in fs::read_dir(folder)? {
@@ -79,7 +70,7 @@ pub fn list(folder: &Path, prefix: &str, files: &mut BTreeMap<String, u64>) -> s
 pub fn write_adapter(
     named: &NamedAdapter,
     inputs: &BTreeMap<String, [usize; 2]>,
-    precision: Precision,
+    precision: WeightFormat,
     base: &str,
     folder: &Path,
 ) -> Result<(), BackendError> {

@@ -5,7 +5,7 @@
 //! `[batch, seq - first_logit, vocab]` and `present.{i}.key` / `.value`. Rotary positions are inside the attention
 //! operator, which counts them from the mask; there is no `position_ids`.
 //!
-//! `first_logit` i64 `[1]` is an input with a default (0: logits of every position, as other runners expect). Fed with
+//! `first_logit` i64 `[1]` is an input with a default (0: logits of every position, as other runners expect). AdapterInputs with
 //! -1 the head, the largest product of a small model, is computed for the last position alone.
 //!
 //! Root-mean-square norms of queries, keys and the first layer are spelled out in standard operators: the runtime's own
@@ -19,11 +19,11 @@ use karat_backend::{BackendError, EventSink};
 use karat_model::ModelConfig;
 use karat_model::peft::tied_embedding;
 
-use super::build::{Builder, Source};
+use super::builder::{Builder, Source};
 use super::calibrate;
-use super::data::DataFile;
-use super::proto::{Attribute, Dim, Element, Graph, Message, inline_tensor, model, value_info};
+use super::external_data::DataFile;
 use crate::operators::{self, Operators};
+use crate::proto::{Attribute, Dim, Element, Graph, Message, inline_tensor, model, value_info};
 
 /// What was written.
 pub struct Written {

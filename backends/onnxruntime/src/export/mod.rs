@@ -35,7 +35,7 @@
 //! from the mask inside the attention operator, which takes several new tokens after a past for one row at a time only.
 //!
 //! # Element types
-//! See [`Precision`]. In standard operators f32, f16, int8 and int4 run on the CPU; bf16 is for other providers.
+//! See [`WeightFormat`]. In standard operators f32, f16, int8 and int4 run on the CPU; bf16 is for other providers.
 //!
 //! # Whose operators
 //! `karat export` writes the operators of ONNX and of the runtime, so that others can run the model. What a session on the CPU
@@ -44,17 +44,14 @@
 //! `targets` i64 (none by default), and gives their `logprobs` and `greedy` without logits; activations, the key-value cache
 //! and adapters are f32 in bf16 too.
 
-mod build;
+mod builder;
 mod calibrate;
-mod data;
+mod custom_ops;
+mod external_data;
 mod flatbuffer;
 mod folder;
 mod genai;
 mod graph;
-mod manifest;
-mod own;
-mod precision;
-mod proto;
 mod quantize;
 
 use std::collections::BTreeMap;
@@ -71,39 +68,15 @@ use karat_model::peft::Adapter;
 use karat_system::fsio::{self, PassingFolder};
 
 use crate::config;
+use crate::files::{COMPANIONS, publish};
+use crate::manifest::{ADAPTERS, DATA, Exported, FORMAT, MANIFEST, MODEL, Manifest, READING};
 use crate::operators::{self, Operators};
 use crate::options::Options;
 use crate::runtime::cache_root;
-use build::Source;
+use crate::weight_format::WeightFormat;
+use builder::Source;
 use folder::Lock;
 use graph::write_decoder;
-use manifest::{FORMAT, READING};
-
-pub(crate) use build::transpose;
-pub(crate) use folder::publish;
-pub use manifest::{Exported, Manifest};
-pub use precision::Precision;
-
-/// The model file in an export folder.
-pub const MODEL: &str = "model.onnx";
-/// Its weights.
-pub const DATA: &str = "model.onnx.data";
-/// The manifest in an export folder.
-pub const MANIFEST: &str = "karat-onnx.json";
-/// Adapters beside the model, a folder each.
-pub const ADAPTERS: &str = "adapters";
-/// Copied along so that the folder is usable on its own.
-pub(crate) const COMPANIONS: [&str; 9] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-];
 
 /// What is to be exported.
 #[derive(Clone, Copy, Debug)]
@@ -113,7 +86,7 @@ pub struct Request<'a> {
     /// An adapter's folder (PEFT layout), merged into the weights.
     pub adapter: Option<&'a Path>,
     /// What the weights become.
-    pub weights: Precision,
+    pub weights: WeightFormat,
     /// Whether adapters may be fed to the exported model.
     pub adapter_mode: AdapterMode,
     /// In whose operators.
@@ -128,7 +101,7 @@ impl<'a> Request<'a> {
         Request {
             model,
             adapter: None,
-            weights: Precision::F32,
+            weights: WeightFormat::F32,
             adapter_mode: AdapterMode::Merge,
             operators: Operators::Standard,
             beside: &[],

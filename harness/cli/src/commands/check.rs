@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use karat::eval::stats::Verdict;
-use karat::gate::subject::from_repository;
+use karat::gate::locate::from_repository;
 use karat::gate::{Checks, Noise, Rules, Subject, annotations, baseline, check, junit, text};
 use karat::report::Report;
 use karat::{Error, Result, exit, fsio};

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use karat::model_dir::{given, given_file};
 use karat::report::splice::{self, Mode};
-use karat::report::{self, Direction, benchmark, csv, html, latex, markdown, verdicts};
+use karat::report::{self, Direction, benchmark, csv, html, junit, latex, markdown};
 use karat::{Error, Result};
 use serde_json::json;
 
@@ -53,7 +53,7 @@ pub fn run(args: &ReportArgs, global: &Global, output: &Output) -> Result<u8> {
         Format::Csv => csv::items(&report),
         Format::CsvMetrics => csv::metrics(&report),
         Format::Latex => latex::table(&report),
-        Format::Junit => verdicts::junit(&report),
+        Format::Junit => junit::comparisons::junit(&report),
         Format::GithubBenchmark => {
             let direction = match args.better {
                 Better::Lower => Direction::Lower,

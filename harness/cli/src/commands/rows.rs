@@ -5,7 +5,7 @@ use std::path::Path;
 
 use karat::backend::{OpenConfig, SessionInfo};
 use karat::data::companions;
-use karat::data::format::{of_the_record, reason_of};
+use karat::data::examples::{of_the_record, reason_of};
 use karat::data::record::{BadRow, fits};
 use karat::data::template::{ChatTemplate, Message, RenderOptions};
 use karat::data::tokens::Tokenizer;

@@ -5,11 +5,12 @@ use std::path::Path;
 
 use clap::ValueEnum;
 use karat::backend::{Capability, Method, OpenConfig, TrainPlan, Weights};
-use karat::data::blocks::{read_ids_jsonl, read_texts, text_examples};
 use karat::data::companions;
-use karat::data::format::{FormatOptions, Formatter, LabelledRows, Output as OutputFormat};
+use karat::data::examples::{FormatOptions, Formatter, LabelledRows, Output as OutputFormat};
+use karat::data::fields::{Fields, Reading};
 use karat::data::notes;
-use karat::data::record::{BadRow, Fields, Reading};
+use karat::data::pretraining::{read_ids_jsonl, read_texts, text_examples};
+use karat::data::record::BadRow;
 use karat::data::template::ChatTemplate;
 use karat::data::tokens::Tokenizer;
 use karat::model_dir::{base_to_train, given, given_file};

@@ -8,13 +8,14 @@ pub mod normal;
 pub mod random;
 
 mod clustered;
+mod contingency;
 mod pooled;
 mod power;
 mod resampling;
 mod summary;
-mod tests_of_counts;
 
 pub use clustered::{by_cluster, cluster_count, clustered_mean_ci, clustered_sign_flip_p};
+pub use contingency::{Agreement, holm, mcnemar_exact};
 pub use pooled::{PooledComparison, Scale, compare_pooled};
 pub use power::{
     Gate, Verdict, clustered_non_inferiority, detectable_with, minimum_detectable_difference, non_inferiority,
@@ -22,7 +23,6 @@ pub use power::{
 };
 pub use resampling::{EXACT_UP_TO, Outcomes, bootstrap_mean_ci, bootstrap_ratio_ci, outcomes, sign_flip_p};
 pub use summary::{clustered_standard_error, mean, quantile, standard_deviation, standard_error, sum};
-pub use tests_of_counts::{Agreement, holm, mcnemar_exact};
 
 use crate::{Error, Result};
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{Check, Checks, text};
 use crate::error::Error;
 use crate::eval::stats::Verdict;
-use crate::report::text::visible;
+use crate::report::escape::visible;
 
 /// One line a verdict that is no pass: `::error` for a regression, `::warning` for what the items cannot tell; then one
 /// `::notice` with the verdict of all. `file` is what the lines point at, relative to the repository: the suite file, or

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use super::subject::from_repository;
+use super::locate::from_repository;
 use super::{Checks, Noise, Rules, Subject, baseline, check, plan, text};
 use crate::error::Result;
 use crate::eval::stats::Verdict;

@@ -263,5 +263,5 @@ fn detectable(gate: &Gate) -> String {
 
 /// Text of strangers in a Markdown table.
 fn cell(text: &str) -> String {
-    crate::report::text::escaped(text).replace('|', "\\|").replace(['\n', '\r'], " ")
+    crate::report::escape::escaped(text).replace('|', "\\|").replace(['\n', '\r'], " ")
 }

@@ -57,7 +57,7 @@ fn draw(svg: &mut Svg, report: &Report, metric: &Metric) {
     };
     let scale = Scale::new(ends().fold(0.0, f64::min), ends().fold(0.0, f64::max), left, right);
 
-    let unit = fitted(&crate::report::terms::unit(metric, report.language), WIDTH / 3.0);
+    let unit = fitted(&crate::report::i18n::terms::unit(metric, report.language), WIDTH / 3.0);
     let title = format!("{} {}", metric.title(report.language), metric.arrow());
     svg.text((0.0, 15.0), Anchor::Start, "head", &fitted(title.trim_end(), WIDTH - 12.0 - text_width(&unit)));
     svg.text((WIDTH, 15.0), Anchor::End, "soft", &unit);

@@ -2,9 +2,9 @@
 
 use super::super::model::Training;
 use super::super::number::{fixed, scientific};
-use super::super::words::Labels;
 use super::axis::Scale;
 use super::svg::{Anchor, Svg};
+use crate::report::i18n::sentences::Labels;
 
 const HEAD: f64 = 20.0;
 const STRIP: f64 = 34.0;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::super::text::escaped;
+use super::super::escape::escaped;
 
 /// The width of every drawing.
 pub(super) const WIDTH: f64 = 420.0;

@@ -1,4 +1,4 @@
-//! What the emulator is asked to do, owning what it takes to do it again, and how often it was asked.
+//! The emulator's queue: launches, GEMMs and copies with owned arguments, so that a graph can replay them, and counts of each.
 
 use super::super::device::{Arg, Element, Gemm, Launch, Matrix, RawBuffer};
 
@@ -14,8 +14,8 @@ pub enum Op {
         /// Its arguments.
         arguments: Vec<Word>,
     },
-    /// A product.
-    Product(Product),
+    /// A GEMM.
+    Gemm(GemmCopy),
     /// A copy within the device.
     Copy {
         /// Buffer and first byte.
@@ -59,20 +59,20 @@ impl From<&Arg<'_>> for Word {
 
 /// A [`Gemm`].
 #[derive(Clone, Copy, Debug)]
-pub struct Product {
+pub struct GemmCopy {
     /// `m`, `n`, `k`.
     pub shape: [usize; 3],
     /// Factors of the product and of what was there.
     pub factors: [f32; 2],
     /// The operands and the result.
-    pub matrices: [Stored; 3],
+    pub matrices: [MatrixCopy; 3],
     /// How many.
     pub batch: usize,
 }
 
 /// A [`Matrix`].
 #[derive(Clone, Copy, Debug)]
-pub struct Stored {
+pub struct MatrixCopy {
     /// Where its numbers lie.
     pub buffer: RawBuffer,
     /// Its first element.
@@ -87,19 +87,19 @@ pub struct Stored {
     pub transposed: bool,
 }
 
-impl From<&Matrix<'_>> for Stored {
+impl From<&Matrix<'_>> for MatrixCopy {
     fn from(m: &Matrix<'_>) -> Self {
         let Matrix { buffer, first, element, stride, batch_stride, transposed } = *m;
-        Stored { buffer: buffer.raw(), first, element, stride, batch_stride, transposed }
+        MatrixCopy { buffer: buffer.raw(), first, element, stride, batch_stride, transposed }
     }
 }
 
-impl From<&Gemm<'_>> for Product {
+impl From<&Gemm<'_>> for GemmCopy {
     fn from(g: &Gemm<'_>) -> Self {
-        Product {
+        GemmCopy {
             shape: [g.m, g.n, g.k],
             factors: [g.alpha, g.beta],
-            matrices: [&g.a, &g.b, &g.c].map(Stored::from),
+            matrices: [&g.a, &g.b, &g.c].map(MatrixCopy::from),
             batch: g.batch,
         }
     }

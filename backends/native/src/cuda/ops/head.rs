@@ -8,7 +8,7 @@ use super::{like, transposed};
 use crate::device::HeadOps;
 use crate::error::Result;
 use crate::ops::cross_entropy::Target;
-use crate::tensor::{Gradient, Indices, Stored, Tensor};
+use crate::tensor::{Gradient, Indices, StoredWeight, Tensor};
 
 /// Tokens whose logits exist at once: about 320 MiB of them in f32. Depends on the vocabulary alone.
 pub fn chunk(vocab: usize) -> usize {
@@ -32,7 +32,7 @@ impl Cuda {
 }
 
 impl HeadOps for Cuda {
-    fn logits(&self, hidden: &Tensor, head: &dyn Stored) -> Result<Tensor> {
+    fn logits(&self, hidden: &Tensor, head: &dyn StoredWeight) -> Result<Tensor> {
         let (hidden, head) = (here(hidden)?, stored(head)?);
         let (tokens, vocab) = (hidden.matrix_dims().0, head.matrix_dims().0);
         let logits = CudaStorage::any(self, Element::F32, &[tokens, vocab])?;
@@ -40,7 +40,7 @@ impl HeadOps for Cuda {
         Ok(logits.into())
     }
 
-    fn score(&self, hidden: &Tensor, targets: &Indices, head: &dyn Stored) -> Result<Vec<Target>> {
+    fn score(&self, hidden: &Tensor, targets: &Indices, head: &dyn StoredWeight) -> Result<Vec<Target>> {
         let (hidden, head) = (here(hidden)?, stored(head)?);
         let vocab = head.matrix_dims().0;
         let (count, size) = (targets.len(), chunk(vocab).min(targets.len()));
@@ -65,7 +65,7 @@ impl HeadOps for Cuda {
         &self,
         hidden: &Tensor,
         targets: &Indices,
-        head: &dyn Stored,
+        head: &dyn StoredWeight,
         scale: f32,
         dhead: Option<&Gradient>,
     ) -> Result<(Tensor, Tensor)> {

@@ -3,9 +3,9 @@
 use super::super::storage::start;
 use super::super::{Cuda, CudaStorage, here, kernels, stored};
 use super::transposed;
-use crate::device::{Affine, DownGradient, DownProjection, LinearOps, Low, UpProjection};
+use crate::device::{Affine, DownGradient, DownProjected, DownProjection, LinearOps, UpProjection};
 use crate::error::Result;
-use crate::tensor::{Gradient, Stored, Tensor, scale};
+use crate::tensor::{Gradient, StoredWeight, Tensor, scale};
 
 impl Cuda {
     /// `y += alpha x w^T`.
@@ -35,7 +35,7 @@ impl Cuda {
         dx: Option<Tensor>,
         alpha: f32,
         dy: &Tensor,
-        w: &dyn Stored,
+        w: &dyn StoredWeight,
         lora: Option<DownGradient<'_>>,
     ) -> Result<Tensor> {
         let (dy, w) = (here(dy)?, stored(w)?);
@@ -61,11 +61,11 @@ impl LinearOps for Cuda {
         layers.iter().map(|of| self.affine(x, of)).collect()
     }
 
-    fn linear(&self, x: &Tensor, w: &dyn Stored, bias: Option<&Tensor>) -> Result<Tensor> {
+    fn linear(&self, x: &Tensor, w: &dyn StoredWeight, bias: Option<&Tensor>) -> Result<Tensor> {
         self.affine(here(x)?, &Affine { w, bias, lora: None })
     }
 
-    fn linear_add(&self, y: &Tensor, alpha: f32, x: &Tensor, w: &dyn Stored) -> Result<()> {
+    fn linear_add(&self, y: &Tensor, alpha: f32, x: &Tensor, w: &dyn StoredWeight) -> Result<()> {
         self.add_product(here(y)?, alpha, here(x)?, stored(w)?)
     }
 
@@ -73,7 +73,7 @@ impl LinearOps for Cuda {
         &self,
         dx: Option<Tensor>,
         dy: &Tensor,
-        w: &dyn Stored,
+        w: &dyn StoredWeight,
         lora: Option<DownGradient<'_>>,
     ) -> Result<Tensor> {
         self.scaled_dx(dx, 1.0, dy, w, lora)
@@ -96,11 +96,11 @@ impl LinearOps for Cuda {
         kernels::bias_gradient(&*self.gpu, dy.element(), arguments, (rows, width))
     }
 
-    fn lora_down(&self, of: &[DownProjection<'_>]) -> Result<Vec<Low>> {
+    fn lora_down(&self, of: &[DownProjection<'_>]) -> Result<Vec<DownProjected>> {
         let alone = |of: &DownProjection<'_>| {
             let low = self.linear(of.x, of.a, None)?;
             scale(&low, of.factor)?;
-            Ok(Low { low, scale: of.scale })
+            Ok(DownProjected { low, scale: of.scale })
         };
         of.iter().map(alone).collect()
     }

@@ -11,14 +11,14 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::{Context, Heads, Share, Task, contexts};
-use crate::ops::buffers;
-use crate::ops::matmul::assembled::{Left, multiply, turn};
-use crate::ops::matmul::executor::Executor;
-use crate::ops::matmul::packed::Right;
-use crate::ops::matmul::softmax::{Differentiated, Known, Softmax, weigh};
-use crate::ops::matmul::{Mat, MatMut, Precision, Threads, narrow_here, task};
 use crate::ops::number::Number;
-use crate::ops::simd::{dot, simd};
+use karat_kernels::gemm::executor::Executor;
+use karat_kernels::gemm::fused::softmax::{OnlineSoftmax, RowStats, SoftmaxBackward, exp_block};
+use karat_kernels::gemm::pack::tiled::{PackedLhs, multiply, transpose};
+use karat_kernels::gemm::pack::whole::PackedRhs;
+use karat_kernels::gemm::{Mat, MatMut, Precision, Threads, narrow_here, task};
+use karat_kernels::memory::arena;
+use karat_kernels::simd::{dot, simd};
 
 /// Queries and keys of a tile.
 const SIDE: usize = 64;
@@ -70,33 +70,33 @@ fn strips<'a, O>(starts: &[usize], heads: Heads, out: &'a mut [O], lse: &'a mut 
 }
 
 /// The transposed `x`, packed from a copy: its own rows lie far apart, many of them in the same places of the cache.
-fn turned(x: Mat<'_>) -> Right {
+fn turned(x: Mat<'_>) -> PackedRhs {
     let (rows, cols) = x.dims();
-    let mut near = Left::room(BF16, rows, cols);
+    let mut near = PackedLhs::room(BF16, rows, cols);
     near.put((0, 0), x);
-    Right::new(BF16, near.part(rows, cols).t())
+    PackedRhs::new(BF16, near.part(rows, cols).t())
 }
 
 /// [`super::forward`] in bf16.
 pub fn forward<O: Number>([q, k, v]: [Mat<'_>; 3], starts: &[usize], heads: Heads, out: &mut [O], lse: &mut [f32]) {
     let d = heads.dim;
-    let pack = |c: &Context<'_>| [turned(c.k), Right::new(BF16, c.v)];
-    let packed: Vec<[Right; 2]> = contexts(k, v, starts, heads).par_iter().map(pack).collect();
+    let pack = |c: &Context<'_>| [turned(c.k), PackedRhs::new(BF16, c.v)];
+    let packed: Vec<[PackedRhs; 2]> = contexts(k, v, starts, heads).par_iter().map(pack).collect();
     let attend = |mut strip: Strip<'_, O>| {
         let [key, value] = &packed[strip.context];
         let (first, n) = (strip.queries.start - strip.start, strip.queries.len());
         let last = first + n;
-        let [mut query, mut weights] = [d, KEYS.min(last)].map(|cols| Left::room(BF16, n, cols));
-        let [mut scores, mut tile] = [KEYS, d].map(|cols| buffers::take(n * cols));
+        let [mut query, mut weights] = [d, KEYS.min(last)].map(|cols| PackedLhs::room(BF16, n, cols));
+        let [mut scores, mut tile] = [KEYS, d].map(|cols| arena::alloc(n * cols));
         for g in 0..heads.group() {
             query.put((0, 0), q.part(strip.queries.clone(), heads.columns(strip.head * heads.group() + g)));
-            let mut rows = [Softmax::default(); SIDE];
+            let mut rows = [OnlineSoftmax::default(); SIDE];
             for block in (0..last).step_by(KEYS) {
                 let width = KEYS.min(last - block);
                 let to = MatMut::strided(&mut scores, n, width, KEYS);
                 multiply(to, heads.scale(), (&query, 0, 0..d), (key, 0, block), false);
                 let seen = |row: usize| first + row + 1 - block;
-                weigh(&mut scores, (width, KEYS), &mut rows[..n], seen, &mut weights);
+                exp_block(&mut scores, (width, KEYS), &mut rows[..n], seen, &mut weights);
                 if block > 0 {
                     simd(
                         #[inline(always)]
@@ -160,13 +160,13 @@ pub(super) fn backward<O: Number>(
     dout: &[f32],
 ) -> Vec<Share> {
     let tokens = q.dims().0;
-    let mut deltas = buffers::take(tokens * heads.queries);
-    let mut rounded = buffers::take(dout.len().div_ceil(2));
+    let mut deltas = arena::alloc(tokens * heads.queries);
+    let mut rounded = arena::alloc(dout.len().div_ceil(2));
     let rounded: &mut [bf16] = &mut bytemuck::cast_slice_mut(&mut rounded)[..dout.len()];
     upstream((out, dout), heads, rounded, &mut deltas);
     let upstreams = Mat::narrowed(rounded, tokens, heads.q_width());
-    let pack = |c: &Context<'_>| [turned(c.k), turned(c.v), Right::new(BF16, c.k)];
-    let packed: Vec<[Right; 3]> = contexts(k, v, starts, heads).par_iter().map(pack).collect();
+    let pack = |c: &Context<'_>| [turned(c.k), turned(c.v), PackedRhs::new(BF16, c.k)];
+    let packed: Vec<[PackedRhs; 3]> = contexts(k, v, starts, heads).par_iter().map(pack).collect();
     let shares: Vec<OnceLock<Share>> = tasks.iter().map(|_| OnceLock::new()).collect();
     Threads::Pool.each(tasks.len(), &|number| {
         let mine = &tasks[number];
@@ -201,7 +201,7 @@ fn upstream<O: Number>((out, dout): (&[O], &[f32]), heads: Heads, rounded: &mut 
 fn one(
     task: &Task,
     heads: Heads,
-    [key_t, value_t, key]: &[Right; 3],
+    [key_t, value_t, key]: &[PackedRhs; 3],
     operands: [Mat<'_>; 2],
     [lse, deltas]: [&[f32]; 2],
 ) -> Share {
@@ -209,14 +209,14 @@ fn one(
     // Positions in the row.
     let (begin, end) = (task.queries.start - task.start, task.queries.end - task.start);
     let (most, widest) = (QUERIES.min(n), KEYS.min(end));
-    let [mut dqs, mut dks, mut dvs] = [n, end, end].map(|rows| buffers::take(rows * d));
-    let mut rows = [0; 2].map(|_| Left::room(BF16, most, d));
-    let mut lying = [0; 2].map(|_| Left::room(BF16, d, most));
-    let [weights, gradients] = [0; 2].map(|_| Right::room(BF16, most, widest));
-    let mut made = Differentiated { weights, gradients, lines: Left::room(BF16, most, widest) };
+    let [mut dqs, mut dks, mut dvs] = [n, end, end].map(|rows| arena::alloc(rows * d));
+    let mut rows = [0; 2].map(|_| PackedLhs::room(BF16, most, d));
+    let mut lying = [0; 2].map(|_| PackedLhs::room(BF16, d, most));
+    let [weights, gradients] = [0; 2].map(|_| PackedRhs::room(BF16, most, widest));
+    let mut made = SoftmaxBackward { weights, gradients, lines: PackedLhs::room(BF16, most, widest) };
     let mut known = Vec::with_capacity(SIDE);
-    let mut tiles = [0; 2].map(|_| buffers::take(SIDE * SIDE));
-    let mut sums = [0; 2].map(|_| buffers::take(d * widest));
+    let mut tiles = [0; 2].map(|_| arena::alloc(SIDE * SIDE));
+    let mut sums = [0; 2].map(|_| arena::alloc(d * widest));
     for block in (0..end).step_by(KEYS) {
         let width = KEYS.min(end - block);
         sums.iter_mut().for_each(|sum| sum.fill(0.0));
@@ -251,7 +251,7 @@ fn one(
                     known.clear();
                     known.extend((first + strip..first + strip + height).map(|i| {
                         let [lse, delta] = [lse, deltas].map(|x| x[(task.start + i) * heads.queries + head]);
-                        Known { lse, delta, seen: (i + 1).saturating_sub(block + column) }
+                        RowStats { lse, delta, seen: (i + 1).saturating_sub(block + column) }
                     }));
                     made.put((strip, column), across, &known, p, ds);
                 }
@@ -277,7 +277,7 @@ fn one(
             }
         }
         for (sum, to) in sums.iter().zip([&mut dvs, &mut dks]) {
-            turn(sum, d, width, widest, &mut to[block * d..]);
+            transpose(sum, d, width, widest, &mut to[block * d..]);
         }
     }
     Share([dqs, dks, dvs])

@@ -1,0 +1,4 @@
+//! A report's language, English or Chinese: sentences and labels, and the names that data gives to things.
+
+pub(super) mod sentences;
+pub(super) mod terms;
