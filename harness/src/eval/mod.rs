@@ -68,6 +68,19 @@ pub struct ReferenceScore {
     pub options: Vec<OptionScore>,
 }
 
+impl ReferenceScore {
+    /// Think and answer together.
+    pub fn whole(&self) -> PartScore {
+        let (think, answer) = (&self.think, &self.answer);
+        PartScore {
+            logprob: think.logprob + answer.logprob,
+            tokens: think.tokens + answer.tokens,
+            bytes: think.bytes + answer.bytes,
+            greedy: think.greedy + answer.greedy,
+        }
+    }
+}
+
 /// The log-likelihood of one option as the whole answer; the tokens of the option's text alone count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct OptionScore {

@@ -10,8 +10,7 @@ use crate::eval::{Item, ItemResult, metric};
 
 use super::inputs::{Inputs, MetricInfo, ModelRun, Run, TrainingRecord, best, example, finite, pairs, values};
 use super::model::*;
-use super::warning::{self, Warning};
-use super::{flips, general, significance};
+use super::{flips, general, significance, warning};
 
 /// Makes the report. Pure: the same inputs give the same report.
 ///

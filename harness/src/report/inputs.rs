@@ -9,7 +9,6 @@ use crate::eval::{Item, ItemResult, PartScore};
 
 use super::model::*;
 use super::number::fixed;
-use super::warning::Warning;
 
 /// All that a report is made of.
 #[derive(Clone, Debug)]

@@ -35,7 +35,6 @@ pub use build::build;
 pub use escape::legible;
 pub use inputs::{GeneralText, Inputs, MetricInfo, ModelRun, Pooled, TrainingRecord};
 pub use model::*;
-pub use warning::Warning;
 pub use write::{REPORT_JSON, check_folder, write};
 
 /// What a report does not cover, in one English sentence: models with items that they have no result for, rows of the data that could

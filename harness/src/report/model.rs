@@ -16,6 +16,7 @@ mod items;
 mod metric;
 mod training;
 mod unknown;
+mod warning;
 
 use std::collections::BTreeMap;
 
@@ -23,8 +24,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::eval::stats::StatsOptions;
-
-use super::warning::Warning;
 
 pub use adapter::{AdapterCheck, MergedCheck};
 pub use comparison::{Comparison, MetricComparison, PairedTest, Verdict};
@@ -35,6 +34,7 @@ pub use inputs::{BadRow, Data, DataFile, Decoding, Fingerprints, Leak, SplitRule
 pub use items::{Example, ExampleText, ItemRow, ItemValues};
 pub use metric::{Direction, Metric, MetricValue};
 pub use training::{CurvePoint, Evaluation, Model, Role, Training};
+pub use warning::Warning;
 
 /// The version of the JSON this build writes and reads; raised even when a field is only added.
 pub const SCHEMA_VERSION: u32 = 2;

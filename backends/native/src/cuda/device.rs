@@ -1,4 +1,4 @@
-//! What is asked of a device: memory, launches of kernels by name, matrix products.
+//! The interface of a GPU: memory, launches of kernels by name, GEMMs, graphs.
 //!
 //! All work of one device goes into one queue and is done in that order, so memory that is freed may be given out again
 //! at once, which [`super::pool`] does. Only [`Gpu::download`] and [`Gpu::synchronize`] wait.
@@ -6,18 +6,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::graph::RawGraph;
 use super::pool::{Pool, Pools};
+pub use super::raw::{DeviceMemory, RawBuffer, RawGraph};
 use crate::error::Result;
-
-/// Device memory without an owner. In the emulator the address is the host's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RawBuffer {
-    /// Where it begins, aligned to 256 bytes at least.
-    pub address: u64,
-    /// How long it is; never 0.
-    pub bytes: usize,
-}
 
 /// Device memory that is given back when its owner goes.
 pub struct Buffer {
@@ -178,18 +169,9 @@ pub struct Facts {
 }
 
 /// A device: [`crate::cuda`].
-pub trait Gpu: Send + Sync {
+pub trait Gpu: DeviceMemory {
     /// What it is.
     fn facts(&self) -> &Facts;
-
-    /// `bytes` bytes (at least 1) with any contents; the emulator fills them with NaN.
-    ///
-    /// # Errors
-    /// If there is no room.
-    fn alloc(&self, bytes: usize) -> Result<RawBuffer>;
-
-    /// Gives memory of [`Gpu::alloc`] back, once what is queued has used it.
-    fn free(&self, buffer: RawBuffer);
 
     /// Copies `from` to `to`, `offset` bytes from its start. `from` may change as soon as this returns.
     ///
@@ -239,13 +221,6 @@ pub trait Gpu: Send + Sync {
 
     /// Its pools of memory.
     fn pools(&self) -> &Pools;
-
-    /// A buffer of a pool is given out again: its contents mean nothing.
-    fn lent(&self, _: RawBuffer) {}
-
-    /// A buffer waits in a pool, a private one or the device's own: nobody may use it but a recording with memory of the
-    /// former.
-    fn parked(&self, _: RawBuffer, _private: bool) {}
 
     /// Records from now on, instead of doing it, what this thread queues: [`super::graph::Graph`].
     ///

@@ -16,8 +16,8 @@ use karat_backend::BackendError;
 use self::api::{Address, Blas, Cuda, Handle, Status};
 use self::cublas::GemmCall;
 use super::device::{Arg, Facts, Gemm, Gpu, Launch, RawBuffer};
-use super::graph::RawGraph;
 use super::pool::Pools;
+use super::raw::{DeviceMemory, RawGraph};
 use crate::error::Result;
 
 /// The oldest driver whose compiler takes the kernels: that of CUDA 13.0.
@@ -384,11 +384,7 @@ fn inside(buffer: RawBuffer, offset: usize, bytes: usize) -> Result<Address> {
     }
 }
 
-impl Gpu for Driver {
-    fn facts(&self) -> &Facts {
-        &self.facts
-    }
-
+impl DeviceMemory for Driver {
     fn alloc(&self, bytes: usize) -> Result<RawBuffer> {
         let state = self.enter()?;
         state.not_recorded("an allocation")?;
@@ -413,6 +409,12 @@ impl Gpu for Driver {
             // SAFETY: the address is one of `alloc`, given back once; what is queued before still finds it.
             unsafe { (self.cuda.cuMemFreeAsync)(buffer.address, self.stream) };
         }
+    }
+}
+
+impl Gpu for Driver {
+    fn facts(&self) -> &Facts {
+        &self.facts
     }
 
     fn upload(&self, from: &[u8], to: RawBuffer, offset: usize) -> Result<()> {

@@ -20,8 +20,8 @@ use self::library::{Kernels, Run};
 pub use self::recording::Counts;
 use self::recording::{GemmCopy, MatrixCopy, Op, Word};
 use super::device::{Arg, Element, Facts, Gemm, Gpu, Launch, RawBuffer};
-use super::graph::RawGraph;
 use super::pool::Pools;
+use super::raw::{DeviceMemory, RawGraph};
 use crate::error::Result;
 use karat_kernels::gemm::{Mat, MatMut, Precision, Threads, gemm};
 
@@ -313,11 +313,7 @@ impl Emulator {
     }
 }
 
-impl Gpu for Emulator {
-    fn facts(&self) -> &Facts {
-        &self.facts
-    }
-
+impl DeviceMemory for Emulator {
     fn alloc(&self, bytes: usize) -> Result<RawBuffer> {
         self.now("an allocation", |counts| counts.allocated += 1)?;
         let layout = layout(bytes)?;
@@ -350,6 +346,22 @@ impl Gpu for Emulator {
             // SAFETY: `alloc` made it with this layout, and it was in the table until now.
             unsafe { dealloc((buffer.address as usize - GUARD) as *mut u8, layout) };
         }
+    }
+
+    fn lent(&self, buffer: RawBuffer) {
+        poison(buffer.address as *mut u8, buffer.bytes.next_multiple_of(2));
+        self.state().buffers.insert(buffer.address, (buffer.bytes, Holder::Owner));
+    }
+
+    fn parked(&self, buffer: RawBuffer, private: bool) {
+        let holder = if private { Holder::Arena } else { Holder::Pool };
+        self.state().buffers.insert(buffer.address, (buffer.bytes, holder));
+    }
+}
+
+impl Gpu for Emulator {
+    fn facts(&self) -> &Facts {
+        &self.facts
     }
 
     fn upload(&self, from: &[u8], to: RawBuffer, offset: usize) -> Result<()> {
@@ -415,16 +427,6 @@ impl Gpu for Emulator {
 
     fn pools(&self) -> &Pools {
         &self.pools
-    }
-
-    fn lent(&self, buffer: RawBuffer) {
-        poison(buffer.address as *mut u8, buffer.bytes.next_multiple_of(2));
-        self.state().buffers.insert(buffer.address, (buffer.bytes, Holder::Owner));
-    }
-
-    fn parked(&self, buffer: RawBuffer, private: bool) {
-        let holder = if private { Holder::Arena } else { Holder::Pool };
-        self.state().buffers.insert(buffer.address, (buffer.bytes, holder));
     }
 
     fn begin_graph(&self) -> Result<()> {

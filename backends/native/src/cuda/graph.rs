@@ -2,7 +2,7 @@
 //! a launch costs the host a few microseconds and a graph of them hardly more than one.
 //!
 //! A recording holds addresses. So what it works on must stay where it is as long as it lives: inputs that change are
-//! written to the same places, and memory that comes and goes within it is of an [`super::pool::Arena`] of its own. While
+//! written to the same places, and memory that comes and goes within it is of an [`super::arena::Arena`] of its own. While
 //! recording, nothing is done, and whatever could not be played again is refused: allocation, copies from and to the host,
 //! waiting.
 
@@ -10,11 +10,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::device::Gpu;
+use super::raw::RawGraph;
 use crate::error::Result;
-
-/// A recording without an owner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RawGraph(pub u64);
 
 /// A recording.
 pub struct Graph {

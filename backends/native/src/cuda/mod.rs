@@ -10,6 +10,7 @@
 //! f32, and no sum depends on the order in which blocks happen to run. The gradient of a matrix that one product gives, which no
 //! other micro-batch adds to, is kept as bf16, as autocast's is.
 
+pub mod arena;
 mod cache;
 pub mod device;
 pub mod discovery;
@@ -22,6 +23,7 @@ pub mod ops;
 mod optimizer;
 pub mod pool;
 pub mod ptx;
+mod raw;
 mod sample;
 mod steps;
 mod storage;
@@ -94,7 +96,7 @@ impl Device for Cuda {
         self.peak_memory()
     }
     fn trim(&self) {
-        pool::trim(&*self.gpu);
+        arena::trim(&*self.gpu);
     }
 
     fn place(&self, t: &Tensor) -> Result<Tensor> {

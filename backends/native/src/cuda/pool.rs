@@ -4,13 +4,13 @@
 //! asks for the same sizes as the one before it so allocates nothing. What waits counts as taken: with what is in use it stays
 //! below the most that ever was in use and a little more (`SLACK`); beyond that the oldest goes back to the device.
 //!
-//! A pool of its own ([`Arena`]) is for work that is recorded once and played again ([`super::graph`]): nobody else gets that
+//! A pool of its own ([`super::arena::Arena`]) is for work that is recorded once and played again ([`super::graph`]): nobody else gets that
 //! memory while the recording lives.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::device::{Gpu, RawBuffer};
+use super::raw::{DeviceMemory, RawBuffer};
 use crate::error::Result;
 
 /// Bytes that may wait beyond the most that was in use at once: what a layer of a large batch works with waits while the head
@@ -75,11 +75,16 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A pool whose memory nobody else gets.
+    pub fn private() -> Self {
+        Pool { private: true, ..Pool::default() }
+    }
+
     /// `bytes` bytes with any contents, of what waits or of the device.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn get(&self, gpu: &dyn Gpu, bytes: usize) -> Result<RawBuffer> {
+    pub fn get(&self, gpu: &dyn DeviceMemory, bytes: usize) -> Result<RawBuffer> {
         let mut state = self.state();
         if let Some(raw) = state.take(bytes) {
             state.lend(bytes);
@@ -107,7 +112,7 @@ impl Pool {
     }
 
     /// Takes back what [`Pool::get`] gave; returns what is to be freed because nobody will ask here again.
-    pub fn give(&self, gpu: &dyn Gpu, raw: RawBuffer) -> Option<RawBuffer> {
+    pub fn give(&self, gpu: &dyn DeviceMemory, raw: RawBuffer) -> Option<RawBuffer> {
         let mut state = self.state();
         state.in_use -= raw.bytes;
         if state.closed {
@@ -153,52 +158,8 @@ impl Pools {
     pub fn own(&self) -> &Pool {
         &self.own
     }
-    fn chosen(&self) -> MutexGuard<'_, Option<Arc<Pool>>> {
+    /// The pool that is asked instead of the device's own, if there is one.
+    pub fn chosen(&self) -> MutexGuard<'_, Option<Arc<Pool>>> {
         self.chosen.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Gives what waits in the device's own pool back to the device: for the end of a piece of work, and where what comes next wants
-/// the memory in other sizes.
-pub fn trim(gpu: &dyn Gpu) {
-    gpu.pools().own.drain().into_iter().for_each(|raw| gpu.free(raw));
-}
-
-/// A pool whose memory nobody else gets as long as it lives.
-pub struct Arena {
-    gpu: Arc<dyn Gpu>,
-    pool: Arc<Pool>,
-}
-
-impl Arena {
-    /// With nothing in it.
-    pub fn new(gpu: &Arc<dyn Gpu>) -> Self {
-        Arena { gpu: gpu.clone(), pool: Arc::new(Pool { private: true, ..Pool::default() }) }
-    }
-
-    /// Does `work` with memory of this pool.
-    pub fn within<T>(&self, work: impl FnOnce() -> T) -> T {
-        struct Back<'a>(&'a Pools, Option<Arc<Pool>>);
-        impl Drop for Back<'_> {
-            fn drop(&mut self) {
-                *self.0.chosen() = self.1.take();
-            }
-        }
-        let pools = self.gpu.pools();
-        let before = pools.chosen().replace(self.pool.clone());
-        let _back = Back(pools, before);
-        work()
-    }
-}
-
-impl std::fmt::Debug for Arena {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.pool.fmt(f)
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        self.pool.close().into_iter().for_each(|raw| self.gpu.free(raw));
     }
 }

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use karat_backend::GenerateConfig;
 
+use super::arena::Arena;
 use super::cache::Slots;
 use super::graph::Graph;
-use super::pool::Arena;
 use crate::device::{Feed, Forward, KvCache, Next};
 use crate::error::Result;
 use crate::tensor::{Starts, Tensor};

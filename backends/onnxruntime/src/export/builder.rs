@@ -15,7 +15,7 @@ use crate::operators::Operators;
 use crate::proto::{Attribute, Dim, Element, Graph, inline_tensor, node, value_info};
 use crate::weight_format::WeightFormat;
 
-use super::custom_ops::PackedWeight;
+use super::packed_weight::PackedWeight;
 
 /// The domain of ONNX Runtime's own operators.
 const MS: &str = "com.microsoft";

@@ -8,18 +8,10 @@ use karat_kernels::gemm::prepacked::PackedType;
 use karat_kernels::gemm::tile::PANEL;
 
 use super::builder::Builder;
+use super::packed_weight::PackedWeight;
 use crate::operators::DOMAIN;
 use crate::proto::{Attribute, Element, node};
 use crate::weight_format::WeightFormat;
-
-/// A packed weight `[n, k]` in the file.
-#[derive(Clone, Debug)]
-pub struct PackedWeight {
-    name: String,
-    n: usize,
-    k: usize,
-    storage: PackedType,
-}
 
 impl Builder<'_> {
     /// A node of Karat's domain with these weights.
@@ -134,12 +126,5 @@ impl Builder<'_> {
     ) -> Result<PackedWeight, BackendError> {
         self.declare(&name, Element::U8, &[storage.bytes(n, k)], offset);
         Ok(PackedWeight { name, n, k, storage })
-    }
-}
-
-impl PackedWeight {
-    /// The initializer's name.
-    pub fn name(&self) -> &str {
-        &self.name
     }
 }

@@ -52,6 +52,7 @@ mod flatbuffer;
 mod folder;
 mod genai;
 mod graph;
+mod packed_weight;
 mod quantize;
 
 use std::collections::BTreeMap;

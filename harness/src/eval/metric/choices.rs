@@ -1,6 +1,6 @@
 //! Multiple choice: whether the right option is the most probable one, and whether the answer names it.
 
-use super::registry::{Direction, MetricDef, Reads, SHARE};
+use super::definition::{Direction, MetricDef, Reads, SHARE};
 use super::sample::{Sample, flag};
 use crate::eval::choice::{self, Choice, Normalisation};
 

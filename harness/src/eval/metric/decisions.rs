@@ -1,6 +1,6 @@
 //! Yes-or-no questions: what the answer decides at its head ([`decision`]) beside what is right, each error by itself.
 
-use super::registry::{Asks, Direction, MetricDef, Reads, SHARE};
+use super::definition::{Asks, Direction, MetricDef, Reads, SHARE};
 use super::sample::{Sample, flag};
 use crate::eval::decision::{self, Decision};
 

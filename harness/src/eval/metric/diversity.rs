@@ -1,6 +1,6 @@
 //! Diversity of an answer's words: distinct-n (Li et al. 2016).
 
-use super::registry::{Direction, MetricDef, Reads, SHARE};
+use super::definition::{Direction, MetricDef, Reads, SHARE};
 use super::tokens::distinct;
 
 /// Metrics of this file.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::conformance::Texts;
-use super::registry::ItemValue;
+use super::definition::ItemValue;
 use super::sample::Sample;
 use super::{Corpus, MetricDef, info, registry};
 use crate::Result;

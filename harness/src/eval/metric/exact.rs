@@ -2,8 +2,8 @@
 
 use unicode_normalization::UnicodeNormalization;
 
+use super::definition::{Direction, MetricDef, Reads, SHARE};
 use super::python;
-use super::registry::{Direction, MetricDef, Reads, SHARE};
 
 /// Whether two answers are the same after [`normalise`]. Two empty answers are no match: nothing was answered.
 pub fn exact_match(reference: &str, candidate: &str) -> bool {

@@ -1,7 +1,7 @@
 //! The form of a text: reasoning closed and followed by an answer, an end before the token limit, its length.
 
+use super::definition::{Direction, MetricDef, Reads, SHARE, unbounded};
 use super::python;
-use super::registry::{Direction, MetricDef, Reads, SHARE, unbounded};
 use super::sample::{Sample, flag};
 use crate::backend::StopReason;
 use crate::eval::think::ThinkState;

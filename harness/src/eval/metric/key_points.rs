@@ -20,8 +20,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::definition::{Direction, MetricDef, Reads, SHARE};
 use super::quantities::{Quantity, quantities};
-use super::registry::{Direction, MetricDef, Reads, SHARE};
 use super::{jieba, porter};
 use crate::eval::decision::{self, Decision};
 

@@ -2,19 +2,8 @@
 //!
 //! All are defined on [`ReferenceScore`]'s parts; `None` where a part has no tokens.
 
-use super::registry::{Corpus, Direction, MetricDef, Reads, SHARE, unbounded};
+use super::definition::{Corpus, Direction, MetricDef, Reads, SHARE, unbounded};
 use crate::eval::{PartScore, ReferenceScore};
-
-/// Think and answer together.
-pub fn whole(score: &ReferenceScore) -> PartScore {
-    let (think, answer) = (&score.think, &score.answer);
-    PartScore {
-        logprob: think.logprob + answer.logprob,
-        tokens: think.tokens + answer.tokens,
-        bytes: think.bytes + answer.bytes,
-        greedy: think.greedy + answer.greedy,
-    }
-}
 
 /// Negative log-likelihood in nats per token.
 pub fn nll(part: &PartScore) -> Option<f64> {
@@ -43,7 +32,7 @@ pub(super) const METRICS: &[MetricDef] = &[
     )
     .titled("Reference NLL", "参考文本负对数似然")
     .headline()
-    .pooled(Corpus::PooledByToken, whole),
+    .pooled(Corpus::PooledByToken, ReferenceScore::whole),
     MetricDef::of(
         "nll_think",
         unbounded("nats/token"),
@@ -74,7 +63,7 @@ pub(super) const METRICS: &[MetricDef] = &[
     )
     .titled("Reference perplexity", "参考文本困惑度")
     .decimals(2)
-    .pooled(Corpus::ExpOfPooled, whole),
+    .pooled(Corpus::ExpOfPooled, ReferenceScore::whole),
     MetricDef::of(
         "bits_per_byte",
         unbounded("bits/byte"),
@@ -84,7 +73,7 @@ pub(super) const METRICS: &[MetricDef] = &[
         |s| s.whole().as_ref().and_then(bits_per_byte),
     )
     .titled("Bits per byte", "每字节比特数")
-    .pooled(Corpus::PooledByByte, whole),
+    .pooled(Corpus::PooledByByte, ReferenceScore::whole),
     MetricDef::of(
         "greedy_share",
         SHARE,
@@ -94,5 +83,5 @@ pub(super) const METRICS: &[MetricDef] = &[
         |s| s.whole().as_ref().and_then(greedy_share),
     )
     .titled("Greedy share", "贪心命中率")
-    .pooled(Corpus::PooledByToken, whole),
+    .pooled(Corpus::PooledByToken, ReferenceScore::whole),
 ];

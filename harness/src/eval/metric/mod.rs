@@ -18,6 +18,7 @@ pub mod chrf;
 pub mod conformance;
 pub mod corpus;
 mod decisions;
+mod definition;
 mod diversity;
 pub mod exact;
 mod form;
@@ -44,8 +45,9 @@ pub mod vocabulary;
 
 mod evaluate;
 
+pub use definition::{Asks, Corpus, Direction, MetricDef, Reads};
 pub use evaluate::{Bounds, aggregate, aggregate_with_interval, bounds, evaluate, evaluate_by, weight};
-pub use registry::{Asks, Corpus, Direction, MetricDef, Reads, info, registry};
+pub use registry::{info, registry};
 pub use signature::signature;
 
 use crate::eval::{Item, Prediction, think};

@@ -1,7 +1,7 @@
 //! Loops: generation that repeats itself.
 
+use super::definition::{Direction, MetricDef, Reads, SHARE};
 use super::python;
-use super::registry::{Direction, MetricDef, Reads, SHARE};
 use super::sample::flag;
 use super::tokens;
 

@@ -7,8 +7,8 @@
 //!
 //! White space is no token of either kind, so formatting does not score. F is the harmonic mean (beta = 1).
 
+use super::definition::{Direction, MetricDef, Reads, SHARE};
 use super::lcs;
-use super::registry::{Direction, MetricDef, Reads, SHARE};
 use super::tokens::{Prf, TokenPair, gram_count};
 
 /// ROUGE-1, -2 and -L of one pair.

@@ -4,7 +4,7 @@
 //! function `sentence_bleu`: with it off, a candidate of one to three tokens scores 0. The [`signature`] names every
 //! choice; print it beside every score.
 
-use super::registry::{Direction, MetricDef, PERCENT, Reads};
+use super::definition::{Direction, MetricDef, PERCENT, Reads};
 use super::sacrebleu_tokenizers::Tokenizer;
 use super::tokens::{TokenPair, gram_count};
 

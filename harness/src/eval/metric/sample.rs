@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 
 use super::key_points::{self, KeyPoints, Statements};
 use super::tokens::TokenPair;
-use super::{jieba, likelihood, python, rouge};
+use super::{jieba, python, rouge};
 use crate::eval::think::{Parts, ThinkTags};
 use crate::eval::{Item, PartScore, Prediction, ReferenceScore};
 
@@ -73,7 +73,7 @@ impl<'a> Sample<'a> {
 
     /// The score of the whole reference.
     pub fn whole(&self) -> Option<PartScore> {
-        self.reference.map(likelihood::whole)
+        self.reference.map(ReferenceScore::whole)
     }
 
     /// ROUGE of the answers by characters.

@@ -1,6 +1,6 @@
 //! Overlap of vocabularies and of bags of words.
 
-use super::registry::{Direction, MetricDef, Reads, SHARE};
+use super::definition::{Direction, MetricDef, Reads, SHARE};
 use super::tokens::{Prf, TokenPair};
 
 /// Precision, recall and F1 of the *sets* of tokens (the published comparison's "vocabulary" metrics, over jieba words). Counts and

@@ -3,9 +3,8 @@
 use crate::eval::think::ThinkState;
 
 use crate::backend::StopReason;
-use crate::report::model::{Comparison, Direction, Language, Report, Verdict};
+use crate::report::model::{Comparison, Direction, Language, Report, Verdict, Warning};
 use crate::report::number::{fixed, percent};
-use crate::report::warning::Warning;
 
 macro_rules! labels {
     ($($name:ident: $en:literal, $zh:literal;)*) => {

@@ -3,7 +3,7 @@
 use karat_backend::BackendError;
 
 use super::super::device::{Arg, Buffer, Element, Matrix};
-use super::super::{Cuda, CudaStorage, here, kernels, pool, stored};
+use super::super::{Cuda, CudaStorage, arena, here, kernels, stored};
 use super::{like, transposed};
 use crate::device::HeadOps;
 use crate::error::Result;
@@ -107,7 +107,7 @@ impl HeadOps for Cuda {
         // The logits' memory goes before the gradient's comes.
         drop((logits, rounded));
         if narrow.is_some() {
-            pool::trim(&*self.gpu);
+            arena::trim(&*self.gpu);
         }
         if let (Some(dhead), Some((sum, _))) = (narrow, sum) {
             match self.sum(dhead)? {
@@ -116,7 +116,7 @@ impl HeadOps for Cuda {
             }
         }
         if dhead.is_some_and(|dhead| !dhead.lasts()) {
-            pool::trim(&*self.gpu);
+            arena::trim(&*self.gpu);
         }
         Ok((logprobs.into(), dhidden.into()))
     }
