@@ -38,6 +38,7 @@ pub mod limits;
 mod model;
 mod overrides;
 mod parse;
+mod toml_errors;
 mod train;
 
 use std::path::{Path, PathBuf};
@@ -54,7 +55,8 @@ pub use keys::training_keys;
 pub use model::{ModelConfig, TemplateChoice};
 pub use overrides::Overrides;
 pub use parse::parse_setting;
-use parse::{check_spans, find, inherit_hyperparameters, refuse_places, toml_error};
+use parse::{check_spans, find, inherit_hyperparameters, refuse_places};
+use toml_errors::toml_error;
 pub use train::{CheckpointChoice, FullTrain, Hyperparameters, LoraTrain, TrainSection};
 
 /// An experiment, fully resolved: paths are absolute, defaults are filled in.

@@ -80,7 +80,7 @@ fn layers(c: &mut Criterion) {
     }
 }
 
-/// What stands between the products, on 512 tokens; throughput in bytes of its operands.
+/// The element-wise operations between the GEMMs, on 512 tokens; throughput in bytes of their operands.
 fn others(c: &mut Criterion) {
     let mut group = c.benchmark_group("512 tokens");
     group.sample_size(20);

@@ -1,4 +1,4 @@
-//! What is checked and measured on a GPU, one section a process; `scripts/gpu-checks` runs them all and sets them beside
+//! Checks and measurements on a GPU, one section a process; `scripts/gpu-checks` runs them all and sets them beside
 //! PyTorch.
 //!
 //! `cargo run --release -p karat-native --example gpu -- SECTION [device=cuda:0] [key=value ...]` prints one JSON object a line.

@@ -1,4 +1,4 @@
-//! What the decoder asks of a device: the one boundary between the layers and the kernels of a CPU or a GPU.
+//! The device trait: the one boundary between the layers and the kernels of a CPU or a GPU.
 //!
 //! A [`Device`] is opened with a session and stays the same for all of it, with the precision of its GEMMs. The layers hold it
 //! and call its operations, grouped by subject as [`TensorOps`], [`LinearOps`], [`AttentionOps`] and [`HeadOps`]; no layer
@@ -25,7 +25,7 @@ use crate::tensor::{Angles, Gradient, Indices, Starts, StoredWeight, Tensor};
 pub use karat_kernels::gemm::Precision;
 use karat_kernels::memory::mmap::Elements;
 
-/// What reads a result. Where GEMMs are computed in bf16, a device may round what they alone read.
+/// The readers of a result. Where GEMMs are computed in bf16, a device may round a result that they alone read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadBy {
     /// GEMMs alone.
@@ -34,11 +34,11 @@ pub enum ReadBy {
     Any,
 }
 
-/// What is left of an activation by dropout.
+/// An activation after dropout.
 pub struct Dropped {
     /// The activation but for `factor`.
     pub x: Tensor,
-    /// What it is still to be multiplied by: 1 but for an operand of GEMMs in bf16, which would be rounded twice.
+    /// Pending factor: 1 but for an operand of GEMMs in bf16, which would be rounded twice.
     pub factor: f32,
 }
 
@@ -93,18 +93,18 @@ pub struct DownProjection<'a> {
     pub x: &'a Tensor,
     /// `[r, in]`.
     pub a: &'a Tensor,
-    /// What `x` is still to be multiplied by: [`Dropped::factor`].
+    /// Pending factor of `x`: [`Dropped::factor`].
     pub factor: f32,
-    /// What the adapter's share is multiplied by.
+    /// The adapter's scale.
     pub scale: f32,
 }
 
-/// What a [`DownProjection`] gives.
+/// Output of a [`DownProjection`].
 #[derive(Debug)]
 pub struct DownProjected {
     /// `[tokens, r]`, as GEMMs read it.
     pub low: Tensor,
-    /// What of the adapter's scale it is still to be multiplied by.
+    /// Pending part of the adapter's scale.
     pub scale: f32,
 }
 
@@ -160,7 +160,7 @@ pub struct Qkv<'a> {
     pub starts: &'a Starts,
 }
 
-/// What attention gave.
+/// Output of attention.
 #[derive(Clone, Copy)]
 pub struct Attended<'a> {
     /// `[tokens, queries * dim]`.
@@ -174,7 +174,7 @@ pub struct Attended<'a> {
 pub struct RmsNormed<'a> {
     /// Its weight.
     pub weight: &'a Tensor,
-    /// What was normed.
+    /// Input of the norm.
     pub x: &'a Tensor,
     /// The scale of each run.
     pub scale: &'a Tensor,
@@ -216,7 +216,7 @@ pub trait TensorOps {
 
     /// The mask of `elements` elements under `key`.
     fn mask(&self, elements: usize, p: f64, key: Key) -> Mask;
-    /// What dropout leaves of `x`.
+    /// `x` after dropout.
     fn dropout(&self, x: &Tensor, mask: &Mask) -> Result<Dropped>;
     /// `dx += dropout(dy)` under the same mask.
     fn dropout_add(&self, dx: &Tensor, dy: &Tensor, mask: &Mask) -> Result<()>;
@@ -256,7 +256,7 @@ pub trait LinearOps {
     fn linear_dw(&self, dw: &Gradient, alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()>;
     /// `db += sum of the rows of dy`.
     fn bias_gradient(&self, db: &Gradient, dy: &Tensor) -> Result<()>;
-    /// What the second matrices of adapters read. Where GEMMs round their operands it has been multiplied by all of the scale
+    /// Input of the up-projections. Where GEMMs round their operands it has been multiplied by all of the scale
     /// before it is rounded: so the adapter's share of an output goes on with the sums of the layer's.
     fn lora_down(&self, of: &[DownProjection<'_>]) -> Result<Vec<DownProjected>>;
     /// The gradients of what [`LinearOps::lora_down`] gives, `scale dy b` each, as GEMMs read them; `low` is `dy`.
@@ -393,7 +393,7 @@ pub trait KvCache: Send {
         config: &GenerateConfig,
         forward: &mut Forward<'_>,
     ) -> Result<Next>;
-    /// What went wrong in a way that costs time alone, said once.
+    /// A fault that costs time alone, said once.
     fn complaint(&mut self) -> Option<String> {
         None
     }
@@ -401,7 +401,7 @@ pub trait KvCache: Send {
 
 /// A device with the precision of its GEMMs.
 pub trait Device: TensorOps + LinearOps + AttentionOps + HeadOps + fmt::Debug + Send + Sync {
-    /// What GEMMs are computed in; their sums are f32.
+    /// Element type of GEMM operands; their sums are f32.
     fn precision(&self) -> Precision;
     /// Whether its memory is the host's.
     fn is_host(&self) -> bool;

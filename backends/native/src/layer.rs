@@ -5,7 +5,7 @@ use std::sync::Arc;
 use karat_backend::BackendError;
 
 use crate::cpu::Cpu;
-use crate::device::{Attended as Made, Device, HeadNorm, Precision, Qkv, ReadBy, RmsNormed, Rotary, Rotated};
+use crate::device::{AttentionSaved as Made, Device, HeadNorm, Precision, Qkv, ReadBy, RmsNormed, Rotary, Rotated};
 use crate::error::Result;
 use crate::linear::InputGradient::{self, New, Skip};
 use crate::linear::{self, Adapted, Branch, Dropout, Gradients, Linear};
@@ -77,13 +77,13 @@ impl Norm {
     fn of_heads(&self) -> HeadNorm<'_> {
         HeadNorm { weight: &self.weight, eps: self.eps }
     }
-    /// What its backward pass needs, where it made the scales `scale` of `x`.
+    /// Operands of its backward pass, where it made the scales `scale` of `x`.
     fn normed<'a>(&'a self, x: &'a Tensor, scale: &'a Tensor, gradients: &'a Gradients) -> RmsNormed<'a> {
         RmsNormed { weight: &self.weight, x, scale, dw: gradients.of(&self.name) }
     }
 }
 
-/// What one pass over a batch has in common for all layers.
+/// Inputs of one pass over a batch that all layers share.
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
     /// Where each row starts among the tokens; one more entry than rows.
@@ -131,7 +131,7 @@ pub struct Layer {
     pub down: Linear,
 }
 
-/// What comes out of the projections, ready for attention.
+/// Queries, keys and values, normed and rotated, ready for attention.
 pub struct Projected {
     /// Rotated queries `[tokens, queries * dim]`.
     pub q: Tensor,
@@ -141,8 +141,8 @@ pub struct Projected {
     pub v: Tensor,
 }
 
-/// What comes out of the projections, as it is, and what they leave for their backward pass.
-struct Raw {
+/// Queries, keys and values as projected, and the activations that the projections save.
+struct QkvProjection {
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -150,21 +150,21 @@ struct Raw {
     low: [Option<Adapted>; 3],
 }
 
-/// What the attention's half of a layer leaves for its backward pass.
-struct Attended {
+/// Activations that the attention block saves for the backward pass.
+struct AttentionSaved {
     scale: Tensor,
     /// Queries and keys before their norm, with the norm's scales.
     raw: Option<([Tensor; 2], [Tensor; 2])>,
     /// Queries and keys as attention reads them.
-    turned: Option<[Tensor; 2]>,
+    rotated: Option<[Tensor; 2]>,
     v: Tensor,
     low: [Option<Adapted>; 3],
     out: Tensor,
     lse: Tensor,
 }
 
-/// What the MLP's half of a layer leaves for its backward pass.
-struct Finished {
+/// Activations that the MLP block saves for the backward pass.
+struct MlpSaved {
     low_o: Option<Adapted>,
     middle: Tensor,
     scale: Tensor,
@@ -177,19 +177,19 @@ struct Finished {
 /// PyTorch's autocast keeps the output of every product: the forward pass reads gate, up and the residual stream in f32 and
 /// they are rounded when they are kept; heads are rounded before their norm, so that both passes make the same queries and
 /// keys of them. Gradients stay nearer to those of f32 than autocast's (`bench/exactness.py`).
-pub struct Saved(Attended, Finished);
+pub struct Saved(AttentionSaved, MlpSaved);
 
 impl Saved {
-    /// Without what costs little to make again from the rest: normed heads.
-    pub fn slim(mut self) -> Self {
+    /// Drops what is cheap to recompute from the rest: queries and keys after norm and RoPE.
+    pub fn drop_recomputable(mut self) -> Self {
         if self.0.raw.is_some() {
-            self.0.turned = None;
+            self.0.rotated = None;
         }
         self
     }
 }
 
-/// What reads the gradients of the outputs of `layers`.
+/// The readers of the gradients of the outputs of `layers`.
 fn readers_of_gradients(layers: &[&Linear]) -> ReadBy {
     match layers.iter().any(|linear| linear.sums_its_gradient()) {
         true => ReadBy::Any,
@@ -228,15 +228,15 @@ impl Layer {
     }
 
     /// Norm and projections of `x` `[tokens, hidden]`.
-    fn raw(&self, x: &Tensor, pass: Pass<'_>) -> Result<Raw> {
+    fn project_qkv(&self, x: &Tensor, pass: Pass<'_>) -> Result<QkvProjection> {
         let (normed, scale) = self.input_norm.operand(x)?;
         let layers = [&self.q, &self.k, &self.v];
         let [(q, low_q), (k, low_k), (v, low_v)] = linear::forward(layers, &normed, pass.dropout)?;
-        Ok(Raw { q, k, v, scale, low: [low_q, low_k, low_v] })
+        Ok(QkvProjection { q, k, v, scale, low: [low_q, low_k, low_v] })
     }
 
     /// Queries and keys normed and rotated, with the scales of their norms.
-    fn rotated(&self, raw: [Tensor; 2], pass: Pass<'_>, read_by: ReadBy) -> Result<Rotated> {
+    fn rope_qk(&self, raw: [Tensor; 2], pass: Pass<'_>, read_by: ReadBy) -> Result<Rotated> {
         let norms = self.qk_norm.as_ref().map(|(q, k)| [q.of_heads(), k.of_heads()]);
         self.device.rope_qk(raw, norms, pass.rotary(self.heads), read_by)
     }
@@ -246,37 +246,37 @@ impl Layer {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn project(&self, x: &Tensor, pass: Pass<'_>) -> Result<Projected> {
-        let Raw { q, k, v, .. } = self.raw(x, pass)?;
-        let Rotated { q, k, .. } = self.rotated([q, k], pass, ReadBy::Any)?;
+    pub fn project_for_cache(&self, x: &Tensor, pass: Pass<'_>) -> Result<Projected> {
+        let QkvProjection { q, k, v, .. } = self.project_qkv(x, pass)?;
+        let Rotated { q, k, .. } = self.rope_qk([q, k], pass, ReadBy::Any)?;
         Ok(Projected { q, k, v })
     }
 
-    /// Everything up to what attention gives for `x` `[tokens, hidden]`.
-    fn attend(&self, x: &Tensor, pass: Pass<'_>) -> Result<Attended> {
+    /// The attention block of `x` `[tokens, hidden]`, up to the output of attention.
+    fn attention_block(&self, x: &Tensor, pass: Pass<'_>) -> Result<AttentionSaved> {
         let device = &*self.device;
-        let Raw { q, k, v, scale, low } = self.raw(x, pass)?;
+        let QkvProjection { q, k, v, scale, low } = self.project_qkv(x, pass)?;
         // Attention reads them in GEMMs alone.
         let v = device.operand(&v)?;
         let raw = match self.qk_norm {
             Some(_) => [device.operand(&q)?, device.operand(&k)?],
             None => [q, k],
         };
-        let Rotated { q, k, scales } = self.rotated(raw.clone(), pass, ReadBy::Gemms)?;
+        let Rotated { q, k, scales } = self.rope_qk(raw.clone(), pass, ReadBy::Gemms)?;
         let raw = scales.map(|scales| (raw, scales));
         let (out, lse) = device.attend(Qkv { q: &q, k: &k, v: &v, starts: pass.starts }, self.heads)?;
-        Ok(Attended { scale, raw, turned: Some([q, k]), v, low, out, lse })
+        Ok(AttentionSaved { scale, raw, rotated: Some([q, k]), v, low, out, lse })
     }
 
-    /// From what attention gave to what the last projection reads, and what is left for the backward pass. Without `act`
-    /// nothing is made for the last projection.
-    fn activate(
+    /// Output projection, residual and MLP up to the input of the down projection, with the activations that are saved. Without
+    /// `act` that input is not made.
+    fn mlp_block(
         &self,
         x: &Tensor,
         out: &Tensor,
         dropout: Option<Dropout>,
         act: bool,
-    ) -> Result<(Option<Tensor>, Finished)> {
+    ) -> Result<(Option<Tensor>, MlpSaved)> {
         let [(middle, low_o)] = linear::forward([&self.o], out, dropout)?;
         let (normed, scale) = self.post_norm.operand_of_sum(&middle, x)?;
         let [(mut gate, low_gate), (mut up, low_up)] = match act {
@@ -299,14 +299,14 @@ impl Layer {
             }
             false => None,
         };
-        Ok((act, Finished { low_o, middle, scale, gate, up, low: [low_gate, low_up, None] }))
+        Ok((act, MlpSaved { low_o, middle, scale, gate, up, low: [low_gate, low_up, None] }))
     }
 
-    /// Output projection, residual and MLP; `out` is what attention gave for `x`. No backward pass follows.
+    /// Output projection, residual and MLP; `out` is the output of attention for `x`. No backward pass follows.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn finish(&self, x: &Tensor, out: &Tensor) -> Result<Tensor> {
+    pub fn infer_mlp(&self, x: &Tensor, out: &Tensor) -> Result<Tensor> {
         let [(middle, _)] = linear::forward([&self.o], out, None)?;
         let (normed, _) = self.post_norm.operand_of_sum(&middle, x)?;
         let [(gate, _), (up, _)] = linear::forward([&self.gate, &self.up], &normed, None)?;
@@ -323,8 +323,8 @@ impl Layer {
     /// # Errors
     /// If the device fails.
     pub fn infer(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
-        let out = self.attend(x, pass)?.out;
-        self.finish(x, &out)
+        let out = self.attention_block(x, pass)?.out;
+        self.infer_mlp(x, &out)
     }
 
     /// The layer's output for `x` `[tokens, hidden]` and what its backward pass needs.
@@ -332,8 +332,8 @@ impl Layer {
     /// # Errors
     /// If the device fails.
     pub fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Result<(Tensor, Saved)> {
-        let attended = self.attend(x, pass)?;
-        let (act, mut finished) = self.activate(x, &attended.out, pass.dropout, true)?;
+        let attended = self.attention_block(x, pass)?;
+        let (act, mut finished) = self.mlp_block(x, &attended.out, pass.dropout, true)?;
         let act = act.ok_or_else(|| BackendError::failed("an activation is missing"))?;
         let [(y, low_down)] = linear::forward([&self.down], &act, pass.dropout)?;
         self.device.add(&y, &finished.middle)?;
@@ -342,14 +342,14 @@ impl Layer {
         Ok((y, Saved(attended, finished)))
     }
 
-    /// What [`Layer::forward`] leaves for the backward pass, to the bit, without the output, which takes one more product.
+    /// Recomputes what [`Layer::forward`] saves, to the bit, without the output, which takes one more GEMM.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn again(&self, x: &Tensor, pass: Pass<'_>) -> Result<Saved> {
-        let attended = self.attend(x, pass)?;
+    pub fn recompute(&self, x: &Tensor, pass: Pass<'_>) -> Result<Saved> {
+        let attended = self.attention_block(x, pass)?;
         // Only an adapter on the last projection leaves something of what it reads.
-        let (act, mut finished) = self.activate(x, &attended.out, pass.dropout, self.down.lora.is_some())?;
+        let (act, mut finished) = self.mlp_block(x, &attended.out, pass.dropout, self.down.lora.is_some())?;
         if let Some(act) = act {
             finished.low[2] = self.down.adapted(&act, pass.dropout)?;
         }
@@ -371,11 +371,11 @@ impl Layer {
         pass: Pass<'_>,
         gradients: &Gradients,
     ) -> Result<Option<Tensor>> {
-        let Saved(Attended { scale: input_scale, raw, turned, v, low, out, lse }, finished) = saved;
+        let Saved(AttentionSaved { scale: input_scale, raw, rotated, v, low, out, lse }, finished) = saved;
         let gave = |dx: InputGradient| dx.taken().ok_or_else(|| BackendError::failed("a gradient is missing"));
         let device = &*self.device;
 
-        let Finished { low_o, middle, scale, gate, up, low: [low_gate, low_up, low_down] } = finished;
+        let MlpSaved { low_o, middle, scale, gate, up, low: [low_gate, low_up, low_down] } = finished;
         let act = device.swiglu(&gate, &up)?;
         let down = Branch { layer: &self.down, adapted: low_down, dy: dy.clone() };
         let dact = gave(linear::backward([down], &act, New, gradients)?)?;
@@ -393,10 +393,10 @@ impl Layer {
 
         let o = Branch { layer: &self.o, adapted: low_o, dy: dmiddle.clone() };
         let dout = gave(linear::backward([o], &out, New, gradients)?)?;
-        let [q, k] = match (turned, &raw) {
-            (Some(turned), _) => turned,
+        let [q, k] = match (rotated, &raw) {
+            (Some(rotated), _) => rotated,
             (None, Some((raw, _))) => {
-                let Rotated { q, k, .. } = self.rotated(raw.clone(), pass, ReadBy::Gemms)?;
+                let Rotated { q, k, .. } = self.rope_qk(raw.clone(), pass, ReadBy::Gemms)?;
                 [q, k]
             }
             _ => return Err(BackendError::failed("queries and keys are missing")),

@@ -47,7 +47,7 @@ impl Gradients {
     }
 }
 
-/// What makes this pass's dropout masks: seed and step of the run, and the tokens of the step that came before.
+/// Key of this pass's dropout masks: seed and step of the run, and the tokens of the step that came before.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
     /// Seed of the run.
@@ -99,7 +99,7 @@ impl Dora {
     }
 }
 
-/// What the backward pass needs of an adapter's forward pass.
+/// Activations of an adapter's forward pass that its backward pass reads.
 #[derive(Debug)]
 pub struct Adapted {
     /// `A(dropout(x))`.
@@ -258,7 +258,7 @@ impl Linear {
         self.lora.as_ref().and_then(|lora| Some((lora, lora.dora.as_ref()?)))
     }
 
-    /// What [`forward`] leaves for the backward pass, to the bit, without the output.
+    /// Recomputes what [`forward`] saves for the backward pass, to the bit, without the output.
     ///
     /// # Errors
     /// If the device fails.
@@ -313,7 +313,7 @@ fn missing() -> BackendError {
     BackendError::failed("a product is missing")
 }
 
-/// What the adapters of `layers` make of the `x` `[tokens, in]` that all of them read, rounded for products, and their
+/// Down-projections `x A^T` of the adapters of `layers`, which all read `x` `[tokens, in]`, rounded for GEMMs, and their
 /// backward passes need.
 fn lora_down<const N: usize>(
     layers: [&Linear; N],
@@ -345,7 +345,7 @@ fn lora_down<const N: usize>(
 pub struct Branch<'a> {
     /// The layer.
     pub layer: &'a Linear,
-    /// What its forward pass has left.
+    /// Activations that its forward pass saved.
     pub adapted: Option<Adapted>,
     /// The gradient of its output.
     pub dy: Tensor,

@@ -1,4 +1,4 @@
-//! What training needs in memory, as a formula.
+//! Memory of a training run, as a formula.
 //!
 //! With `T` trained numbers, `t` tokens in the largest micro-batch, `e` in the largest batch of the evaluation, `c` tokens of
 //! a chunk of the head's ([`chunk`]; in bf16 [`fused_bf16::chunk`]), widths `h` (hidden), `i` (inner), `q` and `k` (query and key heads
@@ -43,7 +43,7 @@ use crate::ops::cross_entropy::{chunk, fused_bf16};
 use crate::weight::Weight;
 use karat_kernels::gemm::Precision;
 
-/// What a training run is like, as far as memory goes.
+/// The shape of a training run, as far as memory goes.
 #[derive(Clone, Copy, Debug)]
 pub struct Training {
     /// Bytes of all weights: of what is frozen as it lies in its file, 4 for each number that is trained.
@@ -60,14 +60,14 @@ pub struct Training {
     pub evaluated: usize,
     /// The most micro-batches of a step.
     pub micro_batches: usize,
-    /// What products are computed in.
+    /// Element type of GEMM operands.
     pub precision: Precision,
     /// Whether activations are made again in the backward pass.
     pub recompute: bool,
 }
 
 impl Training {
-    /// What `plan` asks of `model`, whose adapter is on already, if it trains one.
+    /// The shape of `plan` on `model`, whose adapter is on already, if it trains one.
     pub fn of(model: &Decoder, plan: &TrainPlan, train: LabelledView<'_>, eval: LabelledView<'_>) -> Self {
         let full = plan.method == Method::Full;
         let mut all = model.tensors();
@@ -92,7 +92,7 @@ impl Training {
         }
     }
 
-    /// What is worth saying before the run starts on the CPU: what it will need, and a warning where there is less. `held`
+    /// Notes before the run starts on the CPU: how much memory it will need, and a warning where there is less. `held`
     /// are bytes of it that the process has already, `available` those that the system has left, if it says so.
     pub fn remarks(&self, needs: &Needs, held: u64, available: Option<u64>) -> Vec<(Level, String)> {
         let mut said = vec![(Level::Info, format!("about {needs}"))];
@@ -119,7 +119,7 @@ impl Training {
     }
 }
 
-/// What a training run needs at its peak, in bytes, without the program itself.
+/// Peak memory of a training run, in bytes, without the program itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
     /// Weights, those that are mapped included.
@@ -156,7 +156,7 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// What a training run needs at its peak; see the formula above.
+/// Peak memory of a training run; see the formula above.
 pub fn peak(config: &ModelConfig, run: &Training) -> Needs {
     let (t, e) = (run.tokens as u64, run.evaluated as u64);
     let (h, i, layers, vocab) =

@@ -45,12 +45,12 @@ impl Batch {
     }
 }
 
-/// What a batch is trained on: `ids[i]` comes after the token `batch.ids[at[i]]`.
+/// Targets of a batch: `ids[i]` comes after the token `batch.ids[at[i]]`.
 #[derive(Clone, Copy)]
 pub struct Targets<'a> {
     /// Tokens of the batch, ascending.
     pub at: &'a Indices,
-    /// What should follow each.
+    /// The token that should follow each.
     pub ids: &'a Indices,
 }
 
@@ -241,7 +241,7 @@ impl Decoder {
         self.tensors().into_iter().map(|(name, mut weight)| Ok((name, weight.own()?))).collect()
     }
 
-    /// What an adapter trains and holds: low-rank matrices and magnitudes by their PEFT names, modules trained whole by their
+    /// Tensors that an adapter trains and holds: low-rank matrices and magnitudes by their PEFT names, modules trained whole by their
     /// Hugging Face names; empty without an adapter.
     pub fn adapter_tensors(&self) -> BTreeMap<String, Tensor> {
         let loras = self.layers.iter().flat_map(|layer| layer.linears()).filter_map(|linear| linear.lora.as_ref());
@@ -387,7 +387,7 @@ impl Decoder {
             let input = std::mem::replace(&mut x, y);
             kept.push(match recompute {
                 true => (input, None),
-                false => (self.device.operand(&input)?, Some(saved.slim())),
+                false => (self.device.operand(&input)?, Some(saved.drop_recomputable())),
             });
         }
         let (logprobs, mut dx) = self.head_loss(x, at, ids, scale, gradients)?;
@@ -397,7 +397,7 @@ impl Decoder {
             let (x, saved) = match saved {
                 Some(saved) => (x, saved),
                 None => {
-                    let (saved, rounded) = (layer.again(&x, pass)?, self.device.operand(&x)?);
+                    let (saved, rounded) = (layer.recompute(&x, pass)?, self.device.operand(&x)?);
                     drop(x);
                     (rounded, saved)
                 }

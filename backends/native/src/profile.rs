@@ -72,7 +72,7 @@ pub fn reset() {
     SUMS.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 
-/// What was counted since the last [`reset`], the longest first, as a table; `wall` is the time it is a share of, in
+/// Times since the last [`reset`] as a table, the longest first; `wall` is the time that they are a share of, in
 /// seconds. `None` if nothing was counted.
 pub fn table(wall: f64) -> Option<String> {
     let sums = SUMS.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -9,7 +9,7 @@ use crate::cuda::discovery::{self as cuda, Found};
 use crate::device::{Device, Precision};
 use crate::error::Result;
 
-/// What a configuration's `device` asks for.
+/// The device that a configuration asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
     /// `cpu`.

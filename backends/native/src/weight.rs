@@ -23,7 +23,7 @@ pub enum Weight {
     },
     /// On a device in the element type of its products, frozen; the file's numbers stay mapped.
     Placed {
-        /// What the device has.
+        /// On the device.
         tensor: Tensor,
         /// The numbers, row-major.
         numbers: MappedSlice,

@@ -1,4 +1,4 @@
-//! What is broken is named: which file, which tensor, which row.
+//! Errors name the broken file, tensor or row.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 

@@ -1,4 +1,4 @@
-//! What a training backend must keep to be compared with others, on small random models.
+//! Properties of a training backend that comparisons rest on, on small random models.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 

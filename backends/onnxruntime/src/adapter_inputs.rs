@@ -1,4 +1,4 @@
-//! An adapter that is fed to a resident base.
+//! Adapter inputs: LoRA factors that are fed to a resident base.
 //!
 //! A model exported in the adapter mode `runtime` has, for every linear layer, the inputs `{module}.lora_A.weight`
 //! `[input, rank]` and `{module}.lora_B.weight` `[rank, output]`, whose defaults have rank 0. Feeding an adapter's factors
@@ -21,7 +21,7 @@ use crate::manifest::Manifest;
 /// Beside an adapter that was exported with a base: which base that was.
 pub const BASE: &str = "karat-base.json";
 
-/// What [`BASE`] holds.
+/// Contents of [`BASE`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Base {
     /// SHA-256 over the files of the base model's folder.
@@ -35,7 +35,7 @@ pub struct AdapterInputs {
     pub tensors: Vec<(String, DynTensor)>,
     /// Parameters of the adapter.
     pub parameters: u64,
-    /// What its user should know of how it was read.
+    /// Warnings of how it was read.
     pub warnings: Vec<String>,
 }
 

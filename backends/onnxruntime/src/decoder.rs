@@ -51,7 +51,7 @@ pub struct Decoder {
     graphs: u64,
 }
 
-/// What a run of whole rows is fed, but for what it is to give: ids and mask `[rows, longest]`, an empty past, the adapter.
+/// Inputs of a run over whole rows: ids and mask `[rows, longest]`, an empty past, the adapter.
 fn whole_rows<'a>(
     model: &Manifest,
     adapter: &'a AdapterInputs,

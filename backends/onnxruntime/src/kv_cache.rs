@@ -18,7 +18,7 @@ use crate::static_buffers::StaticBuffers;
 /// Buffers of all layers and the binding that holds them.
 pub struct KvCache {
     pub(crate) binding: IoBinding,
-    /// What a step is fed by, if that must stay where it is.
+    /// Buffers of a step that must stay where they are.
     pub(crate) fixed: Option<StaticBuffers>,
     caches: Caches,
     /// The memory the buffers are in, if it is the runtime that copies slots.

@@ -38,7 +38,7 @@ pub struct Manifest {
     pub key: String,
     /// SHA-256 over the files of the base model's folder.
     pub base: String,
-    /// What the weights are stored as.
+    /// Weight format.
     pub weights: WeightFormat,
     /// In whose operators the graph is.
     #[serde(default)]
@@ -72,7 +72,7 @@ pub struct Manifest {
     pub model_sha256: String,
     /// Bytes of `model.onnx.data`.
     pub data_bytes: u64,
-    /// What the user should know of how the checkpoint and its adapter were read.
+    /// Warnings of how the checkpoint and its adapter were read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }

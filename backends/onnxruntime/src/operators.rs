@@ -72,7 +72,7 @@ impl FromStr for Operators {
     }
 }
 
-/// What a session is told to open models with these operators.
+/// Session options that open models with these operators.
 ///
 /// # Errors
 /// If the runtime refuses an operator.
@@ -111,7 +111,7 @@ impl Executor for Threads<'_> {
     }
 }
 
-/// What the attributes say of the weights of a node.
+/// The weights of a node as its attributes describe them.
 struct Weights {
     precision: Precision,
     k: usize,

@@ -184,9 +184,9 @@ pub struct Graph {
     pub nodes: Vec<Message>,
     /// Constant tensors.
     pub initializers: Vec<Message>,
-    /// What is fed.
+    /// Inputs.
     pub inputs: Vec<Message>,
-    /// What comes out.
+    /// Outputs.
     pub outputs: Vec<Message>,
     /// A set of operators beside those of every model: domain and version.
     pub operators: Option<(&'static str, u64)>,
@@ -221,7 +221,7 @@ const OPSETS: [(&str, u64); 2] = [("", 21), ("com.microsoft", 1)];
 /// Reads the IR version and the operator sets of an encoded model and compares them with what is written here.
 ///
 /// # Errors
-/// What is found instead, or that the bytes are no whole `ModelProto`.
+/// The opsets that were found instead, or that the bytes are no whole `ModelProto`.
 pub fn check_opsets(model: &[u8]) -> Result<(), String> {
     let no_model = || "it is no whole ONNX model".to_string();
     let (mut ir, mut opsets) = (None, Vec::new());

@@ -41,7 +41,7 @@ pub enum Provider {
 pub const NAMES: [&str; 3] = ["cpu", "cuda", "cuda-graph"];
 
 impl Provider {
-    /// What `device` (`cpu`, `cuda`, `cuda:1`, `auto`) and the option `provider` ask for; `None` leaves it to the library:
+    /// The provider that `device` (`cpu`, `cuda`, `cuda:1`, `auto`) and the option `provider` ask for; `None` leaves it to the library:
     /// CUDA where it has it.
     ///
     /// # Errors

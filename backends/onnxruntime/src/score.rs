@@ -61,7 +61,7 @@ pub fn score(
     Ok(Scores { logprobs, greedy })
 }
 
-/// What a batch of so many positions costs, in positions of a large one: the weights are read from memory once for each batch,
+/// Cost of a batch of so many positions, in positions of a large one: the weights are read from memory once for each batch,
 /// which only the work of a large one hides. Measured with SmolLM2-135M on two cores: batches of 64, 128, 150 and 450 positions
 /// took as long as 81, 136, 150 and 450.
 fn cost(positions: usize) -> usize {

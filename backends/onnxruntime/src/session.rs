@@ -28,7 +28,7 @@ pub struct OnnxSession {
     score_positions: usize,
     threads: usize,
     library: String,
-    /// What was said when the model was merged.
+    /// Warnings from when the model was merged.
     merged: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Buffers of a decode step that stay where they are: what a captured CUDA graph needs, since it replays addresses and shapes as
+//! Static buffers of a decode step, for a captured CUDA graph, which replays addresses and shapes as
 //! they were.
 //!
 //! Ids, mask and logits have tensors of their own in the provider's memory. The mask is as wide as the cache, so that the

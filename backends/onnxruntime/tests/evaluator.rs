@@ -260,7 +260,7 @@ fn senseless_rows_and_settings_are_named() {
     assert!(none.logprobs.is_empty() && none.greedy.is_empty());
 }
 
-/// What a captured CUDA graph needs, over the CPU's memory: fixed buffers, a mask as wide as the cache, slots copied by the
+/// The conditions of a captured CUDA graph, over the CPU's memory: static buffers, a mask as wide as the cache, slots copied by the
 /// runtime.
 #[test]
 fn steps_of_fixed_shapes_and_addresses_find_what_moving_ones_do() {

@@ -17,7 +17,7 @@ use safetensors::tensor::Dtype;
 use serde_json::json;
 use support::*;
 
-/// What is in a folder, hidden files included.
+/// Files of a folder, hidden ones included.
 fn entries(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();

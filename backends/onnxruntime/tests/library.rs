@@ -101,7 +101,7 @@ fn without_library_python_or_network_the_error_names_every_place_and_one_command
     }
 }
 
-/// What a process says that is told to load `library`, and that loading may take a second.
+/// Output of a process that is told to load `library`, and that loading may take a second.
 fn told_to_load(library: &Path) -> String {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child_loads_what_it_finds", "--ignored", "--nocapture"])

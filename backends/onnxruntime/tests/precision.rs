@@ -1,4 +1,4 @@
-//! What each element type costs: log-probabilities against those of f32, for every family and head.
+//! The cost of each weight format: log-probabilities against those of f32, for every family and head.
 
 #![allow(clippy::unwrap_used)]
 

@@ -36,7 +36,7 @@ fn python() -> Option<PathBuf> {
     }
 }
 
-/// What the judges say of `folder` and the ids.
+/// The judges' verdicts on `folder` and the ids.
 fn judged(python: &Path, folder: &Path, ids: &[u32], adapters: &[&str]) -> Value {
     let file = folder.with_extension("ids.json");
     std::fs::write(&file, json!(ids).to_string()).unwrap();

@@ -78,7 +78,7 @@ impl AdapterMode {
     }
 }
 
-/// What was written.
+/// Summary of what was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportSummary {
     /// Files of the folder and their bytes.

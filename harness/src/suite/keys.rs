@@ -13,7 +13,7 @@ use toml::Table;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    DataConfig, EvalConfig, GateConfig, GeneralConfig, Hyperparameters, ModelConfig, StatsConfig, Suite, parse,
+    DataConfig, EvalConfig, GateConfig, GeneralConfig, Hyperparameters, ModelConfig, StatsConfig, Suite, toml_errors,
 };
 use crate::backend::AdamW;
 use crate::backend::LoraConfig;
@@ -239,7 +239,7 @@ pub(super) fn check_of_training(key: &str, value: &toml::Value) -> Result<()> {
 /// Refuses keys in the text of a suite that nobody knows, and values of the tables of `[train]`
 /// that are of another type, with line and column.
 pub(super) fn check_written(text: &str, path: &Path) -> Result<()> {
-    let document = DeTable::parse(text).map_err(|e| parse::toml_error(&e, text, path))?;
+    let document = DeTable::parse(text).map_err(|e| toml_errors::toml_error(&e, text, path))?;
     check_table(document.get_ref(), &mut Vec::new(), text, path)
 }
 
@@ -251,13 +251,13 @@ fn check_table<'t>(table: &'t DeTable<'_>, at: &mut Vec<&'t str>, text: &str, pa
             && !is_known(known, at, name)
         {
             let error = Language::Suite.unknown(at, name, known);
-            return Err(parse::at_span(error, key.span().start, text, path));
+            return Err(toml_errors::at_span(error, key.span().start, text, path));
         }
         at.push(name);
         match value.get_ref() {
             DeValue::Table(inner) => check_table(inner, at, text, path)?,
             _ => check_value(at, &text[value.span()]).map_err(|what| {
-                parse::at_span(Error::usage(format!("`{name}`: {what}")), value.span().start, text, path)
+                toml_errors::at_span(Error::usage(format!("`{name}`: {what}")), value.span().start, text, path)
             })?,
         }
         at.pop();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
+use super::toml_errors::toml_error;
 use super::{DataConfig, EvalConfig, GateConfig, ModelConfig, StatsConfig, keys};
 use crate::backend::LoraConfig;
 use crate::error::{Error, Result};
@@ -165,24 +166,6 @@ pub(super) fn check_spans(text: &str, path: &Path) -> Result<()> {
         gate: GateConfig,
     }
     toml::from_str::<Written>(text).map(drop).map_err(|e| toml_error(&e, text, path))
-}
-
-/// A TOML error with the line and column of its span and the line itself.
-pub(super) fn toml_error(error: &toml::de::Error, text: &str, path: &Path) -> Error {
-    let what = Error::usage(error.message().trim().replace('\n', " "));
-    match error.span() {
-        Some(span) => at_span(what, span.start, text, path),
-        None => what.at(path.display()),
-    }
-}
-
-/// An error at byte `start` of a file's text: with line and column, and the line itself.
-pub(super) fn at_span(error: Error, start: usize, text: &str, path: &Path) -> Error {
-    let before = &text[..start.min(text.len())];
-    let line = before.matches('\n').count() + 1;
-    let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
-    let source = text.lines().nth(line - 1).unwrap_or_default().trim_end();
-    error.with_lines([format!("    {source}")]).at(format!("{}:{line}:{column}", path.display()))
 }
 
 /// Applies one `key.path=value`. The value is TOML; what is not TOML is a string. In `train.lora` and `train.full` the

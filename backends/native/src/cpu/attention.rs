@@ -42,7 +42,7 @@ fn rotate_bf16(
     Ok((y.into(), scale))
 }
 
-/// What the forward pass kept in bf16.
+/// Activations that the forward pass saved in bf16.
 fn kept(x: &Tensor) -> Result<&Bf16Storage> {
     x.storage_as().ok_or_else(|| BackendError::failed("an activation was not kept in bf16"))
 }

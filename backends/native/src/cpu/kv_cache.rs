@@ -1,4 +1,4 @@
-//! Keys and values of the sequences being decoded on the CPU, in f32.
+//! KV cache on the CPU, in f32.
 
 use karat_backend::GenerateConfig;
 

@@ -1,4 +1,4 @@
-//! Linear layers and low-rank adapters on the CPU: GEMMs of activations with weights, and their gradients.
+//! Linear layers and LoRA on the CPU: GEMMs of activations with weights, and their gradients.
 
 use karat_backend::BackendError;
 

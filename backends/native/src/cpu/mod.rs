@@ -30,7 +30,7 @@ pub const CACHE_BYTES: usize = 4 << 30;
 /// The CPU.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu {
-    /// What GEMMs are computed in; all else is f32.
+    /// Element type of GEMM operands; all else is f32.
     pub precision: Precision,
 }
 

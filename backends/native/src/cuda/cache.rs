@@ -1,4 +1,4 @@
-//! Keys and values of the sequences being decoded, in place: a slot for each, from its first position to its last.
+//! KV cache on a GPU, in place: a slot for each sequence, from its first position to its last.
 
 use karat_backend::{BackendError, GenerateConfig};
 
@@ -38,7 +38,7 @@ struct Feed {
     lengths: Option<(DeviceIndices, usize)>,
 }
 
-/// What changes from one step of decoding to the next, always in the same places: so steps can be recorded. The kernels of a
+/// State that changes from one decode step to the next, always in the same places: so steps can be recorded. The kernels of a
 /// step count on and leave the token they picked, so that the host has nothing to say until sequences come or go.
 #[derive(Debug)]
 struct Numbers {
@@ -49,7 +49,7 @@ struct Numbers {
     current: bool,
 }
 
-/// What is known of each sequence. Those that count on stand last.
+/// Counters of each sequence. Those that count on stand last.
 #[derive(Clone, Copy, Debug)]
 enum Number {
     /// The token to be fed, then the one picked.
@@ -203,7 +203,7 @@ impl Slots {
         decode::increment(&*self.device.gpu, numbers.of(Number::Position).arg(), COUNTING * numbers.most)
     }
 
-    /// What [`Slots::pick`] has picked, nothing where a logit was not a number.
+    /// Tokens that [`Slots::pick`] has picked, none where a logit was not a number.
     ///
     /// # Errors
     /// If the device fails.

@@ -149,7 +149,7 @@ pub struct Gemm<'a> {
     pub batch: usize,
 }
 
-/// What a device says of itself.
+/// Properties of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// Its name, e.g. `NVIDIA H200`; the emulator says that it is one.
@@ -170,7 +170,7 @@ pub struct Facts {
 
 /// A device: [`crate::cuda`].
 pub trait Gpu: DeviceMemory {
-    /// What it is.
+    /// Its properties.
     fn facts(&self) -> &Facts;
 
     /// Copies `from` to `to`, `offset` bytes from its start. `from` may change as soon as this returns.
@@ -228,7 +228,7 @@ pub trait Gpu: DeviceMemory {
     /// If the device cannot, or records already.
     fn begin_graph(&self) -> Result<()>;
 
-    /// What was recorded.
+    /// The recording.
     ///
     /// # Errors
     /// If something was asked for meanwhile that cannot be recorded.

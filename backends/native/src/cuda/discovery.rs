@@ -1,4 +1,4 @@
-//! Opening a GPU, and what this machine has of CUDA.
+//! Device discovery: opening a GPU, and CUDA on this machine.
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -61,7 +61,7 @@ fn of(gpu: Arc<dyn Gpu>, precision: Precision, graphs: bool) -> Cuda {
     Cuda { gpu, activations, graphs }
 }
 
-/// What was found of CUDA on this machine and what this plugin brings: for `karat doctor`.
+/// CUDA on this machine and the kernels that this plugin brings: for `karat doctor`.
 pub fn provisions() -> BTreeMap<String, String> {
     let mut facts = driver::found();
     facts.insert("cuda kernels".into(), about(ptx::kernels()));

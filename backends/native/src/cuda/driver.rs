@@ -1,4 +1,4 @@
-//! The device behind NVIDIA's driver: one context, one stream, the driver's own pool of memory, cuBLAS.
+//! A GPU behind NVIDIA's driver: one context, one stream, the driver's own pool of memory, cuBLAS.
 #![allow(unsafe_code)]
 
 mod api;
@@ -31,7 +31,7 @@ fn missing(what: impl std::fmt::Display) -> BackendError {
     BackendError::unsupported(format!("no CUDA device can be used: {what}"))
 }
 
-/// What was found of CUDA on this machine, for `karat doctor`: facts by name.
+/// CUDA on this machine, for `karat doctor`: facts by name.
 pub fn found() -> BTreeMap<String, String> {
     let mut facts = BTreeMap::new();
     let mut fact = |name: &str, value: String| facts.insert(name.to_owned(), value);
@@ -81,7 +81,7 @@ fn driver_version(cuda: &Cuda) -> i32 {
     version
 }
 
-/// What a status of the driver's is called, and what it means.
+/// Name and meaning of a status of the driver's.
 fn status_text(cuda: &Cuda, status: Status) -> String {
     let text = |f: unsafe extern "C" fn(Status, *mut *const c_char) -> Status| {
         let mut text: *const c_char = ptr::null();
@@ -162,19 +162,19 @@ pub struct Driver {
     state: Mutex<State>,
 }
 
-/// What changes.
+/// State behind the lock.
 #[derive(Default)]
 struct State {
     /// Kernels by name, with the dynamic shared memory that each was allowed so far.
     kernels: HashMap<&'static str, (usize, u32)>,
     /// The stream records.
     recording: bool,
-    /// What was given back meanwhile.
+    /// Memory that was given back meanwhile.
     freed: Vec<Address>,
 }
 
 impl State {
-    /// What a recording could not repeat.
+    /// An operation that a graph cannot replay.
     fn not_recorded(&self, what: &str) -> Result<()> {
         match self.recording {
             true => Err(BackendError::failed(format!("{what} while a graph is recorded"))),

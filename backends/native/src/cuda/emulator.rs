@@ -1,4 +1,4 @@
-//! A device without a GPU: the kernels' own sources, compiled by the host's C++ compiler against `cuda/emulate.h`.
+//! The emulator, a CUDA device without a GPU: the kernels' own sources, compiled by the host's C++ compiler against `cuda/emulate.h`.
 //!
 //! It is for tests, never for work: slow, and strict instead. Fresh memory is NaN, as is every byte around a buffer; a
 //! kernel that writes there, takes arguments of other types than it is given, divides a warp or misses a barrier is an
@@ -29,7 +29,7 @@ use karat_kernels::gemm::{Mat, MatMut, Precision, Threads, gemm};
 const GUARD: usize = 4096;
 /// A signaling NaN as f32 and as bf16, in the order of bytes: arithmetic never gives it, so what was overwritten shows.
 const POISON: [u8; 2] = [0xa0, 0x7f];
-/// What every device of compute capability 8.0 and later gives a block.
+/// Shared memory that every device of compute capability 8.0 and later gives a block.
 const SHARED_MEMORY: u32 = 99 << 10;
 
 /// In which order the threads of a block run between barriers.
@@ -61,7 +61,7 @@ struct State {
     order: Order,
     counts: Counts,
     recording: Option<Vec<Op>>,
-    /// What was asked for while recording and cannot be recorded.
+    /// A request made while recording that cannot be recorded.
     refused: Option<String>,
     playing: bool,
     graphs: BTreeMap<u64, Arc<[Op]>>,

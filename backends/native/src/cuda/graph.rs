@@ -1,4 +1,4 @@
-//! Work that is recorded once and played again in a single launch: what a step of hundreds of short launches needs, because
+//! CUDA graphs: work that is recorded once and replayed in a single launch. A step of hundreds of short launches needs it, because
 //! a launch costs the host a few microseconds and a graph of them hardly more than one.
 //!
 //! A recording holds addresses. So what it works on must stay where it is as long as it lives: inputs that change are

@@ -1,4 +1,4 @@
-//! Device memory that was given back and waits for the next who asks for as much.
+//! A caching pool of device memory: buffers that were given back wait for the next request of their size.
 //!
 //! All work of a device is done in the order of one queue, so what is given back can be given out again at once. A step that
 //! asks for the same sizes as the one before it so allocates nothing. What waits counts as taken: with what is in use it stays
@@ -26,7 +26,7 @@ pub struct Pool {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What waits, by when it was given back.
+    /// Waiting buffers, by when they were given back.
     waiting: BTreeMap<u64, RawBuffer>,
     /// When buffers of a size were given back, the last one last.
     by_size: BTreeMap<usize, Vec<u64>>,
@@ -45,7 +45,7 @@ impl State {
         Some(raw)
     }
 
-    /// What has waited longest.
+    /// The buffer that has waited longest.
     fn oldest(&mut self) -> Option<RawBuffer> {
         let (at, raw) = self.waiting.pop_first()?;
         if let Some(same) = self.by_size.get_mut(&raw.bytes) {

@@ -1,4 +1,4 @@
-//! The kernels as the driver takes them.
+//! PTX of the kernels, for the driver's JIT.
 
 use std::ffi::CStr;
 

@@ -1,4 +1,4 @@
-//! From logits on a device to the next tokens: only the ids come to the host.
+//! Sampling on a device: from logits to the next tokens; only the ids come to the host.
 
 use karat_backend::GenerateConfig;
 
@@ -34,7 +34,7 @@ pub fn pick_into(logits: &CudaStorage, [row, place, ids]: [Arg<'_>; 3], config: 
     decode::sample(&*device.gpu, Element::F32, arguments, shape, config)
 }
 
-/// What the kernel has left, read.
+/// The tokens that the kernel picked, read.
 pub fn picked(ids: Vec<u32>) -> Vec<Option<u32>> {
     ids.into_iter().map(|id| (id != decode::NOT_A_NUMBER).then_some(id)).collect()
 }

@@ -1,4 +1,4 @@
-//! Steps of generation on a device, recorded once and played again as long as nothing but numbers changes.
+//! Decode steps as CUDA graphs, recorded once and replayed as long as nothing but numbers changes.
 //!
 //! A step of a small model is some hundred launches, which take the host longer than the device. Its inputs lie in the same
 //! places from step to step ([`super::cache`]), its memory in an arena of its own, and attention is launched for a class
@@ -17,7 +17,7 @@ use crate::device::{Feed, Forward, KvCache, Next};
 use crate::error::Result;
 use crate::tensor::{Starts, Tensor};
 
-/// What a recording fits: [`super::cache::Step::class`].
+/// The class of steps that a recording fits: [`super::cache::Step::class`].
 type Class = (usize, usize);
 
 /// The cache of keys and values of one generation with its steps.

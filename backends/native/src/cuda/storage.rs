@@ -1,4 +1,4 @@
-//! Numbers on a device.
+//! Tensors' storage on a device.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub fn split(x: f32) -> (u16, u16) {
     ((bits.wrapping_add(0x8000) >> 16) as u16, bits as u16)
 }
 
-/// What [`split`] has split.
+/// A tensor that [`split`] has split.
 pub fn join(upper: u16, lower: u16) -> f32 {
     f32::from_bits((u32::from(upper) << 16).wrapping_add(i32::from(lower as i16) as u32))
 }

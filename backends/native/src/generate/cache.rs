@@ -1,4 +1,4 @@
-//! The forward pass with keys and values remembered: a prompt at once, then a token at a time.
+//! The forward pass with a KV cache: prefill of a prompt, then decode steps of a token.
 
 use crate::device::{CacheBudget, CacheShape, Feed, KvCache, Qkv};
 use crate::error::Result;
@@ -37,10 +37,10 @@ pub fn prefill(model: &Decoder, prompts: &[&[u32]], rooms: &[usize], cache: &mut
     cache.extend(first, &batch.starts)?;
     let mut x = device.embed(&model.embedding, &batch.ids)?;
     for (l, layer) in model.layers.iter().enumerate() {
-        let p = layer.project(&x, pass)?;
+        let p = layer.project_for_cache(&x, pass)?;
         cache.append(l, &p.k, &p.v)?;
         let (attended, _) = device.attend(Qkv { q: &p.q, k: &p.k, v: &p.v, starts: &batch.starts }, layer.heads)?;
-        x = layer.finish(&x, &attended)?;
+        x = layer.infer_mlp(&x, &attended)?;
     }
     let last: Vec<u32> = batch.starts[1..].iter().map(|end| *end as u32 - 1).collect();
     model.logits(&device.gather(&x, &last.into())?)
@@ -54,10 +54,10 @@ pub fn feed(model: &Decoder, tokens: Feed<'_>, table: &Angles, cache: &mut dyn K
     let pass = Pass { starts: tokens.starts, positions: tokens.positions, table, dropout: None };
     let mut x = model.device().embed(&model.embedding, tokens.ids)?;
     for (l, layer) in model.layers.iter().enumerate() {
-        let p = layer.project(&x, pass)?;
+        let p = layer.project_for_cache(&x, pass)?;
         cache.append(l, &p.k, &p.v)?;
         let attended = cache.attend(l, &p.q)?;
-        x = layer.finish(&x, &attended)?;
+        x = layer.infer_mlp(&x, &attended)?;
     }
     model.logits(&x)
 }

@@ -192,7 +192,7 @@ pub fn backward<O: Number>(
     }
 }
 
-/// What lies between the projections and attention.
+/// QK-norm and RoPE, between the projections and attention.
 pub struct Before<'a> {
     /// Position of each token.
     pub positions: &'a [u32],
@@ -204,7 +204,7 @@ pub struct Before<'a> {
 
 /// The norm of heads, as its backward pass needs it.
 pub struct Normed<'a> {
-    /// What was normed, `[tokens, heads * dim]`.
+    /// Input of the norm, `[tokens, heads * dim]`.
     pub x: &'a [bf16],
     /// Its weight, `[dim]`.
     pub weight: &'a [f32],

@@ -14,7 +14,7 @@ pub fn chunk(vocab: usize) -> usize {
     ((8 << 20) / vocab.max(1)).clamp(16, 256)
 }
 
-/// What is known of a token's target after the forward pass.
+/// Loss of a token's target after the forward pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Target {
     /// Natural-log probability of the target.

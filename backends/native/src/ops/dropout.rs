@@ -99,7 +99,7 @@ impl Mask {
         Mask { words, scale }
     }
 
-    /// What elements that are kept are multiplied by, `1 / (1 - p)`.
+    /// Factor of the elements that are kept, `1 / (1 - p)`.
     pub fn scale(&self) -> f32 {
         self.scale
     }

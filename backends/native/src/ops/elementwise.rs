@@ -1,4 +1,4 @@
-//! What is so simple that only memory limits it.
+//! Element-wise operations, bound by memory bandwidth alone.
 
 use rayon::prelude::*;
 

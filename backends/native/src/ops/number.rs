@@ -4,7 +4,7 @@ use half::bf16;
 
 use karat_kernels::gemm::narrow_here;
 
-/// What a kernel computes with in f32, a stretch at a time that fits into the nearest cache.
+/// An element type that kernels widen to f32, a stretch at a time that fits into the L1 cache.
 pub trait Number: Copy + Send + Sync {
     /// Whether [`Number::keep`] rounds.
     const ROUNDED: bool;

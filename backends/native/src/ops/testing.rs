@@ -1,4 +1,4 @@
-//! What the kernel tests share: gradients by finite differences, comparisons with f64.
+//! Shared by the kernel tests: gradients by finite differences, comparisons with f64.
 
 pub use karat_kernels::testing::{noise, with_threads};
 

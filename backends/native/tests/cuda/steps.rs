@@ -99,7 +99,7 @@ fn bench(recorded: bool) -> Bench {
     Bench { emulator, model, pool: ThreadPoolBuilder::new().num_threads(2).build().unwrap(), dir }
 }
 
-/// What happens between one event and the next.
+/// Device operations between one event and the next.
 fn apart(all: &[Counts]) -> Vec<Counts> {
     all.windows(2).map(|w| w[1] - w[0]).collect()
 }

@@ -1,4 +1,4 @@
-//! What the tests of kernels share: devices, tensors on them, inputs that are hard, comparisons.
+//! Shared by the tests of CUDA kernels: devices, tensors on them, hard inputs, comparisons.
 
 #![allow(dead_code, reason = "each file of tests uses its part")]
 
@@ -81,7 +81,7 @@ impl Bench {
             Element::Bf16 => (half(upper), Some(half(lower))),
         }
     }
-    /// What [`Bench::put_trained`] has put there.
+    /// A tensor put there by [`Bench::put_trained`].
     pub fn get_trained(&self, (x, lower): &(Held, Option<Held>)) -> Vec<f32> {
         let half = |held: &Held| -> Vec<u16> {
             let mut bytes = vec![0u8; held.len * 2];

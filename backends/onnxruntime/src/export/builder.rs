@@ -30,7 +30,7 @@ pub struct Source<'a> {
     pub adapter: Option<&'a Adapter>,
     /// Declare the factors of a LoRA on every linear layer as inputs that may be fed.
     pub adapter_inputs: bool,
-    /// What is written.
+    /// The graph so far.
     pub precision: WeightFormat,
     /// In whose operators.
     pub operators: Operators,
@@ -397,7 +397,7 @@ impl Builder<'_> {
         self.linear_rest(module, x, result, [input, output], bias)
     }
 
-    /// What comes after the product of a linear layer: its bias, the factors of an adapter.
+    /// Terms added to the output of a linear layer: its bias, the factors of an adapter.
     pub(super) fn linear_rest(
         &mut self,
         module: &str,

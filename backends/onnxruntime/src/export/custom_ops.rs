@@ -1,4 +1,4 @@
-//! The parts of a decoder in Karat's own operators ([`crate::operators`]): weights are packed for the kernels when they are
+//! Custom ops: the parts of a decoder in Karat's own operators ([`crate::operators`]). Weights are packed for the kernels when they are
 //! exported, and an embedding serves as the head from the same bytes.
 
 use half::bf16;

@@ -25,7 +25,7 @@ use super::external_data::DataFile;
 use crate::operators::{self, Operators};
 use crate::proto::{Attribute, Dim, Element, Graph, Message, inline_tensor, model, value_info};
 
-/// What was written.
+/// Summary of what was written.
 pub struct Written {
     /// The encoded model.
     pub model: Message,

@@ -79,14 +79,14 @@ use builder::Source;
 use folder::Lock;
 use graph::write_decoder;
 
-/// What is to be exported.
+/// An export as it is asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     /// The checkpoint's folder (Hugging Face layout).
     pub model: &'a Path,
     /// An adapter's folder (PEFT layout), merged into the weights.
     pub adapter: Option<&'a Path>,
-    /// What the weights become.
+    /// Weight format.
     pub weights: WeightFormat,
     /// Whether adapters may be fed to the exported model.
     pub adapter_mode: AdapterMode,
@@ -140,7 +140,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// What names an export by its content.
+/// Content hashes that name an export.
 struct Keys {
     /// Hash of the base model.
     base: String,
@@ -322,7 +322,7 @@ fn write(
     Exported::open(folder)
 }
 
-/// What a session runs on: an export that is already there, or one made now where the options say. In the adapter mode
+/// The export that a session runs on: one that is already there, or one made now where the options say. In the adapter mode
 /// `runtime` the adapter is not part of it.
 ///
 /// # Errors

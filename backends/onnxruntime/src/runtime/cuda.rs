@@ -1,4 +1,4 @@
-//! What ONNX Runtime's CUDA provider needs beside itself: the driver and some libraries of the CUDA toolkit.
+//! Dependencies of ONNX Runtime's CUDA provider: the driver and some libraries of the CUDA toolkit.
 //!
 //! The provider is a library of its own beside the runtime's, loaded when a session first asks for it; what that needs and does
 //! not find is told one at a time, by the system's loader, in the middle of a longer message. So everything is loaded here
@@ -13,7 +13,7 @@ use super::CUDA_REMEDY;
 /// The library of the provider.
 pub const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 
-/// What the pinned provider is linked to, in an order in which each finds what it needs itself, and where it comes from.
+/// Libraries that the pinned provider is linked to, each after those that it needs itself, and where they come from.
 const NEEDED: [(&str, &str); 5] = [
     ("libcuda.so.1", "the NVIDIA driver, 580 or newer"),
     ("libcudart.so.13", "the package nvidia-cuda-runtime"),

@@ -23,11 +23,11 @@ use ort::environment::Environment;
 pub use fetch::{PINNED_VERSION, fetch_cuda_runtime, fetch_runtime, fetched_cuda_path, fetched_path};
 pub use probe::LIMIT as LOAD_LIMIT;
 
-/// What a user without a library should run.
+/// The remedy for a missing library.
 pub const REMEDY: &str =
     "run `python3 -m pip install onnxruntime==1.31.1` (or set KARAT_ONNXRUNTIME to the library's path)";
 
-/// What a user who asked for CUDA should run.
+/// The remedy for a missing CUDA provider.
 pub const CUDA_REMEDY: &str = "run `cargo karat doctor --fix --device cuda` (fetches the library for CUDA 13: 256 MB)";
 
 /// The library in use: it cannot be unloaded or exchanged within a process.

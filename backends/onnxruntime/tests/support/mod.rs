@@ -1,4 +1,4 @@
-//! What the tests share: the reference folder, the runtime library, a tiny model of random weights.
+//! Shared by the tests: the reference folder, the runtime library, a tiny model of random weights.
 
 #![allow(dead_code, clippy::unwrap_used)]
 

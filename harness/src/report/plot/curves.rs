@@ -4,7 +4,7 @@
 use super::super::model::{Evaluation, Model, Report, Training};
 use super::super::number::{fixed, grouped};
 use super::axis::{Scale, label, ticks};
-use super::svg::{Anchor, Svg, WIDTH, fitted, text_width};
+use super::svg::{Anchor, Svg, WIDTH, fitted, text_width, thinned};
 use super::{color_class, strips};
 
 const HEIGHT: f64 = 250.0;
@@ -15,8 +15,6 @@ const BOTTOM: f64 = HEIGHT - 42.0;
 const RIGHT: f64 = 44.0;
 /// Between the plot and what stands below it.
 const BELOW: f64 = 8.0;
-/// More points than these cannot be told apart: neighbours are averaged.
-const POINTS: usize = 300;
 
 /// All panels, one below the other; none if nothing was trained.
 pub fn training_curves(report: &Report) -> Option<String> {
@@ -140,14 +138,4 @@ fn y_scale(svg: &mut Svg, report: &Report) -> Scale {
         svg.text((LEFT - 7.0, scale.at(tick) + 4.5), Anchor::End, "soft", &label(tick, decimals));
     }
     scale
-}
-
-/// Means of neighbouring points, so that no drawing has more than [`POINTS`].
-pub(super) fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let size = points.len().div_ceil(POINTS).max(1);
-    let mean = |c: &[(f64, f64)]| {
-        let n = c.len() as f64;
-        (c.iter().map(|p| p.0).sum::<f64>() / n, c.iter().map(|p| p.1).sum::<f64>() / n)
-    };
-    points.chunks(size).map(mean).collect()
 }

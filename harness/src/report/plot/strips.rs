@@ -3,7 +3,7 @@
 use super::super::model::Training;
 use super::super::number::{fixed, scientific};
 use super::axis::Scale;
-use super::svg::{Anchor, Svg};
+use super::svg::{Anchor, Svg, thinned};
 use crate::report::i18n::sentences::Labels;
 
 const HEAD: f64 = 20.0;
@@ -47,6 +47,6 @@ pub(super) fn draw(svg: &mut Svg, training: &Training, l: &Labels, color: &str, 
         svg.text((ends.1, from + 12.0), Anchor::End, "soft", &format!("{} {}", l.highest, (strip.write)(highest)));
         svg.line((ends.0, from + HEAD + STRIP), (ends.1, from + HEAD + STRIP), "grid");
         let points: Vec<(f64, f64)> = strip.points.iter().map(|p| (x.at(p.0), y.at(p.1))).collect();
-        svg.polyline(&super::curves::thinned(&points), &format!("{color} stroke line strip"));
+        svg.polyline(&thinned(&points), &format!("{color} stroke line strip"));
     }
 }

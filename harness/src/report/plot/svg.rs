@@ -138,3 +138,16 @@ pub(super) fn fitted(text: &str, width: f64) -> String {
     }
     short + "…"
 }
+
+/// More points than these cannot be told apart: neighbours are averaged.
+const POINTS: usize = 300;
+
+/// Means of neighbouring points, so that no drawing has more than [`POINTS`].
+pub(super) fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let size = points.len().div_ceil(POINTS).max(1);
+    let mean = |c: &[(f64, f64)]| {
+        let n = c.len() as f64;
+        (c.iter().map(|p| p.0).sum::<f64>() / n, c.iter().map(|p| p.1).sum::<f64>() / n)
+    };
+    points.chunks(size).map(mean).collect()
+}

@@ -94,7 +94,7 @@ mod tests {
     use crate::cuda::device::{Buffer, Gpu};
     use crate::cuda::emulator::Emulator;
 
-    /// What cuBLAS's reference says of `cublasGemmStridedBatchedEx`, on the memory of the emulator, in f32.
+    /// `cublasGemmStridedBatchedEx` as cuBLAS's reference defines it, on the memory of the emulator, in f32.
     fn column_major(call: &GemmCall, alpha: f32, beta: f32, batch: usize) {
         let at = |x: &Column, row: usize, column: usize, b: usize| -> *mut f32 {
             let (row, column) = if x.operation == api::blas::TRANSPOSED { (column, row) } else { (row, column) };

@@ -9,14 +9,14 @@ use libloading::Library;
 /// Folders to look in first, separated as in `PATH`.
 pub const FOLDERS: &str = "KARAT_CUDA_LIB";
 
-/// What is looked for.
+/// A library to find.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// What people call it.
+    /// Its usual name.
     pub what: &'static str,
     /// File names, the best first.
     pub names: &'static [&'static str],
-    /// What to do where it is missing.
+    /// The remedy where it is missing.
     pub remedy: &'static str,
 }
 

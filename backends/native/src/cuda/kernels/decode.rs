@@ -86,7 +86,7 @@ pub fn increment(gpu: &dyn Gpu, x: Arg<'_>, n: usize) -> Result<()> {
     launch(gpu, n, "karat_increment", Launch::linear(blocks(n, 256), 256), &[x, Arg::I32(n as i32)])
 }
 
-/// What [`sample`] writes instead of an id where a logit is not a number.
+/// Written by [`sample`] instead of an id where a logit is not a number.
 pub const NOT_A_NUMBER: u32 = u32::MAX;
 
 /// Picks a token for each row of `logits` `[rows, vocab]` into `ids` u32 `[rows]`, as [`crate::generate`] does: greedy at

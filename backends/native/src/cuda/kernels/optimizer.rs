@@ -35,7 +35,7 @@ const NARROW: usize = 7;
 #[derive(Debug)]
 pub struct Table {
     tensors: Buffer,
-    /// What is in `tensors`.
+    /// How many entries `tensors` has.
     words: Mutex<Vec<u64>>,
     chunks: Buffer,
     firsts: Buffer,

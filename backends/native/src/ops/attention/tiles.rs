@@ -1,4 +1,4 @@
-//! Attention in bf16, in tiles: scores leave the nearest cache as what the next product reads, rounded.
+//! Tiled attention in bf16 (FlashAttention): scores leave the L1 cache as packed operands of the next GEMM.
 //!
 //! A tile is 64 queries by 64 keys. Keys come in blocks that stay in a core's cache with their gradients while all queries
 //! that see them pass by; the softmax is made up block by block, as in Milakov & Gimelshein, arXiv 1805.02867. A tile in
@@ -150,7 +150,7 @@ pub(super) fn tasks(starts: &[usize], heads: Heads) -> Vec<Task> {
     tasks
 }
 
-/// What [`super::backward`] sums up in bf16, by task.
+/// Gradients of [`super::backward`] in bf16, summed up by task.
 pub(super) fn backward<O: Number>(
     [q, k, v]: [Mat<'_>; 3],
     starts: &[usize],

@@ -85,7 +85,7 @@ struct Chunk<'a> {
     scale: f32,
 }
 
-/// What a part of the vocabulary, or all of it, adds to the softmax of a token.
+/// Partial softmax statistics of a token over a part of the vocabulary, or all of it.
 #[derive(Clone, Copy, Debug)]
 struct Softmax {
     /// `m`: what follows is in units of `2^m`.
@@ -96,12 +96,12 @@ struct Softmax {
     target: Option<f32>,
 }
 
-/// What is known of a token when all blocks are done.
+/// Softmax statistics of a token over the whole vocabulary.
 struct Outcome {
     logprob: f32,
-    /// What the sum of each part is to be multiplied with.
+    /// Factor that rescales the sum of each part.
     factors: Vec<f32>,
-    /// What the target's row of the projection is to be multiplied with: `-scale (1 - p)`.
+    /// Factor of the target's row of the projection: `-scale (1 - p)`.
     target: f32,
 }
 
