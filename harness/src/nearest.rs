@@ -1,4 +1,4 @@
-//! What a mistyped name was probably meant to be.
+//! Spelling suggestions for mistyped names, by edit distance.
 
 /// The known name that is nearest to `name`, if one is near enough to be meant: half of it may
 /// differ.

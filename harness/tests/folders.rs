@@ -1,4 +1,4 @@
-//! What a run finds in its folder is what it left there; what others left there stays.
+//! Folders of runs: a run takes up only what it left there; files of others stay.
 
 #![allow(clippy::unwrap_used)]
 

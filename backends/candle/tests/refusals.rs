@@ -1,4 +1,4 @@
-//! What this backend cannot do, and what is broken, is one sentence that names it.
+//! Refusals: a capability that is missing, or a broken file, is one sentence that names it.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 

@@ -1,4 +1,4 @@
-//! What must be the same to the bit: resumed runs, any number of threads, any batch; and what must be as in the native
+//! Bitwise equality of resumed runs, any number of threads, any batch; and equality within tolerances with the native
 //! backend: weights, adapters and masks that are drawn, scores, texts, training runs.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]

@@ -1,4 +1,4 @@
-//! What every decoder backend reads and writes of a model's folder, once: two readers of one file disagree sooner or later, and
+//! Model folders as every decoder backend reads and writes them, once: two readers of one file disagree sooner or later, and
 //! then two backends compute two models under one name.
 //!
 //! - [`ModelConfig`]: `config.json` of Qwen3, Qwen2 and Llama, checked, as transformers 5 understands it;

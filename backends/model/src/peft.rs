@@ -23,7 +23,7 @@ use crate::adapter::adapter_tensors;
 pub use config::write_adapter_config;
 pub use targets::TargetModules;
 
-/// What PEFT puts before the names of the base model's modules.
+/// Prefix of PEFT before the names of the base model's modules.
 pub const PREFIX: &str = "base_model.model.";
 
 /// The linear layers of a model that can carry a LoRA: their paths (`model.layers.0.self_attn.q_proj`) and
@@ -43,7 +43,7 @@ pub struct Adapter {
     warnings: Vec<String>,
 }
 
-/// What is stored for a linear layer.
+/// Tensors of an adapter for a linear layer.
 #[derive(Debug)]
 struct Module {
     shape: Shape,

@@ -1,4 +1,4 @@
-//! What merged weights lose where they are rounded to the element type that their checkpoint is stored in.
+//! Rounding loss of merged weights, where they are stored in the element type of their checkpoint.
 
 use half::{bf16, f16};
 use karat_backend::Dtype;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use karat_backend::BackendError;
 
 use crate::cpu::Cpu;
-use crate::device::{AttentionSaved as Made, Device, HeadNorm, Precision, Qkv, ReadBy, RmsNormed, Rotary, Rotated};
+use crate::device::{Attended as Made, Device, HeadNorm, Precision, Qkv, ReadBy, RmsNormed, Rotary, Rotated};
 use crate::error::Result;
 use crate::linear::InputGradient::{self, New, Skip};
 use crate::linear::{self, Adapted, Branch, Dropout, Gradients, Linear};

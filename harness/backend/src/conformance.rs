@@ -1,4 +1,4 @@
-//! What every backend must satisfy.
+//! The conformance suite: rules that every backend must satisfy.
 //!
 //! [`check`] puts a backend through its paces on a small model and says which rules hold. A backend's own tests run it
 //! twice: on the type, in process, and on the plugin that the host loads (`karat::plugin::Plugin`), across the boundary. The

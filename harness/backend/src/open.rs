@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[cfg(doc)]
 use crate::{Backend, Evaluator, Session, Trainer};
 
-/// What a backend says of itself.
+/// A backend's description of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor {
     /// Short name: `native`, `candle`, `onnxruntime`, `replay`.
@@ -88,7 +88,7 @@ pub enum Weights {
     Random,
 }
 
-/// What the name of the folder begins with in which a model lies that is deleted again: a backend should keep nothing of it
+/// Prefix of temporary model folders, which are deleted again: a backend should keep nothing of such a model
 /// elsewhere.
 pub const TEMPORARY_MODEL: &str = ".karat-merged-";
 
@@ -147,7 +147,7 @@ impl OpenConfig {
     }
 }
 
-/// What a session really runs with; goes into the report's `environment`.
+/// The device, types and kernels that a session really runs with; goes into the report's `environment`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionInfo {
     /// The device that runs, e.g. `cpu`.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::LoraConfig;
 
-/// What to train.
+/// A training run as the host planned it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "method", rename_all = "lowercase")]
 pub enum Method {
@@ -103,7 +103,7 @@ impl EarlyStopping {
     }
 }
 
-/// What a training run left behind.
+/// Summary of a training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainSummary {
     /// The last checkpoint folder.

@@ -1,4 +1,4 @@
-//! What a checkpoint folder says of the run that left it.
+//! Trainer state in a checkpoint folder: the run that left it, and how a resume goes on.
 //!
 //! Two small files lie beside the weights. `trainer_state.json` has the keys of the Hugging Face trainer and nothing
 //! else, so that its tools can read it. `karat_state.json` has what a resume needs to know beyond that. Neither holds

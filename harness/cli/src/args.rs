@@ -1,4 +1,4 @@
-//! What can be typed, a file a subject.
+//! Arguments of the command line, a file a subject.
 
 mod compare;
 mod convert;

@@ -1,4 +1,4 @@
-//! What a user of the command line meets in the first hour: names as they are typed, signals, folders of their own, files of
+//! Doors of the command line in a user's first hour: names as they are typed, signals, folders of their own, files of
 //! others, and what a kill leaves.
 
 #![allow(clippy::unwrap_used)]

@@ -1,4 +1,4 @@
-//! What someone types in a first hour: prompts on the command line, an adapter's folder as a model,
+//! A user's first hour: prompts on the command line, an adapter's folder as a model,
 //! the wrong path, a key with a slip, a number out of range. Each works, or is one error that says
 //! what to do.
 

@@ -1,4 +1,4 @@
-//! What a row says in each of its layouts: question, reasoning and answer, and the turns before them.
+//! Row layouts: question, reasoning and answer, and the turns before them, in each.
 
 use serde_json::{Map, Value};
 

@@ -1,4 +1,4 @@
-//! What a reader must know of what was made of the data: said on standard error and at the head of a report.
+//! Notes on the data that a reader must know: said on standard error and at the head of a report.
 
 use super::examples::Reasoning;
 use super::record::Record;

@@ -1,4 +1,4 @@
-//! What a text says that its reference does not, and the other way round.
+//! Differences of a text and its reference, word by word.
 
 use similar::{Algorithm, ChangeTag, TextDiff};
 

@@ -63,7 +63,7 @@ pub struct GeneralText {
     pub scores: BTreeMap<String, Vec<PartScore>>,
 }
 
-/// What one model did.
+/// Results of one model.
 #[derive(Clone, Debug)]
 pub struct ModelRun {
     /// Unique within the report.
@@ -97,7 +97,7 @@ pub struct Pooled {
     pub interval: Option<(f64, f64)>,
 }
 
-/// What training left behind.
+/// Record of a training.
 #[derive(Clone, Debug)]
 pub struct TrainingRecord {
     /// Every optimizer step.
@@ -108,7 +108,7 @@ pub struct TrainingRecord {
     pub summary: TrainSummary,
 }
 
-/// What a metric is.
+/// Name, unit and titles of a metric.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MetricInfo {
     /// The name in [`ItemResult::metrics`].

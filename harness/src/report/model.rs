@@ -1,4 +1,4 @@
-//! What `report.json` says. Everything else (Markdown, HTML, plots, README tables) is made from this alone.
+//! The schema of `report.json`. Everything else (Markdown, HTML, plots, README tables) is made from this alone.
 //!
 //! Keys are sorted and floats are written in their shortest exact form, so that equal reports are equal bytes. All
 //! that may differ between two equal runs (timings, memory, versions, paths) lives under `environment`; a golden test

@@ -1,6 +1,6 @@
 //! The table of the published base-against-fine-tuned comparison, metric by metric as its script computes and prints it.
 //!
-//! What the project that Karat succeeds publishes is a JSON file: fourteen numbers a model over 50 items, and five of these items
+//! The project that Karat succeeds publishes a JSON file: fourteen numbers a model over 50 items, and five of these items
 //! with their texts. The script's definitions, kept here to the last digit, oddities included:
 //!
 //! | number | definition |

@@ -1,4 +1,4 @@
-//! What may be said of a difference: pairing, Holm over the metrics of a comparison, marks and verdicts.
+//! Significance of a difference: pairing, Holm over the metrics of a comparison, marks and verdicts.
 
 use std::collections::BTreeMap;
 use std::hash::Hash;

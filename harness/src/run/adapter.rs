@@ -1,4 +1,4 @@
-//! What is proved of an adapter in every run that has one: that the backend applied it, and that the weights with the adapter
+//! The proof of an adapter in every run that has one: that the backend applied it, and that the weights with the adapter
 //! merged into them, as they would be shipped, are the same model.
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What a training was, and what it left, by its bytes: the settings by name and SHA-256 of every file of its checkpoints.
+//! The record of a training and its files: the settings by name and SHA-256 of every file of its checkpoints.
 //!
 //! A checkpoint is hashed when it is written (its files are in memory then), and held against that when it is resumed,
 //! reused or evaluated. A checkpoint that was changed meanwhile would be reported as what the training made.

@@ -1,4 +1,4 @@
-//! What should not be left in a text once its ids are decoded and its reasoning is taken off.
+//! Leftovers in a text once its ids are decoded and its reasoning is taken off: tags, special tokens.
 
 use std::collections::BTreeSet;
 

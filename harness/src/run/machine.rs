@@ -1,4 +1,4 @@
-//! What this machine is, for the report's `environment` and for `karat doctor`.
+//! Facts of this machine, for the report's `environment` and for `karat doctor`.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What the command line says beside a suite's file.
+//! Overrides of a suite's file by the command line.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What is written and typed before it is a suite: where the file lies, the flat tables that people write, `--set`, and errors
+//! Parsing of suites: where the file lies, the flat tables that people write, `--set`, and errors
 //! with their place in the file. All of it works on TOML tables, before serde has its say.
 
 use std::path::{Path, PathBuf};

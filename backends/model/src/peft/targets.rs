@@ -1,4 +1,4 @@
-//! What a LoRA configuration trains of a model.
+//! Target modules: the linear layers that a LoRA configuration trains.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use karat_backend::lora::{Matcher, Modules, Shape};
 
 use crate::config::ModelConfig;
 
-/// What is trained of one model under a configuration.
+/// Modules of one model that are trained under a configuration.
 #[derive(Debug, PartialEq)]
 pub struct TargetModules {
     /// The adapted modules by their paths.

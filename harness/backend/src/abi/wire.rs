@@ -1,4 +1,4 @@
-//! What crosses as JSON beside the types of this crate, and how bytes from the other side are read: with
+//! JSON that crosses the boundary beside the types of this crate, and how bytes from the other side are read: with
 //! suspicion.
 
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What is typed of `karat compare`.
+//! Arguments of `karat compare`.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What is typed of commands that make one model folder of another.
+//! Arguments of commands that make one model folder of another.
 
 use std::path::PathBuf;
 

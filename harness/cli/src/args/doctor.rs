@@ -1,4 +1,4 @@
-//! What is typed of `karat doctor`.
+//! Arguments of `karat doctor`.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What stands below the help of each command: command lines to begin with.
+//! Examples below the help of each command: command lines to begin with.
 
 pub const RUN: &str = "Examples:
   karat run medical-r1

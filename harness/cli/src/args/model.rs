@@ -1,4 +1,4 @@
-//! What is typed of a model, and of what computes it: the same for every command that opens one.
+//! Arguments that name a model and its backend: the same for every command that opens one.
 
 use std::path::PathBuf;
 

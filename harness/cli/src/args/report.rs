@@ -1,4 +1,4 @@
-//! What is typed of commands that work on a stored report.
+//! Arguments of commands that work on a stored report.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What is typed of commands that work on a suite.
+//! Arguments of commands that work on a suite.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What is typed of commands that work on texts.
+//! Arguments of commands that work on texts.
 
 use std::path::PathBuf;
 

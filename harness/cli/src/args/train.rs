@@ -1,4 +1,4 @@
-//! What is typed of `karat train`.
+//! Arguments of `karat train`.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What a template may cost: bytes read, bytes made, bytes written, lists made, time.
+//! Limits of a template: bytes read, bytes made, bytes written, lists made, time.
 //!
 //! Fuel bounds the instructions; this bounds what each of them handles. A budget belongs to the thread that renders, from
 //! [`within`] until it returns. Filters, tests and methods that can be slow or can grow ask it before they begin and tell

@@ -1,4 +1,4 @@
-//! What templates written for Python expect and minijinja does not do by itself.
+//! Python's semantics in Jinja templates, where minijinja differs.
 
 use std::borrow::Cow;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,4 +1,4 @@
-//! What the files beside `tokenizer.json` declare: special tokens by name, tokens that are added, ids that end a text.
+//! Declarations of the files beside `tokenizer.json`: special tokens by name, added tokens, ids that end a text.
 //!
 //! The rules are those of transformers 5 (`PreTrainedTokenizerBase._from_pretrained`, `TokenizersBackend.__init__`): a token
 //! may stand in `added_tokens_decoder`, `extra_special_tokens` (before version 5 `additional_special_tokens`) or a `*_token`

@@ -1,4 +1,4 @@
-//! What is looked at in a `tokenizer.json` before the `tokenizers` crate reads it, and before each text goes through it.
+//! Checks of a `tokenizer.json` before the `tokenizers` crate reads it, and before each text goes through it.
 //!
 //! That crate believes its file: a length in a table of characters is allocated, a regular expression may backtrack for
 //! hours, replacements may multiply a text a million times, a missing piece panics. Here the file is walked over once

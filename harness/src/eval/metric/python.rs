@@ -1,4 +1,4 @@
-//! What Python calls white space, and the string methods that depend on it.
+//! White space as Python defines it, and the string methods that depend on it.
 //!
 //! The packages whose numbers Karat reproduces split and strip with `str.split()`, `str.strip()` and `\s`. Python counts
 //! U+001C to U+001F as white space, Unicode's `White_Space` (and so Rust) does not.

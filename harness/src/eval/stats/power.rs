@@ -1,4 +1,4 @@
-//! What a comparison of this size can see, and the verdict of a gate.
+//! Power: the smallest difference that a comparison of this size detects, and the verdict of a gate.
 
 use std::hash::Hash;
 

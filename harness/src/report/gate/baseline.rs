@@ -1,4 +1,4 @@
-//! What a gate compares with: a report that somebody accepted, with who, when, why and from which commit.
+//! Baselines of a gate: a report that somebody accepted, with who, when, why and from which commit.
 //!
 //! ```text
 //! reports/baselines/SUITE/NAME.json            the baseline: provenance, and the report without its texts and costs

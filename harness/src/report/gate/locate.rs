@@ -1,4 +1,4 @@
-//! What is gated: a suite by name, a run's folder, a report. Found on disk, with the suite's margins.
+//! The subject of a gate, found on disk with its suite's margins: a suite by name, a run's folder, a report.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What a second run of the same models would change by itself, and how far that may move a mean.
+//! Run-to-run noise: how far a second run of the same models may move a mean.
 
 use std::path::Path;
 

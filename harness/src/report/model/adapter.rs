@@ -1,4 +1,4 @@
-//! What is known of an adapter: that it was applied, and that merging it changes nothing.
+//! Checks of an adapter: that it was applied, and that merging it changes nothing.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! What can be said of two models, metric by metric.
+//! Comparisons of two models, metric by metric.
 
 use std::collections::BTreeMap;
 

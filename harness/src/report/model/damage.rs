@@ -1,4 +1,4 @@
-//! What is wrong with a report that was read, by the key: a report can come from anywhere.
+//! Validation of a report that was read, by the key: a report can come from anywhere.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! What is volatile: where and when a report was made, and what it cost.
+//! The environment, which is volatile: where and when a report was made, and its costs.
 
 use std::collections::BTreeMap;
 

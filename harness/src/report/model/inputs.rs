@@ -1,4 +1,4 @@
-//! What was evaluated: the suite, its data, and the fingerprints that two reports must share to be compared.
+//! Inputs of an evaluation: the suite, its data, and the fingerprints that two reports must share to be compared.
 
 use std::collections::BTreeMap;
 

@@ -59,7 +59,7 @@ pub struct Example {
     pub models: BTreeMap<String, ExampleText>,
 }
 
-/// What one model generated, taken apart.
+/// A generated text of one model, split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExampleText {
     /// The reasoning, without its tags.
