@@ -25,7 +25,7 @@ use karat::eval::metric::chrf::ChrfCounts;
 use karat::eval::metric::conformance::Texts;
 use karat::eval::metric::nltk_bleu::{BleuCounts, Smoothing};
 use karat::eval::metric::sacrebleu::Counts;
-use karat::eval::metric::sacrebleu_tokenizers::Tokenizer;
+use karat::eval::metric::sacrebleu_tokenizers::BleuTokenizer;
 use karat::eval::metric::{rouge, vocabulary};
 use rayon::prelude::*;
 use serde_json::Value;

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use object::{Object, ObjectKind, ObjectSegment};
 
-pub use search::{Found, Origin, Place, Search, find, is_name, list};
+pub use search::{FoundPlugin, Origin, Place, Search, find, is_name, list};
 
 use crate::abi::{BackendV1, Foreign, SYMBOL_PREFIX};
 use crate::backend::{

@@ -52,7 +52,7 @@ use crate::report::Language;
 pub use data::DataConfig;
 pub use eval::{DEFAULT_METRICS, EvalConfig, GateConfig, GeneralConfig, StatsConfig};
 pub use keys::training_keys;
-pub use model::{ModelConfig, TemplateChoice};
+pub use model::{ModelSettings, TemplateChoice};
 pub use overrides::Overrides;
 pub use parse::parse_setting;
 use parse::{check_spans, find, inherit_hyperparameters, refuse_places};
@@ -80,7 +80,7 @@ pub struct Suite {
     /// What is learnt and asked.
     pub data: DataConfig,
     /// What is fine-tuned, and by which backend.
-    pub model: ModelConfig,
+    pub model: ModelSettings,
     /// How it is fine-tuned.
     #[serde(default)]
     pub train: TrainSection,

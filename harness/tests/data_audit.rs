@@ -27,7 +27,7 @@ fn records(questions: &[&str]) -> Vec<Record> {
 }
 
 fn pairs(found: &[karat::data::audit::Pair]) -> Vec<(String, String, bool)> {
-    let name = |p: &karat::data::audit::Place| format!("{}{}", p.split, p.id);
+    let name = |p: &karat::data::audit::RowPlace| format!("{}{}", p.split, p.id);
     found.iter().map(|p| (name(&p.first), name(&p.second), p.exact)).collect()
 }
 

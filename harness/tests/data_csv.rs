@@ -4,7 +4,7 @@
 
 use karat::ErrorKind;
 use karat::data::csv::parse_csv;
-use karat::data::fields::{Fields, Layout};
+use karat::data::fields::{Fields, RowLayout};
 use karat::data::read::{parse_jsonl, read_rows};
 
 const CSV: &str = "\u{feff}id,question,think,answer,note\r\n\
@@ -65,7 +65,7 @@ fn what_is_wrong_is_named_with_its_line() {
     says(bad(b"frage,answer\na,b\n", &fields), "\"question\" is missing");
     says(bad(b"question,answer\n\xff,b\n", &fields), "\"question\" is not UTF-8");
     says(bad(b"id,question,answer\n1,a,b\n1,c,d\n", &fields), "a.csv:3: the id \"1\" was already used on line 2");
-    says(bad(b"messages\nhi\n", &Fields { layout: Layout::Messages, ..Fields::default() }), "must be a list");
+    says(bad(b"messages\nhi\n", &Fields { layout: RowLayout::Messages, ..Fields::default() }), "must be a list");
     // Long cells and many columns.
     let names: Vec<String> = (0..200).map(|i| format!("c{i}")).collect();
     let wide = format!("question,answer,{}\n\n{},b{}\n", names.join(","), "长".repeat(5000), ",".repeat(200));

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use byte_model::byte_model;
 use karat::backend::IGNORE;
-use karat::data::examples::{End, Example, FormatOptions, Formatter, Output, RECIPE_SYSTEM};
+use karat::data::examples::{End, Example, FormatOptions, Formatter, OutputFormat, RECIPE_SYSTEM};
 use karat::data::fields::Fields;
 use karat::data::pretraining::{read_ids_jsonl, read_texts, text_examples};
 use karat::data::read::read_jsonl;
@@ -47,7 +47,7 @@ fn recipe(options: FormatOptions) -> Formatter {
 
 fn templated(template: &str, options: FormatOptions) -> Formatter {
     let dir = byte_model(Some(template));
-    let options = FormatOptions { output: Output::Template, ..options };
+    let options = FormatOptions { output: OutputFormat::Template, ..options };
     let template = ChatTemplate::from_model_dir(dir.path()).unwrap();
     Formatter::new(template, Tokenizer::from_model_dir(dir.path()).unwrap(), options).unwrap()
 }
@@ -128,7 +128,7 @@ fn the_recipe_masks_the_prompt_and_ends_with_one_padding_token() {
     assert_eq!(formatter.stop_ids(), [256, 258], "generation must stop at the padding token");
 
     let other =
-        recipe(FormatOptions { output: Output::RecipeNewline, end: Some(End::Eos), ..FormatOptions::default() });
+        recipe(FormatOptions { output: OutputFormat::RecipeNewline, end: Some(End::Eos), ..FormatOptions::default() });
     let example = other.example(&record).unwrap();
     assert_eq!(
         text(&other, &example.ids),
@@ -333,7 +333,8 @@ fn think_and_answer_borders_are_right_on_real_rows_in_both_formats() {
     let tokenizer = Tokenizer::from_model_dir(&dir).unwrap();
     let special = SpecialTokens::from_model_dir(&dir).unwrap();
     let shipped = ChatTemplate::new(&shipped_template(), "shipped", special).unwrap();
-    for (template, output) in [(ChatTemplate::chatml_recipe(), Output::Recipe), (shipped, Output::Template)] {
+    for (template, output) in [(ChatTemplate::chatml_recipe(), OutputFormat::Recipe), (shipped, OutputFormat::Template)]
+    {
         let options = FormatOptions { output, max_length: 1 << 20, ..FormatOptions::default() };
         let formatter = Formatter::new(template, tokenizer.clone(), options).unwrap();
         for (example, record) in formatter.examples(&records).unwrap().examples.iter().zip(&records) {

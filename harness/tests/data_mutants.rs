@@ -6,7 +6,7 @@ mod byte_model;
 
 use byte_model::byte_model;
 use karat::data::csv::parse_csv;
-use karat::data::examples::{FormatOptions, Formatter, Output};
+use karat::data::examples::{FormatOptions, Formatter, OutputFormat};
 use karat::data::fields::Fields;
 use karat::data::read::parse_jsonl;
 use karat::data::record::Dataset;
@@ -116,7 +116,7 @@ fn damage(row: &mut Vec<u8>, dice: &mut Dice) {
 
 fn formatter() -> Formatter {
     let dir = byte_model(Some(PLAIN));
-    let options = FormatOptions { output: Output::Template, ..FormatOptions::default() };
+    let options = FormatOptions { output: OutputFormat::Template, ..FormatOptions::default() };
     let template = ChatTemplate::from_model_dir(dir.path()).unwrap();
     Formatter::new(template, Tokenizer::from_model_dir(dir.path()).unwrap(), options).unwrap()
 }

@@ -6,8 +6,8 @@ mod byte_model;
 
 use byte_model::byte_model;
 use karat::ErrorKind;
-use karat::data::examples::{Example, FormatOptions, Formatter, Output, Reasoning, Rendered};
-use karat::data::fields::{Fields, Layout, Reading};
+use karat::data::examples::{Example, FormatOptions, Formatter, OutputFormat, Reasoning, Rendered};
+use karat::data::fields::{Fields, Reading, RowLayout};
 use karat::data::notes;
 use karat::data::read::parse_jsonl;
 use karat::data::record::{Dataset, Record};
@@ -31,7 +31,7 @@ const STRIPS: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.cont
 
 fn formatter(template: &str, options: FormatOptions) -> Formatter {
     let dir = byte_model(Some(template));
-    let options = FormatOptions { output: Output::Template, ..options };
+    let options = FormatOptions { output: OutputFormat::Template, ..options };
     let template = ChatTemplate::from_model_dir(dir.path()).unwrap();
     Formatter::new(template, Tokenizer::from_model_dir(dir.path()).unwrap(), options).unwrap()
 }
@@ -205,7 +205,7 @@ fn the_answer_of_a_plain_row_is_parted_too_and_a_second_tag_is_told_by_id() {
     let texts = [("x", "<think>t</think>A</think>B"), ("y", "<think>t</think>A"), ("z", "<think>t")];
     let note = notes::stray_texts("lora", texts, &ThinkTags::default()).unwrap();
     assert!(note.english.contains("1 answers of lora") && note.english.contains("\"x\""), "{note:?}");
-    let alpaca = Fields { layout: Layout::Alpaca, ..Fields::alpaca() };
+    let alpaca = Fields { layout: RowLayout::Alpaca, ..Fields::alpaca() };
     let row = json!({"instruction": "i", "output": "t</think>A"}).to_string();
     let data = parse_jsonl(row.as_bytes(), "f", &alpaca, true).unwrap();
     assert_eq!((data.records[0].think.as_str(), data.records[0].answer.as_str()), ("t", "A"));

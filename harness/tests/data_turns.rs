@@ -5,7 +5,7 @@
 mod byte_model;
 
 use byte_model::byte_model;
-use karat::data::examples::{FormatOptions, Formatter, Output};
+use karat::data::examples::{FormatOptions, Formatter, OutputFormat};
 use karat::data::fields::Fields;
 use karat::data::notes;
 use karat::data::read::parse_jsonl;
@@ -28,7 +28,7 @@ fn read(rows: &[Value]) -> Dataset {
 
 fn formatter(template: &str) -> Formatter {
     let dir = byte_model(Some(template));
-    let options = FormatOptions { output: Output::Template, ..FormatOptions::default() };
+    let options = FormatOptions { output: OutputFormat::Template, ..FormatOptions::default() };
     let template = ChatTemplate::from_model_dir(dir.path()).unwrap();
     Formatter::new(template, Tokenizer::from_model_dir(dir.path()).unwrap(), options).unwrap()
 }

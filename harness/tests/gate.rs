@@ -8,7 +8,7 @@ mod fixture;
 
 use std::path::Path;
 
-use karat::eval::stats::Verdict;
+use karat::eval::stats::MarginVerdict;
 use karat::gate::{
     Check, Checks, Gated, Noise, Rules, annotations::annotations, baseline, baseline::Statement, check, junit::junit,
     plan, text,

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use karat::eval::stats::{
-    Agreement, EXACT_UP_TO, StatsOptions, Verdict, bootstrap_mean_ci, clustered_standard_error, compare_paired, holm,
-    mcnemar_exact, mean, non_inferiority, sign_flip_p, standard_deviation, standard_error,
+    Agreement, EXACT_UP_TO, MarginVerdict, StatsOptions, bootstrap_mean_ci, clustered_standard_error, compare_paired,
+    holm, mcnemar_exact, mean, non_inferiority, sign_flip_p, standard_deviation, standard_error,
 };
 use serde_json::Value;
 

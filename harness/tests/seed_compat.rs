@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use karat::report::seed_compat::{Numbers, Quantitative, Results, Sample, beside, perplexity, printed};
+use karat::report::seed_compat::{CompatNumbers, CompatSample, Quantitative, Results, beside, perplexity, printed};
 use serde_json::Value;
 
 fn shared(inner: &str) -> Option<PathBuf> {
@@ -20,8 +20,8 @@ fn shared(inner: &str) -> Option<PathBuf> {
     found
 }
 
-fn sample(reference: &str, base: &str, tuned: &str) -> Sample {
-    Sample {
+fn sample(reference: &str, base: &str, tuned: &str) -> CompatSample {
+    CompatSample {
         question: "头痛怎么办？".into(),
         reference: reference.into(),
         base_model: base.into(),
@@ -31,7 +31,7 @@ fn sample(reference: &str, base: &str, tuned: &str) -> Sample {
 
 #[test]
 fn the_layout_is_that_of_the_script_with_its_trailing_blanks() {
-    let numbers = |perplexity, x: f64| Numbers {
+    let numbers = |perplexity, x: f64| CompatNumbers {
         perplexity,
         bleu: x,
         rouge_1_f: x / 2.0,
@@ -39,7 +39,7 @@ fn the_layout_is_that_of_the_script_with_its_trailing_blanks() {
         f1: 0.44695,
         precision: 0.5,
         recall: 1.0 - x,
-        ..Numbers::default()
+        ..CompatNumbers::default()
     };
     let results = Results {
         quantitative: Quantitative {
@@ -107,7 +107,7 @@ fn a_file_that_is_none_says_where() {
 }
 
 /// The numbers of one side as the conformance vectors have them.
-fn same(expected: &Value, ours: &Numbers) {
+fn same(expected: &Value, ours: &CompatNumbers) {
     assert_eq!(expected["rouge"]["exception"], Value::Null);
     let rouge = |kind: &str, part: &str| expected["rouge"]["result"][kind][part].as_f64().unwrap();
     let pairs = [

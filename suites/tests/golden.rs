@@ -10,8 +10,8 @@
 use std::path::{Path, PathBuf};
 
 use karat::backend::{Event, Flow, GenerateConfig, Method, OpenConfig, Tokens};
-use karat::eval::stats::Verdict;
-use karat::report::splice::{self, Mode};
+use karat::eval::stats::MarginVerdict;
+use karat::report::splice::{self, SpliceMode};
 use karat::report::{Environment, REPORT_JSON, Report, Role, gate, markdown};
 use karat::run::{Base, LoadedBackend, Origin, Prepared, Recorded, plan, prepare, report_recorded};
 use karat::suite::Suite;
@@ -110,7 +110,7 @@ fn the_committed_reports_are_those_of_the_committed_results() {
             std::fs::copy(made.path().join(name), folder.join(name)).unwrap();
         }
         let block = markdown::results_block(&report);
-        splice::file(&repository().join("README.md"), "medical-r1", &block, Mode::Write, "").unwrap();
+        splice::file(&repository().join("README.md"), "medical-r1", &block, SpliceMode::Write, "").unwrap();
     }
     let committed: Value = serde_json::from_str(&std::fs::read_to_string(folder.join(REPORT_JSON)).unwrap()).unwrap();
     let made: Value = serde_json::from_str(&golden_report().to_json().unwrap()).unwrap();
@@ -128,7 +128,7 @@ fn the_table_in_the_readme_is_current() {
     let report = Report::load(&repository().join("reports/medical-r1")).unwrap();
     let command = "cargo karat report reports/medical-r1 --splice README.md --id medical-r1";
     let block = markdown::results_block(&report);
-    splice::file(&repository().join("README.md"), "medical-r1", &block, Mode::Check, command).unwrap();
+    splice::file(&repository().join("README.md"), "medical-r1", &block, SpliceMode::Check, command).unwrap();
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn fine_tuning_is_clearly_better_than_the_base_on_held_out_items() {
         let comparison = report.comparison("base", candidate).unwrap();
         for metric in ["nll", "nll_think", "nll_answer", "rougeL", "vocab_f1", "key_points", "format"] {
             let m = &comparison.metrics[metric];
-            assert_eq!(m.verdict, report::Verdict::Better, "{candidate} {metric}: {m:?}");
+            assert_eq!(m.verdict, report::MarginVerdict::Better, "{candidate} {metric}: {m:?}");
             assert!(m.p_adjusted.unwrap() < 0.01, "{candidate} {metric}: {m:?}");
         }
     }
@@ -172,20 +172,20 @@ fn a_yes_to_a_contraindicated_patient_is_counted_and_named_as_a_headline() {
 #[test]
 fn the_gate_passes_a_report_against_itself_and_finds_a_regression() {
     let report = golden_report();
-    assert_eq!(gate::check(&report, &report, &Default::default()).unwrap().verdict, Verdict::Pass);
+    assert_eq!(gate::check(&report, &report, &Default::default()).unwrap().verdict, MarginVerdict::Pass);
     let mut worse = report.clone();
     for item in &mut worse.items {
         let metrics = &mut item.models.get_mut("full").unwrap().metrics;
         metrics.entry("nll".into()).and_modify(|v| *v = v.map(|x| x + 0.5));
     }
     let checks = gate::check(&worse, &report, &Default::default()).unwrap();
-    assert_eq!(checks.verdict, Verdict::Regress);
-    let failed: Vec<_> = checks.checks.iter().filter(|c| c.verdict == Verdict::Regress).collect();
+    assert_eq!(checks.verdict, MarginVerdict::Regress);
+    let failed: Vec<_> = checks.checks.iter().filter(|c| c.verdict == MarginVerdict::Regress).collect();
     assert_eq!(failed.len(), 1);
     assert_eq!((failed[0].model.as_str(), failed[0].metric.as_str()), ("full", "nll"));
     let mut missing = report.clone();
     missing.items.pop();
-    assert_eq!(gate::check(&missing, &report, &Default::default()).unwrap().verdict, Verdict::Regress);
+    assert_eq!(gate::check(&missing, &report, &Default::default()).unwrap().verdict, MarginVerdict::Regress);
 }
 
 /// The built native plugin, loaded as the command line loads it.

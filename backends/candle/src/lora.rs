@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Var};
-use karat_backend::lora::{InitLora, Shape};
+use karat_backend::lora::{AdapterShape, InitLora};
 use karat_backend::{BackendError, LoraConfig};
 use karat_kernels::philox::{Philox, name_key};
 use karat_model::ModelConfig;
@@ -13,7 +13,7 @@ use karat_system::memory;
 use crate::{Result, failed};
 
 /// The modules that carry an adapter, by their paths.
-pub type Adapted = BTreeMap<String, Shape>;
+pub type Adapted = BTreeMap<String, AdapterShape>;
 
 /// The name in an adapter's file of a tensor that is called `name` in the model.
 pub fn stored_name(name: &str) -> String {
@@ -36,7 +36,8 @@ pub fn targets(model: &ModelConfig, config: &LoraConfig) -> Result<TargetModules
 fn check_memory(model: &ModelConfig, targets: &TargetModules) -> Result<()> {
     let Some(room) = memory::available() else { return Ok(()) };
     let linears = model.linears();
-    let of = |(path, shape): (&String, &Shape)| 16 * shape.r as u128 * linears[path].iter().sum::<usize>() as u128;
+    let of =
+        |(path, shape): (&String, &AdapterShape)| 16 * shape.r as u128 * linears[path].iter().sum::<usize>() as u128;
     let bytes: u128 = targets.modules.iter().map(of).sum();
     if bytes <= u128::from(room) {
         return Ok(());
@@ -65,7 +66,7 @@ pub fn low_rank(
     }
     let (linears, generator) = (model.linears(), Philox::new(seed));
     let mut vars = BTreeMap::new();
-    for (path, &Shape { r, .. }) in &targets.modules {
+    for (path, &AdapterShape { r, .. }) in &targets.modules {
         let [n_in, n_out] = linears[path];
         let [a_name, b_name] = ["A", "B"].map(|side| stored_name(&format!("{path}.lora_{side}.weight")));
         let (a, b) = match from {

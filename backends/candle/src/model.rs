@@ -10,7 +10,7 @@ use candle_nn::VarBuilder;
 use candle_nn::kv_cache::KvCache;
 use candle_nn::ops::rms_norm_slow;
 use candle_nn::rotary_emb::rope_slow;
-use karat_backend::lora::Shape;
+use karat_backend::lora::AdapterShape;
 use karat_model::{EMBEDDING, HEAD, Heads, ModelConfig, Rope};
 
 use crate::dropout::Dropout;
@@ -215,7 +215,7 @@ impl Decoder {
             let linear = |j: usize, name: &str, shape: (usize, usize), bias: bool| {
                 let path = format!("model.layers.{i}.{name}");
                 let lora = match adapted.get(&path) {
-                    Some(&Shape { r, scale }) => {
+                    Some(&AdapterShape { r, scale }) => {
                         let side = |side: &str| stored_name(&format!("{path}.lora_{side}.weight"));
                         let (a, b) = (tensors.get((r, shape.1), &side("A"))?, tensors.get((shape.0, r), &side("B"))?);
                         Some(Lora { a, b, scale, module: (7 * i + j) as u32 })

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor, Var};
 use karat_backend::BackendError;
 use karat_kernels::philox::{Philox, name_key};
-use karat_model::checkpoint::Layout;
+use karat_model::checkpoint::CheckpointLayout;
 use karat_model::peft::{Adapter, tied_embedding};
 use karat_model::{EMBEDDING, HEAD, ModelConfig, Rounding};
 use karat_system::memory;
@@ -27,7 +27,7 @@ pub fn load(
     adapter: Option<&Adapter>,
     device: &Device,
 ) -> Result<(Vars, Rounding)> {
-    let files = Layout::of_folder(folder)?;
+    let files = CheckpointLayout::of_folder(folder)?;
     config.check_tensors(&files)?;
     config.settle_head(&files)?;
     let shapes: BTreeMap<String, Vec<usize>> = config.tensors().collect();

@@ -18,7 +18,7 @@ pub use limit::limit;
 
 /// How the output of a GEMM `x W^T` is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum GemmMode {
     /// It is stored.
     Plain,
     /// It is added to what is there.
@@ -29,24 +29,24 @@ pub enum Mode {
     Rounded,
 }
 
-impl Mode {
+impl GemmMode {
     /// All of them.
-    pub const ALL: [Mode; 4] = [Mode::Plain, Mode::Add, Mode::Tail, Mode::Rounded];
+    pub const ALL: [GemmMode; 4] = [GemmMode::Plain, GemmMode::Add, GemmMode::Tail, GemmMode::Rounded];
 
     /// Its name in tables.
     pub fn name(self) -> &'static str {
         match self {
-            Mode::Plain => "plain",
-            Mode::Add => "add",
-            Mode::Tail => "tail",
-            Mode::Rounded => "bf16 out",
+            GemmMode::Plain => "plain",
+            GemmMode::Add => "add",
+            GemmMode::Tail => "tail",
+            GemmMode::Rounded => "bf16 out",
         }
     }
 }
 
 /// Rows of `x`, and inputs and outputs of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct GemmShape {
     /// Rows of the product.
     pub rows: usize,
     /// The inner dimension.
@@ -56,11 +56,11 @@ pub struct Shape {
 }
 
 /// Layers of SmolLM2-135M and of Qwen3-0.6B over 512 tokens.
-pub const SHAPES: [Shape; 4] = [
-    Shape { rows: 512, inputs: 576, outputs: 576 },
-    Shape { rows: 512, inputs: 576, outputs: 1536 },
-    Shape { rows: 512, inputs: 1536, outputs: 576 },
-    Shape { rows: 512, inputs: 1024, outputs: 3072 },
+pub const SHAPES: [GemmShape; 4] = [
+    GemmShape { rows: 512, inputs: 576, outputs: 576 },
+    GemmShape { rows: 512, inputs: 576, outputs: 1536 },
+    GemmShape { rows: 512, inputs: 1536, outputs: 576 },
+    GemmShape { rows: 512, inputs: 1024, outputs: 3072 },
 ];
 
 /// The rank of an adapter.
@@ -94,9 +94,9 @@ impl Numbers {
 }
 
 /// Products of one shape in one precision, on all threads of the current pool.
-pub struct Case {
+pub struct GemmCase {
     precision: Precision,
-    shape: Shape,
+    shape: GemmShape,
     x: Numbers,
     low: Numbers,
     /// Of each layer the weight `[outputs, inputs]`, the adapter's second matrix `[outputs, rank]`, and the output.
@@ -105,15 +105,15 @@ pub struct Case {
     turn: usize,
 }
 
-impl Case {
+impl GemmCase {
     /// So many layers that take turns.
-    pub fn new(precision: Precision, shape: Shape, layers: usize) -> Self {
-        let Shape { rows, inputs, outputs } = shape;
+    pub fn new(precision: Precision, shape: GemmShape, layers: usize) -> Self {
+        let GemmShape { rows, inputs, outputs } = shape;
         let layer = |seed: usize| {
             let of = |n, more| Numbers::new(precision, n, 2 * seed as u64 + more);
             (of(outputs * inputs, 10), of(outputs * RANK, 11), vec![0.0; rows * outputs])
         };
-        Case {
+        GemmCase {
             precision,
             shape,
             x: Numbers::new(precision, rows * inputs, 1),
@@ -125,35 +125,35 @@ impl Case {
     }
 
     /// Floating-point operations of one product.
-    pub fn operations(&self, mode: Mode) -> f64 {
-        let inner = self.shape.inputs + if mode == Mode::Tail { RANK } else { 0 };
+    pub fn operations(&self, mode: GemmMode) -> f64 {
+        let inner = self.shape.inputs + if mode == GemmMode::Tail { RANK } else { 0 };
         2.0 * (self.shape.rows * inner * self.shape.outputs) as f64
     }
 
     /// Makes the next layer's product.
-    pub fn run(&mut self, mode: Mode) {
-        let Shape { rows, inputs, outputs } = self.shape;
+    pub fn run(&mut self, mode: GemmMode) {
+        let GemmShape { rows, inputs, outputs } = self.shape;
         let turn = self.turn % self.layers.len();
         self.turn += 1;
         let (weight, up, output) = &mut self.layers[turn];
         let mut terms = vec![Term { alpha: 1.0, a: self.x.mat(rows, inputs), b: weight.mat(outputs, inputs).t() }];
-        if mode == Mode::Tail {
+        if mode == GemmMode::Tail {
             terms.push(Term { alpha: 1.0, a: self.low.mat(rows, RANK), b: up.mat(outputs, RANK).t() });
         }
         let c = MatMut::new(output, rows, outputs);
-        gemms(self.precision, vec![Gemm { c, add: mode == Mode::Add, terms }], Threads::Pool);
-        if mode == Mode::Rounded {
+        gemms(self.precision, vec![Gemm { c, add: mode == GemmMode::Add, terms }], Threads::Pool);
+        if mode == GemmMode::Rounded {
             narrow(output, &mut self.rounded);
         }
     }
 
-    /// GFLOP/s of each of [`Mode::ALL`]: the median of rounds that take turns for about `seconds` together.
+    /// GFLOP/s of each of [`GemmMode::ALL`]: the median of rounds that take turns for about `seconds` together.
     pub fn rates(&mut self, seconds: f64) -> [f64; 4] {
         const ROUNDS: usize = 5;
-        let each = Duration::from_secs_f64(seconds / (ROUNDS * Mode::ALL.len()) as f64);
-        let mut rates = Mode::ALL.map(|_| Vec::with_capacity(ROUNDS));
+        let each = Duration::from_secs_f64(seconds / (ROUNDS * GemmMode::ALL.len()) as f64);
+        let mut rates = GemmMode::ALL.map(|_| Vec::with_capacity(ROUNDS));
         for _ in 0..ROUNDS {
-            for (rates, mode) in rates.iter_mut().zip(Mode::ALL) {
+            for (rates, mode) in rates.iter_mut().zip(GemmMode::ALL) {
                 let (started, mut done) = (Instant::now(), 0);
                 while done == 0 || started.elapsed() < each {
                     self.run(mode);
@@ -175,7 +175,7 @@ pub fn facts() -> BTreeMap<String, String> {
     facts_of(&SHAPES, 0.6)
 }
 
-fn facts_of(shapes: &[Shape], seconds: f64) -> BTreeMap<String, String> {
+fn facts_of(shapes: &[GemmShape], seconds: f64) -> BTreeMap<String, String> {
     /// Layers that take turns: more than the caches near a core hold.
     const LAYERS: usize = 8;
     let mut facts = BTreeMap::new();
@@ -184,8 +184,8 @@ fn facts_of(shapes: &[Shape], seconds: f64) -> BTreeMap<String, String> {
         let (all, isa) = (limit(precision), Isa::of_this_cpu().name());
         facts.insert(format!("{name}, registers"), format!("{all:.0} GFLOP/s on {threads} threads at most ({isa})"));
         for shape in shapes {
-            let rates = Case::new(precision, *shape, LAYERS).rates(seconds);
-            let each = Mode::ALL.iter().zip(rates).map(|(mode, rate)| format!("{} {rate:.0}", mode.name()));
+            let rates = GemmCase::new(precision, *shape, LAYERS).rates(seconds);
+            let each = GemmMode::ALL.iter().zip(rates).map(|(mode, rate)| format!("{} {rate:.0}", mode.name()));
             let said = format!("{} GFLOP/s", each.collect::<Vec<_>>().join(", "));
             facts.insert(format!("{name}, {} x {} x {}", shape.rows, shape.inputs, shape.outputs), said);
         }
@@ -199,11 +199,11 @@ mod tests {
 
     #[test]
     fn every_mode_is_measured_beside_what_the_registers_allow() {
-        let shape = Shape { rows: 40, inputs: 64, outputs: 70 };
+        let shape = GemmShape { rows: 40, inputs: 64, outputs: 70 };
         let facts = facts_of(&[shape], 0.01);
         for name in ["bf16", "f32"] {
             let line = &facts[&format!("{name}, 40 x 64 x 70")];
-            assert!(Mode::ALL.iter().all(|mode| line.contains(mode.name())), "{line}");
+            assert!(GemmMode::ALL.iter().all(|mode| line.contains(mode.name())), "{line}");
             let most: f64 = facts[&format!("{name}, registers")].split(' ').next().unwrap().parse().unwrap();
             let rates: Vec<f64> = line.split([' ', ',']).filter_map(|word| word.parse().ok()).collect();
             assert!(rates.len() == 4 && rates.iter().all(|rate| *rate < 1.2 * most), "{line}, {most} at most");
@@ -212,18 +212,18 @@ mod tests {
 
     #[test]
     fn a_case_makes_the_product_that_its_mode_names() {
-        let shape = Shape { rows: 3, inputs: 5, outputs: 4 };
-        let mut case = Case::new(Precision::F32, shape, 1);
-        let of = |case: &Case| case.layers[0].2.clone();
-        case.run(Mode::Plain);
+        let shape = GemmShape { rows: 3, inputs: 5, outputs: 4 };
+        let mut case = GemmCase::new(Precision::F32, shape, 1);
+        let of = |case: &GemmCase| case.layers[0].2.clone();
+        case.run(GemmMode::Plain);
         let plain = of(&case);
-        case.run(Mode::Add);
+        case.run(GemmMode::Add);
         assert!(of(&case).iter().zip(&plain).all(|(twice, once)| *twice == 2.0 * once));
-        case.run(Mode::Rounded);
+        case.run(GemmMode::Rounded);
         assert_eq!(of(&case), plain);
         assert!(case.rounded.iter().zip(&plain).all(|(y, x)| *y == bf16::from_f32(*x)));
-        case.run(Mode::Tail);
+        case.run(GemmMode::Tail);
         assert!(of(&case).iter().zip(&plain).any(|(a, b)| a != b));
-        assert_eq!((case.operations(Mode::Plain), case.operations(Mode::Tail)), (120.0, 312.0));
+        assert_eq!((case.operations(GemmMode::Plain), case.operations(GemmMode::Tail)), (120.0, 312.0));
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::checkpoint::Layout;
+use crate::checkpoint::CheckpointLayout;
 use karat_backend::BackendError;
 
 /// The file of an adapter's tensors.
@@ -46,10 +46,10 @@ pub fn canonical(name: &str) -> (String, Option<String>) {
 /// The tensors of the adapter in `folder` under PEFT's names, and what to say if they had others.
 ///
 /// # Errors
-/// As [`Layout::of_file`]; tensors of several adapters, or two under one name.
-pub fn adapter_tensors(folder: &Path) -> Result<(Layout, Option<String>), BackendError> {
+/// As [`CheckpointLayout::of_file`]; tensors of several adapters, or two under one name.
+pub fn adapter_tensors(folder: &Path) -> Result<(CheckpointLayout, Option<String>), BackendError> {
     let path = folder.join(WEIGHTS);
-    let files = Layout::of_file(&path)?;
+    let files = CheckpointLayout::of_file(&path)?;
     let adapters: BTreeSet<String> = files.names().filter_map(|name| canonical(name).1).collect();
     if adapters.len() > 1 {
         let names: Vec<String> = adapters.into_iter().collect();

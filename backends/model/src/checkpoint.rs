@@ -30,15 +30,15 @@ fn io<T>(path: &Path, what: &str, result: std::io::Result<T>) -> Result<T, Backe
 
 /// The tensors of one or several safetensors files.
 #[derive(Clone, Debug)]
-pub struct Layout {
+pub struct CheckpointLayout {
     /// A folder, or the only file.
     place: PathBuf,
     files: Vec<PathBuf>,
-    tensors: BTreeMap<String, Stored>,
+    tensors: BTreeMap<String, StoredTensor>,
 }
 
 #[derive(Clone, Debug)]
-struct Stored {
+struct StoredTensor {
     file: usize,
     dtype: safetensors::Dtype,
     shape: Vec<usize>,
@@ -48,7 +48,7 @@ struct Stored {
 /// A tensor of numbers that Karat computes with, row-major and little-endian.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
-    /// Its file, by its place in [`Layout::files`].
+    /// Its file, by its place in [`CheckpointLayout::files`].
     pub file: usize,
     /// How an element is stored.
     pub dtype: Dtype,
@@ -56,11 +56,11 @@ pub struct Location {
     pub bytes: Range<u64>,
 }
 
-impl Layout {
+impl CheckpointLayout {
     /// The tensors of a model's folder: those of [`WEIGHTS`], or of the shards that [`INDEX`] names.
     ///
     /// # Errors
-    /// If neither is there, a shard is missing or lacks what it is said to hold, or as [`Layout::of_file`].
+    /// If neither is there, a shard is missing or lacks what it is said to hold, or as [`CheckpointLayout::of_file`].
     pub fn of_folder(folder: &Path) -> Result<Self, BackendError> {
         let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
         if single.is_file() {
@@ -108,13 +108,13 @@ impl Layout {
             for (name, info) in metadata.tensors() {
                 let (from, to) = info.data_offsets;
                 let bytes = start + from as u64..start + to as u64;
-                let stored = Stored { file, dtype: info.dtype, shape: info.shape.clone(), bytes };
+                let stored = StoredTensor { file, dtype: info.dtype, shape: info.shape.clone(), bytes };
                 if tensors.insert(name.clone(), stored).is_some() {
                     return Err(at(path, format!("{name} is in another shard too")));
                 }
             }
         }
-        Ok(Layout { place: place.to_owned(), files, tensors })
+        Ok(CheckpointLayout { place: place.to_owned(), files, tensors })
     }
 
     /// The files.
@@ -140,7 +140,7 @@ impl Layout {
     /// Reads a tensor that must have `shape`, widened to f32.
     ///
     /// # Errors
-    /// As [`Layout::read_rows`].
+    /// As [`CheckpointLayout::read_rows`].
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, BackendError> {
         self.read_rows(name, shape, 0..shape.first().copied().unwrap_or(1))
     }
@@ -149,7 +149,7 @@ impl Layout {
     /// gives an error and no undefined behaviour.
     ///
     /// # Errors
-    /// As [`Layout::find`]; numbers that are not finite, a file that cannot be read.
+    /// As [`CheckpointLayout::find`]; numbers that are not finite, a file that cannot be read.
     ///
     /// # Panics
     /// If there are fewer rows.
@@ -188,7 +188,7 @@ impl Layout {
             }
             tensors.insert(new, stored);
         }
-        Ok(Layout { tensors, ..self })
+        Ok(CheckpointLayout { tensors, ..self })
     }
 
     /// Where the tensor `name` lies, which must have `shape`.
@@ -274,7 +274,7 @@ mod tests {
         shard(place, "1.safetensors", &[("a", &[2, 3])]);
         shard(place, "2.safetensors", &[("b", &[4]), ("c", &[1, 1])]);
         index(place, &[("a", "1.safetensors"), ("b", "2.safetensors"), ("c", "2.safetensors")]);
-        let layout = Layout::of_folder(place).unwrap();
+        let layout = CheckpointLayout::of_folder(place).unwrap();
         assert_eq!(layout.names().collect::<Vec<_>>(), ["a", "b", "c"]);
         for (name, shape) in [("a", vec![2, 3]), ("b", vec![4]), ("c", vec![1, 1])] {
             let Location { file, dtype, bytes } = layout.find(name, &shape).unwrap();
@@ -291,7 +291,7 @@ mod tests {
     fn an_index_that_lies_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path();
-        let error = || Layout::of_folder(place).unwrap_err().message;
+        let error = || CheckpointLayout::of_folder(place).unwrap_err().message;
         assert!(error().contains("holds neither model.safetensors nor"), "{}", error());
         shard(place, "1.safetensors", &[("a", &[2]), ("b", &[2])]);
         shard(place, "2.safetensors", &[("c", &[2])]);

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
-use crate::checkpoint::{Layout, Location};
+use crate::checkpoint::{CheckpointLayout, Location};
 use half::{bf16, f16};
 use karat_backend::{BackendError, Dtype};
 use serde_json::Value;
@@ -21,7 +21,7 @@ impl ModelConfig {
     ///
     /// # Errors
     /// A head or an embedding that is misshapen or unreadable.
-    pub fn settle_head(&mut self, files: &Layout) -> Result<(), BackendError> {
+    pub fn settle_head(&mut self, files: &CheckpointLayout) -> Result<(), BackendError> {
         if !self.tied || files.shape(HEAD).is_none() {
             return Ok(());
         }
@@ -57,7 +57,7 @@ struct Numbers {
 }
 
 impl Numbers {
-    fn open(files: &Layout, name: &str, shape: &[usize]) -> Result<Self, BackendError> {
+    fn open(files: &CheckpointLayout, name: &str, shape: &[usize]) -> Result<Self, BackendError> {
         let Location { file, dtype, bytes } = files.find(name, shape)?;
         let path = files.files()[file].clone();
         let opened = File::open(&path).and_then(|mut file| file.seek(SeekFrom::Start(bytes.start)).map(|_| file));

@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::Layout;
+use crate::checkpoint::CheckpointLayout;
 use karat_backend::BackendError;
 use karat_backend::LoraConfig;
-use karat_backend::lora::{Matcher, Shape};
+use karat_backend::lora::{AdapterShape, Matcher};
 use karat_backend::peft::read_adapter_config_saying;
 use karat_kernels::lora::{self, LoraDelta};
 use karat_kernels::memory::mmap::Elements;
@@ -35,7 +35,7 @@ pub type Linears = BTreeMap<String, [usize; 2]>;
 pub struct Adapter {
     folder: PathBuf,
     config: LoraConfig,
-    files: Layout,
+    files: CheckpointLayout,
     modules: BTreeMap<String, Module>,
     /// Tensor of the base (`lm_head.weight`) -> the tensor here that replaces it.
     saved: BTreeMap<String, String>,
@@ -46,7 +46,7 @@ pub struct Adapter {
 /// Tensors of an adapter for a linear layer.
 #[derive(Debug)]
 struct Module {
-    shape: Shape,
+    shape: AdapterShape,
     widths: [usize; 2],
     /// The tensor with the magnitudes of DoRA.
     magnitude: Option<String>,
@@ -60,7 +60,7 @@ pub struct Factors {
     /// `B`, `[output, r]`.
     pub b: Vec<f32>,
     /// `r` and the factor `s` on `B A`.
-    pub shape: Shape,
+    pub shape: AdapterShape,
     /// `m` of DoRA, `[output]`.
     pub magnitude: Option<Vec<f32>>,
 }

@@ -1,6 +1,6 @@
 //! The tensors that a configuration asks for, held against the files before anything is allocated for them.
 
-use crate::checkpoint::Layout;
+use crate::checkpoint::CheckpointLayout;
 use karat_backend::BackendError;
 
 use crate::config::ModelConfig;
@@ -73,7 +73,7 @@ impl ModelConfig {
     ///
     /// # Errors
     /// A tensor that is missing, of another shape or of a type that is not computed with, by its name.
-    pub fn check_tensors(&self, files: &Layout) -> Result<(), BackendError> {
+    pub fn check_tensors(&self, files: &CheckpointLayout) -> Result<(), BackendError> {
         for (name, shape) in self.tensors() {
             files.find(&name, &shape).map_err(|mut error| {
                 if files.shape(&name).is_none() && name.starts_with("model.layers.") {

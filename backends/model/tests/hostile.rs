@@ -8,7 +8,7 @@ mod drawn;
 use std::path::Path;
 
 use karat_backend::BackendErrorKind;
-use karat_model::checkpoint::Layout;
+use karat_model::checkpoint::CheckpointLayout;
 use karat_model::{ModelConfig, Supports};
 use serde_json::{Map, Value, json};
 
@@ -140,12 +140,12 @@ fn a_file_that_is_no_object_is_refused_by_its_name() {
 }
 
 /// The model of `base` with its tensors.
-fn model(folder: &Path, change: impl FnOnce(&mut Map<String, Value>)) -> (ModelConfig, Layout) {
+fn model(folder: &Path, change: impl FnOnce(&mut Map<String, Value>)) -> (ModelConfig, CheckpointLayout) {
     let written = ModelConfig::parse(base("qwen3")).unwrap();
     drawn::write_tensors(&folder.join("model.safetensors"), &drawn::drawn(written.tensors()));
     let mut config = base("qwen3");
     change(&mut config);
-    (ModelConfig::parse(config).unwrap(), Layout::of_folder(folder).unwrap())
+    (ModelConfig::parse(config).unwrap(), CheckpointLayout::of_folder(folder).unwrap())
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn a_head_that_differs_from_the_embedding_it_is_tied_to_is_kept_apart_and_said_a
     let mut config = base("qwen3");
     tied(&mut config);
     let mut config = ModelConfig::parse(config).unwrap();
-    config.settle_head(&Layout::of_folder(folder.path()).unwrap()).unwrap();
+    config.settle_head(&CheckpointLayout::of_folder(folder.path()).unwrap()).unwrap();
     assert!(config.tied && config.warnings.is_empty());
 }
 

@@ -8,7 +8,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use half::bf16;
 use karat_kernels::gemm::{Mat, MatMut, Precision, Threads, gemm};
 use karat_kernels::memory::mmap::Elements;
-use karat_kernels::speed::{Case, Mode, SHAPES, limit};
+use karat_kernels::speed::{GemmCase, GemmMode, SHAPES, limit};
 use karat_native::ops::adamw::{self, Update};
 use karat_native::ops::attention::{self, Heads};
 use karat_native::ops::{norm, swiglu};
@@ -66,11 +66,11 @@ fn layers(c: &mut Criterion) {
     for precision in [Precision::Bf16, Precision::F32] {
         println!("registers, {precision:?}: {:.0} GFLOP/s at most", limit(precision));
         for shape in SHAPES {
-            let mut case = Case::new(precision, shape, 8);
+            let mut case = GemmCase::new(precision, shape, 8);
             let mut group =
                 c.benchmark_group(format!("layers of {} x {} x {}", shape.rows, shape.inputs, shape.outputs));
             group.sample_size(20);
-            for mode in Mode::ALL {
+            for mode in GemmMode::ALL {
                 group.throughput(Throughput::Elements(case.operations(mode) as u64));
                 let id = BenchmarkId::new(mode.name(), format!("{precision:?}"));
                 group.bench_function(id, |b| b.iter(|| case.run(mode)));

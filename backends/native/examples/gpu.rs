@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use karat_backend::*;
 use karat_native::config::ModelConfig;
-use karat_native::cuda::device::{Buffer, Element, Gemm, Matrix};
+use karat_native::cuda::device::{DeviceBuffer, Element, Gemm, Matrix};
 use karat_native::cuda::{Cuda, discovery};
 use karat_native::device::{Device, Parameter, Precision};
 use karat_native::linear::Gradients;
@@ -104,9 +104,9 @@ fn products(args: &Args) -> Done {
                 Element::Bf16 => x.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect::<Vec<_>>(),
             };
             // Eight elements stand before each matrix, as in a chunk of a larger one.
-            let fill = |len: usize, seed: u32, e: Element| -> Result<(Vec<f32>, Buffer), Box<dyn Error>> {
+            let fill = |len: usize, seed: u32, e: Element| -> Result<(Vec<f32>, DeviceBuffer), Box<dyn Error>> {
                 let host = round(noise(8 + batch * len, seed), e);
-                let buffer = Buffer::new(gpu, host.len() * e.size())?;
+                let buffer = DeviceBuffer::new(gpu, host.len() * e.size())?;
                 let narrow: Vec<half::bf16> = host.iter().map(|x| half::bf16::from_f32(*x)).collect();
                 match e {
                     Element::F32 => gpu.upload(bytemuck::cast_slice(&host), buffer.raw(), 0)?,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use karat_backend::BackendError;
 use karat_backend::LoraConfig;
-use karat_backend::lora::{InitLora, Shape};
+use karat_backend::lora::{AdapterShape, InitLora};
 use karat_model::peft::{Adapter, Factors, PREFIX, TargetModules, write_adapter_config};
 
 use crate::device::LoraPair;
@@ -47,7 +47,7 @@ fn drawn(generator: &Philox, init: InitLora, name: &str, [r, n_in]: [usize; 2]) 
 
 impl Source {
     /// The adapter of one module. Norms of DoRA are those of the weight with this adapter.
-    fn adapter(&self, linear: &Linear, shape: Shape, dora: bool, dropout: f64, module: u32) -> Result<Lora> {
+    fn adapter(&self, linear: &Linear, shape: AdapterShape, dora: bool, dropout: f64, module: u32) -> Result<Lora> {
         let (n_in, n_out) = linear.widths();
         let name = |part: &str| format!("{PREFIX}{}.{part}", linear.name);
         let (a_name, b_name) = (name("lora_A.weight"), name("lora_B.weight"));
@@ -80,7 +80,7 @@ impl Source {
 
 /// Holds the size of an adapter that is to be drawn against the memory that is left: each number has a gradient and two
 /// moments.
-fn check_memory(model: &Decoder, modules: &BTreeMap<String, Shape>) -> Result<()> {
+fn check_memory(model: &Decoder, modules: &BTreeMap<String, AdapterShape>) -> Result<()> {
     let Some(room) = karat_system::memory::available() else { return Ok(()) };
     let mut bytes = 0u128;
     for linear in model.layers.iter().flat_map(|layer| layer.linears()) {

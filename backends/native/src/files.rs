@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use karat_backend::BackendError;
-use karat_model::checkpoint::{Layout, Location};
+use karat_model::checkpoint::{CheckpointLayout, Location};
 use karat_system::fsio::PassingFolder;
 use karat_system::safetensors::{Entry, Writer};
 
@@ -25,7 +25,7 @@ fn io<T>(path: &Path, what: &str, result: std::io::Result<T>) -> Result<T> {
 
 /// The tensors of one or several safetensors files, mapped.
 pub struct TensorFiles {
-    layout: Layout,
+    layout: CheckpointLayout,
     mappings: Vec<Mapping>,
 }
 
@@ -33,31 +33,31 @@ impl TensorFiles {
     /// Maps the weights of a model's folder.
     ///
     /// # Errors
-    /// As [`Layout::of_folder`]; if a file cannot be mapped.
+    /// As [`CheckpointLayout::of_folder`]; if a file cannot be mapped.
     pub fn of_folder(folder: &Path) -> Result<Self> {
-        Self::map(Layout::of_folder(folder)?)
+        Self::map(CheckpointLayout::of_folder(folder)?)
     }
 
     /// Maps one file.
     ///
     /// # Errors
-    /// As [`Layout::of_file`]; if it cannot be mapped.
+    /// As [`CheckpointLayout::of_file`]; if it cannot be mapped.
     pub fn of_file(path: &Path) -> Result<Self> {
-        Self::map(Layout::of_file(path)?)
+        Self::map(CheckpointLayout::of_file(path)?)
     }
 
     /// Maps the files of `layout`.
     ///
     /// # Errors
     /// If one cannot be mapped.
-    pub fn map(layout: Layout) -> Result<Self> {
+    pub fn map(layout: CheckpointLayout) -> Result<Self> {
         let map = |path: &PathBuf| io(path, "could not map it", File::open(path).and_then(|file| Mapping::new(&file)));
         let mappings = layout.files().iter().map(map).collect::<Result<_>>()?;
         Ok(TensorFiles { layout, mappings })
     }
 
     /// Where they lie.
-    pub fn layout(&self) -> &Layout {
+    pub fn layout(&self) -> &CheckpointLayout {
         &self.layout
     }
 
@@ -69,7 +69,7 @@ impl TensorFiles {
     /// A tensor as it lies in its file: nothing is read before it is used, and nothing is held twice.
     ///
     /// # Errors
-    /// As [`Layout::find`].
+    /// As [`CheckpointLayout::find`].
     pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         let Location { file, dtype, bytes } = self.layout.find(name, shape)?;
         let (mapping, path) = (&self.mappings[file], &self.layout.files()[file]);

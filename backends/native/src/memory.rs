@@ -45,7 +45,7 @@ use karat_kernels::gemm::Precision;
 
 /// The shape of a training run, as far as memory goes.
 #[derive(Clone, Copy, Debug)]
-pub struct Training {
+pub struct TrainingShape {
     /// Bytes of all weights: of what is frozen as it lies in its file, 4 for each number that is trained.
     pub weights: u64,
     /// Numbers that are trained.
@@ -66,7 +66,7 @@ pub struct Training {
     pub recompute: bool,
 }
 
-impl Training {
+impl TrainingShape {
     /// The shape of `plan` on `model`, whose adapter is on already, if it trains one.
     pub fn of(model: &Decoder, plan: &TrainPlan, train: LabelledView<'_>, eval: LabelledView<'_>) -> Self {
         let full = plan.method == Method::Full;
@@ -79,7 +79,7 @@ impl Training {
         let length = |row: &u32| train.tokens().row(*row as usize).len();
         let mut lengths: Vec<usize> = eval.tokens().iter().map(<[u32]>::len).collect();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
-        Training {
+        TrainingShape {
             weights: if full { 4 * parameters } else { all.values().map(Weight::bytes).sum() },
             trained,
             full,
@@ -157,7 +157,7 @@ impl fmt::Display for Bytes {
 }
 
 /// Peak memory of a training run; see the formula above.
-pub fn peak(config: &ModelConfig, run: &Training) -> Needs {
+pub fn peak(config: &ModelConfig, run: &TrainingShape) -> Needs {
     let (t, e) = (run.tokens as u64, run.evaluated as u64);
     let (h, i, layers, vocab) =
         (config.hidden_size as u64, config.intermediate_size as u64, config.layers as u64, config.vocab_size as u64);
@@ -206,7 +206,7 @@ pub fn held(model: &Decoder) -> u64 {
 mod tests {
     use super::*;
 
-    const RUN: Training = Training {
+    const RUN: Training = TrainingShape {
         weights: 2_000_000_000,
         trained: 500_000_000,
         full: true,
@@ -240,7 +240,7 @@ mod tests {
         for part in ["about 8.1 GB", "3.0 GB left", "recompute = true", "max_length", "LoRA"] {
             assert!(full.contains(part), "{part} in {full}");
         }
-        let lora = warning(&Training { full: false, recompute: true, ..RUN });
+        let lora = warning(&TrainingShape { full: false, recompute: true, ..RUN });
         assert!(!lora.contains("recompute") && !lora.contains("LoRA"), "{lora}");
     }
 }

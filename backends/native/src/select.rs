@@ -5,7 +5,7 @@ use std::sync::Arc;
 use karat_backend::BackendError;
 
 use crate::cpu::Cpu;
-use crate::cuda::discovery::{self as cuda, Found};
+use crate::cuda::discovery::{self as cuda, CudaFound};
 use crate::device::{Device, Precision};
 use crate::error::Result;
 
@@ -55,7 +55,7 @@ impl Asked {
 
 /// A device, with what a report says of it.
 #[derive(Clone, Debug)]
-pub struct Opened {
+pub struct SelectedDevice {
     /// The device.
     pub device: Arc<dyn Device>,
     /// `cpu`, `cuda:0`, `cuda:emulated`.
@@ -64,9 +64,9 @@ pub struct Opened {
     pub facts: Vec<String>,
 }
 
-impl From<Found> for Opened {
-    fn from(Found { device, name, facts }: Found) -> Self {
-        Opened { device: Arc::new(device), name, facts }
+impl From<CudaFound> for SelectedDevice {
+    fn from(CudaFound { device, name, facts }: CudaFound) -> Self {
+        SelectedDevice { device: Arc::new(device), name, facts }
     }
 }
 
@@ -74,10 +74,10 @@ impl From<Found> for Opened {
 ///
 /// # Errors
 /// If it is not there, naming what is missing; never for [`Asked::Auto`].
-pub fn open(asked: Asked, precision: Precision, graphs: bool) -> Result<Opened> {
+pub fn open(asked: Asked, precision: Precision, graphs: bool) -> Result<SelectedDevice> {
     let cpu = |remark: Option<String>| {
         let kernels = Cpu { precision }.kernels();
-        Opened {
+        SelectedDevice {
             device: Cpu::device(precision),
             name: "cpu".into(),
             facts: kernels.into_iter().chain(remark).collect(),
@@ -85,13 +85,13 @@ pub fn open(asked: Asked, precision: Precision, graphs: bool) -> Result<Opened> 
     };
     match asked {
         Asked::Cpu => Ok(cpu(None)),
-        Asked::Cuda(number) => cuda::open(number, precision, graphs).map(Opened::from),
+        Asked::Cuda(number) => cuda::open(number, precision, graphs).map(SelectedDevice::from),
         Asked::Auto => Ok(match cuda::open(0, precision, graphs) {
             Ok(found) => found.into(),
             Err(e) => cpu(Some(format!("device auto is the CPU here: {}", e.message))),
         }),
         #[cfg(feature = "emulator")]
-        Asked::Emulated => cuda::emulated(precision, graphs).map(Opened::from),
+        Asked::Emulated => cuda::emulated(precision, graphs).map(SelectedDevice::from),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::config;
 use crate::device::Precision;
 use crate::error::Result;
 use crate::model::{Batch, Decoder};
-use crate::select::{Asked, Opened, open};
+use crate::select::{Asked, SelectedDevice, open};
 use crate::train::{Job, checkpoint};
 use karat_kernels::gemm::isa::Isa;
 use karat_kernels::memory::arena;
@@ -26,7 +26,7 @@ pub struct NativeSession {
     model: Decoder,
     pool: ThreadPool,
     opened: OpenConfig,
-    opened_on: Opened,
+    opened_on: SelectedDevice,
     parameters: u64,
     trained: bool,
 }

@@ -10,7 +10,7 @@ use std::process::Command;
 use karat_backend::*;
 use karat_native::config::ModelConfig;
 use karat_native::device::Precision;
-use karat_native::memory::{Training, peak};
+use karat_native::memory::{TrainingShape, peak};
 use serde_json::json;
 use small_runs::*;
 
@@ -91,7 +91,7 @@ fn peaks_are_as_the_formula_says() {
         let measured: u64 = text.split("peak=").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap();
         let parameters = file / 4;
         let trained = if adapter { parameters / 50 } else { parameters };
-        let run = Training {
+        let run = TrainingShape {
             weights: if adapter { file + 4 * trained } else { 4 * parameters },
             trained,
             full: !adapter,

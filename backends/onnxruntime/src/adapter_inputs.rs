@@ -23,7 +23,7 @@ pub const BASE: &str = "karat-base.json";
 
 /// Contents of [`BASE`].
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Base {
+pub struct BaseRecord {
     /// SHA-256 over the files of the base model's folder.
     pub base: String,
 }
@@ -93,7 +93,7 @@ pub fn check_base(folder: &Path, base: &str) -> Result<(), BackendError> {
     }
     let broken =
         |e: karat_system::Error| BackendError::failed(format!("{} cannot be read", path.display())).because(&e);
-    let said: Base = fsio::read_json(&path).map_err(broken)?;
+    let said: BaseRecord = fsio::read_json(&path).map_err(broken)?;
     match said.base == base {
         true => Ok(()),
         false => Err(BackendError::failed(format!(

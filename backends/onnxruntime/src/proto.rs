@@ -5,7 +5,7 @@
 
 /// `TensorProto.DataType` of the elements we use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Element {
+pub enum DataType {
     /// `FLOAT`.
     F32 = 1,
     /// `UINT8`.
@@ -20,34 +20,34 @@ pub enum Element {
     Bf16 = 16,
 }
 
-impl Element {
+impl DataType {
     /// Bytes of one element.
     pub fn bytes(self) -> usize {
         match self {
-            Element::U8 => 1,
-            Element::F16 | Element::Bf16 => 2,
-            Element::F32 | Element::I32 => 4,
-            Element::I64 => 8,
+            DataType::U8 => 1,
+            DataType::F16 | DataType::Bf16 => 2,
+            DataType::F32 | DataType::I32 => 4,
+            DataType::I64 => 8,
         }
     }
     /// Its short name.
     pub fn name(self) -> &'static str {
         match self {
-            Element::F32 => "f32",
-            Element::U8 => "u8",
-            Element::I32 => "i32",
-            Element::I64 => "i64",
-            Element::F16 => "f16",
-            Element::Bf16 => "bf16",
+            DataType::F32 => "f32",
+            DataType::U8 => "u8",
+            DataType::I32 => "i32",
+            DataType::I64 => "i64",
+            DataType::F16 => "f16",
+            DataType::Bf16 => "bf16",
         }
     }
 }
 
 /// A message under construction: its encoded fields.
 #[derive(Clone, Debug, Default)]
-pub struct Message(Vec<u8>);
+pub struct ProtoMessage(Vec<u8>);
 
-impl Message {
+impl ProtoMessage {
     /// No fields yet.
     pub fn new() -> Self {
         Self::default()
@@ -88,12 +88,12 @@ impl Message {
     }
     /// A field that is a message.
     #[must_use]
-    pub fn message(self, field: u32, value: &Message) -> Self {
+    pub fn message(self, field: u32, value: &ProtoMessage) -> Self {
         self.bytes(field, &value.0)
     }
     /// A repeated field of messages.
     #[must_use]
-    pub fn messages(self, field: u32, values: &[Message]) -> Self {
+    pub fn messages(self, field: u32, values: &[ProtoMessage]) -> Self {
         values.iter().fold(self, |message, value| message.message(field, value))
     }
 }
@@ -117,13 +117,13 @@ pub fn node(
     inputs: &[&str],
     outputs: &[&str],
     attributes: &[(&str, Attribute<'_>)],
-) -> Message {
-    let mut node = Message::new();
+) -> ProtoMessage {
+    let mut node = ProtoMessage::new();
     node = inputs.iter().fold(node, |node, input| node.bytes(1, input));
     node = outputs.iter().fold(node, |node, output| node.bytes(2, output));
     node = node.bytes(3, name).bytes(4, op);
     for (key, value) in attributes {
-        let attribute = Message::new().bytes(1, key);
+        let attribute = ProtoMessage::new().bytes(1, key);
         let attribute = match *value {
             Attribute::Float(x) => attribute.float(2, x).int(20, 1),
             Attribute::Int(i) => attribute.int(3, i).int(20, 2),
@@ -144,31 +144,38 @@ pub enum Dim<'a> {
 }
 
 /// `ValueInfoProto` of a tensor.
-pub fn value_info(name: &str, element: Element, shape: &[Dim<'_>]) -> Message {
-    let dims: Vec<Message> = shape
+pub fn value_info(name: &str, element: DataType, shape: &[Dim<'_>]) -> ProtoMessage {
+    let dims: Vec<ProtoMessage> = shape
         .iter()
         .map(|dim| match dim {
-            Dim::Size(size) => Message::new().int(1, *size as i64),
-            Dim::Name(name) => Message::new().bytes(2, name),
+            Dim::Size(size) => ProtoMessage::new().int(1, *size as i64),
+            Dim::Name(name) => ProtoMessage::new().bytes(2, name),
         })
         .collect();
-    let tensor = Message::new().int(1, element as i64).message(2, &Message::new().messages(1, &dims));
-    Message::new().bytes(1, name).message(2, &Message::new().message(1, &tensor))
+    let tensor = ProtoMessage::new().int(1, element as i64).message(2, &ProtoMessage::new().messages(1, &dims));
+    ProtoMessage::new().bytes(1, name).message(2, &ProtoMessage::new().message(1, &tensor))
 }
 
-fn tensor(name: &str, element: Element, shape: &[usize]) -> Message {
-    let dims = shape.iter().fold(Message::new(), |message, &size| message.int(1, size as i64));
+fn tensor(name: &str, element: DataType, shape: &[usize]) -> ProtoMessage {
+    let dims = shape.iter().fold(ProtoMessage::new(), |message, &size| message.int(1, size as i64));
     dims.int(2, element as i64).bytes(8, name)
 }
 
 /// `TensorProto` with its values inside the model file.
-pub fn inline_tensor(name: &str, element: Element, shape: &[usize], little_endian: &[u8]) -> Message {
+pub fn inline_tensor(name: &str, element: DataType, shape: &[usize], little_endian: &[u8]) -> ProtoMessage {
     tensor(name, element, shape).bytes(9, little_endian)
 }
 
 /// `TensorProto` whose values lie in another file.
-pub fn external_tensor(name: &str, element: Element, shape: &[usize], file: &str, offset: u64, length: u64) -> Message {
-    let entry = |key: &str, value: &str| Message::new().bytes(1, key).bytes(2, value);
+pub fn external_tensor(
+    name: &str,
+    element: DataType,
+    shape: &[usize],
+    file: &str,
+    offset: u64,
+    length: u64,
+) -> ProtoMessage {
+    let entry = |key: &str, value: &str| ProtoMessage::new().bytes(1, key).bytes(2, value);
     tensor(name, element, shape)
         .message(13, &entry("location", file))
         .message(13, &entry("offset", &offset.to_string()))
@@ -179,29 +186,29 @@ pub fn external_tensor(name: &str, element: Element, shape: &[usize], file: &str
 
 /// The parts of a `GraphProto`.
 #[derive(Debug, Default)]
-pub struct Graph {
+pub struct OnnxGraph {
     /// In topological order.
-    pub nodes: Vec<Message>,
+    pub nodes: Vec<ProtoMessage>,
     /// Constant tensors.
-    pub initializers: Vec<Message>,
+    pub initializers: Vec<ProtoMessage>,
     /// Inputs.
-    pub inputs: Vec<Message>,
+    pub inputs: Vec<ProtoMessage>,
     /// Outputs.
-    pub outputs: Vec<Message>,
+    pub outputs: Vec<ProtoMessage>,
     /// A set of operators beside those of every model: domain and version.
     pub operators: Option<(&'static str, u64)>,
 }
 
 /// `ModelProto` with opset 21 of ONNX, opset 1 of `com.microsoft` and the graph's own.
-pub fn model(name: &str, graph: &Graph, metadata: &[(&str, String)]) -> Message {
-    let body = Message::new()
+pub fn model(name: &str, graph: &OnnxGraph, metadata: &[(&str, String)]) -> ProtoMessage {
+    let body = ProtoMessage::new()
         .messages(1, &graph.nodes)
         .bytes(2, name)
         .messages(5, &graph.initializers)
         .messages(11, &graph.inputs)
         .messages(12, &graph.outputs);
-    let opset = |domain: &str, version: i64| Message::new().bytes(1, domain).int(2, version);
-    let model = Message::new()
+    let opset = |domain: &str, version: i64| ProtoMessage::new().bytes(1, domain).int(2, version);
+    let model = ProtoMessage::new()
         .int(1, IR_VERSION as i64)
         .bytes(2, "karat")
         .bytes(3, env!("CARGO_PKG_VERSION"))
@@ -211,7 +218,9 @@ pub fn model(name: &str, graph: &Graph, metadata: &[(&str, String)]) -> Message 
         Some((domain, version)) => model.message(8, &opset(domain, version as i64)),
         None => model,
     };
-    metadata.iter().fold(model, |model, (key, value)| model.message(14, &Message::new().bytes(1, key).bytes(2, value)))
+    metadata
+        .iter()
+        .fold(model, |model, (key, value)| model.message(14, &ProtoMessage::new().bytes(1, key).bytes(2, value)))
 }
 
 /// The IR version and the versions of operator sets that are written.
@@ -263,14 +272,14 @@ pub fn check_opsets(model: &[u8]) -> Result<(), String> {
 /// Where one lies instead, or that the bytes are no whole `ModelProto`.
 pub fn check_external_data(model: &[u8], data: &str) -> Result<(), String> {
     // Fields of ModelProto, GraphProto, NodeProto, AttributeProto and TensorProto that lead to tensors, by onnx.proto.
-    const MODEL: &[(u64, Part)] = &[(7, Part::Graph)];
+    const MODEL: &[(u64, Part)] = &[(7, Part::OnnxGraph)];
     const GRAPH: &[(u64, Part)] = &[(1, Part::Node), (5, Part::Tensor), (15, Part::Sparse)];
     const NODE: &[(u64, Part)] = &[(5, Part::Attribute)];
     const ATTRIBUTE: &[(u64, Part)] = &[
         (5, Part::Tensor),
-        (6, Part::Graph),
+        (6, Part::OnnxGraph),
         (10, Part::Tensor),
-        (11, Part::Graph),
+        (11, Part::OnnxGraph),
         (22, Part::Sparse),
         (23, Part::Sparse),
     ];
@@ -278,7 +287,7 @@ pub fn check_external_data(model: &[u8], data: &str) -> Result<(), String> {
     const TENSOR: &[(u64, Part)] = &[(13, Part::Entry)];
     #[derive(Clone, Copy)]
     enum Part {
-        Graph,
+        OnnxGraph,
         Node,
         Attribute,
         Tensor,
@@ -292,7 +301,7 @@ pub fn check_external_data(model: &[u8], data: &str) -> Result<(), String> {
             let (number, Field::Bytes(bytes)) = field.ok_or_else(no_model)? else { continue };
             let Some((_, part)) = inside.iter().find(|(n, _)| *n == number) else { continue };
             match part {
-                Part::Graph => left.push((bytes, GRAPH)),
+                Part::OnnxGraph => left.push((bytes, GRAPH)),
                 Part::Node => left.push((bytes, NODE)),
                 Part::Attribute => left.push((bytes, ATTRIBUTE)),
                 Part::Tensor => left.push((bytes, TENSOR)),
@@ -383,34 +392,34 @@ mod tests {
 
     #[test]
     fn another_opset_is_named_and_a_part_of_a_model_is_none() {
-        let good = model("g", &Graph::default(), &[("key", "value".into())]).into_bytes();
+        let good = model("g", &OnnxGraph::default(), &[("key", "value".into())]).into_bytes();
         assert_eq!(check_opsets(&good), Ok(()));
         assert!((1..good.len()).all(|length| check_opsets(&good[..length]).is_err() || length > good.len() - 20));
-        let opset = |domain: &str, version| Message::new().bytes(1, domain).int(2, version);
-        let other = Message::new().int(1, 10).message(8, &opset("", 23)).message(8, &opset("com.microsoft", 1));
+        let opset = |domain: &str, version| ProtoMessage::new().bytes(1, domain).int(2, version);
+        let other = ProtoMessage::new().int(1, 10).message(8, &opset("", 23)).message(8, &opset("com.microsoft", 1));
         assert_eq!(check_opsets(&other.into_bytes()), Err("its opset of ai.onnx is 23, 21 is needed".into()));
-        let missing = Message::new().int(1, 10).message(8, &opset("", 21));
+        let missing = ProtoMessage::new().int(1, 10).message(8, &opset("", 21));
         assert!(check_opsets(&missing.into_bytes()).unwrap_err().contains("com.microsoft"));
-        let old = Message::new().int(1, 8);
+        let old = ProtoMessage::new().int(1, 8);
         assert!(check_opsets(&old.into_bytes()).unwrap_err().contains("IR version is 8"));
     }
 
     #[test]
     fn a_tensor_that_lies_in_another_file_is_found_wherever_it_stands() {
-        let entry = |key: &str, value: &str| Message::new().bytes(1, key).bytes(2, value);
+        let entry = |key: &str, value: &str| ProtoMessage::new().bytes(1, key).bytes(2, value);
         let tensor =
-            |place: &str| Message::new().message(13, &entry("length", "8")).message(13, &entry("location", place));
-        let of_graph = |graph: Message| Message::new().int(1, 10).message(7, &graph).into_bytes();
-        let in_initializer = |place: &str| of_graph(Message::new().message(5, &tensor(place)));
+            |place: &str| ProtoMessage::new().message(13, &entry("length", "8")).message(13, &entry("location", place));
+        let of_graph = |graph: ProtoMessage| ProtoMessage::new().int(1, 10).message(7, &graph).into_bytes();
+        let in_initializer = |place: &str| of_graph(ProtoMessage::new().message(5, &tensor(place)));
         assert_eq!(check_external_data(&in_initializer("model.onnx.data"), "model.onnx.data"), Ok(()));
         for place in ["../model.onnx.data", "/etc/passwd", "other", ""] {
             let said = check_external_data(&in_initializer(place), "model.onnx.data").unwrap_err();
             assert!(said.contains(&format!("{place:?}")), "{said}");
         }
         // In a constant of a branch of a node.
-        let constant = Message::new().message(5, &Message::new().message(5, &tensor("/etc/passwd")));
-        let branch = Message::new().message(6, &Message::new().message(1, &constant));
-        let model = of_graph(Message::new().message(1, &Message::new().message(5, &branch)));
+        let constant = ProtoMessage::new().message(5, &ProtoMessage::new().message(5, &tensor("/etc/passwd")));
+        let branch = ProtoMessage::new().message(6, &ProtoMessage::new().message(1, &constant));
+        let model = of_graph(ProtoMessage::new().message(1, &ProtoMessage::new().message(5, &branch)));
         assert!(check_external_data(&model, "model.onnx.data").unwrap_err().contains("/etc/passwd"));
         assert!(check_external_data(&model[..model.len() - 1], "model.onnx.data").is_err());
     }
@@ -418,9 +427,9 @@ mod tests {
     #[test]
     fn wire_forms_are_protobufs() {
         // The examples of the encoding guide: field 1 = 150, field 2 = "testing"; and -1 takes ten bytes.
-        assert_eq!(Message::new().int(1, 150).into_bytes(), [0x08, 0x96, 0x01]);
-        assert_eq!(Message::new().bytes(2, "testing").into_bytes(), *b"\x12\x07testing");
-        assert_eq!(Message::new().int(1, -1).into_bytes().len(), 11);
-        assert_eq!(Message::new().float(2, 1.0).into_bytes(), [0x15, 0, 0, 0x80, 0x3f]);
+        assert_eq!(ProtoMessage::new().int(1, 150).into_bytes(), [0x08, 0x96, 0x01]);
+        assert_eq!(ProtoMessage::new().bytes(2, "testing").into_bytes(), *b"\x12\x07testing");
+        assert_eq!(ProtoMessage::new().int(1, -1).into_bytes().len(), 11);
+        assert_eq!(ProtoMessage::new().float(2, 1.0).into_bytes(), [0x15, 0, 0, 0x80, 0x3f]);
     }
 }

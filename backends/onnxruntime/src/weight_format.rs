@@ -6,7 +6,7 @@ use std::str::FromStr;
 use karat_backend::{BackendError, Dtype};
 use serde::{Deserialize, Serialize};
 
-use crate::proto::Element;
+use crate::proto::DataType;
 
 /// Storage format of the weights of an export.
 ///
@@ -57,11 +57,11 @@ impl WeightFormat {
     }
 
     /// ONNX's number for [`WeightFormat::activations`].
-    pub(crate) fn element(self) -> Element {
+    pub(crate) fn element(self) -> DataType {
         match self.activations() {
-            Dtype::F32 => Element::F32,
-            Dtype::F16 => Element::F16,
-            Dtype::Bf16 => Element::Bf16,
+            Dtype::F32 => DataType::F32,
+            Dtype::F16 => DataType::F16,
+            Dtype::Bf16 => DataType::Bf16,
         }
     }
 

@@ -177,7 +177,7 @@ fn regex(key: &str, built: &str, written: &str) -> Result<Regex> {
 
 /// What an adapter on one module is made of.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Shape {
+pub struct AdapterShape {
     /// Rank.
     pub r: usize,
     /// The factor on `B A x`.
@@ -199,7 +199,7 @@ impl Matcher<'_> {
     ///
     /// # Errors
     /// Unsupported, where two keys of a pattern want different things of it.
-    pub fn adapter(&self, path: &str) -> Result<Option<Shape>> {
+    pub fn adapter(&self, path: &str) -> Result<Option<AdapterShape>> {
         let excluded = match (&self.exclude, &self.config.exclude_modules) {
             (Some(pattern), _) => pattern.is_match(path),
             (None, Some(Modules::Names(names))) => names.iter().any(|name| names_it(name, path)),
@@ -212,7 +212,7 @@ impl Matcher<'_> {
         let r = only("rank_pattern", &self.ranks, path)?.unwrap_or(self.config.r);
         let alpha = only("alpha_pattern", &self.alphas, path)?.unwrap_or(self.config.lora_alpha);
         let under = r as f64;
-        Ok(Some(Shape { r, scale: alpha / if self.config.use_rslora { under.sqrt() } else { under } }))
+        Ok(Some(AdapterShape { r, scale: alpha / if self.config.use_rslora { under.sqrt() } else { under } }))
     }
 
     fn targeted(&self, path: &str) -> bool {

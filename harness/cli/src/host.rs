@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use karat::backend::{Capability, Descriptor, Dtype, GenerateConfig, OpenConfig, Session};
 use karat::model_dir::{ModelDir, has_config};
-use karat::plugin::{self, Found, Plugin, Search, find};
+use karat::plugin::{self, FoundPlugin, Plugin, Search, find};
 use karat::run::{Backends, LoadedBackend, Origin, opening_warnings};
 use karat::{Error, Result, nearest};
 
@@ -45,8 +45,8 @@ impl Plugins {
 
     /// Every plugin there is: the files of `--backend-path`, then what the search finds under other
     /// names.
-    pub fn list(&self) -> Vec<Found> {
-        let mut all: Vec<Found> = Vec::new();
+    pub fn list(&self) -> Vec<FoundPlugin> {
+        let mut all: Vec<FoundPlugin> = Vec::new();
         for file in &self.files {
             let plugin = Plugin::load(file);
             let name = match &plugin {

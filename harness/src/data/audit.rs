@@ -101,9 +101,9 @@ impl Lengths {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pair {
     /// The earlier one.
-    pub first: Place,
+    pub first: RowPlace,
     /// The later one.
-    pub second: Place,
+    pub second: RowPlace,
     /// Jaccard index of the n-gram sets; 1 with `exact` means equal after normalisation.
     pub similarity: f64,
     /// Equal after NFKC and folding of white space.
@@ -112,7 +112,7 @@ pub struct Pair {
 
 /// Where a record stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct RowPlace {
     /// The split.
     pub split: String,
     /// The record's id.
@@ -134,7 +134,7 @@ pub fn audit(splits: &[(&str, &[Record])], options: AuditOptions) -> DataAudit {
     }
     let place = |index: usize| {
         let (split, record, _) = &all[index];
-        Place { split: splits[*split].0.to_string(), id: record.id.clone(), line: record.line }
+        RowPlace { split: splits[*split].0.to_string(), id: record.id.clone(), line: record.line }
     };
     // The first row of each question in each split stands for its copies there.
     let mut kinds: BTreeMap<&str, BTreeMap<usize, usize>> = BTreeMap::new();

@@ -19,7 +19,7 @@ use crate::{Error, ErrorKind, Result};
 /// How the assistant's turn is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Output {
+pub enum OutputFormat {
     /// The recipe's `<think>{think}</think> \n {answer}`.
     #[default]
     Recipe,
@@ -29,7 +29,7 @@ pub enum Output {
     Template,
 }
 
-/// What becomes of reasoning with [`Output::Template`]. The recipe's outputs have a place for it in every row.
+/// What becomes of reasoning with [`OutputFormat::Template`]. The recipe's outputs have a place for it in every row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reasoning {
@@ -91,8 +91,8 @@ pub struct FormatOptions {
     /// The system turn, also in place of one that a chat row brings; `None` keeps the row's, if it has one.
     pub system: Option<String>,
     /// How the assistant's turn is written.
-    pub output: Output,
-    /// What ends an example; by default [`End::Template`] with [`Output::Template`], else [`End::Pad`].
+    pub output: OutputFormat,
+    /// What ends an example; by default [`End::Template`] with [`OutputFormat::Template`], else [`End::Pad`].
     pub end: Option<End>,
     /// Examples are cut to so many tokens, keeping the start; at least 1.
     pub max_length: usize,
@@ -137,7 +137,7 @@ impl Default for FormatOptions {
     fn default() -> Self {
         FormatOptions {
             system: None,
-            output: Output::Recipe,
+            output: OutputFormat::Recipe,
             end: None,
             max_length: 2048,
             enable_thinking: None,
@@ -319,7 +319,7 @@ impl Formatter {
     /// Puts the parts together.
     ///
     /// # Errors
-    /// If `max_length` is 0, a stop is no token, the end is [`End::Template`] without [`Output::Template`], or the tokenizer has no token for
+    /// If `max_length` is 0, a stop is no token, the end is [`End::Template`] without [`OutputFormat::Template`], or the tokenizer has no token for
     /// the end that is asked for.
     pub fn new(template: ChatTemplate, mut tokenizer: Tokenizer, options: FormatOptions) -> Result<Self> {
         tokenizer.stop_also_at(&options.stop)?;
@@ -328,7 +328,7 @@ impl Formatter {
         }
         let formatter = Formatter { template, tokenizer, options };
         match formatter.end() {
-            End::Template if formatter.options.output != Output::Template => Err(Error::usage(
+            End::Template if formatter.options.output != OutputFormat::Template => Err(Error::usage(
                 "the end `template` needs the output `template`: the recipe's outputs have no end of turn",
             )
             .help("choose the end `pad` or `eos`, or the output `template`")),
@@ -357,8 +357,8 @@ impl Formatter {
     /// What ends an example.
     pub fn end(&self) -> End {
         self.options.end.unwrap_or(match self.options.output {
-            Output::Template => End::Template,
-            Output::Recipe | Output::RecipeNewline => End::Pad,
+            OutputFormat::Template => End::Template,
+            OutputFormat::Recipe | OutputFormat::RecipeNewline => End::Pad,
         })
     }
     /// The ids that must end generation: the tokenizer's, and the padding token where examples end with it.
@@ -387,11 +387,11 @@ impl Formatter {
     }
 
     /// The training example of a record: the prompt's ids, then the response's, tokenized apart as the recipe does, then
-    /// the end. With [`Output::Template`] prompt and response are rendered and tokenized as one text, as a chat model will
+    /// the end. With [`OutputFormat::Template`] prompt and response are rendered and tokenized as one text, as a chat model will
     /// see it; the prompt must be a prefix of that text and its ids of those ids.
     ///
     /// # Errors
-    /// If the template or the tokenizer fails, or with [`Output::Template`] the prompt is no such prefix or nothing ends
+    /// If the template or the tokenizer fails, or with [`OutputFormat::Template`] the prompt is no such prefix or nothing ends
     /// the turn.
     pub fn example(&self, record: &Record) -> Result<Example> {
         self.try_example(record).map_err(|e| about(record, e))

@@ -9,20 +9,20 @@ use crate::eval::think::ThinkTags;
 #[serde(deny_unknown_fields, default)]
 pub struct Fields {
     /// How the row is laid out.
-    pub layout: Layout,
+    pub layout: RowLayout,
     /// Key of the id (a string or an integer), optional in the data.
     pub id: String,
     /// Key of the instruction, optional in the data.
     pub instruction: String,
-    /// Key of the question (of the optional input in [`Layout::Alpaca`]).
+    /// Key of the question (of the optional input in [`RowLayout::Alpaca`]).
     pub question: String,
     /// Key of the reasoning, optional in the data.
     pub think: String,
-    /// Key of the answer (of the output in [`Layout::Alpaca`]).
+    /// Key of the answer (of the output in [`RowLayout::Alpaca`]).
     pub answer: String,
     /// Key of the source that rows share (a string or an integer), optional in the data.
     pub cluster: String,
-    /// Key of the list of chat turns in [`Layout::Messages`].
+    /// Key of the list of chat turns in [`RowLayout::Messages`].
     pub messages: String,
     /// Key of the options of a multiple-choice row, optional in the data: a list of texts, or an object of texts under `A`, `B`, ...
     /// The answer is then a label, an option's text, or a text that names one option.
@@ -38,7 +38,7 @@ fn is_usual_options(key: &str) -> bool {
 /// The shapes of rows that are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Layout {
+pub enum RowLayout {
     /// One key each for question, think and answer. Where a row has no think, the reasoning that its answer holds in tags is.
     #[default]
     Columns,
@@ -55,7 +55,7 @@ impl Default for Fields {
     /// `question`, `think`, `answer`, with `id`, `instruction` and `cluster` if present.
     fn default() -> Self {
         Fields {
-            layout: Layout::Columns,
+            layout: RowLayout::Columns,
             id: "id".into(),
             instruction: "instruction".into(),
             question: "question".into(),
@@ -71,11 +71,11 @@ impl Default for Fields {
 impl Fields {
     /// `instruction`, `input`, `output`.
     pub fn alpaca() -> Self {
-        Fields { layout: Layout::Alpaca, question: "input".into(), answer: "output".into(), ..Fields::default() }
+        Fields { layout: RowLayout::Alpaca, question: "input".into(), answer: "output".into(), ..Fields::default() }
     }
     /// `messages` of role and content.
     pub fn messages() -> Self {
-        Fields { layout: Layout::Messages, ..Fields::default() }
+        Fields { layout: RowLayout::Messages, ..Fields::default() }
     }
 }
 

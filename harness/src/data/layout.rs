@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::fields::{Layout, Reading};
+use super::fields::{Reading, RowLayout};
 use super::message::{Message, kind};
 use crate::eval::choice;
 use crate::eval::think::{Cut, ThinkState, ThinkTags};
@@ -13,9 +13,9 @@ const MOST_LABEL: usize = 1024;
 /// What the row says, or why it is none.
 pub(super) fn read(row: &Map<String, Value>, reading: &Reading<'_>) -> Result<Body, String> {
     match reading.fields.layout {
-        Layout::Columns => columns(row, reading),
-        Layout::Alpaca => alpaca(row, reading),
-        Layout::Messages => messages(row, reading),
+        RowLayout::Columns => columns(row, reading),
+        RowLayout::Alpaca => alpaca(row, reading),
+        RowLayout::Messages => messages(row, reading),
     }
 }
 

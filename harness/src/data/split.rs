@@ -98,20 +98,20 @@ impl PyRandom {
 /// Parts of a whole, written `9:1` (training, validation) or `8:1:1` (training, validation, test).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Parts {
+pub struct SplitParts {
     train: u32,
     validation: u32,
     test: Option<u32>,
 }
 
-impl Parts {
+impl SplitParts {
     /// The recipe's 9:1.
-    pub const NINE_ONE: Parts = Parts { train: 9, validation: 1, test: None };
+    pub const NINE_ONE: SplitParts = SplitParts { train: 9, validation: 1, test: None };
     /// The other recipe's 8:1:1.
-    pub const EIGHT_ONE_ONE: Parts = Parts { train: 8, validation: 1, test: Some(1) };
+    pub const EIGHT_ONE_ONE: SplitParts = SplitParts { train: 8, validation: 1, test: Some(1) };
 }
 
-impl FromStr for Parts {
+impl FromStr for SplitParts {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
         // An error in a suite's file shows the message alone, so the examples stand there too.
@@ -122,8 +122,8 @@ impl FromStr for Parts {
         let numbers: Vec<u32> =
             text.split(':').map(|n| n.trim().parse()).collect::<Result<_, _>>().map_err(|_| wrong())?;
         let parts = match numbers[..] {
-            [train, validation] => Parts { train, validation, test: None },
-            [train, validation, test] => Parts { train, validation, test: Some(test) },
+            [train, validation] => SplitParts { train, validation, test: None },
+            [train, validation, test] => SplitParts { train, validation, test: Some(test) },
             _ => return Err(wrong()),
         };
         if numbers.iter().any(|&n| n > 1_000_000) || numbers.iter().sum::<u32>() == 0 {
@@ -133,15 +133,15 @@ impl FromStr for Parts {
     }
 }
 
-impl TryFrom<String> for Parts {
+impl TryFrom<String> for SplitParts {
     type Error = Error;
     fn try_from(text: String) -> Result<Self> {
         text.parse()
     }
 }
 
-impl From<Parts> for String {
-    fn from(parts: Parts) -> String {
+impl From<SplitParts> for String {
+    fn from(parts: SplitParts) -> String {
         match parts.test {
             Some(test) => format!("{}:{}:{test}", parts.train, parts.validation),
             None => format!("{}:{}", parts.train, parts.validation),
@@ -162,14 +162,14 @@ pub struct Split {
 
 /// Shuffles `0..rows` as Python does with `seed` and cuts it: the first `int(rows * share)` rows train, where `share` is
 /// the float `train / sum`; the validation ends at `int(rows * share)` of both together; the rest is the test part.
-pub fn split(rows: usize, seed: i128, parts: Parts) -> Split {
+pub fn split(rows: usize, seed: i128, parts: SplitParts) -> Split {
     let mut order: Vec<usize> = (0..rows).collect();
     PyRandom::new(seed).shuffle(&mut order);
     cut(order, parts)
 }
 
 /// [`split`] without the shuffle, for data that is already in its order.
-pub fn cut(mut order: Vec<usize>, parts: Parts) -> Split {
+pub fn cut(mut order: Vec<usize>, parts: SplitParts) -> Split {
     let whole = f64::from(parts.train + parts.validation + parts.test.unwrap_or(0));
     let rows = order.len() as f64;
     let until = |part: u32| (rows * (f64::from(part) / whole)) as usize;

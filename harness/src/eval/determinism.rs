@@ -27,7 +27,7 @@ pub struct Trial {
 
 /// One pass against the first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Comparison {
+pub struct RunComparison {
     /// `again`, `batch 1` (rows one by one), `1 thread`.
     pub pass: String,
     /// Texts that differ, of [`Certificate::texts`].
@@ -43,7 +43,7 @@ pub struct Comparison {
     pub logprobs_may_differ: bool,
 }
 
-impl Comparison {
+impl RunComparison {
     /// Whether the promise is kept.
     pub fn holds(&self) -> bool {
         let bits = self.logprobs_may_differ || (self.differing_logprobs == 0 && self.flipped_tokens == 0);
@@ -65,7 +65,7 @@ pub struct Certificate {
     /// Tokens that were scored: the prompts and their continuations.
     pub tokens: usize,
     /// Every other pass against the first.
-    pub comparisons: Vec<Comparison>,
+    pub comparisons: Vec<RunComparison>,
     /// Largest share of texts that a pass changed.
     pub flip_rate: f64,
     /// Largest drift of a log-probability, in nats.
@@ -119,7 +119,7 @@ pub fn certify(
     drop(session);
     pass("1 thread", &mut opened(1)?, together, false)?;
 
-    let share = |c: &Comparison| c.flipped_texts as f64 / first.texts.len() as f64;
+    let share = |c: &RunComparison| c.flipped_texts as f64 / first.texts.len() as f64;
     Ok(Certificate {
         backend: format!("{} {}", descriptor.name, descriptor.version),
         session: info,
@@ -128,15 +128,15 @@ pub fn certify(
         tokens: first.scores.logprobs.len(),
         flip_rate: comparisons.iter().map(share).fold(0.0, f64::max),
         logprob_drift: comparisons.iter().map(|c| c.logprob_drift).fold(0.0, f64::max),
-        deterministic: comparisons.iter().all(Comparison::holds),
+        deterministic: comparisons.iter().all(RunComparison::holds),
         comparisons,
     })
 }
 
-fn compare(pass: &str, first: &Pass, other: &Pass, logprobs_may_differ: bool) -> Comparison {
+fn compare(pass: &str, first: &Pass, other: &Pass, logprobs_may_differ: bool) -> RunComparison {
     let pairs = || first.scores.logprobs.iter().zip(&other.scores.logprobs);
     let flags = first.scores.greedy.iter().zip(&other.scores.greedy);
-    Comparison {
+    RunComparison {
         pass: pass.into(),
         flipped_texts: first.texts.iter().zip(&other.texts).filter(|(a, b)| a != b).count(),
         flipped_tokens: flags.filter(|(a, b)| a != b).count(),

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::gguf::{Gguf, Tensor, Value};
+use super::gguf::{Gguf, GgufTensor, Value};
 use crate::{Error, Result};
 
 /// A tensor on its way into the checkpoint.
@@ -14,13 +14,13 @@ pub struct Placed<'a> {
     /// Its name there.
     pub name: String,
     /// Where it comes from.
-    pub source: &'a Tensor,
+    pub source: &'a GgufTensor,
     /// Number of heads whose rows must be put back in order, see [`unpermute`].
     pub heads: Option<usize>,
 }
 
 /// A decoder as the metadata describes it.
-pub struct Decoder<'a> {
+pub struct GgufDecoder<'a> {
     /// The checkpoint's tensors, in the model's order.
     pub tensors: Vec<Placed<'a>>,
     /// Rows of the embedding.
@@ -30,7 +30,7 @@ pub struct Decoder<'a> {
     config: Map<String, Json>,
 }
 
-impl<'a> Decoder<'a> {
+impl<'a> GgufDecoder<'a> {
     /// Reads the metadata and finds a place for every tensor.
     ///
     /// # Errors
@@ -156,7 +156,7 @@ impl<'a> Decoder<'a> {
         set("rope_theta", json!(theta));
         set("tie_word_embeddings", json!(tied));
         set("vocab_size", json!(vocab));
-        Ok(Decoder { tensors, vocab, context, config })
+        Ok(GgufDecoder { tensors, vocab, context, config })
     }
 
     /// `config.json`, its keys as transformers 4 wrote them (5 reads them too); `dtype` and `tokens` (names and ids of the
@@ -245,7 +245,7 @@ fn linear_scaling(gguf: &Gguf, family: &str) -> Result<Json> {
 /// tried until one gives these numbers.
 ///
 /// Formula: transformers `modeling_rope_utils._compute_llama3_parameters`.
-fn rope_factors(gguf: &Gguf, tensor: &Tensor, head_dim: usize, theta: f64) -> Result<Json> {
+fn rope_factors(gguf: &Gguf, tensor: &GgufTensor, head_dim: usize, theta: f64) -> Result<Json> {
     if tensor.shape != [head_dim / 2] {
         return Err(gguf.error(format!("rope_freqs.weight has shape {:?}, not [{}]", tensor.shape, head_dim / 2)));
     }

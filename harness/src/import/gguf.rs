@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use super::quant::ElementType;
+use super::quant::GgmlType;
 use crate::{Error, Result};
 
 /// Most dimensions of a tensor.
@@ -39,11 +39,11 @@ pub enum Value {
 
 /// Where a tensor lies and what it holds.
 #[derive(Clone, Debug)]
-pub struct Tensor {
+pub struct GgufTensor {
     /// Its name.
     pub name: String,
     /// How its elements are stored.
-    pub kind: ElementType,
+    pub kind: GgmlType,
     /// Row-major shape (the reverse of the order in the file): the last dimension is contiguous.
     pub shape: Vec<usize>,
     /// From the start of the file.
@@ -51,7 +51,7 @@ pub struct Tensor {
     bytes: u64,
 }
 
-impl Tensor {
+impl GgufTensor {
     /// Elements of a contiguous row.
     pub fn columns(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
@@ -72,7 +72,7 @@ pub struct Gguf {
     path: PathBuf,
     file: File,
     metadata: BTreeMap<String, Value>,
-    tensors: Vec<Tensor>,
+    tensors: Vec<GgufTensor>,
 }
 
 impl Gguf {
@@ -99,7 +99,7 @@ impl Gguf {
         &self.path
     }
     /// All tensors, in the file's order.
-    pub fn tensors(&self) -> &[Tensor] {
+    pub fn tensors(&self) -> &[GgufTensor] {
         &self.tensors
     }
     /// A metadata value.
@@ -202,7 +202,7 @@ impl Gguf {
     ///
     /// # Errors
     /// I/O.
-    pub fn rows(&self, tensor: &Tensor, first: usize, raw: &mut Vec<u8>, out: &mut [f32]) -> Result<()> {
+    pub fn rows(&self, tensor: &GgufTensor, first: usize, raw: &mut Vec<u8>, out: &mut [f32]) -> Result<()> {
         use rayon::prelude::*;
         let (width, columns) = (tensor.row_bytes(), tensor.columns());
         raw.resize(out.len() / columns * width, 0);
@@ -275,7 +275,7 @@ impl Header<'_> {
         String::from_utf8(bytes).map_err(|_| self.error(format!("{what} is not UTF-8")))
     }
 
-    fn read(&mut self) -> Result<(BTreeMap<String, Value>, Vec<Tensor>)> {
+    fn read(&mut self) -> Result<(BTreeMap<String, Value>, Vec<GgufTensor>)> {
         let magic: [u8; 4] = self.bytes("its magic number")?;
         if &magic != b"GGUF" {
             return Err(self.error(format!("not a GGUF file: it begins with {:?}", String::from_utf8_lossy(&magic))));
@@ -373,7 +373,7 @@ impl Header<'_> {
     }
 
     /// A tensor's entry; its offset is still from the start of the data.
-    fn tensor(&mut self, alignment: u64) -> Result<Tensor> {
+    fn tensor(&mut self, alignment: u64) -> Result<GgufTensor> {
         let name = self.text("a tensor's name")?;
         let dims = self.u32(&name)?;
         if !(1..=MAX_DIMS).contains(&dims) {
@@ -383,9 +383,9 @@ impl Header<'_> {
         for _ in 0..dims {
             shape.push(self.u64(&name)?);
         }
-        let kind = ElementType::from_number(self.u32(&name)?).map_err(|kind| {
+        let kind = GgmlType::from_number(self.u32(&name)?).map_err(|kind| {
             self.error(format!("the tensor {name} has element type {kind}, which is not read"))
-                .help(format!("convert the model to one of {}", ElementType::names()))
+                .help(format!("convert the model to one of {}", GgmlType::names()))
         })?;
         let offset = self.u64(&name)?;
         if offset % alignment != 0 {
@@ -401,12 +401,12 @@ impl Header<'_> {
             return Err(self.truncated(&format!("the tensor {name}")));
         }
         let shape = shape.into_iter().rev().map(|d| d as usize).collect();
-        Ok(Tensor { name, kind, shape, offset, bytes })
+        Ok(GgufTensor { name, kind, shape, offset, bytes })
     }
 
-    fn check_apart(&self, tensors: &[Tensor]) -> Result<()> {
+    fn check_apart(&self, tensors: &[GgufTensor]) -> Result<()> {
         let mut names = BTreeSet::new();
-        let mut order: Vec<&Tensor> = tensors.iter().collect();
+        let mut order: Vec<&GgufTensor> = tensors.iter().collect();
         order.sort_by_key(|t| t.offset);
         for (i, tensor) in order.iter().enumerate() {
             if !names.insert(&tensor.name) {

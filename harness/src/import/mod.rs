@@ -22,8 +22,8 @@ use karat_system::safetensors::Writer;
 use serde::Serialize;
 use serde_json::Value as Json;
 
-pub use gguf::{Gguf, Tensor, Value};
-pub use quant::ElementType;
+pub use gguf::{Gguf, GgufTensor, Value};
+pub use quant::GgmlType;
 pub use retype::retype;
 
 use crate::backend::Dtype;
@@ -31,7 +31,7 @@ use crate::data::template::ChatTemplate;
 use crate::data::tokens::Tokenizer;
 use crate::fsio::{PassingFolder, write_json};
 use crate::{Error, ErrorKind, Result};
-use decoder::{Decoder, Placed, unpermute};
+use decoder::{GgufDecoder, Placed, unpermute};
 
 /// Values that are held at once.
 const PIECE: usize = 1 << 21;
@@ -102,7 +102,7 @@ pub fn import_gguf(
 ) -> Result<Imported> {
     refuse_existing(out)?;
     let gguf = Gguf::open(path)?;
-    let decoder = Decoder::read(&gguf)?;
+    let decoder = GgufDecoder::read(&gguf)?;
     let tokenizer = tokenizer::read(&gguf, decoder.vocab, decoder.context)?;
 
     let out = std::path::absolute(out).map_err(|e| Error::io("resolve", out, e))?;
@@ -155,13 +155,13 @@ fn refuse_existing(out: &Path) -> Result<()> {
     }
 }
 
-fn values(tensor: &Tensor) -> u64 {
+fn values(tensor: &GgufTensor) -> u64 {
     tensor.shape.iter().product::<usize>() as u64
 }
 
 /// Reads what was written as every command will: the tokenizer must load and give every token its id; a chat template
 /// that is missing or does not compile is noted, since scoring needs none.
-fn proof_read(folder: &Path, gguf: &Gguf, written: &tokenizer::Tokenizer) -> Result<Vec<String>> {
+fn proof_read(folder: &Path, gguf: &Gguf, written: &tokenizer::GgufTokenizer) -> Result<Vec<String>> {
     let read = Tokenizer::from_model_dir(folder).map_err(|e| {
         Error::new(ErrorKind::Data, "the file's tokenizer does not make a working one")
             .at(gguf.path().display())

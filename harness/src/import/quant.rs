@@ -13,7 +13,7 @@ const SUPER: usize = 256;
 /// An element type that is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs, non_camel_case_types, reason = "the names are the format's")]
-pub enum ElementType {
+pub enum GgmlType {
     F32,
     F16,
     BF16,
@@ -30,20 +30,20 @@ pub enum ElementType {
 }
 
 /// Number in the file, type, elements of a block, bytes of a block.
-const READ: [(u32, ElementType, usize, usize); 13] = [
-    (0, ElementType::F32, 1, 4),
-    (1, ElementType::F16, 1, 2),
-    (30, ElementType::BF16, 1, 2),
-    (2, ElementType::Q4_0, 32, 18),
-    (3, ElementType::Q4_1, 32, 20),
-    (6, ElementType::Q5_0, 32, 22),
-    (7, ElementType::Q5_1, 32, 24),
-    (8, ElementType::Q8_0, 32, 34),
-    (10, ElementType::Q2_K, SUPER, 84),
-    (11, ElementType::Q3_K, SUPER, 110),
-    (12, ElementType::Q4_K, SUPER, 144),
-    (13, ElementType::Q5_K, SUPER, 176),
-    (14, ElementType::Q6_K, SUPER, 210),
+const READ: [(u32, GgmlType, usize, usize); 13] = [
+    (0, GgmlType::F32, 1, 4),
+    (1, GgmlType::F16, 1, 2),
+    (30, GgmlType::BF16, 1, 2),
+    (2, GgmlType::Q4_0, 32, 18),
+    (3, GgmlType::Q4_1, 32, 20),
+    (6, GgmlType::Q5_0, 32, 22),
+    (7, GgmlType::Q5_1, 32, 24),
+    (8, GgmlType::Q8_0, 32, 34),
+    (10, GgmlType::Q2_K, SUPER, 84),
+    (11, GgmlType::Q3_K, SUPER, 110),
+    (12, GgmlType::Q4_K, SUPER, 144),
+    (13, GgmlType::Q5_K, SUPER, 176),
+    (14, GgmlType::Q6_K, SUPER, 210),
 ];
 
 /// Types of the format that are not read, by number, so that they can be refused by name.
@@ -70,7 +70,7 @@ const NOT_READ: [(u32, &str); 20] = [
     (40, "NVFP4"),
 ];
 
-impl ElementType {
+impl GgmlType {
     /// The type of a number in the file; the name (or the number) of one that is not read.
     ///
     /// # Errors
@@ -113,19 +113,19 @@ impl ElementType {
         let (len, size) = self.row();
         assert!(bytes.len().is_multiple_of(size) && bytes.len() / size * len == out.len(), "whole blocks of {self:?}");
         let block: fn(&[u8], &mut [f32]) = match self {
-            ElementType::F32 => |b, x| x[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-            ElementType::F16 => |b, x| x[0] = half(b),
-            ElementType::BF16 => |b, x| x[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32(),
-            ElementType::Q4_0 => q4_0,
-            ElementType::Q4_1 => q4_1,
-            ElementType::Q5_0 => q5_0,
-            ElementType::Q5_1 => q5_1,
-            ElementType::Q8_0 => q8_0,
-            ElementType::Q2_K => q2_k,
-            ElementType::Q3_K => q3_k,
-            ElementType::Q4_K => q4_k,
-            ElementType::Q5_K => q5_k,
-            ElementType::Q6_K => q6_k,
+            GgmlType::F32 => |b, x| x[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
+            GgmlType::F16 => |b, x| x[0] = half(b),
+            GgmlType::BF16 => |b, x| x[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32(),
+            GgmlType::Q4_0 => q4_0,
+            GgmlType::Q4_1 => q4_1,
+            GgmlType::Q5_0 => q5_0,
+            GgmlType::Q5_1 => q5_1,
+            GgmlType::Q8_0 => q8_0,
+            GgmlType::Q2_K => q2_k,
+            GgmlType::Q3_K => q3_k,
+            GgmlType::Q4_K => q4_k,
+            GgmlType::Q5_K => q5_k,
+            GgmlType::Q6_K => q6_k,
         };
         for (bytes, out) in bytes.chunks_exact(size).zip(out.chunks_exact_mut(len)) {
             block(bytes, out);

@@ -81,7 +81,7 @@ fn cut(gguf: &Gguf) -> Result<Cut> {
 }
 
 /// The files of a tokenizer.
-pub struct Tokenizer {
+pub struct GgufTokenizer {
     /// `tokenizer.json`.
     pub tokenizer: Json,
     /// `tokenizer_config.json`.
@@ -101,7 +101,7 @@ pub struct Tokenizer {
 /// # Errors
 /// Another kind of tokenizer, an unknown pre-tokenizer, tokens that are no text, stand twice, or have no row in the
 /// embedding; special ids outside the vocabulary.
-pub fn read(gguf: &Gguf, vocab: usize, context: usize) -> Result<Tokenizer> {
+pub fn read(gguf: &Gguf, vocab: usize, context: usize) -> Result<GgufTokenizer> {
     match gguf.text("tokenizer.ggml.model")? {
         Some("gpt2") => {}
         Some(other) => {
@@ -229,7 +229,7 @@ pub fn read(gguf: &Gguf, vocab: usize, context: usize) -> Result<Tokenizer> {
     config.sort_keys();
     generation.sort_keys();
     let (config, generation) = (Json::Object(config), Json::Object(generation));
-    Ok(Tokenizer { tokenizer, config, generation, ids: special_ids, template, tokens: ids.len() })
+    Ok(GgufTokenizer { tokenizer, config, generation, ids: special_ids, template, tokens: ids.len() })
 }
 
 /// The kind of every token; all plain where the file does not say.

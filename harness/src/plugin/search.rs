@@ -173,7 +173,7 @@ pub fn find(name: &str, search: &Search) -> Result<Plugin> {
 
 /// A plugin file in one of the searched places.
 #[derive(Debug)]
-pub struct Found {
+pub struct FoundPlugin {
     /// The name to find it by.
     pub name: String,
     /// The file.
@@ -187,7 +187,7 @@ pub struct Found {
 }
 
 /// Loads every plugin that [`find`] would find, in the order of their names.
-pub fn list(search: &Search) -> Vec<Found> {
+pub fn list(search: &Search) -> Vec<FoundPlugin> {
     let mut files: BTreeMap<String, Vec<(PathBuf, Origin)>> = BTreeMap::new();
     let mut seen = BTreeSet::new();
     for Place { folder, origin } in search.places() {
@@ -205,7 +205,7 @@ pub fn list(search: &Search) -> Vec<Found> {
         let mut paths = paths.into_iter();
         let (path, origin) = paths.next()?;
         let plugin = Plugin::load(&path);
-        Some(Found { name, path, origin, hidden: paths.map(|(path, _)| path).collect(), plugin })
+        Some(FoundPlugin { name, path, origin, hidden: paths.map(|(path, _)| path).collect(), plugin })
     });
     found.collect()
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::eval::stats::cluster_count;
 use crate::eval::{Item, ItemResult, metric};
 
-use super::inputs::{Inputs, MetricInfo, ModelRun, Run, TrainingRecord, best, example, finite, pairs, values};
+use super::inputs::{Inputs, MetricInfo, ModelResults, ModelRun, TrainingRecord, best, example, finite, pairs, values};
 use super::model::*;
 use super::{flips, general, significance, warning};
 
@@ -21,7 +21,8 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
     check_names("model", inputs.models.iter().map(|m| m.name.as_str()))?;
     check_names("metric", inputs.metrics.iter().map(|m| m.name.as_str()))?;
     check_names("item", inputs.items.iter().map(|i| i.id.as_str()))?;
-    let runs = inputs.models.iter().map(|m| Ok((m, by_item(m, inputs.items)?))).collect::<Result<Vec<Run<'_>>>>()?;
+    let runs =
+        inputs.models.iter().map(|m| Ok((m, by_item(m, inputs.items)?))).collect::<Result<Vec<ModelResults<'_>>>>()?;
 
     let models: Vec<Model> = runs.iter().map(|run| model(run, inputs.overfitting_margin)).collect();
     let metrics: Vec<Metric> = inputs.metrics.iter().map(|info| metric(info, &runs, inputs)).collect();
@@ -116,12 +117,12 @@ fn by_item<'a>(run: &'a ModelRun, items: &[Item]) -> Result<BTreeMap<&'a str, &'
 }
 
 /// The same with what each item weighs, if the metric is pooled.
-fn weighted(name: &str, run: &Run<'_>, items: &[Item]) -> Vec<Option<significance::Weighted>> {
+fn weighted(name: &str, run: &ModelResults<'_>, items: &[Item]) -> Vec<Option<significance::Weighted>> {
     let weight = |item: &Item| metric::weight(name, run.1.get(item.id.as_str())?);
     values(name, run, items).into_iter().zip(items).map(|(v, item)| Some((v?, weight(item)))).collect()
 }
 
-fn model((run, results): &Run<'_>, margin: f64) -> Model {
+fn model((run, results): &ModelResults<'_>, margin: f64) -> Model {
     let mut thinking = BTreeMap::new();
     for result in results.values() {
         *thinking.entry(run.think_tags.split(&result.prediction.text).state).or_insert(0) += 1;
@@ -181,7 +182,7 @@ fn training(record: &TrainingRecord, margin: f64) -> Training {
     }
 }
 
-fn metric(info: &MetricInfo, runs: &[Run<'_>], inputs: &Inputs<'_>) -> Metric {
+fn metric(info: &MetricInfo, runs: &[ModelResults<'_>], inputs: &Inputs<'_>) -> Metric {
     let models: BTreeMap<String, MetricValue> = runs
         .iter()
         .map(|run| {
@@ -229,7 +230,7 @@ fn metric(info: &MetricInfo, runs: &[Run<'_>], inputs: &Inputs<'_>) -> Metric {
 }
 
 /// Whether a metric counts wrong decisions and the model decided nothing: it made no error because it gave no answer.
-fn silent(name: &str, run: &Run<'_>, items: &[Item]) -> bool {
+fn silent(name: &str, run: &ModelResults<'_>, items: &[Item]) -> bool {
     metric::info(name).is_some_and(|info| info.asks == metric::Asks::WrongDecision) && {
         let undecided = values("decision_undecided", run, items);
         undecided.iter().any(Option::is_some) && undecided.iter().flatten().all(|value| *value == 1.0)
@@ -237,14 +238,19 @@ fn silent(name: &str, run: &Run<'_>, items: &[Item]) -> bool {
 }
 
 /// What unclosed reasoning can have done to a metric of answers; none where all of it was closed.
-fn truncation(name: &str, (run, results): &Run<'_>, items: &[Item]) -> Option<metric::Bounds> {
+fn truncation(name: &str, (run, results): &ModelResults<'_>, items: &[Item]) -> Option<metric::Bounds> {
     let valued = |r: &&ItemResult| r.metrics.get(name).copied().flatten().is_some_and(f64::is_finite);
     let valued: Vec<&ItemResult> =
         items.iter().filter_map(|i| results.get(i.id.as_str()).copied()).filter(valued).collect();
     metric::bounds(&run.think_tags, name, valued.iter().copied()).filter(|b| b.n_completed < valued.len())
 }
 
-fn compare(baseline: &Run<'_>, candidate: &Run<'_>, metrics: &[Metric], inputs: &Inputs<'_>) -> Comparison {
+fn compare(
+    baseline: &ModelResults<'_>,
+    candidate: &ModelResults<'_>,
+    metrics: &[Metric],
+    inputs: &Inputs<'_>,
+) -> Comparison {
     let paired = metrics
         .iter()
         .map(|metric| significance::Paired {
@@ -263,7 +269,7 @@ fn compare(baseline: &Run<'_>, candidate: &Run<'_>, metrics: &[Metric], inputs: 
     }
 }
 
-fn item_row(item: &Item, shared: &BTreeSet<&str>, runs: &[Run<'_>]) -> ItemRow {
+fn item_row(item: &Item, shared: &BTreeSet<&str>, runs: &[ModelResults<'_>]) -> ItemRow {
     let models = runs
         .iter()
         .filter_map(|(run, results)| {
@@ -282,7 +288,7 @@ fn item_row(item: &Item, shared: &BTreeSet<&str>, runs: &[Run<'_>]) -> ItemRow {
     ItemRow { id: item.id.clone(), question: item.question.clone(), cluster, models }
 }
 
-fn examples(inputs: &Inputs<'_>, runs: &[Run<'_>]) -> Result<Vec<Example>> {
+fn examples(inputs: &Inputs<'_>, runs: &[ModelResults<'_>]) -> Result<Vec<ItemExample>> {
     let chosen: Vec<&Item> = if inputs.examples.is_empty() {
         // Evenly spread over the data, so that nobody picked them.
         let (n, shown) = (inputs.items.len(), inputs.items.len().min(Inputs::EXAMPLES));

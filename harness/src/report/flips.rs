@@ -1,7 +1,7 @@
 //! Which items changed sides: counted for every comparison and metric with a notion of right, shown in full with the first
 //! token in which two texts part.
 
-use super::inputs::{Inputs, Run, example, values};
+use super::inputs::{Inputs, ModelResults, example, values};
 use super::model::{Comparison, Divergence, FlipTable, FlippedItem, Report, Token};
 use crate::eval::Item;
 use crate::eval::flips::flips;
@@ -10,7 +10,7 @@ use crate::eval::flips::flips;
 pub(super) fn find(
     comparisons: &[Comparison],
     inputs: &Inputs<'_>,
-    runs: &[Run<'_>],
+    runs: &[ModelResults<'_>],
 ) -> (Vec<FlipTable>, Vec<FlippedItem>) {
     let run = |name: &str| runs.iter().find(|r| r.0.name == name);
     let mut tables = Vec::new();

@@ -37,7 +37,7 @@ use super::compare::{Mismatch, mismatches, unknown};
 use super::model::{Direction, Metric, Report};
 use super::significance;
 use crate::error::{Error, Result};
-use crate::eval::stats::{Gate, Verdict, cluster_count, clustered_non_inferiority, mean, pooled_non_inferiority};
+use crate::eval::stats::{Gate, MarginVerdict, cluster_count, clustered_non_inferiority, mean, pooled_non_inferiority};
 
 pub use baseline::Baseline;
 pub use locate::Subject;
@@ -54,7 +54,7 @@ pub struct Check {
     /// The metric's unit, empty for a plain number.
     pub unit: String,
     /// The verdict; a model, metric or item that the baseline has and the report has not is a regression.
-    pub verdict: Verdict,
+    pub verdict: MarginVerdict,
     /// Mean of the baseline over its items.
     pub baseline: Option<f64>,
     /// Mean of the report over the same items.
@@ -74,7 +74,7 @@ pub struct Check {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Checks {
     /// The worst of all.
-    pub verdict: Verdict,
+    pub verdict: MarginVerdict,
     /// One a model and metric.
     pub checks: Vec<Check>,
     /// Metrics with a direction that no margin is stated for.
@@ -190,7 +190,7 @@ pub fn check(report: &Report, baseline: &Report, rules: &Rules) -> Result<Checks
         .collect();
     let ungated = baseline.metrics.iter().filter(|m| m.direction != Direction::Neutral && margin(m, rules).is_none());
     Ok(Checks {
-        verdict: checks.iter().map(|c| c.verdict).max().unwrap_or(Verdict::Inconclusive),
+        verdict: checks.iter().map(|c| c.verdict).max().unwrap_or(MarginVerdict::Inconclusive),
         ungated: ungated.map(|m| m.name.clone()).collect(),
         undefined: undefined.into_iter().map(|(model, metric, _)| format!("{model} {}", metric.name)).collect(),
         allowed,
@@ -246,7 +246,7 @@ fn one(
         model: model.to_string(),
         metric: metric.name.clone(),
         unit: metric.unit.clone(),
-        verdict: Verdict::Regress,
+        verdict: MarginVerdict::Regress,
         baseline: None,
         value: None,
         gate: None,
@@ -305,14 +305,14 @@ fn one(
     check.value = Some(to).filter(|x| x.is_finite());
     let allowance = noise.map(|noise| noise.allowance(metric, check.value.unwrap_or(0.0)));
     if allowance.is_some_and(f64::is_infinite) {
-        check.verdict = Verdict::Inconclusive;
+        check.verdict = MarginVerdict::Inconclusive;
         check.missing = Some("the backend changes texts by itself, which moves this metric without bound".into());
         return check;
     }
     check.allowance = allowance;
     let gate = gate.widened(allowance.unwrap_or(0.0));
     // One item, or one source, has no spread to resample: whatever it shows, it shows nothing of the next.
-    check.verdict = if gate.n < 2 || check.sources == Some(1) { Verdict::Inconclusive } else { gate.verdict };
+    check.verdict = if gate.n < 2 || check.sources == Some(1) { MarginVerdict::Inconclusive } else { gate.verdict };
     check.gate = Some(Gate { verdict: check.verdict, ..gate });
     check
 }

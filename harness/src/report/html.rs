@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::escape::visible;
 use super::i18n::sentences::{self, Labels};
-use super::model::{Comparison, Direction, Example, FlippedItem, General, ItemRow, Metric, Report, Verdict};
+use super::model::{Comparison, Direction, FlippedItem, General, ItemExample, ItemRow, Metric, Report, Verdict};
 use super::number::{self, UNDEFINED};
 use super::{diff, plot, provenance, tables};
 use crate::backend::StopReason;
@@ -267,7 +267,7 @@ fn training_row(report: &Report, model: &super::model::Model, cells: &[String; 7
     }
 }
 
-fn example(example: &Example, report: &Report, l: &Labels) -> Value {
+fn example(example: &ItemExample, report: &Report, l: &Labels) -> Value {
     let text = |name: &str| match example.models.get(name) {
         Some(t) => context! {
             name, color => color(report, name),

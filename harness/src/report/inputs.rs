@@ -128,7 +128,7 @@ pub struct MetricInfo {
 }
 
 /// A model with its results by item id.
-pub(super) type Run<'a> = (&'a ModelRun, BTreeMap<&'a str, &'a ItemResult>);
+pub(super) type ModelResults<'a> = (&'a ModelRun, BTreeMap<&'a str, &'a ItemResult>);
 
 /// Base first, then full against LoRA; without these roles every model against the first.
 pub(super) fn pairs(models: &[ModelRun]) -> impl Iterator<Item = (usize, usize)> {
@@ -152,7 +152,7 @@ pub(super) fn finite(x: f64) -> Option<f64> {
 }
 
 /// The values of `metric` in the order of the items; none where the model has no result or the metric no value.
-pub(super) fn values(metric: &str, run: &Run<'_>, items: &[Item]) -> Vec<Option<f64>> {
+pub(super) fn values(metric: &str, run: &ModelResults<'_>, items: &[Item]) -> Vec<Option<f64>> {
     items.iter().map(|i| run.1.get(i.id.as_str())?.metrics.get(metric).copied()?.and_then(finite)).collect()
 }
 
@@ -175,7 +175,7 @@ pub(super) fn best<'a>(
     if rest.is_empty() { Vec::new() } else { best.into_iter().map(|v| v.0.to_string()).collect() }
 }
 
-pub(super) fn example(item: &Item, runs: &[Run<'_>]) -> Example {
+pub(super) fn example(item: &Item, runs: &[ModelResults<'_>]) -> ItemExample {
     let models = runs
         .iter()
         .filter_map(|(run, results)| {
@@ -190,7 +190,7 @@ pub(super) fn example(item: &Item, runs: &[Run<'_>]) -> Example {
             Some((run.name.clone(), text))
         })
         .collect();
-    Example {
+    ItemExample {
         id: item.id.clone(),
         question: item.question.clone(),
         think: item.think.trim().to_string(),

@@ -12,29 +12,29 @@ use super::escape::escaped;
 
 /// One `testsuite`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Suite {
+pub struct TestSuite {
     /// Its name.
     pub name: String,
     /// Facts about it.
     pub properties: Vec<(String, String)>,
     /// Its cases, in order.
-    pub cases: Vec<Case>,
+    pub cases: Vec<TestCase>,
 }
 
 /// One `testcase`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Case {
+pub struct TestCase {
     /// What is tested: `suite.model`.
     pub class: String,
     /// Its name within the class: the metric.
     pub name: String,
     /// How it went.
-    pub outcome: Outcome,
+    pub outcome: TestOutcome,
 }
 
 /// How a case went; the text has the numbers.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
+pub enum TestOutcome {
     /// Well.
     Pass,
     /// `failure`: what is tested does not hold. Kind and text.
@@ -46,8 +46,8 @@ pub enum Outcome {
 }
 
 /// The XML document of one suite.
-pub fn render(suite: &Suite) -> String {
-    let count = |of: fn(&Outcome) -> bool| suite.cases.iter().filter(|c| of(&c.outcome)).count();
+pub fn render(suite: &TestSuite) -> String {
+    let count = |of: fn(&TestOutcome) -> bool| suite.cases.iter().filter(|c| of(&c.outcome)).count();
     let mut xml = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n");
     let _ = writeln!(
         xml,
@@ -55,9 +55,9 @@ pub fn render(suite: &Suite) -> String {
          tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\" time=\"0\">",
         attribute(&suite.name),
         suite.cases.len(),
-        count(|o| matches!(o, Outcome::Failure(..))),
-        count(|o| matches!(o, Outcome::Error(..))),
-        count(|o| matches!(o, Outcome::Skipped(..))),
+        count(|o| matches!(o, TestOutcome::Failure(..))),
+        count(|o| matches!(o, TestOutcome::Error(..))),
+        count(|o| matches!(o, TestOutcome::Skipped(..))),
     );
     xml.push_str("    <properties>\n");
     for (name, value) in &suite.properties {
@@ -72,12 +72,12 @@ pub fn render(suite: &Suite) -> String {
             attribute(&case.name)
         );
         let _ = match &case.outcome {
-            Outcome::Pass => writeln!(xml, "/>"),
-            Outcome::Skipped(text) => {
+            TestOutcome::Pass => writeln!(xml, "/>"),
+            TestOutcome::Skipped(text) => {
                 writeln!(xml, ">\n      <skipped message=\"{}\"/>\n    </testcase>", attribute(text))
             }
-            Outcome::Failure(kind, text) => problem(&mut xml, "failure", kind, text),
-            Outcome::Error(kind, text) => problem(&mut xml, "error", kind, text),
+            TestOutcome::Failure(kind, text) => problem(&mut xml, "failure", kind, text),
+            TestOutcome::Error(kind, text) => problem(&mut xml, "error", kind, text),
         };
     }
     xml.push_str("    <system-out></system-out>\n    <system-err></system-err>\n  </testsuite>\n</testsuites>\n");

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use super::escape::escaped;
 use super::i18n::sentences::{self, Labels};
 use super::i18n::terms;
-use super::model::{Comparison, Divergence, Example, FlipTable, Language, Metric, Model, Report};
+use super::model::{Comparison, Divergence, FlipTable, ItemExample, Language, Metric, Model, Report};
 use super::number::{self, UNDEFINED};
 use super::tables;
 
@@ -256,7 +256,7 @@ fn adapters(md: &mut String, report: &Report, l: &Labels) {
 }
 
 /// An HTML table: a Markdown table cannot hold paragraphs, and an HTML block ends at the first blank line.
-fn side_by_side(example: &Example, models: &[Model], language: Language) -> String {
+fn side_by_side(example: &ItemExample, models: &[Model], language: Language) -> String {
     let l = language.labels();
     let mut head = format!("<th>{}</th>", l.reference);
     let mut body = format!("<td>{}{}</td>", folded(&example.think, l), html(&example.answer));

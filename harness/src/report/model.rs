@@ -27,11 +27,11 @@ use crate::eval::stats::StatsOptions;
 
 pub use adapter::{AdapterCheck, MergedCheck};
 pub use comparison::{Comparison, MetricComparison, PairedTest, Verdict};
-pub use environment::{Cost, Environment, Plugin};
+pub use environment::{Cost, Environment, PluginInfo};
 pub use flips::{Divergence, FlipTable, FlippedItem, Token};
 pub use general::General;
 pub use inputs::{BadRow, Data, DataFile, Decoding, Fingerprints, Leak, SplitRule, Suite};
-pub use items::{Example, ExampleText, ItemRow, ItemValues};
+pub use items::{ExampleText, ItemExample, ItemRow, ItemValues};
 pub use metric::{Direction, Metric, MetricValue};
 pub use training::{CurvePoint, Evaluation, Model, Role, Training};
 pub use warning::Warning;
@@ -76,7 +76,7 @@ pub struct Report {
     /// Every item's values.
     pub items: Vec<ItemRow>,
     /// A few items in full.
-    pub examples: Vec<Example>,
+    pub examples: Vec<ItemExample>,
     /// What a reader should know before believing a number.
     pub warnings: Vec<Warning>,
     /// Everything volatile.

@@ -112,7 +112,7 @@ pub(super) fn environment(report: &Report) -> Vec<(String, String)> {
         }
     }
     if let Some(c) = &e.determinism {
-        let pass = |p: &crate::eval::determinism::Comparison| {
+        let pass = |p: &crate::eval::determinism::RunComparison| {
             let drift = match p.logprob_drift {
                 0.0 => "0".to_string(),
                 drift => number::scientific(drift),

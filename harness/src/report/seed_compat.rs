@@ -34,7 +34,7 @@ use crate::eval::{Item, Prediction};
 /// The numbers of one model, under the file's names and in its order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Numbers {
+pub struct CompatNumbers {
     /// Mean perplexity of the model's own texts; none where no model computed it.
     pub perplexity: Option<f64>,
     /// BLEU.
@@ -70,15 +70,15 @@ pub struct Numbers {
 #[serde(deny_unknown_fields)]
 pub struct Quantitative {
     /// Before fine-tuning.
-    pub base_model: Numbers,
+    pub base_model: CompatNumbers,
     /// After it.
-    pub finetuned_model: Numbers,
+    pub finetuned_model: CompatNumbers,
 }
 
 /// One item with both models' texts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Sample {
+pub struct CompatSample {
     /// The question.
     pub question: String,
     /// The reference, reasoning in tags before the answer.
@@ -96,7 +96,7 @@ pub struct Results {
     /// The numbers.
     pub quantitative: Quantitative,
     /// The texts that are given.
-    pub qualitative: Vec<Sample>,
+    pub qualitative: Vec<CompatSample>,
 }
 
 /// Which of the two models.
@@ -128,10 +128,10 @@ impl Results {
     /// The same comparison of two models of a run: every item that both have a text for, the first five as samples.
     pub fn of_run(items: &[Item], base: &[Prediction], finetuned: &[Prediction]) -> (Results, [Hidden; 2]) {
         let text = |of: &[Prediction], id: &str| Some(of.iter().find(|p| p.id == id)?.text.clone());
-        let samples: Vec<Sample> = items
+        let samples: Vec<CompatSample> = items
             .iter()
             .filter_map(|item| {
-                Some(Sample {
+                Some(CompatSample {
                     question: item.question.clone(),
                     reference: format!("<think>{}</think>\n{}", item.think, item.answer),
                     base_model: text(base, &item.id)?,
@@ -154,7 +154,7 @@ impl Results {
     }
 }
 
-impl Sample {
+impl CompatSample {
     /// The text of one model.
     pub fn text(&self, side: Side) -> &str {
         match side {
@@ -164,7 +164,7 @@ impl Sample {
     }
 }
 
-fn numbers<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> (Numbers, Hidden) {
+fn numbers<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> (CompatNumbers, Hidden) {
     let (mut bleu, mut f1, mut precision, mut recall) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut scores, mut hidden) = (Vec::new(), None);
     for (reference, candidate) in pairs {
@@ -189,7 +189,7 @@ fn numbers<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> (Numbers, Hid
         }
     };
     let (one, two, l) = (average(|s| s.rouge1), average(|s| s.rouge2), average(|s| s.rouge_l));
-    let numbers = Numbers {
+    let numbers = CompatNumbers {
         perplexity: None,
         bleu: mean(&bleu),
         rouge_1_f: one.f,
@@ -229,7 +229,7 @@ pub fn perplexity(texts: &[Vec<f32>]) -> Option<f64> {
 }
 
 /// The rows of the printed table: label, value, whether lower is better.
-type Row = (&'static str, fn(&Numbers) -> Option<f64>, bool);
+type Row = (&'static str, fn(&CompatNumbers) -> Option<f64>, bool);
 const ROWS: [Row; 8] = [
     ("困惑度", |n| n.perplexity, true),
     ("BLEU", |n| Some(n.bleu), false),
@@ -267,7 +267,7 @@ pub fn printed(results: &Results) -> String {
 
 /// Published beside recomputed, to the printed digits: all fourteen numbers of both models.
 pub fn beside(published: &Results, again: &Results) -> String {
-    type Named = (&'static str, fn(&Numbers) -> Option<f64>);
+    type Named = (&'static str, fn(&CompatNumbers) -> Option<f64>);
     const ALL: [Named; 14] = [
         ("perplexity", |n| n.perplexity),
         ("bleu", |n| Some(n.bleu)),

@@ -5,7 +5,7 @@ use std::hash::Hash;
 
 use crate::eval::metric::{self, Corpus};
 use crate::eval::stats::{
-    self, Agreement, Interval, PooledComparison, Scale, StatsOptions, cluster_count, clustered_mean_ci,
+    self, Agreement, Interval, PooledComparison, PooledScale, StatsOptions, cluster_count, clustered_mean_ci,
     clustered_sign_flip_p, clustered_standard_error, compare_pooled, detectable_with, holm,
 };
 
@@ -43,7 +43,7 @@ pub(super) fn compare_pooled_metric<C: Ord + Hash>(
     options: &StatsOptions,
 ) -> Option<PooledComparison> {
     let exp = metric::info(metric).is_some_and(|m| m.corpus == Corpus::ExpOfPooled);
-    let scale = if exp { Scale::Exp } else { Scale::Linear };
+    let scale = if exp { PooledScale::Exp } else { PooledScale::Linear };
     let terms = |side: &[Weighted]| {
         side.iter().map(|(v, w)| Some((if exp { v.ln() } else { *v }, (*w)?))).collect::<Option<Vec<_>>>()
     };

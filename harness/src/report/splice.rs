@@ -8,7 +8,7 @@
 //! <!-- karat:end medical-r1 -->
 //! ```
 //!
-//! [`splice`] is the one function that fills it. [`Mode::Write`] rewrites the file, [`Mode::Check`] fails where that
+//! [`splice`] is the one function that fills it. [`SpliceMode::Write`] rewrites the file, [`SpliceMode::Check`] fails where that
 //! would change it and names the command that mends it; a test runs the latter.
 
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::fsio;
 
 /// What [`file()`] does with a block that is not current.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum SpliceMode {
     /// Writes it.
     Write,
     /// Fails.
@@ -30,15 +30,15 @@ pub enum Mode {
 ///
 /// # Errors
 /// A document that cannot be read or written, lacks the markers, or (checking) is not current.
-pub fn file(path: &Path, id: &str, content: &str, mode: Mode, command: &str) -> Result<bool> {
+pub fn file(path: &Path, id: &str, content: &str, mode: SpliceMode, command: &str) -> Result<bool> {
     let old = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
     let new = splice(&old, id, content).map_err(|e| e.at(path.display()))?;
     if old == new {
         return Ok(false);
     }
     match mode {
-        Mode::Write => fsio::write_atomic(path, new.as_bytes()).map(|()| true),
-        Mode::Check => {
+        SpliceMode::Write => fsio::write_atomic(path, new.as_bytes()).map(|()| true),
+        SpliceMode::Check => {
             let line = 1 + old.lines().zip(new.lines()).take_while(|(a, b)| a == b).count();
             Err(Error::data(format!("the block `{id}` is not current"))
                 .at(format!("{}:{line}", path.display()))
@@ -128,11 +128,11 @@ mod tests {
         let path = folder.path().join("README.md");
         std::fs::write(&path, DOCUMENT).unwrap();
         let command = "cargo karat report --splice README.md";
-        let error = file(&path, "a", "new", Mode::Check, command).unwrap_err();
+        let error = file(&path, "a", "new", SpliceMode::Check, command).unwrap_err();
         assert!(error.help_text().unwrap().contains(command));
         assert!(error.place().unwrap().ends_with("README.md:3"));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), DOCUMENT);
-        assert!(file(&path, "a", "new", Mode::Write, command).unwrap());
-        assert!(!file(&path, "a", "new", Mode::Check, command).unwrap());
+        assert!(file(&path, "a", "new", SpliceMode::Write, command).unwrap());
+        assert!(!file(&path, "a", "new", SpliceMode::Check, command).unwrap());
     }
 }

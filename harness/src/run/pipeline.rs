@@ -508,7 +508,7 @@ fn inputs<'a>(
                 .leaks
                 .iter()
                 .map(|pair| {
-                    let place = |p: &crate::data::audit::Place| format!("{} {}", p.split, p.id);
+                    let place = |p: &crate::data::audit::RowPlace| format!("{} {}", p.split, p.id);
                     let (first, second) = (place(&pair.first), place(&pair.second));
                     Leak { first, second, similarity: pair.similarity, exact: pair.exact }
                 })
@@ -556,9 +556,9 @@ fn comparable(suite: &Suite) -> Result<String> {
     suite.to_toml()
 }
 
-fn plugin(loaded: &LoadedBackend) -> report::Plugin {
+fn plugin(loaded: &LoadedBackend) -> report::PluginInfo {
     let descriptor = loaded.backend.describe();
-    report::Plugin {
+    report::PluginInfo {
         name: descriptor.name,
         version: descriptor.version,
         sha256: loaded.origin.sha256.clone().unwrap_or_default(),

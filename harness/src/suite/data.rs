@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::examples::{Choices, End, Output, Reasoning};
+use crate::data::examples::{Choices, End, OutputFormat, Reasoning};
 use crate::data::fields::Fields;
-use crate::data::split::Parts;
+use crate::data::split::SplitParts;
 use crate::eval::think::ThinkTags;
 
 use super::TemplateChoice;
@@ -22,7 +22,7 @@ pub struct DataConfig {
     /// training, as the recipe does), `"8:1:1"` train, validation and held-out. Where `train` and `heldout` are files and
     /// `validation` is not given, the first two shares cut it off `train`.
     #[serde(default = "default_split")]
-    pub split: Parts,
+    pub split: SplitParts,
     /// Training items, where they have their own file.
     #[serde(default)]
     pub train: Option<PathBuf>,
@@ -43,7 +43,7 @@ pub struct DataConfig {
     pub template: TemplateChoice,
     /// How reasoning and answer become the response.
     #[serde(default = "default_output")]
-    pub output: Output,
+    pub output: OutputFormat,
     /// What ends a training example; by default what goes with `output`.
     #[serde(default)]
     pub end: Option<End>,
@@ -70,12 +70,12 @@ pub struct DataConfig {
     pub train_limit: usize,
 }
 
-fn default_split() -> Parts {
-    Parts::NINE_ONE
+fn default_split() -> SplitParts {
+    SplitParts::NINE_ONE
 }
 
-fn default_output() -> Output {
-    Output::Template
+fn default_output() -> OutputFormat {
+    OutputFormat::Template
 }
 
 fn default_max_length() -> usize {

@@ -13,7 +13,7 @@ use toml::Table;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    DataConfig, EvalConfig, GateConfig, GeneralConfig, Hyperparameters, ModelConfig, StatsConfig, Suite, toml_errors,
+    DataConfig, EvalConfig, GateConfig, GeneralConfig, Hyperparameters, ModelSettings, StatsConfig, Suite, toml_errors,
 };
 use crate::backend::AdamW;
 use crate::backend::LoraConfig;
@@ -62,7 +62,7 @@ fn of_suite(path: &[&str]) -> Option<Vec<&'static str>> {
         [] => Some(keys_of::<Suite>().to_vec()),
         ["data"] => Some(keys_of::<DataConfig>().to_vec()),
         ["data", "fields"] => Some(keys_of::<Fields>().to_vec()),
-        ["model"] => Some(keys_of::<ModelConfig>().to_vec()),
+        ["model"] => Some(keys_of::<ModelSettings>().to_vec()),
         ["train"] => Some([keys_of::<Hyperparameters>(), &["lora", "full"]].concat()),
         ["train", "lora"] => Some([LoraConfig::KEYS.as_slice(), keys_of::<Hyperparameters>()].concat()),
         ["train", "lora", "adapter"] => Some(LoraConfig::KEYS.to_vec()),

@@ -20,7 +20,7 @@ pub enum TemplateChoice {
 /// The `[model]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ModelConfig {
+pub struct ModelSettings {
     /// The base model's folder.
     pub base: PathBuf,
     /// The backend that trains.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::toml_errors::toml_error;
-use super::{DataConfig, EvalConfig, GateConfig, ModelConfig, StatsConfig, keys};
+use super::{DataConfig, EvalConfig, GateConfig, ModelSettings, StatsConfig, keys};
 use crate::backend::LoraConfig;
 use crate::error::{Error, Result};
 use crate::report::Language;
@@ -155,7 +155,7 @@ pub(super) fn check_spans(text: &str, path: &Path) -> Result<()> {
         #[serde(default)]
         seed: u64,
         data: DataConfig,
-        model: ModelConfig,
+        model: ModelSettings,
         #[serde(default)]
         train: Table,
         #[serde(default)]

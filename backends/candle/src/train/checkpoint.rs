@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use karat_backend::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
 use karat_backend::{BackendError, LoraConfig};
 use karat_model::ModelConfig;
-use karat_model::checkpoint::{Layout, WEIGHTS};
+use karat_model::checkpoint::{CheckpointLayout, WEIGHTS};
 use karat_model::peft::{PREFIX, write_adapter_config};
 use karat_system::fsio::{self, PassingFolder};
 use karat_system::safetensors::{Entry, Writer};
@@ -180,12 +180,12 @@ pub fn restore(
         ));
     }
     let trainer = TrainerState::read(folder)?;
-    let file = Layout::of_file(&folder.join(if lora { ADAPTER } else { WEIGHTS }))?;
+    let file = CheckpointLayout::of_file(&folder.join(if lora { ADAPTER } else { WEIGHTS }))?;
     for (name, var) in &learner.trained {
         let stored = if lora { in_adapter(name) } else { name.clone() };
         set(var, file.read(&stored, var.dims())?, device)?;
     }
-    let file = Layout::of_file(&folder.join(OPTIMIZER))?;
+    let file = CheckpointLayout::of_file(&folder.join(OPTIMIZER))?;
     for (name, [m, v]) in &mut learner.moments {
         for (moment, key) in [(m, "exp_avg"), (v, "exp_avg_sq")] {
             let numbers = file.read(&format!("{key}.{name}"), moment.dims())?;

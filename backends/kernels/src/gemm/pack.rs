@@ -41,7 +41,7 @@ struct Lines<'a, T> {
 
 /// How the result is laid out: unit `u` of line `i` goes to `i * line + u * unit`.
 #[derive(Clone, Copy)]
-struct Layout {
+struct PackedLayout {
     line: usize,
     unit: usize,
     /// Lines beyond the last up to this number are filled with zeros.
@@ -50,7 +50,7 @@ struct Layout {
 
 /// Packs columns of `b` into `[units][vectors * LANES]`; columns beyond the part are zero.
 pub fn right(isa: Isa, precision: Precision, b: &Mat<'_>, part: Part, vectors: usize, out: &mut [u32]) {
-    let layout = Layout { line: 1, unit: vectors * LANES, padded: vectors * LANES };
+    let layout = PackedLayout { line: 1, unit: vectors * LANES, padded: vectors * LANES };
     assert!(out.len() >= part.along.div_ceil(precision.per_unit()) * layout.unit && part.across <= layout.padded);
     assert!(part.start + part.along <= b.rows && part.first + part.across <= b.cols);
     dispatch(isa, precision, b.data, (b.col_stride, b.row_stride), part, layout, out);
@@ -61,7 +61,7 @@ pub fn left(isa: Isa, precision: Precision, a: &Mat<'_>, part: Part, stride: usi
     let units = part.along.div_ceil(precision.per_unit());
     assert!(part.across == 0 || out.len() >= (part.across - 1) * stride + units);
     assert!(part.start + part.along <= a.cols && part.first + part.across <= a.rows);
-    let layout = Layout { line: stride, unit: 1, padded: part.across };
+    let layout = PackedLayout { line: stride, unit: 1, padded: part.across };
     dispatch(isa, precision, a.data, (a.row_stride, a.col_stride), part, layout, out);
 }
 
@@ -71,7 +71,7 @@ fn dispatch(
     data: Elements<'_>,
     (across_stride, along_stride): (usize, usize),
     part: Part,
-    layout: Layout,
+    layout: PackedLayout,
     out: &mut [u32],
 ) {
     match data {
@@ -90,7 +90,14 @@ fn with_vectors(isa: Isa) -> bool {
     isa != Isa::Portable
 }
 
-fn pack<T: Number>(isa: Isa, precision: Precision, lines: Lines<'_, T>, part: Part, layout: Layout, out: &mut [u32]) {
+fn pack<T: Number>(
+    isa: Isa,
+    precision: Precision,
+    lines: Lines<'_, T>,
+    part: Part,
+    layout: PackedLayout,
+    out: &mut [u32],
+) {
     #[cfg(target_arch = "x86_64")]
     if with_vectors(isa) && (lines.across_stride == 1 || lines.along_stride == 1) {
         // SAFETY: `isa` was found on this CPU, and the constructors of `Mat` and the callers checked all bounds.
@@ -127,7 +134,7 @@ pub fn narrow(isa: Isa, x: &[f32], out: &mut [bf16]) {
     out.iter_mut().zip(x).for_each(|(out, x)| *out = bf16::from_bits(round(*x)));
 }
 
-fn portable<T: Number>(precision: Precision, lines: Lines<'_, T>, part: Part, layout: Layout, out: &mut [u32]) {
+fn portable<T: Number>(precision: Precision, lines: Lines<'_, T>, part: Part, layout: PackedLayout, out: &mut [u32]) {
     let at = |i: usize, k: usize| {
         if i >= part.across || k >= part.along {
             return 0.0;

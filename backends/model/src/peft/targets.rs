@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use karat_backend::BackendError;
 use karat_backend::LoraConfig;
-use karat_backend::lora::{Matcher, Modules, Shape};
+use karat_backend::lora::{AdapterShape, Matcher, Modules};
 
 use crate::config::ModelConfig;
 
@@ -12,7 +12,7 @@ use crate::config::ModelConfig;
 #[derive(Debug, PartialEq)]
 pub struct TargetModules {
     /// The adapted modules by their paths.
-    pub modules: BTreeMap<String, Shape>,
+    pub modules: BTreeMap<String, AdapterShape>,
     /// Whether they have magnitudes.
     pub dora: bool,
     /// Names of the tensors that are trained whole.

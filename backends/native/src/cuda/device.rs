@@ -11,21 +11,21 @@ pub use super::raw::{DeviceMemory, RawBuffer, RawGraph};
 use crate::error::Result;
 
 /// Device memory that is given back when its owner goes.
-pub struct Buffer {
+pub struct DeviceBuffer {
     gpu: Arc<dyn Gpu>,
     raw: RawBuffer,
     /// The pool that it is of.
     home: Arc<Pool>,
 }
 
-impl Buffer {
+impl DeviceBuffer {
     /// At least `bytes` bytes (one where that is 0) with any contents.
     ///
     /// # Errors
     /// If the device has no room.
     pub fn new(gpu: &Arc<dyn Gpu>, bytes: usize) -> Result<Self> {
         let home = gpu.pools().current();
-        Ok(Buffer { gpu: gpu.clone(), raw: home.get(&**gpu, bytes.max(1))?, home })
+        Ok(DeviceBuffer { gpu: gpu.clone(), raw: home.get(&**gpu, bytes.max(1))?, home })
     }
     /// Where it lies.
     pub fn raw(&self) -> RawBuffer {
@@ -37,7 +37,7 @@ impl Buffer {
     }
 }
 
-impl Drop for Buffer {
+impl Drop for DeviceBuffer {
     fn drop(&mut self) {
         if let Some(raw) = self.home.give(&*self.gpu, self.raw) {
             self.gpu.free(raw);
@@ -45,7 +45,7 @@ impl Drop for Buffer {
     }
 }
 
-impl fmt::Debug for Buffer {
+impl fmt::Debug for DeviceBuffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes of {}", self.raw.bytes, self.gpu.facts().name)
     }
@@ -55,7 +55,7 @@ impl fmt::Debug for Buffer {
 #[derive(Clone, Copy, Debug)]
 pub enum Arg<'a> {
     /// A pointer into a buffer, so many *bytes* from its start.
-    Buffer(&'a Buffer, usize),
+    Buffer(&'a DeviceBuffer, usize),
     /// A null pointer: the kernel's word for "not given".
     Null,
     /// `int`.
@@ -111,7 +111,7 @@ impl Element {
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
     /// Where its numbers lie.
-    pub buffer: &'a Buffer,
+    pub buffer: &'a DeviceBuffer,
     /// Its first *element*, counted from the start of the buffer.
     pub first: usize,
     /// How they are stored.
@@ -222,7 +222,7 @@ pub trait Gpu: DeviceMemory {
     /// Its pools of memory.
     fn pools(&self) -> &Pools;
 
-    /// Records from now on, instead of doing it, what this thread queues: [`super::graph::Graph`].
+    /// Records from now on, instead of doing it, what this thread queues: [`super::graph::CudaGraph`].
     ///
     /// # Errors
     /// If the device cannot, or records already.

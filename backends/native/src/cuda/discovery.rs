@@ -14,7 +14,7 @@ use crate::error::Result;
 
 /// A GPU, with what a report says of it.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct CudaFound {
     /// The GPU.
     pub device: Cuda,
     /// `cuda:0`, `cuda:emulated`.
@@ -27,7 +27,7 @@ pub struct Found {
 ///
 /// # Errors
 /// If it is not there, naming what is missing.
-pub fn open(number: usize, precision: Precision, graphs: bool) -> Result<Found> {
+pub fn open(number: usize, precision: Precision, graphs: bool) -> Result<CudaFound> {
     let driver = Driver::open(number, ptx::kernels())?;
     let (facts, cublas) = (driver.facts().clone(), driver.cublas_version());
     let (major, minor) = facts.compute_capability;
@@ -39,7 +39,7 @@ pub fn open(number: usize, precision: Precision, graphs: bool) -> Result<Found> 
         },
         "attention, elementwise: Karat's CUDA kernels".into(),
     ];
-    Ok(Found { device: of(Arc::new(driver), precision, graphs), name: format!("cuda:{number}"), facts: text })
+    Ok(CudaFound { device: of(Arc::new(driver), precision, graphs), name: format!("cuda:{number}"), facts: text })
 }
 
 /// Opens the emulator.
@@ -47,10 +47,10 @@ pub fn open(number: usize, precision: Precision, graphs: bool) -> Result<Found> 
 /// # Errors
 /// As [`Emulator::new`].
 #[cfg(feature = "emulator")]
-pub fn emulated(precision: Precision, graphs: bool) -> Result<Found> {
+pub fn emulated(precision: Precision, graphs: bool) -> Result<CudaFound> {
     let emulator = Emulator::new()?;
     let facts = vec![format!("{}: it says nothing of a GPU's speed", emulator.facts().name)];
-    Ok(Found { device: of(emulator, precision, graphs), name: "cuda:emulated".into(), facts })
+    Ok(CudaFound { device: of(emulator, precision, graphs), name: "cuda:emulated".into(), facts })
 }
 
 fn of(gpu: Arc<dyn Gpu>, precision: Precision, graphs: bool) -> Cuda {

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use karat_backend::BackendError;
 
-use self::api::{Address, Blas, Cuda, Handle, Status};
+use self::api::{Address, Blas, Cuda, CudaStatus, Handle};
 use self::cublas::GemmCall;
 use super::device::{Arg, Facts, Gemm, Gpu, Launch, RawBuffer};
 use super::pool::Pools;
@@ -82,8 +82,8 @@ fn driver_version(cuda: &Cuda) -> i32 {
 }
 
 /// Name and meaning of a status of the driver's.
-fn status_text(cuda: &Cuda, status: Status) -> String {
-    let text = |f: unsafe extern "C" fn(Status, *mut *const c_char) -> Status| {
+fn status_text(cuda: &Cuda, status: CudaStatus) -> String {
+    let text = |f: unsafe extern "C" fn(CudaStatus, *mut *const c_char) -> CudaStatus| {
         let mut text: *const c_char = ptr::null();
         // SAFETY: the driver writes a pointer to a constant text, or nothing.
         unsafe {
@@ -97,7 +97,7 @@ fn status_text(cuda: &Cuda, status: Status) -> String {
     }
 }
 
-fn ok(cuda: &Cuda, what: &str, status: Status) -> Result<()> {
+fn ok(cuda: &Cuda, what: &str, status: CudaStatus) -> Result<()> {
     match status {
         0 => Ok(()),
         _ => Err(BackendError::failed(format!("CUDA failed to {what}: {}", status_text(cuda, status)))),
@@ -312,11 +312,11 @@ impl Driver {
         }
     }
 
-    fn ok(&self, what: &str, status: Status) -> Result<()> {
+    fn ok(&self, what: &str, status: CudaStatus) -> Result<()> {
         ok(&self.cuda, what, status)
     }
 
-    fn blas_ok(&self, what: &str, status: Status) -> Result<()> {
+    fn blas_ok(&self, what: &str, status: CudaStatus) -> Result<()> {
         if status == 0 {
             return Ok(());
         }
@@ -635,7 +635,7 @@ impl Gpu for Driver {
     fn play_graph(&self, graph: RawGraph) -> Result<()> {
         let state = self.enter()?;
         state.not_recorded("a graph")?;
-        // SAFETY: the handle is one of `end_graph` that nobody has dropped: `Graph` owns it.
+        // SAFETY: the handle is one of `end_graph` that nobody has dropped: `CudaGraph` owns it.
         self.ok("launch a graph", unsafe { (self.cuda.cuGraphLaunch)(graph.0 as Handle, self.stream) })
     }
 

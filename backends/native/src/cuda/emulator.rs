@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use karat_backend::BackendError;
 
 use self::library::{Kernels, Run};
-pub use self::recording::Counts;
+pub use self::recording::DeviceCounts;
 use self::recording::{GemmCopy, MatrixCopy, Op, Word};
 use super::device::{Arg, Element, Facts, Gemm, Gpu, Launch, RawBuffer};
 use super::pool::Pools;
@@ -34,7 +34,7 @@ const SHARED_MEMORY: u32 = 99 << 10;
 
 /// In which order the threads of a block run between barriers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Order {
+pub enum BlockOrder {
     /// From the first to the last.
     #[default]
     Forward,
@@ -58,8 +58,8 @@ struct State {
     buffers: BTreeMap<u64, (usize, Holder)>,
     held: u64,
     peak: u64,
-    order: Order,
-    counts: Counts,
+    order: BlockOrder,
+    counts: DeviceCounts,
     recording: Option<Vec<Op>>,
     /// A request made while recording that cannot be recorded.
     refused: Option<String>,
@@ -101,7 +101,7 @@ impl Emulator {
     }
 
     /// Runs threads in this order from now on.
-    pub fn set_order(&self, order: Order) {
+    pub fn set_order(&self, order: BlockOrder) {
         self.state().order = order;
     }
 
@@ -116,12 +116,12 @@ impl Emulator {
     }
 
     /// How often it was asked for what.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> DeviceCounts {
         self.state().counts
     }
 
     /// Refuses what cannot be recorded while recording, and counts it otherwise.
-    fn now(&self, what: &str, count: impl FnOnce(&mut Counts)) -> Result<()> {
+    fn now(&self, what: &str, count: impl FnOnce(&mut DeviceCounts)) -> Result<()> {
         let mut state = self.state();
         if state.recording.is_some() {
             let message = format!("{what} while a graph is recorded");
@@ -235,9 +235,9 @@ impl Emulator {
         // A little-endian host: the first bytes of a word are the narrower value's.
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
         let mode = match self.state().order {
-            Order::Forward => 0,
-            Order::Backward => 1,
-            Order::Shuffled(seed) => seed.max(2),
+            BlockOrder::Forward => 0,
+            BlockOrder::Backward => 1,
+            BlockOrder::Shuffled(seed) => seed.max(2),
         };
         let mut error = [0 as c_char; 512];
         // SAFETY: emulate.cpp exports it with this type; the arguments have the types of the kernel's parameters, and that

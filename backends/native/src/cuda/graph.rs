@@ -14,12 +14,12 @@ use super::raw::RawGraph;
 use crate::error::Result;
 
 /// A recording.
-pub struct Graph {
+pub struct CudaGraph {
     gpu: Arc<dyn Gpu>,
     raw: RawGraph,
 }
 
-impl Graph {
+impl CudaGraph {
     /// Records what `work` queues, which is not done. The same work must have been done once before, with the same sizes: a
     /// device loads kernels at their first launch, which it may refuse to do here.
     ///
@@ -30,7 +30,7 @@ impl Graph {
         let done = work();
         let raw = gpu.end_graph();
         match done {
-            Ok(()) => Ok(Graph { gpu: gpu.clone(), raw: raw? }),
+            Ok(()) => Ok(CudaGraph { gpu: gpu.clone(), raw: raw? }),
             Err(e) => {
                 if let Ok(raw) = raw {
                     gpu.drop_graph(raw);
@@ -49,13 +49,13 @@ impl Graph {
     }
 }
 
-impl Drop for Graph {
+impl Drop for CudaGraph {
     fn drop(&mut self) {
         self.gpu.drop_graph(self.raw);
     }
 }
 
-impl fmt::Debug for Graph {
+impl fmt::Debug for CudaGraph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} of {}", self.raw, self.gpu.facts().name)
     }

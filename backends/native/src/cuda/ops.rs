@@ -5,7 +5,7 @@ mod head;
 mod linear;
 
 pub use self::head::chunk;
-use super::device::{Buffer, Element, Gemm, Matrix};
+use super::device::{DeviceBuffer, Element, Gemm, Matrix};
 use super::kernels::{self, Groups};
 use super::storage::{DeviceIndices, start};
 use super::{Cuda, CudaStorage, here, stored};
@@ -40,8 +40,8 @@ impl Cuda {
     }
 
     /// f32 scratch for sums over rows.
-    fn scratch(&self, rows: usize, width: usize) -> Result<Buffer> {
-        Buffer::new(&self.gpu, kernels::column_scratch(rows, width) * 4)
+    fn scratch(&self, rows: usize, width: usize) -> Result<DeviceBuffer> {
+        DeviceBuffer::new(&self.gpu, kernels::column_scratch(rows, width) * 4)
     }
 
     /// A gradient's sum and whether there is anything in it: else what is in the memory means nothing, and the caller stores.

@@ -3,7 +3,7 @@
 
 use karat_backend::BackendError;
 
-use super::kernels::optimizer::{Table, Trained};
+use super::kernels::optimizer::{ParameterTable, TrainedTensor};
 use super::{Cuda, here};
 use crate::device::{Optimizer, Parameter};
 use crate::error::Result;
@@ -14,7 +14,7 @@ use crate::tensor::{Gradient, Tensor};
 #[derive(Debug)]
 pub struct AdamW {
     device: Cuda,
-    table: Table,
+    table: ParameterTable,
     /// The table holds addresses into them.
     parameters: Vec<Parameter>,
 }
@@ -28,7 +28,7 @@ impl AdamW {
         let mut trained = Vec::with_capacity(parameters.len());
         for Parameter { tensor, moments: [m, v], decays } in &parameters {
             let tensor = here(tensor)?;
-            trained.push(Trained {
+            trained.push(TrainedTensor {
                 parameter: tensor.buffer(),
                 moments: [here(m)?.buffer(), here(v)?.buffer()],
                 lower: tensor.lower(),
@@ -36,7 +36,7 @@ impl AdamW {
                 decays: *decays,
             });
         }
-        let table = Table::new(&device.gpu, &trained)?;
+        let table = ParameterTable::new(&device.gpu, &trained)?;
         Ok(AdamW { device: device.clone(), table, parameters })
     }
 }

@@ -2,7 +2,7 @@
 
 use karat_backend::GenerateConfig;
 
-use super::device::{Arg, Buffer, Element};
+use super::device::{Arg, DeviceBuffer, Element};
 use super::kernels::decode;
 use super::storage::{CudaStorage, DeviceIndices, start};
 use crate::error::Result;
@@ -29,7 +29,7 @@ pub fn pick(logits: &CudaStorage, places: &[(usize, usize)], config: &GenerateCo
 pub fn pick_into(logits: &CudaStorage, [row, place, ids]: [Arg<'_>; 3], config: &GenerateConfig) -> Result<()> {
     let (device, shape) = (logits.device(), logits.matrix_dims());
     // Weights of a draw; a greedy one has none.
-    let weights = Buffer::new(&device.gpu, if config.temperature > 0.0 { shape.0 * shape.1 * 8 } else { 8 })?;
+    let weights = DeviceBuffer::new(&device.gpu, if config.temperature > 0.0 { shape.0 * shape.1 * 8 } else { 8 })?;
     let arguments = [logits.arg(), row, place, ids, start(&weights)];
     decode::sample(&*device.gpu, Element::F32, arguments, shape, config)
 }

@@ -12,7 +12,7 @@ use karat_backend::GenerateConfig;
 
 use super::arena::Arena;
 use super::cache::Slots;
-use super::graph::Graph;
+use super::graph::CudaGraph;
 use crate::device::{Feed, Forward, KvCache, Next};
 use crate::error::Result;
 use crate::tensor::{Starts, Tensor};
@@ -24,7 +24,7 @@ type Class = (usize, usize);
 pub struct Steps {
     slots: Slots,
     /// Of the last recording; its memory goes after it.
-    recording: Option<(Class, Graph)>,
+    recording: Option<(Class, CudaGraph)>,
     arena: Arc<Arena>,
     last: Option<Class>,
     /// Whether recordings are made.
@@ -40,7 +40,7 @@ impl Steps {
         Steps { slots, recording: None, arena, last: None, records, complaint: None }
     }
 
-    fn recorded(&self, class: Class) -> Option<&Graph> {
+    fn recorded(&self, class: Class) -> Option<&CudaGraph> {
         self.recording.as_ref().filter(|(of, _)| *of == class).map(|(_, graph)| graph)
     }
 }
@@ -84,7 +84,7 @@ impl KvCache for Steps {
         };
         if self.records && self.last == Some(class) && self.recorded(class).is_none() {
             let gpu = self.slots.device().gpu.clone();
-            match Graph::record(&gpu, || run(self)) {
+            match CudaGraph::record(&gpu, || run(self)) {
                 Ok(graph) => self.recording = Some((class, graph)),
                 Err(e) => {
                     (self.records, self.recording) = (false, None);

@@ -7,14 +7,14 @@ use karat_backend::BackendError;
 use rayon::prelude::*;
 
 use super::Cuda;
-use super::device::{Arg, Buffer, Element, Matrix};
+use super::device::{Arg, DeviceBuffer, Element, Matrix};
 use crate::error::Result;
-use crate::ops::rope::Table;
+use crate::ops::rope::RotaryTable;
 use crate::tensor::{Angles, Indices, Starts, Storage, Tensor, View};
 use karat_kernels::memory::mmap::Elements;
 
 /// A buffer as the argument of a kernel.
-pub fn start(buffer: &Buffer) -> Arg<'_> {
+pub fn start(buffer: &DeviceBuffer) -> Arg<'_> {
     Arg::Buffer(buffer, 0)
 }
 
@@ -34,11 +34,11 @@ pub fn join(upper: u16, lower: u16) -> f32 {
 #[derive(Debug)]
 pub struct CudaStorage {
     device: Cuda,
-    buffer: Buffer,
+    buffer: DeviceBuffer,
     element: Element,
     /// Of a matrix kept in f32 on a device that computes in bf16: the lower halves of its numbers; `buffer` has the upper ones,
     /// which are what products read ([`split`]).
-    lower: Option<Buffer>,
+    lower: Option<DeviceBuffer>,
     shape: Vec<usize>,
 }
 
@@ -49,7 +49,7 @@ impl CudaStorage {
     /// If the device has no room.
     pub fn any(device: &Cuda, element: Element, shape: &[usize]) -> Result<Self> {
         let n: usize = shape.iter().product();
-        let buffer = Buffer::new(&device.gpu, n * element.size())?;
+        let buffer = DeviceBuffer::new(&device.gpu, n * element.size())?;
         Ok(CudaStorage { device: device.clone(), buffer, element, lower: None, shape: shape.to_vec() })
     }
 
@@ -67,10 +67,10 @@ impl CudaStorage {
     /// If the device has no room.
     pub fn master(device: &Cuda, data: &[f32], shape: &[usize]) -> Result<Self> {
         let (element, lower) = match (device.activations, shape.len()) {
-            (Element::Bf16, 2) => (Element::Bf16, Some(Buffer::new(&device.gpu, data.len() * size_of::<u16>())?)),
+            (Element::Bf16, 2) => (Element::Bf16, Some(DeviceBuffer::new(&device.gpu, data.len() * size_of::<u16>())?)),
             _ => (Element::F32, None),
         };
-        let buffer = Buffer::new(&device.gpu, data.len() * element.size())?;
+        let buffer = DeviceBuffer::new(&device.gpu, data.len() * element.size())?;
         let t = CudaStorage { device: device.clone(), buffer, element, lower, shape: shape.to_vec() };
         t.set(data)?;
         Ok(t)
@@ -115,11 +115,11 @@ impl CudaStorage {
         self.element
     }
     /// Its memory.
-    pub fn buffer(&self) -> &Buffer {
+    pub fn buffer(&self) -> &DeviceBuffer {
         &self.buffer
     }
     /// The lower halves of its numbers, if it is split.
-    pub fn lower(&self) -> Option<&Buffer> {
+    pub fn lower(&self) -> Option<&DeviceBuffer> {
         self.lower.as_ref()
     }
     /// Its memory as the argument of a kernel, without lower halves.
@@ -182,7 +182,7 @@ impl CudaStorage {
         if n == 0 {
             return Ok(Vec::new());
         }
-        let halves = |buffer: &Buffer| -> Result<Vec<u16>> {
+        let halves = |buffer: &DeviceBuffer| -> Result<Vec<u16>> {
             let mut data = vec![0u16; n];
             gpu.download(buffer.raw(), 0, bytemuck::cast_slice_mut(&mut data))?;
             Ok(data)
@@ -252,7 +252,7 @@ impl Storage for CudaStorage {
 /// Whole numbers on a device; clones share them.
 #[derive(Clone, Debug)]
 pub struct DeviceIndices {
-    buffer: Arc<Buffer>,
+    buffer: Arc<DeviceBuffer>,
     /// The first of them.
     first: usize,
 }
@@ -272,7 +272,7 @@ impl DeviceIndices {
     /// # Errors
     /// If the device has no room.
     pub fn any(device: &Cuda, n: usize) -> Result<Self> {
-        Ok(DeviceIndices { buffer: Arc::new(Buffer::new(&device.gpu, n * size_of::<u32>())?), first: 0 })
+        Ok(DeviceIndices { buffer: Arc::new(DeviceBuffer::new(&device.gpu, n * size_of::<u32>())?), first: 0 })
     }
     /// Puts `host` where they begin.
     ///
@@ -345,7 +345,7 @@ impl DeviceAngles {
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn upload(device: &Cuda, table: &Table) -> Result<Self> {
+    pub fn upload(device: &Cuda, table: &RotaryTable) -> Result<Self> {
         let copy = |data: &[f32]| -> Result<CudaStorage> {
             let t = CudaStorage::any(device, Element::F32, &[data.len()])?;
             t.set(data)?;

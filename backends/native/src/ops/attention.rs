@@ -197,7 +197,7 @@ pub struct Before<'a> {
     /// Position of each token.
     pub positions: &'a [u32],
     /// Angles by which queries and keys were turned.
-    pub table: &'a rope::Table,
+    pub table: &'a rope::RotaryTable,
     /// The norms of the heads of `q` and `k`, if there are any.
     pub norms: Option<[Normed<'a>; 2]>,
 }
@@ -518,7 +518,7 @@ mod tests {
         let (starts, d) = ([0, 70, 100], HEADS.dim);
         let [q, k, v, g, out, mut dq, mut dk, dv] = run(Precision::Bf16, &starts);
         let positions: Vec<u32> = (0..70).chain(0..30).collect();
-        let table = rope::Table::new(&karat_model::Rope::plain(1e4), d, 70);
+        let table = rope::RotaryTable::new(&karat_model::Rope::plain(1e4), d, 70);
         let narrowed = |x: &[f32]| {
             let mut y = vec![bf16::ZERO; x.len()];
             narrow_here(x, &mut y);

@@ -15,17 +15,17 @@ const ROWS: usize = 32;
 /// Cosines and sines of `position * frequency`, `[positions, head_dim / 2]` each, times the embedding's attention factor: a
 /// factor other than 1 scales queries and keys alike, and their gradients on the way back.
 #[derive(Clone, Debug, Default)]
-pub struct Table {
+pub struct RotaryTable {
     half: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
-impl Table {
+impl RotaryTable {
     /// The table of the first `positions` of `rope`.
     pub fn new(rope: &Rope, head_dim: usize, positions: usize) -> Self {
         let (cos, sin) = rope.tables(head_dim, positions);
-        Table { half: head_dim / 2, cos, sin }
+        RotaryTable { half: head_dim / 2, cos, sin }
     }
     /// All cosines.
     pub fn cos(&self) -> &[f32] {
@@ -65,7 +65,7 @@ fn turn(row: &mut [f32], cos: &[f32], sin: &[f32], inverse: bool) {
 
 /// Rotates every head of `x` `[tokens, heads * head_dim]` in place by the angle of the token's position; `inverse`
 /// rotates back: the gradient.
-pub fn rotate(x: &mut [f32], positions: &[u32], heads: usize, table: &Table, inverse: bool) {
+pub fn rotate(x: &mut [f32], positions: &[u32], heads: usize, table: &RotaryTable, inverse: bool) {
     let half = table.half;
     let width = heads * 2 * half;
     x.par_chunks_mut(ROWS * width).zip(positions.par_chunks(ROWS)).for_each(|(x, positions)| {
@@ -91,7 +91,7 @@ pub fn forward_narrow<T: Number>(
     norm: Option<HeadNorm<'_>>,
     positions: &[u32],
     heads: usize,
-    table: &Table,
+    table: &RotaryTable,
     y: &mut [bf16],
 ) {
     let half = table.half;
@@ -154,7 +154,7 @@ mod tests {
     fn forward_and_backward_match_f64_and_undo_each_other() {
         let (heads, head_dim, positions) = (3, 8, [0u32, 1, 2, 0, 7]);
         let n = positions.len() * heads * head_dim;
-        let (x, g, table) = (noise(n, 1), noise(n, 2), Table::new(&Rope::plain(1e4), head_dim, 8));
+        let (x, g, table) = (noise(n, 1), noise(n, 2), RotaryTable::new(&Rope::plain(1e4), head_dim, 8));
         assert_eq!(table.positions(), 8);
         let mut y = x.clone();
         rotate(&mut y, &positions, heads, &table, false);
@@ -170,7 +170,7 @@ mod tests {
     fn one_pass_gives_the_bits_of_norm_rotation_and_rounding_in_a_row() {
         let (heads, head_dim, tokens) = (3, 8, 70u32);
         let positions: Vec<u32> = (0..tokens).map(|t| t * 5 % 64).collect();
-        let table = Table::new(&Rope::plain(1e4), head_dim, 64);
+        let table = RotaryTable::new(&Rope::plain(1e4), head_dim, 64);
         let n = positions.len() * heads * head_dim;
         let (x, w) = (noise(n, 1), noise(head_dim, 2));
         let mut kept = vec![bf16::ZERO; n];

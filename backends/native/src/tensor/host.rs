@@ -9,7 +9,7 @@ use karat_backend::BackendError;
 use karat_model::Rope;
 
 use crate::error::Result;
-use crate::ops::rope::Table;
+use crate::ops::rope::RotaryTable;
 
 /// A device's copy of numbers of the host, made at its first use.
 #[derive(Default)]
@@ -104,21 +104,21 @@ impl Deref for Starts {
 /// Cosines and sines of the rotary embedding.
 #[derive(Debug, Default)]
 pub struct Angles {
-    table: Table,
+    table: RotaryTable,
     copy: DeviceCopy,
 }
 
 impl Angles {
-    /// Those of the first `positions`: [`Table::new`].
+    /// Those of the first `positions`: [`RotaryTable::new`].
     pub fn new(rope: &Rope, head_dim: usize, positions: usize) -> Self {
-        Angles { table: Table::new(rope, head_dim, positions), copy: DeviceCopy::default() }
+        Angles { table: RotaryTable::new(rope, head_dim, positions), copy: DeviceCopy::default() }
     }
     /// Positions in the table.
     pub fn positions(&self) -> usize {
         self.table.positions()
     }
     /// The table on the host.
-    pub fn table(&self) -> &Table {
+    pub fn table(&self) -> &RotaryTable {
         &self.table
     }
     /// The device's copy.

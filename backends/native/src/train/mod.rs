@@ -24,7 +24,7 @@ use crate::adapter;
 use crate::device::{Device, Optimizer, Parameter};
 use crate::error::Result;
 use crate::linear::{Dropout, Gradients};
-use crate::memory::{Training, held, peak};
+use crate::memory::{TrainingShape, held, peak};
 use crate::model::{Decoder, Targets, excluded_from_decay};
 use crate::ops::adamw::Update;
 use crate::profile;
@@ -165,7 +165,7 @@ fn announce(
     eval: LabelledView<'_>,
     sink: &mut dyn EventSink,
 ) {
-    let run = Training::of(model, plan, train, eval);
+    let run = TrainingShape::of(model, plan, train, eval);
     let needs = peak(&model.config, &run);
     arena::expect(usize::try_from(needs.passes).unwrap_or(usize::MAX));
     for (level, message) in run.remarks(&needs, held(model), memory::available()) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use karat_native::config::ModelConfig;
 use karat_native::cuda::Cuda;
 use karat_native::cuda::device::Element;
-use karat_native::cuda::emulator::{Counts, Emulator};
+use karat_native::cuda::emulator::{DeviceCounts, Emulator};
 use karat_native::device::Device;
 use karat_native::generate;
 use karat_native::model::Decoder;
@@ -100,7 +100,7 @@ fn bench(recorded: bool) -> Bench {
 }
 
 /// Device operations between one event and the next.
-fn apart(all: &[Counts]) -> Vec<Counts> {
+fn apart(all: &[DeviceCounts]) -> Vec<DeviceCounts> {
     all.windows(2).map(|w| w[1] - w[0]).collect()
 }
 
@@ -126,12 +126,12 @@ fn a_steady_step_of_generation_is_one_launch_and_one_copy_of_ids() {
             assert!(steps[0].allocated > 0 && steps[0].uploads == 1 && steps[0].played == 0, "{:?}", steps[0]);
             // Beside the layers: the embedding, the last norm, the draw, counting on; the head's product.
             let (launches, products) = (2 * LAYER.0 + 4, 2 * LAYER.1 + 1);
-            let live = Counts { downloads: 1, launches, products, ..Counts::default() };
+            let live = DeviceCounts { downloads: 1, launches, products, ..DeviceCounts::default() };
             let steady = match recorded {
-                true => Counts { downloads: 1, played: 1, ..Counts::default() },
+                true => DeviceCounts { downloads: 1, played: 1, ..DeviceCounts::default() },
                 false => live,
             };
-            assert_eq!(steps[1], Counts { recorded: u64::from(recorded), ..steady }, "{recorded} {temperature}");
+            assert_eq!(steps[1], DeviceCounts { recorded: u64::from(recorded), ..steady }, "{recorded} {temperature}");
             steps[2..].iter().for_each(|step| assert_eq!(*step, steady, "{recorded} {temperature}"));
         }
     }

@@ -1,6 +1,6 @@
 use karat_kernels::gemm::Mat;
 use karat_native::cuda::device::Element;
-use karat_native::cuda::kernels::attention::{Rows, attention, attention_backward};
+use karat_native::cuda::kernels::attention::{PackedRows, attention, attention_backward};
 use karat_native::device::Precision;
 use karat_native::ops::attention as cpu;
 use karat_native::ops::attention::Heads;
@@ -86,7 +86,7 @@ fn check(t: Element, case: &Case) {
         |d| {
             let at: Vec<u32> = starts.iter().map(|s| *s as u32).collect();
             let starts = d.put_u32(&at);
-            let rows = Rows { strides, ..Rows::dense(starts.arg(), lengths.len(), longest, tokens, heads) };
+            let rows = PackedRows { strides, ..PackedRows::dense(starts.arg(), lengths.len(), longest, tokens, heads) };
             let put = |x: &[f32], width, i: usize| d.put(&spread(x, width, strides[i]), t);
             let (q, k, v, dout) = (put(&q, qw, 0), put(&k, kw, 1), put(&v, kw, 2), d.put(&dout, t));
             let (out, lse) = (d.fresh(tokens * qw, t), d.fresh(tokens * queries, Element::F32));

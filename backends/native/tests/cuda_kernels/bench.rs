@@ -5,9 +5,9 @@
 use std::sync::{Arc, OnceLock};
 
 pub use karat_kernels::testing::noise;
-use karat_native::cuda::device::{Arg, Buffer, Element, Gpu};
+use karat_native::cuda::device::{Arg, DeviceBuffer, Element, Gpu};
 use karat_native::cuda::driver::Driver;
-use karat_native::cuda::emulator::{Emulator, Order};
+use karat_native::cuda::emulator::{BlockOrder, Emulator};
 use karat_native::cuda::{join, ptx, split};
 
 pub const BOTH: [Element; 2] = [Element::F32, Element::Bf16];
@@ -20,7 +20,7 @@ pub struct Bench {
 
 /// A tensor on a device.
 pub struct Held {
-    pub buffer: Buffer,
+    pub buffer: DeviceBuffer,
     pub element: Element,
     pub len: usize,
 }
@@ -43,7 +43,7 @@ impl Bench {
         &self.gpu
     }
     /// The first `n` f32 of a buffer.
-    pub fn floats(&self, buffer: &Buffer, n: usize) -> Vec<f32> {
+    pub fn floats(&self, buffer: &DeviceBuffer, n: usize) -> Vec<f32> {
         let mut floats = vec![0f32; n];
         self.gpu.download(buffer.raw(), 0, bytemuck::cast_slice_mut(&mut floats)).unwrap();
         floats
@@ -52,7 +52,7 @@ impl Bench {
         self.emulator.is_some()
     }
     fn hold(&self, bytes: &[u8], element: Element, len: usize) -> Held {
-        let buffer = Buffer::new(&self.gpu, bytes.len()).unwrap();
+        let buffer = DeviceBuffer::new(&self.gpu, bytes.len()).unwrap();
         if !bytes.is_empty() {
             self.gpu.upload(bytes, buffer.raw(), 0).unwrap();
         }
@@ -127,7 +127,7 @@ pub fn prove(compute: impl Fn(&Bench) -> Vec<Vec<f32>>, check: impl Fn(&str, &[V
             let bench = Bench { gpu: emulator.clone(), emulator: Some(emulator.clone()) };
             let got = compute(&bench);
             check("emulator", &got);
-            for order in [Order::Backward, Order::Shuffled(11)] {
+            for order in [BlockOrder::Backward, BlockOrder::Shuffled(11)] {
                 emulator.set_order(order);
                 assert!(bits(&compute(&bench)) == bits(&got), "{order:?}: the order of threads shows");
             }

@@ -146,7 +146,7 @@ fn a_logit_that_is_no_number_is_no_token() {
 fn a_recording_does_what_was_recorded_each_time_it_is_played() {
     use karat_native::cuda::arena::Arena;
     use karat_native::cuda::device::Buffer;
-    use karat_native::cuda::graph::Graph;
+    use karat_native::cuda::graph::CudaGraph;
     use karat_native::cuda::kernels;
 
     prove(
@@ -157,7 +157,7 @@ fn a_recording_does_what_was_recorded_each_time_it_is_played() {
             let one = d.put_f32(&[1.0]);
             let work = || {
                 arena.within(|| {
-                    let copy = Buffer::new(d.shared_gpu(), 16)?;
+                    let copy = DeviceBuffer::new(d.shared_gpu(), 16)?;
                     d.gpu().zero(copy.raw(), 0, 16)?;
                     kernels::add(d.gpu(), Element::F32, [Arg::Buffer(&copy, 0), y.arg()], 4)?;
                     kernels::add(d.gpu(), Element::F32, [x.arg(), Arg::Buffer(&copy, 0)], 4)?;
@@ -175,7 +175,7 @@ fn a_recording_does_what_was_recorded_each_time_it_is_played() {
             };
             // As it comes, then recorded: which does nothing.
             work().unwrap();
-            let graph = Graph::record(d.shared_gpu(), work).unwrap();
+            let graph = CudaGraph::record(d.shared_gpu(), work).unwrap();
             assert_eq!((d.get(&x), d.get(&y)), (vec![1.5, 2.5, 3.5, 4.5], vec![1.0; 4]));
             // Others may use memory meanwhile, but not that of the recording.
             let other = d.put_f32(&[9.0; 4]);
@@ -185,7 +185,7 @@ fn a_recording_does_what_was_recorded_each_time_it_is_played() {
             assert_eq!(d.get(&other), [9.0; 4]);
 
             // What could not be played again is refused, and the device goes on.
-            let too_large = || arena.within(|| Buffer::new(d.shared_gpu(), 4096).map(drop));
+            let too_large = || arena.within(|| DeviceBuffer::new(d.shared_gpu(), 4096).map(drop));
             type Ask<'a> = &'a dyn Fn() -> karat_native::error::Result<()>;
             let refused: [(&str, Ask<'_>); 4] = [
                 ("an allocation", &too_large),
@@ -194,7 +194,7 @@ fn a_recording_does_what_was_recorded_each_time_it_is_played() {
                 ("waiting", &|| d.gpu().synchronize()),
             ];
             for (what, ask) in refused {
-                let error = Graph::record(d.shared_gpu(), ask).unwrap_err();
+                let error = CudaGraph::record(d.shared_gpu(), ask).unwrap_err();
                 assert_eq!(error.message, format!("{what} while a graph is recorded"));
                 ask().unwrap();
             }

@@ -16,8 +16,8 @@ fn rotation_is_the_cpus_to_the_bit_and_undoes_itself() {
             let strides = [queries * dim + gap, keys * dim + gap];
             let x = |i: usize| rounded(noise(positions.len() * strides[i], 1 + i as u64), t);
             let (q, k) = (x(0), x(1));
-            let table = rope::Table::new(&karat_model::Rope::plain(theta), dim, 8192);
-            // The table as a device has it: by the angles of rope::Table.
+            let table = rope::RotaryTable::new(&karat_model::Rope::plain(theta), dim, 8192);
+            // The table as a device has it: by the angles of rope::RotaryTable.
             let angle = |p: u32, i: usize| f64::from(p as f32 * (theta.powf(-2.0 * i as f64 / dim as f64) as f32));
             let tables = |f: fn(f64) -> f64| -> Vec<f32> {
                 (0..8192).flat_map(|p| (0..dim / 2).map(move |i| f(angle(p, i)) as f32)).collect()

@@ -1,7 +1,7 @@
 use karat_kernels::lora::{self, LoraDelta};
 use karat_kernels::memory::mmap::Elements;
 use karat_native::cuda::device::{Arg, Element};
-use karat_native::cuda::kernels::optimizer::{Table, Trained};
+use karat_native::cuda::kernels::optimizer::{ParameterTable, TrainedTensor};
 use karat_native::cuda::{join, kernels, split};
 use karat_native::ops::adamw::{self, Update};
 use karat_native::ops::dropout::{self, Key};
@@ -108,16 +108,16 @@ impl Tensors<'_> {
         let beside = sizes.iter().enumerate().map(beside).collect();
         Tensors { parameters: sizes.iter().enumerate().map(parameter).collect(), beside, sizes }
     }
-    fn table(&self, d: &Bench) -> Table {
+    fn table(&self, d: &Bench) -> ParameterTable {
         let mut all = Vec::new();
         for (i, (((parameter, lower), held), n)) in self.parameters.iter().zip(&self.beside).zip(self.sizes).enumerate()
         {
             let [m, v, _] = held.each_ref().map(|h| &h.buffer);
             let (parameter, lower) = (&parameter.buffer, lower.as_ref().map(|half| &half.buffer));
             // The first two have no decay.
-            all.push(Trained { parameter, moments: [m, v], lower, elements: *n, decays: i > 1 });
+            all.push(TrainedTensor { parameter, moments: [m, v], lower, elements: *n, decays: i > 1 });
         }
-        let table = Table::new(d.shared_gpu(), &all).unwrap();
+        let table = ParameterTable::new(d.shared_gpu(), &all).unwrap();
         let gradients: Vec<_> = self.beside.iter().map(|[.., g]| (&g.buffer, g.element)).collect();
         table.point(d.gpu(), &gradients).unwrap();
         table

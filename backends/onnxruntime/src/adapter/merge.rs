@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use karat_backend::{BackendError, Dtype};
-use karat_model::checkpoint::Layout;
+use karat_model::checkpoint::CheckpointLayout;
 use karat_model::peft::{Adapter, tied_embedding};
 use karat_model::{EMBEDDING, HEAD, ModelConfig, Rounding};
 use karat_system::fsio::{self, PassingFolder};
@@ -31,7 +31,7 @@ pub fn write(base: &Path, adapter: &Path, folder: &Path) -> Result<Vec<String>, 
         let place = folder.display();
         return Err(BackendError::failed(format!("{place} already holds something; merge into a new folder")));
     }
-    let checkpoint = Layout::of_folder(base)?;
+    let checkpoint = CheckpointLayout::of_folder(base)?;
     let disk = |e: &dyn std::error::Error| {
         BackendError::failed(format!("could not write the merged model {}", folder.display())).because(e)
     };
@@ -59,7 +59,7 @@ pub fn write(base: &Path, adapter: &Path, folder: &Path) -> Result<Vec<String>, 
 /// The base's configuration with the element type that is written, and with a head of its own if the adapter brings one.
 fn configuration(
     read: &ModelConfig,
-    checkpoint: &Layout,
+    checkpoint: &CheckpointLayout,
     adapter: &Adapter,
 ) -> Result<Map<String, Value>, BackendError> {
     let mut config = read.raw.clone();
@@ -81,7 +81,7 @@ fn configuration(
 }
 
 /// Writes the tensors; returns what the merged ones would lose in the type that they were stored in.
-fn tensors(checkpoint: &Layout, adapter: &Adapter, path: &Path) -> Result<Rounding, BackendError> {
+fn tensors(checkpoint: &CheckpointLayout, adapter: &Adapter, path: &Path) -> Result<Rounding, BackendError> {
     let disk =
         |e: &dyn std::error::Error| BackendError::failed(format!("could not write {}", path.display())).because(e);
     let mut names: BTreeSet<&str> = checkpoint.names().collect();

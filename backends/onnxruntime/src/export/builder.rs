@@ -5,14 +5,14 @@ use std::ops::Range;
 
 use karat_backend::{BackendError, Event, EventSink, Flow};
 use karat_model::ModelConfig;
-use karat_model::checkpoint::Layout;
+use karat_model::checkpoint::CheckpointLayout;
 use karat_model::peft::Adapter;
 
-use super::external_data::DataFile;
+use super::external_data::ExternalDataFile;
 use super::quantize::{BLOCK, Quantized, blocks, quantize, zero_point_bytes};
 use crate::adapter::transpose;
 use crate::operators::Operators;
-use crate::proto::{Attribute, Dim, Element, Graph, inline_tensor, node, value_info};
+use crate::proto::{Attribute, DataType, Dim, OnnxGraph, inline_tensor, node, value_info};
 use crate::weight_format::WeightFormat;
 
 use super::packed_weight::PackedWeight;
@@ -25,7 +25,7 @@ const STRETCH: usize = 4 << 20;
 /// Where weights come from and what they become.
 pub struct Source<'a> {
     /// The base model.
-    pub checkpoint: &'a Layout,
+    pub checkpoint: &'a CheckpointLayout,
     /// Merged into it.
     pub adapter: Option<&'a Adapter>,
     /// Declare the factors of a LoRA on every linear layer as inputs that may be fed.
@@ -67,10 +67,10 @@ pub struct Builder<'a> {
     pub source: &'a Source<'a>,
     /// Hears of every tensor, and may stop.
     pub sink: &'a mut dyn EventSink,
-    pub data: DataFile,
-    pub graph: Graph,
+    pub data: ExternalDataFile,
+    pub graph: OnnxGraph,
     /// Element type of activations.
-    pub element: Element,
+    pub element: DataType,
     /// Tensors of the checkpoint that went into the graph.
     pub used: BTreeSet<String>,
     /// Linear layers an adapter may be on, with `[input, output]`.
@@ -118,11 +118,11 @@ impl Builder<'_> {
     /// A constant of integers inside the model file.
     pub fn i64(&mut self, name: &str, shape: &[usize], values: &[i64]) {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.graph.initializers.push(inline_tensor(name, Element::I64, shape, &bytes));
+        self.graph.initializers.push(inline_tensor(name, DataType::I64, shape, &bytes));
     }
 
     /// A conversion of elements.
-    pub fn cast(&mut self, name: &str, x: &str, output: &str, to: Element) {
+    pub fn cast(&mut self, name: &str, x: &str, output: &str, to: DataType) {
         self.node("Cast", name, &[x], &[output], &[("to", Attribute::Int(to as i64))]);
     }
 
@@ -131,10 +131,10 @@ impl Builder<'_> {
     pub fn norm(&mut self, path: &str, x: &str, weight: &str, output: &str) {
         let part = |what: &str| format!("{output}.{what}");
         let (square, mean, shifted, root) = (part("square"), part("mean"), part("shifted"), part("root"));
-        let narrow = self.element != Element::F32;
+        let narrow = self.element != DataType::F32;
         let wide = if narrow { part("wide") } else { x.to_string() };
         if narrow {
-            self.cast(&format!("{path}/Cast"), x, &wide, Element::F32);
+            self.cast(&format!("{path}/Cast"), x, &wide, DataType::F32);
         }
         self.node("Pow", &format!("{path}/Pow"), &[&wide, "f32.two"], &[&square], &[]);
         let keep = [("keepdims", Attribute::Int(1))];
@@ -197,7 +197,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    pub(super) fn declare(&mut self, name: &str, element: Element, shape: &[usize], offset: u64) {
+    pub(super) fn declare(&mut self, name: &str, element: DataType, shape: &[usize], offset: u64) {
         let placed = self.data.end(offset);
         self.graph.initializers.push(self.data.initializer(name, element, shape, placed));
     }
@@ -308,9 +308,9 @@ impl Builder<'_> {
         }
         let packed = Packed::of(name, bits);
         let shape = [rows, blocks(columns), BLOCK * bits / 8];
-        self.declare(&packed.weights, Element::U8, &shape, offset);
+        self.declare(&packed.weights, DataType::U8, &shape, offset);
         if table {
-            self.declare(&format!("{}.table", packed.weights), Element::U8, &[rows, columns * bits / 8], offset);
+            self.declare(&format!("{}.table", packed.weights), DataType::U8, &[rows, columns * bits / 8], offset);
         }
         self.put_scales(&packed, rows, columns, bits, &scales, &zero_points)?;
         Ok(packed)
@@ -328,7 +328,7 @@ impl Builder<'_> {
         self.floats(&packed.scales, &[rows, blocks(columns)], scales)?;
         let offset = self.data.begin()?;
         self.data.put(zero_points)?;
-        self.declare(&packed.zero_points, Element::U8, &[rows, zero_point_bytes(columns, bits)], offset);
+        self.declare(&packed.zero_points, DataType::U8, &[rows, zero_point_bytes(columns, bits)], offset);
         Ok(())
     }
 
@@ -389,7 +389,7 @@ impl Builder<'_> {
                 let offset = self.data.begin()?;
                 self.data.put(&weights)?;
                 let shape = [output, blocks(input), BLOCK * bits / 8];
-                self.declare(&packed.weights, Element::U8, &shape, offset);
+                self.declare(&packed.weights, DataType::U8, &shape, offset);
                 self.put_scales(&packed, output, input, bits, &scales, &zero_points)?;
                 self.matmul_bits(&format!("{path}/MatMul"), x, &packed, input, output, bits, &result);
             }

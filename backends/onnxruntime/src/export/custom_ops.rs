@@ -10,7 +10,7 @@ use karat_kernels::gemm::tile::PANEL;
 use super::builder::Builder;
 use super::packed_weight::PackedWeight;
 use crate::operators::DOMAIN;
-use crate::proto::{Attribute, Element, node};
+use crate::proto::{Attribute, DataType, node};
 use crate::weight_format::WeightFormat;
 
 impl Builder<'_> {
@@ -107,7 +107,7 @@ impl Builder<'_> {
             return Ok(PackedType::without_loss(values));
         }
         match values.iter().find(|v| !bf16::from_f32(**v).is_finite()) {
-            Some(value) => Err(super::external_data::beyond(name, *value, Element::Bf16)),
+            Some(value) => Err(super::external_data::beyond(name, *value, DataType::Bf16)),
             None => Ok(PackedType::Bf16),
         }
     }
@@ -124,7 +124,7 @@ impl Builder<'_> {
         storage: PackedType,
         offset: u64,
     ) -> Result<PackedWeight, BackendError> {
-        self.declare(&name, Element::U8, &[storage.bytes(n, k)], offset);
+        self.declare(&name, DataType::U8, &[storage.bytes(n, k)], offset);
         Ok(PackedWeight { name, n, k, storage })
     }
 }

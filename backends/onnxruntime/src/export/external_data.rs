@@ -8,13 +8,13 @@ use half::{bf16, f16};
 use karat_backend::BackendError;
 use rayon::prelude::*;
 
-use crate::proto::{Element, Message, external_tensor};
+use crate::proto::{DataType, ProtoMessage, external_tensor};
 
 /// Tensors start at multiples of this, so that the runtime can map them.
 const ALIGNMENT: u64 = 4096;
 
 /// A file of weights under construction.
-pub struct DataFile {
+pub struct ExternalDataFile {
     path: PathBuf,
     name: String,
     file: BufWriter<File>,
@@ -28,7 +28,7 @@ pub struct Placed {
     length: u64,
 }
 
-impl DataFile {
+impl ExternalDataFile {
     /// A new file at `path`.
     ///
     /// # Errors
@@ -36,7 +36,12 @@ impl DataFile {
     pub fn create(path: &Path) -> Result<Self, BackendError> {
         let file = File::create(path).map_err(|e| disk(path, &e))?;
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(DataFile { path: path.to_path_buf(), name, file: BufWriter::with_capacity(1 << 20, file), offset: 0 })
+        Ok(ExternalDataFile {
+            path: path.to_path_buf(),
+            name,
+            file: BufWriter::with_capacity(1 << 20, file),
+            offset: 0,
+        })
     }
 
     /// Starts a tensor; its bytes are those that are put before the next one starts.
@@ -68,18 +73,18 @@ impl DataFile {
     ///
     /// # Errors
     /// A value that the element type cannot hold; a disk error.
-    pub fn put_floats(&mut self, tensor: &str, values: &[f32], element: Element) -> Result<(), BackendError> {
+    pub fn put_floats(&mut self, tensor: &str, values: &[f32], element: DataType) -> Result<(), BackendError> {
         for chunk in values.chunks(1 << 20) {
             let mut bytes = vec![0; chunk.len() * element.bytes()];
             let places = bytes.par_chunks_exact_mut(element.bytes()).zip(chunk.par_iter());
             places.for_each(|(place, &v)| match element {
-                Element::F16 => place.copy_from_slice(&f16::from_f32(v).to_le_bytes()),
-                Element::Bf16 => place.copy_from_slice(&bf16::from_f32(v).to_le_bytes()),
+                DataType::F16 => place.copy_from_slice(&f16::from_f32(v).to_le_bytes()),
+                DataType::Bf16 => place.copy_from_slice(&bf16::from_f32(v).to_le_bytes()),
                 _ => place.copy_from_slice(&v.to_le_bytes()),
             });
             let overflow = match element {
-                Element::F16 => chunk.iter().find(|&&v| !f16::from_f32(v).is_finite()),
-                Element::Bf16 => chunk.iter().find(|&&v| !bf16::from_f32(v).is_finite()),
+                DataType::F16 => chunk.iter().find(|&&v| !f16::from_f32(v).is_finite()),
+                DataType::Bf16 => chunk.iter().find(|&&v| !bf16::from_f32(v).is_finite()),
                 _ => None,
             };
             if let Some(value) = overflow {
@@ -91,7 +96,7 @@ impl DataFile {
     }
 
     /// The declaration of a tensor.
-    pub fn initializer(&self, name: &str, element: Element, shape: &[usize], placed: Placed) -> Message {
+    pub fn initializer(&self, name: &str, element: DataType, shape: &[usize], placed: Placed) -> ProtoMessage {
         external_tensor(name, element, shape, &self.name, placed.offset, placed.length)
     }
 
@@ -107,7 +112,7 @@ impl DataFile {
 }
 
 /// A value that the element type cannot hold.
-pub(super) fn beyond(tensor: &str, value: f32, element: Element) -> BackendError {
+pub(super) fn beyond(tensor: &str, value: f32, element: DataType) -> BackendError {
     BackendError::failed(format!("{tensor} holds {value}, which {} cannot hold; export it as f32", element.name()))
 }
 

@@ -10,7 +10,7 @@ use karat_system::fsio;
 
 use super::flatbuffer::adapter_file;
 use crate::adapter::transposed;
-use crate::adapter_inputs::{BASE, Base, check_base};
+use crate::adapter_inputs::{BASE, BaseRecord, check_base};
 use crate::weight_format::WeightFormat;
 
 /// Hold of one export in a cache, waited for. The file goes when the hold ends: whoever waited for it then finds the
@@ -85,5 +85,5 @@ pub fn write_adapter(
     }
     let file = adapter_file(&transposed(&adapter, inputs)?, inputs, precision)?;
     fsio::write_atomic(&folder.join(format!("{}.onnx_adapter", named.name)), &file).map_err(|e| disk(&e))?;
-    fsio::write_json(&folder.join(BASE), &Base { base: base.into() }).map_err(|e| disk(&e))
+    fsio::write_json(&folder.join(BASE), &BaseRecord { base: base.into() }).map_err(|e| disk(&e))
 }

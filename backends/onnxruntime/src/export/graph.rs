@@ -21,14 +21,14 @@ use karat_model::peft::tied_embedding;
 
 use super::builder::{Builder, Source};
 use super::calibrate;
-use super::external_data::DataFile;
+use super::external_data::ExternalDataFile;
 use crate::operators::{self, Operators};
-use crate::proto::{Attribute, Dim, Element, Graph, Message, inline_tensor, model, value_info};
+use crate::proto::{Attribute, DataType, Dim, OnnxGraph, ProtoMessage, inline_tensor, model, value_info};
 
 /// Summary of what was written.
 pub struct Written {
     /// The encoded model.
-    pub model: Message,
+    pub model: ProtoMessage,
     /// Bytes of the data file.
     pub data_bytes: u64,
     /// Parameters of the base model (a tied head once).
@@ -57,10 +57,10 @@ pub fn write_decoder(
         config,
         source,
         sink,
-        data: DataFile::create(data)?,
-        graph: Graph { operators: own.then_some((operators::DOMAIN, operators::VERSION)), ..Graph::default() },
+        data: ExternalDataFile::create(data)?,
+        graph: OnnxGraph { operators: own.then_some((operators::DOMAIN, operators::VERSION)), ..OnnxGraph::default() },
         // What Karat's operators multiply is rounded inside them.
-        element: if own { Element::F32 } else { source.precision.element() },
+        element: if own { DataType::F32 } else { source.precision.element() },
         used: BTreeSet::new(),
         linears: BTreeMap::new(),
         parameters: 0,
@@ -101,11 +101,11 @@ impl Builder<'_> {
         let slice = ["hidden.final", "first_logit", "i64.end", "i64.axis1"];
         self.node("Slice", "/lm_head/first", &slice, &["hidden.head"], &[]);
         let head = if tied { embedding } else { "lm_head.weight" };
-        if self.element == Element::F32 {
+        if self.element == DataType::F32 {
             return self.head("hidden.head", head, tied, "logits");
         }
         self.head("hidden.head", head, tied, "logits.narrow")?;
-        self.cast("/lm_head/Cast", "logits.narrow", "logits", Element::F32);
+        self.cast("/lm_head/Cast", "logits.narrow", "logits", DataType::F32);
         Ok(())
     }
 
@@ -124,11 +124,11 @@ impl Builder<'_> {
         let (batch, seq) = (Dim::Name("batch_size"), Dim::Name("sequence_length"));
         let cache = |length| [batch, Dim::Size(c.heads.keys), Dim::Name(length), Dim::Size(c.heads.dim)];
         let mut inputs = vec![
-            value_info("input_ids", Element::I64, &[batch, seq]),
-            value_info("attention_mask", Element::I64, &[batch, Dim::Name("total_sequence_length")]),
+            value_info("input_ids", DataType::I64, &[batch, seq]),
+            value_info("attention_mask", DataType::I64, &[batch, Dim::Name("total_sequence_length")]),
         ];
         let logits = [batch, Dim::Name("logits_length"), Dim::Size(c.vocab_size)];
-        let mut outputs = vec![value_info("logits", Element::F32, &logits)];
+        let mut outputs = vec![value_info("logits", DataType::F32, &logits)];
         for layer in 0..c.layers {
             for part in ["key", "value"] {
                 let past = cache("past_sequence_length");
@@ -137,12 +137,12 @@ impl Builder<'_> {
                 outputs.push(value_info(&format!("present.{layer}.{part}"), self.element, &present));
             }
         }
-        inputs.push(value_info("first_logit", Element::I64, &[Dim::Size(1)]));
+        inputs.push(value_info("first_logit", DataType::I64, &[Dim::Size(1)]));
         if self.source.operators == Operators::Karat {
             let targets = [Dim::Name("targets_length")];
-            inputs.push(value_info("targets", Element::I64, &targets));
-            outputs.push(value_info("logprobs", Element::F32, &targets));
-            outputs.push(value_info("greedy", Element::U8, &targets));
+            inputs.push(value_info("targets", DataType::I64, &targets));
+            outputs.push(value_info("logprobs", DataType::F32, &targets));
+            outputs.push(value_info("greedy", DataType::U8, &targets));
         }
         self.graph.inputs = inputs;
         self.graph.outputs = outputs;
@@ -156,7 +156,7 @@ impl Builder<'_> {
         let keep = [("keepdims", Attribute::Int(0))];
         self.node("ReduceSum", "/mask/ReduceSum", &["attention_mask", "i64.axis1"], &["mask.valid"], &keep);
         self.node("Sub", "/mask/Sub", &["mask.valid", "i64.one"], &["mask.last"], &[]);
-        self.cast("/mask/Cast", "mask.last", "seqlens_k", Element::I32);
+        self.cast("/mask/Cast", "mask.last", "seqlens_k", DataType::I32);
         self.node("Shape", "/mask/Shape", &["attention_mask"], &["mask.shape"], &[]);
         self.node(
             "Gather",
@@ -165,7 +165,7 @@ impl Builder<'_> {
             &["mask.total"],
             &[("axis", Attribute::Int(0))],
         );
-        self.cast("/mask/Cast_total", "mask.total", "total_sequence_length_i32", Element::I32);
+        self.cast("/mask/Cast_total", "mask.total", "total_sequence_length_i32", DataType::I32);
     }
 
     /// `cos_cache` and `sin_cache`, `[max_positions, head_dim / 2]`.
@@ -189,7 +189,7 @@ impl Builder<'_> {
         self.i64("shape.query", &[3], &[0, -1, (c.heads.queries * c.heads.dim) as i64]);
         self.i64("shape.key", &[3], &[0, -1, (c.heads.keys * c.heads.dim) as i64]);
         for (name, value) in [("f32.two", 2.0f32), ("f32.eps", c.rms_norm_eps as f32)] {
-            self.graph.initializers.push(inline_tensor(name, Element::F32, &[], &value.to_le_bytes()));
+            self.graph.initializers.push(inline_tensor(name, DataType::F32, &[], &value.to_le_bytes()));
         }
     }
 

@@ -64,7 +64,7 @@ use karat_backend::{
     TEMPORARY_MODEL,
 };
 use karat_model::ModelConfig;
-use karat_model::checkpoint::Layout;
+use karat_model::checkpoint::CheckpointLayout;
 use karat_model::peft::Adapter;
 use karat_system::fsio::{self, PassingFolder};
 
@@ -255,7 +255,7 @@ fn write(
     folder: &Path,
     sink: &mut dyn EventSink,
 ) -> Result<Exported, BackendError> {
-    let checkpoint = Layout::of_folder(request.model)?;
+    let checkpoint = CheckpointLayout::of_folder(request.model)?;
     config.check_tensors(&checkpoint)?;
     let said_tied = config.tied;
     config.settle_head(&checkpoint)?;

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::wire::{self, Adapter, Measure, Opened, Provide};
+use super::wire::{self, AdaptRequest, Measure, OpenReply, Provide};
 use super::{BackendV1, Labelled, MAJOR, MINOR, Owned, ScoresOut, Sink, Slice, Status, Tokens};
 use crate::{
     Backend, BackendError, BackendErrorKind, Evaluator, Event, EventSink, Flow, LabelledView, Level, Session,
@@ -78,7 +78,7 @@ unsafe extern "C" fn open<B: Backend + Default>(config: Slice, session: *mut *mu
         // SAFETY: lent for this call.
         let config = wire::decode("the open configuration", unsafe { bytes(config) }?)?;
         let mut opened = B::default().open(&config)?;
-        let answer = Opened {
+        let answer = OpenReply {
             info: opened.info(),
             evaluator: opened.evaluator().is_some(),
             trainer: opened.trainer().is_some(),
@@ -191,7 +191,7 @@ unsafe extern "C" fn export<B: Backend + Default>(config: Slice, sink: Sink, out
 unsafe extern "C" fn adapt(session: *mut c_void, adapter: Slice, out: *mut Owned) -> i32 {
     let work = |session: &mut dyn Session| {
         // SAFETY: lent for this call.
-        let Adapter { adapter } = wire::decode("the adapter's place", unsafe { bytes(adapter) }?)?;
+        let AdaptRequest { adapter } = wire::decode("the adapter's place", unsafe { bytes(adapter) }?)?;
         session.set_adapter(adapter.as_deref())?;
         wire::encode("the session's facts", &session.info())
     };

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::wire::{self, Adapter, Measure, Opened, Provide};
+use super::wire::{self, AdaptRequest, Measure, OpenReply, Provide};
 use super::{
     AdaptFn, BackendV1, CloseFn, DescribeFn, ExportFn, GenerateFn, Labelled, MAJOR, MINOR, MeasureFn, OpenFn, Owned,
     ProvideFn, ScoreFn, ScoresOut, Sink, Slice, Status, Tokens, TrainFn,
@@ -160,7 +160,7 @@ impl Backend for Foreign {
         }
         // From here on, an error closes the session.
         let held = Raw { calls: self.calls, session: raw };
-        let Opened { info, evaluator, trainer } = wire::decode("what the plugin says of the session", &answer)?;
+        let OpenReply { info, evaluator, trainer } = wire::decode("what the plugin says of the session", &answer)?;
         Ok(Box::new(ForeignSession { held, info, evaluator, trainer }))
     }
 
@@ -231,7 +231,7 @@ impl Session for ForeignSession {
     }
     fn set_adapter(&mut self, adapter: Option<&Path>) -> Result<(), BackendError> {
         let adapt = self.held.calls.adapt.ok_or_else(|| lacks("adapt"))?;
-        let place = wire::encode("the adapter's place", &Adapter { adapter: adapter.map(Path::to_path_buf) })?;
+        let place = wire::encode("the adapter's place", &AdaptRequest { adapter: adapter.map(Path::to_path_buf) })?;
         let json = call(self.held.calls.minor, None, |_, out| {
             // SAFETY: everything lent outlives the call.
             unsafe { adapt(self.held.session, lend(&place), out) }

@@ -12,7 +12,7 @@ use crate::{BackendError, BackendErrorKind, Capability, Descriptor, Dtype, Sessi
 
 /// What `open` answers.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Opened {
+pub(super) struct OpenReply {
     pub(super) info: SessionInfo,
     pub(super) evaluator: bool,
     pub(super) trainer: bool,
@@ -20,7 +20,7 @@ pub(super) struct Opened {
 
 /// What `adapt` takes.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Adapter {
+pub(super) struct AdaptRequest {
     pub(super) adapter: Option<PathBuf>,
 }
 

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use karat::eval::stats::Verdict;
+use karat::eval::stats::MarginVerdict;
 use karat::gate::locate::from_repository;
 use karat::gate::{Checks, Noise, Rules, Subject, annotations, baseline, check, junit, text};
 use karat::report::Report;

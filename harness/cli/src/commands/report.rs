@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use karat::model_dir::{given, given_file};
-use karat::report::splice::{self, Mode};
+use karat::report::splice::{self, SpliceMode};
 use karat::report::{self, Direction, benchmark, csv, html, junit, latex, markdown};
 use karat::{Error, Result};
 use serde_json::json;
@@ -30,7 +30,7 @@ pub fn run(args: &ReportArgs, global: &Global, output: &Output) -> Result<u8> {
     }
     if let Some(document) = &args.splice {
         let id = args.id.clone().unwrap_or_else(|| report.suite.name.clone());
-        let mode = if args.check { Mode::Check } else { Mode::Write };
+        let mode = if args.check { SpliceMode::Check } else { SpliceMode::Write };
         let command = format!("cargo karat report {} --splice {} --id {id}", args.report.display(), document.display());
         let changed = splice::file(document, &id, &markdown::results_block(&report), mode, &command)?;
         let word = if changed { "updated" } else { "current" };

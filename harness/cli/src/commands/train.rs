@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::ValueEnum;
 use karat::backend::{Capability, Method, OpenConfig, TrainPlan, Weights};
 use karat::data::companions;
-use karat::data::examples::{FormatOptions, Formatter, LabelledRows, Output as OutputFormat};
+use karat::data::examples::{FormatOptions, Formatter, LabelledRows, OutputFormat};
 use karat::data::fields::{Fields, Reading};
 use karat::data::notes;
 use karat::data::pretraining::{read_ids_jsonl, read_texts, text_examples};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Formatter, Output, Reasoning, Rendered, RenderedPrompt, Token};
+use super::{Formatter, OutputFormat, Reasoning, Rendered, RenderedPrompt, Token};
 use crate::data::message::{self, Message};
 use crate::data::record::Record;
 use crate::{Error, Result};
@@ -23,9 +23,9 @@ const HELP: &str = "choose the output `recipe`, or a template whose assistant tu
 impl Formatter {
     pub(super) fn response(&self, record: &Record, prompt: &RenderedPrompt) -> Result<(Response, Vec<Token>)> {
         match self.options.output {
-            Output::Template => self.templated(record, prompt),
-            Output::Recipe => self.literal(record, " \n "),
-            Output::RecipeNewline => self.literal(record, "\n"),
+            OutputFormat::Template => self.templated(record, prompt),
+            OutputFormat::Recipe => self.literal(record, " \n "),
+            OutputFormat::RecipeNewline => self.literal(record, "\n"),
         }
     }
 

@@ -13,7 +13,7 @@ use super::chrf::ChrfCounts;
 use super::nltk_bleu::{BleuCounts, Smoothing};
 use super::rouge_package::{self, RougeError, RougeScores, Rpf};
 use super::sacrebleu::Counts;
-use super::sacrebleu_tokenizers::Tokenizer;
+use super::sacrebleu_tokenizers::BleuTokenizer;
 use super::ter::TerCounts;
 use super::tokens::{Prf, TokenPair, distinct};
 use super::{jieba, python, rouge, rouge_score, vocabulary};
@@ -286,8 +286,8 @@ fn nltk(pair: &TokenPair) -> Value {
     Value::Object(Smoothing::ALL.iter().map(|(s, name)| ((*name).to_string(), json!(counts.score(*s)))).collect())
 }
 
-fn by_tokenizer(value: impl Fn(Tokenizer) -> Value) -> Value {
-    Value::Object(Tokenizer::ALL.iter().map(|t| (t.name().to_string(), value(*t))).collect())
+fn by_tokenizer(value: impl Fn(BleuTokenizer) -> Value) -> Value {
+    Value::Object(BleuTokenizer::ALL.iter().map(|t| (t.name().to_string(), value(*t))).collect())
 }
 
 fn sacrebleu(counts: &Counts) -> Value {

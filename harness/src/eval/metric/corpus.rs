@@ -8,7 +8,7 @@ use super::conformance::Texts;
 use super::nltk_bleu::{BleuCounts, Smoothing};
 use super::rouge_package::{self, RougeScores, Rpf};
 use super::sacrebleu::{self, Counts};
-use super::sacrebleu_tokenizers::Tokenizer;
+use super::sacrebleu_tokenizers::BleuTokenizer;
 use super::ter::{self, TerCounts};
 use crate::eval::stats;
 
@@ -28,7 +28,7 @@ impl Contribution {
         Contribution {
             row: texts.whole_row(),
             nltk: [BleuCounts::of(texts.word_ids(true)), BleuCounts::of(texts.characters())],
-            sacrebleu: Tokenizer::ALL.map(|tokenizer| Counts::of(reference, candidate, tokenizer)),
+            sacrebleu: BleuTokenizer::ALL.map(|tokenizer| Counts::of(reference, candidate, tokenizer)),
             chrf: [0, 2].map(|words| ChrfCounts::of(reference, candidate, words)),
             ter: TerCounts::of(reference, candidate, false),
             rouge_raw: match rouge_package::rouge(reference, candidate) {
@@ -98,7 +98,7 @@ fn means(contributions: &[Contribution]) -> Value {
 
 fn sacrebleu_corpus(contributions: &[Contribution]) -> Value {
     let mut object = Map::new();
-    for (at, tokenizer) in Tokenizer::ALL.into_iter().enumerate() {
+    for (at, tokenizer) in BleuTokenizer::ALL.into_iter().enumerate() {
         let mut sum = Counts::default();
         contributions.iter().for_each(|c| sum.add(&c.sacrebleu[at]));
         let bleu = sum.score(false);

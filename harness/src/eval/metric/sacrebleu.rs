@@ -5,7 +5,7 @@
 //! choice; print it beside every score.
 
 use super::definition::{Direction, MetricDef, PERCENT, Reads};
-use super::sacrebleu_tokenizers::Tokenizer;
+use super::sacrebleu_tokenizers::BleuTokenizer;
 use super::tokens::{TokenPair, gram_count};
 
 /// The version of sacrebleu whose numbers these are.
@@ -39,7 +39,7 @@ pub struct Bleu {
 
 impl Counts {
     /// Counts of one pair.
-    pub fn of(reference: &str, candidate: &str, tokenizer: Tokenizer) -> Self {
+    pub fn of(reference: &str, candidate: &str, tokenizer: BleuTokenizer) -> Self {
         let (reference, candidate) = (tokenizer.tokenize(reference), tokenizer.tokenize(candidate));
         let pair = TokenPair::new(tokenizer.split(&reference), tokenizer.split(&candidate));
         Self::of_tokens(&pair)
@@ -103,7 +103,7 @@ impl Counts {
 }
 
 /// sacrebleu's signature of a score.
-pub fn signature(tokenizer: Tokenizer, effective_order: bool) -> String {
+pub fn signature(tokenizer: BleuTokenizer, effective_order: bool) -> String {
     let effective = if effective_order { "yes" } else { "no" };
     format!("nrefs:1|case:mixed|eff:{effective}|tok:{}|smooth:exp|version:{VERSION}", tokenizer.name())
 }
@@ -115,7 +115,7 @@ pub(super) const METRICS: &[MetricDef] = &[MetricDef::of(
     Direction::Higher,
     Reads::Answer,
     "sentence BLEU of sacrebleu, tokenizer zh, effective order, smoothing exp",
-    |s| s.answered(|| Counts::of(s.reference_answer(), s.answer(), Tokenizer::Zh).score(true).score.min(100.0)),
+    |s| s.answered(|| Counts::of(s.reference_answer(), s.answer(), BleuTokenizer::Zh).score(true).score.min(100.0)),
 )
 .titled("BLEU (zh)", "BLEU (zh)")
 .decimals(2)
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn three_equal_tokens_score_0_unless_the_order_is_the_effective_one() {
-        let counts = Counts::of("多饮水", "多饮水", Tokenizer::Zh);
+        let counts = Counts::of("多饮水", "多饮水", BleuTokenizer::Zh);
         assert_eq!(counts.score(false).score, 0.0);
         assert!((counts.score(true).score - 100.0).abs() < 1e-9);
     }
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn the_default_tokenizer_is_blind_to_chinese() {
         let text = "患者应注意休息，多饮水。";
-        assert_eq!(Counts::of(text, text, Tokenizer::V13a).score(false).score, 0.0);
-        assert!((Counts::of(text, text, Tokenizer::Zh).score(false).score - 100.0).abs() < 1e-9);
+        assert_eq!(Counts::of(text, text, BleuTokenizer::V13a).score(false).score, 0.0);
+        assert!((Counts::of(text, text, BleuTokenizer::Zh).score(false).score - 100.0).abs() < 1e-9);
     }
 }

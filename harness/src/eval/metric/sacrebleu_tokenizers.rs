@@ -12,7 +12,7 @@ use super::python;
 
 /// A tokenizer by sacrebleu's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tokenizer {
+pub enum BleuTokenizer {
     /// `zh`: Chinese characters apart, the rest as `13a`.
     Zh,
     /// `13a`: mteval-v13a, the default; blind to Chinese.
@@ -23,17 +23,18 @@ pub enum Tokenizer {
     Intl,
 }
 
-impl Tokenizer {
+impl BleuTokenizer {
     /// All of them.
-    pub const ALL: [Tokenizer; 4] = [Tokenizer::Zh, Tokenizer::V13a, Tokenizer::Char, Tokenizer::Intl];
+    pub const ALL: [BleuTokenizer; 4] =
+        [BleuTokenizer::Zh, BleuTokenizer::V13a, BleuTokenizer::Char, BleuTokenizer::Intl];
 
     /// sacrebleu's name.
     pub fn name(self) -> &'static str {
         match self {
-            Tokenizer::Zh => "zh",
-            Tokenizer::V13a => "13a",
-            Tokenizer::Char => "char",
-            Tokenizer::Intl => "intl",
+            BleuTokenizer::Zh => "zh",
+            BleuTokenizer::V13a => "13a",
+            BleuTokenizer::Char => "char",
+            BleuTokenizer::Intl => "intl",
         }
     }
 
@@ -41,7 +42,7 @@ impl Tokenizer {
     pub fn tokenize(self, text: &str) -> String {
         let text = python::strip_end(text);
         match self {
-            Tokenizer::Zh => {
+            BleuTokenizer::Zh => {
                 let mut spaced = String::with_capacity(text.len() * 2);
                 for c in python::strip(text).chars() {
                     if is_chinese(c) {
@@ -52,9 +53,9 @@ impl Tokenizer {
                 }
                 western(&spaced)
             }
-            Tokenizer::V13a => western(&format!(" {} ", unescape(text))),
-            Tokenizer::Char => text.to_string(),
-            Tokenizer::Intl => {
+            BleuTokenizer::V13a => western(&format!(" {} ", unescape(text))),
+            BleuTokenizer::Char => text.to_string(),
+            BleuTokenizer::Intl => {
                 let mut text = text.to_string();
                 for (pattern, spaced) in INTERNATIONAL.iter() {
                     text = pattern.replace_all(&text, *spaced).into_owned();
@@ -64,9 +65,9 @@ impl Tokenizer {
         }
     }
 
-    /// The tokens of a text returned by [`Tokenizer::tokenize`].
+    /// The tokens of a text returned by [`BleuTokenizer::tokenize`].
     pub fn split(self, tokenized: &str) -> impl Iterator<Item = &str> {
-        let by_character = self == Tokenizer::Char;
+        let by_character = self == BleuTokenizer::Char;
         let characters = tokenized.char_indices().filter(|(_, c)| !python::is_space(*c));
         let characters = characters.map(|(at, c)| &tokenized[at..at + c.len_utf8()]);
         let (words, characters) =
@@ -180,7 +181,7 @@ const NEW_SYMBOLS: &[&str] = &[
 mod tests {
     use super::*;
 
-    fn tokens(tokenizer: Tokenizer, text: &str) -> Vec<String> {
+    fn tokens(tokenizer: BleuTokenizer, text: &str) -> Vec<String> {
         let tokenized = tokenizer.tokenize(text);
         tokenizer.split(&tokenized).map(str::to_string).collect()
     }
@@ -189,14 +190,14 @@ mod tests {
     fn the_tokenizers_agree_with_sacrebleu() {
         // Values of sacrebleu 2.6.0.
         assert_eq!(
-            tokens(Tokenizer::Zh, "血压≥140/90，38.5℃。"),
+            tokens(BleuTokenizer::Zh, "血压≥140/90，38.5℃。"),
             ["血", "压", "≥", "140", "/", "90", "，", "38.5", "℃", "。"]
         );
         assert_eq!(
-            tokens(Tokenizer::V13a, "a-b 1-2, 3.5, x&lt;y."),
+            tokens(BleuTokenizer::V13a, "a-b 1-2, 3.5, x&lt;y."),
             ["a-b", "1", "-", "2", ",", "3.5", ",", "x", "<", "y", "."]
         );
-        assert_eq!(tokens(Tokenizer::Char, "a 药"), ["a", "药"]);
-        assert_eq!(tokens(Tokenizer::Intl, "血压≥140，好。"), ["血压", "≥", "140", "，", "好", "。"]);
+        assert_eq!(tokens(BleuTokenizer::Char, "a 药"), ["a", "药"]);
+        assert_eq!(tokens(BleuTokenizer::Intl, "血压≥140，好。"), ["血压", "≥", "140", "，", "好", "。"]);
     }
 }

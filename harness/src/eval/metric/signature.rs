@@ -1,6 +1,6 @@
 //! Which choices are behind a score that sacrebleu also has.
 
-use super::sacrebleu_tokenizers::Tokenizer;
+use super::sacrebleu_tokenizers::BleuTokenizer;
 use super::{chrf, sacrebleu, ter};
 
 /// The signature that sacrebleu prints beside the scores of the named metric; `None` for metrics that are not sacrebleu's, and
@@ -15,11 +15,11 @@ pub fn signature(name: &str) -> Option<String> {
     let group = path.next()?;
     let mut bleu = |effective_order| {
         let tokenizer = path.next()?;
-        let tokenizer = Tokenizer::ALL.into_iter().find(|t| t.name() == tokenizer)?;
+        let tokenizer = BleuTokenizer::ALL.into_iter().find(|t| t.name() == tokenizer)?;
         Some(sacrebleu::signature(tokenizer, effective_order))
     };
     match group {
-        "bleu" => Some(sacrebleu::signature(Tokenizer::Zh, true)),
+        "bleu" => Some(sacrebleu::signature(BleuTokenizer::Zh, true)),
         "sacrebleu" => bleu(false),
         "sacrebleu_eff" => bleu(true),
         "chrf" => Some(chrf::signature(0)),

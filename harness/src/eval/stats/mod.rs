@@ -16,9 +16,9 @@ mod summary;
 
 pub use clustered::{by_cluster, cluster_count, clustered_mean_ci, clustered_sign_flip_p};
 pub use contingency::{Agreement, holm, mcnemar_exact};
-pub use pooled::{PooledComparison, Scale, compare_pooled};
+pub use pooled::{PooledComparison, PooledScale, compare_pooled};
 pub use power::{
-    Gate, Verdict, clustered_non_inferiority, detectable_with, minimum_detectable_difference, non_inferiority,
+    Gate, MarginVerdict, clustered_non_inferiority, detectable_with, minimum_detectable_difference, non_inferiority,
     pooled_non_inferiority,
 };
 pub use resampling::{EXACT_UP_TO, Outcomes, bootstrap_mean_ci, bootstrap_ratio_ci, outcomes, sign_flip_p};

@@ -11,24 +11,24 @@ use super::{Interval, StatsOptions, by_cluster, clustered_sign_flip_p, clustered
 
 /// What becomes of a pooled value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scale {
+pub enum PooledScale {
     /// It is the value.
     Linear,
     /// Its `exp` is: items' values are logarithms (of perplexities).
     Exp,
 }
 
-impl Scale {
+impl PooledScale {
     fn value(self, pooled: f64) -> f64 {
         match self {
-            Scale::Linear => pooled,
-            Scale::Exp => pooled.exp(),
+            PooledScale::Linear => pooled,
+            PooledScale::Exp => pooled.exp(),
         }
     }
     fn slope(self, pooled: f64) -> f64 {
         match self {
-            Scale::Linear => 1.0,
-            Scale::Exp => pooled.exp(),
+            PooledScale::Linear => 1.0,
+            PooledScale::Exp => pooled.exp(),
         }
     }
 }
@@ -54,7 +54,7 @@ pub fn compare_pooled<C: Ord + Hash>(
     baseline: &[(f64, f64)],
     candidate: &[(f64, f64)],
     clusters: &[C],
-    scale: Scale,
+    scale: PooledScale,
     options: &StatsOptions,
 ) -> PooledComparison {
     let (a, b) = (shares(baseline), shares(candidate));
@@ -85,7 +85,7 @@ fn interval<C: Ord>(
     a: &[(f64, f64)],
     b: &[(f64, f64)],
     clusters: &[C],
-    scale: Scale,
+    scale: PooledScale,
     options: &StatsOptions,
 ) -> Interval {
     let (a, b) =
@@ -120,7 +120,7 @@ mod tests {
         let (a, b) = (items(1, 40), items(2, 40));
         let weighted = |v: &[f64]| v.iter().map(|v| (*v, 1.0)).collect::<Vec<_>>();
         let clusters: Vec<usize> = (0..40).map(|i| i / 3).collect();
-        let ours = compare_pooled(&weighted(&a), &weighted(&b), &clusters, Scale::Linear, &options());
+        let ours = compare_pooled(&weighted(&a), &weighted(&b), &clusters, PooledScale::Linear, &options());
         let differences: Vec<f64> = a.iter().zip(&b).map(|(a, b)| b - a).collect();
         let near = |x: f64, y: f64| (x - y).abs() < 1e-12;
         let plain = clustered_mean_ci(&differences, &clusters, &options());
@@ -136,10 +136,10 @@ mod tests {
         let (a, b): (Vec<_>, Vec<_>) =
             (0..30).map(|i| if i % 2 == 0 { ((3.0, 1.0), (1.1, 1.0)) } else { ((2.0, 99.0), (1.9, 99.0)) }).unzip();
         let clusters: Vec<usize> = (0..30).collect();
-        let c = compare_pooled(&a, &b, &clusters, Scale::Linear, &options());
+        let c = compare_pooled(&a, &b, &clusters, PooledScale::Linear, &options());
         assert!((c.candidate - c.baseline + 0.118).abs() < 1e-12, "{c:?}");
         assert!(c.interval.low <= -0.118 && -0.118 <= c.interval.high && c.interval.low > -0.2, "{c:?}");
-        let e = compare_pooled(&a, &b, &clusters, Scale::Exp, &options());
+        let e = compare_pooled(&a, &b, &clusters, PooledScale::Exp, &options());
         assert_eq!((e.baseline, e.candidate), (c.baseline.exp(), c.candidate.exp()));
         assert!(e.interval.low <= e.candidate - e.baseline && e.candidate - e.baseline <= e.interval.high, "{e:?}");
         assert_eq!(e.p_value, c.p_value, "the test is of the logarithms");
@@ -151,7 +151,7 @@ mod tests {
         let side =
             |seed| items(seed, 200).into_iter().zip(&weights).map(|(v, w)| (v / 3.0, 1.0 + w)).collect::<Vec<_>>();
         let clusters: Vec<usize> = (0..200).collect();
-        for scale in [Scale::Linear, Scale::Exp] {
+        for scale in [PooledScale::Linear, PooledScale::Exp] {
             let c = compare_pooled(&side(1), &side(4), &clusters, scale, &options());
             let half = (c.interval.high - c.interval.low) / 2.0;
             assert!((half / (1.96 * c.standard_error) - 1.0).abs() < 0.1, "{scale:?} {c:?}");
@@ -161,9 +161,9 @@ mod tests {
     #[test]
     fn one_source_says_nothing_of_others() {
         let side: Vec<(f64, f64)> = items(1, 9).into_iter().map(|v| (v, 2.0)).collect();
-        let c = compare_pooled(&side, &side, &[0; 9], Scale::Linear, &options());
+        let c = compare_pooled(&side, &side, &[0; 9], PooledScale::Linear, &options());
         assert!(c.interval.low.is_nan() && c.p_value.is_nan());
-        let alone = compare_pooled(&side, &side, &(0..9).collect::<Vec<_>>(), Scale::Linear, &options());
+        let alone = compare_pooled(&side, &side, &(0..9).collect::<Vec<_>>(), PooledScale::Linear, &options());
         assert_eq!((alone.p_value, alone.interval.low, alone.interval.high), (1.0, 0.0, 0.0));
         assert_eq!(sign_flip_p(&[0.0; 9], &options()), 1.0);
     }

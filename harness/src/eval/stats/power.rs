@@ -23,7 +23,7 @@ pub fn detectable_with(standard_error: f64, confidence: f64, power: f64) -> f64 
 /// What a gate says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub enum MarginVerdict {
     /// The whole interval is above minus the margin: not worse by more than the margin.
     Pass,
     /// The interval holds minus the margin: this many items cannot tell.
@@ -36,7 +36,7 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Gate {
     /// The verdict.
-    pub verdict: Verdict,
+    pub verdict: MarginVerdict,
     /// Items compared.
     pub n: usize,
     /// Mean gain of the candidate over the baseline; negative is worse.
@@ -80,7 +80,7 @@ pub fn clustered_non_inferiority<C: Ord + Hash>(
     let margin = margin.abs();
     let comparable =
         baseline.len() == candidate.len() && clusters.len() == gains.len() && gains.iter().all(|g| g.is_finite());
-    let verdict = if comparable { decide(interval, margin) } else { Verdict::Inconclusive };
+    let verdict = if comparable { decide(interval, margin) } else { MarginVerdict::Inconclusive };
     let minimum_detectable = detectable_with(clustered_standard_error(&gains, clusters), options.confidence, 0.8);
     Gate { verdict, n: gains.len(), gain: mean(&gains), interval, margin, minimum_detectable }
 }
@@ -100,19 +100,19 @@ pub fn pooled_non_inferiority(
         false => (-difference, Interval { low: -high, high: -low }),
     };
     let margin = margin.abs();
-    let verdict = if gain.is_finite() { decide(interval, margin) } else { Verdict::Inconclusive };
+    let verdict = if gain.is_finite() { decide(interval, margin) } else { MarginVerdict::Inconclusive };
     let minimum_detectable = detectable_with(compared.standard_error, options.confidence, 0.8);
     Gate { verdict, n, gain, interval, margin, minimum_detectable }
 }
 
 /// Ends that are not numbers decide nothing.
-fn decide(interval: Interval, margin: f64) -> Verdict {
+fn decide(interval: Interval, margin: f64) -> MarginVerdict {
     if interval.low >= -margin {
-        Verdict::Pass
+        MarginVerdict::Pass
     } else if interval.high < -margin {
-        Verdict::Regress
+        MarginVerdict::Regress
     } else {
-        Verdict::Inconclusive
+        MarginVerdict::Inconclusive
     }
 }
 
@@ -123,7 +123,7 @@ impl Gate {
     pub fn widened(self, by: f64) -> Gate {
         let interval = Interval { low: self.interval.low - by, high: self.interval.high + by };
         let decided = decide(interval, self.margin);
-        let verdict = if decided == self.verdict { decided } else { Verdict::Inconclusive };
+        let verdict = if decided == self.verdict { decided } else { MarginVerdict::Inconclusive };
         Gate { interval, verdict, ..self }
     }
 }

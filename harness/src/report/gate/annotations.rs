@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{Check, Checks, text};
 use crate::error::Error;
-use crate::eval::stats::Verdict;
+use crate::eval::stats::MarginVerdict;
 use crate::report::escape::visible;
 
 /// One line a verdict that is no pass: `::error` for a regression, `::warning` for what the items cannot tell; then one
@@ -18,9 +18,9 @@ pub fn annotations(checks: &Checks, suite: &str, file: &Path) -> String {
     let file = file.to_string_lossy().replace('\\', "/");
     for check in &checks.checks {
         let level = match check.verdict {
-            Verdict::Pass => continue,
-            Verdict::Regress => "error",
-            Verdict::Inconclusive => "warning",
+            MarginVerdict::Pass => continue,
+            MarginVerdict::Regress => "error",
+            MarginVerdict::Inconclusive => "warning",
         };
         line(&mut out, level, &file, &title(check, suite), &text::sentence(check, checks.confidence));
     }

@@ -3,8 +3,8 @@
 
 use super::{Checks, text};
 use crate::error::Error;
-use crate::eval::stats::Verdict;
-use crate::report::junit::{Case, Outcome, Suite, render};
+use crate::eval::stats::MarginVerdict;
+use crate::report::junit::{TestCase, TestOutcome, TestSuite, render};
 use crate::report::model::Report;
 
 /// The document: one case a model and metric, class `SUITE.MODEL`, named by the metric. `help` stands under every text: the
@@ -17,14 +17,16 @@ pub fn junit(checks: &Checks, report: &Report, baseline: &str, help: &str) -> St
         .map(|check| {
             let words = || format!("{}\n{help}", text::sentence(check, checks.confidence));
             let kind = || text::word(check.verdict).to_string();
-            Case {
+            TestCase {
                 class: format!("{suite}.{}", check.model),
                 name: check.metric.clone(),
                 outcome: match check.verdict {
-                    Verdict::Pass => Outcome::Pass,
-                    Verdict::Regress if check.missing.is_some() => Outcome::Failure("missing".into(), words()),
-                    Verdict::Regress => Outcome::Failure(kind(), words()),
-                    Verdict::Inconclusive => Outcome::Error(kind(), words()),
+                    MarginVerdict::Pass => TestOutcome::Pass,
+                    MarginVerdict::Regress if check.missing.is_some() => {
+                        TestOutcome::Failure("missing".into(), words())
+                    }
+                    MarginVerdict::Regress => TestOutcome::Failure(kind(), words()),
+                    MarginVerdict::Inconclusive => TestOutcome::Error(kind(), words()),
                 },
             }
         })
@@ -36,7 +38,7 @@ pub fn junit(checks: &Checks, report: &Report, baseline: &str, help: &str) -> St
         ("confidence", checks.confidence.to_string()),
         ("coverage", crate::report::coverage(report).unwrap_or_else(|| "complete".to_string())),
     ];
-    render(&Suite {
+    render(&TestSuite {
         name: format!("karat check {suite}"),
         properties: properties.map(|(name, value)| (name.to_string(), value)).to_vec(),
         cases,
@@ -46,15 +48,15 @@ pub fn junit(checks: &Checks, report: &Report, baseline: &str, help: &str) -> St
 /// The document of a gate that could not judge: reports of another question, no baseline, a broken file. One case, an `error`,
 /// so that a CI server does not show the last verdict, or none, for a gate that failed.
 pub fn refusal(error: &Error, what: &str, baseline: &str) -> String {
-    render(&Suite {
+    render(&TestSuite {
         name: format!("karat check {what}"),
         properties: [("baseline", baseline), ("verdict", "not-judged")]
             .map(|(name, value)| (name.to_string(), value.to_string()))
             .to_vec(),
-        cases: vec![Case {
+        cases: vec![TestCase {
             class: what.to_string(),
             name: "judged".into(),
-            outcome: Outcome::Error("not-judged".into(), text::told(error)),
+            outcome: TestOutcome::Error("not-judged".into(), text::told(error)),
         }],
     })
 }

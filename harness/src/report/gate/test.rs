@@ -8,7 +8,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use super::locate::from_repository;
 use super::{Checks, Noise, Rules, Subject, baseline, check, plan, text};
 use crate::error::Result;
-use crate::eval::stats::Verdict;
+use crate::eval::stats::MarginVerdict;
 use crate::report::Report;
 
 /// A suite's report to be held against a baseline.
@@ -124,7 +124,7 @@ fn decided(suite: &str, model: &str, metric: &str, checks: &Result<Checks>, bles
         Err(error) => return failing(name, format!("{}\n{bless}", text::told(error))),
     };
     match checks.checks.iter().find(|c| c.model == model && c.metric == metric) {
-        Some(c) if c.verdict == Verdict::Pass => Trial::test(name, || Ok(())),
+        Some(c) if c.verdict == MarginVerdict::Pass => Trial::test(name, || Ok(())),
         Some(c) => {
             failing(name, format!("{}: {}\n{bless}", text::word(c.verdict), text::sentence(c, checks.confidence)))
         }

@@ -4,15 +4,15 @@ use std::fmt::Write;
 
 use super::{Check, Checks};
 use crate::error::Error;
-use crate::eval::stats::{Gate, Verdict};
+use crate::eval::stats::{Gate, MarginVerdict};
 use crate::report::legible;
 
 /// `pass`, `inconclusive`, `regress`.
-pub fn word(verdict: Verdict) -> &'static str {
+pub fn word(verdict: MarginVerdict) -> &'static str {
     match verdict {
-        Verdict::Pass => "pass",
-        Verdict::Regress => "regress",
-        Verdict::Inconclusive => "inconclusive",
+        MarginVerdict::Pass => "pass",
+        MarginVerdict::Regress => "regress",
+        MarginVerdict::Inconclusive => "inconclusive",
     }
 }
 
@@ -24,9 +24,9 @@ pub fn sentence(check: &Check, confidence: f64) -> String {
     };
     let unit = if check.unit.is_empty() { String::new() } else { format!(" {}", check.unit) };
     let how = match gate.verdict {
-        Verdict::Regress => format!("worse than the baseline by more than the margin of {}{unit}", gate.margin),
-        Verdict::Pass => format!("not worse than the baseline by more than the margin of {}{unit}", gate.margin),
-        Verdict::Inconclusive => format!(
+        MarginVerdict::Regress => format!("worse than the baseline by more than the margin of {}{unit}", gate.margin),
+        MarginVerdict::Pass => format!("not worse than the baseline by more than the margin of {}{unit}", gate.margin),
+        MarginVerdict::Inconclusive => format!(
             "{} cannot tell whether it is worse than the baseline by more than the margin of {}{unit}",
             size(check, gate),
             gate.margin
@@ -69,19 +69,19 @@ pub fn told(error: &Error) -> String {
 
 /// `regress: 1 of 18 checks regress, 2 inconclusive, 15 pass`.
 pub fn summary(checks: &Checks) -> String {
-    let count = |v: Verdict| checks.checks.iter().filter(|c| c.verdict == v).count();
+    let count = |v: MarginVerdict| checks.checks.iter().filter(|c| c.verdict == v).count();
     let all = checks.checks.len();
     if all == 0 {
         return format!("{}: nothing could be checked", word(checks.verdict));
     }
     match checks.verdict {
-        Verdict::Pass => format!("pass: all of {all} checks"),
+        MarginVerdict::Pass => format!("pass: all of {all} checks"),
         _ => format!(
             "{}: {} of {all} checks regress, {} inconclusive, {} pass",
             word(checks.verdict),
-            count(Verdict::Regress),
-            count(Verdict::Inconclusive),
-            count(Verdict::Pass)
+            count(MarginVerdict::Regress),
+            count(MarginVerdict::Inconclusive),
+            count(MarginVerdict::Pass)
         ),
     }
 }
@@ -116,9 +116,9 @@ pub fn table(checks: &Checks) -> String {
 /// The same as Markdown: the verdict, the table with what is no pass in bold, what was not checked.
 pub fn markdown(checks: &Checks, suite: &str, baseline: &str) -> String {
     let sign = match checks.verdict {
-        Verdict::Pass => "✅",
-        Verdict::Inconclusive => "⚠️",
-        Verdict::Regress => "❌",
+        MarginVerdict::Pass => "✅",
+        MarginVerdict::Inconclusive => "⚠️",
+        MarginVerdict::Regress => "❌",
     };
     let mut text = format!("### {sign} {} against {}\n\n{}\n\n", cell(suite), cell(baseline), summary(checks));
     let header = header(checks);
@@ -126,7 +126,7 @@ pub fn markdown(checks: &Checks, suite: &str, baseline: &str) -> String {
     let _ = writeln!(text, "| :-- | :-- | :-- |{}", " --: |".repeat(header.len() - 3));
     for (row, check) in rows(checks).into_iter().zip(&checks.checks) {
         let mut row: Vec<String> = row.iter().map(|c| cell(c)).collect();
-        if check.verdict != Verdict::Pass {
+        if check.verdict != MarginVerdict::Pass {
             row[0] = format!("**{}**", row[0]);
         }
         let _ = writeln!(text, "| {} |", row.join(" | "));
@@ -248,7 +248,7 @@ fn needed(check: &Check, gate: &Gate) -> String {
         None => (gate.n, "items"),
         Some(sources) => (sources, "such sources"),
     };
-    if gate.verdict == Verdict::Inconclusive && times.is_finite() && times > 1.0 {
+    if gate.verdict == MarginVerdict::Inconclusive && times.is_finite() && times > 1.0 {
         format!(", about {} {what} would detect the margin", (times * drawn as f64).ceil())
     } else {
         String::new()

@@ -1,6 +1,6 @@
 //! A report's own comparisons as JUnit XML: did fine-tuning make anything worse?
 
-use super::{Case, Outcome, Suite, render};
+use super::{TestCase, TestOutcome, TestSuite, render};
 use crate::report::model::{Direction, Report, Verdict};
 use crate::report::{coverage, number, tables};
 
@@ -19,12 +19,12 @@ pub fn junit(report: &Report) -> String {
                         "{} of {} is significantly worse than that of {}: difference {}, adjusted p {}, n = {}",
                         metric.name, comparison.candidate, comparison.baseline, d.difference, d.adjusted, d.n
                     );
-                    Outcome::Failure("worse".into(), text)
+                    TestOutcome::Failure("worse".into(), text)
                 }
-                Verdict::Undefined => Outcome::Skipped("no item has a value on both sides".into()),
-                Verdict::Better | Verdict::Different | Verdict::Unclear => Outcome::Pass,
+                Verdict::Undefined => TestOutcome::Skipped("no item has a value on both sides".into()),
+                Verdict::Better | Verdict::Different | Verdict::Unclear => TestOutcome::Pass,
             };
-            cases.push(Case {
+            cases.push(TestCase {
                 class: format!("{suite}.{}-vs-{}", comparison.candidate, comparison.baseline),
                 name: metric.name.clone(),
                 outcome,
@@ -37,7 +37,7 @@ pub fn junit(report: &Report) -> String {
         ("decoding", report.fingerprints.decoding.clone()),
         ("coverage", coverage(report).unwrap_or_else(|| "complete".to_string())),
     ];
-    render(&Suite {
+    render(&TestSuite {
         name: format!("karat report {suite}"),
         properties: properties.map(|(name, value)| (name.to_string(), value)).to_vec(),
         cases,

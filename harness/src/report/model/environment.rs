@@ -17,7 +17,7 @@ pub struct Environment {
     pub machine: BTreeMap<String, String>,
     /// The backends used.
     #[serde(default)]
-    pub plugins: Vec<Plugin>,
+    pub plugins: Vec<PluginInfo>,
     /// Cost by model name.
     #[serde(default)]
     pub costs: BTreeMap<String, Cost>,
@@ -37,7 +37,7 @@ pub struct Environment {
 
 /// A backend that was loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plugin {
+pub struct PluginInfo {
     /// Its name.
     pub name: String,
     /// Its version.

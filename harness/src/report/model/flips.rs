@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Example;
+use super::ItemExample;
 use crate::eval::flips::Flips;
 
 /// The items that one metric calls right of one model and wrong of another.
@@ -22,7 +22,7 @@ pub struct FlipTable {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FlippedItem {
     /// Its texts.
-    pub item: Example,
+    pub item: ItemExample,
     /// Where the texts of two models part, one entry a comparison in which the item flipped.
     pub divergences: Vec<Divergence>,
 }

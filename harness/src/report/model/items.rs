@@ -46,7 +46,7 @@ impl ItemValues {
 
 /// An item in full.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Example {
+pub struct ItemExample {
     /// Its id.
     pub id: String,
     /// The question.

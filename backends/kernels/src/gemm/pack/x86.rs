@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{Layout, Lines, Number, Part};
+use super::{Lines, Number, PackedLayout, Part};
 use crate::gemm::prefetch::prefetch;
 use crate::gemm::tile::{LANES, Precision};
 
@@ -177,7 +177,7 @@ unsafe fn any<T: Number, R: Round>(
     precision: Precision,
     lines: Lines<'_, T>,
     part: Part,
-    layout: Layout,
+    layout: PackedLayout,
     out: &mut [u32],
 ) {
     // SAFETY: the caller's promise. The precision becomes a constant of each copy of the loops.
@@ -196,7 +196,7 @@ unsafe fn of<T: Number, R: Round>(
     precision: Precision,
     lines: Lines<'_, T>,
     part: Part,
-    layout: Layout,
+    layout: PackedLayout,
     out: &mut [u32],
 ) {
     let per_unit = precision.per_unit();
@@ -244,7 +244,7 @@ unsafe fn of<T: Number, R: Round>(
 /// `part.along` rows of `part.across` elements, `step` apart, must be readable from `from`; the packed form must be
 /// inside the buffer at `out`.
 #[inline(always)]
-unsafe fn interleave(from: *const u16, step: usize, part: Part, layout: Layout, out: *mut u32) {
+unsafe fn interleave(from: *const u16, step: usize, part: Part, layout: PackedLayout, out: *mut u32) {
     const WIDE: usize = 2 * LANES;
     // SAFETY: masks keep to what is there, and to the lines that are written.
     unsafe {
@@ -283,7 +283,7 @@ unsafe fn block<T: Number, R: Round>(
     (line, unit): (usize, usize),
     from: *const T,
     to: *mut u32,
-    layout: Layout,
+    layout: PackedLayout,
     (have, want, there): (usize, usize, usize),
 ) {
     let per_unit = precision.per_unit();
@@ -362,7 +362,7 @@ pub unsafe fn pack_bf16<T: Number>(
     precision: Precision,
     lines: Lines<'_, T>,
     part: Part,
-    layout: Layout,
+    layout: PackedLayout,
     out: &mut [u32],
 ) {
     // SAFETY: the caller's promise.
@@ -372,7 +372,13 @@ pub unsafe fn pack_bf16<T: Number>(
 /// # Safety
 /// As [`pack_bf16`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub unsafe fn pack<T: Number>(precision: Precision, lines: Lines<'_, T>, part: Part, layout: Layout, out: &mut [u32]) {
+pub unsafe fn pack<T: Number>(
+    precision: Precision,
+    lines: Lines<'_, T>,
+    part: Part,
+    layout: PackedLayout,
+    out: &mut [u32],
+) {
     // SAFETY: the caller's promise.
     unsafe { any::<T, Emulated>(precision, lines, part, layout, out) }
 }

@@ -12,7 +12,7 @@ pub type Address = u64;
 /// A pointer to something of the driver's.
 pub type Handle = *mut c_void;
 /// `CUresult`, `cublasStatus_t`; 0 is success.
-pub type Status = c_int;
+pub type CudaStatus = c_int;
 
 /// Declares a table of functions and how it is filled from a library.
 macro_rules! functions {
@@ -47,65 +47,65 @@ macro_rules! functions {
 functions! {
     /// `libcuda`, the driver.
     Cuda {
-        cuInit(c_uint) -> Status;
-        cuDriverGetVersion(*mut c_int) -> Status;
-        cuGetErrorName(Status, *mut *const c_char) -> Status;
-        cuGetErrorString(Status, *mut *const c_char) -> Status;
-        cuDeviceGetCount(*mut c_int) -> Status;
-        cuDeviceGet(*mut c_int, c_int) -> Status;
-        cuDeviceGetName(*mut c_char, c_int, c_int) -> Status;
-        cuDeviceTotalMem_v2(*mut usize, c_int) -> Status;
-        cuDeviceGetAttribute(*mut c_int, c_int, c_int) -> Status;
-        cuDevicePrimaryCtxRetain(*mut Handle, c_int) -> Status;
-        cuDevicePrimaryCtxRelease_v2(c_int) -> Status;
-        cuCtxSetCurrent(Handle) -> Status;
-        cuStreamCreate(*mut Handle, c_uint) -> Status;
-        cuStreamSynchronize(Handle) -> Status;
-        cuStreamDestroy_v2(Handle) -> Status;
-        cuStreamBeginCapture_v2(Handle, c_int) -> Status;
-        cuStreamEndCapture(Handle, *mut Handle) -> Status;
-        cuGraphInstantiateWithFlags(*mut Handle, Handle, c_ulonglong) -> Status;
-        cuGraphDestroy(Handle) -> Status;
-        cuGraphLaunch(Handle, Handle) -> Status;
-        cuGraphExecDestroy(Handle) -> Status;
-        cuMemAllocAsync(*mut Address, usize, Handle) -> Status;
-        cuMemFreeAsync(Address, Handle) -> Status;
-        cuMemcpyHtoDAsync_v2(Address, *const c_void, usize, Handle) -> Status;
-        cuMemcpyDtoHAsync_v2(*mut c_void, Address, usize, Handle) -> Status;
-        cuMemcpyDtoDAsync_v2(Address, Address, usize, Handle) -> Status;
-        cuMemsetD8Async(Address, u8, usize, Handle) -> Status;
-        cuDeviceGetDefaultMemPool(*mut Handle, c_int) -> Status;
-        cuMemPoolSetAttribute(Handle, c_int, *mut c_void) -> Status;
-        cuMemPoolGetAttribute(Handle, c_int, *mut c_void) -> Status;
-        cuModuleLoadDataEx(*mut Handle, *const c_void, c_uint, *mut c_int, *mut *mut c_void) -> Status;
-        cuModuleGetFunction(*mut Handle, Handle, *const c_char) -> Status;
-        cuModuleUnload(Handle) -> Status;
-        cuFuncSetAttribute(Handle, c_int, c_int) -> Status;
+        cuInit(c_uint) -> CudaStatus;
+        cuDriverGetVersion(*mut c_int) -> CudaStatus;
+        cuGetErrorName(CudaStatus, *mut *const c_char) -> CudaStatus;
+        cuGetErrorString(CudaStatus, *mut *const c_char) -> CudaStatus;
+        cuDeviceGetCount(*mut c_int) -> CudaStatus;
+        cuDeviceGet(*mut c_int, c_int) -> CudaStatus;
+        cuDeviceGetName(*mut c_char, c_int, c_int) -> CudaStatus;
+        cuDeviceTotalMem_v2(*mut usize, c_int) -> CudaStatus;
+        cuDeviceGetAttribute(*mut c_int, c_int, c_int) -> CudaStatus;
+        cuDevicePrimaryCtxRetain(*mut Handle, c_int) -> CudaStatus;
+        cuDevicePrimaryCtxRelease_v2(c_int) -> CudaStatus;
+        cuCtxSetCurrent(Handle) -> CudaStatus;
+        cuStreamCreate(*mut Handle, c_uint) -> CudaStatus;
+        cuStreamSynchronize(Handle) -> CudaStatus;
+        cuStreamDestroy_v2(Handle) -> CudaStatus;
+        cuStreamBeginCapture_v2(Handle, c_int) -> CudaStatus;
+        cuStreamEndCapture(Handle, *mut Handle) -> CudaStatus;
+        cuGraphInstantiateWithFlags(*mut Handle, Handle, c_ulonglong) -> CudaStatus;
+        cuGraphDestroy(Handle) -> CudaStatus;
+        cuGraphLaunch(Handle, Handle) -> CudaStatus;
+        cuGraphExecDestroy(Handle) -> CudaStatus;
+        cuMemAllocAsync(*mut Address, usize, Handle) -> CudaStatus;
+        cuMemFreeAsync(Address, Handle) -> CudaStatus;
+        cuMemcpyHtoDAsync_v2(Address, *const c_void, usize, Handle) -> CudaStatus;
+        cuMemcpyDtoHAsync_v2(*mut c_void, Address, usize, Handle) -> CudaStatus;
+        cuMemcpyDtoDAsync_v2(Address, Address, usize, Handle) -> CudaStatus;
+        cuMemsetD8Async(Address, u8, usize, Handle) -> CudaStatus;
+        cuDeviceGetDefaultMemPool(*mut Handle, c_int) -> CudaStatus;
+        cuMemPoolSetAttribute(Handle, c_int, *mut c_void) -> CudaStatus;
+        cuMemPoolGetAttribute(Handle, c_int, *mut c_void) -> CudaStatus;
+        cuModuleLoadDataEx(*mut Handle, *const c_void, c_uint, *mut c_int, *mut *mut c_void) -> CudaStatus;
+        cuModuleGetFunction(*mut Handle, Handle, *const c_char) -> CudaStatus;
+        cuModuleUnload(Handle) -> CudaStatus;
+        cuFuncSetAttribute(Handle, c_int, c_int) -> CudaStatus;
         cuLaunchKernel(
             Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void
-        ) -> Status;
+        ) -> CudaStatus;
     }
 }
 
 functions! {
     /// `libcublas`.
     Blas {
-        cublasCreate_v2(*mut Handle) -> Status;
-        cublasDestroy_v2(Handle) -> Status;
-        cublasSetStream_v2(Handle, Handle) -> Status;
-        cublasSetWorkspace_v2(Handle, *mut c_void, usize) -> Status;
-        cublasSetMathMode(Handle, c_int) -> Status;
-        cublasGetVersion_v2(Handle, *mut c_int) -> Status;
-        cublasGetStatusString(Status) -> *const c_char;
+        cublasCreate_v2(*mut Handle) -> CudaStatus;
+        cublasDestroy_v2(Handle) -> CudaStatus;
+        cublasSetStream_v2(Handle, Handle) -> CudaStatus;
+        cublasSetWorkspace_v2(Handle, *mut c_void, usize) -> CudaStatus;
+        cublasSetMathMode(Handle, c_int) -> CudaStatus;
+        cublasGetVersion_v2(Handle, *mut c_int) -> CudaStatus;
+        cublasGetStatusString(CudaStatus) -> *const c_char;
         cublasGemmEx(
             Handle, c_int, c_int, c_int, c_int, c_int, *const c_void, *const c_void, c_int, c_int, *const c_void, c_int,
             c_int, *const c_void, *mut c_void, c_int, c_int, c_int, c_int
-        ) -> Status;
+        ) -> CudaStatus;
         cublasGemmStridedBatchedEx(
             Handle, c_int, c_int, c_int, c_int, c_int, *const c_void, *const c_void, c_int, c_int, c_longlong,
             *const c_void, c_int, c_int, c_longlong, *const c_void, *mut c_void, c_int, c_int, c_longlong, c_int, c_int,
             c_int
-        ) -> Status;
+        ) -> CudaStatus;
     }
 }
 

@@ -91,7 +91,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::cuda::device::{Buffer, Gpu};
+    use crate::cuda::device::{DeviceBuffer, Gpu};
     use crate::cuda::emulator::Emulator;
 
     /// `cublasGemmStridedBatchedEx` as cuBLAS's reference defines it, on the memory of the emulator, in f32.
@@ -123,9 +123,9 @@ mod tests {
         for case in 0..16 {
             let (a_t, b_t, wide) = (case & 1 > 0, case & 2 > 0, case & 4 > 0);
             let (batch, beta) = if case & 8 > 0 { (3, 0.5) } else { (1, 0.0) };
-            let fill = |seed: usize| -> Buffer {
+            let fill = |seed: usize| -> DeviceBuffer {
                 let data: Vec<f32> = (0..400).map(|i| ((i * 37 + seed * 11) % 19) as f32 - 9.0).collect();
-                let buffer = Buffer::new(&gpu, 1600).unwrap();
+                let buffer = DeviceBuffer::new(&gpu, 1600).unwrap();
                 gpu.upload(bytemuck::cast_slice(&data), buffer.raw(), 0).unwrap();
                 buffer
             };
@@ -149,7 +149,7 @@ mod tests {
             };
             gpu.gemm(&product(&ours)).unwrap();
             column_major(&GemmCall::of(&product(&theirs)).unwrap(), 2.0, beta, batch);
-            let read = |buffer: &Buffer| {
+            let read = |buffer: &DeviceBuffer| {
                 let mut data = vec![0f32; 400];
                 gpu.download(buffer.raw(), 0, bytemuck::cast_slice_mut(&mut data)).unwrap();
                 data
@@ -157,7 +157,7 @@ mod tests {
             // Small whole numbers: equal to the bit, whatever the order of the sums.
             assert_eq!(read(&ours), read(&theirs), "case {case}");
         }
-        let small = Buffer::new(&gpu, 16).unwrap();
+        let small = DeviceBuffer::new(&gpu, 16).unwrap();
         let x =
             Matrix { buffer: &small, first: 0, element: Element::F32, stride: 2, batch_stride: 0, transposed: false };
         let beyond = Gemm { m: 3, n: 2, k: 2, alpha: 1.0, a: x, b: x, beta: 0.0, c: x, batch: 1 };

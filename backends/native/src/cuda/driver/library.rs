@@ -40,7 +40,7 @@ pub const CUBLAS: Wanted = Wanted {
 
 /// A library that was found.
 #[derive(Debug)]
-pub struct Found {
+pub struct FoundLibrary {
     /// It, loaded for as long as the process runs.
     pub library: &'static Library,
     /// Where: a path, or the name by which the system found it.
@@ -52,7 +52,7 @@ impl Wanted {
     ///
     /// # Errors
     /// One line that names it, the places where it was looked for, and what to do.
-    pub fn find(&self) -> Result<Found, String> {
+    pub fn find(&self) -> Result<FoundLibrary, String> {
         let mut tried = Vec::new();
         let mut broken = None;
         for (folder, from) in folders() {
@@ -67,7 +67,7 @@ impl Wanted {
                 // SAFETY: the libraries' initialisers are NVIDIA's, made to be loaded into any process.
                 match unsafe { Library::new(&path) } {
                     // Never unloaded: the driver does not take that well.
-                    Ok(library) => return Ok(Found { library: Box::leak(Box::new(library)), place: path }),
+                    Ok(library) => return Ok(FoundLibrary { library: Box::leak(Box::new(library)), place: path }),
                     Err(e) if folder.is_some() => broken = Some(format!("{}: {e}", path.display())),
                     Err(_) => {}
                 }
@@ -143,8 +143,8 @@ fn wheels(venv: &Path) -> Vec<PathBuf> {
 ///
 /// # Errors
 /// As [`Wanted::find`].
-pub fn driver() -> Result<&'static Found, &'static str> {
-    static FOUND: OnceLock<Result<Found, String>> = OnceLock::new();
+pub fn driver() -> Result<&'static FoundLibrary, &'static str> {
+    static FOUND: OnceLock<Result<FoundLibrary, String>> = OnceLock::new();
     FOUND.get_or_init(|| DRIVER.find()).as_ref().map_err(String::as_str)
 }
 
@@ -152,8 +152,8 @@ pub fn driver() -> Result<&'static Found, &'static str> {
 ///
 /// # Errors
 /// As [`Wanted::find`].
-pub fn cublas() -> Result<&'static Found, &'static str> {
-    static FOUND: OnceLock<Result<Found, String>> = OnceLock::new();
+pub fn cublas() -> Result<&'static FoundLibrary, &'static str> {
+    static FOUND: OnceLock<Result<FoundLibrary, String>> = OnceLock::new();
     FOUND.get_or_init(|| CUBLAS.find()).as_ref().map_err(String::as_str)
 }
 

@@ -108,7 +108,7 @@ impl From<&Gemm<'_>> for GemmCopy {
 /// How often a device was asked for what, since it was opened. What a recording does when it is played counts once, as
 /// `played`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct DeviceCounts {
     /// Memory from the device.
     pub allocated: u64,
     /// Memory back to the device.
@@ -131,10 +131,10 @@ pub struct Counts {
     pub played: u64,
 }
 
-impl std::ops::Sub for Counts {
-    type Output = Counts;
-    fn sub(self, o: Counts) -> Counts {
-        Counts {
+impl std::ops::Sub for DeviceCounts {
+    type Output = DeviceCounts;
+    fn sub(self, o: DeviceCounts) -> DeviceCounts {
+        DeviceCounts {
             allocated: self.allocated - o.allocated,
             freed: self.freed - o.freed,
             uploads: self.uploads - o.uploads,

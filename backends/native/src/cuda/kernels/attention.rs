@@ -12,7 +12,7 @@ const PLAIN_ROWS: usize = 4;
 
 /// Packed rows and how their heads lie: `starts` u32 `[rows + 1]`, where each row begins among the tokens.
 #[derive(Clone, Copy, Debug)]
-pub struct Rows<'a> {
+pub struct PackedRows<'a> {
     /// Rows' first tokens and the end.
     pub starts: Arg<'a>,
     /// How many rows.
@@ -27,11 +27,11 @@ pub struct Rows<'a> {
     pub strides: [usize; 3],
 }
 
-impl<'a> Rows<'a> {
+impl<'a> PackedRows<'a> {
     /// Rows whose `q`, `k` and `v` are dense.
     pub fn dense(starts: Arg<'a>, rows: usize, longest: usize, tokens: usize, heads: Heads) -> Self {
         let kv = heads.keys * heads.dim;
-        Rows { starts, rows, longest, tokens, heads, strides: [heads.queries * heads.dim, kv, kv] }
+        PackedRows { starts, rows, longest, tokens, heads, strides: [heads.queries * heads.dim, kv, kv] }
     }
 
     /// Whether the tensor-core kernels have this head dim, and 16-byte rows.
@@ -84,7 +84,7 @@ fn step(dim: usize) -> usize {
 ///
 /// # Errors
 /// As [`Gpu::launch`]; so all functions here.
-pub fn attention(gpu: &dyn Gpu, t: Element, [q, k, v, out, lse]: [Arg<'_>; 5], rows: &Rows<'_>) -> Result<()> {
+pub fn attention(gpu: &dyn Gpu, t: Element, [q, k, v, out, lse]: [Arg<'_>; 5], rows: &PackedRows<'_>) -> Result<()> {
     let mut args = vec![q, k, v, rows.starts, out, lse];
     let Heads { queries, dim, .. } = rows.heads;
     if rows.tiled(t) {
@@ -104,7 +104,7 @@ pub fn attention_backward(
     t: Element,
     [q, k, v, out, lse, dout, delta]: [Arg<'_>; 7],
     [dq, dk, dv]: [Arg<'_>; 3],
-    rows: &Rows<'_>,
+    rows: &PackedRows<'_>,
 ) -> Result<()> {
     let Heads { queries, keys, dim } = rows.heads;
     let n = rows.tokens * queries;

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::super::device::{Arg, Buffer, Element, Gpu, Launch};
+use super::super::device::{Arg, DeviceBuffer, Element, Gpu, Launch};
 use super::launch;
 use crate::error::Result;
 use crate::ops::adamw::Update;
@@ -12,13 +12,13 @@ const CHUNK: usize = 8192;
 
 /// A trained tensor without its gradient; all is f32 of `elements` elements, but for a split parameter. Buffers from their beginning.
 #[derive(Clone, Copy, Debug)]
-pub struct Trained<'a> {
+pub struct TrainedTensor<'a> {
     /// The parameter.
-    pub parameter: &'a Buffer,
+    pub parameter: &'a DeviceBuffer,
     /// Its moments.
-    pub moments: [&'a Buffer; 2],
+    pub moments: [&'a DeviceBuffer; 2],
     /// The parameter's lower halves, if it is split; `parameter` has the upper ones.
-    pub lower: Option<&'a Buffer>,
+    pub lower: Option<&'a DeviceBuffer>,
     /// How many.
     pub elements: usize,
     /// Whether weight decay applies.
@@ -31,27 +31,27 @@ const GRADIENT: usize = 3;
 const NARROW: usize = 7;
 
 /// The table of all trained tensors on a device. It holds addresses: the buffers must stay where they are, but for the
-/// gradients', which [`Table::point`] gives.
+/// gradients', which [`ParameterTable::point`] gives.
 #[derive(Debug)]
-pub struct Table {
-    tensors: Buffer,
+pub struct ParameterTable {
+    tensors: DeviceBuffer,
     /// How many entries `tensors` has.
     words: Mutex<Vec<u64>>,
-    chunks: Buffer,
-    firsts: Buffer,
-    sums: Buffer,
-    of_tensor: Buffer,
-    clip: Buffer,
+    chunks: DeviceBuffer,
+    firsts: DeviceBuffer,
+    sums: DeviceBuffer,
+    of_tensor: DeviceBuffer,
+    clip: DeviceBuffer,
     blocks: usize,
     count: usize,
 }
 
-impl Table {
+impl ParameterTable {
     /// Writes the table. Nothing here is made again from step to step.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn new(gpu: &std::sync::Arc<dyn Gpu>, trained: &[Trained<'_>]) -> Result<Self> {
+    pub fn new(gpu: &std::sync::Arc<dyn Gpu>, trained: &[TrainedTensor<'_>]) -> Result<Self> {
         let (mut tensors, mut chunks, mut firsts) = (Vec::<u64>::new(), Vec::<u32>::new(), vec![0u32]);
         for (i, t) in (0u32..).zip(trained) {
             let [m, v] = t.moments.map(|m| m.raw().address);
@@ -60,21 +60,21 @@ impl Table {
             (0..t.elements.div_ceil(CHUNK) as u32).for_each(|c| chunks.extend([i, c]));
             firsts.push(chunks.len() as u32 / 2);
         }
-        let upload = |bytes: &[u8]| -> Result<Buffer> {
-            let buffer = Buffer::new(gpu, bytes.len())?;
+        let upload = |bytes: &[u8]| -> Result<DeviceBuffer> {
+            let buffer = DeviceBuffer::new(gpu, bytes.len())?;
             if !bytes.is_empty() {
                 gpu.upload(bytes, buffer.raw(), 0)?;
             }
             Ok(buffer)
         };
         let (blocks, count) = (chunks.len() / 2, trained.len());
-        Ok(Table {
+        Ok(ParameterTable {
             tensors: upload(bytemuck::cast_slice(&tensors))?,
             chunks: upload(bytemuck::cast_slice(&chunks))?,
             firsts: upload(bytemuck::cast_slice(&firsts))?,
-            sums: Buffer::new(gpu, blocks * 8)?,
-            of_tensor: Buffer::new(gpu, count * 8)?,
-            clip: Buffer::new(gpu, 8)?,
+            sums: DeviceBuffer::new(gpu, blocks * 8)?,
+            of_tensor: DeviceBuffer::new(gpu, count * 8)?,
+            clip: DeviceBuffer::new(gpu, 8)?,
             words: Mutex::new(tensors),
             blocks,
             count,
@@ -85,7 +85,7 @@ impl Table {
     ///
     /// # Errors
     /// As [`Gpu::launch`].
-    pub fn point(&self, gpu: &dyn Gpu, gradients: &[(&Buffer, Element)]) -> Result<()> {
+    pub fn point(&self, gpu: &dyn Gpu, gradients: &[(&DeviceBuffer, Element)]) -> Result<()> {
         let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
         let before = words.clone();
         for (tensor, (buffer, element)) in words.chunks_exact_mut(WORDS).zip(gradients) {
@@ -99,13 +99,13 @@ impl Table {
     }
 
     /// The norm of all gradients, then the factor that clips it to `max_norm` (0: never): two f32, where both are NaN if a
-    /// gradient is not finite. They stay on the device; [`Table::adamw`] reads the factor there.
-    pub fn norm_and_clip(&self) -> &Buffer {
+    /// gradient is not finite. They stay on the device; [`ParameterTable::adamw`] reads the factor there.
+    pub fn norm_and_clip(&self) -> &DeviceBuffer {
         &self.clip
     }
 
-    /// Sums of squares of each tensor's gradient, f64, in the order of the table; made by [`Table::measure`].
-    pub fn sums_of_squares(&self) -> &Buffer {
+    /// Sums of squares of each tensor's gradient, f64, in the order of the table; made by [`ParameterTable::measure`].
+    pub fn sums_of_squares(&self) -> &DeviceBuffer {
         &self.of_tensor
     }
 
@@ -123,7 +123,7 @@ impl Table {
         gpu.launch("karat_clip", Launch::linear(1, 256), &args)
     }
 
-    /// Updates all parameters; `update.gradient_scale` is not read, the factor of [`Table::measure`] is. Where that is not
+    /// Updates all parameters; `update.gradient_scale` is not read, the factor of [`ParameterTable::measure`] is. Where that is not
     /// finite, nothing changes.
     ///
     /// # Errors

@@ -49,7 +49,7 @@ impl AttentionOps for Cuda {
         let (q, k, v, rows) = (here(q)?, here(k)?, here(v)?, self.rows(starts)?);
         let tokens = q.matrix_dims().0;
         let (out, lse) = (like(q)?, CudaStorage::any(self, Element::F32, &[tokens * heads.queries])?);
-        let rows = packed::Rows::dense(rows.starts.arg(), rows.count, rows.longest, tokens, heads);
+        let rows = packed::PackedRows::dense(rows.starts.arg(), rows.count, rows.longest, tokens, heads);
         let arguments = [q.arg(), k.arg(), v.arg(), out.arg(), lse.arg()];
         packed::attention(&*self.gpu, q.element(), arguments, &rows)?;
         Ok((out.into(), lse.into()))
@@ -69,7 +69,7 @@ impl AttentionOps for Cuda {
         let (tokens, heads) = (q.matrix_dims().0, rotary.heads);
         let (dq, dk, dv) = (like(q)?, like(k)?, like(v)?);
         let delta = CudaStorage::any(self, Element::F32, &[tokens * heads.queries])?;
-        let rows = packed::Rows::dense(rows.starts.arg(), rows.count, rows.longest, tokens, heads);
+        let rows = packed::PackedRows::dense(rows.starts.arg(), rows.count, rows.longest, tokens, heads);
         let forward = [q.arg(), k.arg(), v.arg(), out.arg(), lse.arg(), dout.arg(), delta.arg()];
         packed::attention_backward(&*self.gpu, q.element(), forward, [dq.arg(), dk.arg(), dv.arg()], &rows)?;
         // Scratch goes before what comes next asks for memory.

@@ -2,7 +2,7 @@
 
 use karat_backend::BackendError;
 
-use super::super::device::{Arg, Buffer, Element, Matrix};
+use super::super::device::{Arg, DeviceBuffer, Element, Matrix};
 use super::super::{Cuda, CudaStorage, arena, here, kernels, stored};
 use super::{like, transposed};
 use crate::device::HeadOps;
@@ -46,7 +46,7 @@ impl HeadOps for Cuda {
         let (count, size) = (targets.len(), chunk(vocab).min(targets.len()));
         let logits = CudaStorage::any(self, Element::F32, &[size, vocab])?;
         let logprobs = CudaStorage::any(self, Element::F32, &[count])?;
-        let greedy = Buffer::new(&self.gpu, count * 4)?;
+        let greedy = DeviceBuffer::new(&self.gpu, count * 4)?;
         for first in (0..count).step_by(size.max(1)) {
             let n = size.min(count - first);
             self.project(&logits, hidden, first, n, head)?;
