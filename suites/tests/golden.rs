@@ -138,7 +138,7 @@ fn fine_tuning_is_clearly_better_than_the_base_on_held_out_items() {
         let comparison = report.comparison("base", candidate).unwrap();
         for metric in ["nll", "nll_think", "nll_answer", "rougeL", "vocab_f1", "key_points", "format"] {
             let m = &comparison.metrics[metric];
-            assert_eq!(m.verdict, report::MarginVerdict::Better, "{candidate} {metric}: {m:?}");
+            assert_eq!(m.verdict, report::Verdict::Better, "{candidate} {metric}: {m:?}");
             assert!(m.p_adjusted.unwrap() < 0.01, "{candidate} {metric}: {m:?}");
         }
     }
