@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use karat::backend::{AdamW, Method, TrainPlan};
 use karat::data::examples::LabelledRows;
-use karat::data::split::{Parts, PyRandom, split};
+use karat::data::split::{SplitParts, PyRandom, split};
 use karat::train::plan::{PlanOptions, fingerprint, order};
 use karat::train::schedule::Schedule;
 use proptest::prelude::*;
@@ -45,7 +45,7 @@ fn a_negative_rate_is_refused() {
 fn the_published_run_has_its_1082_steps() {
     // 241 validation rows of a 9:1 split and 541 updates an epoch fit 2,402 to 2,405 rows: 2,161 to 2,164 to train on.
     for rows in 2402..=2405 {
-        let parts = split(rows, 42, Parts::NINE_ONE);
+        let parts = split(rows, 42, SplitParts::NINE_ONE);
         assert_eq!(parts.validation.len(), 241);
         assert_eq!(order(parts.train.len(), &PlanOptions::default()).unwrap().steps.len(), 1082);
     }

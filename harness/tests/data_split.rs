@@ -1,10 +1,10 @@
-//! The split is Python's, bit for bit: `vectors/python_random.json` was made by CPython (`python/make_vectors.py`).
+//! The split is Python's, bit for bit: `vectors/python_random.json` was made by CPython (`make_vectors.py`).
 
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 
-use karat::data::split::{Parts, PyRandom, cut, split};
+use karat::data::split::{SplitParts, PyRandom, cut, split};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -70,13 +70,13 @@ fn one_generator_draws_pythons_numbers_below_any_bound() {
 fn parts_are_cut_where_the_recipe_cuts() {
     for case in vectors()["splits"].as_array().unwrap() {
         let n = number(&case["n"]);
-        let nine = split(n, 42, Parts::NINE_ONE);
+        let nine = split(n, 42, SplitParts::NINE_ONE);
         assert_eq!(nine.train.len(), number(&case["train_9_1"]));
         assert_eq!(digest(&nine.train), case["train_sha256"].as_str().unwrap());
         assert_eq!(nine.validation[..nine.validation.len().min(20)], numbers(&case["validation_9_1"]));
         assert!(nine.test.is_empty());
 
-        let eight = split(n, 42, Parts::EIGHT_ONE_ONE);
+        let eight = split(n, 42, SplitParts::EIGHT_ONE_ONE);
         assert_eq!(eight.train.len(), number(&case["train_8_1_1"]));
         assert_eq!(eight.train.len() + eight.validation.len(), number(&case["validation_end_8_1_1"]));
         assert_eq!(eight.test[..eight.test.len().min(20)], numbers(&case["test_8_1_1"]));
@@ -89,11 +89,11 @@ fn parts_are_cut_where_the_recipe_cuts() {
 
 #[test]
 fn parts_are_read_as_written_and_nonsense_is_refused() {
-    assert_eq!("9:1".parse::<Parts>().unwrap(), Parts::NINE_ONE);
-    assert_eq!("8:1:1".parse::<Parts>().unwrap(), Parts::EIGHT_ONE_ONE);
-    assert_eq!(String::from(Parts::EIGHT_ONE_ONE), "8:1:1");
+    assert_eq!("9:1".parse::<SplitParts>().unwrap(), SplitParts::NINE_ONE);
+    assert_eq!("8:1:1".parse::<SplitParts>().unwrap(), SplitParts::EIGHT_ONE_ONE);
+    assert_eq!(String::from(SplitParts::EIGHT_ONE_ONE), "8:1:1");
     for text in ["", "9", "9:", "0:0", "1:2:3:4", "-1:2", "0.9:0.1", "4000000000:1"] {
-        let error = text.parse::<Parts>().unwrap_err();
+        let error = text.parse::<SplitParts>().unwrap_err();
         assert!(error.help_text().unwrap().contains("8:1:1"), "{text:?}");
     }
     let all = cut((0..5).collect(), "1:0".parse().unwrap());

@@ -37,7 +37,7 @@ fn find<'a>(checks: &'a Checks, model: &str, metric: &str) -> &'a Check {
 fn a_report_passes_against_itself() {
     let report = fixture::report();
     let checks = check(&report, &report, &rules(&[("exact", 0.1)])).unwrap();
-    assert_eq!(checks.verdict, Verdict::Pass);
+    assert_eq!(checks.verdict, MarginVerdict::Pass);
     // One headline metric has a unit with a default margin; one was given; three models.
     assert_eq!(checks.checks.len(), 6);
     assert!(checks.ungated.contains(&"bleu_zh".to_string()) && !checks.ungated.contains(&"length".to_string()));
@@ -52,15 +52,15 @@ fn the_verdict_is_the_interval_against_the_margin() {
         find(&checks, "lora", "nll_answer").clone()
     };
     let pass = judge(0.01, 0.001, 0.02);
-    assert_eq!(pass.verdict, Verdict::Pass);
+    assert_eq!(pass.verdict, MarginVerdict::Pass);
     assert!((pass.value.unwrap() - pass.baseline.unwrap() - 0.01).abs() < 1e-9);
     assert!((pass.gate.unwrap().gain + 0.01).abs() < 1e-9, "a higher NLL is a loss");
-    assert_eq!(judge(0.05, 0.001, 0.02).verdict, Verdict::Regress);
+    assert_eq!(judge(0.05, 0.001, 0.02).verdict, MarginVerdict::Regress);
     let unclear = judge(0.01, 0.1, 0.02);
-    assert_eq!(unclear.verdict, Verdict::Inconclusive, "not significantly worse is no pass");
+    assert_eq!(unclear.verdict, MarginVerdict::Inconclusive, "not significantly worse is no pass");
     assert!(unclear.gate.unwrap().minimum_detectable > 0.02);
     // A gain of any size passes, also without margin.
-    assert_eq!(judge(-0.5, 0.1, 0.0).verdict, Verdict::Pass);
+    assert_eq!(judge(-0.5, 0.1, 0.0).verdict, MarginVerdict::Pass);
 }
 
 /// `report` with items that share nothing.
@@ -89,11 +89,11 @@ fn items_of_one_source_are_no_more_than_the_source() {
     let alone = judge(&singly(report.clone()), &singly(fixture::report()));
     assert_eq!(
         (alone.verdict, alone.sources),
-        (Verdict::Pass, None),
+        (MarginVerdict::Pass, None),
         "24 items that know nothing of each other: {alone:?}"
     );
     let together = judge(&of_four_sources(report.clone()), &of_four_sources(fixture::report()));
-    assert_eq!((together.verdict, together.sources), (Verdict::Inconclusive, Some(4)), "{together:?}");
+    assert_eq!((together.verdict, together.sources), (MarginVerdict::Inconclusive, Some(4)), "{together:?}");
     let (alone, gate) = (alone.gate.unwrap(), together.gate.unwrap());
     assert_eq!((gate.n, gate.gain), (24, alone.gain));
     let ends = [gate.interval.low + 0.1, gate.interval.high - 0.1];
@@ -113,7 +113,7 @@ fn items_that_are_all_of_one_source_say_nothing() {
     report.items.iter_mut().for_each(|item| item.cluster = Some("the only one".into()));
     let checks = check(&report, &report, &Rules::default()).unwrap();
     let check = find(&checks, "lora", "nll_answer");
-    assert_eq!((check.verdict, check.sources), (Verdict::Inconclusive, Some(1)));
+    assert_eq!((check.verdict, check.sources), (MarginVerdict::Inconclusive, Some(1)));
     let said = text::sentence(check, 0.95);
     assert!(said.contains("24 items of 1 source cannot tell") && !said.contains("NaN"), "{said}");
 }
@@ -129,13 +129,13 @@ fn what_a_backend_changes_by_itself_is_no_evidence() {
         (find(&checks, "lora", "nll_answer").clone(), find(&checks, "lora", "vocab_f1").clone())
     };
     let (nll, f1) = judge(0.0, 0.0);
-    assert_eq!((nll.verdict, f1.verdict), (Verdict::Regress, Verdict::Pass));
+    assert_eq!((nll.verdict, f1.verdict), (MarginVerdict::Regress, MarginVerdict::Pass));
     let (nll, f1) = judge(0.005, 0.01);
-    assert_eq!((nll.verdict, f1.verdict), (Verdict::Regress, Verdict::Pass));
+    assert_eq!((nll.verdict, f1.verdict), (MarginVerdict::Regress, MarginVerdict::Pass));
     assert_eq!(f1.allowance, Some(0.01));
     // This much drift explains the loss, this many flipped texts could hide one.
     let (nll, f1) = judge(0.02, 0.03);
-    assert_eq!((nll.verdict, f1.verdict), (Verdict::Inconclusive, Verdict::Inconclusive));
+    assert_eq!((nll.verdict, f1.verdict), (MarginVerdict::Inconclusive, MarginVerdict::Inconclusive));
     assert!(text::sentence(&f1, 0.95).contains("0.0300 each way"), "{}", text::sentence(&f1, 0.95));
 }
 
@@ -164,9 +164,9 @@ fn a_missing_model_metric_or_item_is_a_regression_by_name() {
     let baseline = fixture::report();
     let missing = |report: &Report, model: &str| {
         let checks = check(report, &baseline, &Rules::default()).unwrap();
-        assert_eq!(checks.verdict, Verdict::Regress);
+        assert_eq!(checks.verdict, MarginVerdict::Regress);
         let check = find(&checks, model, "nll_answer").clone();
-        assert_eq!((check.verdict, check.gate), (Verdict::Regress, None));
+        assert_eq!((check.verdict, check.gate), (MarginVerdict::Regress, None));
         check.missing.unwrap()
     };
     let mut report = fixture::report();
@@ -212,7 +212,7 @@ fn a_report_of_another_question_is_refused_by_name() {
 fn one_item_or_nothing_to_check_is_no_pass() {
     let items = fixture::items(1);
     let one = build(&fixture::inputs(&items, fixture::three_models(&items))).unwrap();
-    assert_eq!(check(&one, &one, &Rules::default()).unwrap().verdict, Verdict::Inconclusive);
+    assert_eq!(check(&one, &one, &Rules::default()).unwrap().verdict, MarginVerdict::Inconclusive);
     let items = fixture::items(4);
     let nothing = build(&fixture::inputs(&items, vec![])).unwrap();
     assert!(check(&nothing, &nothing, &Rules::default()).unwrap_err().to_string().contains("nothing to check"));
@@ -247,7 +247,7 @@ fn loops_truncation_contradictions_and_wrong_decisions_are_guarded_without_being
         build(&inputs).unwrap()
     };
     let baseline = report([0.15, 0.0, 0.0, 0.9, 0.0]);
-    assert_eq!(check(&baseline, &baseline, &Rules::default()).unwrap().verdict, Verdict::Pass);
+    assert_eq!(check(&baseline, &baseline, &Rules::default()).unwrap().verdict, MarginVerdict::Pass);
     for (worse, metric) in [
         ([0.9, 0.0, 0.0, 0.9, 0.0], "repetition"),
         ([0.15, 0.5, 0.0, 0.9, 0.0], "truncated"),
@@ -256,8 +256,8 @@ fn loops_truncation_contradictions_and_wrong_decisions_are_guarded_without_being
         ([0.15, 0.0, 0.0, 0.9, 0.4], "decision_yes_to_no"),
     ] {
         let checks = check(&report(worse), &baseline, &Rules::default()).unwrap();
-        assert_eq!(find(&checks, "full", metric).verdict, Verdict::Regress, "{metric}");
-        assert_eq!(checks.verdict, Verdict::Regress);
+        assert_eq!(find(&checks, "full", metric).verdict, MarginVerdict::Regress, "{metric}");
+        assert_eq!(checks.verdict, MarginVerdict::Regress);
     }
 }
 
@@ -271,18 +271,18 @@ fn what_the_baseline_has_no_value_of_does_not_count_and_is_named() {
     let mut report = fixture::report();
     without(&mut report, "lora");
     let checks = check(&report, &report, &Rules::default()).unwrap();
-    assert_eq!(checks.verdict, Verdict::Pass, "neither side has a value");
+    assert_eq!(checks.verdict, MarginVerdict::Pass, "neither side has a value");
     assert_eq!(checks.undefined, ["lora nll_answer"]);
     assert!(text::table(&checks).contains("not checked, the baseline having no value: lora nll_answer\n"));
     assert!(text::markdown(&checks, "s", "main").contains("\nNot checked, the baseline having no value: lora"));
     // A value that was there and is not any more is a regression, as before.
-    assert_eq!(check(&report, &fixture::report(), &Rules::default()).unwrap().verdict, Verdict::Regress);
+    assert_eq!(check(&report, &fixture::report(), &Rules::default()).unwrap().verdict, MarginVerdict::Regress);
     // Where nothing is left to be checked nothing passes.
     for model in ["base", "full"] {
         without(&mut report, model);
     }
     let checks = check(&report, &report, &Rules::default()).unwrap();
-    assert_eq!((checks.verdict, checks.checks.len()), (Verdict::Inconclusive, 0));
+    assert_eq!((checks.verdict, checks.checks.len()), (MarginVerdict::Inconclusive, 0));
     assert!(text::summary(&checks).contains("nothing could be checked"));
 }
 
@@ -291,12 +291,12 @@ fn what_neither_side_knows_is_equal_and_what_may_differ_is_named() {
     let mut report = fixture::report();
     report.fingerprints.decoding.clear();
     let checks = check(&report, &report, &Rules::default()).unwrap();
-    assert_eq!((checks.verdict, checks.unchecked.as_slice()), (Verdict::Pass, &["decoding".to_string()][..]));
+    assert_eq!((checks.verdict, checks.unchecked.as_slice()), (MarginVerdict::Pass, &["decoding".to_string()][..]));
     let error = check(&report, &fixture::report(), &Rules::default()).unwrap_err();
     assert!(error.help_text().unwrap().contains("--allow decoding"), "{error:?}");
     let rules = Rules { allow: vec!["decoding".into()], ..Rules::default() };
     let checks = check(&report, &fixture::report(), &rules).unwrap();
-    assert_eq!(checks.verdict, Verdict::Pass);
+    assert_eq!(checks.verdict, MarginVerdict::Pass);
     assert_eq!(checks.allowed.iter().map(|m| m.what.as_str()).collect::<Vec<_>>(), ["decoding"]);
 }
 
@@ -417,7 +417,7 @@ fn mixed() -> (Checks, Report) {
     let mut report = with("lora", "nll_answer", |_, x| x + 0.5);
     report.items[5].models.get_mut("full").unwrap().metrics.insert("exact".into(), None);
     let mut checks = check(&report, &baseline, &rules(&[("exact", 0.02)])).unwrap();
-    checks.checks[0].verdict = Verdict::Inconclusive;
+    checks.checks[0].verdict = MarginVerdict::Inconclusive;
     checks.checks[0].metric = "a<b>&\"c'\u{1},%\n::error::".into();
     (checks, report)
 }

@@ -190,7 +190,7 @@ fn equal_models_differ_by_nothing_and_pass_every_gate() {
     let same = compare_paired(&values, &values, &StatsOptions::default()).expect("comparable");
     assert_eq!((same.difference, same.ci_low, same.ci_high, same.p_value), (0.0, 0.0, 0.0, 1.0));
     let gate = non_inferiority(&values, &values, true, 0.0, &StatsOptions::default());
-    assert_eq!(gate.verdict, Verdict::Pass);
+    assert_eq!(gate.verdict, MarginVerdict::Pass);
 }
 
 #[test]
@@ -202,21 +202,21 @@ fn a_gate_passes_regresses_or_says_that_it_cannot_tell() {
         let n = candidate.len();
         non_inferiority(&baseline[..n], candidate, higher, margin, &options).verdict
     };
-    assert_eq!(verdict(&shifted(-0.01), true, 0.02), Verdict::Pass);
-    assert_eq!(verdict(&shifted(-0.05), true, 0.02), Verdict::Regress);
-    assert_eq!(verdict(&shifted(0.05), false, 0.02), Verdict::Regress, "lower is better");
+    assert_eq!(verdict(&shifted(-0.01), true, 0.02), MarginVerdict::Pass);
+    assert_eq!(verdict(&shifted(-0.05), true, 0.02), MarginVerdict::Regress);
+    assert_eq!(verdict(&shifted(0.05), false, 0.02), MarginVerdict::Regress, "lower is better");
     // Noise far above the margin, few items.
     let noisy: Vec<f64> =
         baseline[..20].iter().enumerate().map(|(i, v)| v + if i % 2 == 0 { 0.5 } else { -0.5 }).collect();
     let gate = non_inferiority(&baseline[..20], &noisy, true, 0.02, &options);
-    assert_eq!(gate.verdict, Verdict::Inconclusive);
+    assert_eq!(gate.verdict, MarginVerdict::Inconclusive);
     assert!(gate.minimum_detectable > gate.margin, "the margin is below what 20 items can see");
     assert_eq!(
         non_inferiority(&baseline, &noisy, true, 0.02, &options).verdict,
-        Verdict::Inconclusive,
+        MarginVerdict::Inconclusive,
         "items are missing"
     );
-    assert_eq!(non_inferiority(&[], &[], true, 0.02, &options).verdict, Verdict::Inconclusive);
+    assert_eq!(non_inferiority(&[], &[], true, 0.02, &options).verdict, MarginVerdict::Inconclusive);
 }
 
 #[test]
@@ -226,7 +226,7 @@ fn one_value_has_no_interval() {
     assert!(bootstrap_mean_ci(&[1.0], &StatsOptions::default()).low.is_nan());
     assert_eq!(
         non_inferiority(&[0.2], &[0.9], true, 0.02, &StatsOptions::default()).verdict,
-        Verdict::Inconclusive,
+        MarginVerdict::Inconclusive,
         "one item shows nothing of the next"
     );
 }

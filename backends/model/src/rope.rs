@@ -5,7 +5,7 @@
 //! llama3, `original_max_position_embeddings` beside them. Which one counts is what transformers 5.24 does
 //! (`RotaryEmbeddingConfigMixin.convert_rope_params_to_dict`, `standardize_rope_params`): a `rope_scaling` that is
 //! neither null nor empty *replaces* `rope_parameters`; its own `rope_theta` goes before the one beside it.
-//! `scripts/references.py` asks transformers itself, `tests/rope.rs` compares.
+//! `config_references.py` of the tools asks transformers itself, `tests/rope.rs` compares.
 
 use std::f64::consts::PI;
 

@@ -176,7 +176,7 @@ struct MlpSaved {
 /// Activations of one layer, kept for (or made again in) its backward pass. Of training in bf16 they are kept in bf16, as
 /// PyTorch's autocast keeps the output of every product: the forward pass reads gate, up and the residual stream in f32 and
 /// they are rounded when they are kept; heads are rounded before their norm, so that both passes make the same queries and
-/// keys of them. Gradients stay nearer to those of f32 than autocast's (`bench/exactness.py`).
+/// keys of them. Gradients stay nearer to those of f32 than autocast's (`exactness.py` of the tools).
 pub struct Saved(AttentionSaved, MlpSaved);
 
 impl Saved {

@@ -206,7 +206,7 @@ pub fn held(model: &Decoder) -> u64 {
 mod tests {
     use super::*;
 
-    const RUN: Training = TrainingShape {
+    const RUN: TrainingShape = TrainingShape {
         weights: 2_000_000_000,
         trained: 500_000_000,
         full: true,
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_warning_says_what_is_there_and_the_ways_that_are_still_open() {
-        let warning = |run: &Training| {
+        let warning = |run: &TrainingShape| {
             let said = run.remarks(&NEEDS, 0, Some(3_000_000_000));
             assert_eq!((said.len(), said[1].0), (2, Level::Warn));
             said[1].1.clone()

@@ -1,5 +1,5 @@
 //! Exports before other judges: onnx's checker, the ONNX Runtime of PyPI and onnxruntime-genai, in an environment without
-//! torch that `scripts/venv` makes.
+//! torch that `onnx_venv` of the tools makes.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,12 +17,12 @@ use serde_json::{Value, json};
 use support::*;
 
 fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools/python").join(name)
 }
 
 /// The environment's interpreter, or a printed reason why the test is skipped.
 fn python() -> Option<PathBuf> {
-    let made = Command::new(script("venv")).output();
+    let made = Command::new(script("onnx_venv")).output();
     match made {
         Ok(output) if output.status.success() => Some(String::from_utf8(output.stdout).unwrap().trim().into()),
         Ok(output) => {
@@ -30,7 +30,7 @@ fn python() -> Option<PathBuf> {
             None
         }
         Err(error) => {
-            println!("skipped: scripts/venv does not start: {error}");
+            println!("skipped: onnx_venv does not start: {error}");
             None
         }
     }

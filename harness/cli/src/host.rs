@@ -54,7 +54,7 @@ impl Plugins {
                 Err(_) => file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
             };
             let origin = plugin::Origin::Given;
-            all.push(Found { name, path: file.clone(), origin, hidden: Vec::new(), plugin });
+            all.push(FoundPlugin { name, path: file.clone(), origin, hidden: Vec::new(), plugin });
         }
         for found in plugin::list(&self.search) {
             match all.iter_mut().find(|f| f.name == found.name) {

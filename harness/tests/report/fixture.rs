@@ -300,7 +300,7 @@ pub fn inputs(items: &[Item], models: Vec<ModelRun>) -> Inputs<'_> {
         environment: Environment {
             karat: "0.1.0".into(),
             machine: BTreeMap::from([("cpu".into(), "a CPU".into()), ("cores".into(), "2".into())]),
-            plugins: vec![Plugin {
+            plugins: vec![PluginInfo {
                 name: "native".into(),
                 version: "0.1.0".into(),
                 sha256: "99".repeat(32),

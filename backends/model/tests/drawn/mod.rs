@@ -1,4 +1,4 @@
-//! The tiny models of `references.json`, drawn by the rule of `scripts/references.py`; the tests of every decoder backend
+//! The tiny models of `references.json`, drawn by the rule of `config_references.py` of the tools; the tests of every decoder backend
 //! read them.
 
 #![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its part; a test that cannot go on should stop")]

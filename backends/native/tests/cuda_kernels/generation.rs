@@ -145,7 +145,7 @@ fn a_logit_that_is_no_number_is_no_token() {
 #[test]
 fn a_recording_does_what_was_recorded_each_time_it_is_played() {
     use karat_native::cuda::arena::Arena;
-    use karat_native::cuda::device::Buffer;
+    use karat_native::cuda::device::DeviceBuffer;
     use karat_native::cuda::graph::CudaGraph;
     use karat_native::cuda::kernels;
 

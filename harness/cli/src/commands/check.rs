@@ -73,9 +73,9 @@ fn carry_out(args: &CheckArgs, output: &Output) -> Result<u8> {
     let help = bless_command(args);
     tell(&Verdicts { checks: &checks, report: &report, subject: &subject, path: &path, help: &help }, args, output)?;
     Ok(match checks.verdict {
-        Verdict::Pass => exit::GOOD,
-        Verdict::Regress => exit::REGRESSION,
-        Verdict::Inconclusive => exit::INCONCLUSIVE,
+        MarginVerdict::Pass => exit::GOOD,
+        MarginVerdict::Regress => exit::REGRESSION,
+        MarginVerdict::Inconclusive => exit::INCONCLUSIVE,
     })
 }
 
@@ -169,7 +169,7 @@ fn tell(verdicts: &Verdicts<'_>, args: &CheckArgs, output: &Output) -> Result<()
         CheckFormat::Github => commands(),
     };
     output.result(&json!(checks), &page)?;
-    if checks.verdict != Verdict::Pass {
+    if checks.verdict != MarginVerdict::Pass {
         output.say(help);
     }
     Ok(())

@@ -1,4 +1,4 @@
-"""The same training and decoding as `examples/gpu.rs`, by transformers and peft: one JSON object a line.
+"""The same training and decoding as `karat-tools gpu`, by transformers and peft: one JSON object a line.
 
 Full training: f32 parameters under bf16 autocast (what Karat computes), and all in bf16, which is faster and rounds more.
 LoRA: the base in bf16, adapters in f32. Attention is PyTorch's own (SDPA); AdamW is fused.

@@ -1,7 +1,7 @@
 """Trains the same model on the same items with Karat and with transformers + peft, in turn, and prints tokens per second,
 peak memory and their ratios.
 
-    python side_by_side.py MODEL --measure target/release/examples/measure [--method full|lora] [--pairs 5] [--steps 3]
+    python side_by_side.py MODEL --measure target/release/karat-tools [--method full|lora] [--pairs 5] [--steps 3]
                            [--length 512] [--threads 2] [--karat bf16,f32] [--torch float32,bfloat16,autocast]
                            [--recompute 0,1] [--dropout 0|0.1] [--json FILE]
 
@@ -88,7 +88,7 @@ def run(command):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model")
-    p.add_argument("--measure", default="target/release/examples/measure")
+    p.add_argument("--measure", default="target/release/karat-tools")
     p.add_argument("--method", default="full", choices=["full", "lora"])
     p.add_argument("--pairs", type=int, default=5)
     p.add_argument("--steps", type=int, default=3)
@@ -108,7 +108,7 @@ def main():
     for recompute in a.recompute.split(","):
         for dtype in filter(None, a.karat.split(",")):
             sides[f"karat {dtype}{' recompute' * int(recompute)}"] = [
-                a.measure, f"model={a.model}", f"method={a.method}", f"dtype={dtype}", f"recompute={recompute}",
+                a.measure, "train", f"model={a.model}", f"method={a.method}", f"dtype={dtype}", f"recompute={recompute}",
                 f"length={a.length}", f"steps={a.steps}", f"dropout={a.dropout}", f"threads={a.threads}",
             ]
         for mode in filter(None, a.torch.split(",")):

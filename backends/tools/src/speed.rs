@@ -1,24 +1,21 @@
 //! Measures training, scoring and generation on a model of random weights:
-//! `cargo run --release -p karat-native --example speed -- [threads] [hidden] [layers] [inner] [vocab]`.
+//! `karat-tools speed [threads=0] [hidden=192] [layers=6] [inner=512] [vocab=4096]`.
 
 use std::time::Instant;
 
 use karat_backend::*;
 use karat_native::NativeBackend;
 
-/// Seconds of processor time of this process: what is left of a measurement on a machine that others use too.
-fn processor_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<f64> = stat.split_whitespace().skip(13).take(2).filter_map(|f| f.parse().ok()).collect();
-    fields.iter().sum::<f64>() / 100.0
-}
+use crate::Done;
+use crate::args::{Args, processor_seconds};
 
-fn main() {
-    let args: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
-    let arg = |i: usize, default: usize| args.get(i).copied().unwrap_or(default);
-    let (threads, hidden, layers, inner, vocab) = (arg(0, 0), arg(1, 192), arg(2, 6), arg(3, 512), arg(4, 4096));
-    let dir = std::env::temp_dir().join(format!("karat-speed-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).expect("a temporary folder");
+/// Measures and prints.
+pub fn run(args: &Args) -> Done {
+    let (threads, vocab) = (args.number("threads", 0)?, args.number("vocab", 4096usize)?);
+    let (hidden, layers, inner): (usize, usize, usize) =
+        (args.number("hidden", 192)?, args.number("layers", 6)?, args.number("inner", 512)?);
+    let folder = tempfile::tempdir()?;
+    let dir = folder.path();
     let config = format!(
         r#"{{"model_type": "qwen3", "hidden_size": {hidden}, "intermediate_size": {inner}, "num_hidden_layers": {layers},
         "num_attention_heads": {}, "num_key_value_heads": {}, "head_dim": 64, "vocab_size": {vocab},
@@ -26,8 +23,8 @@ fn main() {
         (hidden / 64).max(2) / 2 * 2,
         ((hidden / 64).max(2) / 2).max(1)
     );
-    std::fs::write(dir.join("config.json"), config).expect("a configuration");
-    let open = OpenConfig { weights: Weights::Random, threads, ..OpenConfig::new(&dir) };
+    std::fs::write(dir.join("config.json"), config)?;
+    let open = OpenConfig { weights: Weights::Random, threads, ..OpenConfig::new(dir) };
 
     let (rows, length) = (96usize, 180usize);
     let tokens: Tokens =
@@ -46,7 +43,7 @@ fn main() {
     ];
     for micro in [1usize, 4] {
         for (name, method) in &methods {
-            let mut session = NativeBackend.open(&open).expect("a session");
+            let mut session = NativeBackend.open(&open)?;
             let steps: Vec<Vec<Vec<u32>>> = (0..rows / 4)
                 .map(|s| (0..4 / micro).map(|m| (0..micro).map(|r| (s * 4 + m * micro + r) as u32).collect()).collect())
                 .collect();
@@ -69,9 +66,9 @@ fn main() {
                 seed: 1,
                 fingerprint: name.to_string(),
             };
-            let data = LabelledView::new(tokens.view(), &labels).expect("labels");
+            let data = LabelledView::new(tokens.view(), &labels)?;
             let none = Tokens::new();
-            let eval = LabelledView::new(none.view(), &[]).expect("no rows");
+            let eval = LabelledView::new(none.view(), &[])?;
             let mut seconds = 0.0;
             let before = processor_seconds();
             let mut sink = |event: Event| {
@@ -80,7 +77,7 @@ fn main() {
                 }
                 Flow::Continue
             };
-            let summary = session.trainer().expect("a trainer").train(data, eval, &plan, &mut sink).expect("a run");
+            let summary = session.trainer().ok_or("no trainer")?.train(data, eval, &plan, &mut sink)?;
             let tokens = summary.tokens as f64;
             println!(
                 "train {name}, {micro} rows a micro-batch: {:.0} tokens/s, {:.0} a processor second",
@@ -89,26 +86,25 @@ fn main() {
             );
         }
     }
-    let mut session = NativeBackend.open(&open).expect("a session");
+    let mut session = NativeBackend.open(&open)?;
     println!("{:?}", session.info());
-    let evaluator = session.evaluator().expect("an evaluator");
+    let evaluator = session.evaluator().ok_or("no evaluator")?;
     let report = |what: &str, tokens: usize, started: Instant, before: f64| {
         let (wall, processor) = (started.elapsed().as_secs_f64(), processor_seconds() - before);
         println!("{what}: {:.0} tokens/s, {:.0} a processor second", tokens as f64 / wall, tokens as f64 / processor);
     };
     let (started, before) = (Instant::now(), processor_seconds());
-    evaluator.score(tokens.view(), &mut |_| Flow::Continue).expect("scores");
+    evaluator.score(tokens.view(), &mut |_| Flow::Continue)?;
     report("score", rows * length, started, before);
     let prompts: Tokens = tokens.view().iter().map(|row| row[..60].to_vec()).collect();
     for batch_size in [1, 16, 48] {
         let view = prompts.view();
-        let part = TokensView::new(&view.ids()[..60 * batch_size.max(4)], &view.offsets()[..=batch_size.max(4)])
-            .expect("rows");
+        let part = TokensView::new(&view.ids()[..60 * batch_size.max(4)], &view.offsets()[..=batch_size.max(4)])?;
         let config = GenerateConfig { batch_size, ..GenerateConfig::greedy(100, vec![]) };
         let (started, before) = (Instant::now(), processor_seconds());
-        let texts = evaluator.generate(part, &config, &mut |_| Flow::Continue).expect("texts");
+        let texts = evaluator.generate(part, &config, &mut |_| Flow::Continue)?;
         let new: usize = texts.iter().map(|t| t.ids.len()).sum();
         report(&format!("generate, {batch_size} rows"), new, started, before);
     }
-    let _ = std::fs::remove_dir_all(&dir);
+    Ok(())
 }

@@ -2,8 +2,8 @@
 """Asks transformers what configurations mean and writes the numbers that every decoder backend must meet.
 
     python3 -m venv VENV && VENV/bin/pip install torch transformers numpy
-    VENV/bin/python backends/model/scripts/references.py            # writes backends/model/tests/references.json
-    VENV/bin/python backends/model/scripts/references.py --check    # exit 1 if that file says otherwise
+    VENV/bin/python backends/tools/python/config_references.py            # writes backends/model/tests/references.json
+    VENV/bin/python backends/tools/python/config_references.py --check    # exit 1 if that file says otherwise
 
 `rope`: the inverse frequencies and the attention factor of a rotary embedding, or that transformers refuses the configuration.
 `models`: log-probabilities of rows under tiny models, in float64 where the package lets it. Their weights are drawn by a rule
@@ -21,7 +21,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-OUT = Path(__file__).parent.parent / "tests" / "references.json"
+OUT = Path(__file__).resolve().parents[2] / "model" / "tests" / "references.json"
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(2)
 
@@ -207,7 +207,7 @@ def main():
         print(f"largest relative difference {difference:.2g}")
         sys.exit(difference > 1e-6)
     lines = lambda items: ",\n".join(json.dumps(item) for item in items)
-    OUT.write_text(f'{{"made_by": "backends/model/scripts/references.py", "transformers": "{transformers.__version__}", '
+    OUT.write_text(f'{{"made_by": "backends/tools/python/config_references.py", "transformers": "{transformers.__version__}", '
                    f'"rope": [\n{lines(rope)}\n], "models": [\n{lines(models)}\n]}}\n')
 
 

@@ -1,6 +1,6 @@
-//! Trains a model folder for a few steps and prints one JSON object: what `bench/side_by_side.py` sets beside PyTorch.
+//! Trains a model folder for a few steps and prints one JSON object, which `python/side_by_side.py` sets beside PyTorch.
 //!
-//! `cargo run --release -p karat-native --example measure -- model=DIR method=full|lora dtype=f32|bf16 recompute=0|1
+//! `karat-tools train model=DIR method=full|lora dtype=f32|bf16 recompute=0|1
 //! length=512 steps=4 dropout=0.0 threads=2`
 //!
 //! With `KARAT_PROFILE=1` the time by operation goes to the error stream.
@@ -8,27 +8,18 @@
 //! Items are drawn by a generator that is easy to write again in another language, one row of `length` ids a step, all
 //! of them trained on. The first step warms up and is not counted.
 
-use std::collections::BTreeMap;
-
 use karat_backend::*;
 use karat_native::NativeBackend;
 
-/// Seconds of processor time of this process: on a machine that others use too, the steadier measure.
-fn processor_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<f64> = stat.split_whitespace().skip(13).take(2).filter_map(|f| f.parse().ok()).collect();
-    fields.iter().sum::<f64>() / 100.0
-}
+use crate::Done;
+use crate::args::{Args, processor_seconds};
 
-fn main() {
-    let args: BTreeMap<String, String> =
-        std::env::args().skip(1).filter_map(|a| a.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()))).collect();
-    let arg = |key: &str, default: &str| args.get(key).cloned().unwrap_or_else(|| default.into());
-    let number = |key: &str, default: usize| args.get(key).and_then(|v| v.parse().ok()).unwrap_or(default);
-    let (length, steps) = (number("length", 512), number("steps", 4) + 1);
-    let dtype = if arg("dtype", "f32") == "bf16" { Dtype::Bf16 } else { Dtype::F32 };
-    let open = OpenConfig { dtype, threads: number("threads", 2), ..OpenConfig::new(arg("model", ".")) };
-    let mut session = NativeBackend.open(&open).expect("a session");
+/// Trains and prints.
+pub fn run(args: &Args) -> Done {
+    let (length, steps) = (args.number("length", 512)?, args.number("steps", 4)? + 1);
+    let dtype = if args.text("dtype", "f32") == "bf16" { Dtype::Bf16 } else { Dtype::F32 };
+    let open = OpenConfig { dtype, threads: args.number("threads", 2)?, ..OpenConfig::new(args.text("model", ".")) };
+    let mut session = NativeBackend.open(&open)?;
     let info = session.info();
     let mut state = 12345u32;
     let tokens: Tokens = (0..steps)
@@ -41,11 +32,11 @@ fn main() {
         })
         .collect();
     let labels: Vec<i32> = tokens.view().ids().iter().map(|id| *id as i32).collect();
-    let method = match arg("method", "full").as_str() {
+    let method = match args.text("method", "full").as_str() {
         "lora" => Method::Lora(LoraConfig {
             r: 8,
             lora_alpha: 32.0,
-            lora_dropout: arg("dropout", "0").parse().expect("dropout"),
+            lora_dropout: args.number("dropout", 0.0)?,
             ..LoraConfig::default()
         }),
         _ => Method::Full,
@@ -62,7 +53,7 @@ fn main() {
         eval_batch_size: 1,
         save_every: 0,
         save_total_limit: 1,
-        recompute: number("recompute", 0) == 1,
+        recompute: args.number("recompute", 0)? == 1,
         output_dir: out.clone(),
         resume_from: None,
         init_adapter: None,
@@ -104,7 +95,9 @@ fn main() {
         }
         Flow::Continue
     };
-    let data = LabelledView::new(tokens.view(), &labels).expect("labels");
-    let eval = LabelledView::new(none.view(), &[]).expect("no rows");
-    session.trainer().expect("a trainer").train(data, eval, &plan, &mut sink).expect("a run");
+    let data = LabelledView::new(tokens.view(), &labels)?;
+    let eval = LabelledView::new(none.view(), &[])?;
+    let trainer = session.trainer().ok_or("no trainer")?;
+    trainer.train(data, eval, &plan, &mut sink)?;
+    Ok(())
 }

@@ -73,7 +73,7 @@ def main():
     parse.add_argument("--export", help="for onnxruntime-genai")
     parse.add_argument("--torch", help="python with torch and transformers")
     parse.add_argument("--genai", help="python with onnxruntime-genai")
-    parse.add_argument("--karat", default=str(HERE.parents[2] / "target/release/examples/bench"))
+    parse.add_argument("--karat", default=str(HERE.parents[2] / "target/release/karat-tools"))
     parse.add_argument("--prompts", help="JSON: {\"prompts\": [[ids]..], \"stop\": id}, instead of the model's tokenizer")
     parse.add_argument("--threads", type=int, default=2)
     parse.add_argument("--repeat", type=int, default=3)
@@ -93,17 +93,17 @@ def main():
         return not args.only or args.only in name
 
     def karat(name="Karat f32", dtype="f32", **more):
-        worker = Worker(name, [args.karat])
+        worker = Worker(name, [args.karat, "onnx-worker"])
         worker.ask(open=args.model, threads=args.threads, dtype=dtype, options={**options, **more})
         return worker
 
     def torch(dtype):
-        worker = Worker(f"transformers {dtype}", [args.torch, str(HERE / "worker.py"), "transformers"])
+        worker = Worker(f"transformers {dtype}", [args.torch, str(HERE / "onnx_worker.py"), "transformers"])
         worker.ask(open=args.model, threads=args.threads, dtype=dtype)
         return worker
 
     def genai():
-        worker = Worker("onnxruntime-genai f32", [args.genai, str(HERE / "worker.py"), "genai"])
+        worker = Worker("onnxruntime-genai f32", [args.genai, str(HERE / "onnx_worker.py"), "genai"])
         worker.ask(open=args.export, threads=args.threads)
         return worker
 

@@ -1,6 +1,6 @@
 """How exact a backward pass in bf16 is: Karat's and PyTorch's gradients beside those of float32.
 
-    python exactness.py MODEL --gradients target/release/examples/gradients [--length 512] [--text FILE]
+    python exactness.py MODEL --gradients target/release/karat-tools [--length 512] [--text FILE]
                         [--method full|lora] [--torch autocast,bfloat16] [--karat bf16] [--old BINARY]
 
 The same batch, one row of `length` ids (of a text, or drawn), through the same weights, once each. Printed: the loss and how far it is
@@ -38,7 +38,7 @@ def by_karat(binary, a, ids, dtype):
     with tempfile.NamedTemporaryFile("w", suffix=".ids") as text, tempfile.NamedTemporaryFile(suffix=".st") as out:
         text.write(" ".join(map(str, ids)))
         text.flush()
-        command = [binary, f"model={a.model}", f"ids={text.name}", f"dtype={dtype}", f"method={a.method}",
+        command = [binary, "gradients", f"model={a.model}", f"ids={text.name}", f"dtype={dtype}", f"method={a.method}",
                    f"out={out.name}"]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
@@ -49,7 +49,7 @@ def by_karat(binary, a, ids, dtype):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model")
-    p.add_argument("--gradients", default="target/release/examples/gradients")
+    p.add_argument("--gradients", default="target/release/karat-tools")
     p.add_argument("--old")
     p.add_argument("--length", type=int, default=512)
     p.add_argument("--text")

@@ -1,4 +1,4 @@
-//! Karat's side of `bench/bench.py`: reads one JSON task a line, answers with one JSON object a line.
+//! Karat's side of `python/onnx_bench.py`: reads one JSON task a line, answers with one JSON object a line.
 //!
 //! `{"open": DIR, "threads": N, "dtype": "f32", "options": {..}}` opens a model; `{"score": [[ids]..]}` and
 //! `{"generate": [[ids]..], "new": N, "batch": B, "stop": [ids]}` are timed. Started by the script.
@@ -11,6 +11,8 @@ use karat_backend::{Backend, BackendError, Dtype, Event, Flow, GenerateConfig, O
 use karat_onnxruntime::OnnxRuntimeBackend;
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+use crate::Done;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -59,7 +61,8 @@ fn answer(task: Task, session: &mut Option<Box<dyn Session>>) -> Result<Value, B
     Ok(json!({"seconds": began.elapsed().as_secs_f64(), "tokens": lengths.iter().sum::<usize>(), "lengths": lengths}))
 }
 
-fn main() -> std::io::Result<()> {
+/// Answers until its input ends.
+pub fn run() -> Done {
     let mut session = None;
     for line in std::io::stdin().lock().lines() {
         let told = match serde_json::from_str::<Task>(&line?) {

@@ -2,8 +2,8 @@
 """Trains tiny models with transformers and peft and writes the numbers that Karat's tests must meet.
 
     python3 -m venv VENV && VENV/bin/pip install torch transformers peft safetensors numpy
-    VENV/bin/python backends/native/scripts/references.py            # writes backends/native/tests/references.json
-    VENV/bin/python backends/native/scripts/references.py --check    # exit 1 if that file says otherwise
+    VENV/bin/python backends/tools/python/native_references.py            # writes backends/native/tests/references.json
+    VENV/bin/python backends/tools/python/native_references.py --check    # exit 1 if that file says otherwise
 
 Nothing of Karat runs here. Weights, adapters, rows and dropout masks are drawn by the rules that Karat documents (Philox4x32-10
 by counter, keyed by names), written down a second time below; everything else is what the packages do, in float64 where they
@@ -24,7 +24,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, get_scheduler
 
-OUT = Path(__file__).parent.parent / "tests" / "references.json"
+OUT = Path(__file__).resolve().parents[2] / "native" / "tests" / "references.json"
 U32 = 0xFFFFFFFF
 torch.set_num_threads(2)
 
@@ -315,7 +315,7 @@ def main():
     parser.add_argument("--check", action="store_true", help="compare with the stored file instead of writing it")
     args = parser.parse_args()
     results = {
-        "made_by": "backends/native/scripts/references.py",
+        "made_by": "backends/tools/python/native_references.py",
         "seed": SEED, "model_seed": MODEL_SEED, "lengths": LENGTHS, "steps": STEPS, "models": MODELS,
         "scenarios": [],
     }

@@ -2,14 +2,14 @@
 //! cores; and what long texts cost in time and memory.
 //!
 //! ```text
-//! cargo run --release -p karat --example metrics_speed -- --python VENV/bin/python --pairs PAIRS.jsonl
-//! cargo run --release -p karat --example metrics_speed -- --pairs PAIRS.jsonl      # Karat alone
-//! cargo run --release -p karat --example metrics_speed -- --long 20000             # one text length; peak memory
+//! karat-tools metrics python=VENV/bin/python pairs=PAIRS.jsonl
+//! karat-tools metrics pairs=PAIRS.jsonl                            # Karat alone
+//! karat-tools metrics long=20000                                   # one text length; peak memory
 //! ```
 //!
 //! Pairs are lines `{"reference", "candidate"}`, or data rows `{"think", "answer"}`, each of which is then compared with the next one.
-//! Python (`metrics_speed.py` beside this file says which packages) and Karat take turns, group by group. Python works through the pairs
-//! until `--seconds` are over (default: no limit); Karat is then timed on exactly those pairs, on one thread, the mean of several rounds.
+//! Python (`python/metrics_speed.py` says which packages) and Karat take turns, group by group. Python works through the pairs
+//! until `seconds=` are over (default: no limit); Karat is then timed on exactly those pairs, on one thread, the mean of several rounds.
 //! Both are timed by the processor time of their thread, so that other work on the machine does not count; `all cores` compares
 //! wall clocks. Segmentation is part of every time.
 
@@ -30,6 +30,9 @@ use karat::eval::metric::{rouge, vocabulary};
 use rayon::prelude::*;
 use serde_json::Value;
 
+use crate::Done;
+use crate::args::Args;
+
 type Pair = (String, String);
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -43,7 +46,7 @@ const GROUPS: &[Group] = &[
     ("rouge_score_jieba", 300.0, |t| keep(rouge::score(t.word_ids(true)))),
     ("nltk_bleu_jieba.m4", 10.0, |t| keep(BleuCounts::of(t.word_ids(true)).score(Smoothing::Method4))),
     ("vocab", 10.0, |t| keep(vocabulary::vocabulary(t.word_ids(true)))),
-    ("sacrebleu_eff.zh", 10.0, |t| keep(Counts::of(t.reference(), t.candidate(), Tokenizer::Zh).score(true))),
+    ("sacrebleu_eff.zh", 10.0, |t| keep(Counts::of(t.reference(), t.candidate(), BleuTokenizer::Zh).score(true))),
     ("chrf", 30.0, |t| keep(ChrfCounts::of(t.reference(), t.candidate(), 0).score())),
     ("chrfpp", 30.0, |t| keep(ChrfCounts::of(t.reference(), t.candidate(), 2).score())),
     ("jieba", 0.0, |t| keep(t.words(true))),
@@ -58,27 +61,17 @@ fn whole_group(texts: &Texts<'_>, group: &str) {
     black_box(texts.group(group));
 }
 
-fn main() -> Result<()> {
-    let mut args = std::env::args().skip(1);
-    let (mut python, mut pairs_file, mut long, mut seconds) = (None, None, None, f64::INFINITY);
-    let mut only: Option<String> = None;
-    while let Some(flag) = args.next() {
-        let mut value = || args.next().ok_or(format!("{flag} needs a value"));
-        match flag.as_str() {
-            "--python" => python = Some(PathBuf::from(value()?)),
-            "--pairs" => pairs_file = Some(PathBuf::from(value()?)),
-            "--seconds" => seconds = value()?.parse()?,
-            "--only" => only = Some(value()?),
-            "--long" => long = Some(value()?.parse::<usize>()?),
-            _ => return Err(format!("unknown flag {flag}; see the head of metrics_speed.rs").into()),
-        }
-    }
+/// Measures and prints.
+pub fn run(args: &Args) -> Done {
+    let python = args.get("python").map(PathBuf::from);
+    let (pairs_file, only) = (args.get("pairs").map(PathBuf::from), args.get("only").map(str::to_owned));
+    let (seconds, long) = (args.number("seconds", f64::INFINITY)?, args.get("long"));
     // The dictionary is loaded at first use.
     Texts::new("预热", "预热").words(true);
-    if let Some(length) = long {
-        return long_texts(length, only.as_deref());
+    if long.is_some() {
+        return long_texts(args.number("long", 0)?, only.as_deref());
     }
-    let pairs = read_pairs(&pairs_file.ok_or("--pairs FILE is needed")?)?;
+    let pairs = read_pairs(&pairs_file.ok_or("pairs=FILE is needed")?)?;
     let groups = GROUPS.iter().filter(|(name, ..)| only.as_ref().is_none_or(|only| name.starts_with(only.as_str())));
     let written = tempfile::NamedTempFile::new()?;
     let mut packages = match python {
@@ -125,7 +118,7 @@ impl Packages {
         let rows: String =
             pairs.iter().map(|(r, c)| format!("{}\n", serde_json::json!({"reference": r, "candidate": c}))).collect();
         std::fs::write(file, rows)?;
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/metrics_speed.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/metrics_speed.py");
         let mut child = Command::new(python)
             .arg(script)
             .arg(file)

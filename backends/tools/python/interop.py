@@ -5,10 +5,10 @@
     cargo build --package karat-cli
 
     # models and adapters made for it, of every family
-    VENV/bin/python backends/native/scripts/interop.py target/debug/karat
+    VENV/bin/python backends/tools/python/interop.py target/debug/karat
 
     # a model or an adapter of yours; without --input, rows are made up below the model's vocabulary
-    VENV/bin/python backends/native/scripts/interop.py target/debug/karat --model DIR [--adapter DIR] [--input FILE.jsonl]
+    VENV/bin/python backends/tools/python/interop.py target/debug/karat --model DIR [--adapter DIR] [--input FILE.jsonl]
 
 For each family a small random model is made by transformers, scored by Karat, trained by Karat (full, LoRA, DoRA with modules
 trained whole) and the results scored by transformers and peft, beside the weights and merged; adapters made by peft are

@@ -1,7 +1,7 @@
-//! Trains and scores with this backend and the native one in turns and prints tokens per second of both as one JSON object:
+//! Trains and scores with the candle backend and the native one in turns and prints tokens per second of both as one JSON object:
 //! the numbers of README's table of backends.
 //!
-//! `cargo run --release -p karat-candle --example beside_native -- [MODEL]` (the base of the suite medical-r1)
+//! `karat-tools backends [model=DIR]` (the base of the suite medical-r1)
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -9,6 +9,9 @@ use std::time::Instant;
 use karat_backend::*;
 use karat_candle::CandleBackend;
 use karat_native::NativeBackend;
+
+use crate::Done;
+use crate::args::Args;
 
 /// Rows and their tokens.
 const ROWS: usize = 8;
@@ -73,9 +76,10 @@ fn seconds(backend: &dyn Backend, open: &OpenConfig, work: &str, out: &Path) -> 
     Ok(best)
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// Measures and prints.
+pub fn run(args: &Args) -> Done {
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../suites/medical-r1/base");
-    let open = OpenConfig::new(std::env::args().nth(1).map_or(base, PathBuf::from));
+    let open = OpenConfig::new(args.get("model").map_or(base, PathBuf::from));
     let mut told = serde_json::Map::new();
     for work in ["full", "lora", "score"] {
         let mut best = [f64::MAX; 2];

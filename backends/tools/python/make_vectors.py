@@ -2,7 +2,7 @@
 """Makes the reference vectors in harness/tests/vectors with the real Python packages.
 
     python3 -m venv VENV && VENV/bin/pip install torch transformers jinja2
-    VENV/bin/python harness/tests/python/make_vectors.py [--reference-template FILE]
+    VENV/bin/python backends/tools/python/make_vectors.py [--reference-template FILE]
 
 python_random.json   random.seed / shuffle / sample / getrandbits of CPython
 schedules.json       learning-rate factors of transformers.optimization
@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-VECTORS = HERE.parent / "vectors"
 REPO = HERE.parents[2]
+VECTORS = REPO / "harness" / "tests" / "vectors"
 SHIPPED = REPO / "suites/medical-r1/base/chat_template.jinja"
 
 

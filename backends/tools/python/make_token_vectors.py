@@ -2,7 +2,7 @@
 """Makes harness/tests/vectors/added_tokens.json: the ids that transformers gives to texts with tokens that files beside
 tokenizer.json declare.
 
-    VENV/bin/python harness/tests/python/make_token_vectors.py
+    VENV/bin/python backends/tools/python/make_token_vectors.py
 
 Each case has the files beside tokenizer.json and, per text, the ids with special tokens added by nobody and what they
 decode to without special tokens. `contradicts` names a token for which transformers takes another id than a file says:
@@ -17,7 +17,7 @@ from pathlib import Path
 import transformers
 from transformers import PreTrainedTokenizerFast
 
-VECTORS = Path(__file__).resolve().parent.parent / "vectors"
+VECTORS = Path(__file__).resolve().parents[3] / "harness" / "tests" / "vectors"
 ROWS = 300
 KNOWN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 

@@ -3,7 +3,7 @@
 
     python -m venv VENV && VENV/bin/pip install jieba==0.42.1 nltk==3.10.4 rouge==1.0.1 \
         rouge-chinese==1.0.3 rouge_score==0.1.2 sacrebleu==2.6.0
-    cargo run --release -p karat --example metrics_speed -- --python VENV/bin/python --pairs PAIRS.jsonl
+    cargo run --release -p karat-tools -- metrics python=VENV/bin/python pairs=PAIRS.jsonl
 
 Reads lines `GROUP SECONDS`; works through the pairs in order until the seconds of processor time are over and answers
 `PAIRS SECONDS`. One thread, the dictionary loaded before; the garbage is collected between pairs and outside the clock (package rouge keeps its tables in a

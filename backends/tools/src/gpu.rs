@@ -1,7 +1,7 @@
 //! Checks and measurements on a GPU, one section a process; `scripts/gpu-checks` runs them all and sets them beside
 //! PyTorch.
 //!
-//! `cargo run --release -p karat-native --example gpu -- SECTION [device=cuda:0] [key=value ...]` prints one JSON object a line.
+//! `karat-tools gpu SECTION [device=cuda:0] [key=value ...]` prints one JSON object a line.
 //!
 //! | section | what it does |
 //! |---|---|
@@ -11,7 +11,6 @@
 //! | `train` | tokens a second: `method=full|lora recompute=0|1 tokens=2048 steps=10 shape=0.6b|tiny` |
 //! | `decode` | new tokens a second, steps recorded as a graph and not: `batch=8 prompt=128 new=128 shape=0.6b|tiny` |
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,37 +29,27 @@ use karat_native::tensor::{Indices, view, zeros_like};
 use karat_native::{NativeBackend, adapter};
 use serde_json::{Value, json};
 
-type Done = Result<(), Box<dyn Error>>;
+use crate::Done;
+use crate::args::Args;
 
-struct Args(BTreeMap<String, String>);
-
-impl Args {
-    fn text(&self, key: &str, default: &str) -> String {
-        self.0.get(key).cloned().unwrap_or_else(|| default.into())
-    }
-    fn number(&self, key: &str, default: usize) -> usize {
-        self.0.get(key).and_then(|v| v.parse().ok()).unwrap_or(default)
-    }
-    fn device(&self) -> Result<Cuda, Box<dyn Error>> {
-        let found = match Asked::of(&self.text("device", "cuda:0"))? {
-            Asked::Cuda(number) => discovery::open(number, Precision::Bf16, true)?,
-            Asked::Emulated => discovery::emulated(Precision::Bf16, true)?,
-            Asked::Cpu | Asked::Auto => return Err("device must name a GPU".into()),
-        };
-        Ok(found.device)
-    }
+fn device(args: &Args) -> Result<Cuda, Box<dyn Error>> {
+    let found = match Asked::of(&args.text("device", "cuda:0"))? {
+        Asked::Cuda(number) => discovery::open(number, Precision::Bf16, true)?,
+        #[cfg(feature = "emulator")]
+        Asked::Emulated => discovery::emulated(Precision::Bf16, true)?,
+        _ => return Err("device must name a GPU".into()),
+    };
+    Ok(found.device)
 }
 
-fn main() -> Done {
-    let mut args = std::env::args().skip(1);
-    let section = args.next().unwrap_or_default();
-    let args = Args(args.filter_map(|a| a.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()))).collect());
-    match section.as_str() {
+/// Runs one section.
+pub fn run(section: &str, args: &Args) -> Done {
+    match section {
         "facts" => say(json!({"section": "facts", "facts": discovery::provisions()})),
-        "products" => products(&args)?,
-        "parity" => parity(&args)?,
-        "train" => train(&args)?,
-        "decode" => decode(&args)?,
+        "products" => products(args)?,
+        "parity" => parity(args)?,
+        "train" => train(args)?,
+        "decode" => decode(args)?,
         other => return Err(format!("section {other:?}: facts, products, parity, train or decode").into()),
     }
     Ok(())
@@ -86,7 +75,7 @@ fn ids(n: usize, vocab: usize, seed: u32) -> Vec<u32> {
 
 /// Products against f64: every pair of transpositions, element types, offsets, sums added to, batches.
 fn products(args: &Args) -> Done {
-    let device = args.device()?;
+    let device = device(args)?;
     let gpu = &device.gpu;
     let (mut worst, mut cases) = (0f64, 0);
     for (i, [m, n, k]) in [[1, 8, 8], [64, 64, 64], [33, 72, 40], [200, 136, 264]].into_iter().enumerate() {
@@ -295,9 +284,9 @@ fn operations(c: &ModelConfig, full: bool, tokens: usize) -> f64 {
 }
 
 fn train(args: &Args) -> Done {
-    let (tokens, steps, shape) = (args.number("tokens", 2048), args.number("steps", 10), args.text("shape", "0.6b"));
-    let (full, recompute) = (args.text("method", "full") == "full", args.number("recompute", 1) == 1);
-    let gpu = args.device()?;
+    let (tokens, steps, shape) = (args.number("tokens", 2048)?, args.number("steps", 10)?, args.text("shape", "0.6b"));
+    let (full, recompute) = (args.text("method", "full") == "full", args.number("recompute", 1)? == 1);
+    let gpu = device(args)?;
     let device: Arc<dyn Device> = Arc::new(gpu.clone());
     let dir = folder(&shape)?;
     let config = ModelConfig::read(&dir)?;
@@ -363,7 +352,7 @@ fn train(args: &Args) -> Done {
 }
 
 fn decode(args: &Args) -> Done {
-    let (batch, prompt, new) = (args.number("batch", 8), args.number("prompt", 128), args.number("new", 128));
+    let (batch, prompt, new) = (args.number("batch", 8)?, args.number("prompt", 128)?, args.number("new", 128)?);
     let shape = args.text("shape", "0.6b");
     let dir = folder(&shape)?;
     let device = args.text("device", "cuda:0");
