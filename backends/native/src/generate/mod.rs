@@ -48,10 +48,7 @@ pub fn generate(
     config: &GenerateConfig,
     sink: &mut dyn EventSink,
 ) -> Result<Vec<Completion>> {
-    model.check(prompts.iter())?;
-    if let Some(row) = prompts.iter().position(|prompt| prompt.is_empty()) {
-        return Err(BackendError::failed(format!("row {row}: the prompt is empty, there is nothing to continue")));
-    }
+    model.config.check_prompts(prompts)?;
     let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0);
     let span = (longest + config.max_new_tokens).min(model.config.max_positions);
     let batch = if config.batch_size > 0 { config.batch_size } else { cache::sequences(model, span) };
