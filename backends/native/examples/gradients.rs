@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use karat_backend::LoraConfig;
+use karat_kernels::philox::{Philox, name_key};
 use karat_native::config::ModelConfig;
 use karat_native::cpu::Cpu;
 use karat_native::device::Precision;
@@ -34,7 +35,7 @@ fn main() {
             adapter::draw(&mut model, &config, 1).expect("an adapter");
             let tensors = model.adapter_tensors();
             for (name, b) in tensors.iter().filter(|(name, _)| name.contains("lora_B")) {
-                let noise = karat_native::rng::Philox::new(karat_native::rng::name_key(name));
+                let noise = Philox::new(name_key(name));
                 edit(b, |b| {
                     b.iter_mut().enumerate().for_each(|(i, b)| *b = noise.normal(i as u64, 0, 0) as f32 / 64.0)
                 })
