@@ -68,6 +68,7 @@ use karat_backend::{
 use karat_model::ModelConfig;
 use karat_model::checkpoint::Layout;
 use karat_model::peft::Adapter;
+use karat_model::publish::COMPANIONS;
 use karat_system::fsio::{self, PassingFolder};
 
 use crate::config;
@@ -92,18 +93,6 @@ pub const DATA: &str = "model.onnx.data";
 pub const MANIFEST: &str = "karat-onnx.json";
 /// Adapters beside the model, a folder each.
 pub const ADAPTERS: &str = "adapters";
-/// Copied along so that the folder is usable on its own.
-pub(crate) const COMPANIONS: [&str; 9] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-];
 
 /// What is to be exported.
 #[derive(Clone, Copy, Debug)]
@@ -307,7 +296,8 @@ fn write(
     fsio::write_atomic(&inside.join(MODEL), &bytes).map_err(|e| disk(&e))?;
     fsio::write_json(&inside.join("genai_config.json"), &genai::config(config, request.model)?)
         .map_err(|e| disk(&e))?;
-    for name in COMPANIONS {
+    // So that the folder is usable on its own.
+    for name in ["config.json"].into_iter().chain(COMPANIONS) {
         let from = request.model.join(name);
         if from.is_file() {
             let text = fs::read(&from).map_err(|e| disk(&e))?;
