@@ -13,7 +13,7 @@ const BLOCK: usize = 8 * WIDE;
 pub struct Masks {
     /// Probability of dropping an element, taken to the nearest multiple of `2^-16`.
     pub p: f64,
-    /// What makes them, with the tokens of the step before this row.
+    /// Seed, step, and the tokens of the step before this row.
     pub of: Dropout,
 }
 

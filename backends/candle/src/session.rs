@@ -2,14 +2,14 @@
 
 use karat_backend::{
     BackendError, Completion, Dtype, Evaluator, Event, EventSink, Flow, GenerateConfig, LabelledView, Method,
-    OpenConfig, Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights, worker_threads,
+    OpenConfig, Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights,
 };
 use karat_model::peft::Adapter;
 use karat_model::publish::{Put, publish_model};
 use karat_model::sampling::argmax;
 use karat_model::train::admit;
-use karat_model::{ModelConfig, Rounding, Supports};
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use karat_model::{ModelConfig, Rounding, Supports, thread_pool};
+use rayon::ThreadPool;
 
 use crate::device::{self, Opened};
 use crate::lora::Adapted;
@@ -58,12 +58,7 @@ impl CandleSession {
             )));
         }
         let opened_on = device::open(&opened.device)?;
-        let threads = worker_threads(opened.threads)?;
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("karat-candle-{i}"))
-            .build()
-            .map_err(|e| BackendError::failed(format!("could not start {threads} threads")).because(&e))?;
+        let pool = thread_pool(crate::NAME, opened.threads)?;
         let mut config = ModelConfig::read(&opened.model)?;
         Supports::CANDLE.check(&config)?;
         let device = &opened_on.device;

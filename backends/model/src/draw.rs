@@ -1,5 +1,6 @@
-//! Numbers drawn by counter: each is a function of the seed, the name of its tensor and its place there, so that every backend
-//! draws the same model and the same adapter, on any number of threads.
+//! Numbers drawn by counter: each is a function of the seed, the name of its tensor and its place
+//! there, so that every backend draws the same model and the same adapter, on any number of
+//! threads.
 
 use karat_backend::BackendError;
 use karat_backend::lora::{InitLora, Shape};
@@ -17,8 +18,8 @@ fn stream(name: &str) -> (u32, u32) {
 }
 
 impl ModelConfig {
-    /// The tensor `name` of a model that is trained from scratch: `N(0, initializer_range)` for a matrix, zeros for a bias,
-    /// ones for a norm.
+    /// The tensor `name` of a model that is trained from scratch: `N(0, initializer_range)` for a
+    /// matrix, zeros for a bias, ones for a norm.
     pub fn draw(&self, seed: u64, name: &str, shape: &[usize]) -> Vec<f32> {
         let (generator, count, (a, b)) = (Philox::new(seed), shape.iter().product(), stream(name));
         match shape.len() {
@@ -43,8 +44,8 @@ pub fn lora_a(seed: u64, init: InitLora, name: &str, r: usize, input: usize) -> 
 }
 
 impl TargetModules {
-    /// Holds the size of an adapter that is to be drawn for a model of these `linears` against the memory that is left: each
-    /// number has a gradient and two moments.
+    /// Holds the size of an adapter that is to be drawn for a model of these `linears` against the
+    /// memory that is left: each number has a gradient and two moments.
     ///
     /// # Errors
     /// If it cannot fit.

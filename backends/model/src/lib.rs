@@ -11,7 +11,8 @@
 //! - [`Rounding`]: what merged weights lose in the element type of their checkpoint;
 //! - [`publish`]: model folders written whole;
 //! - [`draw`]: weights and adapters to begin with, the same on every backend;
-//! - [`train`]: the training loop, its checks and its checkpoints, around the gradients of a backend.
+//! - [`train`]: the training loop, its checks and its checkpoints, around the gradients of a
+//!   backend.
 //!
 //! A key that changes numbers is either done or refused by its name; a value that no model can have is refused before
 //! anything is allocated for it.
@@ -31,6 +32,7 @@ mod rows;
 pub mod sampling;
 mod supports;
 mod tensors;
+mod threads;
 pub mod train;
 
 pub use adapter::adapter_tensors;
@@ -39,6 +41,7 @@ pub use generation::end_tokens;
 pub use rope::{Rope, Scaling};
 pub use rounding::Rounding;
 pub use supports::Supports;
+pub use threads::thread_pool;
 
 /// The embedding's tensor.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";

@@ -31,7 +31,8 @@ pub const PREFIX: &str = "base_model.model.";
 /// The file of an adapter's tensors.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
-/// The name in an adapter's file of a tensor that is trained as `name`: one that PEFT named, or one of the model.
+/// The name in an adapter's file of a tensor that is trained as `name`: one that PEFT named, or one
+/// of the model.
 pub fn stored_name(name: &str) -> String {
     if name.starts_with(PREFIX) { name.to_owned() } else { format!("{PREFIX}{name}") }
 }

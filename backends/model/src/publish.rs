@@ -1,5 +1,5 @@
-//! Model folders written: every tensor of a backend in f32, with what lies beside the weights of the folder that it came from;
-//! whole or not at all.
+//! Model folders written: every tensor of a backend in f32, with what lies beside the weights of
+//! the folder that it came from; whole or not at all.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,7 +14,8 @@ use crate::config::ModelConfig;
 
 type Result<T, E = BackendError> = std::result::Result<T, E>;
 
-/// Files of the tokenizer and of generation that lie beside a model's weights and go with them unchanged.
+/// Files of the tokenizer and of generation that lie beside a model's weights and go with them
+/// unchanged.
 pub const COMPANIONS: [&str; 10] = [
     "added_tokens.json",
     "chat_template.jinja",
@@ -46,11 +47,12 @@ fn unwritten(path: &Path) -> impl Fn(karat_system::Error) -> BackendError + '_ {
     |error| at(path, "could not write it").because(&error)
 }
 
-/// Fills a folder with `fill` and gives it its name; a folder of that name is replaced. `purpose` is that of
-/// [`PassingFolder::new_in`].
+/// Fills a folder with `fill` and gives it its name; a folder of that name is replaced. `purpose`
+/// is that of [`PassingFolder::new_in`].
 ///
 /// # Errors
-/// If `fill` fails or the folder cannot be written; nothing is left behind then, and what was there before stays.
+/// If `fill` fails or the folder cannot be written; nothing is left behind then, and what was there
+/// before stays.
 pub fn publish_folder(folder: &Path, purpose: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let io = |what: &'static str| move |e: std::io::Error| at(folder, what).because(&e);
     let passing = PassingFolder::beside(folder, purpose).map_err(io("could not create a folder beside it"))?;
@@ -112,8 +114,8 @@ pub fn write_model(config: &ModelConfig, shapes: &Shapes, read: &Read<'_>, folde
     write_json(&folder.join("config.json"), &Value::Object(config.written_in_f32()))
 }
 
-/// Writes a model without training state into `folder`, with what the folder `source`, from which it came, has beside its
-/// weights; it appears whole or not at all.
+/// Writes a model without training state into `folder`, with what the folder `source`, from which
+/// it came, has beside its weights; it appears whole or not at all.
 ///
 /// # Errors
 /// If a file cannot be written.

@@ -5,7 +5,8 @@ use karat_backend::{BackendError, TokensView};
 use crate::config::ModelConfig;
 
 impl ModelConfig {
-    /// Says which row of `rows` this model cannot take: an id outside the vocabulary or too many tokens.
+    /// Says which row of `rows` this model cannot take: an id outside the vocabulary or too many
+    /// tokens.
     ///
     /// # Errors
     /// Names the row (counted from 0) and the id or length.

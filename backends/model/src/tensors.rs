@@ -87,7 +87,8 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Refuses tensors of `files` that the model has no place for; [`ModelConfig::settle_head`] has been asked.
+    /// Refuses tensors of `files` that the model has no place for; [`ModelConfig::settle_head`] has
+    /// been asked.
     ///
     /// # Errors
     /// Names the tensor.

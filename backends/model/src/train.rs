@@ -1,11 +1,14 @@
-//! Supervised fine-tuning as a plan says it: the training loop of every backend, which brings the gradients.
+//! Supervised fine-tuning as a plan says it: the training loop of every backend, which brings the
+//! gradients.
 //!
-//! One step sums the gradients of its micro-batches, each scaled by the labelled tokens of the *whole* step, so that
-//! accumulation equals one large batch; clips by the global norm as `torch.nn.utils.clip_grad_norm_` does; and updates with
-//! AdamW. Everything random is drawn by counter, so a resumed run goes on as if it had never stopped.
+//! One step sums the gradients of its micro-batches, each scaled by the labelled tokens of the
+//! *whole* step, so that accumulation equals one large batch; clips by the global norm as
+//! `torch.nn.utils.clip_grad_norm_` does; and updates with AdamW. Everything random is drawn by
+//! counter, so a resumed run goes on as if it had never stopped.
 //!
-//! A backend implements [`Learner`] and runs a [`TrainingRun`]. The checks of plan and rows, the order of the steps, losses that
-//! are not finite, evaluation, early stopping, checkpoints, their rotation, resuming and all events are here.
+//! A backend implements [`Learner`] and runs a [`TrainingRun`]. The checks of plan and rows, the
+//! order of the steps, losses that are not finite, evaluation, early stopping, checkpoints, their
+//! rotation, resuming and all events are here.
 
 mod batch;
 mod checkpoint;
@@ -23,14 +26,14 @@ use crate::publish::{Put, Shapes};
 
 type Result<T, E = BackendError> = std::result::Result<T, E>;
 
-/// The numbers of a training run: forward and backward pass, optimizer, evaluation. What computes is called on the threads of
-/// the session's pool.
+/// The numbers of a training run: forward and backward pass, optimizer, evaluation. What computes
+/// is called on the threads of the session's pool.
 pub trait Learner: Send {
     /// The log-probabilities of a micro-batch's targets, where the device leaves them.
     type LogProbs: Send;
 
-    /// Names and shapes of the trained tensors: those of the model by their names in its files, an adapter's matrices and
-    /// magnitudes by PEFT's.
+    /// Names and shapes of the trained tensors: those of the model by their names in its files, an
+    /// adapter's matrices and magnitudes by PEFT's.
     fn trained(&self) -> Shapes;
 
     /// Forgets the gradients of the step before.
@@ -39,8 +42,8 @@ pub trait Learner: Send {
     /// If the device fails.
     fn zero_gradients(&mut self) -> Result<()>;
 
-    /// Forward and backward pass: adds the gradient of `scale` times the negative log-likelihood of the targets of `batch`.
-    /// A device may still be at it when this returns.
+    /// Forward and backward pass: adds the gradient of `scale` times the negative log-likelihood of
+    /// the targets of `batch`. A device may still be at it when this returns.
     ///
     /// # Errors
     /// If the device fails.
@@ -52,15 +55,17 @@ pub trait Learner: Send {
     /// If the device fails.
     fn log_probs(&self, of: Self::LogProbs) -> Result<Vec<f32>>;
 
-    /// Clips the gradients by their global norm with [`clip_factor`] and applies AdamW, without weight decay where
-    /// [`excluded_from_decay`] says so. Returns the squared norm of each gradient as it was before, in the order of
-    /// [`Learner::trained`]; where one is not finite, nothing has changed.
+    /// Clips the gradients by their global norm with [`clip_factor`] and applies AdamW, without
+    /// weight decay where [`excluded_from_decay`] says so. Returns the squared norm of each
+    /// gradient as it was before, in the order of [`Learner::trained`]; where one is not finite,
+    /// nothing has changed.
     ///
     /// # Errors
     /// If the device fails.
     fn update(&mut self, step: OptimizerStep<'_>) -> Result<Vec<f64>>;
 
-    /// The log-probabilities of the targets of `batch` without anything being learned, in their order.
+    /// The log-probabilities of the targets of `batch` without anything being learned, in their
+    /// order.
     ///
     /// # Errors
     /// If the device fails.
@@ -78,7 +83,8 @@ pub trait Learner: Send {
     /// If the device fails, or the name is none of [`Learner::trained`].
     fn write(&mut self, of: Part, name: &str, values: Vec<f32>) -> Result<()>;
 
-    /// All of a checkpoint was written by [`Learner::write`]: what depends on trained tensors is to be made anew.
+    /// All of a checkpoint was written by [`Learner::write`]: what depends on trained tensors is to
+    /// be made anew.
     ///
     /// # Errors
     /// If the device fails.
@@ -97,7 +103,7 @@ pub trait Learner: Send {
     }
 }
 
-/// What is kept of a trained tensor.
+/// A part of a trained tensor's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// Its elements.
@@ -108,7 +114,7 @@ pub enum Part {
     SecondMoment,
 }
 
-/// What makes the dropout masks of a micro-batch: seed and step of the run, and the tokens of the step that came before.
+/// The place of a micro-batch in the stream of dropout masks.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
     /// Seed of the run.

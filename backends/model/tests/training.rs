@@ -1,4 +1,5 @@
-//! The training loop around a learner of a few lines: logits of the next token by the one before, `softmax(W[x])`.
+//! The training loop around a learner of a few lines: logits of the next token by the one before,
+//! `softmax(W[x])`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 

@@ -376,8 +376,9 @@ pub trait KvCache: Send {
     fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<()>;
     /// One query of each sequence, `[sequences, queries * dim]`, against what `layer` remembers, its own position included.
     fn attend(&self, layer: usize, q: &Tensor) -> Result<Tensor>;
-    /// Feeds `ids`, the last token of each sequence, by `forward` and picks the next with `sampler`; `places` are each row's
-    /// number and how many tokens it has generated. A logit that is not a number is an error.
+    /// Feeds `ids`, the last token of each sequence, by `forward` and picks the next with
+    /// `sampler`; `places` are each row's number and how many tokens it has generated. A logit that
+    /// is not a number is an error.
     fn step(
         &mut self,
         ids: &[u32],

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use karat_backend::{
     BackendError, Completion, Dtype, Evaluator, Event, EventSink, Flow, GenerateConfig, LabelledView, OpenConfig,
-    Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights, worker_threads,
+    Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights,
 };
 use karat_model::publish::publish_model;
+use karat_model::thread_pool;
 use karat_model::train::admit;
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::ThreadPool;
 
 use crate::adapter;
 use crate::config;
@@ -54,12 +55,7 @@ impl NativeSession {
             }
         };
         let opened_on = open(asked, precision, graphs(&config.options)?)?;
-        let threads = worker_threads(config.threads)?;
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("karat-native-{i}"))
-            .build()
-            .map_err(|e| BackendError::failed(format!("could not start {threads} threads")).because(&e))?;
+        let pool = thread_pool(crate::NAME, config.threads)?;
         let shape = config::read(&config.model)?;
         let mut model = pool.install(|| match config.weights {
             Weights::Load => Decoder::load(shape, &config.model),

@@ -7,9 +7,10 @@ use karat_backend::{
     SessionInfo, TokensView, worker_threads,
 };
 use karat_kernels::matmul::kernel::Set;
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use karat_model::thread_pool;
+use rayon::ThreadPool;
 
-use crate::decoder::{Decoder, failed};
+use crate::decoder::Decoder;
 use crate::export::{Exported, Manifest, Precision};
 use crate::lora::Fed;
 use crate::operators::Operators;
@@ -48,10 +49,10 @@ impl OnnxSession {
         if let Some(folder) = config.adapter.as_deref().filter(|_| decoder.model.adapter_mode == AdapterMode::Runtime) {
             decoder.adapter = Fed::read(folder, &decoder.model)?;
         }
-        let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = thread_pool("onnxruntime", threads)?;
         let longest = decoder.model.max_positions;
         Ok(OnnxSession {
-            pool: pool.map_err(failed("could not start worker threads"))?,
+            pool,
             context: options.context.map_or(longest, |context| context.min(longest)),
             score_positions: options.score_positions,
             threads,

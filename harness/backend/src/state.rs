@@ -1,9 +1,10 @@
 //! What a checkpoint folder says of the run that left it.
 //!
-//! Two small files lie beside the weights. `trainer_state.json` has the keys of the Hugging Face trainer and nothing
-//! else, so that its tools can read it. `karat_state.json` has what a resume needs to know beyond that. Neither holds
-//! a time, a path or a machine's name: stopping and resuming leaves the same bytes as never stopping. Both are made of
-//! [`Progress`], and read back into it.
+//! Two small files lie beside the weights. `trainer_state.json` has the keys of the Hugging Face
+//! trainer and nothing else, so that its tools can read it. `karat_state.json` has what a resume
+//! needs to know beyond that. Neither holds a time, a path or a machine's name: stopping and
+//! resuming leaves the same bytes as never stopping. Both are made of [`Progress`], and read back
+//! into it.
 
 use std::path::{Path, PathBuf};
 
@@ -170,7 +171,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// What the checkpoint in `folder` says of the run of `plan`.
+    /// Reads how far the run of `plan` had come at the checkpoint in `folder`.
     ///
     /// # Errors
     /// If a file is missing or broken, or the checkpoint is none of `plan`.

@@ -13,7 +13,7 @@ use crate::session::score;
 use crate::weights::{Vars, set, shapes, values};
 use crate::{Result, failed};
 
-/// What is trained, with its gradients and moments.
+/// The trained variables, with their gradients and moments.
 pub struct CandleLearner<'a> {
     /// Of variables where they are trained.
     decoder: Decoder,

@@ -1,4 +1,4 @@
-//! Training: the variables that a plan trains, before [`karat_model::train`] carries it out.
+//! Training: the variables that a plan trains; [`karat_model::train`] carries it out.
 
 mod learner;
 
@@ -45,7 +45,8 @@ impl Job<'_> {
     /// Carries out the plan.
     ///
     /// # Errors
-    /// As [`TrainingRun::new`] and [`TrainingRun::carry_out`]; for an adapter that does not fit the model.
+    /// As [`TrainingRun::new`] and [`TrainingRun::carry_out`]; for an adapter that does not fit the
+    /// model.
     pub fn run(self, sink: &mut dyn EventSink) -> Result<TrainSummary> {
         let Job { config, decoder, rotary, vars, source, device, pool, train, eval, plan } = self;
         let run = TrainingRun::new(config, plan, train, eval)?;

@@ -11,7 +11,8 @@ pub struct Target {
     pub id: u32,
 }
 
-/// The targets among the labels of a row. The label of a row's first token predicts nothing and is none.
+/// The targets among the labels of a row. The label of a row's first token predicts nothing and is
+/// none.
 fn targets(labels: &[i32]) -> impl Iterator<Item = Target> + '_ {
     let trained = labels.iter().enumerate().skip(1).filter(|(_, label)| **label != IGNORE);
     trained.map(|(i, label)| Target { at: i - 1, id: *label as u32 })

@@ -1,4 +1,5 @@
-//! Checkpoint folders of a training run: Hugging Face or PEFT layout, and beside it what a resume needs.
+//! Checkpoint folders of a training run: Hugging Face or PEFT layout, and beside it what a resume
+//! needs.
 
 use std::path::Path;
 
@@ -14,7 +15,7 @@ use crate::publish::{Put, Shapes, at, copy_companions, publish_folder, write_jso
 /// The optimizer's state.
 const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// What PyTorch calls the moments.
+/// The moments by PyTorch's names.
 const MOMENTS: [(Part, &str); 2] = [(Part::FirstMoment, "exp_avg."), (Part::SecondMoment, "exp_avg_sq.")];
 
 /// The adapter that `plan` trains.
@@ -83,7 +84,8 @@ fn write_moments(learner: &impl Learner, trained: &Shapes, folder: &Path) -> Res
     })
 }
 
-/// Puts the trained tensors and moments of `folder` into `learner` and returns how far its run had come.
+/// Puts the trained tensors and moments of `folder` into `learner` and returns how far its run had
+/// come.
 ///
 /// # Errors
 /// If the folder belongs to another plan, or a file or tensor is missing or broken.
@@ -105,7 +107,8 @@ pub fn restore(folder: &Path, plan: &TrainPlan, learner: &mut impl Learner, trai
     Ok(progress)
 }
 
-/// Deletes the oldest checkpoints of the run of `plan` beyond its limit, never that of `progress` nor the best.
+/// Deletes the oldest checkpoints of the run of `plan` beyond its limit, never that of `progress`
+/// nor the best.
 ///
 /// # Errors
 /// If a folder cannot be read or deleted.

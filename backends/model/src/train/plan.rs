@@ -1,12 +1,13 @@
-//! A plan and its rows held against each other and against the model, and the two rules of the optimizer that are not AdamW's
-//! own.
+//! A plan and its rows held against each other and against the model, and the two rules of the
+//! optimizer that are not AdamW's own.
 
 use karat_backend::{BackendError, IGNORE, LabelledView, Method, TrainPlan};
 
 use super::{MicroBatch, Result};
 use crate::config::ModelConfig;
 
-/// Whether optimizers of the Hugging Face trainer leave this tensor out of weight decay: biases and norms.
+/// Whether optimizers of the Hugging Face trainer leave this tensor out of weight decay: biases and
+/// norms.
 pub fn excluded_from_decay(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     name.contains("bias")
@@ -15,7 +16,8 @@ pub fn excluded_from_decay(name: &str) -> bool {
         || name.split('.').any(|part| part == "norm" || part.ends_with("_norm"))
 }
 
-/// What gradients of the global norm `norm` are multiplied by, as `torch.nn.utils.clip_grad_norm_` does; `max_norm` 0 is off.
+/// The factor that clips gradients of the global norm `norm`, as `torch.nn.utils.clip_grad_norm_`
+/// does; `max_norm` 0 is off.
 pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
@@ -23,8 +25,9 @@ pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
 /// Refuses what cannot be carried out, before anything is computed.
 ///
 /// # Errors
-/// For a plan that contradicts itself or names rows that are not there; rows that the model cannot take, by their number;
-/// a step without labels; labels that are neither ignored nor the id they stand for.
+/// For a plan that contradicts itself or names rows that are not there; rows that the model cannot
+/// take, by their number; a step without labels; labels that are neither ignored nor the id they
+/// stand for.
 pub fn check(config: &ModelConfig, plan: &TrainPlan, train: LabelledView<'_>, eval: LabelledView<'_>) -> Result<()> {
     check_plan(plan, train)?;
     config.check_rows(train.tokens().iter())?;

@@ -34,10 +34,12 @@ pub struct TrainingRun<'a> {
 }
 
 impl<'a> TrainingRun<'a> {
-    /// Checks plan and rows against each other and against the model; the time of the run is counted from here.
+    /// Checks plan and rows against each other and against the model; the time of the run is
+    /// counted from here.
     ///
     /// # Errors
-    /// For a plan that contradicts itself or the model, rows that the model cannot take, data without labels.
+    /// For a plan that contradicts itself or the model, rows that the model cannot take, data
+    /// without labels.
     pub fn new(
         config: &ModelConfig,
         plan: &'a TrainPlan,
@@ -52,8 +54,8 @@ impl<'a> TrainingRun<'a> {
     /// Carries out the plan.
     ///
     /// # Errors
-    /// See [`karat_backend::Trainer::train`]; also for losses and gradients that are not finite, and for a checkpoint to
-    /// resume from that is broken or of another plan.
+    /// See [`karat_backend::Trainer::train`]; also for losses and gradients that are not finite,
+    /// and for a checkpoint to resume from that is broken or of another plan.
     pub fn carry_out(
         self,
         base: Base<'_>,
@@ -118,7 +120,8 @@ impl<L: Learner> Steps<'_, L> {
             queued.push(base.pool.install(|| learner.add_gradients(batch, 1.0 / window as f64, dropout))?);
             fed += batch.tokens();
         }
-        // Numbers come to the host after all of the step is queued. A gradient that is not finite has changed nothing.
+        // Numbers come to the host after all of the step is queued. A gradient that is not finite
+        // has changed nothing.
         let updated = self.update(index);
         let mut micro_losses = Vec::with_capacity(micros.len());
         for (number, (rows, logprobs)) in micros.iter().zip(queued).enumerate() {
@@ -164,8 +167,8 @@ impl<L: Learner> Steps<'_, L> {
     fn update(&mut self, index: usize) -> Result<f64> {
         let Steps { run: TrainingRun { plan, .. }, base, learner, trained, .. } = self;
         let number = index + 1;
-        // By the second step every trained tensor must have had a gradient; `A` of a fresh adapter has one only after
-        // `B` has moved, that is after the first learning rate above 0.
+        // By the second step every trained tensor must have had a gradient; `A` of a fresh adapter
+        // has one only after `B` has moved, that is after the first learning rate above 0.
         let moved = plan.learning_rates.iter().position(|lr| *lr > 0.0).unwrap_or(plan.steps.len());
         let check_reach = index == (moved + 1).max(1);
         let (learning_rate, adamw, max_grad_norm) = (plan.learning_rates[index], &plan.optimizer, plan.max_grad_norm);
@@ -261,8 +264,9 @@ impl<L: Learner> Steps<'_, L> {
         Ok(sink.event(Event::Evaluation { step, loss, tokens: count, seconds }) == Flow::Stop)
     }
 
-    /// Publishes the checkpoint of this step and deletes those beyond the limit. One that the plan did not ask for is no
-    /// candidate for the best: an interrupted run ends with the same best as one that went through.
+    /// Publishes the checkpoint of this step and deletes those beyond the limit. One that the plan
+    /// did not ask for is no candidate for the best: an interrupted run ends with the same best as
+    /// one that went through.
     fn publish(&mut self, planned: bool) -> Result<PathBuf> {
         let (plan, base, progress) = (self.run.plan, self.base, &mut self.progress);
         if planned
@@ -272,7 +276,7 @@ impl<L: Learner> Steps<'_, L> {
             progress.best_saved = Some((loss, progress.step));
         }
         let folder = checkpoint_folder(&plan.output_dir, progress.step);
-        // What a resumed run would write again is there already, to the byte.
+        // A resumed run finds the checkpoint that it started from, to the byte.
         if !progress.is_in(&folder, plan, base.backend) {
             checkpoint::publish(&folder, base, plan, &*self.learner, &self.trained, progress)?;
         }

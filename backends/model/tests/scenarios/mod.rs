@@ -1,6 +1,7 @@
-//! What transformers and peft computed of small models, and how a backend's numbers are held against it: the scenarios of
-//! `native/tests/references.json`, drawn by the rules of `native/scripts/references.py`, and the folder `shared/reference`.
-//! The tests of every backend that trains run them, each with its own sessions.
+//! Small models as transformers and peft compute them, and a backend's numbers held against theirs:
+//! the scenarios of `native/tests/references.json`, drawn by the rules of
+//! `native/scripts/references.py`, and the folder `shared/reference`. The tests of every backend
+//! that trains run them, each with its own sessions.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its part; a test that cannot go on should stop")]
 
 #[path = "../drawn/mod.rs"]
@@ -25,7 +26,8 @@ pub fn references() -> Value {
     read_json(Path::new(env!("CARGO_MANIFEST_DIR")).join("../native/tests/references.json"))
 }
 
-/// Writes the model folder that the script means: matrices `N(0, 0.15)`, norms around 1 and biases around 0.
+/// Writes the model folder that the script means: matrices `N(0, 0.15)`, norms around 1 and biases
+/// around 0.
 pub fn draw_model(folder: &Path, config: &Value, seed: u64) {
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
     let generator = Philox::new(seed);
@@ -68,7 +70,8 @@ fn relative(ours: f64, theirs: &Value) -> f64 {
     ((ours - number(theirs)) / number(theirs)).abs()
 }
 
-/// Draws the model of `scenario` into `folder`; the plan has its learning rates from the settings that a suite would have.
+/// Draws the model of `scenario` into `folder`; the plan has its learning rates from the settings
+/// that a suite would have.
 pub fn prepare(scenario: &Value, references: &Value, folder: &Path) -> TrainPlan {
     let config = &references["models"][scenario["model"].as_str().unwrap()];
     draw_model(folder, config, references["model_seed"].as_u64().unwrap());

@@ -86,7 +86,8 @@ fn edit_gradient(gradient: &Gradient, f: impl FnOnce(&mut [f32])) -> Result<()> 
     })
 }
 
-/// The next token of each row of `logits` `[rows, vocab]`; `places` are the row's number and how many tokens it has generated.
+/// The next token of each row of `logits` `[rows, vocab]`; `places` are the row's number and how
+/// many tokens it has generated.
 fn pick(logits: &Tensor, places: &[(usize, usize)], sampler: &Sampler) -> Result<Vec<u32>> {
     let (view, vocab) = (view(logits)?, logits.dims()[1]);
     let rows = view.par_chunks_exact(vocab).zip(places);

@@ -8,8 +8,8 @@ use super::kernels::decode;
 use super::storage::{CudaStorage, DeviceIndices, start};
 use crate::error::Result;
 
-/// The next token of each row of `logits` `[rows, vocab]` in f32; `places` are the row's number and how many tokens it has
-/// generated.
+/// The next token of each row of `logits` `[rows, vocab]` in f32; `places` are the row's number and
+/// how many tokens it has generated.
 ///
 /// # Errors
 /// If the device fails, or a logit is not a number.

@@ -1,4 +1,5 @@
-//! The numbers of a training run on a device: gradients by the written-out backward pass, clipped and applied there.
+//! The numbers of a training run on a device: gradients by the written-out backward pass, clipped
+//! and applied there.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,7 @@ use crate::model::{Decoder, Targets};
 use crate::ops::adamw::Update;
 use crate::tensor::{Gradient, Tensor, set, view, zeros_like};
 
-/// What is trained of a model, with its gradients and moments.
+/// The trained tensors of a model, with their gradients and moments.
 pub struct NativeLearner<'a> {
     model: &'a Decoder,
     trained: BTreeMap<String, Tensor>,
@@ -28,7 +29,8 @@ pub struct NativeLearner<'a> {
 }
 
 impl<'a> NativeLearner<'a> {
-    /// Nothing is learned yet of `trained`; `one_batch` if each step has one micro-batch and no adapter.
+    /// Nothing is learned yet of `trained`; `one_batch` if each step has one micro-batch and no
+    /// adapter.
     ///
     /// # Errors
     /// If the device has no room.

@@ -1,4 +1,5 @@
-//! Training: what the model and the device are made ready with before [`karat_model::train`] carries out the plan.
+//! Training: the adapter put on and the trained tensors chosen, then [`karat_model::train`] carries
+//! out the plan.
 
 mod examples;
 mod learner;
@@ -40,7 +41,8 @@ impl Job<'_> {
     /// Carries out the plan.
     ///
     /// # Errors
-    /// As [`TrainingRun::new`] and [`TrainingRun::carry_out`]; for an adapter that does not fit the model.
+    /// As [`TrainingRun::new`] and [`TrainingRun::carry_out`]; for an adapter that does not fit the
+    /// model.
     pub fn run(self, sink: &mut dyn EventSink) -> Result<TrainSummary> {
         let Job { model, source, pool, train, eval, plan } = self;
         let run = TrainingRun::new(&model.config, plan, train, eval)?;

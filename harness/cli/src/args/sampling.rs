@@ -1,4 +1,4 @@
-//! What is typed of how texts are sampled.
+//! Flags of sampling, for every command that generates.
 
 use clap::Args;
 
