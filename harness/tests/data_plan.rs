@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use karat::backend::{AdamW, Method, TrainPlan};
 use karat::data::examples::LabelledRows;
-use karat::data::split::{SplitParts, PyRandom, split};
+use karat::data::split::{PyRandom, SplitParts, split};
 use karat::train::plan::{PlanOptions, fingerprint, order};
 use karat::train::schedule::Schedule;
 use proptest::prelude::*;

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use karat::data::split::{SplitParts, PyRandom, cut, split};
+use karat::data::split::{PyRandom, SplitParts, cut, split};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 

@@ -18,10 +18,7 @@ pub fn generate(
     config: &GenerateConfig,
     sink: &mut dyn EventSink,
 ) -> Result<Vec<Completion>> {
-    session.check(prompts)?;
-    if let Some(row) = prompts.iter().position(|prompt| prompt.is_empty()) {
-        return Err(BackendError::failed(format!("row {row}: the prompt is empty, there is nothing to continue")));
-    }
+    session.config.check_prompts(prompts)?;
     let sampler = Sampler::new(config, session.config.vocab_size)?;
     let (mut completions, mut tokens) = (Vec::with_capacity(prompts.rows()), 0);
     let total = prompts.rows() as u64;

@@ -11,10 +11,11 @@ use candle_nn::kv_cache::KvCache;
 use candle_nn::ops::rms_norm_slow;
 use candle_nn::rotary_emb::rope_slow;
 use karat_backend::lora::AdapterShape;
+use karat_model::peft::stored_name;
 use karat_model::{EMBEDDING, HEAD, Heads, ModelConfig, Rope};
 
-use crate::dropout::Dropout;
-use crate::lora::{Adapted, stored_name};
+use crate::dropout::Masks;
+use crate::lora::Adapted;
 
 /// Positions that a cache has room for at first, and that it grows by.
 const CACHED: usize = 256;
@@ -57,7 +58,7 @@ struct Pass {
     sin: Tensor,
     /// 0 where a token sees a position and minus infinity elsewhere, `[tokens, positions]`; none for a single token.
     mask: Option<Tensor>,
-    dropout: Option<Dropout>,
+    dropout: Option<Masks>,
 }
 
 /// The low-rank side of a linear layer: `scale * B(A(dropout(x)))` (Hu et al., arXiv 2106.09685).
@@ -82,7 +83,7 @@ struct Linear {
 
 impl Linear {
     /// `x` is `[tokens, in]`.
-    fn forward(&self, x: &Tensor, dropout: Option<&Dropout>) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, dropout: Option<&Masks>) -> Result<Tensor> {
         let y = x.matmul(&self.weight.t()?)?;
         let y = match &self.bias {
             Some(bias) => y.broadcast_add(bias)?,
@@ -271,7 +272,7 @@ impl Decoder {
         ids: &[u32],
         rotary: &mut Rotary,
         mut caches: Option<&mut [KvCache]>,
-        dropout: Option<Dropout>,
+        dropout: Option<Masks>,
     ) -> Result<Tensor> {
         let past = caches.as_deref().and_then(|caches| caches.first()).map_or(0, KvCache::current_seq_len);
         let (cos, sin) = rotary.at(past, ids.len())?;

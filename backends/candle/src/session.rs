@@ -2,18 +2,20 @@
 
 use karat_backend::{
     BackendError, Completion, Dtype, Evaluator, Event, EventSink, Flow, GenerateConfig, LabelledView, Method,
-    OpenConfig, Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights, worker_threads,
+    OpenConfig, Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights,
 };
 use karat_model::peft::Adapter;
+use karat_model::publish::{Put, publish_model};
 use karat_model::sampling::argmax;
-use karat_model::{ModelConfig, Rounding, Supports};
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use karat_model::train::admit;
+use karat_model::{ModelConfig, Rounding, Supports, thread_pool};
+use rayon::ThreadPool;
 
 use crate::device::{self, Opened};
 use crate::lora::Adapted;
 use crate::model::{Decoder, Rotary, log_probabilities};
-use crate::train::{Job, checkpoint};
-use crate::weights::{self, Vars, handles, values};
+use crate::train::Job;
+use crate::weights::{self, Vars, handles, shapes, values};
 use crate::{Result, failed};
 
 /// Tokens of a row that go through the decoder at once where nothing is learned: attention takes memory of their number times
@@ -56,12 +58,7 @@ impl CandleSession {
             )));
         }
         let opened_on = device::open(&opened.device)?;
-        let threads = worker_threads(opened.threads)?;
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("karat-candle-{i}"))
-            .build()
-            .map_err(|e| BackendError::failed(format!("could not start {threads} threads")).because(&e))?;
+        let pool = thread_pool(crate::NAME, opened.threads)?;
         let mut config = ModelConfig::read(&opened.model)?;
         Supports::CANDLE.check(&config)?;
         let device = &opened_on.device;
@@ -83,7 +80,8 @@ impl CandleSession {
                 return Err(BackendError::failed("there is no adapter to merge into the weights; name one"));
             }
             config.warnings.extend(rounding.warning());
-            checkpoint::publish_model(&config, &vars, &opened.model, folder)?;
+            let read = |name: &str, put: &mut Put<'_>| put(&values(&vars[name])?);
+            publish_model(&config, &shapes(&vars), &read, &opened.model, folder)?;
         }
         let decoder = Decoder::new(&config, handles(&vars, |_| false), &Adapted::new(), device).map_err(failed)?;
         let rotary = Rotary::new(&config, device);
@@ -111,23 +109,6 @@ impl CandleSession {
     pub(crate) fn install<T: Send>(&mut self, compute: impl FnOnce(&Decoder, &mut Rotary) -> T + Send) -> T {
         let (decoder, rotary) = (&self.decoder, &mut self.rotary);
         self.pool.install(|| compute(decoder, rotary))
-    }
-
-    /// Says which row this model cannot take: an id outside the vocabulary or too many tokens.
-    pub(crate) fn check(&self, rows: TokensView<'_>) -> Result<()> {
-        let (vocab, longest) = (self.config.vocab_size, self.config.max_positions);
-        for (i, row) in rows.iter().enumerate() {
-            if let Some(id) = row.iter().find(|id| **id as usize >= vocab) {
-                return Err(BackendError::failed(format!("row {i}: id {id} is outside the vocabulary of {vocab}")));
-            }
-            if row.len() > longest {
-                return Err(BackendError::failed(format!(
-                    "row {i}: {} tokens, the model holds at most {longest} (max_position_embeddings)",
-                    row.len()
-                )));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -171,7 +152,7 @@ impl Session for CandleSession {
 
 impl Evaluator for CandleSession {
     fn score(&mut self, tokens: TokensView<'_>, sink: &mut dyn EventSink) -> Result<Scores> {
-        self.check(tokens)?;
+        self.config.check_rows(tokens.iter())?;
         let (mut scores, mut fed) = (Scores::default(), 0);
         for (i, row) in tokens.iter().enumerate() {
             let of_row = self.install(|decoder, rotary| score(decoder, rotary, row))?;
@@ -204,19 +185,7 @@ impl Trainer for CandleSession {
         plan: &TrainPlan,
         sink: &mut dyn EventSink,
     ) -> Result<TrainSummary> {
-        if std::mem::replace(&mut self.trained, true) {
-            return Err(BackendError::failed(
-                "this session has trained already and its weights have moved; open a new one",
-            ));
-        }
-        if self.opened.adapter.is_some() {
-            return Err(BackendError::unsupported(
-                "training a model that was opened with an adapter; open it without and name the adapter as the one to \
-                 start from",
-            ));
-        }
-        self.check(train.tokens())?;
-        self.check(eval.tokens())?;
+        admit(&mut self.trained, &self.opened)?;
         let CandleSession { config, decoder, rotary, vars, opened_on, pool, opened, .. } = self;
         let (source, device) = (&*opened.model, &opened_on.device);
         let job = Job { config, decoder, rotary, vars, source, device, pool, train, eval, plan };

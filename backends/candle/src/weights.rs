@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
-use karat_backend::BackendError;
-use karat_kernels::philox::{Philox, name_key};
 use karat_model::checkpoint::CheckpointLayout;
 use karat_model::peft::{Adapter, tied_embedding};
-use karat_model::{EMBEDDING, HEAD, ModelConfig, Rounding};
+use karat_model::publish::Shapes;
+use karat_model::{EMBEDDING, ModelConfig, Rounding};
 use karat_system::memory;
 
 use crate::{Result, failed};
@@ -30,16 +29,10 @@ pub fn load(
     let files = CheckpointLayout::of_folder(folder)?;
     config.check_tensors(&files)?;
     config.settle_head(&files)?;
-    let shapes: BTreeMap<String, Vec<usize>> = config.tensors().collect();
-    let harmless = |name: &str| name.ends_with("rotary_emb.inv_freq") || (config.tied && name == HEAD);
-    if let Some(name) = files.names().find(|name| !harmless(name) && !shapes.contains_key(*name)) {
-        return Err(BackendError::failed(format!(
-            "{}: tensor {name} has no place in the model that config.json describes",
-            folder.display()
-        )));
-    }
+    config.check_strays(&files)?;
     check_saved(config, adapter)?;
     let (mut vars, mut rounding) = (Vars::new(), Rounding::default());
+    let shapes: BTreeMap<String, Vec<usize>> = config.tensors().collect();
     for (name, shape) in shapes {
         let mut values = files.read(&name, &shape)?;
         if let Some(adapter) = adapter {
@@ -74,23 +67,15 @@ fn merge(adapter: &Adapter, name: &str, shape: &[usize], values: &mut Vec<f32>) 
     name.strip_suffix(".weight").map_or(Ok(()), |module| adapter.merge(module, values))
 }
 
-/// Draws the weights: `N(0, initializer_range)` for matrices, ones for norms, zeros for biases, with `adapter` put into them.
-/// Each tensor is a function of the seed and its name, as in the native backend.
+/// Draws the weights with [`ModelConfig::draw`], with `adapter` put into them.
 ///
 /// # Errors
 /// If the machine has no room; as [`Adapter::merge`].
 pub fn random(config: &ModelConfig, seed: u64, adapter: Option<&Adapter>, device: &Device) -> Result<Vars> {
     config.check_memory(memory::available())?;
     check_saved(config, adapter)?;
-    let (generator, deviation) = (Philox::new(seed), config.initializer_range);
     let draw = |(name, shape): (String, Vec<usize>)| {
-        let (n, key) = (shape.iter().product::<usize>(), name_key(&name));
-        let normal = |i: usize| generator.normal(i as u64, key as u32, (key >> 32) as u32);
-        let mut values = match shape.len() {
-            2 => (0..n).map(|i| (normal(i) * deviation) as f32).collect(),
-            _ if name.ends_with(".bias") => vec![0.0; n],
-            _ => vec![1f32; n],
-        };
+        let mut values = config.draw(seed, &name, &shape);
         if let Some(adapter) = adapter {
             merge(adapter, &name, &shape, &mut values)?;
         }
@@ -117,4 +102,17 @@ pub fn handles<'a>(
 /// If the device fails.
 pub fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     tensor.flatten_all().and_then(|flat| flat.to_vec1()).map_err(failed)
+}
+
+/// Puts `values` into a variable.
+///
+/// # Errors
+/// If the device fails.
+pub fn set(var: &Var, values: Vec<f32>, device: &Device) -> Result<()> {
+    Tensor::from_vec(values, var.dims(), device).and_then(|tensor| var.set(&tensor)).map_err(failed)
+}
+
+/// Names and shapes of `vars`.
+pub fn shapes(vars: &Vars) -> Shapes {
+    vars.iter().map(|(name, var)| (name.clone(), var.dims().to_vec())).collect()
 }

@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+#[path = "../../model/tests/drawn/mod.rs"]
+mod drawn;
 mod support;
 
 use karat_backend::*;
 use karat_candle::CandleBackend;
+use karat_native::NativeBackend;
 use serde_json::json;
-use support::small_runs::{Rows, ignore, lora, plan, read_json, small_model, small_rows};
+use support::small_runs::{Rows, ignore, lora, plan, read_json, small_model, small_rows, tensors};
 use support::{open, open_error, train};
 
 #[test]
@@ -91,6 +94,25 @@ fn broken_weights_and_adapters_are_named() {
     assert!(open_error(&with).message.contains("rank"));
     let error = open_error(&OpenConfig { merge_into: Some(dir.path().join("merged")), ..base.clone() });
     assert!(error.message.contains("no adapter to merge"), "{error}");
+}
+
+#[test]
+fn an_adapter_that_overflows_the_weights_is_refused_by_every_backend_that_merges_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = small_model(dir.path(), "qwen3");
+    let plan = plan(lora(0.0), vec![vec![vec![0]]], 1e-3, &dir.path().join("out"));
+    let adapter = train(&base, &plan, &small_rows(&[9]), &Rows::default(), |_| false).0.unwrap().last_checkpoint;
+    let file = adapter.join("adapter_model.safetensors");
+    let huge = tensors(&file).into_iter().map(|(name, (_, shape, values))| (name, (shape, vec![1e30; values.len()])));
+    drawn::write_tensors(&file, &huge.collect());
+    let with = OpenConfig { adapter: Some(adapter), merge_into: Some(dir.path().join("merged")), ..base };
+    for backend in [&CandleBackend as &dyn Backend, &NativeBackend] {
+        let error = backend.open(&with).err().expect("it should not open");
+        for said in ["checkpoint-1: merged into model.layers.0.", ", the adapter gives values that are not finite"] {
+            assert!(error.message.contains(said), "{error}");
+        }
+        assert!(!dir.path().join("merged").exists());
+    }
 }
 
 #[test]

@@ -7,10 +7,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::checkpoint::CheckpointLayout;
+use crate::peft::ADAPTER_WEIGHTS;
 use karat_backend::BackendError;
 
-/// The file of an adapter's tensors.
-const WEIGHTS: &str = "adapter_model.safetensors";
 /// Parts of a name that `torch.compile`, DistributedDataParallel, FSDP and activation checkpointing put in.
 const WRAPPERS: [&str; 4] = ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
@@ -48,7 +47,7 @@ pub fn canonical(name: &str) -> (String, Option<String>) {
 /// # Errors
 /// As [`CheckpointLayout::of_file`]; tensors of several adapters, or two under one name.
 pub fn adapter_tensors(folder: &Path) -> Result<(CheckpointLayout, Option<String>), BackendError> {
-    let path = folder.join(WEIGHTS);
+    let path = folder.join(ADAPTER_WEIGHTS);
     let files = CheckpointLayout::of_file(&path)?;
     let adapters: BTreeSet<String> = files.names().filter_map(|name| canonical(name).1).collect();
     if adapters.len() > 1 {
@@ -62,7 +61,7 @@ pub fn adapter_tensors(folder: &Path) -> Result<(CheckpointLayout, Option<String
     let changed: Vec<String> = files.names().filter(|name| canonical(name).0 != **name).map(String::from).collect();
     let Some(first) = changed.first() else { return Ok((files, None)) };
     let said = format!(
-        "{WEIGHTS}: {} tensor names are not those that PEFT saves and are read as if they were, as {first} for {}",
+        "{ADAPTER_WEIGHTS}: {} tensor names are not those that PEFT saves and are read as if they were, as {first} for {}",
         changed.len(),
         canonical(first).0
     );

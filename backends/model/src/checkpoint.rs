@@ -117,6 +117,11 @@ impl CheckpointLayout {
         Ok(CheckpointLayout { place: place.to_owned(), files, tensors })
     }
 
+    /// The folder of the files, or the only one.
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+
     /// The files.
     pub fn files(&self) -> &[PathBuf] {
         &self.files

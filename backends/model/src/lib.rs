@@ -8,7 +8,11 @@
 //! - [`Supports`]: what a backend computes of it, and which backend computes the rest;
 //! - [`peft`]: LoRA adapters, read under whatever names their tensors have, as factors or merged into a weight;
 //! - [`sampling`]: the next token from logits, by one rule on every device;
-//! - [`Rounding`]: what merged weights lose in the element type of their checkpoint.
+//! - [`Rounding`]: what merged weights lose in the element type of their checkpoint;
+//! - [`publish`]: model folders written whole;
+//! - [`draw`]: weights and adapters to begin with, the same on every backend;
+//! - [`train`]: the training loop, its checks and its checkpoints, around the gradients of a
+//!   backend.
 //!
 //! A key that changes numbers is either done or refused by its name; a value that no model can have is refused before
 //! anything is allocated for it.
@@ -16,15 +20,20 @@
 mod adapter;
 pub mod checkpoint;
 mod config;
+pub mod draw;
 mod generation;
 mod head;
 mod keys;
 pub mod peft;
+pub mod publish;
 mod rope;
 mod rounding;
+mod rows;
 pub mod sampling;
 mod supports;
 mod tensors;
+mod threads;
+pub mod train;
 
 pub use adapter::adapter_tensors;
 pub use config::{Family, Heads, ModelConfig};
@@ -32,6 +41,7 @@ pub use generation::end_tokens;
 pub use rope::{Rope, Scaling};
 pub use rounding::Rounding;
 pub use supports::Supports;
+pub use threads::thread_pool;
 
 /// The embedding's tensor.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";

@@ -17,14 +17,38 @@ use karat_backend::lora::{AdapterShape, Matcher};
 use karat_backend::peft::read_adapter_config_saying;
 use karat_kernels::lora::{self, LoraDelta};
 use karat_kernels::memory::mmap::Elements;
+use rayon::prelude::*;
 
 use crate::adapter::adapter_tensors;
+use crate::config::ModelConfig;
 
 pub use config::write_adapter_config;
 pub use targets::TargetModules;
 
 /// Prefix of PEFT before the names of the base model's modules.
 pub const PREFIX: &str = "base_model.model.";
+
+/// The file of an adapter's tensors.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+
+/// The name in an adapter's file of a tensor that is trained as `name`: one that PEFT named, or one
+/// of the model.
+pub fn stored_name(name: &str) -> String {
+    if name.starts_with(PREFIX) { name.to_owned() } else { format!("{PREFIX}{name}") }
+}
+
+/// Refuses a weight of `module` that an adapter was merged into and that is not finite.
+///
+/// # Errors
+/// If it is none.
+pub fn check_merged(module: &str, weight: &[f32]) -> Result<(), BackendError> {
+    match weight.par_iter().all(|w| w.is_finite()) {
+        true => Ok(()),
+        false => Err(BackendError::failed(format!(
+            "merged into {module}, the adapter gives values that are not finite; it is broken, or of another base model"
+        ))),
+    }
+}
 
 /// The linear layers of a model that can carry a LoRA: their paths (`model.layers.0.self_attn.q_proj`) and
 /// `[input, output]`.
@@ -241,10 +265,7 @@ impl Adapter {
     pub fn merge(&self, module: &str, weight: &mut [f32]) -> Result<(), BackendError> {
         let Some(factors) = self.factors(module)? else { return Ok(()) };
         factors.merge(weight);
-        match weight.iter().all(|w| w.is_finite()) {
-            true => Ok(()),
-            false => Err(self.broken(&format!("merged into {module} it gives values that are not finite"))),
-        }
+        check_merged(module, weight).map_err(|error| self.broken(&error.message))
     }
 
     /// Tensors of the base that this adapter brings whole.
@@ -277,6 +298,25 @@ impl Adapter {
             "the adapter {} brings {name} (modules_to_save), which this model does not have (of another base model?)",
             self.folder.display()
         ))
+    }
+
+    /// Opens the adapter in `folder` that a training under `config` is to start from.
+    ///
+    /// # Errors
+    /// As [`Adapter::open`]; an adapter that trains something else than `config` says.
+    pub fn open_to_train(folder: &Path, model: &ModelConfig, config: &LoraConfig) -> Result<Self, BackendError> {
+        let adapter = Self::open(folder, &model.linears())?;
+        let theirs = adapter.config();
+        if TargetModules::new(model, theirs)? == TargetModules::new(model, config)? {
+            return Ok(adapter);
+        }
+        let says = |config: &LoraConfig| serde_json::to_string(config).unwrap_or_default();
+        Err(BackendError::failed(format!(
+            "{}: the adapter to start from is another one, {}; the plan says {}",
+            folder.display(),
+            says(theirs),
+            says(config)
+        )))
     }
 
     /// Refuses what only a merge can apply.

@@ -1,5 +1,7 @@
 //! The tensors that a configuration asks for, held against the files before anything is allocated for them.
 
+use std::collections::BTreeSet;
+
 use crate::checkpoint::CheckpointLayout;
 use karat_backend::BackendError;
 
@@ -83,6 +85,23 @@ impl ModelConfig {
             })?;
         }
         Ok(())
+    }
+
+    /// Refuses tensors of `files` that the model has no place for; [`ModelConfig::settle_head`] has
+    /// been asked.
+    ///
+    /// # Errors
+    /// Names the tensor.
+    pub fn check_strays(&self, files: &CheckpointLayout) -> Result<(), BackendError> {
+        let known: BTreeSet<String> = self.tensors().map(|(name, _)| name).collect();
+        let harmless = |name: &str| name.ends_with("rotary_emb.inv_freq") || (self.tied && name == HEAD);
+        match files.names().find(|name| !harmless(name) && !known.contains(*name)) {
+            Some(name) => Err(BackendError::failed(format!(
+                "{}: tensor {name} has no place in the model that config.json describes",
+                files.place().display()
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Holds the sizes of a model that is to be drawn in f32 against the memory that is left, if that is known.

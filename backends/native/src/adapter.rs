@@ -1,48 +1,25 @@
-//! LoRA adapters in the PEFT layout: read strictly, attached to a model, drawn anew, written back, merged.
+//! LoRA adapters put on a model's linear layers: those of a PEFT folder, and new ones.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use karat_backend::BackendError;
 use karat_backend::LoraConfig;
 use karat_backend::lora::{AdapterShape, InitLora};
-use karat_model::peft::{Adapter, Factors, PREFIX, TargetModules, write_adapter_config};
+use karat_model::draw::lora_a;
+use karat_model::peft::{Adapter, Factors, PREFIX, TargetModules};
 
 use crate::device::LoraPair;
 use crate::error::Result;
-use crate::files::write_tensors;
 use crate::linear::{Dora, Linear, Lora};
 use crate::model::Decoder;
-use crate::rng::{Philox, name_key};
 use crate::tensor as nn;
-
-/// The file of an adapter's tensors.
-pub const WEIGHTS: &str = "adapter_model.safetensors";
-/// The name in an adapter's file of a tensor of [`Decoder::adapter_tensors`].
-pub fn stored_name(name: &str) -> String {
-    if name.starts_with(PREFIX) { name.to_owned() } else { format!("{PREFIX}{name}") }
-}
 
 /// Where an adapter's tensors come from.
 enum Source {
     /// Drawn.
-    Seed(Philox, InitLora),
+    Seed(u64, InitLora),
     /// Read.
     File(Box<Adapter>),
-}
-
-/// `A` `[r, in]` called `name`, as it is drawn.
-fn drawn(generator: &Philox, init: InitLora, name: &str, [r, n_in]: [usize; 2]) -> Vec<f32> {
-    let key = name_key(name);
-    let bound = 1.0 / (n_in as f64).sqrt();
-    let draw = |i: usize| {
-        let (i, a, b) = (i as u64, key as u32, (key >> 32) as u32);
-        match init {
-            InitLora::Kaiming => (generator.uniform(i, a, b) * 2.0 - 1.0) * bound,
-            InitLora::Gaussian => generator.normal(i, a, b) / r as f64,
-        }
-    };
-    (0..r * n_in).map(|i| draw(i) as f32).collect()
 }
 
 impl Source {
@@ -52,8 +29,8 @@ impl Source {
         let name = |part: &str| format!("{PREFIX}{}.{part}", linear.name);
         let (a_name, b_name) = (name("lora_A.weight"), name("lora_B.weight"));
         let factors = match self {
-            Source::Seed(generator, init) => {
-                let a = drawn(generator, *init, &a_name, [shape.r, n_in]);
+            Source::Seed(seed, init) => {
+                let a = lora_a(*seed, *init, &a_name, shape.r, n_in);
                 Factors { a, b: vec![0.0; n_out * shape.r], shape, magnitude: None }
             }
             Source::File(adapter) => adapter
@@ -78,34 +55,13 @@ impl Source {
     }
 }
 
-/// Holds the size of an adapter that is to be drawn against the memory that is left: each number has a gradient and two
-/// moments.
-fn check_memory(model: &Decoder, modules: &BTreeMap<String, AdapterShape>) -> Result<()> {
-    let Some(room) = karat_system::memory::available() else { return Ok(()) };
-    let mut bytes = 0u128;
-    for linear in model.layers.iter().flat_map(|layer| layer.linears()) {
-        if let Some(shape) = modules.get(&linear.name) {
-            let (n_in, n_out) = linear.widths();
-            bytes += 16 * shape.r as u128 * (n_in as u128 + n_out as u128);
-        }
-    }
-    match bytes <= u128::from(room) {
-        true => Ok(()),
-        false => Err(BackendError::failed(format!(
-            "an adapter of these ranks takes {:.1} GB to train, and there are {:.1} GB of memory left: lower r or \
-             rank_pattern",
-            bytes as f64 / 1e9,
-            room as f64 / 1e9
-        ))),
-    }
-}
-
 /// Puts an adapter on every targeted module.
 fn attach(model: &mut Decoder, config: &LoraConfig, source: &Source) -> Result<()> {
-    let TargetModules { modules, dora, whole } = TargetModules::new(&model.config, config)?;
+    let targets = TargetModules::new(&model.config, config)?;
     if let Source::Seed(..) = source {
-        check_memory(model, &modules)?;
+        targets.check_memory(&model.config.linears())?;
     }
+    let TargetModules { modules, dora, whole } = targets;
     for (i, layer) in model.layers.iter_mut().enumerate() {
         for (j, linear) in layer.linears_mut().into_iter().enumerate() {
             linear.lora = match modules.get(&linear.name) {
@@ -152,15 +108,5 @@ pub fn load(model: &mut Decoder, config: &LoraConfig, adapter: Adapter) -> Resul
 /// # Errors
 /// If the configuration does not fit the model.
 pub fn draw(model: &mut Decoder, config: &LoraConfig, seed: u64) -> Result<()> {
-    attach(model, config, &Source::Seed(Philox::new(seed), config.init_lora_weights))
-}
-
-/// Writes the adapter in the PEFT layout: all fields of its configuration with sorted keys, and the tensors.
-///
-/// # Errors
-/// If a file cannot be written.
-pub fn save(model: &Decoder, config: &LoraConfig, base: &str, folder: &Path) -> Result<()> {
-    let tensors = model.adapter_tensors().into_iter().map(|(name, t)| (stored_name(&name), t)).collect();
-    write_tensors(&folder.join(WEIGHTS), &tensors)?;
-    write_adapter_config(config, base, folder)
+    attach(model, config, &Source::Seed(seed, config.init_lora_weights))
 }

@@ -14,7 +14,7 @@
 
 use std::fmt;
 
-use karat_backend::GenerateConfig;
+use karat_model::sampling::Sampler;
 
 use crate::error::Result;
 use crate::ops::adamw::Update;
@@ -362,14 +362,6 @@ pub struct Feed<'a> {
 /// The model's pass over a [`Feed`], which uses the cache: logits `[sequences, vocab]`.
 pub type Forward<'a> = dyn FnMut(&mut dyn KvCache, Feed<'_>) -> Result<Tensor> + 'a;
 
-/// How the next tokens of some sequences are to be had.
-pub enum Next {
-    /// The host picks them from these logits `[sequences, vocab]`.
-    Logits(Tensor),
-    /// The device has; nothing where a logit was not a number.
-    Picked(Vec<Option<u32>>),
-}
-
 /// Keys and values of the sequences being decoded, in their order.
 pub trait KvCache: Send {
     /// Adds a sequence that will have up to `positions`.
@@ -384,15 +376,16 @@ pub trait KvCache: Send {
     fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<()>;
     /// One query of each sequence, `[sequences, queries * dim]`, against what `layer` remembers, its own position included.
     fn attend(&self, layer: usize, q: &Tensor) -> Result<Tensor>;
-    /// Feeds `ids`, the last token of each sequence, by `forward`; `places` are each row's number and how many tokens it has
-    /// generated.
+    /// Feeds `ids`, the last token of each sequence, by `forward` and picks the next with
+    /// `sampler`; `places` are each row's number and how many tokens it has generated. A logit that
+    /// is not a number is an error.
     fn step(
         &mut self,
         ids: &[u32],
         places: &[(usize, usize)],
-        config: &GenerateConfig,
+        sampler: &Sampler,
         forward: &mut Forward<'_>,
-    ) -> Result<Next>;
+    ) -> Result<Vec<u32>>;
     /// A fault that costs time alone, said once.
     fn complaint(&mut self) -> Option<String> {
         None
@@ -427,5 +420,5 @@ pub trait Device: TensorOps + LinearOps + AttentionOps + HeadOps + fmt::Debug + 
     /// A cache without sequences.
     fn kv_cache(&self, shape: CacheShape) -> Result<Box<dyn KvCache>>;
     /// The next token of each row of `logits` `[rows, vocab]`; `places` as in [`KvCache::step`].
-    fn pick(&self, logits: Tensor, places: &[(usize, usize)], config: &GenerateConfig) -> Result<Next>;
+    fn pick(&self, logits: &Tensor, places: &[(usize, usize)], sampler: &Sampler) -> Result<Vec<u32>>;
 }

@@ -1,18 +1,17 @@
-//! Safetensors files and folders on disk: mapped and read tensor by tensor, written whole folders at once.
+//! Safetensors files: mapped and read tensor by tensor, and the tensors here as files take them.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use karat_backend::BackendError;
+use karat_kernels::memory::mmap::{ElementType, Elements, Mapping};
 use karat_model::checkpoint::{CheckpointLayout, Location};
-use karat_system::fsio::PassingFolder;
-use karat_system::safetensors::{Entry, Writer};
+use karat_model::publish::{Put, Shapes};
 
 use crate::error::Result;
-use crate::tensor::{StoredWeight, Tensor};
+use crate::tensor::StoredWeight;
 use crate::weight::Weight;
-use karat_kernels::memory::mmap::{ElementType, Elements, Mapping};
 
 /// An error about a file.
 pub fn at(path: &Path, what: impl std::fmt::Display) -> BackendError {
@@ -38,19 +37,7 @@ impl TensorFiles {
         Self::map(CheckpointLayout::of_folder(folder)?)
     }
 
-    /// Maps one file.
-    ///
-    /// # Errors
-    /// As [`CheckpointLayout::of_file`]; if it cannot be mapped.
-    pub fn of_file(path: &Path) -> Result<Self> {
-        Self::map(CheckpointLayout::of_file(path)?)
-    }
-
-    /// Maps the files of `layout`.
-    ///
-    /// # Errors
-    /// If one cannot be mapped.
-    pub fn map(layout: CheckpointLayout) -> Result<Self> {
+    fn map(layout: CheckpointLayout) -> Result<Self> {
         let map = |path: &PathBuf| io(path, "could not map it", File::open(path).and_then(|file| Mapping::new(&file)));
         let mappings = layout.files().iter().map(map).collect::<Result<_>>()?;
         Ok(TensorFiles { layout, mappings })
@@ -59,11 +46,6 @@ impl TensorFiles {
     /// Where they lie.
     pub fn layout(&self) -> &CheckpointLayout {
         &self.layout
-    }
-
-    /// Names of all tensors.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.layout.names()
     }
 
     /// A tensor as it lies in its file: nothing is read before it is used, and nothing is held twice.
@@ -95,59 +77,39 @@ impl TensorFiles {
         };
         crate::tensor::tensor(data, shape).map(Weight::Owned)
     }
+}
 
-    /// A copy of a tensor, widened to f32.
-    ///
-    /// # Errors
-    /// As [`TensorFiles::weight`].
-    pub fn read(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.weight(name, shape)?.own()
+/// Names and shapes of `tensors`.
+pub fn shapes<T: StoredWeight>(tensors: &BTreeMap<String, T>) -> Shapes {
+    tensors.iter().map(|(name, t)| (name.clone(), t.dims().to_vec())).collect()
+}
+
+/// Reads the tensor of a name, widened to f32 piece by piece.
+pub fn reader<T: StoredWeight>(tensors: &BTreeMap<String, T>) -> impl Fn(&str, &mut Put<'_>) -> Result<()> + '_ {
+    |name, put| {
+        let tensor = tensors.get(name).ok_or_else(|| BackendError::failed(format!("there is no tensor {name}")))?;
+        match tensor.view()?.elements() {
+            Elements::F32(data) => put(data),
+            elements => {
+                let mut wide = Vec::new();
+                (0..elements.len()).step_by(PIECE).try_for_each(|from| {
+                    let piece = elements.slice(from..elements.len().min(from + PIECE));
+                    wide.resize(piece.len(), 0.0);
+                    piece.widen(&mut wide);
+                    put(&wide)
+                })
+            }
+        }
     }
 }
+
+/// Numbers that are widened at once.
+const PIECE: usize = 1 << 20;
 
 /// Writes tensors as f32.
 ///
 /// # Errors
 /// If the file cannot be written.
 pub fn write_tensors<T: StoredWeight>(path: &Path, tensors: &BTreeMap<String, T>) -> Result<()> {
-    let entries = tensors.iter().map(|(name, t)| Entry::f32(name, t.dims())).collect();
-    let mut writer = Writer::file(path, entries);
-    let mut put = |data: &[f32]| {
-        // The format is little-endian, and so is every machine that these kernels are built for.
-        writer.write(bytemuck::cast_slice(data)).map_err(|e| written(path, e))
-    };
-    let mut wide = Vec::new();
-    for tensor in tensors.values() {
-        match tensor.view()?.elements() {
-            Elements::F32(data) => put(data)?,
-            elements => {
-                for from in (0..elements.len()).step_by(PIECE) {
-                    let piece = elements.slice(from..elements.len().min(from + PIECE));
-                    wide.resize(piece.len(), 0.0);
-                    piece.widen(&mut wide);
-                    put(&wide)?;
-                }
-            }
-        }
-    }
-    writer.finish().map_err(|e| written(path, e))
-}
-
-/// Numbers that are widened at once.
-const PIECE: usize = 1 << 20;
-
-/// The error of a file that could not be written.
-pub fn written(path: &Path, error: karat_system::Error) -> BackendError {
-    at(path, "could not write it").because(&error)
-}
-
-/// Fills a folder with `fill` and gives it its name; a folder of that name is replaced. `purpose` is that of
-/// [`PassingFolder::new_in`].
-///
-/// # Errors
-/// If `fill` fails or the folder cannot be written; nothing is left behind then, and what was there before stays.
-pub fn publish_folder(folder: &Path, purpose: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let passing = io(folder, "could not create a folder beside it", PassingFolder::beside(folder, purpose))?;
-    fill(passing.path())?;
-    io(folder, "could not give the folder its name", passing.replace(folder))
+    karat_model::publish::write_tensors(path, &shapes(tensors), &reader(tensors))
 }

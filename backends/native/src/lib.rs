@@ -29,7 +29,6 @@ pub mod weight;
 use std::collections::BTreeMap;
 
 use karat_backend::{Backend, BackendError, Capability, Descriptor, Dtype, OpenConfig, Provisions, Session};
-pub use karat_kernels::philox as rng;
 
 /// Short name of this backend.
 pub const NAME: &str = "native";

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use karat_backend::{BackendError, Dtype};
 use karat_model::Rounding;
+use karat_model::peft::check_merged;
+pub use karat_model::train::Dropout;
 
 use crate::cpu;
 use crate::device::{
@@ -45,17 +47,6 @@ impl Gradients {
         }
         Ok(())
     }
-}
-
-/// Key of this pass's dropout masks: seed and step of the run, and the tokens of the step that came before.
-#[derive(Clone, Copy, Debug)]
-pub struct Dropout {
-    /// Seed of the run.
-    pub seed: u64,
-    /// Optimizer step, from 1.
-    pub step: u32,
-    /// Tokens of earlier micro-batches of this step.
-    pub first_token: u64,
 }
 
 /// `y += scale * B(A(dropout(x)))` (Hu et al., arXiv 2106.09685); with [`Dora`], rows scaled to their magnitudes.
@@ -218,11 +209,12 @@ impl Linear {
     /// `rounding`.
     ///
     /// # Errors
-    /// If the device fails; the adapter stays on then.
+    /// If the device fails, or the merged weight is not finite; the adapter stays on then.
     pub fn merge(&mut self, rounding: &mut Rounding) -> Result<()> {
         if let Some(lora) = &self.lora {
             let gain = lora.dora.as_ref().map(|dora| dora.gain(&*self.device)).transpose()?;
             let merged = cpu::merged(&self.weight, lora.delta(), gain.as_ref())?;
+            check_merged(&self.name, &view(&merged)?)?;
             let dtype = self.weight.dtype();
             if dtype != Dtype::F32 {
                 rounding.add(dtype, &view(&self.weight.widened()?)?, &view(&merged)?);

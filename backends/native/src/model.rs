@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use karat_backend::BackendError;
 use karat_model::{EMBEDDING, HEAD, Rounding};
 
 use crate::config::ModelConfig;
@@ -14,7 +13,6 @@ use crate::files::TensorFiles;
 use crate::layer::{Layer, Norm, Pass, Saved};
 use crate::linear::{Dropout, Gradients, Linear};
 use crate::ops::cross_entropy::Target;
-use crate::rng::{Philox, name_key};
 use crate::tensor::{Angles, Indices, Starts, Tensor, tensor};
 use crate::weight::Weight;
 
@@ -73,15 +71,6 @@ pub struct Decoder {
     device: Arc<dyn Device>,
 }
 
-/// Whether optimizers of the Hugging Face trainer leave this tensor out of weight decay: biases and norms.
-pub fn excluded_from_decay(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    name.contains("bias")
-        || name.contains("layernorm")
-        || name.contains("rmsnorm")
-        || name.split('.').any(|part| part == "norm" || part.ends_with("_norm"))
-}
-
 impl Decoder {
     /// Loads the weights of a model folder.
     ///
@@ -91,19 +80,8 @@ impl Decoder {
         let files = TensorFiles::of_folder(folder)?;
         config.check_tensors(files.layout())?;
         config.settle_head(files.layout())?;
-        let model = Self::build(config, |name, shape| files.weight(name, shape))?;
-        let known = model.tensors();
-        let stray = files.names().find(|name| {
-            let harmless = name.ends_with("rotary_emb.inv_freq") || (model.config.tied && *name == HEAD);
-            !harmless && !known.contains_key(*name)
-        });
-        match stray {
-            Some(name) => Err(crate::files::at(
-                folder,
-                format!("tensor {name} has no place in the model that config.json describes"),
-            )),
-            None => Ok(model),
-        }
+        config.check_strays(files.layout())?;
+        Self::build(config, |name, shape| files.weight(name, shape))
     }
 
     /// Draws the weights: `N(0, initializer_range)` for matrices, ones for norms, zeros for biases. Each tensor is a
@@ -113,21 +91,8 @@ impl Decoder {
     /// If the machine has no room.
     pub fn random(config: ModelConfig, seed: u64) -> Result<Self> {
         config.check_memory(karat_system::memory::available())?;
-        let (generator, deviation) = (Philox::new(seed), config.initializer_range);
-        Self::build(config, |name, shape| {
-            let n: usize = shape.iter().product();
-            let key = name_key(name);
-            let data = match shape.len() {
-                2 => {
-                    use rayon::prelude::*;
-                    let draw = |i: usize| generator.normal(i as u64, key as u32, (key >> 32) as u32) * deviation;
-                    (0..n).into_par_iter().map(|i| draw(i) as f32).collect()
-                }
-                _ if name.ends_with(".bias") => vec![0.0; n],
-                _ => vec![1.0; n],
-            };
-            tensor(data, shape).map(Weight::Owned)
-        })
+        let draws = config.clone();
+        Self::build(config, |name, shape| tensor(draws.draw(seed, name, shape), shape).map(Weight::Owned))
     }
 
     fn build(config: ModelConfig, mut get: impl FnMut(&str, &[usize]) -> Result<Weight>) -> Result<Self> {
@@ -307,26 +272,6 @@ impl Decoder {
         table.clone()
     }
 
-    /// Says which row of `rows` this model cannot take: an id outside the vocabulary or too many tokens.
-    ///
-    /// # Errors
-    /// Names the row (counted from 0) and the id or length.
-    pub fn check<'a>(&self, rows: impl IntoIterator<Item = &'a [u32]>) -> Result<()> {
-        let (vocab, longest) = (self.config.vocab_size, self.config.max_positions);
-        for (i, row) in rows.into_iter().enumerate() {
-            if let Some(id) = row.iter().find(|id| **id as usize >= vocab) {
-                return Err(BackendError::failed(format!("row {i}: id {id} is outside the vocabulary of {vocab}")));
-            }
-            if row.len() > longest {
-                return Err(BackendError::failed(format!(
-                    "row {i}: {} tokens, the model holds at most {longest} (max_position_embeddings)",
-                    row.len()
-                )));
-            }
-        }
-        Ok(())
-    }
-
     /// Output of the last layer `[tokens, hidden]`, before the final norm.
     ///
     /// # Errors
@@ -431,25 +376,5 @@ impl Decoder {
         let dx = self.device.zero_activation(&x)?;
         self.device.scatter_add(&dx, at, &dchosen)?;
         Ok((logprobs, dx))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::excluded_from_decay;
-
-    #[test]
-    fn norms_and_biases_are_excluded_from_decay() {
-        for name in [
-            "model.norm.weight",
-            "model.layers.0.input_layernorm.weight",
-            "model.layers.0.self_attn.q_norm.weight",
-            "model.layers.0.self_attn.q_proj.bias",
-        ] {
-            assert!(excluded_from_decay(name), "{name}");
-        }
-        for name in ["model.embed_tokens.weight", "lm_head.weight", "model.layers.0.self_attn.q_proj.lora_A.weight"] {
-            assert!(!excluded_from_decay(name), "{name}");
-        }
     }
 }

@@ -4,17 +4,21 @@ use std::collections::BTreeMap;
 
 use karat_backend::{
     BackendError, Completion, Dtype, Evaluator, Event, EventSink, Flow, GenerateConfig, LabelledView, OpenConfig,
-    Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights, worker_threads,
+    Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights,
 };
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use karat_model::publish::publish_model;
+use karat_model::thread_pool;
+use karat_model::train::admit;
+use rayon::ThreadPool;
 
 use crate::adapter;
 use crate::config;
 use crate::device::Precision;
 use crate::error::Result;
+use crate::files::{reader, shapes};
 use crate::model::{Batch, Decoder};
 use crate::select::{Asked, SelectedDevice, open};
-use crate::train::{Job, checkpoint};
+use crate::train::Job;
 use karat_kernels::gemm::isa::Isa;
 use karat_kernels::memory::arena;
 
@@ -51,12 +55,7 @@ impl NativeSession {
             }
         };
         let opened_on = open(asked, precision, graphs(&config.options)?)?;
-        let threads = worker_threads(config.threads)?;
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("karat-native-{i}"))
-            .build()
-            .map_err(|e| BackendError::failed(format!("could not start {threads} threads")).because(&e))?;
+        let pool = thread_pool(crate::NAME, config.threads)?;
         let shape = config::read(&config.model)?;
         let mut model = pool.install(|| match config.weights {
             Weights::Load => Decoder::load(shape, &config.model),
@@ -68,12 +67,16 @@ impl NativeSession {
             adapter::load(&mut model, &config, adapter)?;
         }
         if let Some(folder) = &config.merge_into {
-            if config.adapter.is_none() {
+            let Some(adapter) = &config.adapter else {
                 return Err(BackendError::failed("there is no adapter to merge into the weights; name one"));
-            }
-            let rounding = pool.install(|| model.merge())?;
+            };
+            let rounding = pool.install(|| model.merge()).map_err(|mut error| {
+                error.message.insert_str(0, &format!("the adapter {}: ", adapter.display()));
+                error
+            })?;
             model.config.warnings.extend(rounding.warning());
-            checkpoint::publish_model(&model, &config.model, folder)?;
+            let tensors = model.tensors();
+            publish_model(&model.config, &shapes(&tensors), &reader(&tensors), &config.model, folder)?;
         }
         pool.install(|| model.place(&opened_on.device))?;
         let parameters = model.tensors().values().map(|t| t.elem_count() as u64).sum();
@@ -132,7 +135,7 @@ impl Session for NativeSession {
 
 impl Evaluator for NativeSession {
     fn score(&mut self, tokens: TokensView<'_>, sink: &mut dyn EventSink) -> Result<Scores> {
-        self.model.check(tokens.iter())?;
+        self.model.config.check_rows(tokens.iter())?;
         let mut scores = Scores::default();
         let (mut first, mut done_tokens) = (0, 0u64);
         while first < tokens.rows() {
@@ -182,17 +185,7 @@ impl Trainer for NativeSession {
         plan: &TrainPlan,
         sink: &mut dyn EventSink,
     ) -> Result<TrainSummary> {
-        if std::mem::replace(&mut self.trained, true) {
-            return Err(BackendError::failed(
-                "this session has trained already and its weights have moved; open a new one",
-            ));
-        }
-        if self.opened.adapter.is_some() {
-            return Err(BackendError::unsupported(
-                "training a model that was opened with an adapter; open it without and name the adapter as the one to \
-                 start from",
-            ));
-        }
+        admit(&mut self.trained, &self.opened)?;
         let NativeSession { model, pool, opened, .. } = &mut *self;
         let summary = Job { model, source: &opened.model, pool, train, eval, plan }.run(sink);
         self.trim();

@@ -7,11 +7,11 @@ use karat_backend::{
     SessionInfo, TokensView, worker_threads,
 };
 use karat_kernels::gemm::isa::Isa;
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use karat_model::thread_pool;
+use rayon::ThreadPool;
 
 use crate::adapter_inputs::AdapterInputs;
 use crate::decoder::Decoder;
-use crate::error::failed;
 use crate::manifest::{Exported, Manifest};
 use crate::operators::Operators;
 use crate::options::Options;
@@ -50,10 +50,10 @@ impl OnnxSession {
         if let Some(folder) = config.adapter.as_deref().filter(|_| decoder.model.adapter_mode == AdapterMode::Runtime) {
             decoder.adapter = AdapterInputs::read(folder, &decoder.model)?;
         }
-        let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = thread_pool("onnxruntime", threads)?;
         let longest = decoder.model.max_positions;
         Ok(OnnxSession {
-            pool: pool.map_err(failed("could not start worker threads"))?,
+            pool,
             context: options.context.map_or(longest, |context| context.min(longest)),
             score_positions: options.score_positions,
             threads,

@@ -17,12 +17,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use karat_backend::*;
+use karat_model::train::excluded_from_decay;
 use karat_native::config::ModelConfig;
 use karat_native::cuda::device::{DeviceBuffer, Element, Gemm, Matrix};
 use karat_native::cuda::{Cuda, discovery};
 use karat_native::device::{Device, Parameter, Precision};
 use karat_native::linear::Gradients;
-use karat_native::model::{Batch, Decoder, Targets, excluded_from_decay};
+use karat_native::model::{Batch, Decoder, Targets};
 use karat_native::ops::adamw::Update;
 use karat_native::select::Asked;
 use karat_native::tensor::{Indices, view, zeros_like};

@@ -1,14 +1,16 @@
 //! Trainer state in a checkpoint folder: the run that left it, and how a resume goes on.
 //!
-//! Two small files lie beside the weights. `trainer_state.json` has the keys of the Hugging Face trainer and nothing
-//! else, so that its tools can read it. `karat_state.json` has what a resume needs to know beyond that. Neither holds
-//! a time, a path or a machine's name: stopping and resuming leaves the same bytes as never stopping.
+//! Two small files lie beside the weights. `trainer_state.json` has the keys of the Hugging Face
+//! trainer and nothing else, so that its tools can read it. `karat_state.json` has what a resume
+//! needs to know beyond that. Neither holds a time, a path or a machine's name: stopping and
+//! resuming leaves the same bytes as never stopping. Both are made of [`Progress`], and read back
+//! into it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::BackendError;
+use crate::{BackendError, TrainPlan};
 
 /// File name of [`TrainerState`].
 pub const TRAINER_STATE: &str = "trainer_state.json";
@@ -141,6 +143,110 @@ impl TrainerState {
     }
 }
 
+/// The folder of the checkpoint after `step` optimizer steps.
+pub fn checkpoint_folder(output: &Path, step: usize) -> PathBuf {
+    output.join(checkpoint_name(step))
+}
+
+fn checkpoint_name(step: usize) -> String {
+    format!("checkpoint-{step}")
+}
+
+/// The optimizer steps behind a checkpoint, by the name of its folder.
+pub fn checkpoint_step(name: &str) -> Option<usize> {
+    name.strip_prefix("checkpoint-")?.parse().ok()
+}
+
+/// How far a training run has come.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// Optimizer steps done.
+    pub step: usize,
+    /// Tokens fed so far.
+    pub tokens: u64,
+    /// One entry per step and per evaluation, in order.
+    pub log: Vec<LogEntry>,
+    /// The lowest evaluation loss of a saved checkpoint, and its step.
+    pub best_saved: Option<(f64, usize)>,
+}
+
+impl Progress {
+    /// Reads how far the run of `plan` had come at the checkpoint in `folder`.
+    ///
+    /// # Errors
+    /// If a file is missing or broken, or the checkpoint is none of `plan`.
+    pub fn read(folder: &Path, plan: &TrainPlan) -> Result<Self, BackendError> {
+        let wrong = |what: String| Err(BackendError::failed(format!("{}: {what}", folder.display())));
+        let run = RunState::read(folder)?;
+        let (theirs, ours) = (&run.fingerprint, &plan.fingerprint);
+        if theirs != ours {
+            return wrong(format!(
+                "this checkpoint belongs to another run (its fingerprint is {theirs:.12}, this plan's is {ours:.12}): data, \
+                 base, method or plan changed; start anew or restore them"
+            ));
+        }
+        if run.step > plan.steps.len() {
+            return wrong(format!("step {} of a plan with {} steps", run.step, plan.steps.len()));
+        }
+        let trainer = TrainerState::read(folder)?;
+        let best = trainer.best_model_checkpoint.as_deref().and_then(checkpoint_step);
+        let mut progress = Progress { step: run.step, tokens: run.tokens, log: trainer.log_history, best_saved: None };
+        progress.best_saved = best.and_then(|step| Some((progress.evaluated(step)?, step)));
+        Ok(progress)
+    }
+
+    /// Whether the checkpoint in `folder` is of just this state.
+    pub fn is_in(&self, folder: &Path, plan: &TrainPlan, backend: &str) -> bool {
+        RunState::read(folder).is_ok_and(|run| run == self.run_state(plan, backend))
+            && TrainerState::read(folder).is_ok_and(|trainer| trainer == self.trainer_state(plan))
+    }
+
+    /// The evaluation loss after `step`, if it was evaluated.
+    pub fn evaluated(&self, step: usize) -> Option<f64> {
+        self.log.iter().find(|entry| entry.step == step && entry.eval_loss.is_some())?.eval_loss
+    }
+
+    /// Epochs of `plan` that are completed.
+    pub fn epoch(&self, plan: &TrainPlan) -> f64 {
+        self.step.checked_sub(1).map_or(0.0, |i| plan.epochs[i])
+    }
+
+    /// `karat_state.json` of a run of `plan` on `backend`.
+    pub fn run_state(&self, plan: &TrainPlan, backend: &str) -> RunState {
+        RunState {
+            version: RunState::VERSION,
+            fingerprint: plan.fingerprint.clone(),
+            step: self.step,
+            tokens: self.tokens,
+            backend: backend.to_owned(),
+        }
+    }
+
+    /// `trainer_state.json` of a run of `plan`.
+    pub fn trainer_state(&self, plan: &TrainPlan) -> TrainerState {
+        let evaluations = self.log.iter().filter_map(|entry| Some((entry.eval_loss?, entry.step)));
+        let best = evaluations.min_by(|a, b| a.0.total_cmp(&b.0));
+        TrainerState {
+            best_global_step: best.map(|(_, step)| step),
+            best_metric: best.map(|(loss, _)| loss),
+            best_model_checkpoint: self.best_saved.map(|(_, step)| checkpoint_name(step)),
+            epoch: self.epoch(plan),
+            eval_steps: plan.eval_every,
+            global_step: self.step,
+            is_local_process_zero: true,
+            is_world_process_zero: true,
+            log_history: self.log.clone(),
+            logging_steps: 1,
+            max_steps: plan.steps.len(),
+            num_input_tokens_seen: self.tokens,
+            num_train_epochs: plan.epochs.last().map_or(0, |e| e.ceil() as usize),
+            save_steps: plan.save_every,
+            train_batch_size: plan.steps.first().and_then(|step| step.first()).map(Vec::len),
+            ..TrainerState::default()
+        }
+    }
+}
+
 fn read<T: for<'a> Deserialize<'a>>(folder: &Path, name: &str) -> Result<T, BackendError> {
     let path = folder.join(name);
     let at = |what: &str| BackendError::failed(format!("{}: {what}", path.display()));
@@ -166,6 +272,68 @@ mod tests {
         assert_eq!(state.log_history[0].loss, Some(2.5));
         assert_eq!(state.log_history[1].eval_loss, Some(2.0));
         assert_eq!(state.global_step, 2);
+    }
+
+    fn plan() -> TrainPlan {
+        TrainPlan {
+            method: crate::Method::Full,
+            steps: vec![vec![vec![0, 1], vec![2]]; 3],
+            learning_rates: vec![1e-3; 3],
+            epochs: vec![0.5, 1.0, 1.5],
+            optimizer: crate::AdamW::default(),
+            max_grad_norm: 1.0,
+            eval_every: 1,
+            eval_batch_size: 1,
+            save_every: 2,
+            save_total_limit: 0,
+            early_stopping: None,
+            recompute: false,
+            output_dir: PathBuf::new(),
+            resume_from: None,
+            init_adapter: None,
+            seed: 1,
+            fingerprint: "0123456789abcdef".into(),
+        }
+    }
+
+    fn write(folder: &Path, progress: &Progress, plan: &TrainPlan) {
+        let [run, trainer] = [
+            serde_json::to_string(&progress.run_state(plan, "mine")).unwrap(),
+            serde_json::to_string(&progress.trainer_state(plan)).unwrap(),
+        ];
+        std::fs::write(folder.join(RUN_STATE), run).unwrap();
+        std::fs::write(folder.join(TRAINER_STATE), trainer).unwrap();
+    }
+
+    #[test]
+    fn what_is_read_of_a_checkpoint_is_the_progress_that_wrote_it() {
+        let evaluation = |step: usize, loss: f64| LogEntry { eval_loss: Some(loss), step, ..LogEntry::default() };
+        let log =
+            vec![evaluation(1, 2.0), LogEntry { loss: Some(1.5), step: 2, ..LogEntry::default() }, evaluation(2, 2.5)];
+        // The lowest loss was not saved.
+        let progress = Progress { step: 2, tokens: 70, log, best_saved: Some((2.5, 2)) };
+        let (dir, plan) = (tempfile::tempdir().unwrap(), plan());
+        write(dir.path(), &progress, &plan);
+        assert_eq!(Progress::read(dir.path(), &plan).unwrap(), progress);
+        assert!(progress.is_in(dir.path(), &plan, "mine") && !progress.is_in(dir.path(), &plan, "another"));
+        let later = Progress { step: 3, ..progress.clone() };
+        assert!(!later.is_in(dir.path(), &plan, "mine"));
+        let state = progress.trainer_state(&plan);
+        assert_eq!((state.best_global_step, state.best_metric), (Some(1), Some(2.0)));
+        assert_eq!((state.epoch, state.num_train_epochs, state.train_batch_size), (1.0, 2, Some(2)));
+        assert_eq!(state.best_model_checkpoint.as_deref().and_then(checkpoint_step), Some(2));
+    }
+
+    #[test]
+    fn a_checkpoint_of_another_plan_and_one_beyond_its_end_are_refused() {
+        let (dir, plan) = (tempfile::tempdir().unwrap(), plan());
+        write(dir.path(), &Progress { step: 3, ..Progress::default() }, &plan);
+        let error = |plan: &TrainPlan| Progress::read(dir.path(), plan).unwrap_err().message;
+        let other = TrainPlan { fingerprint: "fedcba9876543210".into(), ..plan.clone() };
+        let said = error(&other);
+        assert!(said.contains("is 0123456789ab, this plan's is fedcba987654)"), "{said}");
+        let shorter = TrainPlan { steps: vec![vec![vec![0]]; 2], ..plan };
+        assert!(error(&shorter).contains("step 3 of a plan with 2 steps"), "{}", error(&shorter));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use karat::plugin::{self, FoundPlugin, Plugin, Search, find};
 use karat::run::{Backends, LoadedBackend, Origin, opening_warnings};
 use karat::{Error, Result, nearest};
 
-use crate::args::{ComputeArgs, ComputeDtype, Global, ModelArgs, OpenArgs};
+use crate::args::{ComputeArgs, ComputeDtype, Global, ModelArgs, OpenArgs, SamplingArgs};
 use crate::output::Output;
 pub use crate::signals::cancel_on_signal as cancel_on_interrupt;
 
@@ -210,15 +210,13 @@ fn no_such_dtype(asked: ComputeDtype, described: &Descriptor) -> Error {
         .help("leave it out, or name a backend that has it: native has bf16; onnxruntime has bf16, f16, int8 and int4 for evaluation")
 }
 
-/// The decoding settings of `karat generate`.
-pub fn generate_config(args: &crate::args::GenerateArgs, stop_ids: Vec<u32>) -> GenerateConfig {
+/// Up to `max_new_tokens` sampled as typed, ended by `stop_ids`.
+pub fn generate_config(sampling: &SamplingArgs, max_new_tokens: usize, stop_ids: Vec<u32>) -> GenerateConfig {
     GenerateConfig {
-        max_new_tokens: args.max_new_tokens,
-        temperature: args.temperature.unwrap_or(0.0),
-        top_p: args.top_p,
-        top_k: args.top_k,
-        seed: args.seed,
-        stop_ids,
-        batch_size: args.batch_size,
+        temperature: sampling.temperature.unwrap_or(0.0),
+        top_p: sampling.top_p,
+        top_k: sampling.top_k,
+        seed: sampling.seed,
+        ..GenerateConfig::greedy(max_new_tokens, stop_ids)
     }
 }

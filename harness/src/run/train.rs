@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::lora::InitLora;
 use crate::backend::peft::read_adapter_config;
-use crate::backend::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
+use crate::backend::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState, checkpoint_step};
 use crate::backend::{
     BackendError, Event, Level, LoraConfig, Method, OpenConfig, SessionInfo, TrainPlan, TrainSummary, Weights,
 };
@@ -471,11 +471,7 @@ pub fn last_checkpoint(folder: &Path) -> Result<Option<(usize, PathBuf)>> {
     let mut last = None;
     for entry in entries {
         let path = entry.map_err(|e| Error::io("read the folder", folder, e))?.path();
-        let step = path
-            .file_name()
-            .and_then(|n| n.to_str())
-            .and_then(|n| n.strip_prefix("checkpoint-"))
-            .and_then(|n| n.parse::<usize>().ok());
+        let step = path.file_name().and_then(|n| n.to_str()).and_then(checkpoint_step);
         if let Some(step) = step
             && path.is_dir()
             && last.as_ref().is_none_or(|(s, _)| *s < step)

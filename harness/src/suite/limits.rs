@@ -1,6 +1,8 @@
 //! The ranges of the numbers that people type: one check for a key of a suite and for a flag of the
 //! command line. Each says what the number must be; who asks knows its name.
 
+use crate::backend::most_threads;
+
 /// Sampling temperature: 0 is greedy.
 ///
 /// # Errors
@@ -53,9 +55,13 @@ pub fn decode_batch(n: u64) -> Result<usize, String> {
 /// Worker threads: 0 is all cores.
 ///
 /// # Errors
-/// More than 1024.
+/// More than this machine has a use for: [`most_threads`].
 pub fn threads(n: u64) -> Result<usize, String> {
-    within(n, 0, 1024)
+    let most = most_threads();
+    match usize::try_from(n) {
+        Ok(n) if n <= most => Ok(n),
+        _ => Err(format!("it must be at most {most}, all that this machine has a use for; 0 is one a core")),
+    }
 }
 
 fn within(n: u64, least: u64, most: u64) -> Result<usize, String> {
@@ -75,8 +81,9 @@ mod tests {
         assert!([-1.0, f64::NAN, f64::INFINITY].into_iter().all(|x| temperature(x).is_err()));
         assert_eq!(top_p(1.0), Ok(1.0));
         assert!([0.0, 2.0, -0.5, f64::NAN].into_iter().all(|x| top_p(x).is_err()));
-        assert_eq!((max_new_tokens(1), decode_batch(0), threads(1024)), (Ok(1), Ok(0), Ok(1024)));
+        let most = most_threads();
+        assert_eq!((max_new_tokens(1), decode_batch(0), threads(most as u64)), (Ok(1), Ok(0), Ok(most)));
         assert!(max_new_tokens(0).is_err() && max_new_tokens(1_000_000_000_000).is_err());
-        assert!(decode_batch(1 << 40).is_err() && threads(10_000).is_err());
+        assert!(decode_batch(1 << 40).is_err() && threads(most as u64 + 1).is_err());
     }
 }

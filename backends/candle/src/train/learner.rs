@@ -3,98 +3,62 @@
 use std::collections::BTreeMap;
 
 use candle_core::{D, Device, Tensor, Var};
-use karat_backend::{AdamW, BackendError, IGNORE, LabelledView};
+use karat_backend::{AdamW, BackendError};
+use karat_model::publish::{Put, Shapes};
+use karat_model::train::{Dropout, Learner, MicroBatch, OptimizerStep, Part, Target, clip_factor, excluded_from_decay};
 
-use crate::dropout::Dropout;
+use crate::dropout::Masks;
 use crate::model::{Decoder, Rotary, log_probabilities};
-use crate::weights::{Vars, values};
+use crate::session::score;
+use crate::weights::{Vars, set, shapes, values};
 use crate::{Result, failed};
 
-/// The two moments of AdamW for each trained tensor.
-pub type Moments = BTreeMap<String, [Tensor; 2]>;
-
-/// The labels of a row that are trained on: the places whose next token they are, and that token. The label of a row's first
-/// token predicts nothing.
-pub fn targets(labels: &[i32]) -> (Vec<u32>, Vec<u32>) {
-    let labels = labels.iter().enumerate().skip(1).filter(|(_, label)| **label != IGNORE);
-    labels.map(|(i, label)| (i as u32 - 1, *label as u32)).unzip()
-}
-
-/// Whether optimizers of the Hugging Face trainer leave this tensor out of weight decay: biases and norms.
-fn excluded_from_decay(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    name.contains("bias")
-        || name.contains("layernorm")
-        || name.contains("rmsnorm")
-        || name.split('.').any(|part| part == "norm" || part.ends_with("_norm"))
-}
-
-/// What is trained, with its gradients and moments.
-pub struct Learner {
+/// The trained variables, with their gradients and moments.
+pub struct CandleLearner<'a> {
     /// Of variables where they are trained.
-    pub decoder: Decoder,
+    decoder: Decoder,
+    /// Of the same tensors, none of which is learned.
+    evaluator: &'a Decoder,
+    rotary: &'a mut Rotary,
+    device: &'a Device,
     /// By their names in checkpoints.
-    pub trained: Vars,
-    /// Likewise.
-    pub moments: Moments,
+    trained: Vars,
+    /// The two moments of AdamW for each.
+    moments: BTreeMap<String, [Tensor; 2]>,
     gradients: BTreeMap<String, Tensor>,
+    /// Probability of dropping an input of the adapter.
+    dropout: f64,
 }
 
-impl Learner {
-    /// Nothing is learned yet.
+impl<'a> CandleLearner<'a> {
+    /// Nothing is learned yet of `trained`.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn new(decoder: Decoder, trained: Vars) -> Result<Self> {
+    pub fn new(
+        decoder: Decoder,
+        evaluator: &'a Decoder,
+        rotary: &'a mut Rotary,
+        device: &'a Device,
+        trained: Vars,
+        dropout: f64,
+    ) -> Result<Self> {
         let zeros = |(name, var): (&String, &Var)| {
             let zero = || var.zeros_like().map_err(failed);
             Ok((name.clone(), [zero()?, zero()?]))
         };
         let moments = trained.iter().map(zeros).collect::<Result<_>>()?;
-        Ok(Learner { decoder, trained, moments, gradients: BTreeMap::new() })
+        let gradients = BTreeMap::new();
+        Ok(CandleLearner { decoder, evaluator, rotary, device, trained, moments, gradients, dropout })
     }
 
-    /// Adds the gradient of `scale` times the negative log-likelihood of the labels of `rows`, and returns the
-    /// log-probability of each. `dropout` is that of the first row.
-    ///
-    /// # Errors
-    /// If the device fails, or a trained tensor is not reached by a gradient.
-    pub fn add(
-        &mut self,
-        data: LabelledView<'_>,
-        rows: &[u32],
-        scale: f64,
-        mut dropout: Option<Dropout>,
-        rotary: &mut Rotary,
-    ) -> Result<Vec<f32>> {
-        let mut logprobs = Vec::new();
-        for &row in rows {
-            let ids = data.tokens().row(row as usize);
-            let (at, targets) = targets(data.row_labels(row as usize));
-            if !at.is_empty() {
-                let of_row = self.row(ids, &at, &targets, dropout, rotary).map_err(failed)?;
-                logprobs.extend(values(&of_row)?);
-                let loss = of_row.sum_all().and_then(|sum| sum.affine(-scale, 0.0)).map_err(failed)?;
-                self.collect(&loss)?;
-            }
-            if let Some(dropout) = &mut dropout {
-                dropout.first_token += ids.len() as u64;
-            }
-        }
-        Ok(logprobs)
-    }
-
-    fn row(
-        &self,
-        ids: &[u32],
-        at: &[u32],
-        targets: &[u32],
-        dropout: Option<Dropout>,
-        rotary: &mut Rotary,
-    ) -> candle_core::Result<Tensor> {
-        let hidden = self.decoder.hidden(ids, rotary, None, dropout)?;
+    /// The log-probabilities of `targets` in the row `ids`.
+    fn row(&mut self, ids: &[u32], targets: &[Target], masks: Option<Masks>) -> candle_core::Result<Tensor> {
+        let hidden = self.decoder.hidden(ids, self.rotary, None, masks)?;
+        let at: Vec<u32> = targets.iter().map(|target| target.at as u32).collect();
         let hidden = hidden.index_select(&Tensor::new(at, hidden.device())?, 0)?;
-        log_probabilities(&self.decoder.logits(&hidden)?, targets)
+        let ids: Vec<u32> = targets.iter().map(|target| target.id).collect();
+        log_probabilities(&self.decoder.logits(&hidden)?, &ids)
     }
 
     fn collect(&mut self, loss: &Tensor) -> Result<()> {
@@ -113,34 +77,55 @@ impl Learner {
         }
         Ok(())
     }
+}
 
-    /// Sum of the squares of each gradient.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn squares(&self) -> Result<Vec<(&str, f64)>> {
-        let of = |name: &String| self.gradients.get(name).map_or(Ok(0.0), sum_of_squares);
-        self.trained.keys().map(|name| Ok((name.as_str(), of(name)?))).collect()
+impl Learner for CandleLearner<'_> {
+    type LogProbs = Vec<f32>;
+
+    fn trained(&self) -> Shapes {
+        shapes(&self.trained)
     }
 
-    /// Whether a gradient other than zero has ever reached this tensor before this step: its second moment tells.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn reached(&self, name: &str) -> Result<bool> {
-        self.moments.get(name).map_or(Ok(false), |[_, v]| Ok(sum_of_squares(v)? > 0.0))
+    fn zero_gradients(&mut self) -> Result<()> {
+        self.gradients.clear();
+        Ok(())
     }
 
-    /// Update number `step` (from 1) of AdamW, as `torch.optim.AdamW` defines it, from the gradients times `clip`, which are
-    /// then none:
+    /// Row by row: the graph of one is let go before the next.
+    fn add_gradients(&mut self, batch: MicroBatch<'_>, scale: f64, dropout: Option<Dropout>) -> Result<Vec<f32>> {
+        let (mut logprobs, p) = (Vec::new(), self.dropout);
+        let mut masks = dropout.filter(|_| p > 0.0).map(|of| Masks { p, of });
+        for (ids, targets) in batch.rows() {
+            let targets: Vec<Target> = targets.collect();
+            if !targets.is_empty() {
+                let of_row = self.row(ids, &targets, masks).map_err(failed)?;
+                logprobs.extend(values(&of_row)?);
+                let loss = of_row.sum_all().and_then(|sum| sum.affine(-scale, 0.0)).map_err(failed)?;
+                self.collect(&loss)?;
+            }
+            if let Some(masks) = &mut masks {
+                masks.of.first_token += ids.len() as u64;
+            }
+        }
+        Ok(logprobs)
+    }
+
+    fn log_probs(&self, of: Vec<f32>) -> Result<Vec<f32>> {
+        Ok(of)
+    }
+
+    /// AdamW as `torch.optim.AdamW` defines it:
     /// `p -= lr wd p; m += (1 - b1)(g - m); v = b2 v + (1 - b2) g^2; p -= lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn update(&mut self, adamw: &AdamW, learning_rate: f64, step: usize, clip: f64) -> Result<()> {
-        let AdamW { beta1, beta2, eps, weight_decay } = *adamw;
-        let size = learning_rate / (1.0 - beta1.powf(step as f64));
-        let root = (1.0 - beta2.powf(step as f64)).sqrt();
+    fn update(&mut self, step: OptimizerStep<'_>) -> Result<Vec<f64>> {
+        let square = |name: &String| self.gradients.get(name).map_or(Ok(0.0), sum_of_squares);
+        let squares: Vec<f64> = self.trained.keys().map(square).collect::<Result<_>>()?;
+        if squares.iter().any(|square| !square.is_finite()) {
+            return Ok(squares);
+        }
+        let clip = clip_factor(squares.iter().sum::<f64>().sqrt(), step.max_grad_norm);
+        let OptimizerStep { number, learning_rate, adamw: &AdamW { beta1, beta2, eps, weight_decay }, .. } = step;
+        let size = learning_rate / (1.0 - beta1.powf(number as f64));
+        let root = (1.0 - beta2.powf(number as f64)).sqrt();
         for (name, var) in &self.trained {
             let Some([m, v]) = self.moments.get_mut(name) else { continue };
             let decay = if excluded_from_decay(name) { 0.0 } else { weight_decay };
@@ -158,8 +143,46 @@ impl Learner {
             };
             apply().map_err(failed)?;
         }
+        Ok(squares)
+    }
+
+    fn score(&mut self, batch: MicroBatch<'_>) -> Result<Vec<f32>> {
+        let mut logprobs = Vec::new();
+        for (ids, targets) in batch.rows() {
+            let targets: Vec<Target> = targets.collect();
+            if !targets.is_empty() {
+                let scores = score(self.evaluator, self.rotary, ids)?;
+                logprobs.extend(targets.iter().map(|target| scores.logprobs[target.at]));
+            }
+        }
+        Ok(logprobs)
+    }
+
+    fn read(&self, of: Part, name: &str, put: &mut Put<'_>) -> Result<()> {
+        let tensor = match of {
+            Part::Parameter => self.trained.get(name).map(Var::as_tensor),
+            Part::FirstMoment => self.moments.get(name).map(|[m, _]| m),
+            Part::SecondMoment => self.moments.get(name).map(|[_, v]| v),
+        };
+        put(&values(tensor.ok_or_else(|| untrained(name))?)?)
+    }
+
+    fn write(&mut self, of: Part, name: &str, values: Vec<f32>) -> Result<()> {
+        let moment = match of {
+            Part::Parameter => {
+                return set(self.trained.get(name).ok_or_else(|| untrained(name))?, values, self.device);
+            }
+            Part::FirstMoment => self.moments.get_mut(name).map(|[m, _]| m),
+            Part::SecondMoment => self.moments.get_mut(name).map(|[_, v]| v),
+        };
+        let moment = moment.ok_or_else(|| untrained(name))?;
+        *moment = Tensor::from_vec(values, moment.dims(), self.device).map_err(failed)?;
         Ok(())
     }
+}
+
+fn untrained(name: &str) -> BackendError {
+    BackendError::failed(format!("{name} is not trained"))
 }
 
 /// Sums of squares row by row in f32, and of those in f64. What is not a number stays visible.
@@ -168,24 +191,9 @@ fn sum_of_squares(x: &Tensor) -> Result<f64> {
     Ok(values(&rows)?.into_iter().map(f64::from).sum())
 }
 
-/// Puts `numbers` into a variable.
-///
-/// # Errors
-/// If the device fails.
-pub fn set(var: &Var, numbers: Vec<f32>, device: &Device) -> Result<()> {
-    Tensor::from_vec(numbers, var.dims(), device).and_then(|tensor| var.set(&tensor)).map_err(failed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_first_label_predicts_nothing_and_what_is_ignored_is_no_target() {
-        assert_eq!(targets(&[5, IGNORE, 7, 8]), (vec![1, 2], vec![7, 8]));
-        assert_eq!(targets(&[5]), (vec![], vec![]));
-        assert_eq!(targets(&[]), (vec![], vec![]));
-    }
 
     /// candle's fused operations cut the gradient without a word; the forms that the decoder is made of must not.
     #[test]

@@ -33,16 +33,9 @@ pub fn train(
     plan: &TrainPlan,
     rows: &Rows,
     eval: &Rows,
-    mut stop: impl FnMut(&Event) -> bool,
+    stop: impl FnMut(&Event) -> bool,
 ) -> (Result<TrainSummary, BackendError>, Vec<Event>) {
-    let (mut session, mut events) = (open(config), Vec::new());
-    let mut sink = |event: Event| {
-        let flow = if stop(&event) { Flow::Stop } else { Flow::Continue };
-        events.push(event);
-        flow
-    };
-    let result = session.trainer().unwrap().train(rows.view(), eval.view(), plan, &mut sink);
-    (result, events)
+    small_runs::train_in(open(config), plan, rows, eval, stop)
 }
 
 /// The largest difference of two lists of numbers.

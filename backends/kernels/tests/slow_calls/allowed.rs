@@ -179,19 +179,13 @@ pub const ALLOWED: &[Allowed] = &[
         reason: "reads a model's files and makes its tables when a model is opened; draws a token in f64",
     },
     Allowed {
-        within: "karat_native::adapter::attach",
-        calls: &["__floatuntidf"],
-        most: 1,
-        reason: "whether an adapter fits into memory: when it is opened",
-    },
-    Allowed {
         within: "karat_kernels::philox::",
         calls: &["cos", "log"],
         most: 1,
         reason: "random initial weights: when a model is opened",
     },
     Allowed {
-        within: "karat_native::train::",
+        within: "karat_backend::state::",
         calls: &["ceil"],
         most: 1,
         reason: "the number of an epoch: once a checkpoint",

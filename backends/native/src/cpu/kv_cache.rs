@@ -1,8 +1,8 @@
 //! KV cache on the CPU, in f32.
 
-use karat_backend::GenerateConfig;
+use karat_model::sampling::Sampler;
 
-use crate::device::{CacheShape, Feed, Forward, KvCache, Next};
+use crate::device::{CacheShape, Feed, Forward, KvCache};
 use crate::error::Result;
 use crate::ops::attention::{self, Heads};
 use crate::tensor::{Indices, Starts, Tensor, activation, view};
@@ -76,13 +76,14 @@ impl KvCache for Sequences {
     fn step(
         &mut self,
         ids: &[u32],
-        _places: &[(usize, usize)],
-        _config: &GenerateConfig,
+        places: &[(usize, usize)],
+        sampler: &Sampler,
         forward: &mut Forward<'_>,
-    ) -> Result<Next> {
+    ) -> Result<Vec<u32>> {
         let starts = Starts::from((0..=ids.len()).collect::<Vec<_>>());
         let (positions, ids) = (Indices::from(self.lengths.clone()), Indices::from(ids.to_vec()));
         self.extend(0, &starts)?;
-        forward(self, Feed { ids: &ids, positions: &positions, starts: &starts }).map(Next::Logits)
+        let logits = forward(self, Feed { ids: &ids, positions: &positions, starts: &starts })?;
+        super::pick(&logits, places, sampler)
     }
 }

@@ -10,11 +10,12 @@ mod optimizer;
 
 use std::sync::Arc;
 
-use karat_backend::GenerateConfig;
+use karat_model::sampling::Sampler;
 use karat_system::memory;
+use rayon::prelude::*;
 
 pub use self::activation::{merged, merged_norms};
-use crate::device::{CacheBudget, CacheShape, Device, KvCache, Next, Optimizer, Parameter, Precision};
+use crate::device::{CacheBudget, CacheShape, Device, KvCache, Optimizer, Parameter, Precision};
 use crate::error::Result;
 use crate::ops::elementwise;
 use crate::tensor::{Gradient, HostStorage, Tensor, activation, edit, tensor, view};
@@ -86,6 +87,14 @@ fn edit_gradient(gradient: &Gradient, f: impl FnOnce(&mut [f32])) -> Result<()> 
     })
 }
 
+/// The next token of each row of `logits` `[rows, vocab]`; `places` are the row's number and how
+/// many tokens it has generated.
+fn pick(logits: &Tensor, places: &[(usize, usize)], sampler: &Sampler) -> Result<Vec<u32>> {
+    let (view, vocab) = (view(logits)?, logits.dims()[1]);
+    let rows = view.par_chunks_exact(vocab).zip(places);
+    rows.map(|(logits, &(row, place))| sampler.pick(logits, row, place)).collect()
+}
+
 impl Device for Cpu {
     fn precision(&self) -> Precision {
         self.precision
@@ -123,7 +132,7 @@ impl Device for Cpu {
     fn kv_cache(&self, shape: CacheShape) -> Result<Box<dyn KvCache>> {
         Ok(Box::new(kv_cache::Sequences::new(shape)))
     }
-    fn pick(&self, logits: Tensor, _: &[(usize, usize)], _: &GenerateConfig) -> Result<Next> {
-        Ok(Next::Logits(logits))
+    fn pick(&self, logits: &Tensor, places: &[(usize, usize)], sampler: &Sampler) -> Result<Vec<u32>> {
+        pick(logits, places, sampler)
     }
 }

@@ -1,5 +1,7 @@
 //! AdamW on the CPU, tensor by tensor.
 
+use karat_model::train::clip_factor;
+
 use super::Cpu;
 use crate::device::{Optimizer, Parameter, TensorOps};
 use crate::error::Result;
@@ -21,7 +23,7 @@ impl Optimizer for AdamW {
             return Ok(sums);
         }
         let norm = sums.iter().fold(0f64, |total, sum| total + sum).sqrt();
-        let clip = if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let clip = clip_factor(norm, max_norm);
         for (parameter, gradient) in self.parameters.iter().zip(gradients) {
             let weight_decay = if parameter.decays { update.weight_decay } else { 0.0 };
             let update = Update { weight_decay, gradient_scale: clip, ..*update };

@@ -31,11 +31,12 @@ mod storage;
 use std::fmt;
 use std::sync::Arc;
 
-use karat_backend::{BackendError, GenerateConfig};
+use karat_backend::BackendError;
+use karat_model::sampling::Sampler;
 
 use self::device::{Element, Gpu};
 pub use self::storage::{CudaStorage, DeviceAngles, DeviceIndices, DeviceRows, join, split};
-use crate::device::{CacheBudget, CacheShape, Device, KvCache, Next, Optimizer, Parameter, Precision};
+use crate::device::{CacheBudget, CacheShape, Device, KvCache, Optimizer, Parameter, Precision};
 use crate::error::Result;
 use crate::tensor::{Gradient, StoredWeight, Tensor, view};
 use karat_kernels::memory::mmap::Elements;
@@ -127,7 +128,7 @@ impl Device for Cuda {
     fn kv_cache(&self, shape: CacheShape) -> Result<Box<dyn KvCache>> {
         Ok(Box::new(steps::Steps::new(cache::Slots::new(self, shape)?)))
     }
-    fn pick(&self, logits: Tensor, places: &[(usize, usize)], config: &GenerateConfig) -> Result<Next> {
-        sample::pick(here(&logits)?, places, config).map(Next::Picked)
+    fn pick(&self, logits: &Tensor, places: &[(usize, usize)], sampler: &Sampler) -> Result<Vec<u32>> {
+        sample::pick(here(logits)?, places, sampler.config())
     }
 }

@@ -8,12 +8,13 @@
 
 use std::sync::Arc;
 
-use karat_backend::GenerateConfig;
+use karat_model::sampling::Sampler;
 
 use super::arena::Arena;
 use super::cache::Slots;
 use super::graph::CudaGraph;
-use crate::device::{Feed, Forward, KvCache, Next};
+use super::sample;
+use crate::device::{Feed, Forward, KvCache};
 use crate::error::Result;
 use crate::tensor::{Starts, Tensor};
 
@@ -70,16 +71,16 @@ impl KvCache for Steps {
         &mut self,
         ids: &[u32],
         places: &[(usize, usize)],
-        config: &GenerateConfig,
+        sampler: &Sampler,
         forward: &mut Forward<'_>,
-    ) -> Result<Next> {
+    ) -> Result<Vec<u32>> {
         let step = self.slots.step(ids, places)?;
         let (class, starts, arena) = (step.class, Starts::default(), self.arena.clone());
         let feed = Feed { ids: &step.ids, positions: &step.positions, starts: &starts };
         let mut run = |steps: &mut Self| {
             arena.within(|| {
                 let logits = forward(steps, feed)?;
-                steps.slots.pick(&logits, config)
+                steps.slots.pick(&logits, sampler.config())
             })
         };
         if self.records && self.last == Some(class) && self.recorded(class).is_none() {
@@ -97,7 +98,7 @@ impl KvCache for Steps {
             None => run(self)?,
         }
         self.last = Some(class);
-        self.slots.picked().map(Next::Picked)
+        sample::tokens(self.slots.picked()?, places)
     }
 
     fn complaint(&mut self) -> Option<String> {

@@ -1,7 +1,6 @@
 //! Free generation: many rows decoded together, each token by token, a finished row's slot going to the next prompt.
 
 mod cache;
-mod sample;
 
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use karat_backend::{BackendError, Completion, Event, EventSink, Flow, GenerateCo
 use karat_model::sampling::Sampler;
 use rayon::ThreadPool;
 
-use crate::device::{Feed, KvCache, Next};
+use crate::device::{Feed, KvCache};
 use crate::error::Result;
 use crate::model::Decoder;
 use crate::tensor::Angles;
@@ -48,10 +47,7 @@ pub fn generate(
     config: &GenerateConfig,
     sink: &mut dyn EventSink,
 ) -> Result<Vec<Completion>> {
-    model.check(prompts.iter())?;
-    if let Some(row) = prompts.iter().position(|prompt| prompt.is_empty()) {
-        return Err(BackendError::failed(format!("row {row}: the prompt is empty, there is nothing to continue")));
-    }
+    model.config.check_prompts(prompts)?;
     let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0);
     let span = (longest + config.max_new_tokens).min(model.config.max_positions);
     let batch = if config.batch_size > 0 { config.batch_size } else { cache::sequences(model, span) };
@@ -125,7 +121,7 @@ impl Decoding<'_> {
         let first = self.slots.len();
         self.slots.extend(rows.iter().map(|&row| Slot { row, ids: Vec::new() }));
         let places = self.places(first);
-        let picked = self.pick(self.model.device().pick(logits, &places, self.sampler.config())?, &places)?;
+        let picked = self.model.device().pick(&logits, &places, &self.sampler)?;
         Ok(self.take(first, picked, prompts))
     }
 
@@ -140,17 +136,8 @@ impl Decoding<'_> {
         let places = self.places(0);
         let (model, table) = (self.model, &self.table);
         let mut forward = |cache: &mut dyn KvCache, tokens: Feed<'_>| cache::feed(model, tokens, table, cache);
-        let next = self.cache.step(&last, &places, self.sampler.config(), &mut forward)?;
-        let picked = self.pick(next, &places)?;
+        let picked = self.cache.step(&last, &places, &self.sampler, &mut forward)?;
         Ok(self.take(0, picked, prompts))
-    }
-
-    /// The tokens that follow at `places`.
-    fn pick(&self, next: Next, places: &[(usize, usize)]) -> Result<Vec<u32>> {
-        match next {
-            Next::Logits(logits) => sample::pick_all(&self.sampler, &logits, places),
-            Next::Picked(picked) => sample::numbers(picked, places),
-        }
     }
 
     /// Gives each slot from `first` on its token and retires those that are done.

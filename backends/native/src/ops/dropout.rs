@@ -6,9 +6,8 @@
 mod avx512;
 
 use half::bf16;
+use karat_kernels::philox::{Philox, WIDE};
 use rayon::prelude::*;
-
-use crate::rng::{Philox, WIDE};
 
 /// Elements one generator call decides: 16 random bits each.
 const BLOCK: usize = 8 * WIDE;

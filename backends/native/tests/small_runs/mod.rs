@@ -97,9 +97,19 @@ pub fn train(
     plan: &TrainPlan,
     rows: &Rows,
     eval: &Rows,
+    stop: impl FnMut(&Event) -> bool,
+) -> (Result<TrainSummary, BackendError>, Vec<Event>) {
+    train_in(open(open_config), plan, rows, eval, stop)
+}
+
+/// Trains in a session of any backend and returns the result with all events.
+pub fn train_in(
+    mut session: Box<dyn Session>,
+    plan: &TrainPlan,
+    rows: &Rows,
+    eval: &Rows,
     mut stop: impl FnMut(&Event) -> bool,
 ) -> (Result<TrainSummary, BackendError>, Vec<Event>) {
-    let mut session = open(open_config);
     let mut events = Vec::new();
     let mut sink = |event: Event| {
         let flow = if stop(&event) { Flow::Stop } else { Flow::Continue };

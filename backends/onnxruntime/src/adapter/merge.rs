@@ -10,13 +10,14 @@ use std::path::Path;
 use karat_backend::{BackendError, Dtype};
 use karat_model::checkpoint::CheckpointLayout;
 use karat_model::peft::{Adapter, tied_embedding};
+use karat_model::publish::copy_companions;
 use karat_model::{EMBEDDING, HEAD, ModelConfig, Rounding};
 use karat_system::fsio::{self, PassingFolder};
 use karat_system::safetensors::{Entry, Writer};
 use serde_json::{Map, Value, json};
 
 use crate::config;
-use crate::files::{COMPANIONS, publish};
+use crate::files::publish;
 
 /// Numbers of a large tensor that are in memory at once.
 const STRETCH: usize = 4 << 20;
@@ -45,12 +46,7 @@ pub fn write(base: &Path, adapter: &Path, folder: &Path) -> Result<Vec<String>, 
     let adapter = Adapter::open(adapter, &read.linears())?;
     let config = configuration(&read, &checkpoint, &adapter)?;
     fsio::write_json(&inside.join("config.json"), &config).map_err(|e| disk(&e))?;
-    for name in COMPANIONS.into_iter().filter(|name| *name != "config.json") {
-        let from = base.join(name);
-        if from.is_file() {
-            fs::copy(&from, inside.join(name)).map_err(|e| disk(&e))?;
-        }
-    }
+    copy_companions(base, inside, |_| true)?;
     let rounding = tensors(&checkpoint, &adapter, &inside.join("model.safetensors"))?;
     publish(temporary, folder).map_err(|e| disk(&e))?;
     Ok([read.warnings, adapter.warnings().to_vec(), rounding.warning().into_iter().collect()].concat())
@@ -62,9 +58,7 @@ fn configuration(
     checkpoint: &CheckpointLayout,
     adapter: &Adapter,
 ) -> Result<Map<String, Value>, BackendError> {
-    let mut config = read.raw.clone();
-    let key = if config.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
-    config.insert(key.into(), json!("float32"));
+    let mut config = read.written_in_f32();
     let saves = |name: &str| adapter.saved().any(|saved| saved == name);
     let tied = read.tied;
     if tied && saves(EMBEDDING) && !saves(HEAD) {

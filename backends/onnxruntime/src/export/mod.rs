@@ -66,10 +66,11 @@ use karat_backend::{
 use karat_model::ModelConfig;
 use karat_model::checkpoint::CheckpointLayout;
 use karat_model::peft::Adapter;
+use karat_model::publish::COMPANIONS;
 use karat_system::fsio::{self, PassingFolder};
 
 use crate::config;
-use crate::files::{COMPANIONS, publish};
+use crate::files::publish;
 use crate::manifest::{ADAPTERS, DATA, Exported, FORMAT, MANIFEST, MODEL, Manifest, READING};
 use crate::operators::{self, Operators};
 use crate::options::Options;
@@ -281,7 +282,8 @@ fn write(
     fsio::write_atomic(&inside.join(MODEL), &bytes).map_err(|e| disk(&e))?;
     fsio::write_json(&inside.join("genai_config.json"), &genai::config(config, request.model)?)
         .map_err(|e| disk(&e))?;
-    for name in COMPANIONS {
+    // So that the folder is usable on its own.
+    for name in ["config.json"].into_iter().chain(COMPANIONS) {
         let from = request.model.join(name);
         if from.is_file() {
             let text = fs::read(&from).map_err(|e| disk(&e))?;

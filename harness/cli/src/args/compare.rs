@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ComputeArgs, values};
+use super::{ComputeArgs, SamplingArgs, values};
 
 #[derive(Args)]
 pub struct CompareArgs {
@@ -30,7 +30,7 @@ pub struct CompareArgs {
 }
 
 #[derive(Args)]
-#[command(next_help_heading = "With --backends")]
+#[command(next_help_heading = "With --backends", mut_arg("temperature", |arg| arg.requires("backends")))]
 pub struct ParityArgs {
     /// The model's folder, or an adapter's, which is opened on its base [default: the suite's base]
     #[arg(long, value_name = "DIR", requires = "backends")]
@@ -57,45 +57,8 @@ pub struct ParityArgs {
         requires = "backends"
     )]
     pub max_new_tokens: Option<usize>,
-    /// Compare texts sampled at this temperature [default: greedy ones]
-    #[arg(
-        long,
-        value_name = "T",
-        value_parser = values::temperature,
-        allow_negative_numbers = true,
-        requires = "backends"
-    )]
-    pub temperature: Option<f64>,
-    /// Sample from the smallest set of tokens with this probability
-    #[arg(
-        long,
-        value_name = "P",
-        default_value_t = 1.0,
-        value_parser = values::top_p,
-        allow_negative_numbers = true,
-        requires = "temperature"
-    )]
-    pub top_p: f64,
-    /// Sample from the K most probable tokens; 0 is off
-    #[arg(
-        long,
-        value_name = "K",
-        default_value_t = 0,
-        value_parser = values::top_k,
-        allow_negative_numbers = true,
-        requires = "temperature"
-    )]
-    pub top_k: usize,
-    /// Seed of sampling
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 42,
-        value_parser = values::seed,
-        allow_negative_numbers = true,
-        requires = "temperature"
-    )]
-    pub seed: u64,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
     /// How far two log-probabilities of a token may be apart, in nats; beyond it the exit code is 3
     #[arg(
         long,

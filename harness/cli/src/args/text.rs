@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use karat::data::tokens::StopToken;
 
-use super::{ModelArgs, values};
+use super::{ModelArgs, SamplingArgs, values};
 
 /// The texts to work on: typed, or in a file.
 #[derive(Args)]
@@ -52,32 +52,8 @@ pub struct GenerateArgs {
     /// The most probable token at every step (the default unless --temperature is given)
     #[arg(long, conflicts_with = "temperature")]
     pub greedy: bool,
-    /// Sample at this temperature
-    #[arg(long, value_name = "T", value_parser = values::temperature, allow_negative_numbers = true)]
-    pub temperature: Option<f64>,
-    /// Sample from the smallest set of tokens with this probability
-    #[arg(
-        long,
-        value_name = "P",
-        default_value_t = 1.0,
-        value_parser = values::top_p,
-        allow_negative_numbers = true,
-        requires = "temperature"
-    )]
-    pub top_p: f64,
-    /// Sample from the K most probable tokens; 0 is off
-    #[arg(
-        long,
-        value_name = "K",
-        default_value_t = 0,
-        value_parser = values::top_k,
-        allow_negative_numbers = true,
-        requires = "temperature"
-    )]
-    pub top_k: usize,
-    /// Seed of sampling
-    #[arg(long, value_name = "N", default_value_t = 42, value_parser = values::seed, allow_negative_numbers = true)]
-    pub seed: u64,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
     /// Rows decoded together; 0 lets the backend choose
     #[arg(
         long,

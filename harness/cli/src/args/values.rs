@@ -48,11 +48,7 @@ pub fn decode_batch(text: &str) -> Result<usize, String> {
 
 /// Worker threads that this machine has a use for.
 pub fn threads(text: &str) -> Result<usize, String> {
-    let most = karat::backend::most_threads();
-    match usize::try_from(whole(text)?) {
-        Ok(n) if n <= most => Ok(n),
-        _ => Err(format!("it must be at most {most}, all that this machine has a use for; 0 is one a core")),
-    }
+    whole(text).and_then(limits::threads)
 }
 
 /// Threads to compare with one.

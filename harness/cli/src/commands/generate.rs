@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use karat::backend::{Completion, Event, Tokens};
+use karat::backend::{Completion, Event, GenerateConfig, Tokens};
 use karat::data::tokens::{StopToken, Unnamed};
 use karat::run::{StageSink, backend_error, evaluator};
 use karat::{Error, Result};
@@ -33,7 +33,10 @@ pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> 
         None if !args.ignore_eos => ids_of(&args.stop)?,
         _ => Vec::new(),
     };
-    let config = generate_config(args, stop_ids);
+    let config = GenerateConfig {
+        batch_size: args.batch_size,
+        ..generate_config(&args.sampling, args.max_new_tokens, stop_ids)
+    };
     let cancel = cancel_on_interrupt()?;
     let mut session = opening.session(output)?;
     read.fit(Work::Generate, &session.info(), output)?;

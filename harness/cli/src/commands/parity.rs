@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::rows::{has_tokenizer, tokenizer};
 use crate::args::{ComputeArgs, Global, ParityArgs};
-use crate::host::{Plugins, WEIGHTS, cancel_on_interrupt, computed, element, resolved};
+use crate::host::{Plugins, WEIGHTS, cancel_on_interrupt, computed, element, generate_config, resolved};
 use crate::output::Output;
 use crate::progress::Progress;
 
@@ -69,12 +69,8 @@ fn questions(args: &ParityArgs, output: &Output) -> Result<Questions> {
         let ModelDir { model, adapter } = resolved(model, args.adapter.as_deref(), output)?;
         Ok::<_, Error>(OpenConfig { adapter, ..OpenConfig::new(model) })
     };
-    let generate = |new_tokens: usize, stop_ids| GenerateConfig {
-        temperature: args.temperature.unwrap_or(0.0),
-        top_p: args.top_p,
-        top_k: args.top_k,
-        seed: args.seed,
-        ..GenerateConfig::greedy(args.max_new_tokens.unwrap_or(new_tokens), stop_ids)
+    let generate = |new_tokens: usize, stop_ids| {
+        generate_config(&args.sampling, args.max_new_tokens.unwrap_or(new_tokens), stop_ids)
     };
     if let Some(spec) = &args.suite {
         let suite = Suite::load(spec, &args.set)?;

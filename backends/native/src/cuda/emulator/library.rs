@@ -6,10 +6,10 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use karat_backend::BackendError;
+use karat_kernels::philox::name_key;
 use libloading::Library;
 
 use crate::error::Result;
-use crate::rng::name_key;
 
 /// The sources, by their names in `cuda/`.
 const SOURCES: &[(&str, &str)] = &[

@@ -5,9 +5,9 @@
 use std::arch::x86_64::*;
 
 use half::bf16;
+use karat_kernels::philox::{MULTIPLIERS, Philox, ROUNDS, WEYL};
 
 use super::WORD;
-use crate::rng::{MULTIPLIERS, Philox, ROUNDS, WEYL};
 
 /// Whether this CPU has what the functions below use.
 pub fn here() -> bool {
