@@ -3,7 +3,7 @@
 //! threads.
 
 use karat_backend::BackendError;
-use karat_backend::lora::{InitLora, AdapterShape};
+use karat_backend::lora::{AdapterShape, InitLora};
 use karat_kernels::philox::{Philox, name_key};
 use karat_system::memory;
 use rayon::prelude::*;

@@ -1,6 +1,11 @@
 //! Records to token ids and loss masks: the prompt, the response, and where reasoning ends and the answer begins.
 
+mod options;
 mod response;
+mod rows;
+
+pub use options::{Choices, End, FormatOptions, OutputFormat, RECIPE_SYSTEM, Reasoning, Rendered};
+pub use rows::{BadRecord, Examples, LabelledRows};
 
 use std::ops::Range;
 
@@ -8,150 +13,12 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::message::Message;
-use super::record::{Record, short};
+use super::record::Record;
 use super::template::{ChatTemplate, RenderOptions};
-use super::tokens::{StopToken, Tokenizer};
-use crate::backend::{IGNORE, LabelledView, Tokens, TokensView};
+use super::tokens::Tokenizer;
+use crate::backend::IGNORE;
 use crate::eval::choice;
-use crate::eval::think::ThinkTags;
 use crate::{Error, ErrorKind, Result};
-
-/// How the assistant's turn is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OutputFormat {
-    /// The recipe's `<think>{think}</think> \n {answer}`.
-    #[default]
-    Recipe,
-    /// The other recipe's `<think>{think}</think>\n{answer}`.
-    RecipeNewline,
-    /// As the chat template renders an assistant's turn with `reasoning_content`.
-    Template,
-}
-
-/// What becomes of reasoning with [`OutputFormat::Template`]. The recipe's outputs have a place for it in every row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reasoning {
-    /// It goes where the template writes `reasoning_content`; where the template does not, it is written into the answer as
-    /// `<think>\n{think}\n</think>\n\n{answer}`, which is told ([`Rendered::Written`]).
-    #[default]
-    Auto,
-    /// A template that drops it is an error.
-    Template,
-    /// It is left out, with every output.
-    Drop,
-}
-
-impl Reasoning {
-    /// Whether it is the default, which is not written: what has a place for reasoning is written as before there was a choice.
-    pub(crate) fn is_usual(&self) -> bool {
-        *self == Reasoning::default()
-    }
-}
-
-/// What became of a record's reasoning in its rendered text.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Rendered {
-    /// The record has none.
-    #[default]
-    None,
-    /// It stands where the template or the recipe has its place.
-    InPlace,
-    /// The template has no place for it: it was written into the answer.
-    Written,
-    /// It was left out, as [`Reasoning::Drop`] says.
-    Dropped,
-}
-
-impl Rendered {
-    /// Whether the text holds reasoning.
-    fn is_there(self) -> bool {
-        matches!(self, Rendered::InPlace | Rendered::Written)
-    }
-}
-
-/// What ends a training example.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum End {
-    /// One padding token, as the recipe does. A model trained so must stop at it, see [`Formatter::stop_ids`].
-    Pad,
-    /// The tokenizer's end token.
-    Eos,
-    /// The first stop id that the template writes after the answer; what follows it is left out.
-    Template,
-}
-
-/// How rows become text and ids. Everything here shows in results, so it belongs into the report.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct FormatOptions {
-    /// The system turn, also in place of one that a chat row brings; `None` keeps the row's, if it has one.
-    pub system: Option<String>,
-    /// How the assistant's turn is written.
-    pub output: OutputFormat,
-    /// What ends an example; by default [`End::Template`] with [`OutputFormat::Template`], else [`End::Pad`].
-    pub end: Option<End>,
-    /// Examples are cut to so many tokens, keeping the start; at least 1.
-    pub max_length: usize,
-    /// Qwen3's switch, told to the template where set.
-    pub enable_thinking: Option<bool>,
-    /// The time that templates are told, for those that print the date.
-    pub now: Option<i64>,
-    /// How the options of a multiple-choice row are asked.
-    #[serde(skip_serializing_if = "Choices::is_usual")]
-    pub choices: Choices,
-    /// What becomes of reasoning that the template has no place for.
-    #[serde(skip_serializing_if = "Reasoning::is_usual")]
-    pub reasoning: Reasoning,
-    /// Which tags part reasoning from answers; the first is the one that is written.
-    #[serde(skip_serializing_if = "ThinkTags::is_usual")]
-    pub think_tags: ThinkTags,
-    /// Tokens that end a turn besides those that the model's files name.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub stop: Vec<StopToken>,
-}
-
-/// How the options of a multiple-choice row are asked, and what of them is scored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Choices {
-    /// They stand below the question as `A. ...`, `B. ...`; the labels are scored.
-    #[default]
-    Letter,
-    /// They are not shown; their texts are scored, each as the answer to the question alone.
-    Text,
-}
-
-impl Choices {
-    /// Whether it is the default, which is not written: what has no choices is written as before there were any.
-    pub(crate) fn is_usual(&self) -> bool {
-        *self == Choices::default()
-    }
-}
-
-impl Default for FormatOptions {
-    /// The recipe's, without a system turn: 2048 tokens, `<think>{think}</think> \n {answer}`, a padding token as the end.
-    fn default() -> Self {
-        FormatOptions {
-            system: None,
-            output: OutputFormat::Recipe,
-            end: None,
-            max_length: 2048,
-            enable_thinking: None,
-            now: None,
-            choices: Choices::default(),
-            reasoning: Reasoning::default(),
-            think_tags: ThinkTags::default(),
-            stop: Vec::new(),
-        }
-    }
-}
-
-/// The system turn of the recipe.
-pub const RECIPE_SYSTEM: &str = "你是一个医学专家，你需要根据用户的问题，给出带有思考的回答。";
 
 /// A rendered prompt: everything up to where the assistant begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,105 +61,6 @@ impl Example {
     /// Whether any token after the first is trained on; the first has no prefix to be predicted from.
     pub fn has_labels(&self) -> bool {
         self.labels.iter().skip(1).any(|&label| label != IGNORE)
-    }
-}
-
-/// Ragged rows with labels, owned: what a trainer is given.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LabelledRows {
-    tokens: Tokens,
-    labels: Vec<i32>,
-}
-
-impl LabelledRows {
-    /// Appends a row.
-    ///
-    /// # Errors
-    /// If there is not one label per id.
-    pub fn push(&mut self, ids: &[u32], labels: &[i32]) -> Result<()> {
-        if ids.len() != labels.len() {
-            return Err(Error::data(format!("{} labels for {} ids", labels.len(), ids.len())));
-        }
-        self.tokens.push(ids);
-        self.labels.extend_from_slice(labels);
-        Ok(())
-    }
-    /// How many rows.
-    pub fn len(&self) -> usize {
-        self.tokens.view().rows()
-    }
-    /// Whether there are no rows.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-    /// The ids alone.
-    pub fn tokens(&self) -> TokensView<'_> {
-        self.tokens.view()
-    }
-    /// A borrowed view.
-    pub fn view(&self) -> LabelledView<'_> {
-        LabelledView::new(self.tokens.view(), &self.labels).expect("push keeps one label per id")
-    }
-}
-
-/// The examples of a split, and what truncation did to it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Examples {
-    /// In the order of the records, without the dropped ones.
-    pub examples: Vec<Example>,
-    /// Ids of records that were cut to `max_length` (the dropped ones included).
-    pub truncated: Vec<String>,
-    /// Ids of records left out because nothing to train on was left after the cut.
-    pub dropped: Vec<String>,
-    /// Records that could not be rendered or tokenized, in the order of the records.
-    pub bad: Vec<BadRecord>,
-    /// How many rendered texts hold reasoning, those of dropped records included.
-    pub with_think: usize,
-    /// Ids of records whose reasoning was written into the answer, since the template has no place for it.
-    pub written: Vec<String>,
-}
-
-/// A record that cannot be rendered, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BadRecord {
-    /// Its id.
-    pub id: String,
-    /// Where it stands in its file.
-    pub line: usize,
-    /// A lowercase fragment.
-    pub reason: String,
-}
-
-impl BadRecord {
-    /// A record, and the error that it met.
-    pub(crate) fn of(record: &Record, error: &Error) -> Self {
-        BadRecord { id: record.id.clone(), line: record.line, reason: short(reason(record, error)) }
-    }
-}
-
-impl Examples {
-    fn take(&mut self, example: Example) {
-        self.with_think += usize::from(example.reasoning.is_there());
-        if example.reasoning == Rendered::Written {
-            self.written.push(example.id.clone());
-        }
-        if example.truncated {
-            self.truncated.push(example.id.clone());
-        }
-        if example.has_labels() {
-            self.examples.push(example);
-        } else {
-            self.dropped.push(example.id);
-        }
-    }
-
-    /// As a trainer's rows.
-    pub fn rows(&self) -> LabelledRows {
-        let mut rows = LabelledRows::default();
-        for example in &self.examples {
-            rows.push(&example.ids, &example.labels).expect("an example has one label per id");
-        }
-        rows
     }
 }
 

@@ -1,6 +1,6 @@
 //! The whole way of a suite: data, training, evaluation, report.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::backend::{GenerateConfig, Method, OpenConfig, bounded_threads};
@@ -8,19 +8,16 @@ use crate::data::companions;
 use crate::data::notes::stray_texts;
 use crate::data::tokens::Unnamed;
 use crate::error::{Error, Result};
-use crate::eval::stats::StatsOptions;
-use crate::fsio::{self, sha256, sha256_digests, sha256_model};
-use crate::report::{
-    self, AdapterCheck, BadRow, Cost, Data, DataFile, Decoding, Environment, Fingerprints, GeneralText, Inputs,
-    Language, Leak, ModelRun, Report, Role, TrainingRecord, Warning,
-};
+use crate::fsio::{self, sha256_digests, sha256_model};
+use crate::report::{self, AdapterCheck, Environment, Report, Role};
 use crate::run::evaluate::{EvalJob, Evaluated, evaluate};
 use crate::run::machine::machine;
 use crate::run::recorded::{Recorded, RecordedTraining};
+use crate::run::report_inputs::{plugin, report_recorded};
 use crate::run::train::{Base, EVALUATE_IT, TrainJob, Trained, plan, train};
 use crate::run::{
     Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, SessionCache, adapter, folder, left, left_over,
-    metrics, prepare,
+    prepare,
 };
 use crate::suite::{CheckpointChoice, Suite};
 
@@ -389,7 +386,7 @@ impl Stages<'_> {
 }
 
 /// How a suite's items are generated.
-fn generate_config(suite: &Suite, prepared: &Prepared) -> GenerateConfig {
+pub(super) fn generate_config(suite: &Suite, prepared: &Prepared) -> GenerateConfig {
     let eval = &suite.eval;
     GenerateConfig {
         max_new_tokens: eval.max_new_tokens,
@@ -400,198 +397,4 @@ fn generate_config(suite: &Suite, prepared: &Prepared) -> GenerateConfig {
         stop_ids: prepared.formatter.stop_ids(),
         batch_size: eval.batch_size,
     }
-}
-
-/// How a suite's intervals and p-values are drawn.
-fn stats_options(suite: &Suite) -> StatsOptions {
-    StatsOptions { seed: suite.seed, resamples: suite.stats.resamples, confidence: suite.stats.confidence }
-}
-
-/// Makes the report of recorded results, without any model: metrics, statistics, report. `environment` is what is
-/// volatile about it.
-///
-/// # Errors
-/// Results that do not belong to the suite's items, a metric that does not exist.
-pub fn report_recorded(
-    suite: &Suite,
-    prepared: &Prepared,
-    recorded: Vec<Recorded>,
-    environment: Environment,
-) -> Result<Report> {
-    let general = general_text(prepared, &recorded)?;
-    let models = recorded.into_iter().map(|r| model_run(r, suite, prepared)).collect::<Result<Vec<_>>>()?;
-    let mut report = report::build(&Inputs { general, ..inputs(suite, prepared, models, environment)? })?;
-    // No examples named would be some chosen.
-    report.examples.truncate(suite.eval.show);
-    Ok(report)
-}
-
-/// The general text and what every model that was asked finds of it.
-fn general_text(prepared: &Prepared, recorded: &[Recorded]) -> Result<Option<GeneralText>> {
-    let Some(texts) = &prepared.general else { return Ok(None) };
-    let asked = recorded.iter().filter(|r| !r.general.is_empty());
-    let scores = asked.map(|r| Ok((r.name.clone(), texts.by_text(&r.general)?))).collect::<Result<_>>()?;
-    let file = DataFile { name: texts.name.clone(), sha256: texts.sha256.clone(), rows: texts.texts as u64 };
-    Ok(Some(GeneralText { file, scores }))
-}
-
-/// A fragment as a sentence.
-fn sentence(fragment: &str) -> String {
-    let mut characters = fragment.chars();
-    let first: String = characters.next().map(|c| c.to_uppercase().collect()).unwrap_or_default();
-    format!("{first}{}.", characters.as_str())
-}
-
-fn inputs<'a>(
-    suite: &Suite,
-    prepared: &'a Prepared,
-    models: Vec<ModelRun>,
-    environment: Environment,
-) -> Result<Inputs<'a>> {
-    let generate = generate_config(suite, prepared);
-    let options = prepared.formatter.options();
-    let file_name = |p: &str| Path::new(p).file_name().map_or(p.to_string(), |n| n.to_string_lossy().into_owned());
-    let audit = &prepared.audit;
-    let leaks = |exact: bool| audit.leaks.iter().filter(|l| l.exact == exact).count() as u64;
-    let sum =
-        |of: fn(&crate::data::audit::SplitAudit) -> usize| audit.splits.values().map(|s| of(s) as u64).sum::<u64>();
-    // Evenly spread over the data, so that nobody picked them.
-    let (items, shown) = (&prepared.items, prepared.items.len().min(suite.eval.show));
-    let mut warnings = Vec::new();
-    let dropped = sum(|s| s.dropped.len());
-    if dropped > 0 {
-        warnings.push(Warning::Dropped { count: dropped });
-    }
-    warnings.extend(prepared.notes.iter().map(|note| Warning::Other {
-        text: match suite.language {
-            Language::English => sentence(&note.english),
-            Language::Chinese => format!("{}。", note.chinese),
-        },
-    }));
-    let read: BTreeSet<&String> = models.iter().filter_map(|m| m.session.as_ref()).flat_map(|s| &s.warnings).collect();
-    warnings.extend(read.into_iter().map(|text| Warning::Other { text: text.clone() }));
-    // Only those that were generated: the texts of two models part at one of them.
-    let generated: BTreeSet<u32> =
-        models.iter().flat_map(|m| &m.items).flat_map(|r| r.prediction.ids.iter().flatten().copied()).collect();
-    let text = |id: u32| Some((id, prepared.formatter.tokenizer().text_of(id)?));
-    let tokens = generated.into_iter().filter_map(text).collect();
-    Ok(Inputs {
-        language: suite.language,
-        suite: report::Suite {
-            name: suite.name.clone(),
-            title: suite.title.clone(),
-            description: suite.description.clone(),
-            sha256: sha256(comparable(suite)?.as_bytes()),
-        },
-        seeds: ["split", "train", "generate", "statistics"].map(|k| (k.to_string(), suite.seed)).into(),
-        fingerprints: Fingerprints {
-            data: prepared.data_fingerprint(),
-            prompts: prepared.prompts_fingerprint(),
-            template: prepared.template_fingerprint(),
-            decoding: sha256(generate.deciding().as_bytes()),
-        },
-        data: Data {
-            files: prepared
-                .files
-                .iter()
-                .map(|(name, sha256, rows)| DataFile { name: name.clone(), sha256: sha256.clone(), rows: *rows as u64 })
-                .collect(),
-            splits: prepared.parts.iter().map(|(name, records)| (name.clone(), records.len() as u64)).collect(),
-            split_rule: Some(prepared.split_rule.clone()),
-            bad_rows: prepared
-                .bad
-                .iter()
-                .map(|b| BadRow { file: file_name(&b.file), line: b.line as u64, reason: b.reason.clone() })
-                .collect(),
-            bad_row_count: prepared.bad.len() as u64,
-            leaks: audit
-                .leaks
-                .iter()
-                .map(|pair| {
-                    let place = |p: &crate::data::audit::RowPlace| format!("{} {}", p.split, p.id);
-                    let (first, second) = (place(&pair.first), place(&pair.second));
-                    Leak { first, second, similarity: pair.similarity, exact: pair.exact }
-                })
-                .collect(),
-            audit: BTreeMap::from([
-                ("duplicates".to_string(), audit.duplicates.len() as u64),
-                ("exact_leaks".to_string(), leaks(true)),
-                ("near_leaks".to_string(), leaks(false)),
-                ("truncated_rows".to_string(), sum(|s| s.truncated.len())),
-                ("dropped_rows".to_string(), dropped),
-            ]),
-        },
-        decoding: Some(Decoding {
-            template: file_name(prepared.formatter.template().origin()),
-            enable_thinking: options.enable_thinking,
-            max_length: options.max_length,
-            generate,
-        }),
-        stats: stats_options(suite),
-        items: &prepared.items,
-        models,
-        metrics: metrics::describe(&suite.eval.metrics),
-        examples: (0..shown).map(|k| items[k * items.len() / shown].id.clone()).collect(),
-        general: None,
-        tokens,
-        overfitting_margin: Inputs::OVERFITTING_MARGIN,
-        warnings,
-        environment,
-    })
-}
-
-/// The suite without what is not part of the experiment: where its files lie, and how many threads work.
-fn comparable(suite: &Suite) -> Result<String> {
-    let mut suite = suite.clone();
-    let name = |p: &Path| p.file_name().map(PathBuf::from).unwrap_or_default();
-    let data = &mut suite.data;
-    for path in [&mut data.file, &mut data.train, &mut data.validation, &mut data.heldout].into_iter().flatten() {
-        *path = name(path);
-    }
-    if let Some(general) = &mut suite.eval.general {
-        general.file = name(&general.file);
-    }
-    suite.model.base = name(&suite.model.base);
-    suite.model.threads = 0;
-    suite.to_toml()
-}
-
-fn plugin(loaded: &LoadedBackend) -> report::PluginInfo {
-    let descriptor = loaded.backend.describe();
-    report::PluginInfo {
-        name: descriptor.name,
-        version: descriptor.version,
-        sha256: loaded.origin.sha256.clone().unwrap_or_default(),
-        path: loaded.origin.path.as_ref().map_or_else(String::new, |p| p.display().to_string()),
-    }
-}
-
-fn model_run(recorded: Recorded, suite: &Suite, prepared: &Prepared) -> Result<ModelRun> {
-    let Recorded { name, role, checkpoint_sha256, effort, training, predictions, references, adapter, .. } = recorded;
-    let results =
-        metrics::measure(&suite.data.think_tags, &suite.eval.metrics, &prepared.items, predictions, references)?;
-    let summary = training.as_ref().map(|t| &t.summary);
-    Ok(ModelRun {
-        name,
-        role,
-        checkpoint_sha256,
-        adapter,
-        think_tags: suite.data.think_tags.clone(),
-        pooled: metrics::pooled(&suite.eval.metrics, &prepared.items, &results, &stats_options(suite)),
-        items: results,
-        cost: Cost {
-            train_seconds: summary.map(|s| s.seconds),
-            score_seconds: effort.as_ref().map(|e| e.score_seconds),
-            generate_seconds: effort.as_ref().map(|e| e.generate_seconds),
-            generated_tokens: effort.as_ref().map(|e| e.generated_tokens),
-            peak_memory: summary.and_then(|s| s.peak_memory).or(effort.as_ref().and_then(|e| e.peak_memory)),
-            ..Cost::default()
-        },
-        session: effort.map(|e| e.session),
-        training: training.map(|t| TrainingRecord {
-            events: t.curves.steps,
-            evaluations: t.curves.evaluations.iter().map(|e| (e.step, e.loss)).collect(),
-            summary: t.summary,
-        }),
-    })
 }

@@ -3,10 +3,11 @@
 
 mod api;
 mod cublas;
+mod facts;
 mod library;
 
-use std::collections::{BTreeMap, HashMap};
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::path::Path;
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,136 +16,17 @@ use karat_backend::BackendError;
 
 use self::api::{Address, Blas, Cuda, CudaStatus, Handle};
 use self::cublas::GemmCall;
+pub use self::facts::found;
+use self::facts::{OLDEST_DRIVER, count, device_facts, driver_version, missing, ok, status_text, version_text};
 use super::device::{Arg, Facts, Gemm, Gpu, Launch, RawBuffer};
 use super::pool::Pools;
 use super::raw::{DeviceMemory, RawGraph};
 use crate::error::Result;
 
-/// The oldest driver whose compiler takes the kernels: that of CUDA 13.0.
-const OLDEST_DRIVER: i32 = 13_000;
 /// Dynamic shared memory that a kernel gets without asking, whatever it declares beside it (48 KiB in all).
 const UNASKED_SHARED: u32 = 24 << 10;
 /// Bytes that cuBLAS may use for parts of sums; with memory of its own its results are the same from run to run.
 const WORKSPACE: usize = 32 << 20;
-
-fn missing(what: impl std::fmt::Display) -> BackendError {
-    BackendError::unsupported(format!("no CUDA device can be used: {what}"))
-}
-
-/// CUDA on this machine, for `karat doctor`: facts by name.
-pub fn found() -> BTreeMap<String, String> {
-    let mut facts = BTreeMap::new();
-    let mut fact = |name: &str, value: String| facts.insert(name.to_owned(), value);
-    let cublas = match library::cublas() {
-        Ok(found) => found.place.display().to_string(),
-        Err(e) => e.to_owned(),
-    };
-    fact("cuda cublas", cublas);
-    match Driver::load() {
-        Err(e) => fact("cuda driver", e.message),
-        Ok((cuda, place)) => {
-            let version = driver_version(&cuda);
-            let names = format!("{} (CUDA {})", place.display(), version_text(version));
-            fact("cuda driver", if version < OLDEST_DRIVER { format!("{names}, too old") } else { names });
-            match count(&cuda) {
-                Err(e) => fact("cuda devices", e.message),
-                Ok(count) => {
-                    for ordinal in 0..count {
-                        let text = device_facts(&cuda, ordinal).map_or_else(|e| e.message, |facts| facts_text(&facts));
-                        fact(&format!("cuda:{ordinal}"), text);
-                    }
-                    None
-                }
-            }
-        }
-    };
-    facts
-}
-
-fn facts_text(facts: &Facts) -> String {
-    let (major, minor) = facts.compute_capability;
-    let gib = facts.memory as f64 / f64::from(1 << 30);
-    format!(
-        "{}, {gib:.0} GiB, compute capability {major}.{minor}, {} multiprocessors",
-        facts.name, facts.multiprocessors
-    )
-}
-
-fn version_text(version: i32) -> String {
-    format!("{}.{}", version / 1000, version % 1000 / 10)
-}
-
-fn driver_version(cuda: &Cuda) -> i32 {
-    let mut version = 0;
-    // SAFETY: the pointer is to an integer that lives through the call.
-    unsafe { (cuda.cuDriverGetVersion)(&mut version) };
-    version
-}
-
-/// Name and meaning of a status of the driver's.
-fn status_text(cuda: &Cuda, status: CudaStatus) -> String {
-    let text = |f: unsafe extern "C" fn(CudaStatus, *mut *const c_char) -> CudaStatus| {
-        let mut text: *const c_char = ptr::null();
-        // SAFETY: the driver writes a pointer to a constant text, or nothing.
-        unsafe {
-            f(status, &mut text);
-            if text.is_null() { None } else { Some(CStr::from_ptr(text).to_string_lossy().into_owned()) }
-        }
-    };
-    match (text(cuda.cuGetErrorName), text(cuda.cuGetErrorString)) {
-        (Some(name), Some(meaning)) => format!("{name}: {meaning}"),
-        _ => format!("status {status}"),
-    }
-}
-
-fn ok(cuda: &Cuda, what: &str, status: CudaStatus) -> Result<()> {
-    match status {
-        0 => Ok(()),
-        _ => Err(BackendError::failed(format!("CUDA failed to {what}: {}", status_text(cuda, status)))),
-    }
-}
-
-fn count(cuda: &Cuda) -> Result<i32> {
-    let mut count = 0;
-    // SAFETY: initialised by `Driver::load`; the pointer is to an integer that lives through the call.
-    match unsafe { (cuda.cuDeviceGetCount)(&mut count) } {
-        0 if count > 0 => Ok(count),
-        0 | api::status::NO_DEVICE => Err(missing(
-            "the driver is there but finds no device (is it hidden by \
-                                                   CUDA_VISIBLE_DEVICES, or not given to this container?)",
-        )),
-        status => Err(missing(status_text(cuda, status))),
-    }
-}
-
-fn device_facts(cuda: &Cuda, ordinal: i32) -> Result<Facts> {
-    let mut device = 0;
-    let mut name = [0 as c_char; 256];
-    let mut memory = 0usize;
-    // SAFETY: the pointers are to values that live through the calls; `name` is as long as is said.
-    unsafe {
-        ok(cuda, "find the device", (cuda.cuDeviceGet)(&mut device, ordinal))?;
-        ok(cuda, "name the device", (cuda.cuDeviceGetName)(name.as_mut_ptr(), 255, device))?;
-        ok(cuda, "ask for its memory", (cuda.cuDeviceTotalMem_v2)(&mut memory, device))?;
-    }
-    let ask = |attribute: i32| -> Result<u32> {
-        let mut value = 0;
-        // SAFETY: as above.
-        ok(cuda, "ask the device", unsafe { (cuda.cuDeviceGetAttribute)(&mut value, attribute, device) })?;
-        Ok(value as u32)
-    };
-    // SAFETY: the driver ends the name with a zero, and the last byte was never given to it.
-    let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
-    Ok(Facts {
-        name,
-        ordinal: ordinal as usize,
-        compute_capability: (ask(api::attribute::MAJOR)?, ask(api::attribute::MINOR)?),
-        memory: memory as u64,
-        multiprocessors: ask(api::attribute::MULTIPROCESSORS)?,
-        shared_memory: ask(api::attribute::SHARED_MEMORY)?,
-        emulated: false,
-    })
-}
 
 /// A GPU.
 pub struct Driver {
