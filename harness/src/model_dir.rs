@@ -11,7 +11,7 @@ use crate::backend::peft::ADAPTER_CONFIG;
 use crate::error::{Error, Result};
 use crate::fsio;
 use crate::nearest;
-use crate::run::DONE;
+use crate::run::{DONE, models};
 
 /// The file that says what a model is.
 const CONFIG: &str = "config.json";
@@ -29,7 +29,8 @@ impl ModelDir {
     /// The model that `named` names, with `adapter` on it. The folder of an adapter is that adapter
     /// on its base, which is found as PEFT does: `base_model_name_or_path` of its configuration is
     /// a path from the working folder; else from the adapter's, or from the one it lies in. The
-    /// summary of a training of Karat's, in the folder of its checkpoints, comes before them.
+    /// summary of a training of Karat's, in the folder of its checkpoints, comes before them. `RUN:NAME` is the model `NAME` of a
+    /// run.
     ///
     /// What a folder without either configuration holds is for its backend to say.
     ///
@@ -37,6 +38,9 @@ impl ModelDir {
     /// Usage, for what is not there (with what is near it, or how to download an id of the Hugging
     /// Face hub), a file, an adapter on an adapter, and an adapter whose base is not there.
     pub fn resolve(named: &Path, adapter: Option<&Path>) -> Result<ModelDir> {
+        let named = &*models::resolve(named)?;
+        let adapter = adapter.map(models::resolve).transpose()?;
+        let adapter = adapter.as_deref();
         there(named)?;
         if let Some(adapter) = adapter {
             there(adapter)?;

@@ -294,8 +294,8 @@ impl Formatter {
         Ok((result, first))
     }
 
-    /// The turns up to the question.
-    fn question(&self, record: &Record) -> Vec<Message> {
+    /// The turns up to the question, as the template is given them.
+    pub fn question(&self, record: &Record) -> Vec<Message> {
         let mut messages = Vec::new();
         if let Some(system) = &self.options.system {
             messages.push(Message::new("system", system));

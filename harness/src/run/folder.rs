@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fsio;
 use crate::report::REPORT_JSON;
+use crate::run::models::MODELS;
 use crate::suite::Suite;
 
 /// The first line of the effective suite in a run folder, by which it is told from one that somebody wrote.
@@ -16,7 +17,7 @@ pub(super) const HEAD: &str =
 pub(super) const SUITE: &str = "suite.toml";
 
 /// What a run puts into its folder.
-const OURS: [&str; 7] = [SUITE, "data.json", "train", "eval", "results", "report", fsio::LOCK];
+const OURS: [&str; 8] = [SUITE, "data.json", "train", "eval", "results", MODELS, "report", fsio::LOCK];
 
 /// Takes hold of a folder for a run: it is new or empty, or a run's. What a run that was killed left half written there is
 /// removed. Held until the returned file is dropped.

@@ -9,6 +9,7 @@ mod left;
 mod leftover;
 mod machine;
 mod metrics;
+pub mod models;
 mod observe;
 mod parity;
 mod parts;

@@ -54,6 +54,7 @@ pub(super) fn load(suite: &Suite) -> Result<Loaded> {
     let reading = Reading { fields: &data.fields, tags: &data.think_tags, strict: data.strict };
     let paths = match (&data.file, &data.train, &data.heldout) {
         (Some(file), ..) => vec![file],
+        (None, None, Some(heldout)) => vec![heldout],
         (None, Some(train), Some(heldout)) => [train, heldout].into_iter().chain(&data.validation).collect(),
         _ => return Err(Error::usage("[data] needs either `file`, or `train` and `heldout`")),
     };
@@ -135,13 +136,21 @@ impl Loaded {
         self.bad.sort_by_key(|row| (files.iter().position(|file| file.path == row.file), row.line));
     }
 
-    /// Cuts the records into `train`, `heldout` and perhaps `validation`, of which none may be empty.
+    /// Cuts the records into `train`, `heldout` and perhaps `validation`, of which none may be empty; where nothing is trained,
+    /// held-out items may stand alone.
     pub(super) fn cut(&mut self, suite: &Suite) -> Result<Cut> {
         let take = |records: &[Record], rows: &[usize]| rows.iter().map(|&i| records[i].clone()).collect::<Vec<_>>();
         let shares = String::from(suite.data.split);
         let seed = suite.seed;
         let mut source = BTreeMap::from([("train", 0), ("heldout", 0), ("validation", 0)]);
         let records = &self.files[0].records;
+        if suite.data.file.is_none() && suite.data.train.is_none() {
+            let parts = BTreeMap::from([("heldout".to_string(), records.clone())]);
+            return match records.is_empty() {
+                true => Err(self.empty("heldout")),
+                false => Ok(Cut { parts, source, rule: SplitRule::HeldoutAlone }),
+            };
+        }
         let rows = split(records.len(), i128::from(seed), suite.data.split);
         let mut parts = BTreeMap::new();
         let rule = match &self.files[1..] {

@@ -17,7 +17,7 @@ use crate::run::report_inputs::{plugin, report_recorded};
 use crate::run::train::{Base, EVALUATE_IT, TrainJob, Trained, plan, train};
 use crate::run::{
     Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, SessionCache, adapter, folder, left, left_over,
-    prepare,
+    models, prepare,
 };
 use crate::suite::{CheckpointChoice, Suite};
 
@@ -74,7 +74,13 @@ pub fn run(
             std::fs::remove_file(&stale).map_err(|e| Error::io("remove", &stale, e))?;
         }
     }
-    stages.report(&prepared, subjects)
+    let models: Vec<(String, PathBuf)> =
+        subjects.iter().map(|s| (s.name.clone(), s.adapter.as_ref().unwrap_or(&s.model).clone())).collect();
+    let report = stages.report(&prepared, subjects)?;
+    models::link(folder, &models)?;
+    let names: Vec<String> = models.iter().map(|(name, _)| format!("{}:{name}", folder.display())).collect();
+    stages.observer.notice(Notice::Done { name: "models", detail: format!("--model {}", names.join(", ")) });
+    Ok(report)
 }
 
 /// Evaluates one model on the suite's held-out items. A model with a tokenizer of its own is asked in its own tokens, under

@@ -115,7 +115,8 @@ pub fn prepare(suite: &Suite) -> Result<Prepared> {
     let views: Vec<(&str, &[Record])> = cut.parts.iter().map(|(name, part)| (name.as_str(), &part[..])).collect();
     let mut audit = audit(&views, AuditOptions::default());
     audit.bad_rows.clone_from(&data.bad);
-    let mut parts = vec![("train", &train), ("heldout", &heldout)];
+    let mut parts = vec![("heldout", &heldout)];
+    parts.extend(cut.parts.contains_key("train").then_some(("train", &train)));
     parts.extend(validation.as_ref().map(|validation| ("validation", validation)));
     for (name, examples) in &parts {
         audit.add_examples(name, examples);
@@ -171,7 +172,7 @@ fn render(cut: &Cut, formatter: &Formatter, suite: &Suite) -> Result<Rendered> {
         error = error.take().or(first);
         Ok(examples)
     };
-    let train = examples("train", &cut.parts["train"])?;
+    let train = examples("train", cut.parts.get("train").map_or(&[], Vec::as_slice))?;
     let validation = cut.parts.get("validation").map(|records| examples("validation", records)).transpose()?;
     let records = chosen(suite, &cut.parts["heldout"])?;
     // Without a part of their own, the held-out items give the loss too: all of them, however many are asked.

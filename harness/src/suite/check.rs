@@ -31,6 +31,13 @@ impl Suite {
         let data = &self.data;
         match (&data.file, &data.train, &data.heldout) {
             (Some(_), None, None) | (None, Some(_), Some(_)) => {}
+            (None, None, Some(_)) if self.runs().is_empty() && data.validation.is_none() => {}
+            (None, None, Some(_)) => {
+                return fail(
+                    "[data] has `heldout` and no `train`, but [train] trains something".into(),
+                    "give `train` too, or leave out [train.lora] and [train.full]",
+                );
+            }
             _ => {
                 return fail(
                     "[data] needs either `file`, or `train` and `heldout`".into(),

@@ -29,7 +29,7 @@ pub struct DataConfig {
     /// Items for the loss during training, where they have their own file.
     #[serde(default)]
     pub validation: Option<PathBuf>,
-    /// Held-out items, where they have their own file.
+    /// Held-out items, where they have their own file; alone in a suite that trains nothing.
     #[serde(default)]
     pub heldout: Option<PathBuf>,
     /// Names of the fields in the JSON lines.

@@ -1,10 +1,13 @@
 //! `karat data`: what a suite's data becomes.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::Path;
 
-use karat::Result;
+use karat::data::record::Record;
 use karat::report::Language;
 use karat::run::{Prepared, prepare};
+use karat::{Result, fsio};
 use serde_json::json;
 
 use crate::args::DataArgs;
@@ -15,8 +18,12 @@ pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
     let prepared = prepare(&suite)?;
     say_notes(&prepared, output);
     let mut text = String::new();
+    if let Some(file) = &args.prompts {
+        write_prompts(&prepared, file)?;
+        output.say(format!("wrote {} prompts to {}", prepared.items.len(), file.display()));
+    }
     summary(&prepared, &mut text);
-    for record in prepared.parts["train"].iter().take(args.show) {
+    for record in prepared.parts.get("train").into_iter().flatten().take(args.show) {
         let example = prepared.formatter.example(record)?;
         let tokenizer = prepared.formatter.tokenizer();
         let part = |ids: &[u32]| tokenizer.decode(ids, false);
@@ -38,6 +45,20 @@ pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
     });
     output.result(&object, &text)?;
     Ok(0)
+}
+
+/// The evaluated items as any other system can answer them: the turns, the rendered prompt, its token ids.
+fn write_prompts(prepared: &Prepared, file: &Path) -> Result<()> {
+    let records: BTreeMap<&str, &Record> = prepared.parts["heldout"].iter().map(|r| (r.id.as_str(), r)).collect();
+    let mut lines = String::new();
+    for item in &prepared.items {
+        let Some(record) = records.get(item.id.as_str()) else { continue };
+        let prompt = prepared.formatter.prompt(record)?;
+        let messages = prepared.formatter.question(record);
+        let line = json!({"id": item.id, "messages": messages, "prompt": prompt.text, "ids": prompt.ids});
+        let _ = writeln!(lines, "{line}");
+    }
+    fsio::write_atomic(file, lines.as_bytes())
 }
 
 /// What a reader must know of what was made of the data, on standard error.

@@ -89,6 +89,8 @@ pub enum SplitRule {
     },
     /// Each part has its own file.
     OwnFiles,
+    /// Held-out items alone: nothing is trained.
+    HeldoutAlone,
 }
 
 impl SplitRule {
@@ -110,6 +112,8 @@ impl SplitRule {
             }
             SplitRule::OwnFiles if english => "train, validation and held-out items have their own files".into(),
             SplitRule::OwnFiles => "训练、验证与留出条目各有单独的文件".into(),
+            SplitRule::HeldoutAlone if english => "held-out items alone; nothing is trained".into(),
+            SplitRule::HeldoutAlone => "仅有留出条目；不做训练".into(),
         }
     }
 }
