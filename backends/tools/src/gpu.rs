@@ -62,12 +62,7 @@ fn say(value: Value) {
 
 /// Numbers between -1 and 1 that look random.
 fn noise(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2_654_435_769).wrapping_add(1);
-    let draw = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    std::iter::repeat_with(draw).take(n).collect()
+    karat_kernels::testing::noise(n, u64::from(seed))
 }
 
 fn ids(n: usize, vocab: usize, seed: u32) -> Vec<u32> {
