@@ -3,7 +3,8 @@
 use karat_backend::{BackendError, Completion, Event, EventSink, Flow, GenerateConfig, StopReason, TokensView};
 use karat_model::sampling::Sampler;
 
-use crate::session::{CandleSession, PIECE};
+use crate::causal::PIECE;
+use crate::session::CandleSession;
 use crate::weights::values;
 use crate::{Result, failed};
 
@@ -22,11 +23,13 @@ pub fn generate(
     if let Some(row) = prompts.iter().position(|prompt| prompt.is_empty()) {
         return Err(BackendError::failed(format!("row {row}: the prompt is empty, there is nothing to continue")));
     }
-    let sampler = Sampler::new(config, session.config.vocab_size)?;
+    let sampler = Sampler::new(config, session.model.vocab_size())?;
+    let longest = session.model.max_positions();
+    let CandleSession { model, pool, .. } = session;
     let (mut completions, mut tokens) = (Vec::with_capacity(prompts.rows()), 0);
     let total = prompts.rows() as u64;
     for (row, prompt) in prompts.iter().enumerate() {
-        let (mut ids, mut caches, mut next) = (Vec::new(), session.decoder.caches(), prompt.to_vec());
+        let (mut ids, mut decoder, mut next) = (Vec::new(), model.row(prompt.len()), prompt.to_vec());
         let stop = loop {
             if ids.last().is_some_and(|id| config.stop_ids.contains(id)) {
                 break StopReason::Stop;
@@ -34,13 +37,13 @@ pub fn generate(
             if ids.len() >= config.max_new_tokens {
                 break StopReason::Length;
             }
-            if prompt.len() + ids.len() >= session.config.max_positions {
+            if prompt.len() + ids.len() >= longest {
                 break StopReason::Context;
             }
-            let logits = session.install(|decoder, rotary| {
+            let logits = pool.install(|| {
                 let mut last = None;
                 for piece in next.chunks(PIECE) {
-                    let hidden = decoder.hidden(piece, rotary, Some(&mut caches), None).map_err(failed)?;
+                    let hidden = decoder.hidden(piece).map_err(failed)?;
                     last = Some(hidden.narrow(0, piece.len() - 1, 1).map_err(failed)?);
                 }
                 let last = last.ok_or_else(|| BackendError::failed("there is no token to continue"))?;

@@ -2,6 +2,7 @@
 //! then two backends compute two models under one name.
 //!
 //! - [`ModelConfig`]: `config.json` of Qwen3, Qwen2 and Llama, checked, as transformers 5 understands it;
+//! - [`Architecture`]: that of decoders beyond those three, described by what is computed;
 //! - [`end_tokens`]: the tokens that end a text, where `generation_config.json` names any;
 //! - [`checkpoint`]: where its tensors lie;
 //! - [`Rope`]: the frequencies of its rotary embedding;
@@ -14,6 +15,7 @@
 //! anything is allocated for it.
 
 mod adapter;
+pub mod architecture;
 pub mod checkpoint;
 mod config;
 mod generation;
@@ -27,6 +29,7 @@ mod supports;
 mod tensors;
 
 pub use adapter::adapter_tensors;
+pub use architecture::Architecture;
 pub use config::{Family, Heads, ModelConfig};
 pub use generation::end_tokens;
 pub use rope::{Rope, Scaling};

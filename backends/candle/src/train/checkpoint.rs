@@ -11,7 +11,7 @@ use karat_model::checkpoint::{Layout, WEIGHTS};
 use karat_model::peft::{PREFIX, write_adapter_config};
 use karat_system::fsio::{self, PassingFolder};
 use karat_system::safetensors::{Entry, Writer};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::learner::{Learner, Moments, set};
 use crate::lora::stored_name;
@@ -79,7 +79,7 @@ impl Checkpoint<'_> {
                     write_tensors(&folder.join(ADAPTER), tensors.collect())?;
                     write_adapter_config(config, &base, folder)?;
                 }
-                None => write_model(self.config, self.trained, folder)?,
+                None => write_model(&self.config.raw, named(self.trained), folder)?,
             }
             copy_companions(self.source, folder, |name| self.lora.is_none() || name != "generation_config.json")?;
             let parts = |(name, [m, v]): (&String, &'_ [Tensor; 2])| {
@@ -103,17 +103,27 @@ fn in_adapter(name: &str) -> String {
 ///
 /// # Errors
 /// If a file cannot be written.
-pub fn publish_model(config: &ModelConfig, vars: &Vars, source: &Path, folder: &Path) -> Result<()> {
+pub fn publish_model(
+    raw: &Map<String, Value>,
+    tensors: BTreeMap<String, &Tensor>,
+    source: &Path,
+    folder: &Path,
+) -> Result<()> {
     publish_folder(folder, "merge", |folder| {
-        write_model(config, vars, folder)?;
+        write_model(raw, tensors, folder)?;
         copy_companions(source, folder, |_| true)
     })
 }
 
-/// Weights, and the base's configuration with every key kept and the element type that was really written.
-fn write_model(config: &ModelConfig, vars: &Vars, folder: &Path) -> Result<()> {
-    write_tensors(&folder.join(WEIGHTS), vars.iter().map(|(name, var)| (name.clone(), var.as_tensor())).collect())?;
-    let mut raw = config.raw.clone();
+/// Variables as the tensors that they hold.
+pub fn named(vars: &Vars) -> BTreeMap<String, &Tensor> {
+    vars.iter().map(|(name, var)| (name.clone(), var.as_tensor())).collect()
+}
+
+/// Weights, and the base's configuration `raw` with every key kept and the element type that was really written.
+fn write_model(raw: &Map<String, Value>, tensors: BTreeMap<String, &Tensor>, folder: &Path) -> Result<()> {
+    write_tensors(&folder.join(WEIGHTS), tensors)?;
+    let mut raw = raw.clone();
     let key = if raw.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
     raw.insert(key.into(), json!("float32"));
     write_json(&folder.join("config.json"), &Value::Object(raw))

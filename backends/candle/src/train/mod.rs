@@ -21,10 +21,10 @@ use karat_model::peft::{Adapter, TargetModules};
 use karat_system::memory;
 use rayon::ThreadPool;
 
+use crate::causal::score;
 use crate::dropout::Dropout;
 use crate::lora::{self, Adapted};
 use crate::model::{Decoder, Rotary};
-use crate::session::score;
 use crate::weights::{Vars, handles};
 use crate::{Result, failed};
 use checkpoint::{Checkpoint, at};
@@ -364,7 +364,7 @@ impl Run<'_> {
         for (row, ids) in eval.tokens().iter().enumerate() {
             let (at, _) = targets(eval.row_labels(row));
             if !at.is_empty() {
-                let scores = pool.install(|| score(decoder, rotary, ids))?;
+                let scores = pool.install(|| score(&mut decoder.row(rotary), ids))?;
                 sum -= at.iter().map(|at| f64::from(scores.logprobs[*at as usize])).sum::<f64>();
             }
             count += at.len() as u64;
