@@ -60,6 +60,7 @@ impl Backend for CandleBackend {
                 Capability::Adapter,
                 Capability::Merge,
                 Capability::FromScratch,
+                Capability::Gguf,
             ],
             devices: device::built().map(String::from).collect(),
             dtypes: vec![Dtype::F32],

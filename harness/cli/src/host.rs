@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use karat::backend::{Capability, Descriptor, Dtype, GenerateConfig, OpenConfig, Session};
+use karat::import::{gguf_in, gguf_view};
 use karat::model_dir::{ModelDir, has_config};
 use karat::plugin::{self, Found, Plugin, Search, find};
 use karat::run::{Backends, LoadedBackend, Origin, opening_warnings};
@@ -115,7 +116,7 @@ impl Opening {
         output: &Output,
     ) -> Result<Opening> {
         let backend = Plugins::new(global)?.backend(open.backend())?;
-        let ModelDir { model, adapter } = resolved(named, adapter, output)?;
+        let ModelDir { model, adapter } = resolved_for(named, adapter, &[backend.backend.describe()], output)?;
         // One that names no families has a layout of its own.
         if !backend.backend.describe().model_families.is_empty() {
             has_config(&model)?;
@@ -154,6 +155,28 @@ pub fn resolved(named: &Path, adapter: Option<&Path>, output: &Output) -> Result
         output.say(format!("{} is an adapter; its base is {}", named.display(), found.model.display()));
     }
     Ok(found)
+}
+
+/// As [`resolved`], for backends that may run a GGUF file as it is: it becomes a folder with a link to the file.
+///
+/// # Errors
+/// As there; a backend that does not run such files.
+pub fn resolved_for(
+    named: &Path,
+    adapter: Option<&Path>,
+    backends: &[Descriptor],
+    output: &Output,
+) -> Result<ModelDir> {
+    let Some(file) = gguf_in(named) else { return resolved(named, adapter, output) };
+    if let Some(without) = backends.iter().find(|backend| !backend.capabilities.contains(&Capability::Gguf)) {
+        return Err(Error::usage(format!("the backend {} does not run a GGUF file as it is", without.name))
+            .at(file.display())
+            .help(format!(
+                "--backend candle does; or make a model folder of it: karat import --gguf {} --out DIR",
+                file.display()
+            )));
+    }
+    Ok(ModelDir { model: gguf_view(&file)?, adapter: adapter.map(Path::to_path_buf) })
 }
 
 /// `config` with the flags that say on what, and in what, a model is computed.

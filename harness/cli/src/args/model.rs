@@ -62,8 +62,8 @@ impl OpenArgs {
 
 #[derive(Args)]
 pub struct ModelArgs {
-    /// The model's folder (Hugging Face layout), or an adapter's (PEFT layout), which is opened on
-    /// its base
+    /// The model's folder (Hugging Face layout), an adapter's (PEFT layout), which is opened on its
+    /// base, or a GGUF file (--backend candle)
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// An adapter's folder (PEFT layout), applied on top
