@@ -8,8 +8,8 @@ use crate::model::log_probabilities;
 use crate::weights::values;
 use crate::{Result, failed};
 
-/// Tokens of a row that go through the decoder at once where nothing is learned: attention takes memory of their number times
-/// that of all before them.
+/// Tokens of a row that go through the decoder at once where nothing is learned: attention takes
+/// memory of their number times that of all before them.
 pub const PIECE: usize = 512;
 
 /// A decoder with the tokens of one row behind it.
@@ -27,8 +27,8 @@ pub trait Causal: Send {
     fn logits(&self, hidden: &Tensor) -> candle_core::Result<Tensor>;
 }
 
-/// The log-probability of every token of `row` given its prefix, and whether it was the most probable one; `decoder` has no
-/// token behind it.
+/// The log-probability of every token of `row` given its prefix, and whether it was the most
+/// probable one; `decoder` has no token behind it.
 pub fn score(decoder: &mut dyn Causal, row: &[u32]) -> Result<Scores> {
     let mut scores = Scores::default();
     let (inputs, targets) = (&row[..row.len().max(1) - 1], &row[row.len().min(1)..]);

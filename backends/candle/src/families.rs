@@ -1,8 +1,9 @@
 //! Families beyond those that are trained: scored and generated with, from Hugging Face folders.
 //!
-//! One decoder computes them all, by the description that [`karat_model::Architecture`] makes of a `config.json`; a file there
-//! is a family here. The models of candle-transformers 0.11.1 are not used. They give the logits of the last position alone,
-//! so that scores would take a pass a token, and most compute another model than transformers does, without a word:
+//! One decoder computes them all, by the description that [`karat_model::Architecture`] makes of a
+//! `config.json`; a file there is a family here. The models of candle-transformers 0.11.1 are not
+//! used. They give the logits of the last position alone, so that scores would take a pass a token,
+//! and most compute another model than transformers does, without a word:
 //!
 //! | family | what its model there does not do as transformers does |
 //! | --- | --- |
@@ -50,14 +51,15 @@ pub struct Opened {
     pub parameters: u64,
     /// The adapter that is in them.
     pub adapter: Option<Adapter>,
-    /// What to say of how the weights lie in memory.
+    /// How the weights lie in memory, where that is to be said.
     pub weights: Option<String>,
 }
 
 /// Opens the model that `architecture` describes.
 ///
 /// # Errors
-/// For missing, misshapen or unexpected tensors, by name; as [`Adapter::open`]; weights that are to be drawn.
+/// For missing, misshapen or unexpected tensors, by name; as [`Adapter::open`]; weights that are to
+/// be drawn.
 pub fn open(mut architecture: Architecture, opened: &OpenConfig, device: &Device) -> Result<Opened> {
     if opened.weights == Weights::Random {
         return Err(not_trained(&architecture.model_type, "drawing the weights of"));

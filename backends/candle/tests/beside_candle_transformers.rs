@@ -1,6 +1,7 @@
-//! Why the families have a decoder of their own: the models of candle-transformers beside the numbers of transformers, on the
-//! same tiny checkpoints. Those that are right here agree with transformers; a newer version that mends one of the others
-//! fails this test, and the table of `families.rs` is to be looked at again.
+//! Why the families have a decoder of their own: the models of candle-transformers beside the
+//! numbers of transformers, on the same tiny checkpoints. Those that are right here agree with
+//! transformers; a newer version that mends one of the others fails this test, and the table of
+//! `families.rs` is to be looked at again.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 

@@ -1,5 +1,5 @@
-//! Families beyond those that are trained against numbers that transformers and peft made (`scripts/families.py`): tiny models
-//! drawn by a rule, so that no weights lie here.
+//! Families beyond those that are trained against numbers that transformers and peft made
+//! (`scripts/families.py`): tiny models drawn by a rule, so that no weights lie here.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
@@ -60,7 +60,8 @@ fn every_family_scores_and_writes_as_transformers_does() {
         let scores = score(&mut *session, &rows.iter().collect());
         let worst = off(&scores.logprobs, &wanted);
         println!("{name}: log-probabilities within {worst:.1e}");
-        // transformers rounds its frequencies to f32 before it raises them, which a row of 560 tokens shows.
+        // transformers rounds its frequencies to f32 before it raises them, which a row of 560
+        // tokens shows.
         assert!(worst < 5e-5, "{name}: {worst}");
         let theirs: Vec<u32> = serde_json::from_value(model["follows"].clone()).unwrap();
         assert_eq!(follows(&mut *session, &rows[0], theirs.len()), theirs, "{name}");

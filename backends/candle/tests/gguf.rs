@@ -54,7 +54,8 @@ fn there(name: &str) -> String {
     name
 }
 
-/// The rows of a Llama's query or key projection as ggml wants them: the halves of each head interleaved.
+/// The rows of a Llama's query or key projection as ggml wants them: the halves of each head
+/// interleaved.
 fn permuted(values: &[f32], [rows, columns]: [usize; 2], heads: usize) -> Vec<f32> {
     let (dim, half) = (rows / heads, rows / heads / 2);
     let from = |row: usize| row / dim * dim + row % dim % 2 * half + row % dim / 2;
@@ -104,7 +105,7 @@ fn texts(session: &mut dyn Session) -> Vec<Completion> {
 
 #[test]
 fn a_gguf_file_runs_as_the_model_of_its_numbers_does() {
-    // What is multiplied in blocks rounds activations to 8 bits too, as ggml does.
+    // Products of quantized blocks round activations to 8 bits too, as ggml does.
     for (kind, tolerance) in
         [(GgmlDType::F32, 2e-5), (GgmlDType::F16, 2e-5), (GgmlDType::Q8_0, 0.2), (GgmlDType::Q4K, 0.2)]
     {

@@ -1,10 +1,11 @@
-//! Decoders beyond Qwen3, Qwen2 and Llama, described by what is computed: norms and where they stand, rotations, windows of
-//! attention, experts, multipliers, soft caps. A backend that computes this description computes every family that has a file
-//! here.
+//! Decoders beyond Qwen3, Qwen2 and Llama, described by what is computed: norms and where they
+//! stand, rotations, windows of attention, experts, multipliers, soft caps. A backend that computes
+//! this description computes every family that has a file here.
 //!
-//! What a `config.json` means is what transformers 5 makes of it: its defaults where a key is left out, its names of
-//! tensors. A key that transformers reads and this description has no place for is refused by its name; one that transformers
-//! does not read for the family either is named in a warning.
+//! A `config.json` means here what transformers 5 makes of it: its defaults where a key is left
+//! out, its names of tensors. A key that transformers reads and this description has no place for
+//! is refused by its name; one that transformers does not read for the family either is named in a
+//! warning.
 
 mod gemma;
 mod glm4;
@@ -55,9 +56,10 @@ pub struct Rotation {
     pub interleaved: bool,
     /// The angle of each pair for one position, `[dim / 2]`.
     pub frequencies: Vec<f32>,
-    /// What cosines and sines are multiplied by.
+    /// Factor on cosines and sines.
     pub factor: f32,
-    /// The longest row that these frequencies are for, and those of longer rows (LongRoPE, Ding et al., arXiv 2402.13753).
+    /// The longest row that these frequencies are for, and those of longer rows (LongRoPE, Ding et
+    /// al., arXiv 2402.13753).
     pub long: Option<(usize, Vec<f32>)>,
 }
 
@@ -68,7 +70,8 @@ impl Rotation {
         Rotation { dim, interleaved: false, frequencies, factor, long: None }
     }
 
-    /// Cosines and sines of `count` positions from `first` on, `[count, dim / 2]` each, for a row of `length` tokens.
+    /// Cosines and sines of `count` positions from `first` on, `[count, dim / 2]` each, for a row
+    /// of `length` tokens.
     pub fn tables(&self, first: usize, count: usize, length: usize) -> (Vec<f32>, Vec<f32>) {
         let frequencies = match &self.long {
             Some((longest, long)) if length > *longest => long,
@@ -94,7 +97,7 @@ pub enum QkNorm {
 pub struct Attention {
     /// Heads.
     pub heads: Heads,
-    /// What products of queries and keys are multiplied by.
+    /// Factor on the products of queries and keys.
     pub scale: f64,
     /// `c tanh(x / c)` of them.
     pub softcap: Option<f64>,
@@ -132,7 +135,8 @@ pub enum Activation {
     Gelu,
 }
 
-/// Experts of a sparse layer (Shazeer et al., arXiv 1701.06538): the feed-forwards of which each token has a few.
+/// Experts of a sparse layer (Shazeer et al., arXiv 1701.06538): the feed-forwards of which each
+/// token has a few.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Experts {
     /// How many there are.
@@ -147,7 +151,7 @@ pub struct Experts {
     pub shared: Option<usize>,
 }
 
-/// What differs from layer to layer.
+/// The part of a layer that differs from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layer {
     /// A token sees this many, itself among them; none is all before it.
@@ -191,17 +195,18 @@ pub struct Architecture {
     pub rotations: Vec<Rotation>,
     /// The layers.
     pub layers: Vec<Layer>,
-    /// What the embedding is multiplied by.
+    /// Factor on the embedding.
     pub embedding_scale: f64,
-    /// What attention and feed-forward give is multiplied by before it is added to the residual stream.
+    /// Factor on the output of attention and of feed-forward, before it is added to the residual
+    /// stream.
     pub residual_scale: f64,
-    /// What logits are divided by.
+    /// Divisor of the logits.
     pub logits_divisor: f64,
     /// `c tanh(x / c)` of the logits.
     pub logits_softcap: Option<f64>,
     /// The output projection is the embedding.
     pub tied: bool,
-    /// What a user should know of how the folder was read, each a sentence.
+    /// Sentences for the user on how the folder was read.
     pub warnings: Vec<String>,
     /// The file as it is, for writing it again.
     pub raw: Map<String, Value>,
@@ -213,10 +218,12 @@ impl Architecture {
         FAMILIES.into_iter().map(|(name, _)| name)
     }
 
-    /// Reads `config.json` in `folder`; none where it is of a family that [`ModelConfig`] reads, or of none that is known.
+    /// Reads `config.json` in `folder`; none where it is of a family that [`ModelConfig`] reads, or
+    /// of none that is known.
     ///
     /// # Errors
-    /// Failed for a missing or broken file or key; Unsupported, by name, for what is not implemented.
+    /// Failed for a missing or broken file or key; Unsupported, by name, for what is not
+    /// implemented.
     pub fn read(folder: &Path) -> Result<Option<Self>, BackendError> {
         let raw = read_object(folder)?;
         let path = folder.join("config.json");
@@ -309,8 +316,9 @@ impl Architecture {
             .chain(head)
     }
 
-    /// The linear layers of attention and feed-forward, which can carry a LoRA. Routers and experts are none: PEFT adapts
-    /// the experts of transformers 5 as one parameter, which is another kind of adapter.
+    /// The linear layers of attention and feed-forward, which can carry a LoRA. Routers and experts
+    /// are none: PEFT adapts the experts of transformers 5 as one parameter, which is another kind
+    /// of adapter.
     pub fn linears(&self) -> Linears {
         let layers = (0..self.layers.len()).flat_map(|i| self.layer_tensors(i));
         let linears = layers.filter_map(|(name, shape)| match (name.strip_suffix(".weight"), shape.as_slice()) {
@@ -325,7 +333,8 @@ impl Architecture {
     /// Holds the sizes against the tensors of `files`, before anything is allocated for them.
     ///
     /// # Errors
-    /// A tensor that is missing, of another shape or of a type that is not computed with, by its name.
+    /// A tensor that is missing, of another shape or of a type that is not computed with, by its
+    /// name.
     pub fn check_tensors(&self, files: &Layout) -> Result<(), BackendError> {
         self.tensors().try_for_each(|(name, shape)| files.find(&name, &shape).map(drop))
     }

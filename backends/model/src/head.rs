@@ -34,7 +34,7 @@ impl ModelConfig {
     }
 }
 
-/// What to say if `files` hold a head of `shape` beside an embedding with other numbers.
+/// A warning if `files` hold a head of `shape` beside an embedding with other numbers.
 ///
 /// # Errors
 /// A head or an embedding that is misshapen or unreadable.

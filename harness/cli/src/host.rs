@@ -7,7 +7,7 @@ use karat::backend::{Capability, Descriptor, Dtype, GenerateConfig, OpenConfig, 
 use karat::import::{gguf_in, gguf_view};
 use karat::model_dir::{ModelDir, has_config};
 use karat::plugin::{self, Found, Plugin, Search, find};
-use karat::run::{Backends, LoadedBackend, Origin, opening_warnings};
+use karat::run::{AUTO, Asked, Backends, LoadedBackend, Origin, choose, opening_warnings};
 use karat::{Error, Result, nearest};
 
 use crate::args::{ComputeArgs, ComputeDtype, Global, ModelArgs, OpenArgs};
@@ -115,7 +115,8 @@ impl Opening {
         global: &Global,
         output: &Output,
     ) -> Result<Opening> {
-        let backend = Plugins::new(global)?.backend(open.backend())?;
+        let scores = [Capability::Score, Capability::Generate];
+        let backend = backend(open, named, &scores, &Plugins::new(global)?, output)?;
         let ModelDir { model, adapter } = resolved_for(named, adapter, &[backend.backend.describe()], output)?;
         // One that names no families has a layout of its own.
         if !backend.backend.describe().model_families.is_empty() {
@@ -143,6 +144,39 @@ impl Opening {
         opening_warnings(&self.config, &session.info()).iter().for_each(|w| output.say(format!("warning: {w}")));
         Ok(session)
     }
+}
+
+/// The backend that `open` names; for `auto` the one that is chosen for `capabilities` of the model that `named` names, which
+/// is said.
+///
+/// # Errors
+/// No such backend; none that does what is asked; what [`ModelDir::resolve`] refuses.
+pub fn backend(
+    open: &OpenArgs,
+    named: &Path,
+    capabilities: &[Capability],
+    plugins: &Plugins,
+    output: &Output,
+) -> Result<LoadedBackend> {
+    if open.backend() != AUTO {
+        return plugins.backend(open.backend());
+    }
+    let model = match gguf_in(named) {
+        Some(file) => file,
+        None => ModelDir::resolve(named, None)?.model,
+    };
+    let dtype = match open.compute.dtype.map(element) {
+        None => Dtype::F32,
+        Some(Ok(dtype)) => dtype,
+        Some(Err(few)) => {
+            return Err(Error::usage(format!("--dtype {few} with --backend auto"))
+                .help(format!("--backend onnxruntime computes in {few}")));
+        }
+    };
+    let device = open.compute.device.as_deref().unwrap_or("cpu");
+    let chosen = choose(&Asked { model: &model, capabilities, dtype, device }, plugins)?;
+    output.say(chosen.why);
+    Ok(chosen.backend)
 }
 
 /// [`ModelDir::resolve`], which says on which base an adapter was found to lie.

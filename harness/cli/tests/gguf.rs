@@ -1,4 +1,5 @@
-//! A GGUF file given as the model: run as it is by a backend that can, refused with a remedy by the others.
+//! A GGUF file given as the model: run as it is by a backend that can, refused with a remedy by the
+//! others.
 
 #![allow(clippy::unwrap_used)]
 #![cfg(unix)]
@@ -34,11 +35,17 @@ impl Place {
     }
 
     fn scores(&self, model: &str) -> Vec<Vec<f64>> {
-        let output = self.karat(&["score", "--model", model, "--input", "rows.jsonl", "--backend", "candle"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        self.scores_by("candle", model).0
+    }
+
+    /// Scores, and what was said.
+    fn scores_by(&self, backend: &str, model: &str) -> (Vec<Vec<f64>>, String) {
+        let output = self.karat(&["score", "--model", model, "--input", "rows.jsonl", "--backend", backend]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
         let text = String::from_utf8(output.stdout).unwrap();
         let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        rows.map(|row| serde_json::from_value(row["token_logprobs"].clone()).unwrap()).collect()
+        (rows.map(|row| serde_json::from_value(row["token_logprobs"].clone()).unwrap()).collect(), said)
     }
 }
 
@@ -49,7 +56,7 @@ fn a_gguf_file_scores_as_the_folder_that_is_made_of_it_and_is_not_dequantized_to
     assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
     let (folder, file) = (place.scores("tiny"), place.scores("tiny.gguf"));
     assert_eq!(folder.iter().map(Vec::len).collect::<Vec<_>>(), file.iter().map(Vec::len).collect::<Vec<_>>());
-    // What is multiplied in blocks rounds activations to 8 bits, too.
+    // Products of quantized blocks round activations to 8 bits, too.
     let worst = folder.concat().iter().zip(file.concat()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     println!("log-probabilities within {worst:.1e}");
     assert!(worst > 0.0 && worst < 0.1, "{worst}");
@@ -65,6 +72,19 @@ fn a_gguf_file_scores_as_the_folder_that_is_made_of_it_and_is_not_dequantized_to
     let output = place.karat(&[&generate[..], &["--max-new-tokens", "4"]].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 2);
+}
+
+#[test]
+fn auto_is_the_backend_that_runs_what_is_given_and_says_so() {
+    let place = Place::new();
+    let imported = place.karat(&["import", "--gguf", "tiny.gguf", "--out", "tiny"]);
+    assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
+    let (file, said) = place.scores_by("auto", "tiny.gguf");
+    assert_eq!(file, place.scores("tiny.gguf"));
+    assert!(said.contains("backend auto is candle: native does not run a GGUF file as it is"), "{said}");
+    let (folder, said) = place.scores_by("auto", "tiny");
+    assert_eq!(folder, place.scores_by("native", "tiny").0);
+    assert!(said.contains("backend auto is native, the fastest"), "{said}");
 }
 
 #[test]

@@ -26,7 +26,7 @@ use serde_json::Value as Json;
 pub use block::ElementType;
 pub use gguf::{Gguf, Tensor, Value};
 pub use retype::retype;
-pub use view::{gguf_in, gguf_view};
+pub use view::{gguf_in, gguf_view, has_gguf_weights};
 
 use crate::backend::Dtype;
 use crate::data::template::ChatTemplate;

@@ -1,5 +1,5 @@
-//! A GGUF file as a model's folder without copying its weights: what a backend that runs such files as they are opens, and
-//! where the tokenizer and the template are found.
+//! A GGUF file as a model's folder without copying its weights: what a backend that runs such files
+//! as they are opens, and where the tokenizer and the template are found.
 
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -13,7 +13,8 @@ use crate::backend::Dtype;
 use crate::fsio::{PassingFolder, sha256};
 use crate::{Error, Result};
 
-/// The GGUF file that `named` is, or that is the only one in the folder `named` without a model's configuration.
+/// The GGUF file that `named` is, or that is the only one in the folder `named` without a model's
+/// configuration.
 pub fn gguf_in(named: &Path) -> Option<PathBuf> {
     let is_gguf = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) && path.is_file();
     if is_gguf(named) {
@@ -27,8 +28,16 @@ pub fn gguf_in(named: &Path) -> Option<PathBuf> {
     files.next().filter(|_| files.next().is_none())
 }
 
-/// A folder in Karat's cache with the configuration, the tokenizer and the chat template of the GGUF file `path`, and a link
-/// to the file itself. It is made once for a file of this name, size and time.
+/// Whether the weights of the model in `folder` lie in a GGUF file.
+pub fn has_gguf_weights(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().to_lowercase()).collect();
+    !names.iter().any(|name| name.starts_with("model.safetensors")) && names.iter().any(|name| name.ends_with(".gguf"))
+}
+
+/// A folder in Karat's cache with the configuration, the tokenizer and the chat template of the
+/// GGUF file `path`, and a link to the file itself. It is made once for a file of this name, size
+/// and time.
 ///
 /// # Errors
 /// As [`import_gguf`](super::import_gguf); no folder to cache in.

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod backends;
+mod choose;
 mod evaluate;
 mod folder;
 mod left;
@@ -20,6 +21,7 @@ mod stored;
 mod train;
 
 pub use backends::{Backends, LoadedBackend, Origin, backend_error, opening_warnings};
+pub use choose::{AUTO, Asked, Chosen, choose, decided};
 pub use evaluate::{EvalJob, Evaluated, Query, evaluate, evaluator, scores};
 pub use folder::{remove, take};
 pub use leftover::left_over;

@@ -74,7 +74,7 @@ impl Norm {
     }
 }
 
-/// What is given through a norm, if there is one.
+/// `x` through a norm, if there is one.
 fn normed(norm: Option<&Norm>, x: Tensor) -> Result<Tensor> {
     norm.map_or(Ok(x.clone()), |norm| norm.forward(&x))
 }
@@ -138,12 +138,12 @@ struct Layer {
     after_mlp: Option<Norm>,
 }
 
-/// What the layers of a pass share.
+/// Rotations and masks that the layers of a pass share.
 struct Pass {
     /// Cosines and sines of each rotation, `[tokens, dim / 2]`.
     turns: Vec<(Tensor, Tensor)>,
-    /// 0 where a token sees a position and minus infinity elsewhere, `[tokens, positions]`, for each window that layers
-    /// have; none where all is seen.
+    /// 0 where a token sees a position and minus infinity elsewhere, `[tokens, positions]`, for
+    /// each window that layers have; none where all is seen.
     masks: Vec<(Option<usize>, Option<Tensor>)>,
 }
 
@@ -174,7 +174,8 @@ impl Tensors<'_> {
             Stored::Quantized(_) => Err(Error::Msg(format!("tensor {name} is quantized"))),
         }
     }
-    /// A linear layer, with a bias where there is one: what must be there was checked when it was loaded.
+    /// A linear layer, with a bias where there is one: what must be there was checked when it was
+    /// loaded.
     fn linear(&mut self, path: &str) -> Result<Linear> {
         let bias = format!("{path}.bias");
         let bias = if self.tensors.contains_key(&bias) { Some(self.plain(&bias)?) } else { None };
@@ -339,7 +340,8 @@ impl Decoder {
         let rotation = (&self.architecture.rotations[layer.plan.rotation], &pass.turns[layer.plan.rotation]);
         let (q, k) = (turned(q, rotation)?, turned(k, rotation)?);
         let (k, v) = cache.append(&k, &split(v, keys)?.transpose(0, 1)?.contiguous()?)?;
-        // Query heads that share a key head lie one after the other and are multiplied with it as one matrix.
+        // Query heads that share a key head lie one after the other and are multiplied with it as
+        // one matrix.
         let grouped = (keys, heads.group() * tokens, dim);
         let scores = (q.reshape(grouped)? * *scale)?.matmul(&k.transpose(1, 2)?)?;
         let scores = capped(scores, *softcap)?;

@@ -1,4 +1,5 @@
-//! A feed-forward of experts (Shazeer et al., arXiv 1701.06538): each token has the few that its router weighs most.
+//! A feed-forward of experts (Shazeer et al., arXiv 1701.06538): each token has the few that its
+//! router weighs most.
 
 use candle_core::{Result, Tensor};
 use candle_nn::ops::{sigmoid, softmax_last_dim};

@@ -1,4 +1,5 @@
-//! Quantized Qwen3, Qwen2 and Llama as they lie in a GGUF file: matrices stay in their blocks and are multiplied so.
+//! Quantized Qwen3, Qwen2 and Llama as they lie in a GGUF file: matrices stay in their blocks and
+//! are multiplied so.
 //!
 //! The folder has the file beside a `config.json`, which says what is computed, as for every model.
 
@@ -32,6 +33,19 @@ const NAMES: [(&str, &str); 11] = [
 ];
 /// Frequencies of Llama 3, which `config.json` says by other words.
 const FREQUENCIES: &str = "rope_freqs.weight";
+
+/// Whether candle multiplies rows of `columns` in the blocks of `kind`. Its CPU products of the
+/// older kinds take two blocks at a time and panic over an odd one; other kinds than these have
+/// none.
+fn is_multiplied(kind: GgmlDType, columns: usize) -> bool {
+    match kind {
+        GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1 | GgmlDType::Q8_0 => {
+            columns.is_multiple_of(64)
+        }
+        GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K => true,
+        _ => false,
+    }
+}
 
 /// The name in a GGUF file of the tensor `name`.
 fn stored_name(name: &str) -> Option<String> {
@@ -73,8 +87,8 @@ pub fn file_in(folder: &Path) -> Result<Option<PathBuf>> {
 /// Opens the model in `file`.
 ///
 /// # Errors
-/// An adapter, weights to draw; tensors that are missing, of another shape, without a place or of a type that candle does not
-/// multiply, by name.
+/// An adapter, weights to draw; tensors that are missing, of another shape, without a place or of a
+/// type that candle does not multiply, by name.
 pub fn open(file: &Path, opened: &OpenConfig, device: &Device) -> Result<Opened> {
     let at = |what: String| BackendError::failed(format!("{}: {what}", file.display()));
     if opened.adapter.is_some() {
@@ -110,10 +124,9 @@ pub fn open(file: &Path, opened: &OpenConfig, device: &Device) -> Result<Opened>
         let tensor = content.tensor(&mut reader, &there, device).map_err(broken)?;
         *kinds.entry(format!("{:?}", tensor.dtype())).or_default() += 1;
         parameters += tensor.shape().elem_count() as u64;
-        let plain = shape.len() == 1 || tensor.dtype() == GgmlDType::F32;
-        let stored = match plain {
-            true => Stored::Plain(tensor.dequantize(device).map_err(failed)?),
-            false => Stored::Quantized(QMatMul::from_qtensor(tensor).map_err(failed)?),
+        let stored = match shape.len() == 2 && is_multiplied(tensor.dtype(), shape[1]) {
+            true => Stored::Quantized(QMatMul::from_qtensor(tensor).map_err(failed)?),
+            false => Stored::Plain(tensor.dequantize(device).map_err(failed)?),
         };
         tensors.insert(name, stored);
         left.retain(|name| *name != there);

@@ -1,5 +1,6 @@
-//! Gemma 2 and Gemma 3 (text): norms of 1 + weight before and after both halves of a layer, windows in some layers, soft
-//! caps, a scale of attention of their own; Gemma 3 norms heads and rotates its windowed layers over another base.
+//! Gemma 2 and Gemma 3 (text): norms of 1 + weight before and after both halves of a layer, windows
+//! in some layers, soft caps, a scale of attention of their own; Gemma 3 norms heads and rotates
+//! its windowed layers over another base.
 
 use karat_backend::BackendError;
 use serde_json::{Map, Value, json};
@@ -58,8 +59,8 @@ pub fn read(reader: &Reader<'_>) -> Result<Architecture, BackendError> {
     Ok(decoder)
 }
 
-/// The rotary embeddings of Gemma 3's full and of its windowed layers. transformers 5 nests them by the kind of layer; before,
-/// the windowed ones had a base alone.
+/// The rotary embeddings of Gemma 3's full and of its windowed layers. transformers 5 nests them by
+/// the kind of layer; before, the windowed ones had a base alone.
 fn rotations(reader: &Reader<'_>, dim: usize, max_positions: usize) -> Result<Vec<Rotation>, BackendError> {
     let keys = reader.ask("rope_parameters");
     let given = |key: &'static str| reader.ask(key).some(key);

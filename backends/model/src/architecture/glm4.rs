@@ -1,5 +1,6 @@
-//! GLM-4: neighbours are rotated as pairs, in a part of each head; one tensor for the feed-forward's gate and up projections.
-//! `glm4` (0414) has norms after both halves of a layer too, `glm` (9B and its chat model) has none there.
+//! GLM-4: neighbours are rotated as pairs, in a part of each head; one tensor for the
+//! feed-forward's gate and up projections. `glm4` (0414) has norms after both halves of a layer
+//! too, `glm` (9B and its chat model) has none there.
 
 use karat_backend::BackendError;
 

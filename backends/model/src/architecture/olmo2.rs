@@ -1,4 +1,5 @@
-//! OLMo 2: norms after both halves of a layer and none before, one norm on all query heads of a token and one on all keys.
+//! OLMo 2: norms after both halves of a layer and none before, one norm on all query heads of a
+//! token and one on all keys.
 
 use karat_backend::BackendError;
 

@@ -1,5 +1,6 @@
-//! Phi-3 and Phi-4 mini: one tensor for queries, keys and values and one for gate and up, a rotated part of each head, and
-//! frequencies that change for rows beyond the length of the first training (LongRoPE).
+//! Phi-3 and Phi-4 mini: one tensor for queries, keys and values and one for gate and up, a rotated
+//! part of each head, and frequencies that change for rows beyond the length of the first training
+//! (LongRoPE).
 
 use karat_backend::BackendError;
 use serde_json::{Map, Value};
@@ -23,8 +24,9 @@ pub fn read(reader: &Reader<'_>) -> Result<Architecture, BackendError> {
     Ok(decoder)
 }
 
-/// The rotary embedding: plain, or LongRoPE with a list of divisors for rows of up to the first length and one for longer
-/// ones (transformers' `modeling_rope_utils._compute_longrope_parameters`).
+/// The rotary embedding: plain, or LongRoPE with a list of divisors for rows of up to the first
+/// length and one for longer ones (transformers'
+/// `modeling_rope_utils._compute_longrope_parameters`).
 fn rotation(reader: &Reader<'_>, dim: usize, max_positions: usize) -> Result<Rotation, BackendError> {
     for key in ["rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"] {
         reader.ask(key);

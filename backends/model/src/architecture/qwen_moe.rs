@@ -1,5 +1,5 @@
-//! Qwen2-MoE and Qwen3-MoE: experts instead of feed-forwards in some layers, with an expert that every token has beside them
-//! in the former.
+//! Qwen2-MoE and Qwen3-MoE: experts instead of feed-forwards in some layers, with an expert that
+//! every token has beside them in the former.
 
 use karat_backend::BackendError;
 use serde_json::Value;
@@ -57,7 +57,8 @@ pub fn read(reader: &Reader<'_>) -> Result<Architecture, BackendError> {
     Ok(decoder)
 }
 
-/// Which layers see a window: all of a Qwen3-MoE that is told to, every second one of the first of a Qwen2-MoE.
+/// Which layers see a window: all of a Qwen3-MoE that is told to, every second one of the first of
+/// a Qwen2-MoE.
 fn windows(reader: &Reader<'_>, decoder: &mut Architecture, third: bool) -> Result<(), BackendError> {
     let uses = reader.flag_or("use_sliding_window", false)?;
     let window = reader.size_or_null("sliding_window", Some(4096))?.filter(|_| uses);

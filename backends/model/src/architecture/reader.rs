@@ -1,5 +1,5 @@
-//! The keys of a family's `config.json`: each is asked for by the file that computes it, and what nobody asked for is
-//! refused or said.
+//! The keys of a family's `config.json`: each is asked for by the file that computes it, and what
+//! nobody asked for is refused or said.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -52,7 +52,7 @@ const ELSEWHERE: [&str; 7] = [
     "layer_types",
 ];
 
-/// What a family takes where its configuration is silent.
+/// A family's values where its configuration is silent.
 pub struct Defaults {
     /// Key heads; none is as many as query heads.
     pub key_heads: Option<usize>,
@@ -62,7 +62,8 @@ pub struct Defaults {
     pub max_positions: usize,
     /// Epsilon of norms.
     pub norm_eps: f64,
-    /// Part of a head that is rotated; none where the family rotates all of it whatever the keys say.
+    /// Part of a head that is rotated; none where the family rotates all of it whatever the keys
+    /// say.
     pub partial_rotary: Option<f64>,
     /// Whether the head is the embedding.
     pub tied: bool,
@@ -175,7 +176,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The layers' `layer_types` as windows: `default` says of a layer whether it slides where the key is left out.
+    /// The layers' `layer_types` as windows: `default` says of a layer whether it slides where the
+    /// key is left out.
     pub fn windows(&self, layers: usize, window: Option<usize>, default: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
         let key = "layer_types";
         let slides = match self.ask(key).some(key) {
@@ -204,7 +206,8 @@ impl<'a> Reader<'a> {
         self.rotation_of(self.keys, dim, max_positions, (DEFAULT_THETA, defaults.partial_rotary))
     }
 
-    /// The rotary embedding that `keys` ask for over a head of `dim`, with a default base and a default part of it.
+    /// The rotary embedding that `keys` ask for over a head of `dim`, with a default base and a
+    /// default part of it.
     pub fn rotation_of(
         &self,
         keys: Keys<'_>,

@@ -40,7 +40,8 @@ pub struct ComputeArgs {
 /// Who computes a model, and how.
 #[derive(Args, Clone, Debug, Default, PartialEq)]
 pub struct OpenArgs {
-    /// The backend (karat backends lists them) [default: native, or the suite's]
+    /// The backend (karat backends lists them), or auto: the fastest that does what is asked
+    /// [default: native, or the suite's]
     #[arg(long, value_name = "NAME")]
     pub backend: Option<String>,
     #[command(flatten)]

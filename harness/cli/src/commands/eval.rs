@@ -7,7 +7,9 @@ use karat::data::notes::stray_texts;
 use karat::import::gguf_in;
 use karat::model_dir::{ModelDir, given};
 use karat::report::{self, Environment};
-use karat::run::{Backends, Brought, evaluate_brought, left_over, machine, prepare, read_stored, report_stored, take};
+use karat::run::{
+    AUTO, Backends, Brought, evaluate_brought, left_over, machine, prepare, read_stored, report_stored, take,
+};
 use karat::suite::{Overrides, Suite};
 
 use super::data::say_notes;
@@ -28,8 +30,9 @@ pub fn run(args: &EvalArgs, global: &Global, output: &Output) -> Result<u8> {
     let named = args.model.as_ref().unwrap_or(&suite.model.base);
     let plugins = Plugins::new(global)?;
     let described = match gguf_in(named) {
-        Some(_) => vec![plugins.backend(suite.eval_backend())?.backend.describe()],
-        None => Vec::new(),
+        // The backend that is chosen for it runs it.
+        Some(_) if suite.eval_backend() != AUTO => vec![plugins.backend(suite.eval_backend())?.backend.describe()],
+        _ => Vec::new(),
     };
     let ModelDir { model, adapter } = resolved_for(named, args.adapter.as_deref(), &described, output)?;
     let default = std::path::Path::new("runs").join(format!("{}-{}", suite.name, args.name));
