@@ -1,9 +1,11 @@
 //! Free generation: one row after the other, token by token, over caches of keys and values.
 
 use karat_backend::{BackendError, Completion, Event, EventSink, Flow, GenerateConfig, StopReason, TokensView};
+use karat_model::rows::check_prompts;
 use karat_model::sampling::Sampler;
 
-use crate::session::{CandleSession, PIECE};
+use crate::causal::PIECE;
+use crate::session::CandleSession;
 use crate::weights::values;
 use crate::{Result, failed};
 
@@ -18,12 +20,14 @@ pub fn generate(
     config: &GenerateConfig,
     sink: &mut dyn EventSink,
 ) -> Result<Vec<Completion>> {
-    session.config.check_prompts(prompts)?;
-    let sampler = Sampler::new(config, session.config.vocab_size)?;
+    check_prompts(prompts, session.model.vocab_size(), session.model.max_positions())?;
+    let sampler = Sampler::new(config, session.model.vocab_size())?;
+    let longest = session.model.max_positions();
+    let CandleSession { model, pool, .. } = session;
     let (mut completions, mut tokens) = (Vec::with_capacity(prompts.rows()), 0);
     let total = prompts.rows() as u64;
     for (row, prompt) in prompts.iter().enumerate() {
-        let (mut ids, mut caches, mut next) = (Vec::new(), session.decoder.caches(), prompt.to_vec());
+        let (mut ids, mut decoder, mut next) = (Vec::new(), model.row(prompt.len()), prompt.to_vec());
         let stop = loop {
             if ids.last().is_some_and(|id| config.stop_ids.contains(id)) {
                 break StopReason::Stop;
@@ -31,13 +35,13 @@ pub fn generate(
             if ids.len() >= config.max_new_tokens {
                 break StopReason::Length;
             }
-            if prompt.len() + ids.len() >= session.config.max_positions {
+            if prompt.len() + ids.len() >= longest {
                 break StopReason::Context;
             }
-            let logits = session.install(|decoder, rotary| {
+            let logits = pool.install(|| {
                 let mut last = None;
                 for piece in next.chunks(PIECE) {
-                    let hidden = decoder.hidden(piece, rotary, Some(&mut caches), None).map_err(failed)?;
+                    let hidden = decoder.hidden(piece).map_err(failed)?;
                     last = Some(hidden.narrow(0, piece.len() - 1, 1).map_err(failed)?);
                 }
                 let last = last.ok_or_else(|| BackendError::failed("there is no token to continue"))?;

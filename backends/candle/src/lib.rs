@@ -5,6 +5,9 @@
 //! and the backward pass is candle's autograd. So it is an opinion independent of the native engine and of ONNX Runtime
 //! (`karat compare --backends native,candle,onnxruntime`), and an example of a backend that trains.
 //!
+//! Mistral, Gemma, Phi-3, Qwen's mixtures of experts, GLM-4, Granite and OLMo 2 are scored and generated with, adapters put into
+//! their weights when they are loaded (`families`).
+//!
 //! On the CPU the numbers depend neither on the number of threads nor on the batch, and a resumed run is bit by bit the run
 //! that never stopped. With the features `cuda` and `metal` it computes on candle's other devices, which promise neither.
 //!
@@ -12,8 +15,10 @@
 //! keeps threads of its own, one a core (`CANDLE_NUM_THREADS`), which spin while they wait for each other: on a machine that
 //! other programs load, `CANDLE_NUM_THREADS=1` is faster.
 
+mod causal;
 mod device;
 mod dropout;
+mod families;
 mod generate;
 mod lora;
 mod model;
@@ -24,6 +29,7 @@ mod weights;
 use std::collections::BTreeMap;
 
 use karat_backend::{Backend, BackendError, Capability, Descriptor, Dtype, OpenConfig, Session};
+use karat_model::Architecture;
 
 /// Short name of this backend.
 pub const NAME: &str = "candle";
@@ -54,10 +60,15 @@ impl Backend for CandleBackend {
                 Capability::Adapter,
                 Capability::Merge,
                 Capability::FromScratch,
+                Capability::Gguf,
             ],
             devices: device::built().map(String::from).collect(),
             dtypes: vec![Dtype::F32],
-            model_families: karat_model::Family::NAMES.map(String::from).to_vec(),
+            model_families: karat_model::Family::NAMES
+                .into_iter()
+                .chain(Architecture::names())
+                .map(String::from)
+                .collect(),
             build: BTreeMap::from([("candle-core".to_owned(), CANDLE.to_owned())]),
         }
     }

@@ -14,6 +14,7 @@ use karat_backend::lora::AdapterShape;
 use karat_model::peft::stored_name;
 use karat_model::{EMBEDDING, HEAD, Heads, ModelConfig, Rope};
 
+use crate::causal::Causal;
 use crate::dropout::Masks;
 use crate::lora::Adapted;
 
@@ -258,7 +259,7 @@ impl Decoder {
     }
 
     /// Empty caches of keys and values, one a layer.
-    pub fn caches(&self) -> Vec<KvCache> {
+    fn caches(&self) -> Vec<KvCache> {
         self.layers.iter().map(|_| KvCache::new(1, CACHED)).collect()
     }
 
@@ -282,6 +283,11 @@ impl Decoder {
             x = layer.forward(&x, &pass, caches.as_deref_mut().map(|caches| &mut caches[i]))?;
         }
         self.norm.forward(&x)
+    }
+
+    /// A row that begins.
+    pub fn row<'a>(&'a self, rotary: &'a mut Rotary) -> Row<'a> {
+        Row { decoder: self, rotary, caches: self.caches() }
     }
 
     /// `[tokens, vocab]` of `hidden` `[tokens, hidden]`.
@@ -310,5 +316,22 @@ impl Decoder {
         let is_pad: Vec<u8> = ids.iter().map(|id| u8::from(*id == pad)).collect();
         let is_pad = Tensor::from_vec(is_pad, (ids.len(), 1), &self.device)?.broadcast_as(x.shape())?;
         is_pad.where_cond(&x.detach(), &x)
+    }
+}
+
+/// A row that goes through the decoder.
+pub struct Row<'a> {
+    decoder: &'a Decoder,
+    rotary: &'a mut Rotary,
+    caches: Vec<KvCache>,
+}
+
+impl Causal for Row<'_> {
+    fn hidden(&mut self, ids: &[u32]) -> Result<Tensor> {
+        self.decoder.hidden(ids, self.rotary, Some(&mut self.caches), None)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.decoder.logits(hidden)
     }
 }

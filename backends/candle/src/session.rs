@@ -1,38 +1,83 @@
 //! A session: one model in candle's tensors, a pool of threads, and the calls on them.
 
+use candle_core::{Device, Var};
 use karat_backend::{
     BackendError, Completion, Dtype, Evaluator, Event, EventSink, Flow, GenerateConfig, LabelledView, Method,
     OpenConfig, Scores, Session, SessionInfo, TokensView, TrainPlan, TrainSummary, Trainer, Weights,
 };
 use karat_model::peft::Adapter;
 use karat_model::publish::{Put, publish_model};
-use karat_model::sampling::argmax;
+use karat_model::rows::check_rows;
 use karat_model::train::admit;
-use karat_model::{ModelConfig, Rounding, Supports, thread_pool};
+use karat_model::{Architecture, ModelConfig, Rounding, Supports, thread_pool};
 use rayon::ThreadPool;
 
+use crate::causal::{Causal, score};
 use crate::device::{self, Opened};
 use crate::lora::Adapted;
-use crate::model::{Decoder, Rotary, log_probabilities};
+use crate::model::{Decoder, Rotary};
 use crate::train::Job;
-use crate::weights::{self, Vars, handles, shapes, values};
-use crate::{Result, failed};
+use crate::weights::{self, Spec, Vars, handles, shapes, values};
+use crate::{Result, failed, families};
 
-/// Tokens of a row that go through the decoder at once where nothing is learned: attention takes memory of their number times
-/// that of all before them.
-pub const PIECE: usize = 512;
+/// What is open.
+pub enum Model {
+    /// A decoder that can be trained.
+    Trained(Box<Trained>),
+    /// One that is scored and generated with.
+    Family(Box<families::Decoder>),
+}
+
+/// A decoder that can be trained, with its variables.
+pub struct Trained {
+    config: ModelConfig,
+    decoder: Decoder,
+    rotary: Rotary,
+    vars: Vars,
+}
+
+impl Model {
+    /// Tokens in the vocabulary.
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            Model::Trained(model) => model.config.vocab_size,
+            Model::Family(decoder) => decoder.architecture().vocab_size,
+        }
+    }
+
+    /// Longest sequence.
+    pub fn max_positions(&self) -> usize {
+        match self {
+            Model::Trained(model) => model.config.max_positions,
+            Model::Family(decoder) => decoder.architecture().max_positions,
+        }
+    }
+
+    fn warnings(&self) -> &[String] {
+        match self {
+            Model::Trained(model) => &model.config.warnings,
+            Model::Family(decoder) => &decoder.architecture().warnings,
+        }
+    }
+
+    /// A row of `length` tokens that begins; more may follow.
+    pub fn row(&mut self, length: usize) -> Box<dyn Causal + '_> {
+        match self {
+            Model::Trained(model) => Box::new(model.decoder.row(&mut model.rotary)),
+            Model::Family(decoder) => Box::new(decoder.row(length)),
+        }
+    }
+}
 
 /// An open model on its device.
 pub struct CandleSession {
-    pub(crate) config: ModelConfig,
-    pub(crate) decoder: Decoder,
-    rotary: Rotary,
-    vars: Vars,
+    pub(crate) model: Model,
+    pub(crate) pool: ThreadPool,
     opened_on: Opened,
-    pool: ThreadPool,
     opened: OpenConfig,
     parameters: u64,
     adapter_parameters: u64,
+    weights: Option<String>,
     trained: bool,
 }
 
@@ -59,71 +104,67 @@ impl CandleSession {
         }
         let opened_on = device::open(&opened.device)?;
         let pool = thread_pool(crate::NAME, opened.threads)?;
-        let mut config = ModelConfig::read(&opened.model)?;
-        Supports::CANDLE.check(&config)?;
+        if opened.merge_into.is_some() && opened.adapter.is_none() {
+            return Err(BackendError::failed("there is no adapter to merge into the weights; name one"));
+        }
         let device = &opened_on.device;
-        let adapter = match &opened.adapter {
-            Some(folder) => Some(Adapter::open(folder, &config.linears())?),
-            None => None,
+        let family = match (families::gguf::file_in(&opened.model)?, Architecture::read(&opened.model)?) {
+            (None, None) => None,
+            (Some(file), _) => Some(pool.install(|| families::gguf::open(&file, opened, device))?),
+            (None, Some(architecture)) => Some(pool.install(|| families::open(architecture, opened, device))?),
         };
-        let (vars, rounding) = pool.install(|| match opened.weights {
-            Weights::Load => weights::load(&mut config, &opened.model, adapter.as_ref(), device),
-            Weights::Random => {
-                weights::random(&config, opened.seed, adapter.as_ref(), device).map(|vars| (vars, Rounding::default()))
+        let (model, parameters, adapter, weights) = match family {
+            Some(families::Opened { decoder, parameters, adapter, weights }) => {
+                (Model::Family(Box::new(decoder)), parameters, adapter, weights)
             }
-        })?;
-        if let Some(adapter) = &adapter {
-            config.warnings.extend_from_slice(adapter.warnings());
-        }
-        if let Some(folder) = &opened.merge_into {
-            if adapter.is_none() {
-                return Err(BackendError::failed("there is no adapter to merge into the weights; name one"));
+            None => {
+                let (trained, adapter) = open_trained(opened, device, &pool)?;
+                let parameters = trained.vars.values().map(|var| var.elem_count() as u64).sum();
+                (Model::Trained(Box::new(trained)), parameters, adapter, None)
             }
-            config.warnings.extend(rounding.warning());
-            let read = |name: &str, put: &mut Put<'_>| put(&values(&vars[name])?);
-            publish_model(&config, &shapes(&vars), &read, &opened.model, folder)?;
-        }
-        let decoder = Decoder::new(&config, handles(&vars, |_| false), &Adapted::new(), device).map_err(failed)?;
-        let rotary = Rotary::new(&config, device);
-        let parameters = vars.values().map(|var| var.elem_count() as u64).sum();
+        };
         // A merged adapter is part of the model.
         let adapter = adapter.filter(|_| opened.merge_into.is_none());
         let adapter_parameters = adapter.map_or(0, |adapter| adapter.parameters());
         let opened = opened.clone();
         let trained = false;
-        Ok(CandleSession {
-            config,
-            decoder,
-            rotary,
-            vars,
-            opened_on,
-            pool,
-            opened,
-            parameters,
-            adapter_parameters,
-            trained,
-        })
+        Ok(CandleSession { model, pool, opened_on, opened, parameters, adapter_parameters, weights, trained })
     }
 
-    /// Computes on the session's threads.
-    pub(crate) fn install<T: Send>(&mut self, compute: impl FnOnce(&Decoder, &mut Rotary) -> T + Send) -> T {
-        let (decoder, rotary) = (&self.decoder, &mut self.rotary);
-        self.pool.install(|| compute(decoder, rotary))
+    /// Says which row this model cannot take.
+    pub(crate) fn check(&self, rows: TokensView<'_>) -> Result<()> {
+        check_rows(rows.iter(), self.model.vocab_size(), self.model.max_positions())
     }
 }
 
-/// The log-probability of every token of `row` given its prefix, and whether it was the most probable one.
-pub fn score(decoder: &Decoder, rotary: &mut Rotary, row: &[u32]) -> Result<Scores> {
-    let (mut scores, mut caches) = (Scores::default(), decoder.caches());
-    let (inputs, targets) = (&row[..row.len().max(1) - 1], &row[row.len().min(1)..]);
-    for (piece, targets) in inputs.chunks(PIECE).zip(targets.chunks(PIECE)) {
-        let hidden = decoder.hidden(piece, rotary, Some(&mut caches), None).map_err(failed)?;
-        let logits = decoder.logits(&hidden).map_err(failed)?;
-        scores.logprobs.extend(values(&log_probabilities(&logits, targets).map_err(failed)?)?);
-        let logits: Vec<Vec<f32>> = logits.to_vec2().map_err(failed)?;
-        scores.greedy.extend(logits.iter().zip(targets).map(|(logits, id)| argmax(logits) == Some(*id as usize)));
+/// Opens a model of a family that is trained, with the adapter that is in its weights.
+fn open_trained(opened: &OpenConfig, device: &Device, pool: &ThreadPool) -> Result<(Trained, Option<Adapter>)> {
+    let mut config = ModelConfig::read(&opened.model)?;
+    Supports::CANDLE.check(&config)?;
+    let adapter = match &opened.adapter {
+        Some(folder) => Some(Adapter::open(folder, &config.linears())?),
+        None => None,
+    };
+    let (vars, rounding) = pool.install(|| match opened.weights {
+        Weights::Load => {
+            let spec = Spec::Trained(&mut config);
+            weights::load(spec, &opened.model, adapter.as_ref(), device, Var::from_vec)
+        }
+        Weights::Random => {
+            weights::random(&config, opened.seed, adapter.as_ref(), device).map(|vars| (vars, Rounding::default()))
+        }
+    })?;
+    if let Some(adapter) = &adapter {
+        config.warnings.extend_from_slice(adapter.warnings());
     }
-    Ok(scores)
+    if let Some(folder) = &opened.merge_into {
+        config.warnings.extend(rounding.warning());
+        let read = |name: &str, put: &mut Put<'_>| put(&values(&vars[name])?);
+        publish_model(&config.raw, &shapes(&vars), &read, &opened.model, folder)?;
+    }
+    let decoder = Decoder::new(&config, handles(&vars, |_| false), &Adapted::new(), device).map_err(failed)?;
+    let rotary = Rotary::new(&config, device);
+    Ok((Trained { config, decoder, rotary, vars }, adapter))
 }
 
 impl Session for CandleSession {
@@ -135,7 +176,7 @@ impl Session for CandleSession {
     }
     fn info(&self) -> SessionInfo {
         let mut kernels = vec![format!("candle {} f32; element-wise on threads of candle's own", crate::CANDLE)];
-        kernels.extend(self.opened_on.remark.clone());
+        kernels.extend(self.opened_on.remark.iter().chain(&self.weights).cloned());
         SessionInfo {
             device: self.opened_on.name.clone(),
             dtype: self.opened.dtype,
@@ -143,19 +184,20 @@ impl Session for CandleSession {
             kernels,
             parameters: self.parameters,
             adapter_parameters: self.adapter_parameters,
-            vocab_size: self.config.vocab_size,
-            max_positions: self.config.max_positions,
-            warnings: self.config.warnings.clone(),
+            vocab_size: self.model.vocab_size(),
+            max_positions: self.model.max_positions(),
+            warnings: self.model.warnings().to_vec(),
         }
     }
 }
 
 impl Evaluator for CandleSession {
     fn score(&mut self, tokens: TokensView<'_>, sink: &mut dyn EventSink) -> Result<Scores> {
-        self.config.check_rows(tokens.iter())?;
+        self.check(tokens)?;
         let (mut scores, mut fed) = (Scores::default(), 0);
         for (i, row) in tokens.iter().enumerate() {
-            let of_row = self.install(|decoder, rotary| score(decoder, rotary, row))?;
+            let CandleSession { model, pool, .. } = self;
+            let of_row = pool.install(|| score(&mut *model.row(row.len()), row))?;
             scores.logprobs.extend(of_row.logprobs);
             scores.greedy.extend(of_row.greedy);
             fed += row.len() as u64;
@@ -185,8 +227,19 @@ impl Trainer for CandleSession {
         plan: &TrainPlan,
         sink: &mut dyn EventSink,
     ) -> Result<TrainSummary> {
-        admit(&mut self.trained, &self.opened)?;
-        let CandleSession { config, decoder, rotary, vars, opened_on, pool, opened, .. } = self;
+        let CandleSession { model, opened_on, pool, opened, trained, .. } = self;
+        let Trained { config, decoder, rotary, vars } = match model {
+            Model::Trained(model) => &mut **model,
+            Model::Family(_) if self.weights.is_some() => {
+                return Err(BackendError::unsupported(
+                    "the quantized weights of a GGUF file are not trained; make a folder of it with karat import",
+                ));
+            }
+            Model::Family(decoder) => {
+                return Err(families::not_trained(&decoder.architecture().model_type, "training"));
+            }
+        };
+        admit(trained, opened)?;
         let (source, device) = (&*opened.model, &opened_on.device);
         let job = Job { config, decoder, rotary, vars, source, device, pool, train, eval, plan };
         let summary = job.run(sink)?;

@@ -7,7 +7,8 @@ use candle_core::{Device, Tensor, Var};
 use karat_model::checkpoint::CheckpointLayout;
 use karat_model::peft::{Adapter, tied_embedding};
 use karat_model::publish::Shapes;
-use karat_model::{EMBEDDING, ModelConfig, Rounding};
+use karat_model::tensors::check_strays;
+use karat_model::{Architecture, EMBEDDING, HEAD, ModelConfig, Rounding};
 use karat_system::memory;
 
 use crate::{Result, failed};
@@ -15,24 +16,49 @@ use crate::{Result, failed};
 /// Tensors by their names in files, in f32.
 pub type Vars = BTreeMap<String, Var>;
 
-/// Loads the weights of a model's folder, with `adapter` put into them, and what the sum would lose in the element type of
-/// the files.
+/// Which tensors a model has.
+pub enum Spec<'a> {
+    /// One of the families that are trained.
+    Trained(&'a mut ModelConfig),
+    /// One of the others.
+    Family(&'a mut Architecture),
+}
+
+impl Spec<'_> {
+    /// Their names and shapes once the files were looked at.
+    fn settle(&mut self, files: &CheckpointLayout) -> Result<Shapes> {
+        match self {
+            Spec::Trained(config) => {
+                config.check_tensors(files)?;
+                config.settle_head(files)?;
+                Ok(config.tensors().collect())
+            }
+            Spec::Family(architecture) => {
+                architecture.check_tensors(files)?;
+                architecture.settle_head(files)?;
+                Ok(architecture.tensors().collect())
+            }
+        }
+    }
+}
+
+/// Loads the weights of a model's folder, each made a `T` of its numbers and shape, with `adapter` put into them, and what
+/// the sum would lose in the element type of the files.
 ///
 /// # Errors
 /// For missing, misshapen or unexpected tensors, by name, before anything is allocated for them; as [`Adapter::merge`].
-pub fn load(
-    config: &mut ModelConfig,
+pub fn load<T>(
+    mut spec: Spec<'_>,
     folder: &Path,
     adapter: Option<&Adapter>,
     device: &Device,
-) -> Result<(Vars, Rounding)> {
+    made: impl Fn(Vec<f32>, Vec<usize>, &Device) -> candle_core::Result<T>,
+) -> Result<(BTreeMap<String, T>, Rounding)> {
     let files = CheckpointLayout::of_folder(folder)?;
-    config.check_tensors(&files)?;
-    config.settle_head(&files)?;
-    config.check_strays(&files)?;
-    check_saved(config, adapter)?;
-    let (mut vars, mut rounding) = (Vars::new(), Rounding::default());
-    let shapes: BTreeMap<String, Vec<usize>> = config.tensors().collect();
+    let shapes = spec.settle(&files)?;
+    check_strays(&files, |name| shapes.contains_key(name))?;
+    check_saved(&shapes, adapter)?;
+    let (mut tensors, mut rounding) = (BTreeMap::new(), Rounding::default());
     for (name, shape) in shapes {
         let mut values = files.read(&name, &shape)?;
         if let Some(adapter) = adapter {
@@ -42,18 +68,18 @@ pub fn load(
                 rounding.add(dtype, &before, &values);
             }
         }
-        vars.insert(name, Var::from_vec(values, shape, device).map_err(failed)?);
+        tensors.insert(name, made(values, shape, device).map_err(failed)?);
     }
-    Ok((vars, rounding))
+    Ok((tensors, rounding))
 }
 
 /// Refuses whole tensors of an adapter that the model has no place for.
-fn check_saved(config: &ModelConfig, adapter: Option<&Adapter>) -> Result<()> {
+fn check_saved(shapes: &Shapes, adapter: Option<&Adapter>) -> Result<()> {
     let Some(adapter) = adapter else { return Ok(()) };
-    if config.tied && adapter.saved().any(|name| name == EMBEDDING) {
+    if !shapes.contains_key(HEAD) && adapter.saved().any(|name| name == EMBEDDING) {
         return Err(tied_embedding());
     }
-    match adapter.saved().find(|saved| !config.tensors().any(|(name, _)| name == *saved)) {
+    match adapter.saved().find(|saved| !shapes.contains_key(*saved)) {
         Some(name) => Err(adapter.unknown_tensor(name)),
         None => Ok(()),
     }
@@ -73,7 +99,7 @@ fn merge(adapter: &Adapter, name: &str, shape: &[usize], values: &mut Vec<f32>) 
 /// If the machine has no room; as [`Adapter::merge`].
 pub fn random(config: &ModelConfig, seed: u64, adapter: Option<&Adapter>, device: &Device) -> Result<Vars> {
     config.check_memory(memory::available())?;
-    check_saved(config, adapter)?;
+    check_saved(&config.tensors().collect(), adapter)?;
     let draw = |(name, shape): (String, Vec<usize>)| {
         let mut values = config.draw(seed, &name, &shape);
         if let Some(adapter) = adapter {

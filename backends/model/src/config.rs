@@ -6,6 +6,7 @@ use std::path::Path;
 use karat_backend::BackendError;
 use serde_json::{Map, Value};
 
+use crate::architecture::Architecture;
 use crate::keys::{Keys, unimplemented, wrong};
 use crate::rope::Rope;
 
@@ -129,18 +130,7 @@ impl ModelConfig {
     /// # Errors
     /// Failed for a missing or broken file or key; Unsupported, by name, for what is not implemented.
     pub fn read(folder: &Path) -> Result<Self, BackendError> {
-        let path = folder.join("config.json");
-        let at = |what: &str| BackendError::failed(format!("{}: {what}", path.display()));
-        let unread = |e: std::io::Error| {
-            at("could not read it; the model must be a folder in the Hugging Face layout").because(&e)
-        };
-        let length = std::fs::metadata(&path).map_err(unread)?.len();
-        if length > LARGEST_FILE {
-            return Err(at(&format!("not a model's configuration: it has {length} bytes")));
-        }
-        let text = std::fs::read(&path).map_err(unread)?;
-        let raw: Value = serde_json::from_slice(&text).map_err(|e| at("not JSON").because(&e))?;
-        let Value::Object(raw) = raw else { return Err(at("not a JSON object")) };
+        let (path, raw) = (folder.join("config.json"), read_object(folder)?);
         let mut config = Self::parse(raw)
             .map_err(|e| BackendError { message: format!("{}: {}", path.display(), e.message), ..e })?;
         // Without the folder: an export keeps them, and its bytes do not depend on where the model lay.
@@ -157,7 +147,13 @@ impl ModelConfig {
         let family = match keys.text("model_type")? {
             Some(name) => Family::of(name).ok_or_else(|| {
                 let known = Family::NAMES.join(", ");
-                BackendError::unsupported(format!("model_type {name:?} is not implemented (implemented: {known})"))
+                let elsewhere = match Architecture::names().any(|family| family == name) {
+                    true => "; the backend candle scores and generates with it",
+                    false => "",
+                };
+                BackendError::unsupported(format!(
+                    "model_type {name:?} is not implemented (implemented: {known}){elsewhere}"
+                ))
             })?,
             None => return Err(BackendError::failed("\"model_type\" is missing")),
         };
@@ -209,6 +205,24 @@ impl ModelConfig {
     /// The output projection's tensor: the embedding's where it is tied.
     pub fn head_name(&self) -> &'static str {
         if self.tied { crate::EMBEDDING } else { crate::HEAD }
+    }
+}
+
+/// The keys of `config.json` in `folder`.
+pub(crate) fn read_object(folder: &Path) -> Result<Map<String, Value>, BackendError> {
+    let path = folder.join("config.json");
+    let at = |what: &str| BackendError::failed(format!("{}: {what}", path.display()));
+    let unread =
+        |e: std::io::Error| at("could not read it; the model must be a folder in the Hugging Face layout").because(&e);
+    let length = std::fs::metadata(&path).map_err(unread)?.len();
+    if length > LARGEST_FILE {
+        return Err(at(&format!("not a model's configuration: it has {length} bytes")));
+    }
+    let text = std::fs::read(&path).map_err(unread)?;
+    let raw: Value = serde_json::from_slice(&text).map_err(|e| at("not JSON").because(&e))?;
+    match raw {
+        Value::Object(raw) => Ok(raw),
+        _ => Err(at("not a JSON object")),
     }
 }
 

@@ -22,31 +22,43 @@ impl ModelConfig {
     /// # Errors
     /// A head or an embedding that is misshapen or unreadable.
     pub fn settle_head(&mut self, files: &CheckpointLayout) -> Result<(), BackendError> {
-        if !self.tied || files.shape(HEAD).is_none() {
+        if !self.tied {
             return Ok(());
         }
-        let shape = [self.vocab_size, self.hidden_size];
-        let mut pair = [EMBEDDING, HEAD].map(|name| Numbers::open(files, name, &shape));
-        let [Ok(embedding), Ok(head)] = &mut pair else {
-            return Err(pair.into_iter().find_map(Result::err).unwrap_or_else(BackendError::cancelled));
-        };
-        let (mut left, mut equal) = (shape[0] * shape[1], true);
-        while left > 0 && equal {
-            let n = left.min(STRETCH);
-            // The sign of a zero does not count, and no number equals one that is not a number.
-            equal = embedding.next(n)? == head.next(n)?;
-            left -= n;
-        }
-        if !equal {
+        if let Some(said) = head_differs(files, [self.vocab_size, self.hidden_size])? {
             self.tied = false;
             self.raw.insert("tie_word_embeddings".into(), Value::Bool(false));
-            self.warnings.push(format!(
-                "config.json says tie_word_embeddings, but {HEAD} in the file differs from the embedding: both are kept \
-                 apart, as in transformers 5; write false there to say what is so"
-            ));
+            self.warnings.push(said);
         }
         Ok(())
     }
+}
+
+/// A warning if `files` hold a head of `shape` beside an embedding with other numbers.
+///
+/// # Errors
+/// A head or an embedding that is misshapen or unreadable.
+pub(crate) fn head_differs(files: &CheckpointLayout, shape: [usize; 2]) -> Result<Option<String>, BackendError> {
+    if files.shape(HEAD).is_none() {
+        return Ok(None);
+    }
+    let mut pair = [EMBEDDING, HEAD].map(|name| Numbers::open(files, name, &shape));
+    let [Ok(embedding), Ok(head)] = &mut pair else {
+        return Err(pair.into_iter().find_map(Result::err).unwrap_or_else(BackendError::cancelled));
+    };
+    let (mut left, mut equal) = (shape[0] * shape[1], true);
+    while left > 0 && equal {
+        let n = left.min(STRETCH);
+        // The sign of a zero does not count, and no number equals one that is not a number.
+        equal = embedding.next(n)? == head.next(n)?;
+        left -= n;
+    }
+    Ok((!equal).then(|| {
+        format!(
+            "config.json says tie_word_embeddings, but {HEAD} in the file differs from the embedding: both are kept apart, \
+             as in transformers 5; write false there to say what is so"
+        )
+    }))
 }
 
 /// A tensor that is read from its beginning, widened to f32.

@@ -2,6 +2,7 @@
 //! then two backends compute two models under one name.
 //!
 //! - [`ModelConfig`]: `config.json` of Qwen3, Qwen2 and Llama, checked, as transformers 5 understands it;
+//! - [`Architecture`]: that of decoders beyond those three, described by what is computed;
 //! - [`end_tokens`]: the tokens that end a text, where `generation_config.json` names any;
 //! - [`checkpoint`]: where its tensors lie;
 //! - [`Rope`]: the frequencies of its rotary embedding;
@@ -18,6 +19,7 @@
 //! anything is allocated for it.
 
 mod adapter;
+pub mod architecture;
 pub mod checkpoint;
 mod config;
 pub mod draw;
@@ -28,14 +30,15 @@ pub mod peft;
 pub mod publish;
 mod rope;
 mod rounding;
-mod rows;
+pub mod rows;
 pub mod sampling;
 mod supports;
-mod tensors;
+pub mod tensors;
 mod threads;
 pub mod train;
 
 pub use adapter::adapter_tensors;
+pub use architecture::Architecture;
 pub use config::{Family, Heads, ModelConfig};
 pub use generation::end_tokens;
 pub use rope::{Rope, Scaling};

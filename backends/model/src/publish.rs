@@ -10,7 +10,6 @@ use karat_system::safetensors::{Entry, Writer};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::WEIGHTS;
-use crate::config::ModelConfig;
 
 type Result<T, E = BackendError> = std::result::Result<T, E>;
 
@@ -105,13 +104,13 @@ pub fn copy_companions(source: &Path, folder: &Path, wanted: impl Fn(&str) -> bo
     Ok(())
 }
 
-/// Writes a model's weights into `folder`, and its configuration.
+/// Writes a model's weights into `folder`, and the configuration that was read as `raw`.
 ///
 /// # Errors
 /// As [`write_tensors`].
-pub fn write_model(config: &ModelConfig, shapes: &Shapes, read: &Read<'_>, folder: &Path) -> Result<()> {
+pub fn write_model(raw: &Map<String, Value>, shapes: &Shapes, read: &Read<'_>, folder: &Path) -> Result<()> {
     write_tensors(&folder.join(WEIGHTS), shapes, read)?;
-    write_json(&folder.join("config.json"), &Value::Object(config.written_in_f32()))
+    write_json(&folder.join("config.json"), &Value::Object(written_in_f32(raw)))
 }
 
 /// Writes a model without training state into `folder`, with what the folder `source`, from which
@@ -120,26 +119,24 @@ pub fn write_model(config: &ModelConfig, shapes: &Shapes, read: &Read<'_>, folde
 /// # Errors
 /// If a file cannot be written.
 pub fn publish_model(
-    config: &ModelConfig,
+    raw: &Map<String, Value>,
     shapes: &Shapes,
     read: &Read<'_>,
     source: &Path,
     folder: &Path,
 ) -> Result<()> {
     publish_folder(folder, "merge", |folder| {
-        write_model(config, shapes, read, folder)?;
+        write_model(raw, shapes, read, folder)?;
         copy_companions(source, folder, |_| true)
     })
 }
 
-impl ModelConfig {
-    /// Every key of `config.json`, with the element type that this crate writes.
-    pub fn written_in_f32(&self) -> Map<String, Value> {
-        let mut raw = self.raw.clone();
-        let key = if raw.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
-        raw.insert(key.into(), json!("float32"));
-        raw
-    }
+/// Every key of the `config.json` that was read as `raw`, with the element type that this crate writes.
+pub fn written_in_f32(raw: &Map<String, Value>) -> Map<String, Value> {
+    let mut raw = raw.clone();
+    let key = if raw.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
+    raw.insert(key.into(), json!("float32"));
+    raw
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! `config_references.py` of the tools asks transformers itself, `tests/rope.rs` compares.
 
 use std::f64::consts::PI;
+use std::ops::Range;
 
 use karat_backend::BackendError;
 use serde_json::{Map, Value};
@@ -15,7 +16,7 @@ use serde_json::{Map, Value};
 use crate::keys::{Keys, unimplemented, wrong};
 
 /// transformers' `default_theta`.
-const DEFAULT_THETA: f64 = 10_000.0;
+pub(crate) const DEFAULT_THETA: f64 = 10_000.0;
 /// No base of a real model is larger.
 const LARGEST_THETA: f64 = 1e15;
 
@@ -77,6 +78,20 @@ impl Rope {
     /// What the keys of a `config.json` ask for. `max_positions` is its `max_position_embeddings`. Keys of the section
     /// that its type does not read are named in `remarks`: transformers passes over them too, with a warning.
     pub(crate) fn read(keys: Keys<'_>, max_positions: usize, remarks: &mut Vec<String>) -> Result<Self, BackendError> {
+        let (rope, Part { factor, place }) = Rope::read_part(keys, max_positions, DEFAULT_THETA, remarks)?;
+        match factor {
+            None | Some(1.0) => Ok(rope),
+            Some(factor) => Err(unimplemented(format!("partial_rotary_factor {factor} ({place})"))),
+        }
+    }
+
+    /// As [`Rope::read`], over the base `theta` where none is given, and which part of a head's dimensions is rotated.
+    pub(crate) fn read_part(
+        keys: Keys<'_>,
+        max_positions: usize,
+        theta: f64,
+        remarks: &mut Vec<String>,
+    ) -> Result<(Self, Part), BackendError> {
         let section = |key: &str| match keys.some(key) {
             None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(map).filter(|map| !map.is_empty())),
@@ -89,7 +104,7 @@ impl Rope {
         };
         let empty = Map::new();
         let section = Section { name, keys: Keys(map.unwrap_or(&empty)), outer: keys, max_positions };
-        let rope = section.read(remarks)?;
+        let (rope, part) = section.read(theta, remarks)?;
         let unread: Vec<&str> = section.keys.0.keys().map(String::as_str).filter(|key| !rope.reads(key)).collect();
         if !unread.is_empty() {
             let kind = section.kind()?;
@@ -104,7 +119,7 @@ impl Rope {
                     .into(),
             );
         }
-        Ok(rope)
+        Ok((rope, part))
     }
 
     /// Whether this type of embedding reads `key` in its section.
@@ -176,10 +191,20 @@ impl Rope {
     /// Cosines and sines of the first `positions`, `[positions, head_dim / 2]` each, times the attention factor. Angles
     /// are products in f32, and cosines and sines are rounded before they are scaled, as transformers has it.
     pub fn tables(&self, head_dim: usize, positions: usize) -> (Vec<f32>, Vec<f32>) {
-        let (frequencies, factor) = (self.inverse_frequencies(head_dim), self.attention_factor());
-        let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
-        angles.map(|a| (a.cos() as f32 * factor, a.sin() as f32 * factor)).unzip()
+        tables(&self.inverse_frequencies(head_dim), self.attention_factor(), 0..positions)
     }
+}
+
+/// Cosines and sines of `positions`, times `factor`.
+pub(crate) fn tables(frequencies: &[f32], factor: f32, positions: Range<usize>) -> (Vec<f32>, Vec<f32>) {
+    let angles = positions.flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
+    angles.map(|a| (a.cos() as f32 * factor, a.sin() as f32 * factor)).unzip()
+}
+
+/// The part of a head's dimensions that is rotated, if a key says so, and where that key stands.
+pub(crate) struct Part {
+    pub factor: Option<f64>,
+    place: &'static str,
 }
 
 /// The first and the last dimension of yarn's ramp.
@@ -211,14 +236,17 @@ impl Section<'_> {
         Ok(self.inside(self.keys.text(key))?.unwrap_or("default"))
     }
 
-    fn read(&self, remarks: &mut Vec<String>) -> Result<Rope, BackendError> {
+    fn read(&self, default_theta: f64, remarks: &mut Vec<String>) -> Result<(Rope, Part), BackendError> {
         if let Some((kind, _)) = self.keys.0.iter().find(|(_, value)| value.is_object()) {
             return Err(unimplemented(format!("a rotary embedding for each kind of layer ({}, {kind:?})", self.name)));
         }
         let kind = self.kind()?;
-        for (keys, place) in [(self.keys, self.name), (self.outer, "config.json")] {
-            if let Some(factor) = keys.some("partial_rotary_factor").filter(|f| f.as_f64() != Some(1.0)) {
-                return Err(unimplemented(format!("partial_rotary_factor {factor} ({place})")));
+        let mut part = Part { factor: None, place: self.name };
+        for (keys, place) in [(self.outer, "config.json"), (self.keys, self.name)] {
+            if let Some(factor) = keys.some("partial_rotary_factor") {
+                let fits = factor.as_f64().filter(|x| *x > 0.0 && *x <= 1.0);
+                let fits = fits.ok_or_else(|| wrong("partial_rotary_factor", "a number above 0 and at most 1", factor));
+                part = Part { factor: Some(fits?), place };
             }
         }
         let want = "a number above 1 and at most 1e15";
@@ -232,7 +260,7 @@ impl Section<'_> {
                 }
                 inside
             }
-            None => theta(self.outer)?.unwrap_or(DEFAULT_THETA),
+            None => theta(self.outer)?.unwrap_or(default_theta),
         };
         let scaling = match kind {
             "default" => Scaling::Default,
@@ -255,7 +283,7 @@ impl Section<'_> {
                 )));
             }
         };
-        Ok(Rope { theta, scaling })
+        Ok((Rope { theta, scaling }, part))
     }
 
     /// A positive number, if it is there; neither so small nor so large that frequencies vanish.

@@ -94,14 +94,7 @@ impl ModelConfig {
     /// Names the tensor.
     pub fn check_strays(&self, files: &CheckpointLayout) -> Result<(), BackendError> {
         let known: BTreeSet<String> = self.tensors().map(|(name, _)| name).collect();
-        let harmless = |name: &str| name.ends_with("rotary_emb.inv_freq") || (self.tied && name == HEAD);
-        match files.names().find(|name| !harmless(name) && !known.contains(*name)) {
-            Some(name) => Err(BackendError::failed(format!(
-                "{}: tensor {name} has no place in the model that config.json describes",
-                files.place().display()
-            ))),
-            None => Ok(()),
-        }
+        check_strays(files, |name| known.contains(name))
     }
 
     /// Holds the sizes of a model that is to be drawn in f32 against the memory that is left, if that is known.
@@ -127,5 +120,21 @@ impl ModelConfig {
             self.intermediate_size,
             self.vocab_size
         )))
+    }
+}
+
+/// Refuses tensors in `files` that are not `known` to the model. A head beside the embedding that it is tied to, and
+/// frequencies that are computed anyway, do no harm.
+///
+/// # Errors
+/// Names the tensor.
+pub fn check_strays(files: &CheckpointLayout, known: impl Fn(&str) -> bool) -> Result<(), BackendError> {
+    let harmless = |name: &str| name.ends_with("rotary_emb.inv_freq") || name == HEAD;
+    match files.names().find(|name| !harmless(name) && !known(name)) {
+        Some(name) => Err(BackendError::failed(format!(
+            "{}: tensor {name} has no place in the model that config.json describes",
+            files.place().display()
+        ))),
+        None => Ok(()),
     }
 }

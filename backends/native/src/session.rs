@@ -76,7 +76,7 @@ impl NativeSession {
             })?;
             model.config.warnings.extend(rounding.warning());
             let tensors = model.tensors();
-            publish_model(&model.config, &shapes(&tensors), &reader(&tensors), &config.model, folder)?;
+            publish_model(&model.config.raw, &shapes(&tensors), &reader(&tensors), &config.model, folder)?;
         }
         pool.install(|| model.place(&opened_on.device))?;
         let parameters = model.tensors().values().map(|t| t.elem_count() as u64).sum();

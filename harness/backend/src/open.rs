@@ -52,6 +52,8 @@ pub enum Capability {
     Export,
     /// [`Session::set_adapter`], perhaps only with an option of the backend's.
     ExchangeAdapter,
+    /// A model folder that holds a GGUF file instead of safetensors is run as it is, quantized.
+    Gguf,
 }
 
 /// Element type of weights and activations.

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use karat::backend::{Capability, Descriptor, Dtype, GenerateConfig, OpenConfig, Session};
+use karat::import::{gguf_in, gguf_view};
 use karat::model_dir::{ModelDir, has_config};
 use karat::plugin::{self, FoundPlugin, Plugin, Search, find};
-use karat::run::{Backends, LoadedBackend, Origin, opening_warnings};
+use karat::run::{AUTO, Asked, Backends, LoadedBackend, Origin, choose, opening_warnings};
 use karat::{Error, Result, nearest};
 
 use crate::args::{ComputeArgs, ComputeDtype, Global, ModelArgs, OpenArgs, SamplingArgs};
@@ -114,8 +115,9 @@ impl Opening {
         global: &Global,
         output: &Output,
     ) -> Result<Opening> {
-        let backend = Plugins::new(global)?.backend(open.backend())?;
-        let ModelDir { model, adapter } = resolved(named, adapter, output)?;
+        let scores = [Capability::Score, Capability::Generate];
+        let backend = backend(open, named, &scores, &Plugins::new(global)?, output)?;
+        let ModelDir { model, adapter } = resolved_for(named, adapter, &[backend.backend.describe()], output)?;
         // One that names no families has a layout of its own.
         if !backend.backend.describe().model_families.is_empty() {
             has_config(&model)?;
@@ -144,6 +146,39 @@ impl Opening {
     }
 }
 
+/// The backend that `open` names; for `auto` the one that is chosen for `capabilities` of the model that `named` names, which
+/// is said.
+///
+/// # Errors
+/// No such backend; none that does what is asked; what [`ModelDir::resolve`] refuses.
+pub fn backend(
+    open: &OpenArgs,
+    named: &Path,
+    capabilities: &[Capability],
+    plugins: &Plugins,
+    output: &Output,
+) -> Result<LoadedBackend> {
+    if open.backend() != AUTO {
+        return plugins.backend(open.backend());
+    }
+    let model = match gguf_in(named) {
+        Some(file) => file,
+        None => ModelDir::resolve(named, None)?.model,
+    };
+    let dtype = match open.compute.dtype.map(element) {
+        None => Dtype::F32,
+        Some(Ok(dtype)) => dtype,
+        Some(Err(few)) => {
+            return Err(Error::usage(format!("--dtype {few} with --backend auto"))
+                .help(format!("--backend onnxruntime computes in {few}")));
+        }
+    };
+    let device = open.compute.device.as_deref().unwrap_or("cpu");
+    let chosen = choose(&Asked { model: &model, capabilities, dtype, device }, plugins)?;
+    output.say(chosen.why);
+    Ok(chosen.backend)
+}
+
 /// [`ModelDir::resolve`], which says on which base an adapter was found to lie.
 ///
 /// # Errors
@@ -154,6 +189,28 @@ pub fn resolved(named: &Path, adapter: Option<&Path>, output: &Output) -> Result
         output.say(format!("{} is an adapter; its base is {}", named.display(), found.model.display()));
     }
     Ok(found)
+}
+
+/// As [`resolved`], for backends that may run a GGUF file as it is: it becomes a folder with a link to the file.
+///
+/// # Errors
+/// As there; a backend that does not run such files.
+pub fn resolved_for(
+    named: &Path,
+    adapter: Option<&Path>,
+    backends: &[Descriptor],
+    output: &Output,
+) -> Result<ModelDir> {
+    let Some(file) = gguf_in(named) else { return resolved(named, adapter, output) };
+    if let Some(without) = backends.iter().find(|backend| !backend.capabilities.contains(&Capability::Gguf)) {
+        return Err(Error::usage(format!("the backend {} does not run a GGUF file as it is", without.name))
+            .at(file.display())
+            .help(format!(
+                "--backend candle does; or make a model folder of it: karat import --gguf {} --out DIR",
+                file.display()
+            )));
+    }
+    Ok(ModelDir { model: gguf_view(&file)?, adapter: adapter.map(Path::to_path_buf) })
 }
 
 /// `config` with the flags that say on what, and in what, a model is computed.

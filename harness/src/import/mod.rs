@@ -14,6 +14,7 @@ mod gguf;
 mod quant;
 mod retype;
 mod tokenizer;
+mod view;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ use serde_json::Value as Json;
 pub use gguf::{Gguf, GgufTensor, Value};
 pub use quant::GgmlType;
 pub use retype::retype;
+pub use view::{gguf_in, gguf_view, has_gguf_weights};
 
 use crate::backend::Dtype;
 use crate::data::template::ChatTemplate;
@@ -110,15 +112,7 @@ pub fn import_gguf(
     let temporary = PassingFolder::beside(&out, "import").map_err(|e| Error::io("create a folder beside", &out, e))?;
     let folder = temporary.path();
 
-    let dtype = torch_name(options.dtype);
-    write_json(&folder.join("config.json"), &decoder.config(dtype, tokenizer.ids.iter().cloned()))?;
-    write_json(&folder.join("generation_config.json"), &tokenizer.generation)?;
-    write_json(&folder.join("tokenizer.json"), &tokenizer.tokenizer)?;
-    write_json(&folder.join("tokenizer_config.json"), &tokenizer.config)?;
-    if let Some(template) = &tokenizer.template {
-        crate::fsio::write_atomic(&folder.join("chat_template.jinja"), template.as_bytes())?;
-    }
-    let notes = proof_read(folder, &gguf, &tokenizer)?;
+    let notes = write_companions(&gguf, &decoder, &tokenizer, options.dtype, folder)?;
     let weight_files = write_weights(&gguf, &decoder.tensors, folder, options, watch)?;
 
     // An empty folder may be there; anything else that came meanwhile is left alone and the rename fails.
@@ -140,6 +134,25 @@ pub fn import_gguf(
         tokens: tokenizer.tokens,
         notes,
     })
+}
+
+/// Writes what a model's folder has beside its weights: the configuration, which names `dtype`, the tokenizer, the template.
+/// Returns what the reader should know.
+fn write_companions(
+    gguf: &Gguf,
+    decoder: &GgufDecoder<'_>,
+    tokenizer: &tokenizer::GgufTokenizer,
+    dtype: Dtype,
+    folder: &Path,
+) -> Result<Vec<String>> {
+    write_json(&folder.join("config.json"), &decoder.config(torch_name(dtype), tokenizer.ids.iter().cloned()))?;
+    write_json(&folder.join("generation_config.json"), &tokenizer.generation)?;
+    write_json(&folder.join("tokenizer.json"), &tokenizer.tokenizer)?;
+    write_json(&folder.join("tokenizer_config.json"), &tokenizer.config)?;
+    if let Some(template) = &tokenizer.template {
+        crate::fsio::write_atomic(&folder.join("chat_template.jinja"), template.as_bytes())?;
+    }
+    proof_read(folder, gguf, tokenizer)
 }
 
 fn refuse_existing(out: &Path) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod backends;
+mod choose;
 mod evaluate;
 mod external_predictions;
 mod folder;
@@ -22,6 +23,7 @@ mod session_cache;
 mod train;
 
 pub use backends::{Backends, LoadedBackend, Origin, backend_error, opening_warnings};
+pub use choose::{AUTO, Asked, Chosen, choose, decided};
 pub use evaluate::{EvalJob, Evaluated, Query, evaluate, evaluator, scores};
 pub use external_predictions::{Known, StoredModel, read_stored, report_pairs, report_stored};
 pub use folder::{remove, take};

@@ -16,8 +16,8 @@ use crate::run::recorded::{Recorded, RecordedTraining};
 use crate::run::report_inputs::{plugin, report_recorded};
 use crate::run::train::{Base, EVALUATE_IT, TrainJob, Trained, plan, train};
 use crate::run::{
-    Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, SessionCache, adapter, folder, left, left_over,
-    models, prepare,
+    Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, SessionCache, adapter, decided, folder, left,
+    left_over, models, prepare,
 };
 use crate::suite::{CheckpointChoice, Suite};
 
@@ -53,8 +53,18 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<Report> {
     let _lock = folder::take(folder)?;
-    let mut stages =
-        Stages { suite, folder, backends, observer, cancel, threads: 0, base_sha256: None, read: BTreeMap::new() };
+    let (suite, chosen) = &decided(suite, None, backends, observer)?;
+    let mut stages = Stages {
+        suite,
+        chosen,
+        folder,
+        backends,
+        observer,
+        cancel,
+        threads: 0,
+        base_sha256: None,
+        read: BTreeMap::new(),
+    };
     stages.bound_threads();
     let prepared = stages.data()?;
     let mut subjects = vec![Subject {
@@ -104,7 +114,7 @@ pub fn evaluate_brought(
         );
     }
     let _lock = folder::take(folder)?;
-    let mut suite = suite.clone();
+    let (mut suite, chosen) = decided(suite, Some(&model), backends, observer)?;
     if has_other_tokenizer(&model, &suite.model.base)? {
         observer.notice(Notice::Warning(format!(
             "{} has a tokenizer of its own: it is asked in its own tokens and template, not in those of the suite's base",
@@ -114,6 +124,7 @@ pub fn evaluate_brought(
     }
     let mut stages = Stages {
         suite: &suite,
+        chosen: &chosen,
         folder,
         backends,
         observer,
@@ -136,6 +147,8 @@ fn has_other_tokenizer(model: &Path, base: &Path) -> Result<bool> {
 
 struct Stages<'a> {
     suite: &'a Suite,
+    /// Why the backends are those that `auto` came to.
+    chosen: &'a BTreeMap<String, String>,
     folder: &'a Path,
     backends: &'a dyn Backends,
     observer: &'a mut dyn Observer,
@@ -381,6 +394,7 @@ impl Stages<'_> {
             machine: machine(),
             plugins: plugins.iter().map(plugin).collect(),
             paths: BTreeMap::from([("run".to_string(), self.folder.display().to_string())]),
+            notes: self.chosen.clone(),
             ..Environment::default()
         };
         let report = report_recorded(self.suite, prepared, recorded, environment)?;

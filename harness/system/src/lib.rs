@@ -3,13 +3,16 @@
 //!
 //! - [`fsio`]: files and folders that are there whole under their final name or not at all, locks, digests;
 //! - [`safetensors`]: files of tensors written a piece at a time;
+//! - [`cache_root`]: the folder for what can be made again;
 //! - [`memory`]: what this process takes and could still take;
 //! - [`Error`]: what happened, where, what to do next.
 
+mod cache;
 pub mod error;
 pub mod exit;
 pub mod fsio;
 pub mod memory;
 pub mod safetensors;
 
+pub use cache::cache_root;
 pub use error::{Error, ErrorKind, Result};

@@ -7,9 +7,9 @@ use karat_backend::{AdamW, BackendError};
 use karat_model::publish::{Put, Shapes};
 use karat_model::train::{Dropout, Learner, MicroBatch, OptimizerStep, Part, Target, clip_factor, excluded_from_decay};
 
+use crate::causal::score;
 use crate::dropout::Masks;
 use crate::model::{Decoder, Rotary, log_probabilities};
-use crate::session::score;
 use crate::weights::{Vars, set, shapes, values};
 use crate::{Result, failed};
 
@@ -151,7 +151,7 @@ impl Learner for CandleLearner<'_> {
         for (ids, targets) in batch.rows() {
             let targets: Vec<Target> = targets.collect();
             if !targets.is_empty() {
-                let scores = score(self.evaluator, self.rotary, ids)?;
+                let scores = score(&mut self.evaluator.row(self.rotary), ids)?;
                 logprobs.extend(targets.iter().map(|target| scores.logprobs[target.at]));
             }
         }

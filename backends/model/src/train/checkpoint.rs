@@ -47,7 +47,7 @@ pub fn publish(
             }
             None => {
                 let read = |name: &str, put: &mut Put<'_>| learner.read(Part::Parameter, name, put);
-                write_model(base.config, trained, &read, folder)?;
+                write_model(&base.config.raw, trained, &read, folder)?;
             }
         }
         copy_companions(base.source, folder, |name| lora.is_none() || name != "generation_config.json")?;

@@ -11,6 +11,7 @@ use karat_backend::{BackendError, Dtype};
 use karat_model::checkpoint::CheckpointLayout;
 use karat_model::peft::{Adapter, tied_embedding};
 use karat_model::publish::copy_companions;
+use karat_model::publish::written_in_f32;
 use karat_model::{EMBEDDING, HEAD, ModelConfig, Rounding};
 use karat_system::fsio::{self, PassingFolder};
 use karat_system::safetensors::{Entry, Writer};
@@ -58,7 +59,7 @@ fn configuration(
     checkpoint: &CheckpointLayout,
     adapter: &Adapter,
 ) -> Result<Map<String, Value>, BackendError> {
-    let mut config = read.written_in_f32();
+    let mut config = written_in_f32(&read.raw);
     let saves = |name: &str| adapter.saved().any(|saved| saved == name);
     let tied = read.tied;
     if tied && saves(EMBEDDING) && !saves(HEAD) {

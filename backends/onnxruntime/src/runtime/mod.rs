@@ -57,11 +57,7 @@ static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
 /// # Errors
 /// If none of these variables is set.
 pub fn cache_root() -> Result<PathBuf, BackendError> {
-    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    variable("KARAT_CACHE")
-        .or_else(|| variable("XDG_CACHE_HOME").map(|p| p.join("karat")))
-        .or_else(|| variable("HOME").map(|p| p.join(".cache").join("karat")))
-        .ok_or_else(|| BackendError::failed("no folder to cache in: set KARAT_CACHE, XDG_CACHE_HOME or HOME"))
+    karat_system::cache_root().map_err(|e| BackendError::failed(e.to_string()))
 }
 
 /// Loads the library, or returns the one already loaded; `on_cuda` looks for one with CUDA first.

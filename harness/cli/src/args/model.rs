@@ -40,7 +40,8 @@ pub struct ComputeArgs {
 /// Who computes a model, and how.
 #[derive(Args, Clone, Debug, Default, PartialEq)]
 pub struct OpenArgs {
-    /// The backend (karat backends lists them) [default: native, or the suite's]
+    /// The backend (karat backends lists them), or auto: the fastest that does what is asked
+    /// [default: native, or the suite's]
     #[arg(long, value_name = "NAME")]
     pub backend: Option<String>,
     #[command(flatten)]
@@ -62,8 +63,8 @@ impl OpenArgs {
 
 #[derive(Args)]
 pub struct ModelArgs {
-    /// The model's folder (Hugging Face layout), or an adapter's (PEFT layout), which is opened on
-    /// its base
+    /// The model's folder (Hugging Face layout), an adapter's (PEFT layout), which is opened on its
+    /// base, or a GGUF file (--backend candle)
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// An adapter's folder (PEFT layout), applied on top

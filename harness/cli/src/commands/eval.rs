@@ -4,16 +4,19 @@ use std::path::Path;
 
 use karat::Result;
 use karat::data::notes::stray_texts;
+use karat::import::gguf_in;
 use karat::model_dir::{ModelDir, given};
 use karat::report::{self, Environment};
-use karat::run::{Brought, evaluate_brought, left_over, machine, prepare, read_stored, report_stored, take};
+use karat::run::{
+    AUTO, Backends, Brought, evaluate_brought, left_over, machine, prepare, read_stored, report_stored, take,
+};
 use karat::suite::{Overrides, Suite};
 
 use super::data::say_notes;
 use super::rows::say_bad;
 use super::run::{computed, interrupted, load_suite, print, run_folder};
 use crate::args::{EvalArgs, Global};
-use crate::host::{Plugins, cancel_on_interrupt, resolved};
+use crate::host::{Plugins, cancel_on_interrupt, resolved_for};
 use crate::output::Output;
 use crate::progress::Progress;
 
@@ -25,10 +28,15 @@ pub fn run(args: &EvalArgs, global: &Global, output: &Output) -> Result<u8> {
         return measure(args, &suite, output);
     }
     let named = args.model.as_ref().unwrap_or(&suite.model.base);
-    let ModelDir { model, adapter } = resolved(named, args.adapter.as_deref(), output)?;
+    let plugins = Plugins::new(global)?;
+    let described = match gguf_in(named) {
+        // The backend that is chosen for it runs it.
+        Some(_) if suite.eval_backend() != AUTO => vec![plugins.backend(suite.eval_backend())?.backend.describe()],
+        _ => Vec::new(),
+    };
+    let ModelDir { model, adapter } = resolved_for(named, args.adapter.as_deref(), &described, output)?;
     let default = std::path::Path::new("runs").join(format!("{}-{}", suite.name, args.name));
     let folder = run_folder(&suite, Some(args.out.as_deref().unwrap_or(&default)))?;
-    let plugins = Plugins::new(global)?;
     let cancel = cancel_on_interrupt()?;
     let mut progress = Progress::new(output);
     let brought = Brought { name: args.name.clone(), model, adapter };

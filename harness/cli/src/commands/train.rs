@@ -14,7 +14,7 @@ use karat::data::record::BadRow;
 use karat::data::template::ChatTemplate;
 use karat::data::tokens::Tokenizer;
 use karat::model_dir::{base_to_train, given, given_file};
-use karat::run::{Backends, Base, TrainJob, adapter_config, plan, start_from_adapter, train};
+use karat::run::{Base, TrainJob, adapter_config, plan, start_from_adapter, train};
 use karat::suite::{Hyperparameters, LoraTrain, limits, parse_setting};
 use karat::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use super::rows::say_bad;
 use crate::args::{ComputeArgs, ComputeDtype, Global, MethodArg, OpenArgs, TrainArgs};
-use crate::host::{Plugins, cancel_on_interrupt, computed, element};
+use crate::host::{Plugins, backend, cancel_on_interrupt, computed, element};
 use crate::output::Output;
 use crate::progress::Progress;
 
@@ -97,11 +97,11 @@ pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
     [Some(&args.data), args.eval_data.as_ref()].into_iter().flatten().try_for_each(|file| given_file(file))?;
     let mut settings = settings(args)?;
     let flags = std::mem::take(&mut settings.model).with(&args.open)?;
-    let backend = Plugins::new(global)?.backend(flags.backend())?;
     let able = match args.method {
         MethodArg::Full => Capability::TrainFull,
         MethodArg::Lora => Capability::TrainLora,
     };
+    let backend = backend(&flags, &args.model, &[able], &Plugins::new(global)?, output)?;
     if !backend.backend.describe().capabilities.contains(&able) {
         return Err(Error::backend(format!("backend {} cannot train this", flags.backend()))
             .help("leave out --backend to train with native; `karat backends` says what each can"));
