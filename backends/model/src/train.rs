@@ -18,9 +18,9 @@ mod run;
 use karat_backend::{AdamW, BackendError, Event, EventSink, Level, OpenConfig};
 use karat_system::memory;
 
-pub use batch::{MicroBatch, Target};
+pub use batch::{Label, MicroBatch};
 pub use plan::{clip_factor, excluded_from_decay};
-pub use run::{Base, TrainingRun};
+pub use run::{TrainedModel, TrainingRun};
 
 use crate::publish::{Put, Shapes};
 
@@ -75,13 +75,13 @@ pub trait Learner: Send {
     ///
     /// # Errors
     /// As `put`; if the device fails, or the name is none of [`Learner::trained`].
-    fn read(&self, of: Part, name: &str, put: &mut Put<'_>) -> Result<()>;
+    fn read(&self, of: TensorState, name: &str, put: &mut Put<'_>) -> Result<()>;
 
     /// Puts `values` into the trained tensor `name`, or into one of its moments.
     ///
     /// # Errors
     /// If the device fails, or the name is none of [`Learner::trained`].
-    fn write(&mut self, of: Part, name: &str, values: Vec<f32>) -> Result<()>;
+    fn write(&mut self, of: TensorState, name: &str, values: Vec<f32>) -> Result<()>;
 
     /// All of a checkpoint was written by [`Learner::write`]: what depends on trained tensors is to
     /// be made anew.
@@ -105,7 +105,7 @@ pub trait Learner: Send {
 
 /// A part of a trained tensor's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum TensorState {
     /// Its elements.
     Parameter,
     /// AdamW's running mean of the gradient.

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use karat_backend::*;
 use karat_model::ModelConfig;
 use karat_model::publish::{Put, Shapes};
-use karat_model::train::{Base, Dropout, Learner, MicroBatch, OptimizerStep, Part, TrainingRun, admit, clip_factor};
+use karat_model::train::{
+    Dropout, Learner, MicroBatch, OptimizerStep, TensorState, TrainedModel, TrainingRun, admit, clip_factor,
+};
 use rayon::ThreadPoolBuilder;
 use serde_json::json;
 
@@ -87,15 +89,15 @@ impl Learner for Bigram {
         Ok(vec![square])
     }
     fn score(&mut self, batch: MicroBatch<'_>) -> Result<Vec<f32>, BackendError> {
-        let of = |target: karat_model::train::Target, ids: &[u32]| {
+        let of = |target: karat_model::train::Label, ids: &[u32]| {
             self.probabilities(ids[target.at])[target.id as usize].ln() as f32
         };
         Ok(batch.rows().flat_map(|(ids, targets)| targets.map(|t| of(t, ids)).collect::<Vec<_>>()).collect())
     }
-    fn read(&self, of: Part, _: &str, put: &mut Put<'_>) -> Result<(), BackendError> {
+    fn read(&self, of: TensorState, _: &str, put: &mut Put<'_>) -> Result<(), BackendError> {
         put(&self.parts[of as usize])
     }
-    fn write(&mut self, of: Part, _: &str, values: Vec<f32>) -> Result<(), BackendError> {
+    fn write(&mut self, of: TensorState, _: &str, values: Vec<f32>) -> Result<(), BackendError> {
         self.parts[of as usize] = values;
         Ok(())
     }
@@ -150,7 +152,7 @@ fn run(
     let (config, (tokens, labels)) = (config(source.path()), rows());
     let data = LabelledView::new(tokens.view(), &labels).unwrap();
     let pool = ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    let base = Base { backend: "bigram", config: &config, source: source.path(), pool: &pool };
+    let base = TrainedModel { backend: "bigram", config: &config, source: source.path(), pool: &pool };
     let mut events = Vec::new();
     let mut sink = |event: Event| {
         let flow = if stop(&event) { Flow::Stop } else { Flow::Continue };

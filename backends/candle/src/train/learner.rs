@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use candle_core::{D, Device, Tensor, Var};
 use karat_backend::{AdamW, BackendError};
 use karat_model::publish::{Put, Shapes};
-use karat_model::train::{Dropout, Learner, MicroBatch, OptimizerStep, Part, Target, clip_factor, excluded_from_decay};
+use karat_model::train::{
+    Dropout, Label, Learner, MicroBatch, OptimizerStep, TensorState, clip_factor, excluded_from_decay,
+};
 
 use crate::causal::score;
 use crate::dropout::Masks;
@@ -53,7 +55,7 @@ impl<'a> CandleLearner<'a> {
     }
 
     /// The log-probabilities of `targets` in the row `ids`.
-    fn row(&mut self, ids: &[u32], targets: &[Target], masks: Option<Masks>) -> candle_core::Result<Tensor> {
+    fn row(&mut self, ids: &[u32], targets: &[Label], masks: Option<Masks>) -> candle_core::Result<Tensor> {
         let hidden = self.decoder.hidden(ids, self.rotary, None, masks)?;
         let at: Vec<u32> = targets.iter().map(|target| target.at as u32).collect();
         let hidden = hidden.index_select(&Tensor::new(at, hidden.device())?, 0)?;
@@ -96,7 +98,7 @@ impl Learner for CandleLearner<'_> {
         let (mut logprobs, p) = (Vec::new(), self.dropout);
         let mut masks = dropout.filter(|_| p > 0.0).map(|of| Masks { p, of });
         for (ids, targets) in batch.rows() {
-            let targets: Vec<Target> = targets.collect();
+            let targets: Vec<Label> = targets.collect();
             if !targets.is_empty() {
                 let of_row = self.row(ids, &targets, masks).map_err(failed)?;
                 logprobs.extend(values(&of_row)?);
@@ -149,7 +151,7 @@ impl Learner for CandleLearner<'_> {
     fn score(&mut self, batch: MicroBatch<'_>) -> Result<Vec<f32>> {
         let mut logprobs = Vec::new();
         for (ids, targets) in batch.rows() {
-            let targets: Vec<Target> = targets.collect();
+            let targets: Vec<Label> = targets.collect();
             if !targets.is_empty() {
                 let scores = score(&mut self.evaluator.row(self.rotary), ids)?;
                 logprobs.extend(targets.iter().map(|target| scores.logprobs[target.at]));
@@ -158,22 +160,22 @@ impl Learner for CandleLearner<'_> {
         Ok(logprobs)
     }
 
-    fn read(&self, of: Part, name: &str, put: &mut Put<'_>) -> Result<()> {
+    fn read(&self, of: TensorState, name: &str, put: &mut Put<'_>) -> Result<()> {
         let tensor = match of {
-            Part::Parameter => self.trained.get(name).map(Var::as_tensor),
-            Part::FirstMoment => self.moments.get(name).map(|[m, _]| m),
-            Part::SecondMoment => self.moments.get(name).map(|[_, v]| v),
+            TensorState::Parameter => self.trained.get(name).map(Var::as_tensor),
+            TensorState::FirstMoment => self.moments.get(name).map(|[m, _]| m),
+            TensorState::SecondMoment => self.moments.get(name).map(|[_, v]| v),
         };
         put(&values(tensor.ok_or_else(|| untrained(name))?)?)
     }
 
-    fn write(&mut self, of: Part, name: &str, values: Vec<f32>) -> Result<()> {
+    fn write(&mut self, of: TensorState, name: &str, values: Vec<f32>) -> Result<()> {
         let moment = match of {
-            Part::Parameter => {
+            TensorState::Parameter => {
                 return set(self.trained.get(name).ok_or_else(|| untrained(name))?, values, self.device);
             }
-            Part::FirstMoment => self.moments.get_mut(name).map(|[m, _]| m),
-            Part::SecondMoment => self.moments.get_mut(name).map(|[_, v]| v),
+            TensorState::FirstMoment => self.moments.get_mut(name).map(|[m, _]| m),
+            TensorState::SecondMoment => self.moments.get_mut(name).map(|[_, v]| v),
         };
         let moment = moment.ok_or_else(|| untrained(name))?;
         *moment = Tensor::from_vec(values, moment.dims(), self.device).map_err(failed)?;

@@ -8,7 +8,7 @@ use candle_core::Device;
 use karat_backend::{EventSink, LabelledView, Level, LoraConfig, Method, TrainPlan, TrainSummary};
 use karat_model::ModelConfig;
 use karat_model::peft::Adapter;
-use karat_model::train::{Base, TrainingRun, say};
+use karat_model::train::{TrainedModel, TrainingRun, say};
 use rayon::ThreadPool;
 
 use crate::lora::{self, Adapted};
@@ -72,7 +72,7 @@ impl Job<'_> {
         *decoder = of(&|_| false)?;
         let learning = of(&|name| trained.contains_key(name))?;
         let mut learner = CandleLearner::new(learning, decoder, rotary, device, trained, dropout)?;
-        run.carry_out(Base { backend: crate::NAME, config, source, pool }, &mut learner, sink)
+        run.carry_out(TrainedModel { backend: crate::NAME, config, source, pool }, &mut learner, sink)
     }
 }
 

@@ -4,7 +4,7 @@ use karat_backend::{IGNORE, LabelledView};
 
 /// A label that is trained on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct Label {
     /// The place in its row of the token that predicts it.
     pub at: usize,
     /// The token to be predicted.
@@ -13,9 +13,9 @@ pub struct Target {
 
 /// The targets among the labels of a row. The label of a row's first token predicts nothing and is
 /// none.
-fn targets(labels: &[i32]) -> impl Iterator<Item = Target> + '_ {
+fn targets(labels: &[i32]) -> impl Iterator<Item = Label> + '_ {
     let trained = labels.iter().enumerate().skip(1).filter(|(_, label)| **label != IGNORE);
-    trained.map(|(i, label)| Target { at: i - 1, id: *label as u32 })
+    trained.map(|(i, label)| Label { at: i - 1, id: *label as u32 })
 }
 
 /// Rows of labelled data that go through the model together.
@@ -32,7 +32,7 @@ impl<'a> MicroBatch<'a> {
     }
 
     /// The ids of each row, and the targets in it.
-    pub fn rows(self) -> impl Iterator<Item = (&'a [u32], impl Iterator<Item = Target> + use<'a>)> {
+    pub fn rows(self) -> impl Iterator<Item = (&'a [u32], impl Iterator<Item = Label> + use<'a>)> {
         let row = move |row: &u32| {
             let row = *row as usize;
             (self.data.tokens().row(row), targets(self.data.row_labels(row)))
@@ -46,7 +46,7 @@ impl<'a> MicroBatch<'a> {
     }
 
     /// The targets of all rows, in order.
-    pub fn targets(self) -> impl Iterator<Item = Target> + use<'a> {
+    pub fn targets(self) -> impl Iterator<Item = Label> + use<'a> {
         self.rows().flat_map(|(_, targets)| targets)
     }
 }
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn the_first_label_predicts_nothing_and_what_is_ignored_is_no_target() {
-        let of = |labels: &[i32]| targets(labels).map(|Target { at, id }| (at, id)).collect::<Vec<_>>();
+        let of = |labels: &[i32]| targets(labels).map(|Label { at, id }| (at, id)).collect::<Vec<_>>();
         assert_eq!(of(&[5, IGNORE, 7, 8]), [(1, 7), (2, 8)]);
         assert!(of(&[5]).is_empty() && of(&[]).is_empty());
     }

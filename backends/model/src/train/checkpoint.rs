@@ -7,7 +7,7 @@ use karat_backend::state::{Progress, RUN_STATE, RunState, TRAINER_STATE, checkpo
 use karat_backend::{LoraConfig, Method, TrainPlan};
 use karat_system::fsio;
 
-use super::{Base, Learner, Part, Result};
+use super::{Learner, Result, TensorState, TrainedModel};
 use crate::checkpoint::{CheckpointLayout, WEIGHTS};
 use crate::peft::{ADAPTER_WEIGHTS, stored_name, write_adapter_config};
 use crate::publish::{Put, Shapes, at, copy_companions, publish_folder, write_json, write_model, write_tensors};
@@ -16,7 +16,8 @@ use crate::publish::{Put, Shapes, at, copy_companions, publish_folder, write_jso
 const OPTIMIZER: &str = "optimizer.safetensors";
 
 /// The moments by PyTorch's names.
-const MOMENTS: [(Part, &str); 2] = [(Part::FirstMoment, "exp_avg."), (Part::SecondMoment, "exp_avg_sq.")];
+const MOMENTS: [(TensorState, &str); 2] =
+    [(TensorState::FirstMoment, "exp_avg."), (TensorState::SecondMoment, "exp_avg_sq.")];
 
 /// The adapter that `plan` trains.
 pub fn lora(plan: &TrainPlan) -> Option<&LoraConfig> {
@@ -32,7 +33,7 @@ pub fn lora(plan: &TrainPlan) -> Option<&LoraConfig> {
 /// If the device fails or a file cannot be written.
 pub fn publish(
     folder: &Path,
-    base: Base<'_>,
+    base: TrainedModel<'_>,
     plan: &TrainPlan,
     learner: &impl Learner,
     trained: &Shapes,
@@ -46,7 +47,7 @@ pub fn publish(
                 write_adapter_config(config, &name_of(base.source), folder)?;
             }
             None => {
-                let read = |name: &str, put: &mut Put<'_>| learner.read(Part::Parameter, name, put);
+                let read = |name: &str, put: &mut Put<'_>| learner.read(TensorState::Parameter, name, put);
                 write_model(&base.config.raw, trained, &read, folder)?;
             }
         }
@@ -68,12 +69,12 @@ fn name_of(folder: &Path) -> String {
 fn write_adapter(learner: &impl Learner, trained: &Shapes, folder: &Path) -> Result<()> {
     let names = trained.keys().map(|name| (stored_name(name), name)).collect::<std::collections::BTreeMap<_, _>>();
     let shapes = names.iter().map(|(stored, name)| (stored.clone(), trained[*name].clone())).collect();
-    let read = |stored: &str, put: &mut Put<'_>| learner.read(Part::Parameter, names[stored], put);
+    let read = |stored: &str, put: &mut Put<'_>| learner.read(TensorState::Parameter, names[stored], put);
     write_tensors(&folder.join(ADAPTER_WEIGHTS), &shapes, &read)
 }
 
 fn write_moments(learner: &impl Learner, trained: &Shapes, folder: &Path) -> Result<()> {
-    let of = |(_, key): &(Part, &str)| {
+    let of = |(_, key): &(TensorState, &str)| {
         let key = (*key).to_owned();
         trained.iter().map(move |(name, shape)| (format!("{key}{name}"), shape.clone()))
     };
@@ -95,7 +96,7 @@ pub fn restore(folder: &Path, plan: &TrainPlan, learner: &mut impl Learner, trai
     let file = CheckpointLayout::of_file(&folder.join(if adapter { ADAPTER_WEIGHTS } else { WEIGHTS }))?;
     for (name, shape) in trained {
         let stored = if adapter { stored_name(name) } else { name.clone() };
-        learner.write(Part::Parameter, name, file.read(&stored, shape)?)?;
+        learner.write(TensorState::Parameter, name, file.read(&stored, shape)?)?;
     }
     let file = CheckpointLayout::of_file(&folder.join(OPTIMIZER))?;
     for (name, shape) in trained {

@@ -8,13 +8,13 @@ use karat_backend::state::{LogEntry, Progress, checkpoint_folder};
 use karat_backend::{BackendError, Event, EventSink, Flow, LabelledView, Level, StepEvent, TrainPlan, TrainSummary};
 use rayon::ThreadPool;
 
-use super::{Dropout, Learner, MicroBatch, OptimizerStep, Part, Result, checkpoint, plan};
+use super::{Dropout, Learner, MicroBatch, OptimizerStep, Result, TensorState, checkpoint, plan};
 use crate::config::ModelConfig;
 use crate::publish::Shapes;
 
 /// The model that is trained.
 #[derive(Clone, Copy)]
-pub struct Base<'a> {
+pub struct TrainedModel<'a> {
     /// Short name of the backend that trains it.
     pub backend: &'static str,
     /// Its configuration.
@@ -58,15 +58,15 @@ impl<'a> TrainingRun<'a> {
     /// and for a checkpoint to resume from that is broken or of another plan.
     pub fn carry_out(
         self,
-        base: Base<'_>,
+        base: TrainedModel<'_>,
         learner: &mut impl Learner,
         sink: &mut dyn EventSink,
     ) -> Result<TrainSummary> {
         let (plan, started) = (self.plan, self.started);
         let trained = learner.trained();
-        let mut steps = Steps { run: self, base, learner, trained, progress: Progress::default() };
+        let mut steps = LoopState { run: self, base, learner, trained, progress: Progress::default() };
         if let Some(folder) = &plan.resume_from {
-            let Steps { learner, trained, .. } = &mut steps;
+            let LoopState { learner, trained, .. } = &mut steps;
             steps.progress = base.pool.install(|| checkpoint::restore(folder, plan, *learner, trained))?;
             if steps.after_step(sink)? {
                 return steps.cancel(sink);
@@ -77,7 +77,7 @@ impl<'a> TrainingRun<'a> {
                 return steps.cancel(sink);
             }
         }
-        let Steps { progress, learner, trained, .. } = steps;
+        let LoopState { progress, learner, trained, .. } = steps;
         let elements = |shape: &Vec<usize>| shape.iter().map(|n| *n as u64).product::<u64>();
         Ok(TrainSummary {
             last_checkpoint: checkpoint_folder(&plan.output_dir, progress.step),
@@ -95,19 +95,19 @@ impl<'a> TrainingRun<'a> {
 type Stop = bool;
 
 /// A run between steps.
-struct Steps<'a, L> {
+struct LoopState<'a, L> {
     run: TrainingRun<'a>,
-    base: Base<'a>,
+    base: TrainedModel<'a>,
     learner: &'a mut L,
     trained: Shapes,
     progress: Progress,
 }
 
-impl<L: Learner> Steps<'_, L> {
+impl<L: Learner> LoopState<'_, L> {
     /// One optimizer step.
     fn take_step(&mut self, sink: &mut dyn EventSink) -> Result<Stop> {
         let started = Instant::now();
-        let Steps { run: TrainingRun { plan, train, .. }, base, learner, progress, .. } = self;
+        let LoopState { run: TrainingRun { plan, train, .. }, base, learner, progress, .. } = self;
         let (plan, index) = (*plan, progress.step);
         let (step, micros) = (index + 1, &plan.steps[index]);
         let batches: Vec<MicroBatch<'_>> = micros.iter().map(|rows| MicroBatch::new(*train, rows)).collect();
@@ -165,7 +165,7 @@ impl<L: Learner> Steps<'_, L> {
 
     /// Clips, applies and checks the gradients; returns their norm before clipping.
     fn update(&mut self, index: usize) -> Result<f64> {
-        let Steps { run: TrainingRun { plan, .. }, base, learner, trained, .. } = self;
+        let LoopState { run: TrainingRun { plan, .. }, base, learner, trained, .. } = self;
         let number = index + 1;
         // By the second step every trained tensor must have had a gradient; `A` of a fresh adapter
         // has one only after `B` has moved, that is after the first learning rate above 0.
@@ -229,7 +229,7 @@ impl<L: Learner> Steps<'_, L> {
     /// Mean negative log-likelihood of the held-out labels; rows of like length go together.
     fn evaluate(&mut self, sink: &mut dyn EventSink) -> Result<Stop> {
         let started = Instant::now();
-        let Steps { run: TrainingRun { plan, eval, .. }, base, learner, progress, .. } = self;
+        let LoopState { run: TrainingRun { plan, eval, .. }, base, learner, progress, .. } = self;
         let (rows, step) = (eval.tokens().rows(), progress.step);
         let mut order: Vec<u32> = (0..rows as u32).collect();
         order.sort_by_key(|&row| Reverse(eval.tokens().row(row as usize).len()));
@@ -295,7 +295,7 @@ impl<L: Learner> Steps<'_, L> {
 /// Whether no gradient ever reached the trained tensor `name`: its second moment is zero.
 fn never_reached(learner: &impl Learner, name: &str) -> Result<bool> {
     let mut zero = true;
-    learner.read(Part::SecondMoment, name, &mut |values| {
+    learner.read(TensorState::SecondMoment, name, &mut |values| {
         zero &= values.iter().all(|v| *v == 0.0);
         Ok(())
     })?;

@@ -1,6 +1,6 @@
 //! From labelled rows to what the model is trained on.
 
-use karat_model::train::{MicroBatch, Target};
+use karat_model::train::{Label, MicroBatch};
 
 use crate::model::Batch;
 use crate::tensor::Indices;
@@ -23,7 +23,7 @@ impl Examples {
         let (mut at, mut ids) = (Vec::new(), Vec::new());
         for (start, (_, targets)) in batch.starts.iter().zip(of.rows()) {
             for target in targets {
-                let Target { at: place, id } = target;
+                let Label { at: place, id } = target;
                 at.push((start + place) as u32);
                 ids.push(id);
             }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use karat_backend::BackendError;
 use karat_model::publish::{Put, Shapes};
-use karat_model::train::{Dropout, Learner, MicroBatch, OptimizerStep, Part, excluded_from_decay};
+use karat_model::train::{Dropout, Learner, MicroBatch, OptimizerStep, TensorState, excluded_from_decay};
 
 use super::examples::Examples;
 use crate::device::{Optimizer, Parameter};
@@ -54,11 +54,11 @@ impl<'a> NativeLearner<'a> {
         Ok(NativeLearner { model, trained, moments, gradients, optimizer, recompute })
     }
 
-    fn tensor(&self, of: Part, name: &str) -> Result<&Tensor> {
+    fn tensor(&self, of: TensorState, name: &str) -> Result<&Tensor> {
         let tensor = match of {
-            Part::Parameter => self.trained.get(name),
-            Part::FirstMoment => self.moments.get(name).map(|[m, _]| m),
-            Part::SecondMoment => self.moments.get(name).map(|[_, v]| v),
+            TensorState::Parameter => self.trained.get(name),
+            TensorState::FirstMoment => self.moments.get(name).map(|[m, _]| m),
+            TensorState::SecondMoment => self.moments.get(name).map(|[_, v]| v),
         };
         tensor.ok_or_else(|| BackendError::failed(format!("{name} is not trained")))
     }
@@ -107,11 +107,11 @@ impl Learner for NativeLearner<'_> {
         Ok(scored.iter().map(|target| target.logprob).collect())
     }
 
-    fn read(&self, of: Part, name: &str, put: &mut Put<'_>) -> Result<()> {
+    fn read(&self, of: TensorState, name: &str, put: &mut Put<'_>) -> Result<()> {
         put(&view(self.tensor(of, name)?)?)
     }
 
-    fn write(&mut self, of: Part, name: &str, values: Vec<f32>) -> Result<()> {
+    fn write(&mut self, of: TensorState, name: &str, values: Vec<f32>) -> Result<()> {
         set(self.tensor(of, name)?, &values)
     }
 

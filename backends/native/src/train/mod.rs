@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use karat_backend::{Event, EventSink, LabelledView, Level, LoraConfig, Method, TrainPlan, TrainSummary};
 use karat_model::peft::Adapter;
-use karat_model::train::{Base, TrainingRun, say};
+use karat_model::train::{TrainedModel, TrainingRun, say};
 use karat_system::memory;
 use rayon::ThreadPool;
 
@@ -65,7 +65,7 @@ impl Job<'_> {
         let trained = if lora.is_some() { model.adapter_tensors() } else { model.own()? };
         let one_batch = lora.is_none() && plan.steps.iter().all(|micros| micros.len() == 1);
         let mut learner = NativeLearner::new(model, trained, one_batch, plan.recompute)?;
-        let base = Base { backend: crate::NAME, config: &model.config, source, pool };
+        let base = TrainedModel { backend: crate::NAME, config: &model.config, source, pool };
         profile::reset();
         let training = Instant::now();
         let summary = run.carry_out(base, &mut learner, sink)?;
