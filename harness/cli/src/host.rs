@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use karat::backend::{Capability, Descriptor, Dtype, GenerateConfig, OpenConfig, Session};
-use karat::model_dir::{ModelDir, has_config};
+use karat::model_dir::{ModelDir, has_adapter_config, has_config};
 use karat::plugin::{self, Found, Plugin, Search, find};
 use karat::run::{Backends, LoadedBackend, Origin, opening_warnings};
 use karat::{Error, Result, nearest};
@@ -119,6 +119,7 @@ impl Opening {
         // One that names no families has a layout of its own.
         if !backend.backend.describe().model_families.is_empty() {
             has_config(&model)?;
+            adapter.as_deref().map_or(Ok(()), has_adapter_config)?;
         }
         let config = OpenConfig { adapter, threads: open.threads.unwrap_or(0), ..OpenConfig::new(model) };
         let config = computed(config, &open.compute, &backend)?;

@@ -100,12 +100,11 @@ pub fn import_gguf(
     options: ImportOptions,
     watch: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Imported> {
-    refuse_existing(out)?;
+    let out = crate::fsio::new_folder(out)?;
     let gguf = Gguf::open(path)?;
     let decoder = Decoder::read(&gguf)?;
     let tokenizer = tokenizer::read(&gguf, decoder.vocab, decoder.context)?;
 
-    let out = std::path::absolute(out).map_err(|e| Error::io("resolve", out, e))?;
     // Dropping it removes it, whatever fails below.
     let temporary = PassingFolder::beside(&out, "import").map_err(|e| Error::io("create a folder beside", &out, e))?;
     let folder = temporary.path();
@@ -140,19 +139,6 @@ pub fn import_gguf(
         tokens: tokenizer.tokens,
         notes,
     })
-}
-
-fn refuse_existing(out: &Path) -> Result<()> {
-    match std::fs::read_dir(out) {
-        Ok(mut entries) => match entries.next() {
-            None => Ok(()),
-            Some(_) => Err(Error::usage("the folder is there and not empty")
-                .at(out.display())
-                .help("give --out a new folder, or remove this one")),
-        },
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(_) => Err(Error::usage("something is there that is no folder").at(out.display())),
-    }
 }
 
 fn values(tensor: &Tensor) -> u64 {
