@@ -57,8 +57,8 @@ impl ModelDir {
     }
 }
 
-/// Refuses what cannot be an adapter: what is not there, a file, a model, a folder of adapters. What else a folder without an
-/// adapter's configuration holds is for its backend to say.
+/// Refuses what cannot be an adapter: what is not there, a file, a model, a folder of adapters.
+/// What else a folder without an adapter's configuration holds is for its backend to say.
 ///
 /// # Errors
 /// Usage, with what is near.

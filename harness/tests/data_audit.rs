@@ -73,7 +73,8 @@ fn lengths_are_nearest_rank_statistics() {
 
 #[test]
 fn every_pair_is_counted_and_only_the_first_are_listed() {
-    // 300 questions that are all near each other, halved: 150 * 149 / 2 pairs in each part, 150 * 150 across.
+    // 300 questions that are all near each other, halved: 150 * 149 / 2 pairs in each part, 150 *
+    // 150 across.
     let question = |i: usize| format!("布洛芬可以和阿司匹林一起服用吗，患者的编号是第{i}号，请说明理由并给出建议");
     let questions: Vec<String> = (0..300).map(question).collect();
     let questions: Vec<&str> = questions.iter().map(String::as_str).collect();

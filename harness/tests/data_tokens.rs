@@ -222,7 +222,8 @@ fn with(change: impl FnOnce(&mut Value)) -> String {
 #[test]
 fn texts_that_take_too_long_cost_seconds_however_many_there_are() {
     let dir = folder();
-    // In the second no repetition is repeated, and the cube of 30,000 would take hours all the same.
+    // In the second no repetition is repeated, and the cube of 30,000 would take hours all the
+    // same.
     for regex in ["(a+)+$", r"a*a*!(?!$)"] {
         let step = json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
         put(dir.path(), "tokenizer.json", &with(|t| t["pre_tokenizer"] = step));

@@ -207,6 +207,9 @@ fn counts_and_names_that_cannot_be_are_refused_by_their_key() {
     refused(&|v| drop(v["items"].as_array_mut().unwrap().pop()), "6 items");
     refused(&|v| v["metrics"][2]["best"] = json!(["nobody"]), "metrics[2].best");
     refused(&|v| v["comparisons"][0]["candidate"] = json!("nobody"), "comparisons[0].candidate");
+    let metric = value["comparisons"][0]["metrics"].as_object().unwrap().keys().next().unwrap().as_str();
+    let key = format!("comparisons[0].metrics.{metric}");
+    refused(&|v| v["comparisons"][0]["metrics"][metric]["wins"] = json!(1_000_000), &key);
 }
 
 #[test]

@@ -14,7 +14,8 @@ pub enum BackendErrorKind {
     Panicked,
     /// This backend does not implement it.
     Unsupported,
-    /// The caller named what cannot be meant, such as a folder to write into that holds something else.
+    /// The caller named what cannot be meant, such as a folder to write into that holds something
+    /// else.
     Usage,
 }
 

@@ -142,8 +142,8 @@ pub fn shown(text: &str) -> String {
     visible(text).replace("##[", "# #[")
 }
 
-/// Lines of data among a text for people on standard output: they stay lines, but move no terminal, and none is a command to a
-/// CI server that reads the log.
+/// Lines of data among a text for people on standard output: they stay lines, but move no terminal,
+/// and none is a command to a CI server that reads the log.
 pub fn shown_lines(text: &str) -> String {
     let text = visible_lines(text).replace('\r', "\\r").replace("##[", "# #[");
     let line = |line: &str| match line.trim_start().starts_with("::") {

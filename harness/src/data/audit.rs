@@ -48,7 +48,8 @@ pub struct DataAudit {
     pub bad_rows: Vec<BadRow>,
 }
 
-/// How many pairs of questions are the same or nearly so. Of n rows that are all near there are n (n - 1) / 2.
+/// How many pairs of questions are the same or nearly so. Of n rows that are all near there are n
+/// (n - 1) / 2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PairCounts {
@@ -275,8 +276,9 @@ pub fn normalize(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Hands `found` through `add` with every pair of different texts that has a Jaccard index of at least the threshold, as
-/// (smaller index, larger index, index), in no order: they may be too many to be kept.
+/// Hands `found` through `add` with every pair of different texts that has a Jaccard index of at
+/// least the threshold, as (smaller index, larger index, index), in no order: they may be too many
+/// to be kept.
 fn fold_near_pairs(
     texts: &[&str],
     options: AuditOptions,

@@ -101,7 +101,8 @@ fn differs(model: &Path, own: &ChatTemplate) -> bool {
     !ChatTemplate::from_model_dir(model).is_ok_and(|t| (t.source(), t.special()) == (own.source(), own.special()))
 }
 
-/// Puts what differs of the adapter's own, by [`differences`], into `merged`, a model that the adapter was folded into.
+/// Puts what differs of the adapter's own, by [`differences`], into `merged`, a model that the
+/// adapter was folded into.
 ///
 /// # Errors
 /// The adapter's template cannot be read; I/O.

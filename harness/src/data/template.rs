@@ -148,7 +148,8 @@ impl ChatTemplate {
         Ok(ChatTemplate { environment, compiled, source, origin: origin.into(), special })
     }
 
-    /// Refuses a template that writes the same whatever is said: a file that was emptied or overwritten, such as `null`, compiles.
+    /// Refuses a template that writes the same whatever is said: a file that was emptied or
+    /// overwritten, such as `null`, compiles.
     ///
     /// # Errors
     /// [`ErrorKind::Data`](crate::ErrorKind::Data) if `messages` is never read.

@@ -22,21 +22,23 @@ use crate::{Error, Result, fsio};
 
 /// Largest configuration in bytes.
 const CONFIG_BYTES: u64 = 16 << 20;
-/// How long reading a tokenizer may take, also where an expression of it may backtrack (added tokens go through them), and how
-/// long one text may take then.
+/// How long reading a tokenizer may take, also where an expression of it may backtrack (added
+/// tokens go through them), and how long one text may take then.
 const LOAD_TIME: Duration = Duration::from_secs(120);
 const WILD_LOAD_TIME: Duration = Duration::from_secs(20);
 const TEXT_TIME: Duration = Duration::from_secs(10);
-/// A text is slow that takes this long, and this long for each of its bytes; any tokenizer in use is a hundred times faster.
+/// A text is slow that takes this long, and this long for each of its bytes; any tokenizer in use
+/// is a hundred times faster.
 const SLOW: Duration = Duration::from_secs(1);
 const SLOW_BYTE: Duration = Duration::from_micros(100);
 /// One that fails is after this: an expression that backtracks too often is ended by its engine.
 const SLOW_FAILURE: Duration = Duration::from_millis(20);
-/// What all slow texts may take together. No more are tried then: a file has any number of them, and one that was given up
-/// leaves a thread that goes on.
+/// What all slow texts may take together. No more are tried then: a file has any number of them,
+/// and one that was given up leaves a thread that goes on.
 const SLOW_TEXTS: Duration = Duration::from_secs(10);
-/// Longest text in bytes that others are tokenized beside: each byte takes some 350 of memory. It is not cut, since only the
-/// tokenizer knows where no token lies: normalizers, merges and added tokens may reach over any two characters.
+/// Longest text in bytes that others are tokenized beside: each byte takes some 350 of memory. It
+/// is not cut, since only the tokenizer knows where no token lies: normalizers, merges and added
+/// tokens may reach over any two characters.
 const LONG_TEXT: usize = 256 << 10;
 /// Stack for reading a tokenizer and for its expressions.
 const STACK: usize = 32 << 20;
@@ -310,7 +312,8 @@ impl Tokenizer {
         text.map_err(refused)?.map_err(|e| Error::data("the ids cannot be decoded").at(&self.path).because(e))
     }
 
-    /// Runs `work` on a text of so many bytes against the clock, unless slow texts before took too long together.
+    /// Runs `work` on a text of so many bytes against the clock, unless slow texts before took too
+    /// long together.
     fn in_time<T: Send + 'static>(
         &self,
         bytes: usize,

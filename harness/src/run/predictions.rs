@@ -52,7 +52,8 @@ struct Line<T> {
 /// What a seal adds to a line before its digest and after it.
 const SEAL: [&[u8]; 2] = [b",\"sha256\":\"", b"\"}"];
 
-/// The digest of a line up to itself, so that a row which was changed afterwards is not taken for an answer.
+/// The digest of a line up to itself, so that a row which was changed afterwards is not taken for
+/// an answer.
 fn seal(line: &[u8]) -> String {
     sha256(line)[..16].to_string()
 }

@@ -46,13 +46,15 @@ pub struct Order {
     pub epochs: Vec<f64>,
 }
 
-/// Micro-batches of a run: the order of all is in memory, and a processor that takes a hundred of them a second has weeks to go.
+/// Micro-batches of a run: the order of all is in memory, and a processor that takes a hundred of
+/// them a second has weeks to go.
 pub const MOST_BATCHES: u64 = 1 << 25;
 
 /// Lays out the steps of a run over `rows` rows.
 ///
 /// # Errors
-/// If there are no rows, an option is 0, negative or not finite, or there would be more than [`MOST_BATCHES`].
+/// If there are no rows, an option is 0, negative or not finite, or there would be more than
+/// [`MOST_BATCHES`].
 pub fn order(rows: usize, options: &PlanOptions) -> Result<Order> {
     let PlanOptions { batch_size, accumulation, epochs, max_steps, seed, shuffle } = *options;
     if rows == 0 {

@@ -48,8 +48,8 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Where a new folder is to be made, as an absolute path: nothing is there, or an empty folder.
 ///
 /// # Errors
-/// [`ErrorKind::Usage`](crate::ErrorKind::Usage) for a folder that holds something, hidden or not, for a file, and for a place
-/// below a file; I/O.
+/// [`ErrorKind::Usage`](crate::ErrorKind::Usage) for a folder that holds something, hidden or not,
+/// for a file, and for a place below a file; I/O.
 pub fn new_folder(folder: &Path) -> Result<PathBuf> {
     use std::io::ErrorKind as Io;
     let refused = |what: &str| Error::usage(what).at(folder.display()).help("give --out a new folder, or an empty one");
@@ -117,8 +117,8 @@ pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
 /// The key of [`write_sealed_json`].
 const SEAL: &str = "sha256";
 
-/// Writes an object as [`write_json`] does, with a digest of it under `sha256`, by which [`read_sealed_json`] sees that it was
-/// changed.
+/// Writes an object as [`write_json`] does, with a digest of it under `sha256`, by which
+/// [`read_sealed_json`] sees that it was changed.
 ///
 /// # Errors
 /// As [`write_atomic`]; [`ErrorKind::Failed`](crate::ErrorKind::Failed) for what is no JSON object.
@@ -131,10 +131,12 @@ pub fn write_sealed_json(path: &Path, value: &impl serde::Serialize) -> Result<(
     write_json(path, &object)
 }
 
-/// Reads what [`write_sealed_json`] wrote. An object without a digest is one of an earlier version, and read as it is.
+/// Reads what [`write_sealed_json`] wrote. An object without a digest is one of an earlier version,
+/// and read as it is.
 ///
 /// # Errors
-/// As [`read_json`]; [`ErrorKind::Data`](crate::ErrorKind::Data) for an object that is not what its digest says.
+/// As [`read_json`]; [`ErrorKind::Data`](crate::ErrorKind::Data) for an object that is not what its
+/// digest says.
 pub fn read_sealed_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let mut object: serde_json::Map<String, Value> = read_json(path)?;
     let broken = |e| Error::data("broken JSON").at(path.display()).because(e);

@@ -1,5 +1,5 @@
-//! Safetensors files: their headers, read and checked ([`read_header`]), and files written a piece at a time, so that of a large
-//! model no more than a piece is in memory ([`Writer`]).
+//! Safetensors files: their headers, read and checked ([`read_header`]), and files written a piece
+//! at a time, so that of a large model no more than a piece is in memory ([`Writer`]).
 
 #[cfg(feature = "headers")]
 mod header;

@@ -90,7 +90,8 @@ pub(super) fn encode_error(error: &BackendError) -> (Status, Vec<u8>) {
     (status, serde_json::to_vec(&wire).unwrap_or_default())
 }
 
-/// The error of kind `kind` (that of its status) that `json` describes, or as much of it as can be read.
+/// The error of kind `kind` (that of its status) that `json` describes, or as much of it as can be
+/// read.
 pub(super) fn decode_error(kind: BackendErrorKind, json: &[u8]) -> BackendError {
     let text = String::from_utf8_lossy(json);
     match serde_json::from_str::<WireError>(&text) {

@@ -120,8 +120,8 @@ pub struct ParityArgs {
 }
 
 impl ParityArgs {
-    /// A flag that was typed and has no meaning without `--backends`. What `requires` says is not asked where a report is named,
-    /// which excludes `--backends`.
+    /// A flag that was typed and has no meaning without `--backends`. What `requires` says is not
+    /// asked where a report is named, which excludes `--backends`.
     pub fn typed(&self) -> Option<&'static str> {
         let ParityArgs { model, adapter, suite, input, max_new_tokens, temperature, tolerance, threads, .. } = self;
         let ComputeArgs { device, dtype, option } = &self.compute;

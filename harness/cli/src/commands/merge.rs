@@ -39,7 +39,8 @@ pub fn run(args: &MergeArgs, global: &Global, output: &Output) -> Result<u8> {
     }
     // Before anything is merged: a token without a row in the model cannot be carried over.
     let carried = companions::differences(&config.model, &adapter)?;
-    // Half a result would be taken for one: it has its name once the weights have their type and the tokenizer is there.
+    // Half a result would be taken for one: it has its name once the weights have their type and
+    // the tokenizer is there.
     let purpose = TEMPORARY_MODEL.trim_start_matches(fsio::PASSING).trim_end_matches('-');
     let passing = PassingFolder::beside(&out, purpose).map_err(|e| Error::io("create a folder beside", &out, e))?;
     let merged = passing.path().join(MERGED);

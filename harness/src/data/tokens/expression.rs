@@ -4,7 +4,8 @@
 const REGEX_BYTES: usize = 16 << 10;
 /// The counted repetitions of an expression, multiplied.
 const REPETITIONS: u64 = 20_000;
-/// Expressions of models in use, for which the time is about as long as the text is: GPT-2, Llama 3, Qwen, o200k, DeepSeek.
+/// Expressions of models in use, for which the time is about as long as the text is: GPT-2, Llama
+/// 3, Qwen, o200k, DeepSeek.
 pub(super) const KNOWN: [&str; 5] = [
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -13,8 +14,9 @@ pub(super) const KNOWN: [&str; 5] = [
     r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
 ];
 
-/// Whether an expression surely takes about as long as the text is: nothing that repeats is repeated, and there are no
-/// references back. The expressions of GPT-2, Llama 3, Qwen, o200k, DeepSeek and Karat's own are of this kind.
+/// Whether an expression surely takes about as long as the text is: nothing that repeats is
+/// repeated, and there are no references back. The expressions of GPT-2, Llama 3, Qwen, o200k,
+/// DeepSeek and Karat's own are of this kind.
 ///
 /// # Errors
 /// If it is too long or counts too far: compiling it takes memory for each repetition.

@@ -43,8 +43,8 @@ const GROWN_BYTES: usize = 4 << 20;
 const USUAL_GROWTH: f64 = 64.0;
 /// Longest text for an expression that nobody knows to be tame: what it can take back lies on a stack of its own.
 const WILD_BYTES: usize = 2 << 20;
-/// Longest text for which an expression that is tame may be believed to end soon: one that fails may still take the cube of
-/// it.
+/// Longest text for which an expression that is tame may be believed to end soon: one that fails
+/// may still take the cube of it.
 const TAME_BYTES: usize = 512;
 
 /// What a tokenizer may do to a text, as its file says.
@@ -393,7 +393,8 @@ impl Outline {
         fields.values().try_for_each(|value| self.walk(value, in_decoder, steps))
     }
 
-    /// Whether a text of so many bytes may take unreasonable time, so that it is to be tokenized against a clock.
+    /// Whether a text of so many bytes may take unreasonable time, so that it is to be tokenized
+    /// against a clock.
     pub(super) fn is_timed(&self, bytes: usize) -> bool {
         self.wild || (self.unknown && bytes > TAME_BYTES)
     }

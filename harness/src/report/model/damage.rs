@@ -117,6 +117,16 @@ fn comparisons_fault(report: &Report) -> Fault {
             if report.metric(metric).is_none() {
                 return Some((key, NO_METRIC.into()));
             }
+            if let (Some(low), Some(high)) = (values.ci_low, values.ci_high)
+                && low > high
+            {
+                return Some((format!("{key}.ci_low"), format!("{low} is above ci_high = {high}")));
+            }
+            if values.wins.saturating_add(values.losses) > values.n {
+                let what =
+                    format!("wins = {} and losses = {} are more than n = {}", values.wins, values.losses, values.n);
+                return Some((key, what));
+            }
             for (part, p) in [("p_value", values.p_value), ("p_adjusted", values.p_adjusted)] {
                 if let Some(p) = p.filter(|p| !(0.0..=1.0).contains(p)) {
                     return Some((format!("{key}.{part}"), format!("{p} is no probability")));

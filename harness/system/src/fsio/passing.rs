@@ -73,7 +73,8 @@ impl PassingFolder {
         sync(parent(to))
     }
 
-    /// Gives the folder `name` in it the name `to`, as [`PassingFolder::publish`] does for the whole.
+    /// Gives the folder `name` in it the name `to`, as [`PassingFolder::publish`] does for the
+    /// whole.
     ///
     /// # Errors
     /// I/O; all is removed then.

@@ -1,4 +1,5 @@
-//! The header of a safetensors file, held against the file: what it says may be believed afterwards.
+//! The header of a safetensors file, held against the file: what it says may be believed
+//! afterwards.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -26,12 +27,12 @@ pub struct Stored {
     pub bytes: Range<u64>,
 }
 
-/// The tensors of the file `path` by their names. They follow each other without gaps, each is as large as its shape says, and
-/// the file is as long as all of them.
+/// The tensors of the file `path` by their names. They follow each other without gaps, each is as
+/// large as its shape says, and the file is as long as all of them.
 ///
 /// # Errors
-/// [`ErrorKind::Data`](crate::ErrorKind::Data) for a file that is missing, truncated, longer than its tensors, or no
-/// safetensors file; I/O.
+/// [`ErrorKind::Data`](crate::ErrorKind::Data) for a file that is missing, truncated, longer than
+/// its tensors, or no safetensors file; I/O.
 pub fn read_header(path: &Path) -> Result<BTreeMap<String, Stored>> {
     let read = |e| Error::io("read", path, e);
     let broken = |what: String| Error::data(what).at(path.display());
@@ -53,7 +54,8 @@ pub fn read_header(path: &Path) -> Result<BTreeMap<String, Stored>> {
     }
     let mut text = vec![0; header as usize];
     file.read_exact(&mut text).map_err(read)?;
-    // It checks that the tensors follow each other without gaps and are as large as their shapes say.
+    // It checks that the tensors follow each other without gaps and are as large as their shapes
+    // say.
     let metadata: Metadata =
         serde_json::from_slice(&text).map_err(|e| broken("not a safetensors file".into()).because(e))?;
     match start.saturating_add(metadata.data_len() as u64) {
