@@ -43,7 +43,7 @@ impl ModelDir {
         let adapter = adapter.as_deref();
         there(named)?;
         if let Some(adapter) = adapter {
-            there(adapter)?;
+            adapter_folder(adapter)?;
         }
         if !is_adapter(named) {
             inside(named)?;
@@ -58,6 +58,49 @@ impl ModelDir {
             .help("give the base as the model; one adapter at a time can be applied"));
         }
         Ok(ModelDir { model: base_of(named)?, adapter: Some(named.into()) })
+    }
+}
+
+/// Refuses what cannot be an adapter: what is not there, a file, a model, a folder of adapters.
+/// What else a folder without an adapter's configuration holds is for its backend to say.
+///
+/// # Errors
+/// Usage, with what is near.
+pub fn adapter_folder(named: &Path) -> Result<()> {
+    if named.is_file() {
+        return Err(Error::usage("this is a file; an adapter is a folder in the PEFT layout")
+            .at(named.display())
+            .help("give the folder with its adapter_config.json and weights"));
+    }
+    there(named)?;
+    if named.join(ADAPTER_CONFIG).is_file() {
+        return Ok(());
+    }
+    let refused = Error::usage("no adapter_config.json in this folder, so it is no adapter").at(named.display());
+    if named.join(CONFIG).is_file() {
+        return Err(
+            refused.help("it holds a model: give an adapter's folder, or open it as the model, without an adapter")
+        );
+    }
+    let children = names(named).into_iter().map(|name| named.join(name));
+    let found: Vec<PathBuf> = children.filter(|path| path.join(ADAPTER_CONFIG).is_file()).collect();
+    match list(&found) {
+        Some(list) => Err(refused.help(format!("there is one in {list}"))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a folder without an adapter's configuration, for a backend that reads adapters in the
+/// PEFT layout.
+///
+/// # Errors
+/// Usage.
+pub fn has_adapter_config(folder: &Path) -> Result<()> {
+    match folder.join(ADAPTER_CONFIG).is_file() {
+        true => Ok(()),
+        false => Err(Error::usage("no adapter_config.json in this folder, so it is no adapter")
+            .at(folder.display())
+            .help("give a folder in the PEFT layout: adapter_config.json and adapter_model.safetensors")),
     }
 }
 
@@ -224,13 +267,16 @@ fn inside(folder: &Path) -> Result<()> {
         let grandchildren = children().flat_map(|path| names(&path).into_iter().map(move |name| path.join(name)));
         models = grandchildren.filter(|path| is_model(path)).collect();
     }
-    if models.is_empty() {
-        return Ok(());
-    }
-    let list: Vec<String> = models.iter().take(5).map(|path| path.display().to_string()).collect();
+    let Some(list) = list(&models) else { return Ok(()) };
     Err(Error::usage("no config.json in this folder, so it is no model")
         .at(folder.display())
-        .help(format!("there is one in {}", list.join(", "))))
+        .help(format!("there is one in {list}")))
+}
+
+/// The first few of some places; none of none.
+fn list(places: &[PathBuf]) -> Option<String> {
+    let shown: Vec<String> = places.iter().take(5).map(|path| path.display().to_string()).collect();
+    (!shown.is_empty()).then(|| shown.join(", "))
 }
 
 /// The names in a folder, in order; none where it cannot be read.
@@ -344,6 +390,29 @@ mod tests {
         assert!(said(&error).contains("hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B"), "{}", said(&error));
         let train = base_to_train(&folder.path().join("adapter")).unwrap_err();
         assert!(said(&train).contains("--init-adapter") && said(&train).contains("karat merge"), "{}", said(&train));
+    }
+
+    #[test]
+    fn an_adapter_that_is_none_is_refused_with_what_is_near() {
+        let folder = place("../base");
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("file"), "").unwrap();
+        fs::create_dir(at("unknown")).unwrap();
+        fs::create_dir_all(at("training")).unwrap();
+        fs::rename(at("adapter"), at("training/checkpoint-4")).unwrap();
+        for (name, word) in [
+            ("base", "holds a model"),
+            ("file", "give the folder"),
+            ("missing", "no such folder"),
+            ("training", "checkpoint-4"),
+        ] {
+            let error = ModelDir::resolve(&at("base"), Some(&at(name))).unwrap_err();
+            assert!(error.kind() == crate::ErrorKind::Usage && said(&error).contains(word), "{}", said(&error));
+        }
+        // For the backend to say.
+        ModelDir::resolve(&at("base"), Some(&at("unknown"))).unwrap();
+        assert_eq!(has_adapter_config(&at("unknown")).unwrap_err().kind(), crate::ErrorKind::Usage);
+        adapter_folder(&at("training/checkpoint-4")).unwrap();
     }
 
     #[test]

@@ -307,6 +307,36 @@ mod tests {
     }
 
     #[test]
+    fn a_number_beyond_all_use_is_refused_by_its_key() {
+        let folder = place();
+        for (key, values) in [
+            ("train.max_steps", &["9223372036854775807", "4294967296", "-1", "2.5"][..]),
+            ("train.epochs", &["1e30", "0", "-1", "nan", "inf"]),
+            ("train.batch_size", &["4294967296", "0"]),
+            ("train.accumulation", &["4294967296", "0"]),
+            ("train.learning_rate", &["1e30", "0", "nan", "inf"]),
+            ("train.warmup", &["1e30", "-1", "nan", "inf"]),
+            ("train.optimizer.eps", &["1e30", "0", "nan"]),
+            ("train.optimizer.weight_decay", &["-1", "inf", "nan"]),
+            ("train.max_grad_norm", &["-1", "inf", "nan"]),
+            ("eval.temperature", &["1e30", "-1", "nan", "inf"]),
+            ("eval.max_new_tokens", &["4294967296", "0"]),
+            ("eval.batch_size", &["4294967296"]),
+            ("data.max_length", &["4294967296", "1"]),
+            ("stats.resamples", &["9223372036854775807", "1"]),
+            ("stats.confidence", &["1", "nan", "1e30"]),
+            ("gate.margins.nll", &["-1", "inf", "nan"]),
+        ] {
+            for value in values {
+                let error = parse_in(folder.path(), TRAIN, &[&format!("{key}={value}")]).unwrap_err();
+                assert_eq!(error.kind(), crate::ErrorKind::Usage, "{key}={value}: {error}");
+                let name = key.rsplit('.').next().unwrap();
+                assert!(error.to_string().contains(name), "{key}={value}: {error}");
+            }
+        }
+    }
+
+    #[test]
     fn an_unknown_key_is_named_with_its_place() {
         let folder = place();
         let error = |text: &str, overrides: &[&str]| parse_in(folder.path(), text, overrides).unwrap_err().to_string();

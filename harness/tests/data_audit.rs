@@ -72,6 +72,26 @@ fn lengths_are_nearest_rank_statistics() {
 }
 
 #[test]
+fn every_pair_is_counted_and_only_the_first_are_listed() {
+    // 300 questions that are all near each other, halved: 150 * 149 / 2 pairs in each part, 150 *
+    // 150 across.
+    let question = |i: usize| format!("布洛芬可以和阿司匹林一起服用吗，患者的编号是第{i}号，请说明理由并给出建议");
+    let questions: Vec<String> = (0..300).map(question).collect();
+    let questions: Vec<&str> = questions.iter().map(String::as_str).collect();
+    let (train, heldout) = (records(&questions[..150]), records(&questions[150..]));
+    let found = audit(&[("train", &train), ("heldout", &heldout)], AuditOptions { ngram: 3, threshold: 0.7 });
+    assert_eq!((found.counts.duplicates, found.counts.near_leaks, found.counts.exact_leaks), (2 * 11_175, 22_500, 0));
+    assert_eq!((found.duplicates.len(), found.leaks.len()), (DataAudit::LISTED, DataAudit::LISTED));
+    let places = |pairs: &[karat::data::audit::Pair]| -> Vec<(usize, usize)> {
+        pairs.iter().map(|p| (p.first.line - 1, p.second.line - 1)).collect()
+    };
+    let first: Vec<(usize, usize)> = (0..150).flat_map(|i| (i + 1..150).map(move |j| (i, j))).take(200).collect();
+    assert_eq!(places(&found.duplicates), first);
+    let first: Vec<(usize, usize)> = (0..2).flat_map(|i| (0..150).map(move |j| (i, j))).take(200).collect();
+    assert_eq!(places(&found.leaks), first);
+}
+
+#[test]
 fn the_audit_survives_json() {
     let train = records(&["问题一号", "问题一号"]);
     let found = audit(&[("train", &train)], AuditOptions::default());
@@ -112,6 +132,8 @@ proptest! {
                 }
             }
         }
+        prop_assert_eq!(found.counts.duplicates, expected.len() as u64);
+        expected.truncate(DataAudit::LISTED);
         prop_assert_eq!(ours, expected);
     }
 }

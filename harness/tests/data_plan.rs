@@ -42,6 +42,20 @@ fn a_negative_rate_is_refused() {
 }
 
 #[test]
+fn more_steps_than_anyone_can_wait_for_are_refused_before_they_are_laid_out() {
+    let options = PlanOptions::default();
+    for steps in [usize::MAX, 1 << 40, 1 << 26] {
+        let error = order(9, &PlanOptions { max_steps: Some(steps), ..options.clone() }).unwrap_err();
+        assert!(error.kind() == karat::ErrorKind::Usage && error.to_string().contains("micro-batches"), "{error}");
+    }
+    // What counts is how often a batch is computed, however it is asked for.
+    for epochs in [1e9, 1e300] {
+        assert!(order(1000, &PlanOptions { epochs, ..options.clone() }).is_err(), "{epochs}");
+    }
+    assert_eq!(order(9, &PlanOptions { max_steps: Some(1000), ..options }).unwrap().steps.len(), 1000);
+}
+
+#[test]
 fn the_published_run_has_its_1082_steps() {
     // 241 validation rows of a 9:1 split and 541 updates an epoch fit 2,402 to 2,405 rows: 2,161 to 2,164 to train on.
     for rows in 2402..=2405 {

@@ -220,6 +220,37 @@ fn with(change: impl FnOnce(&mut Value)) -> String {
 }
 
 #[test]
+fn texts_that_take_too_long_cost_seconds_however_many_there_are() {
+    let dir = folder();
+    // In the second no repetition is repeated, and the cube of 30,000 would take hours all the
+    // same.
+    for regex in ["(a+)+$", r"a*a*!(?!$)"] {
+        let step = json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+        put(dir.path(), "tokenizer.json", &with(|t| t["pre_tokenizer"] = step));
+        let tokenizer = Tokenizer::from_model_dir(dir.path()).unwrap();
+        let text = format!("{}!", "a".repeat(30_000));
+        let began = Instant::now();
+        let refused = |error: &karat::Error| error.to_string().contains("no more are tried");
+        let tried = (0..1000).take_while(|_| !tokenizer.encode(&text).is_err_and(|error| refused(&error))).count();
+        for _ in 0..100 {
+            let error = tokenizer.encode(&text).unwrap_err();
+            assert!(refused(&error) && error_names_the_file(&error), "{error}");
+        }
+        let seconds = began.elapsed().as_secs();
+        assert!(tried < 600 && seconds < 90, "{regex}: {tried} texts, {seconds} s");
+        assert_eq!(
+            tokenizer.encode("b").is_ok(),
+            regex != "(a+)+$",
+            "a short text needs no clock if the regex is tame"
+        );
+    }
+}
+
+fn error_names_the_file(error: &karat::Error) -> bool {
+    error.kind() == ErrorKind::Data && error.place().is_some_and(|place| place.ends_with("tokenizer.json"))
+}
+
+#[test]
 fn a_tokenizer_made_to_do_harm_ends_with_an_error_that_names_it() {
     let split = |regex: &str| {
         let step = json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});

@@ -271,7 +271,13 @@ fn a_summary_that_names_a_folder_elsewhere_is_not_followed() {
         let led =
             text.replace(&format!("\"last_checkpoint\": \"{name}\""), &format!("\"last_checkpoint\": {elsewhere:?}"));
         assert_ne!(led, text);
-        std::fs::write(out.join("done.json"), led).unwrap();
+        std::fs::write(out.join("done.json"), &led).unwrap();
+        let error = trained(&base, &out, &settings()).unwrap_err();
+        assert!(error.kind() == ErrorKind::Data && error.to_string().contains("changed afterwards"), "{error}");
+        // One of an earlier version has no digest.
+        let mut object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&led).unwrap();
+        object.remove("sha256").unwrap();
+        std::fs::write(out.join("done.json"), serde_json::to_string(&object).unwrap()).unwrap();
         assert_eq!(trained(&base, &out, &settings()).unwrap().summary.last_checkpoint.to_str().unwrap(), name);
     }
 }

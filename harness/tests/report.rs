@@ -537,11 +537,13 @@ fn two_unknowns_are_equal_and_an_unknown_is_not_a_known() {
 #[test]
 fn csv_guards_formulas_and_leaves_numbers_as_they_are() {
     let mut report = fixture::report();
-    for (item, id) in report.items.iter_mut().zip(["=1", "-2", "+1e3", "-1-1", "@a", "\tx", "a\u{1b}b", "-inf"]) {
+    let ids = ["=1", "-2", "+1e3", "-1-1", "@a", "\tx", "a\u{1b}b", "-inf", "\u{200b}=1", "　＝1", "－3", " -4", "a=1"];
+    for (item, id) in report.items.iter_mut().zip(ids) {
         item.id = id.into();
     }
     let csv = csv::items(&report);
-    for cell in ["'=1", "-2", "+1e3", "'-1-1", "'@a", "'\tx", "a\\u{1b}b", "'-inf"] {
+    let cells = ["'=1", "-2", "+1e3", "'-1-1", "'@a", "'\tx", "a\\u{1b}b", "'-inf"];
+    for cell in cells.into_iter().chain(["'\u{200b}=1", "'　＝1", "'－3", "' -4", "a=1"]) {
         assert!(csv.contains(&format!("\n{cell},base,")), "{cell}");
     }
 }

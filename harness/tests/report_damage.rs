@@ -201,6 +201,42 @@ fn counts_and_names_that_cannot_be_are_refused_by_their_key() {
     refused(&|v| v["models"][1]["truncated"] = json!("many"), "models[1].truncated");
     refused(&|v| drop(v["models"][1].as_object_mut().map(|m: &mut Map<_, _>| m.remove("role"))), "models[1]");
     refused(&|v| v["metrics"][2]["models"]["lora"]["n"] = json!(-1), "metrics[2].models.lora.n");
+    refused(&|v| v["metrics"][2]["models"]["lora"]["n"] = json!(1), "metrics[2].models.lora");
+    refused(&|v| drop(v["items"].as_array_mut().unwrap().pop()), "6 items");
+    refused(&|v| v["metrics"][2]["best"] = json!(["nobody"]), "metrics[2].best");
+    refused(&|v| v["comparisons"][0]["candidate"] = json!("nobody"), "comparisons[0].candidate");
+    let metric = value["comparisons"][0]["metrics"].as_object().unwrap().keys().next().unwrap().as_str();
+    let key = format!("comparisons[0].metrics.{metric}");
+    refused(&|v| v["comparisons"][0]["metrics"][metric]["wins"] = json!(1_000_000), &key);
+}
+
+#[test]
+fn values_that_their_metric_cannot_have_are_refused_by_their_key() {
+    let value: Value = serde_json::from_str(&original().to_json().unwrap()).unwrap();
+    let metrics = value["metrics"].as_array().unwrap();
+    let name = |metric: &Value| metric["name"].as_str().unwrap().to_string();
+    let is_share = |m: &Value| karat::eval::metric::info(&name(m)).is_some_and(|def| def.range == (0.0, 1.0));
+    let at = metrics.iter().position(is_share).unwrap();
+    let name = name(&metrics[at]);
+    let name = name.as_str();
+    let refused = |change: &dyn Fn(&mut Value, &Value), key: &str| {
+        for wrong in [json!(-1), json!(1.5), json!(1e300)] {
+            let mut mutant = value.clone();
+            change(&mut mutant, &wrong);
+            let error = Report::from_json(&mutant.to_string(), "r.json").unwrap_err();
+            assert!(error.kind() == ErrorKind::Data && error.to_string().contains(key), "{wrong}: {error}");
+        }
+    };
+    for part in ["value", "ci_low", "ci_high"] {
+        let key = format!("metrics[{at}].models.base.{part}");
+        refused(&|v, wrong| v["metrics"][at]["models"]["base"][part] = wrong.clone(), &key);
+    }
+    let key = format!("items[0].models.base.metrics.{name}");
+    refused(&|v, wrong| v["items"][0]["models"]["base"]["metrics"][name] = wrong.clone(), &key);
+    for part in ["p_value", "p_adjusted"] {
+        let key = format!("comparisons[0].metrics.{name}.{part}");
+        refused(&|v, wrong| v["comparisons"][0]["metrics"][name][part] = wrong.clone(), &key);
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Where the tensors of a checkpoint lie: safetensors headers read and checked, shards found by their index. Only headers are
 //! kept in memory; a tensor is read when it is asked for, or mapped by a backend where it is told to lie.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -9,16 +10,11 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use rayon::prelude::*;
-use safetensors::tensor::Metadata;
 
 use karat_backend::{BackendError, Dtype};
+use karat_system::safetensors::{Dtype as Element, read_header};
 
-/// No header is larger; the format says so.
-const LARGEST_HEADER: u64 = 100_000_000;
-/// The weights of a model in one file.
-pub const WEIGHTS: &str = "model.safetensors";
-/// The file that says in which shard each tensor is.
-pub const INDEX: &str = "model.safetensors.index.json";
+pub use karat_system::safetensors::{INDEX, WEIGHTS};
 
 fn at(path: &Path, what: impl std::fmt::Display) -> BackendError {
     BackendError::failed(format!("{}: {what}", path.display()))
@@ -26,6 +22,15 @@ fn at(path: &Path, what: impl std::fmt::Display) -> BackendError {
 
 fn io<T>(path: &Path, what: &str, result: std::io::Result<T>) -> Result<T, BackendError> {
     result.map_err(|e| at(path, what).because(&e))
+}
+
+/// What is wrong with a file, with its path and causes.
+fn broken(error: &karat_system::Error) -> BackendError {
+    let told = BackendError::failed(error.to_string());
+    match std::error::Error::source(error) {
+        Some(cause) => told.because(cause),
+        None => told,
+    }
 }
 
 /// The tensors of one or several safetensors files.
@@ -40,7 +45,7 @@ pub struct CheckpointLayout {
 #[derive(Clone, Debug)]
 struct StoredTensor {
     file: usize,
-    dtype: safetensors::Dtype,
+    dtype: Element,
     shape: Vec<usize>,
     bytes: Range<u64>,
 }
@@ -78,7 +83,7 @@ impl CheckpointLayout {
         let Index { weight_map } =
             serde_json::from_str(&text).map_err(|e| at(&index, "not an index of shards").because(&e))?;
         if let Some((name, shard)) = weight_map.iter().find(|(_, s)| Path::new(s).file_name() != Some(s.as_ref())) {
-            return Err(at(&index, format!("shard \"{shard}\" of {name} is not a file name")));
+            return Err(at(&index, format!("shard {shard:?} of {name:?} is not a file name")));
         }
         let shards: BTreeSet<&String> = weight_map.values().collect();
         let mut layout = Self::of_files(folder, shards.into_iter().map(|shard| folder.join(shard)).collect())?;
@@ -86,7 +91,7 @@ impl CheckpointLayout {
             layout.tensors.get(name).is_some_and(|t| layout.files[t.file].file_name() == Some(shard.as_ref()))
         };
         if let Some((name, shard)) = weight_map.iter().find(|(name, shard)| !held(name, shard)) {
-            return Err(at(&index, format!("it promises {name} in {shard}, where it is not")));
+            return Err(at(&index, format!("it promises {name:?} in {shard:?}, where it is not")));
         }
         // What the index does not name is not of the model.
         layout.tensors.retain(|name, _| weight_map.contains_key(name));
@@ -104,13 +109,14 @@ impl CheckpointLayout {
     fn of_files(place: &Path, files: Vec<PathBuf>) -> Result<Self, BackendError> {
         let mut tensors = BTreeMap::new();
         for (file, path) in files.iter().enumerate() {
-            let (start, metadata) = read_header(path)?;
-            for (name, info) in metadata.tensors() {
-                let (from, to) = info.data_offsets;
-                let bytes = start + from as u64..start + to as u64;
-                let stored = StoredTensor { file, dtype: info.dtype, shape: info.shape.clone(), bytes };
-                if tensors.insert(name.clone(), stored).is_some() {
-                    return Err(at(path, format!("{name} is in another shard too")));
+            let header = read_header(path).map_err(|e| broken(&e))?;
+            for (name, tensor) in header {
+                let stored = StoredTensor { file, dtype: tensor.dtype, shape: tensor.shape, bytes: tensor.bytes };
+                match tensors.entry(name) {
+                    Entry::Vacant(free) => drop(free.insert(stored)),
+                    Entry::Occupied(there) => {
+                        return Err(at(path, format!("{:?} is in another shard too", there.key())));
+                    }
                 }
             }
         }
@@ -189,7 +195,7 @@ impl CheckpointLayout {
             let path = &self.files[stored.file];
             let new = name(&old);
             if tensors.contains_key(&new) {
-                return Err(at(path, format!("{old} and another tensor are both {new}")));
+                return Err(at(path, format!("{old:?} and another tensor are both {new:?}")));
             }
             tensors.insert(new, stored);
         }
@@ -210,42 +216,12 @@ impl CheckpointLayout {
             return Err(at(path, what));
         }
         let dtype = match stored.dtype {
-            safetensors::Dtype::F32 => Dtype::F32,
-            safetensors::Dtype::BF16 => Dtype::Bf16,
-            safetensors::Dtype::F16 => Dtype::F16,
+            Element::F32 => Dtype::F32,
+            Element::BF16 => Dtype::Bf16,
+            Element::F16 => Dtype::F16,
             other => return Err(at(path, format!("tensor {name} is {other:?}; F32, BF16 and F16 are read"))),
         };
         Ok(Location { file: stored.file, dtype, bytes: stored.bytes.clone() })
-    }
-}
-
-/// The header of a safetensors file, which is as long as that says, and where its data starts.
-fn read_header(path: &Path) -> Result<(u64, Metadata), BackendError> {
-    let mut file = io(path, "could not open it", File::open(path))?;
-    let length = io(path, "could not read it", file.metadata())?.len();
-    let truncated = |needed: u64| at(path, format!("truncated: {length} bytes, {needed} are needed"));
-    if length < 8 {
-        return Err(truncated(8));
-    }
-    let mut prefix = [0u8; 8];
-    io(path, "could not read it", file.read_exact(&mut prefix))?;
-    let header = u64::from_le_bytes(prefix);
-    let start = header.saturating_add(8);
-    if start > length {
-        return Err(truncated(start));
-    }
-    if header > LARGEST_HEADER {
-        return Err(at(path, format!("not a safetensors file: a header of {header} bytes")));
-    }
-    let mut text = vec![0; header as usize];
-    io(path, "could not read it", file.read_exact(&mut text))?;
-    // It checks that the tensors follow each other without gaps and are as large as their shapes say.
-    let metadata: Metadata =
-        serde_json::from_slice(&text).map_err(|e| at(path, "not a safetensors file").because(&e))?;
-    match start + metadata.data_len() as u64 {
-        needed if needed > length => Err(truncated(needed)),
-        needed if needed < length => Err(at(path, format!("{} bytes after the last tensor", length - needed))),
-        _ => Ok((start, metadata)),
     }
 }
 
@@ -301,16 +277,19 @@ mod tests {
         shard(place, "1.safetensors", &[("a", &[2]), ("b", &[2])]);
         shard(place, "2.safetensors", &[("c", &[2])]);
         index(place, &[("a", "1.safetensors"), ("b", "2.safetensors")]);
-        assert!(error().contains("promises b in 2.safetensors"), "{}", error());
+        assert!(error().contains(r#"promises "b" in "2.safetensors""#), "{}", error());
         index(place, &[("a", "1.safetensors"), ("d", "2.safetensors")]);
-        assert!(error().contains("promises d in 2.safetensors"), "{}", error());
+        assert!(error().contains(r#"promises "d" in "2.safetensors""#), "{}", error());
         index(place, &[("a", "../1.safetensors")]);
-        assert!(error().contains("\"../1.safetensors\" of a is not a file name"), "{}", error());
+        assert!(error().contains(r#""../1.safetensors" of "a" is not a file name"#), "{}", error());
         index(place, &[("a", "1.safetensors"), ("c", "3.safetensors")]);
-        assert!(error().contains("3.safetensors: could not open it"), "{}", error());
+        assert!(error().contains("3.safetensors: could not read"), "{}", error());
         shard(place, "2.safetensors", &[("a", &[2])]);
         index(place, &[("a", "1.safetensors"), ("b", "2.safetensors")]);
-        assert!(error().contains("a is in another shard too"), "{}", error());
+        assert!(error().contains("\"a\" is in another shard too"), "{}", error());
+        // What a stranger wrote stays within its quotes and its line.
+        index(place, &[("a\n::error::x", "../1\u{1b}[31m.safetensors")]);
+        assert!(error().contains(r#""../1\u{1b}[31m.safetensors" of "a\n::error::x""#), "{}", error());
         std::fs::write(place.join(INDEX), "{}").unwrap();
         assert!(error().contains("index.json: not an index of shards"), "{}", error());
     }

@@ -317,6 +317,17 @@ fn refuse_unimplemented(keys: Keys<'_>, family: Family, layers: usize) -> Result
     }
     // They change no number here, but what cannot be is a sign of a broken file.
     keys.flag("use_cache")?;
+    for key in ["dtype", "torch_dtype", "transformers_version"] {
+        if let Some(value) = keys.some(key).filter(|value| !value.is_string()) {
+            return Err(wrong(key, "a string", value));
+        }
+    }
+    if let Some(value) = keys.some("architectures") {
+        let names = value.as_array().is_some_and(|names| names.iter().all(Value::is_string));
+        if !names {
+            return Err(wrong("architectures", "a list of names", value));
+        }
+    }
     if family != Family::Llama {
         let broken = |value: &&Value| value.as_i64().is_none();
         let windows = [keys.some("sliding_window"), keys.get("max_window_layers")];

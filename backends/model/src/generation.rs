@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn end_tokens_are_one_or_a_list_and_nothing_else() {
+    fn ids_of_special_tokens_are_ids_or_refused_by_file_and_key() {
         let folder = tempfile::tempdir().unwrap();
         let of = |text: &str| {
             std::fs::write(folder.path().join(FILE), text).unwrap();
@@ -51,11 +51,17 @@ mod tests {
         for none in [r#"{"eos_token_id": []}"#, r#"{"eos_token_id": null}"#, "{}"] {
             assert_eq!(of(none), Ok(None), "{none}");
         }
-        for wrong in [r#"{"eos_token_id": "7"}"#, r#"{"eos_token_id": -1}"#, r#"{"eos_token_id": [7, null]}"#] {
-            let error = of(wrong).unwrap_err().message;
+        for wrong in ["\"3\"", "3.0", "true", "-1", "{}", "[3, \"5\"]", "[7, null]", "[[3]]", "4294967296", "1e30"] {
+            let error = of(&format!("{{\"eos_token_id\": {wrong}}}")).unwrap_err().message;
             assert!(error.contains(FILE) && error.contains("eos_token_id"), "{wrong}: {error}");
         }
-        assert!(of("[]").unwrap_err().message.contains("not a JSON object"));
-        assert!(of("{").unwrap_err().message.contains("not JSON"));
+        for whole in ["null", "[]", "3"] {
+            let error = of(whole).unwrap_err().message;
+            assert!(error.contains(FILE) && error.contains("not a JSON object"), "{whole}: {error}");
+        }
+        for broken in ["", "{", "\u{fffd}"] {
+            let error = of(broken).unwrap_err().message;
+            assert!(error.contains(FILE) && error.contains("not JSON"), "{broken}: {error}");
+        }
     }
 }

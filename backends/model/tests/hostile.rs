@@ -22,6 +22,7 @@ fn base(family: &str) -> Map<String, Value> {
         "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "beta_fast": 32.0,
             "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": true, "attention_factor": null},
         "partial_rotary_factor": 1.0, "pretraining_tp": 1, "mlp_bias": false, "quantization_config": null,
+        "architectures": ["ForCausalLM"], "dtype": "bfloat16", "torch_dtype": "bfloat16", "transformers_version": "5.24.0",
     });
     config.as_object().unwrap().clone()
 }
@@ -59,6 +60,26 @@ fn sound(config: &ModelConfig, how: &str) {
     assert!(factor.is_finite() && factor > 0.0, "{how}: {factor}");
     assert!(config.pad.is_none_or(|id| (id as usize) < config.vocab_size), "{how}");
     assert!((0.0..=1.0).contains(&config.initializer_range), "{how}");
+}
+
+#[test]
+fn a_key_that_changes_no_number_is_of_its_type_or_refused_as_in_transformers() {
+    for (key, wrong) in [
+        ("architectures", json!({})),
+        ("architectures", json!("Qwen3ForCausalLM")),
+        ("architectures", json!([1e19])),
+        ("dtype", json!(1e30)),
+        ("torch_dtype", json!(["float32"])),
+        ("transformers_version", json!(5.24)),
+        ("use_cache", json!("yes")),
+    ] {
+        let mut config = base("qwen3");
+        config.insert(key.into(), wrong.clone());
+        let error = ModelConfig::parse(config.clone()).unwrap_err();
+        assert!(error.message.contains(key), "{wrong}: {error}");
+        config.remove(key);
+        ModelConfig::parse(config).unwrap();
+    }
 }
 
 #[test]

@@ -99,6 +99,7 @@ fn without_library_python_or_network_the_error_names_every_place_and_one_command
     for word in [runtime::REMEDY, "no such file", "libonnxruntime.so.1.31.1", "python3 does not start"] {
         assert!(error.contains(word), "{error:?} should say {word:?}");
     }
+    assert_eq!(error.matches("pip install").count(), 1, "{error:?}");
 }
 
 /// Output of a process that is told to load `library`, and that loading may take a second.

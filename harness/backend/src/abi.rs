@@ -156,7 +156,9 @@ pub struct Sink {
 pub enum Status {
     /// It worked; the out-parameter holds the result.
     Ok = 0,
-    /// It failed; the out-parameter holds `{"message", "causes"}`. So it does for all below.
+    /// It failed; the out-parameter holds `{"message", "causes"}`, with `"usage": true` where the
+    /// caller named what cannot be meant (an older host passes over that). All below have the first
+    /// two.
     Error = 1,
     /// The sink said stop.
     Cancelled = 2,

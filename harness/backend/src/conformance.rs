@@ -182,12 +182,14 @@ fn ignore(_: Event) -> Flow {
     Flow::Continue
 }
 
-/// The result must be an error, and one of the two that blame the request.
+/// The result must be an error, and one of those that blame the request.
 fn refused<T>(what: &str, result: Result<T, BackendError>) -> Result<BackendError, String> {
     match result {
         Ok(_) => Err(format!("{what} was accepted")),
-        Err(e) if matches!(e.kind, BackendErrorKind::Failed | BackendErrorKind::Unsupported) => Ok(e),
-        Err(e) => Err(format!("{what} ended as {:?}: {e}", e.kind)),
+        Err(e) if matches!(e.kind, BackendErrorKind::Cancelled | BackendErrorKind::Panicked) => {
+            Err(format!("{what} ended as {:?}: {e}", e.kind))
+        }
+        Err(e) => Ok(e),
     }
 }
 

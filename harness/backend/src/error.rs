@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// How a backend call failed; the same four cross the boundary as a status.
+/// How a backend call failed; it crosses the boundary with the error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BackendErrorKind {
@@ -14,6 +14,9 @@ pub enum BackendErrorKind {
     Panicked,
     /// This backend does not implement it.
     Unsupported,
+    /// The caller named what cannot be meant, such as a folder to write into that holds something
+    /// else.
+    Usage,
 }
 
 /// An error of a backend: a message and what caused it, outermost first.
@@ -39,6 +42,10 @@ impl BackendError {
     /// [`BackendErrorKind::Unsupported`].
     pub fn unsupported(message: impl Into<String>) -> Self {
         Self::new(BackendErrorKind::Unsupported, message)
+    }
+    /// [`BackendErrorKind::Usage`].
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(BackendErrorKind::Usage, message)
     }
     /// [`BackendErrorKind::Cancelled`].
     pub fn cancelled() -> Self {

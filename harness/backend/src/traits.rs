@@ -19,15 +19,18 @@ pub trait Backend: Send + Sync + 'static {
     /// Loads a model onto a device.
     ///
     /// # Errors
-    /// [`BackendErrorKind::Unsupported`] for a device, dtype, architecture or adapter variant that is not implemented
-    /// (named in the message), [`BackendErrorKind::Failed`] for broken or missing files.
+    /// [`BackendErrorKind::Unsupported`] for a device, dtype, architecture or adapter variant that
+    /// is not implemented (named in the message), [`BackendErrorKind::Failed`] for broken or
+    /// missing files, [`BackendErrorKind::Usage`] for a folder that is no model or adapter, or one
+    /// to write into that holds something.
     fn open(&self, config: &OpenConfig) -> Result<Box<dyn Session>, BackendError>;
     /// Writes a model in this backend's own format, if it has one ([`Capability::Export`]). Emits [`Event::Progress`] at
     /// least once per tensor; [`Flow::Stop`] ends with [`BackendErrorKind::Cancelled`] and leaves nothing behind.
     ///
     /// # Errors
-    /// [`BackendErrorKind::Unsupported`] for what cannot be written, [`BackendErrorKind::Failed`] for broken or missing
-    /// files and a folder that holds something else. Nothing half-written stays.
+    /// [`BackendErrorKind::Unsupported`] for what cannot be written, [`BackendErrorKind::Failed`]
+    /// for broken or missing files, [`BackendErrorKind::Usage`] for a folder that holds something
+    /// else. Nothing half-written stays.
     fn export(&self, config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportSummary, BackendError> {
         let _ = (config, sink);
         Err(BackendError::unsupported(format!("the backend {} exports no models", self.describe().name)))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use karat::backend::{Capability, Descriptor, Dtype, GenerateConfig, OpenConfig, Session};
 use karat::import::{gguf_in, gguf_view};
-use karat::model_dir::{ModelDir, has_config};
+use karat::model_dir::{ModelDir, has_adapter_config, has_config};
 use karat::plugin::{self, FoundPlugin, Plugin, Search, find};
 use karat::run::{AUTO, Asked, Backends, LoadedBackend, Origin, choose, opening_warnings};
 use karat::{Error, Result, nearest};
@@ -121,6 +121,7 @@ impl Opening {
         // One that names no families has a layout of its own.
         if !backend.backend.describe().model_families.is_empty() {
             has_config(&model)?;
+            adapter.as_deref().map_or(Ok(()), has_adapter_config)?;
         }
         let config = OpenConfig { adapter, threads: open.threads.unwrap_or(0), ..OpenConfig::new(model) };
         let config = computed(config, &open.compute, &backend)?;

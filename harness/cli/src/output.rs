@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use karat::escape::visible;
+use karat::escape::{visible, visible_lines};
 use karat::{Error, exit};
 use serde_json::{Value, json};
 
@@ -142,8 +142,33 @@ pub fn shown(text: &str) -> String {
     visible(text).replace("##[", "# #[")
 }
 
+/// Lines of data among a text for people on standard output: they stay lines, but move no terminal,
+/// and none is a command to a CI server that reads the log.
+pub fn shown_lines(text: &str) -> String {
+    let text = visible_lines(text).replace('\r', "\\r").replace("##[", "# #[");
+    let line = |line: &str| match line.trim_start().starts_with("::") {
+        true => line.replacen("::", ": :", 1),
+        false => line.to_string(),
+    };
+    text.split('\n').map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// A line on standard error, as it is: see [`shown`] for what quotes data. Unlike `eprintln!` it does not panic where nobody reads any more (`2>&1 | head`): a run of an
 /// hour does not end for that.
 pub fn to_stderr(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_data_stay_lines_and_are_no_commands() {
+        assert_eq!(
+            shown_lines("a\n  ::error::x\nb::c\r::d\n\u{1b}[31m##[error]\tz"),
+            "a\n  : :error::x\nb::c\\r::d\n\\u{1b}[31m# #[error]\tz"
+        );
+        assert_eq!(shown("a\n::error::x"), "a\\n::error::x");
+    }
 }

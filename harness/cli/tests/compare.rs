@@ -91,6 +91,26 @@ fn other_data_is_refused_by_name_unless_allowed_and_then_it_is_recorded() {
 }
 
 #[test]
+fn a_flag_of_a_comparison_of_backends_is_refused_beside_reports() {
+    let folder = tempfile::tempdir().unwrap();
+    let a = pairs(&folder.path().join("a.jsonl"), |_| "甲".into());
+    for [flag, value] in [
+        ["--model", "x"],
+        ["--tolerance", "5"],
+        ["--threads", "3"],
+        ["--max-new-tokens", "4"],
+        ["--temperature", "1"],
+        ["--dtype", "bf16"],
+        ["--device", "cpu"],
+        ["--option", "a=b"],
+        ["--input", "x"],
+    ] {
+        refused(&["compare", &a, &a, flag, value], 2, &[flag, "--backends"]);
+    }
+    refused(&["compare", &a, &a, "--top-k", "4"], 2, &["--temperature"]);
+}
+
+#[test]
 fn texts_of_a_run_and_of_elsewhere_are_measured_without_a_model() {
     let folder = tempfile::tempdir().unwrap();
     let suite = repository().join("suites/medical-r1/suite.toml");

@@ -238,7 +238,7 @@ fn what_a_killed_merge_left_is_removed_by_the_next_and_what_another_fills_is_not
     };
     let living = std::process::id();
     let [rest, busy, other] =
-        [format!(".karat-merge-{ended}-x"), format!(".karat-merge-{living}-x"), format!(".karat-import-{ended}-x")]
+        [format!(".karat-merged-{ended}-x"), format!(".karat-merged-{living}-x"), format!(".karat-import-{ended}-x")]
             .map(|name| place.root.join(name));
     for folder in [&rest, &busy, &other] {
         std::fs::create_dir(folder).unwrap();
@@ -249,7 +249,7 @@ fn what_a_killed_merge_left_is_removed_by_the_next_and_what_another_fills_is_not
     refused(
         place.karat(&["merge", "--model", "base", "--adapter", "t/checkpoint-1", "--out", "merged"]),
         2,
-        "nothing was merged",
+        "nothing was written",
     );
 }
 

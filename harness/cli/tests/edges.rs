@@ -198,3 +198,35 @@ fn false_leaves_a_run_of_a_suite_out_and_true_takes_it_in() {
     assert!(back.train.full.is_some());
     assert!(suite(&["train.full=no"]).is_err());
 }
+
+#[test]
+fn what_is_shown_of_data_on_standard_output_begins_no_command_and_moves_no_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let hostile = "\u{1b}[31m\n::error::x ##[error]y \u{202e}z";
+    let put = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
+    let row = |i: u32| {
+        json!({"id": format!("i{i}{hostile}"), "question": format!("q{i}{hostile}"), "think": format!("t{hostile}"),
+            "answer": format!("a{i}{hostile}")})
+        .to_string()
+            + "\n"
+    };
+    put("items.jsonl", (0..9).map(row).collect());
+    let text = |i: u32| json!({"id": format!("i{i}{hostile}"), "candidate": hostile}).to_string() + "\n";
+    put("texts.jsonl", (0..9).map(text).collect());
+    put(
+        "suite.toml",
+        format!(
+            "name = \"h\"\n[data]\ntrain = \"items.jsonl\"\nheldout = \"items.jsonl\"\n[model]\nbase = {:?}\n",
+            base()
+        ),
+    );
+    for args in [&["data", ".", "--show", "9"][..], &["eval", ".", "--predictions", "m=texts.jsonl", "--out", "h"]] {
+        let output = karat().args(args).current_dir(folder.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        for line in String::from_utf8(output.stdout).unwrap().split('\n') {
+            assert!(!line.trim_start().starts_with("::") && !line.contains("##["), "{args:?}: {line}");
+            let unseen = |c: char| (c.is_control() && c != '\t') || matches!(c, '\u{202a}'..='\u{202e}');
+            assert!(!line.contains(unseen), "{args:?}: {line:?}");
+        }
+    }
+}

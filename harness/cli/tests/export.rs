@@ -28,7 +28,7 @@ fn export_writes_a_folder_whole_or_not_at_all_and_names_no_backend() {
         (&["--dtype", "int3"][..], 2, "possible values: f32, bf16, f16, int8, int4"),
         (&["--backend", "native"], 5, "exports no models"),
         (&["--adapter", "/no/such/folder"], 2, "/no/such/folder"),
-        (&["--adapter", &place(&base)], 5, "adapter_config.json"),
+        (&["--adapter", &place(&base)], 2, "adapter_config.json"),
     ] {
         let output = export(more);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -50,6 +50,40 @@ fn export_writes_a_folder_whole_or_not_at_all_and_names_no_backend() {
     assert_eq!(object(export(&["--dtype", "int4"]))["reused"], true);
     let other = export(&[]);
     assert!(String::from_utf8_lossy(&other.stderr).contains("already holds the export of another"));
+    assert_eq!(other.status.code(), Some(2));
+}
+
+#[test]
+fn an_export_merge_or_import_into_what_is_there_is_a_wrong_path_and_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let place = |path: &Path| path.to_str().unwrap().to_string();
+    std::fs::create_dir(at("mine")).unwrap();
+    std::fs::write(at("mine/notes.txt"), "mine").unwrap();
+    std::fs::write(at("file"), "mine").unwrap();
+    let base = repository().join("suites/medical-r1/base");
+    let gguf = at("none.gguf");
+    std::fs::write(&gguf, "").unwrap();
+    for out in ["mine", "file", "file/below"] {
+        for command in [
+            vec!["export", "--model", base.to_str().unwrap()],
+            vec!["merge", "--model", base.to_str().unwrap(), "--adapter", base.to_str().unwrap()],
+            vec!["import", "--gguf", gguf.to_str().unwrap()],
+        ] {
+            let mut args: Vec<String> = command.iter().map(ToString::to_string).collect();
+            args.extend(["--out".into(), place(&at(out))]);
+            let output = karat(&args);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+            assert!(said.contains("nothing was written") && said.contains("new folder"), "{args:?}: {said}");
+        }
+    }
+    let names = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    assert_eq!(names, ["file", "mine", "none.gguf"]);
+    assert_eq!(std::fs::read_to_string(at("mine/notes.txt")).unwrap(), "mine");
+    assert_eq!(std::fs::read_dir(at("mine")).unwrap().count(), 1);
 }
 
 /// Never the CPU without a word: CUDA that the library does not have, or that this machine does not have, is an error that says

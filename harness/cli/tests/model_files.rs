@@ -243,10 +243,17 @@ fn templates_and_tokenizers_made_to_do_harm_end_with_exit_6_in_one_gib() {
         format!("{{{{ 1{} }}}}", "+1".repeat(50_000)),
         format!("{{{{ a{} }}}}", "[0]".repeat(50_000)),
     ] {
-        place.put("model/chat_template.jinja", &source);
+        place.put("model/chat_template.jinja", &format!("{{{{ messages[0].content }}}}{source}"));
         let output = limited(&place, 1024, &generate);
         assert_eq!(output.status.code(), Some(6), "{}: {}", &source[..60.min(source.len())], said(&output));
         assert!(String::from_utf8_lossy(&output.stderr).contains("chat_template.jinja"), "{}", said(&output));
+    }
+    for constant in ["", "null", "[]", "{}", "always the same", "{{ 'x' * -1 }}"] {
+        place.put("model/chat_template.jinja", constant);
+        let output = limited(&place, 1024, &generate);
+        assert_eq!(output.status.code(), Some(6), "{constant:?}: {}", said(&output));
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains("chat_template.jinja") && told.contains("never reads"), "{constant:?}: {told}");
     }
     place.put("text.jsonl", &json!({"text": format!("hello {}!", "a".repeat(60))}).to_string());
     let score = ["score", "--model", "model", "--input", "text.jsonl", "--threads", "1"];

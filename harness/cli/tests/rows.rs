@@ -55,6 +55,7 @@ fn a_bad_line_of_score_and_generate_is_named_and_the_others_are_done() {
         r#"{"id": "both", "text": "x", "ids": [1]}"#,
         &nested,
         r#"{"id": "b", "messages": [{"role": "user", "content": "yes"}]}"#,
+        r#"{"id": ["x"], "text": "x"}"#,
     ];
     let mut text = lines.join("\n").into_bytes();
     text.extend(b"\n{\"id\": \"u\", \"text\": \"\xff\"}\n\n");
@@ -69,16 +70,18 @@ fn a_bad_line_of_score_and_generate_is_named_and_the_others_are_done() {
         for (line, reason) in [
             (2, "broken input line"),
             (3, "\"messages\" is empty"),
+            (4, "chat_template.jinja:"),
             (4, "never no"),
             (5, "\"tool_calls\" is not read"),
             (6, "exactly one of ids, text and messages"),
             (7, "recursion limit"),
-            (9, "invalid UTF-8"),
+            (9, "\"id\" must be a text or a number"),
+            (10, "invalid UTF-8"),
         ] {
             let place = format!("in.jsonl:{line}: ");
             assert!(said.lines().any(|l| l.contains(&place) && l.contains(reason)), "no {place}{reason} in {said}");
         }
-        assert!(said.contains("7 bad lines left out"), "{said}");
+        assert!(said.contains("8 bad lines left out"), "{said}");
         let strict = karat(&[&args[..], &["--strict"]].concat());
         assert_eq!((strict.status.code(), strict.stdout.len()), (Some(6), 0));
         assert!(String::from_utf8_lossy(&strict.stderr).contains("in.jsonl:2: broken input line"));

@@ -5,7 +5,7 @@
 //! their sets of character n-grams is at least a threshold. The search is exact, not sampled: by prefix filtering (Bayardo,
 //! Ma, Srikant 2007), a pair can only reach the threshold if the rarest n-grams of both overlap.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -38,12 +38,27 @@ pub struct DataAudit {
     pub options: AuditOptions,
     /// Split name to its numbers.
     pub splits: BTreeMap<String, SplitAudit>,
-    /// Pairs within one split.
+    /// How many pairs there are.
+    pub counts: PairCounts,
+    /// Pairs within one split, the first [`DataAudit::LISTED`].
     pub duplicates: Vec<Pair>,
-    /// Pairs across splits.
+    /// Pairs across splits, the first [`DataAudit::LISTED`].
     pub leaks: Vec<Pair>,
     /// Lines that could not be read.
     pub bad_rows: Vec<BadRow>,
+}
+
+/// How many pairs of questions are the same or nearly so. Of n rows that are all near there are n
+/// (n - 1) / 2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PairCounts {
+    /// Within one split.
+    pub duplicates: u64,
+    /// Across splits, equal after normalisation.
+    pub exact_leaks: u64,
+    /// Across splits, near.
+    pub near_leaks: u64,
 }
 
 /// The numbers of one split.
@@ -138,13 +153,14 @@ pub fn audit(splits: &[(&str, &[Record])], options: AuditOptions) -> DataAudit {
     };
     // The first row of each question in each split stands for its copies there.
     let mut kinds: BTreeMap<&str, BTreeMap<usize, usize>> = BTreeMap::new();
-    let mut pairs = Vec::new();
+    let same_split = |a: usize, b: usize| all[a].0 == all[b].0;
+    let mut found = Pairs::default();
     for (index, (split, _, question)) in all.iter().enumerate() {
         let firsts = kinds.entry(question).or_default();
         match firsts.get(split) {
-            Some(&first) => pairs.push((first, index, 1.0, true)),
+            Some(&first) => found.add(first, index, 1.0, true, true),
             None => {
-                pairs.extend(firsts.values().map(|&first| (first, index, 1.0, true)));
+                firsts.values().for_each(|&first| found.add(first, index, 1.0, true, false));
                 firsts.insert(*split, index);
             }
         }
@@ -152,22 +168,94 @@ pub fn audit(splits: &[(&str, &[Record])], options: AuditOptions) -> DataAudit {
     let representatives: Vec<(&str, Vec<usize>)> =
         kinds.iter().map(|(text, firsts)| (*text, firsts.values().copied().collect())).collect();
     let texts: Vec<&str> = representatives.iter().map(|(text, _)| *text).collect();
-    for (a, b, similarity) in near_pairs(&texts, options) {
+    let near = |mut found: Pairs, (a, b, similarity): (usize, usize, f64)| {
         for &x in &representatives[a].1 {
             for &y in &representatives[b].1 {
-                pairs.push((x.min(y), x.max(y), similarity, false));
+                found.add(x.min(y), x.max(y), similarity, false, same_split(x, y));
             }
         }
-    }
-    pairs.sort_by_key(|&(a, b, ..)| (a, b));
-    for (a, b, similarity, exact) in pairs {
-        let pair = Pair { first: place(a), second: place(b), similarity, exact };
-        if all[a].0 == all[b].0 { result.duplicates.push(pair) } else { result.leaks.push(pair) }
-    }
+        found
+    };
+    let found = fold_near_pairs(&texts, options, found, near);
+    let listed = |heap: BinaryHeap<Found>| {
+        let pairs = heap.into_sorted_vec().into_iter();
+        let pair =
+            |f: Found| Pair { first: place(f.at.0), second: place(f.at.1), similarity: f.similarity, exact: f.exact };
+        pairs.map(pair).collect()
+    };
+    result.counts = found.counts;
+    (result.duplicates, result.leaks) = (listed(found.duplicates), listed(found.leaks));
     result
 }
 
+/// A pair by the places of its rows among all.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Found {
+    at: (usize, usize),
+    similarity: f64,
+    exact: bool,
+}
+
+impl Eq for Found {}
+
+impl Ord for Found {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        // No two rows are a pair twice.
+        self.at.cmp(&other.at)
+    }
+}
+
+impl PartialOrd for Found {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// Pairs as they are found: all are counted, the first in the order of the data are kept.
+#[derive(Default)]
+struct Pairs {
+    counts: PairCounts,
+    duplicates: BinaryHeap<Found>,
+    leaks: BinaryHeap<Found>,
+}
+
+impl Pairs {
+    fn add(&mut self, a: usize, b: usize, similarity: f64, exact: bool, same_split: bool) {
+        let count = match (same_split, exact) {
+            (true, _) => &mut self.counts.duplicates,
+            (false, true) => &mut self.counts.exact_leaks,
+            (false, false) => &mut self.counts.near_leaks,
+        };
+        *count += 1;
+        let pairs = if same_split { &mut self.duplicates } else { &mut self.leaks };
+        keep(pairs, Found { at: (a, b), similarity, exact });
+    }
+
+    fn join(mut self, other: Pairs) -> Pairs {
+        self.counts.duplicates += other.counts.duplicates;
+        self.counts.exact_leaks += other.counts.exact_leaks;
+        self.counts.near_leaks += other.counts.near_leaks;
+        other.duplicates.into_iter().for_each(|pair| keep(&mut self.duplicates, pair));
+        other.leaks.into_iter().for_each(|pair| keep(&mut self.leaks, pair));
+        self
+    }
+}
+
+/// Adds `pair` to the first [`DataAudit::LISTED`], of which the last is on top.
+fn keep(first: &mut BinaryHeap<Found>, pair: Found) {
+    if first.len() < DataAudit::LISTED {
+        first.push(pair);
+    } else if let Some(mut last) = first.peek_mut()
+        && pair < *last
+    {
+        *last = pair;
+    }
+}
+
 impl DataAudit {
+    /// How many duplicates, and how many leaks, are listed one by one.
+    pub const LISTED: usize = 200;
+
     /// Adds what tokenizing showed about `split`.
     pub fn add_examples(&mut self, split: &str, examples: &Examples) {
         let numbers = self.splits.entry(split.to_string()).or_default();
@@ -188,11 +276,18 @@ pub fn normalize(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Pairs of different texts with a Jaccard index of at least the threshold, as (smaller index, larger index, index).
-fn near_pairs(texts: &[&str], options: AuditOptions) -> Vec<(usize, usize, f64)> {
+/// Hands `found` through `add` with every pair of different texts that has a Jaccard index of at
+/// least the threshold, as (smaller index, larger index, index), in no order: they may be too many
+/// to be kept.
+fn fold_near_pairs(
+    texts: &[&str],
+    options: AuditOptions,
+    found: Pairs,
+    add: impl Fn(Pairs, (usize, usize, f64)) -> Pairs + Sync,
+) -> Pairs {
     let t = options.threshold.max(f64::MIN_POSITIVE);
     if t > 1.0 {
-        return Vec::new();
+        return found;
     }
     let n = options.ngram.max(1);
     // A gram is where it begins in its text: four bytes instead of a copy of its characters.
@@ -232,16 +327,18 @@ fn near_pairs(texts: &[&str], options: AuditOptions) -> Vec<(usize, usize, f64)>
             holders.entry(gram).or_default().push(i);
         }
     }
-    sets.par_iter()
+    let near = sets
+        .par_iter()
         .enumerate()
         .filter(|(_, set)| !set.is_empty())
-        .flat_map_iter(|(i, set)| {
+        .fold(Pairs::default, |found, (i, set)| {
             let candidates: BTreeSet<usize> =
                 set[..prefix(set)].iter().flat_map(|gram| holders[gram].iter().copied()).filter(|&j| j > i).collect();
             let near = candidates.into_iter().map(|j| (i, j, jaccard(set, &sets[j]))).filter(|&(.., x)| x >= t);
-            near.collect::<Vec<_>>()
+            near.fold(found, &add)
         })
-        .collect()
+        .reduce(Pairs::default, Pairs::join);
+    found.join(near)
 }
 
 /// Where the different character n-grams of a text begin; a shorter text is its own only one.

@@ -49,15 +49,17 @@ pub fn tokenizer(model: &Path, adapter: Option<&Path>) -> Result<Chosen<Tokenize
 /// The chat template of the adapter if it brings one that differs from the model's, else the model's.
 ///
 /// # Errors
-/// As [`ChatTemplate::from_model_dir`].
+/// As [`ChatTemplate::from_model_dir`] and [`ChatTemplate::reads_messages`].
 pub fn template(model: &Path, adapter: Option<&Path>) -> Result<Chosen<ChatTemplate>> {
-    let of_model = || ChatTemplate::from_model_dir(model);
     let Some((adapter, own)) = own_template(model, adapter)? else {
-        return Ok(Chosen { value: of_model()?, note: None });
+        let value = ChatTemplate::from_model_dir(model)?;
+        value.reads_messages()?;
+        return Ok(Chosen { value, note: None });
     };
-    let same = of_model().is_ok_and(|t| (t.source(), t.special()) == (own.source(), own.special()));
+    own.reads_messages()?;
     let note = format!("using the adapter's own chat template, which differs from the model's ({})", adapter.display());
-    Ok(Chosen { value: own, note: Some(note).filter(|_| !same) })
+    let note = Some(note).filter(|_| differs(model, &own));
+    Ok(Chosen { value: own, note })
 }
 
 /// The template that an adapter folder brings, with the special tokens that belong to it.
@@ -83,7 +85,9 @@ fn own_template<'a>(model: &Path, adapter: Option<&'a Path>) -> Result<Option<(&
 /// As [`tokenizer`] and [`template`], but a model or adapter without a template has no difference.
 pub fn differences(model: &Path, adapter: &Path) -> Result<Vec<&'static str>> {
     let mut differ = Vec::new();
-    if own_template(model, Some(adapter))?.is_some() && template(model, Some(adapter))?.note.is_some() {
+    if let Some((_, own)) = own_template(model, Some(adapter))?
+        && differs(model, &own)
+    {
         differ.push("chat template");
     }
     if adapter.join("tokenizer.json").is_file() && tokenizer(model, Some(adapter))?.note.is_some() {
@@ -92,13 +96,17 @@ pub fn differences(model: &Path, adapter: &Path) -> Result<Vec<&'static str>> {
     Ok(differ)
 }
 
-/// Puts what differs of the adapter's own into `merged`, a model that the adapter was folded into. What was carried over, in
-/// words.
+/// Whether a chat template is not the one of `model`.
+fn differs(model: &Path, own: &ChatTemplate) -> bool {
+    !ChatTemplate::from_model_dir(model).is_ok_and(|t| (t.source(), t.special()) == (own.source(), own.special()))
+}
+
+/// Puts what differs of the adapter's own, by [`differences`], into `merged`, a model that the
+/// adapter was folded into.
 ///
 /// # Errors
-/// As [`differences`]; I/O.
-pub fn carry_over(model: &Path, adapter: &Path, merged: &Path) -> Result<Vec<&'static str>> {
-    let differ = differences(model, adapter)?;
+/// The adapter's template cannot be read; I/O.
+pub fn carry_over(differ: &[&str], model: &Path, adapter: &Path, merged: &Path) -> Result<()> {
     if differ.contains(&"tokenizer") {
         for name in TOKENIZER_FILES {
             let (from, to) = (adapter.join(name), merged.join(name));
@@ -121,5 +129,5 @@ pub fn carry_over(model: &Path, adapter: &Path, merged: &Path) -> Result<Vec<&'s
             Err(error) => return Err(error),
         }
     }
-    Ok(differ)
+    Ok(())
 }

@@ -90,6 +90,7 @@ impl Formatter {
     /// If `max_length` is 0, a stop is no token, the end is [`End::Template`] without [`OutputFormat::Template`], or the tokenizer has no token for
     /// the end that is asked for.
     pub fn new(template: ChatTemplate, mut tokenizer: Tokenizer, options: FormatOptions) -> Result<Self> {
+        template.reads_messages()?;
         tokenizer.stop_also_at(&options.stop)?;
         if options.max_length == 0 {
             return Err(Error::usage("max_length must be at least 1"));

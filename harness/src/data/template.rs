@@ -148,6 +148,22 @@ impl ChatTemplate {
         Ok(ChatTemplate { environment, compiled, source, origin: origin.into(), special })
     }
 
+    /// Refuses a template that writes the same whatever is said: a file that was emptied or
+    /// overwritten, such as `null`, compiles.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Data`](crate::ErrorKind::Data) if `messages` is never read.
+    pub fn reads_messages(&self) -> Result<()> {
+        match self.source.contains("messages") {
+            true => Ok(()),
+            false => Err(Error::data(
+                "the chat template never reads `messages`: it would write the same for every conversation",
+            )
+            .at(&self.origin)
+            .help("copy the file from the model again, or choose the template `chatml-recipe` in the suite")),
+        }
+    }
+
     /// The conversation as text.
     ///
     /// # Errors

@@ -1,28 +1,45 @@
 //! The tokenizer of a model folder: text to ids and back, and which ids end a text.
 
 mod declared;
+mod expression;
 mod outline;
 mod special;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
 use self::declared::{Declarations, Declared, FIX, ids, object};
 use self::outline::{FILE_BYTES, Outline};
-pub use self::special::{SpecialTokens, StopToken, listed_ids};
+pub use self::special::{SpecialTokens, StopToken};
 use super::untrusted;
 use crate::{Error, Result, fsio};
 
 /// Largest configuration in bytes.
 const CONFIG_BYTES: u64 = 16 << 20;
-/// How long reading a tokenizer may take, and one text where its expression may backtrack.
+/// How long reading a tokenizer may take, also where an expression of it may backtrack (added
+/// tokens go through them), and how long one text may take then.
 const LOAD_TIME: Duration = Duration::from_secs(120);
+const WILD_LOAD_TIME: Duration = Duration::from_secs(20);
 const TEXT_TIME: Duration = Duration::from_secs(10);
+/// A text is slow that takes this long, and this long for each of its bytes; any tokenizer in use
+/// is a hundred times faster.
+const SLOW: Duration = Duration::from_secs(1);
+const SLOW_BYTE: Duration = Duration::from_micros(100);
+/// One that fails is after this: an expression that backtracks too often is ended by its engine.
+const SLOW_FAILURE: Duration = Duration::from_millis(20);
+/// What all slow texts may take together. No more are tried then: a file has any number of them,
+/// and one that was given up leaves a thread that goes on.
+const SLOW_TEXTS: Duration = Duration::from_secs(10);
+/// Longest text in bytes that others are tokenized beside: each byte takes some 350 of memory. It
+/// is not cut, since only the tokenizer knows where no token lies: normalizers, merges and added
+/// tokens may reach over any two characters.
+const LONG_TEXT: usize = 256 << 10;
 /// Stack for reading a tokenizer and for its expressions.
 const STACK: usize = 32 << 20;
 
@@ -34,6 +51,8 @@ const STACK: usize = 32 << 20;
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     outline: Arc<Outline>,
+    /// Milliseconds that slow texts took.
+    slow: Arc<AtomicU64>,
     path: Arc<str>,
     /// Where ids that end a text are read.
     configs: Arc<[PathBuf]>,
@@ -146,7 +165,8 @@ impl Tokenizer {
         let in_file = outline.added.clone();
         let tokens: Vec<Declared> = declarations.tokens;
         let adding = tokens.clone();
-        let read = untrusted::in_time(LOAD_TIME, STACK, move || -> Result<_, String> {
+        let time = if outline.wild { WILD_LOAD_TIME } else { LOAD_TIME };
+        let read = untrusted::in_time(time, STACK, move || -> Result<_, String> {
             let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| e.to_string())?;
             inner.with_padding(None);
             inner.with_truncation(None).map_err(|e| e.to_string())?;
@@ -222,7 +242,8 @@ impl Tokenizer {
         let bos = named("bos_token").or(listed("bos_token_id", true)?.first().copied());
         let path: Arc<str> = path.display().to_string().into();
         let configs = configs.into_iter().map(|(path, _)| path).collect();
-        Ok(Tokenizer { configs, inner: Arc::new(inner), outline: Arc::new(outline), path, bos, eos, pad, stop, sha256 })
+        let (inner, outline, slow) = (Arc::new(inner), Arc::new(outline), Arc::default());
+        Ok(Tokenizer { configs, inner, outline, slow, path, bos, eos, pad, stop, sha256 })
     }
 
     /// The ids of `text`. Special tokens *written in* the text become their ids; none are added.
@@ -256,9 +277,12 @@ impl Tokenizer {
                 .help("the tokenizer is broken or made to do harm: copy its files from the model again")
         };
         self.outline.admit(text).map_err(refused)?;
-        let encoding = if self.outline.wild {
+        // Rows are tokenized on all processors: of long ones only one at a time is in memory.
+        static LONG: Mutex<()> = Mutex::new(());
+        let _alone = (text.len() > LONG_TEXT).then(|| LONG.lock().unwrap_or_else(PoisonError::into_inner));
+        let encoding = if self.outline.is_timed(text.len()) {
             let (inner, text) = (self.inner.clone(), text.to_string());
-            untrusted::in_time(TEXT_TIME, STACK, move || encode(&inner, &text))
+            self.in_time(text.len(), move || encode(&inner, &text))
         } else {
             untrusted::caught(|| encode(&self.inner, text))
         };
@@ -279,13 +303,40 @@ impl Tokenizer {
         };
         let bytes = ids.iter().filter_map(|&id| self.inner.id_to_token(id)).map(|token| token.len()).sum();
         self.outline.admit_decoding(bytes).map_err(refused)?;
-        let text = if self.outline.wild {
+        let text = if self.outline.is_timed(bytes) {
             let (inner, ids) = (self.inner.clone(), ids.to_vec());
-            untrusted::in_time(TEXT_TIME, STACK, move || inner.decode(&ids, skip_special))
+            self.in_time(bytes, move || inner.decode(&ids, skip_special))
         } else {
             untrusted::caught(|| self.inner.decode(ids, skip_special))
         };
         text.map_err(refused)?.map_err(|e| Error::data("the ids cannot be decoded").at(&self.path).because(e))
+    }
+
+    /// Runs `work` on a text of so many bytes against the clock, unless slow texts before took too
+    /// long together.
+    fn in_time<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce() -> tokenizers::Result<T> + Send + 'static,
+    ) -> Result<tokenizers::Result<T>, String> {
+        let spent = Duration::from_millis(self.slow.load(Ordering::Relaxed));
+        if spent >= SLOW_TEXTS {
+            return Err(format!(
+                "texts before took {} s, far longer than they should; no more are tried",
+                spent.as_secs()
+            ));
+        }
+        let began = Instant::now();
+        let done = untrusted::in_time(TEXT_TIME, STACK, work);
+        let took = began.elapsed();
+        let slow = match &done {
+            Ok(Ok(_)) => took > SLOW && took > SLOW_BYTE * u32::try_from(bytes).unwrap_or(u32::MAX),
+            _ => took > SLOW_FAILURE,
+        };
+        if slow {
+            self.slow.fetch_add(took.as_millis() as u64, Ordering::Relaxed);
+        }
+        done
     }
 
     /// Those of `ids` that no token has, in their order. Models pad their vocabulary to a round size, and a model may write

@@ -102,12 +102,11 @@ pub fn import_gguf(
     options: ImportOptions,
     watch: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Imported> {
-    refuse_existing(out)?;
+    let out = crate::fsio::new_folder(out)?;
     let gguf = Gguf::open(path)?;
     let decoder = GgufDecoder::read(&gguf)?;
     let tokenizer = tokenizer::read(&gguf, decoder.vocab, decoder.context)?;
 
-    let out = std::path::absolute(out).map_err(|e| Error::io("resolve", out, e))?;
     // Dropping it removes it, whatever fails below.
     let temporary = PassingFolder::beside(&out, "import").map_err(|e| Error::io("create a folder beside", &out, e))?;
     let folder = temporary.path();
@@ -153,19 +152,6 @@ fn write_companions(
         crate::fsio::write_atomic(&folder.join("chat_template.jinja"), template.as_bytes())?;
     }
     proof_read(folder, gguf, tokenizer)
-}
-
-fn refuse_existing(out: &Path) -> Result<()> {
-    match std::fs::read_dir(out) {
-        Ok(mut entries) => match entries.next() {
-            None => Ok(()),
-            Some(_) => Err(Error::usage("the folder is there and not empty")
-                .at(out.display())
-                .help("give --out a new folder, or remove this one")),
-        },
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(_) => Err(Error::usage("something is there that is no folder").at(out.display())),
-    }
 }
 
 fn values(tensor: &GgufTensor) -> u64 {

@@ -126,7 +126,11 @@ fn name(value: serde_json::Result<serde_json::Value>) -> String {
 fn guarded(field: &str) -> String {
     let number = field.chars().all(|c| c.is_ascii_digit() || matches!(c, '+' | '-' | '.' | 'e' | 'E'))
         && field.parse::<f64>().is_ok();
-    let calculates = field.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']) && !number;
+    // Spreadsheets trim what cannot be seen, and those of East Asia read the wide forms as the
+    // narrow ones.
+    let unseen = |c: char| c.is_whitespace() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}');
+    let begins = field.trim_start_matches(unseen).starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠']);
+    let calculates = (begins || field.starts_with(['\t', '\r', '\n'])) && !number;
     format!("{}{}", if calculates { "'" } else { "" }, legible_lines(field))
 }
 

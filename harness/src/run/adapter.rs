@@ -1,9 +1,11 @@
 //! The proof of an adapter in every run that has one: that the backend applied it, and that the weights with the adapter
 //! merged into them, as they would be shipped, are the same model.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use safetensors::{Dtype, SafeTensors};
+use karat_system::safetensors::read_header;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Capability, Event, Flow, GenerateConfig, OpenConfig, Scores, Session, TEMPORARY_MODEL, Tokens};
@@ -15,6 +17,8 @@ use crate::run::{Cancel, Notice, Observer, SessionCache, backend_error};
 
 /// Items that are looked at, evenly spread over the data.
 const PROBES: usize = 12;
+/// Bytes of an adapter that are in memory at once; a multiple of every element's width.
+const PIECE: usize = 1 << 20;
 /// Longest greedy text of the merged check.
 const PROBE_TOKENS: usize = 64;
 
@@ -22,7 +26,16 @@ const PROBE_TOKENS: usize = 64;
 #[serde(deny_unknown_fields)]
 struct Stored {
     key: String,
+    /// [`digest`] of `check`, so that one that was changed since is not believed.
+    #[serde(default)]
+    sha256: String,
     check: AdapterCheck,
+}
+
+/// Of what was found, under the key of what was asked.
+fn digest(key: &str, check: &AdapterCheck) -> Result<String> {
+    let text = serde_json::to_string(check).map_err(|e| Error::failed("could not write a check as JSON").because(e))?;
+    Ok(sha256(format!("{key} {text}").as_bytes()))
 }
 
 /// Looks at the adapter of `job` on a few of its queries; what an earlier run found is reused. `scratch` is a folder in which
@@ -56,7 +69,7 @@ pub(super) fn check(
     let stage = format!("adapter {}", job.name);
     if file.is_file() {
         let stored: Stored = fsio::read_json(&file)?;
-        if stored.key == key {
+        if stored.key == key && stored.sha256 == digest(&key, &stored.check)? {
             observer.notice(Notice::Reused { name: &stage, detail: format!("{} items", stored.check.items) });
             warn_of_merging(job, &stored.check, observer);
             return Ok(Some(stored.check));
@@ -112,7 +125,7 @@ pub(super) fn check(
     let detail = format!("applied: log-probabilities change by up to {:.2} nats{merged}", check.largest_change);
     observer.notice(Notice::Done { name: &stage, detail });
     warn_of_merging(job, &check, observer);
-    let stored = Stored { key, check };
+    let stored = Stored { sha256: digest(&key, &check)?, key, check };
     fsio::write_json(&file, &stored)?;
     Ok(Some(stored.check))
 }
@@ -165,16 +178,31 @@ fn differences(a: &Scores, b: &Scores) -> (f64, f64) {
 /// not in that layout is taken to say something.
 fn is_zero(folder: &Path) -> Result<bool> {
     let path = folder.join("adapter_model.safetensors");
-    let Ok(bytes) = std::fs::read(&path) else { return Ok(false) };
-    let tensors = SafeTensors::deserialize(&bytes)
-        .map_err(|e| Error::data("not a safetensors file").at(path.display()).because(e))?;
-    for (name, tensor) in tensors.iter().filter(|(name, _)| !name.contains("lora_A")) {
+    if !path.is_file() {
+        return Ok(false);
+    }
+    let tensors = read_header(&path)?;
+    let read = |e| Error::io("read", &path, e);
+    let mut file = File::open(&path).map_err(read)?;
+    // An adapter of high rank has gigabytes: a piece of it is in memory at a time.
+    let mut piece = vec![0; PIECE];
+    for (name, stored) in tensors.iter().filter(|(name, _)| !name.contains("lora_A")) {
+        if !name.contains("lora_B") {
+            return Ok(false);
+        }
         // The sign of a zero does not count.
         let nothing =
             |x: &[u8]| x.split_last().is_none_or(|(top, rest)| top & 0x7f == 0 && rest.iter().all(|b| *b == 0));
-        let size = if tensor.dtype() == Dtype::F32 { 4 } else { 2 };
-        if !name.contains("lora_B") || !tensor.data().chunks(size).all(nothing) {
-            return Ok(false);
+        let width = (stored.dtype.bitsize() / 8).max(1);
+        file.seek(SeekFrom::Start(stored.bytes.start)).map_err(read)?;
+        let mut left = stored.bytes.end - stored.bytes.start;
+        while left > 0 {
+            let part = &mut piece[..left.min(PIECE as u64) as usize];
+            file.read_exact(part).map_err(read)?;
+            if !part.chunks(width).all(nothing) {
+                return Ok(false);
+            }
+            left -= part.len() as u64;
         }
     }
     Ok(true)
@@ -203,9 +231,26 @@ mod tests {
     }
 
     #[test]
+    fn a_stored_check_that_was_changed_is_not_believed() {
+        let check = AdapterCheck { items: 3, tokens: 40, largest_change: 0.1 + 0.2, mean_change: 1e-300, merged: None };
+        let sha256 = digest("key", &check).unwrap();
+        let stored = serde_json::to_string(&Stored { key: "key".into(), sha256: sha256.clone(), check }).unwrap();
+        let read = |text: &str| serde_json::from_str::<Stored>(text).unwrap();
+        assert_eq!(digest("key", &read(&stored).check).unwrap(), sha256);
+        let changed = read(&stored.replace("\"tokens\":40", "\"tokens\":41"));
+        assert_ne!(digest("key", &changed.check).unwrap(), changed.sha256);
+        assert_ne!(digest("other", &read(&stored).check).unwrap(), sha256);
+    }
+
+    #[test]
     fn an_adapter_is_zero_only_if_every_b_is_and_nothing_else_is_there() {
         assert!(is_zero(adapter(&[0.0, -0.0], None).path()).unwrap());
         assert!(!is_zero(adapter(&[0.0, 1e-30], None).path()).unwrap());
+        // Read piece by piece: the last number of several pieces counts as the first does.
+        let mut long = vec![0.0; PIECE / 2 + 3];
+        assert!(is_zero(adapter(&long, None).path()).unwrap());
+        *long.last_mut().unwrap() = 1e-30;
+        assert!(!is_zero(adapter(&long, None).path()).unwrap());
         assert!(!is_zero(adapter(&[0.0], Some("m.lora_magnitude_vector")).path()).unwrap());
         assert!(!is_zero(Path::new("/no/such/adapter")).unwrap());
         let folder = adapter(&[0.0], None);

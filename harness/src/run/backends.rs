@@ -58,6 +58,7 @@ pub fn opening_warnings(open: &OpenConfig, info: &SessionInfo) -> Vec<String> {
 pub fn backend_error(doing: &str, error: BackendError) -> Error {
     match error.kind {
         BackendErrorKind::Cancelled => Error::interrupted(),
+        BackendErrorKind::Usage => Error::usage(doing).because(error),
         _ => Error::backend(doing).because(error),
     }
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::error::{Error, Result};
+use crate::fsio::sha256;
 
 /// An open store of rows `T`, by item id.
 pub struct Store<T> {
@@ -43,6 +44,18 @@ struct Header {
 struct Line<T> {
     id: String,
     row: T,
+    /// [`seal`] of what stands before it; a line of an earlier version has none.
+    #[serde(default, skip_serializing)]
+    sha256: Option<String>,
+}
+
+/// What a seal adds to a line before its digest and after it.
+const SEAL: [&[u8]; 2] = [b",\"sha256\":\"", b"\"}"];
+
+/// The digest of a line up to itself, so that a row which was changed afterwards is not taken for
+/// an answer.
+fn seal(line: &[u8]) -> String {
+    sha256(line)[..16].to_string()
 }
 
 const VERSION: u32 = 1;
@@ -64,7 +77,8 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
         file.seek(SeekFrom::Start(good)).map_err(fail)?;
         let mut store = Store { path: path.into(), file, rows, unsynced: 0, synced: Instant::now() };
         if good == 0 {
-            store.append(&Header { karat_store: VERSION, key: key.clone() })?;
+            let header = store.json(&Header { karat_store: VERSION, key: key.clone() })?;
+            store.append(header)?;
             store.sync()?;
             // The name must survive a power cut as the rows do.
             if let Some(folder) = path.parent() {
@@ -79,8 +93,12 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
     /// # Errors
     /// I/O, such as a full disk; the rows before it stay.
     pub fn put(&mut self, id: &str, row: T) -> Result<()> {
-        let line = Line { id: id.into(), row };
-        self.append(&line)?;
+        let line = Line { id: id.into(), row, sha256: None };
+        let mut text = self.json(&line)?;
+        text.pop();
+        let seal = seal(&text);
+        text.extend([SEAL[0], seal.as_bytes(), SEAL[1]].concat());
+        self.append(text)?;
         self.rows.insert(line.id, line.row);
         self.unsynced += 1;
         if self.unsynced >= SYNC_ROWS || self.synced.elapsed() >= SYNC_EVERY {
@@ -119,9 +137,11 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
         self.rows.is_empty()
     }
 
-    fn append(&mut self, line: &impl Serialize) -> Result<()> {
-        let mut text = serde_json::to_vec(line)
-            .map_err(|e| Error::failed("could not write JSON").at(self.path.display()).because(e))?;
+    fn json(&self, line: &impl Serialize) -> Result<Vec<u8>> {
+        serde_json::to_vec(line).map_err(|e| Error::failed("could not write JSON").at(self.path.display()).because(e))
+    }
+
+    fn append(&mut self, mut text: Vec<u8>) -> Result<()> {
         text.push(b'\n');
         // One write of the whole line: a crash leaves a prefix, which `open` recognises by the missing newline.
         self.file
@@ -195,7 +215,15 @@ fn read_rows<T: DeserializeOwned>(
             let header: Header = serde_json::from_slice(&line).map_err(broken)?;
             check(header)?;
         } else {
-            let Line { id, row } = serde_json::from_slice(&line).map_err(broken)?;
+            let Line { id, row, sha256 } = serde_json::from_slice(&line).map_err(broken)?;
+            if let Some(said) = sha256 {
+                let end = SEAL[0].len() + said.len() + SEAL[1].len() + 1;
+                if line.get(..line.len().saturating_sub(end)).map(seal) != Some(said) {
+                    return Err(Error::data("this row is not what was written: it was changed afterwards")
+                        .at(format!("{}:{number}", path.display()))
+                        .help("remove the file, or run with --fresh"));
+                }
+            }
             rows.insert(id, row);
         }
         good += n as u64;
@@ -267,6 +295,36 @@ mod tests {
         std::fs::write(&path, text.replace("\"karat_store\":1", "\"karat_store\":7")).unwrap();
         let error = Store::<u32>::open(&path, &key("a")).err().unwrap();
         assert!(error.to_string().contains("version 7"), "{error}");
+    }
+
+    #[test]
+    fn a_row_that_was_changed_afterwards_is_refused_by_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.jsonl");
+        let mut store = Store::<u32>::open(&path, &key("a")).unwrap();
+        store.put("x", 100).unwrap();
+        store.put("y", 200).unwrap();
+        drop(store);
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (from, to) in [
+            ("\"row\":200", "\"row\":201"),
+            ("\"id\":\"y\"", "\"id\":\"z\""),
+            ("\"row\":200", "\"row\": 200"),
+            ("\"sha256\":\"", "\"sha256\":\"0"),
+        ] {
+            let (head, last) = text.split_at(text.trim_end().rfind('\n').unwrap() + 1);
+            std::fs::write(&path, format!("{head}{}", last.replace(from, to))).unwrap();
+            for error in [Store::<u32>::open(&path, &key("a")).err(), read_store::<u32>(&path).err()] {
+                let error = error.unwrap();
+                assert_eq!(error.kind(), crate::ErrorKind::Data);
+                assert!(error.to_string().contains("p.jsonl:3: this row is not what was written"), "{to}: {error}");
+            }
+        }
+        // A store of an earlier version has no digests.
+        let line = text.lines().nth(1).unwrap();
+        let plain = format!("{}}}", line.split(",\"sha256\"").next().unwrap());
+        std::fs::write(&path, text.replace(line, &plain)).unwrap();
+        assert_eq!(Store::<u32>::open(&path, &key("a")).unwrap().get("x"), Some(&100));
     }
 
     #[test]

@@ -60,7 +60,6 @@ fn inputs<'a>(
     let options = prepared.formatter.options();
     let file_name = |p: &str| Path::new(p).file_name().map_or(p.to_string(), |n| n.to_string_lossy().into_owned());
     let audit = &prepared.audit;
-    let leaks = |exact: bool| audit.leaks.iter().filter(|l| l.exact == exact).count() as u64;
     let sum =
         |of: fn(&crate::data::audit::SplitAudit) -> usize| audit.splits.values().map(|s| of(s) as u64).sum::<u64>();
     // Evenly spread over the data, so that nobody picked them.
@@ -122,9 +121,9 @@ fn inputs<'a>(
                 })
                 .collect(),
             audit: BTreeMap::from([
-                ("duplicates".to_string(), audit.duplicates.len() as u64),
-                ("exact_leaks".to_string(), leaks(true)),
-                ("near_leaks".to_string(), leaks(false)),
+                ("duplicates".to_string(), audit.counts.duplicates),
+                ("exact_leaks".to_string(), audit.counts.exact_leaks),
+                ("near_leaks".to_string(), audit.counts.near_leaks),
                 ("truncated_rows".to_string(), sum(|s| s.truncated.len())),
                 ("dropped_rows".to_string(), dropped),
             ]),

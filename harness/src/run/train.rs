@@ -329,7 +329,7 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
         found: BTreeMap::new(),
         curves,
     };
-    fsio::write_json(&folder.join(DONE), &trained)?;
+    fsio::write_sealed_json(&folder.join(DONE), &trained)?;
     let loss = trained.curves.evaluations.last().map_or(String::new(), |e| format!(", eval loss {:.4}", e.loss));
     let rate = trained.summary.tokens as f64 / trained.summary.seconds.max(1e-9);
     observer.notice(Notice::Done {
@@ -352,7 +352,8 @@ fn finished(folder: &Path, fingerprint: &str) -> Result<Option<Trained>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let mut done: Trained = fsio::read_json(&path)?;
+    let mut done: Trained =
+        fsio::read_sealed_json(&path).map_err(|e| e.help(format!("remove {} to train anew", folder.display())))?;
     let there: Vec<PathBuf> = [Some(&done.summary.last_checkpoint), done.summary.best_checkpoint.as_ref()]
         .into_iter()
         .flatten()

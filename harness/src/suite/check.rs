@@ -83,8 +83,11 @@ impl Suite {
         crate::eval::metric::check_names(&self.eval.metrics).map_err(|e| e.at(path.display()))?;
         let gated: Vec<String> = self.gate.margins.keys().cloned().collect();
         crate::eval::metric::check_names(&gated).map_err(|e| e.at(path.display()))?;
-        if let Some((metric, margin)) = self.gate.margins.iter().find(|(_, m)| m.is_nan() || **m < 0.0) {
-            return fail(format!("gate.margins.{metric} = {margin} must be at least 0"), "correct the value");
+        if let Some((metric, margin)) = self.gate.margins.iter().find(|(_, m)| !m.is_finite() || **m < 0.0) {
+            return fail(
+                format!("gate.margins.{metric} = {margin} must be a number of at least 0"),
+                "correct the value",
+            );
         }
         let EvalConfig { temperature, top_p, max_new_tokens, batch_size, .. } = self.eval;
         let refused = |value: &dyn std::fmt::Display, checked: Result<(), String>| match checked {

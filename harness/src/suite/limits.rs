@@ -3,14 +3,14 @@
 
 use crate::backend::most_threads;
 
-/// Sampling temperature: 0 is greedy.
+/// Sampling temperature: 0 is greedy; at 1000 all tokens are about equally probable.
 ///
 /// # Errors
-/// Not a number of at least 0.
+/// Not a number from 0 to 1000.
 pub fn temperature(x: f64) -> Result<f64, String> {
-    match x.is_finite() && x >= 0.0 {
+    match (0.0..=1000.0).contains(&x) {
         true => Ok(x),
-        false => Err("it must be a number of at least 0; 0 is greedy".into()),
+        false => Err("it must be a number from 0 to 1000; 0 is greedy".into()),
     }
 }
 
@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn the_edges_of_every_range_are_where_they_are_said_to_be() {
         assert_eq!(temperature(0.0), Ok(0.0));
-        assert!([-1.0, f64::NAN, f64::INFINITY].into_iter().all(|x| temperature(x).is_err()));
+        assert!([-1.0, f64::NAN, f64::INFINITY, 1e30].into_iter().all(|x| temperature(x).is_err()));
         assert_eq!(top_p(1.0), Ok(1.0));
         assert!([0.0, 2.0, -0.5, f64::NAN].into_iter().all(|x| top_p(x).is_err()));
         let most = most_threads();

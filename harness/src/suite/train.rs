@@ -5,12 +5,15 @@ use serde::{Deserialize, Serialize};
 use crate::backend::LoraConfig;
 use crate::backend::{AdamW, EarlyStopping};
 use crate::error::{Error, Result};
+use crate::train::plan::MOST_BATCHES;
 use crate::train::schedule::Schedule;
 
 /// Most rows that are taken together: far beyond any memory, and small enough to be multiplied.
 pub(super) const LARGEST_BATCH: usize = 1 << 20;
 /// Most times that the data is gone through: the plan of a run names every row of every step.
 const MOST_EPOCHS: f64 = 1e5;
+/// No training has one above 10.
+const LARGEST_RATE: f64 = 1000.0;
 
 /// The `[train]` table: what LoRA and full share, and one table for each.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -155,17 +158,29 @@ impl Hyperparameters {
                 return Err(Error::usage(format!("{place}: {key} = {value} must be between 1 and {LARGEST_BATCH}")));
             }
         }
+        if self.learning_rate > LARGEST_RATE {
+            let what = format!("{place}: learning_rate = {} must be at most {LARGEST_RATE}", self.learning_rate);
+            return Err(Error::usage(what));
+        }
+        if self.max_steps as u64 > MOST_BATCHES {
+            return Err(Error::usage(format!(
+                "{place}: max_steps = {} must be at most {MOST_BATCHES}",
+                self.max_steps
+            )));
+        }
+        if !(0.0..=MOST_BATCHES as f64).contains(&self.warmup) {
+            let what = format!("{place}: warmup = {} must be a number from 0 to {MOST_BATCHES}", self.warmup);
+            return Err(Error::usage(what).help("below 1 it is a share of all steps, else a number of steps"));
+        }
         let AdamW { beta1, beta2, eps, weight_decay } = self.optimizer;
         let in_range = |x: f64| (0.0..1.0).contains(&x);
         if !in_range(beta1)
             || !in_range(beta2)
-            || eps.is_nan()
-            || eps <= 0.0
-            || weight_decay.is_nan()
-            || weight_decay < 0.0
+            || !(eps > 0.0 && eps <= 1.0)
+            || !(weight_decay.is_finite() && weight_decay >= 0.0)
         {
             return Err(Error::usage(format!(
-                "{place}: the optimizer needs betas in [0, 1), eps above 0 and weight_decay of at least 0"
+                "{place}: the optimizer needs betas in [0, 1), eps above 0 and at most 1, and weight_decay of at least 0"
             )));
         }
         if !self.max_grad_norm.is_finite() || self.max_grad_norm < 0.0 {

@@ -46,10 +46,15 @@ pub struct Order {
     pub epochs: Vec<f64>,
 }
 
+/// Micro-batches of a run: the order of all is in memory, and a processor that takes a hundred of
+/// them a second has weeks to go.
+pub const MOST_BATCHES: u64 = 1 << 25;
+
 /// Lays out the steps of a run over `rows` rows.
 ///
 /// # Errors
-/// If there are no rows or an option is 0, negative or not finite.
+/// If there are no rows, an option is 0, negative or not finite, or there would be more than
+/// [`MOST_BATCHES`].
 pub fn order(rows: usize, options: &PlanOptions) -> Result<Order> {
     let PlanOptions { batch_size, accumulation, epochs, max_steps, seed, shuffle } = *options;
     if rows == 0 {
@@ -68,6 +73,13 @@ pub fn order(rows: usize, options: &PlanOptions) -> Result<Order> {
         None if epochs.is_finite() && epochs > 0.0 => (epochs * batches.div_ceil(accumulation) as f64).ceil() as usize,
         None => return Err(Error::usage(format!("epochs must be a number above 0, not {epochs}"))),
     };
+    let visits = (total as u64).saturating_mul(accumulation.min(batches) as u64);
+    if visits > MOST_BATCHES {
+        return Err(Error::usage(format!(
+            "{total} steps are {visits} micro-batches; at most {MOST_BATCHES} are planned"
+        ))
+        .help("lower epochs or max_steps, or raise batch_size"));
+    }
     let mut plan = Order { steps: Vec::with_capacity(total), epochs: Vec::with_capacity(total) };
     for epoch in 0.. {
         let mut order: Vec<u32> = (0..count).collect();

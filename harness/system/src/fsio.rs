@@ -5,8 +5,9 @@ mod passing;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
@@ -42,6 +43,29 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     #[cfg(unix)]
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)?;
     Ok(())
+}
+
+/// Where a new folder is to be made, as an absolute path: nothing is there, or an empty folder.
+///
+/// # Errors
+/// [`ErrorKind::Usage`](crate::ErrorKind::Usage) for a folder that holds something, hidden or not,
+/// for a file, and for a place below a file; I/O.
+pub fn new_folder(folder: &Path) -> Result<PathBuf> {
+    use std::io::ErrorKind as Io;
+    let refused = |what: &str| Error::usage(what).at(folder.display()).help("give --out a new folder, or an empty one");
+    if folder.as_os_str().is_empty() {
+        return Err(refused("an empty name is no folder"));
+    }
+    match fs::read_dir(folder).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => {}
+        Ok(false) => return Err(refused("the folder is there and not empty; nothing was written")),
+        Err(e) if e.kind() == Io::NotFound && !folder.is_symlink() => {}
+        Err(e) if matches!(e.kind(), Io::NotFound | Io::NotADirectory) => {
+            return Err(refused("something is there, or above it, that is no folder; nothing was written"));
+        }
+        Err(e) => return Err(Error::io("read the folder", folder, e)),
+    }
+    std::path::absolute(folder).map_err(|e| Error::io("resolve", folder, e))
 }
 
 /// Takes hold of a folder, which is made if it is not there, until the returned file is dropped: two runs in one folder
@@ -88,6 +112,41 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
 pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
     serde_json::from_str(&text).map_err(|e| Error::data("broken JSON").at(path.display()).because(e))
+}
+
+/// The key of [`write_sealed_json`].
+const SEAL: &str = "sha256";
+
+/// Writes an object as [`write_json`] does, with a digest of it under `sha256`, by which
+/// [`read_sealed_json`] sees that it was changed.
+///
+/// # Errors
+/// As [`write_atomic`]; [`ErrorKind::Failed`](crate::ErrorKind::Failed) for what is no JSON object.
+pub fn write_sealed_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let failed = |e| Error::failed("could not write JSON").at(path.display()).because(e);
+    let mut object: serde_json::Map<String, Value> =
+        serde_json::to_value(value).and_then(serde_json::from_value).map_err(failed)?;
+    let text = serde_json::to_string(&object).map_err(failed)?;
+    object.insert(SEAL.into(), sha256(text.as_bytes()).into());
+    write_json(path, &object)
+}
+
+/// Reads what [`write_sealed_json`] wrote. An object without a digest is one of an earlier version,
+/// and read as it is.
+///
+/// # Errors
+/// As [`read_json`]; [`ErrorKind::Data`](crate::ErrorKind::Data) for an object that is not what its
+/// digest says.
+pub fn read_sealed_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let mut object: serde_json::Map<String, Value> = read_json(path)?;
+    let broken = |e| Error::data("broken JSON").at(path.display()).because(e);
+    if let Some(said) = object.shift_remove(SEAL) {
+        let text = serde_json::to_string(&object).map_err(broken)?;
+        if said != Value::from(sha256(text.as_bytes())) {
+            return Err(Error::data("this file is not what was written: it was changed afterwards").at(path.display()));
+        }
+    }
+    serde_json::from_value(Value::Object(object)).map_err(broken)
 }
 
 /// SHA-256 of some bytes, in hexadecimal.
@@ -189,6 +248,51 @@ mod tests {
         }
         let error = sha256_model(&folder.path().join("missing")).unwrap_err();
         assert_eq!(error.kind(), crate::ErrorKind::Data);
+    }
+
+    #[test]
+    fn a_sealed_object_comes_back_as_it_was_and_not_if_it_was_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.json");
+        let value = serde_json::json!({"z": [0.1, 1e300, 5e-324, u64::MAX], "a": {"b": null, "s": "\u{1b}é"}, "n": 3});
+        write_sealed_json(&path, &value).unwrap();
+        assert_eq!(read_sealed_json::<Value>(&path).unwrap(), value);
+        let text = fs::read_to_string(&path).unwrap();
+        for (from, to) in [("0.1", "0.2"), ("\"n\": 3", "\"n\": 4"), ("null", "0"), ("\"n\"", "\"m\"")] {
+            assert!(text.contains(from), "{text}");
+            fs::write(&path, text.replacen(from, to, 1)).unwrap();
+            let error = read_sealed_json::<Value>(&path).unwrap_err();
+            assert!(
+                error.to_string().contains("x.json") && error.to_string().contains("changed afterwards"),
+                "{error}"
+            );
+        }
+        write_json(&path, &value).unwrap();
+        assert_eq!(read_sealed_json::<Value>(&path).unwrap(), value);
+        assert!(write_sealed_json(&path, &[1]).is_err());
+    }
+
+    #[test]
+    fn a_new_folder_takes_the_place_of_nothing_but_an_empty_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir_all(at("empty")).unwrap();
+        fs::create_dir_all(at("hidden/.git")).unwrap();
+        fs::write(at("file"), "x").unwrap();
+        for name in ["new", "new/below", "empty", "empty/below"] {
+            assert_eq!(new_folder(&at(name)).unwrap(), at(name), "{name}");
+        }
+        let mut taken = vec![PathBuf::new(), at("file"), at("file/below"), at("hidden")];
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink("nowhere", at("link")).unwrap();
+            taken.push(at("link"));
+        }
+        for path in taken {
+            let error = new_folder(&path).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Usage, "{error}");
+        }
+        assert!(!at("new").exists(), "a question makes nothing");
     }
 
     #[cfg(unix)]

@@ -2,7 +2,7 @@
 //! place and a remedy.
 //!
 //! - [`fsio`]: files and folders that are there whole under their final name or not at all, locks, digests;
-//! - [`safetensors`]: files of tensors written a piece at a time;
+//! - [`safetensors`]: files of tensors, their headers read and checked, written a piece at a time;
 //! - [`cache_root`]: the folder for what can be made again;
 //! - [`memory`]: what this process takes and could still take;
 //! - [`Error`]: what happened, where, what to do next.

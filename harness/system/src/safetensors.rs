@@ -1,10 +1,17 @@
-//! Safetensors files written a piece at a time: of a large model no more than a piece is in memory.
+//! Safetensors files: their headers, read and checked ([`read_header`]), and files written a piece
+//! at a time, so that of a large model no more than a piece is in memory ([`Writer`]).
+
+#[cfg(feature = "headers")]
+mod header;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
+
+#[cfg(feature = "headers")]
+pub use header::{Dtype, Stored, read_header};
 
 use crate::fsio::write_json;
 use crate::{Error, Result};

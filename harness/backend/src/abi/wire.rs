@@ -42,12 +42,14 @@ pub(super) struct Measure {
     pub(super) device: String,
 }
 
-/// An error; its kind is the status.
+/// An error; its kind is the status, and for an error `usage`.
 #[derive(Serialize, Deserialize)]
 struct WireError {
     message: String,
     #[serde(default)]
     causes: Vec<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    usage: bool,
 }
 
 pub(super) fn encode<T: Serialize>(what: &str, value: &T) -> Result<Vec<u8>, BackendError> {
@@ -77,21 +79,26 @@ fn retain_known<T: DeserializeOwned>(value: &mut Value, key: &str) {
 
 pub(super) fn encode_error(error: &BackendError) -> (Status, Vec<u8>) {
     let status = match error.kind {
-        BackendErrorKind::Failed => Status::Error,
+        BackendErrorKind::Failed | BackendErrorKind::Usage => Status::Error,
         BackendErrorKind::Cancelled => Status::Cancelled,
         BackendErrorKind::Panicked => Status::Panicked,
         BackendErrorKind::Unsupported => Status::Unsupported,
     };
-    let wire = WireError { message: error.message.clone(), causes: error.causes.clone() };
+    let usage = error.kind == BackendErrorKind::Usage;
+    let wire = WireError { message: error.message.clone(), causes: error.causes.clone(), usage };
     // Strings always are JSON; were it otherwise, an empty text would still carry the status.
     (status, serde_json::to_vec(&wire).unwrap_or_default())
 }
 
-/// The error of kind `kind` that `json` describes, or as much of it as can be read.
+/// The error of kind `kind` (that of its status) that `json` describes, or as much of it as can be
+/// read.
 pub(super) fn decode_error(kind: BackendErrorKind, json: &[u8]) -> BackendError {
     let text = String::from_utf8_lossy(json);
     match serde_json::from_str::<WireError>(&text) {
-        Ok(WireError { message, causes }) => BackendError { kind, message, causes },
+        Ok(WireError { message, causes, usage }) => {
+            let usage = usage && kind == BackendErrorKind::Failed;
+            BackendError { kind: if usage { BackendErrorKind::Usage } else { kind }, message, causes }
+        }
         Err(_) if json.is_empty() => BackendError::new(kind, "the plugin gave no reason"),
         Err(_) => BackendError::new(kind, format!("the plugin gave a reason that cannot be read: `{}`", excerpt(json))),
     }
@@ -124,14 +131,19 @@ mod tests {
 
     #[test]
     fn an_error_keeps_its_kind_message_and_causes() {
-        let error = BackendError {
-            kind: BackendErrorKind::Unsupported,
-            message: "no \"bf16\" here".into(),
-            causes: vec!["老".into(), "b".into()],
-        };
-        let (status, json) = encode_error(&error);
-        assert_eq!(status, Status::Unsupported);
-        assert_eq!(decode_error(BackendErrorKind::Unsupported, &json), error);
+        use BackendErrorKind::{Cancelled, Failed, Panicked, Unsupported, Usage};
+        let all = [(Failed, 1), (Cancelled, 2), (Panicked, 3), (Unsupported, 4), (Usage, 1)];
+        for (kind, code) in all {
+            let causes = vec!["老".into(), "b".into()];
+            let error = BackendError { kind, message: "no \"bf16\" here".into(), causes };
+            let (status, json) = encode_error(&error);
+            assert_eq!(status as i32, code);
+            let of_status = if kind == Usage { Failed } else { kind };
+            assert_eq!(decode_error(of_status, &json), error);
+        }
+        // Only a failure can be the caller's.
+        let json = br#"{"message": "m", "usage": true}"#;
+        assert_eq!(decode_error(Panicked, json).kind, Panicked);
     }
 
     #[test]

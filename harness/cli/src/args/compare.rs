@@ -60,25 +60,48 @@ pub struct ParityArgs {
     #[command(flatten)]
     pub sampling: SamplingArgs,
     /// How far two log-probabilities of a token may be apart, in nats; beyond it the exit code is 3
+    /// [default: 0.001]
     #[arg(
         long,
         value_name = "X",
-        default_value_t = 1e-3,
         value_parser = values::not_negative,
         allow_negative_numbers = true,
         requires = "backends"
     )]
-    pub tolerance: f64,
+    pub tolerance: Option<f64>,
     #[command(flatten)]
     pub compute: ComputeArgs,
-    /// Worker threads; 0 is all cores
+    /// Worker threads; 0 is all cores [default: 0]
     #[arg(
         long,
         value_name = "N",
-        default_value_t = 0,
         value_parser = values::threads,
         allow_negative_numbers = true,
         requires = "backends"
     )]
-    pub threads: usize,
+    pub threads: Option<usize>,
+}
+
+impl ParityArgs {
+    /// A flag that was typed and has no meaning without `--backends`. What `requires` says is not
+    /// asked where a report is named, which excludes `--backends`.
+    pub fn typed(&self) -> Option<&'static str> {
+        let ParityArgs { model, adapter, suite, input, max_new_tokens, sampling, tolerance, threads, .. } = self;
+        let ComputeArgs { device, dtype, option } = &self.compute;
+        let typed = [
+            ("--model", model.is_some()),
+            ("--adapter", adapter.is_some()),
+            ("--suite", suite.is_some()),
+            ("--set", !self.set.is_empty()),
+            ("--input", input.is_some()),
+            ("--max-new-tokens", max_new_tokens.is_some()),
+            ("--temperature", sampling.temperature.is_some()),
+            ("--tolerance", tolerance.is_some()),
+            ("--threads", threads.is_some()),
+            ("--device", device.is_some()),
+            ("--dtype", dtype.is_some()),
+            ("--option", !option.is_empty()),
+        ];
+        typed.into_iter().find_map(|(flag, is)| is.then_some(flag))
+    }
 }

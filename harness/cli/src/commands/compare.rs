@@ -12,7 +12,7 @@ use karat::suite::Suite;
 use karat::{Error, Result};
 use serde_json::json;
 
-use crate::args::{CompareArgs, ComputeArgs, Global};
+use crate::args::{CompareArgs, Global};
 use crate::output::Output;
 
 /// One side of a comparison.
@@ -28,9 +28,9 @@ pub fn run(args: &CompareArgs, global: &Global, output: &Output) -> Result<u8> {
     if !args.backends.is_empty() {
         return super::parity::run(&args.backends, &args.parity, global, output);
     }
-    if args.parity.compute != ComputeArgs::default() {
-        return Err(Error::usage("--device, --dtype and --option are for a comparison of backends")
-            .help("add --backends A,B --model DIR, or leave them out"));
+    if let Some(flag) = args.parity.typed() {
+        return Err(Error::usage(format!("{flag} is for a comparison of backends"))
+            .help("add --backends A,B --model DIR instead of reports, or leave it out"));
     }
     let specs: Vec<&String> = [&args.a, &args.b, &args.c].into_iter().flatten().collect();
     let mut sides = specs.iter().map(|spec| side(spec)).collect::<Result<Vec<Side>>>()?;

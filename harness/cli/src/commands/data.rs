@@ -11,7 +11,11 @@ use karat::{Result, fsio};
 use serde_json::json;
 
 use crate::args::DataArgs;
-use crate::output::Output;
+use crate::output::{Output, shown, shown_lines};
+
+/// Leaks and bad lines that are shown; `--json` lists more.
+const LEAKS: usize = 5;
+const BAD_LINES: usize = 10;
 
 pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
     let suite = super::run::load_suite(&args.suite, Default::default())?;
@@ -27,13 +31,10 @@ pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
         let example = prepared.formatter.example(record)?;
         let tokenizer = prepared.formatter.tokenizer();
         let part = |ids: &[u32]| tokenizer.decode(ids, false);
-        let _ = writeln!(text, "\n--- {} ({} tokens; not trained on | trained on)", record.id, example.ids.len());
-        let _ = writeln!(
-            text,
-            "{}|{}",
-            part(&example.ids[..example.prompt_len])?,
-            part(&example.ids[example.prompt_len..])?
-        );
+        let (id, tokens) = (shown(&record.id), example.ids.len());
+        let _ = writeln!(text, "\n--- {id} ({tokens} tokens; not trained on | trained on)");
+        let (prompt, answer) = example.ids.split_at(example.prompt_len);
+        let _ = writeln!(text, "{}", shown_lines(&format!("{}|{}", part(prompt)?, part(answer)?)));
     }
     let object = json!({
         "files": prepared.files.iter().map(|(name, sha256, rows)| json!({"name": name, "sha256": sha256, "rows": rows}))
@@ -70,7 +71,7 @@ pub fn say_notes(prepared: &Prepared, output: &Output) {
 
 fn summary(prepared: &Prepared, text: &mut String) {
     for (name, sha256, rows) in &prepared.files {
-        let _ = writeln!(text, "{name}: {rows} items (sha256 {})", &sha256[..12]);
+        let _ = writeln!(text, "{}: {rows} items (sha256 {})", shown(name), &sha256[..12]);
     }
     let _ = writeln!(text, "split: {}", prepared.split_rule.describe(Language::English));
     for (name, split) in &prepared.audit.splits {
@@ -91,16 +92,21 @@ fn summary(prepared: &Prepared, text: &mut String) {
     let _ = writeln!(
         text,
         "duplicates within a part: {}; leaks between parts: {} exact, {} near",
-        audit.duplicates.len(),
-        audit.leaks.iter().filter(|l| l.exact).count(),
-        audit.leaks.iter().filter(|l| !l.exact).count()
+        audit.counts.duplicates, audit.counts.exact_leaks, audit.counts.near_leaks
     );
-    for leak in audit.leaks.iter().take(5) {
+    let more = |listed: usize, all: u64| match all.saturating_sub(listed as u64) {
+        0 => String::new(),
+        more => format!("  and {more} more\n"),
+    };
+    for leak in audit.leaks.iter().take(LEAKS) {
         let (a, b) = (&leak.first, &leak.second);
-        let _ = writeln!(text, "  {} {} ~ {} {} (similarity {:.2})", a.split, a.id, b.split, b.id, leak.similarity);
+        let pair = format!("{} {} ~ {} {}", a.split, a.id, b.split, b.id);
+        let _ = writeln!(text, "  {} (similarity {:.2})", shown(&pair), leak.similarity);
     }
+    text.push_str(&more(LEAKS, audit.counts.exact_leaks + audit.counts.near_leaks));
     let _ = writeln!(text, "bad lines: {}", prepared.bad.len());
-    for row in prepared.bad.iter().take(10) {
-        let _ = writeln!(text, "  {}:{}: {}", row.file, row.line, row.reason);
+    for row in prepared.bad.iter().take(BAD_LINES) {
+        let _ = writeln!(text, "  {}", shown(&format!("{}:{}: {}", row.file, row.line, row.reason)));
     }
+    text.push_str(&more(BAD_LINES, prepared.bad.len() as u64));
 }

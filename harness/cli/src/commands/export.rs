@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use karat::backend::{AdapterMode, Capability, Event, ExportConfig, NamedAdapter};
 use karat::data::companions;
+use karat::fsio;
 use karat::memory;
-use karat::model_dir::{ModelDir, given};
+use karat::model_dir::{ModelDir, adapter_folder};
 use karat::run::{Backends, LoadedBackend, StageSink, backend_error};
 use karat::{Error, Result};
 use serde_json::json;
@@ -30,7 +31,7 @@ pub fn run(args: &ExportArgs, global: &Global, output: &Output) -> Result<u8> {
             AdapterModeArg::Runtime => AdapterMode::Runtime,
         },
         weights: element(args.dtype).map_or_else(String::from, |dtype| dtype.to_string()),
-        out: absolute(&args.out)?,
+        out: export_folder(&args.out)?,
     };
     for adapter in &config.adapters {
         let own = companions::differences(&config.model, &adapter.path)?;
@@ -119,10 +120,15 @@ fn adapter(text: &str) -> Result<NamedAdapter> {
 }
 
 fn named(name: Option<&str>, path: &Path) -> Result<NamedAdapter> {
-    given(path)?;
+    adapter_folder(path)?;
     let path = absolute(path)?;
     let own = || path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(NamedAdapter { name: name.map_or_else(own, String::from), path })
+}
+
+/// Where an export is to lie: a new folder, or one whose content its backend knows.
+fn export_folder(out: &Path) -> Result<PathBuf> {
+    if out.is_dir() { absolute(out) } else { fsio::new_folder(out) }
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

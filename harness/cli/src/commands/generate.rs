@@ -19,14 +19,13 @@ pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> 
     let model = &opening.config;
     let mut read = super::rows::asked(&args.rows, model, output)?;
     // Ids need no tokenizer: without one they are continued all the same, and the text is null.
-    let tokenizer = match has_tokenizer(model) {
-        true => {
-            let mut tokenizer = tokenizer(model)?;
-            tokenizer.stop_also_at(&args.stop)?;
-            Some(tokenizer)
-        }
-        false => None,
+    let mut tokenizer = match read.tokenizer.take() {
+        None if has_tokenizer(model) => Some(tokenizer(model)?),
+        read => read,
     };
+    if let Some(tokenizer) = &mut tokenizer {
+        tokenizer.stop_also_at(&args.stop)?;
+    }
     let stop_ids = match &tokenizer {
         Some(tokenizer) if !args.ignore_eos => tokenizer.stop_ids().to_vec(),
         // Without a tokenizer an id is all there is to know of a token.

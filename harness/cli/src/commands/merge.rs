@@ -1,7 +1,8 @@
 //! `karat merge`: an adapter folded into its model's weights.
 
-use karat::backend::{Capability, OpenConfig};
+use karat::backend::{Capability, OpenConfig, TEMPORARY_MODEL};
 use karat::data::companions;
+use karat::fsio::{self, PassingFolder};
 use karat::import::retype;
 use karat::run::opening_warnings;
 use karat::{Error, Result};
@@ -11,12 +12,11 @@ use crate::args::{ComputeArgs, Global, MergeArgs, OpenArgs};
 use crate::host::{Opening, element};
 use crate::output::Output;
 
+/// The merged model in the folder that passes.
+const MERGED: &str = "merged";
+
 pub fn run(args: &MergeArgs, global: &Global, output: &Output) -> Result<u8> {
-    if args.out.exists() {
-        return Err(Error::usage("there is something here already; nothing was merged")
-            .at(args.out.display())
-            .help("give --out a new folder"));
-    }
+    let out = fsio::new_folder(&args.out)?;
     // The type of what is written: what is added up is added in f32.
     let written = match args.open.compute.dtype.map(element) {
         None => None,
@@ -38,20 +38,21 @@ pub fn run(args: &MergeArgs, global: &Global, output: &Output) -> Result<u8> {
             .help("leave out --backend to merge with native"));
     }
     // Before anything is merged: a token without a row in the model cannot be carried over.
-    companions::differences(&config.model, &adapter)?;
-    let out = std::path::absolute(&args.out).map_err(|e| Error::io("resolve", &args.out, e))?;
-    let open = OpenConfig { merge_into: Some(out.clone()), ..config };
+    let carried = companions::differences(&config.model, &adapter)?;
+    // Half a result would be taken for one: it has its name once the weights have their type and
+    // the tokenizer is there.
+    let purpose = TEMPORARY_MODEL.trim_start_matches(fsio::PASSING).trim_end_matches('-');
+    let passing = PassingFolder::beside(&out, purpose).map_err(|e| Error::io("create a folder beside", &out, e))?;
+    let merged = passing.path().join(MERGED);
+    let open = OpenConfig { merge_into: Some(merged.clone()), ..config };
     let info = backend.open(&open)?.info();
     let warnings = opening_warnings(&open, &info);
     warnings.iter().for_each(|w| output.say(format!("warning: {w}")));
-    if let Some(dtype) = written
-        && let Err(error) = retype(&out, dtype)
-    {
-        // There is nothing of the user's in it, and half a result would be taken for one.
-        let _ = std::fs::remove_dir_all(&out);
-        return Err(error);
+    if let Some(dtype) = written {
+        retype(&merged, dtype).map_err(|error| error.at(out.display()))?;
     }
-    let carried = companions::carry_over(&open.model, &adapter, &out)?;
+    companions::carry_over(&carried, &open.model, &adapter, &merged)?;
+    passing.publish_inside(MERGED, &out).map_err(|e| Error::io("name the folder", &out, e))?;
     let dtype = written.unwrap_or(info.dtype);
     let mut text = format!("{}\n{} parameters, {dtype}\n", out.display(), info.parameters);
     if !carried.is_empty() {

@@ -19,6 +19,8 @@ use crate::progress::Progress;
 
 /// New tokens a prompt gets where nobody says how many.
 const NEW_TOKENS: usize = 64;
+/// How far two log-probabilities of a token may be apart, in nats, where nobody says how far.
+const TOLERANCE: f64 = 1e-3;
 
 /// What is asked of both.
 struct Questions {
@@ -41,7 +43,7 @@ pub fn run(names: &[String], args: &ParityArgs, global: &Global, output: &Output
         return Err(Error::usage(format!("--dtype {few} is of one backend, not of both"))
             .help(format!("give it to that one: --option onnxruntime.{WEIGHTS}={few}")));
     }
-    let open = OpenConfig { threads: args.threads, ..asked.open.clone() };
+    let open = OpenConfig { threads: args.threads.unwrap_or(0), ..asked.open.clone() };
     let mut options = options(&args.compute.option, names)?;
     let both = ComputeArgs { option: Vec::new(), ..args.compute.clone() };
     let mut open_as = |name: &String, backend| {
@@ -53,7 +55,7 @@ pub fn run(names: &[String], args: &ParityArgs, global: &Global, output: &Output
         rows: &asked.rows,
         prompts: &asked.prompts,
         generate: asked.generate,
-        tolerance: args.tolerance,
+        tolerance: args.tolerance.unwrap_or(TOLERANCE),
     };
     let cancel = cancel_on_interrupt()?;
     let mut progress = Progress::new(output);
@@ -92,9 +94,10 @@ fn questions(args: &ParityArgs, output: &Output) -> Result<Questions> {
     if let Some(input) = &args.input {
         let read = super::rows::read(input, &open, false, output)?;
         let rows: Vec<Vec<u32>> = read.rows.into_iter().map(|row| row.ids).collect();
-        let stop_ids = match has_tokenizer(&open) {
-            true => tokenizer(&open)?.stop_ids().to_vec(),
-            false => Vec::new(),
+        let stop_ids = match read.tokenizer {
+            Some(tokenizer) => tokenizer.stop_ids().to_vec(),
+            None if has_tokenizer(&open) => tokenizer(&open)?.stop_ids().to_vec(),
+            None => Vec::new(),
         };
         return Ok(Questions {
             what: format!("the {} rows of {}", rows.len(), input.display()),

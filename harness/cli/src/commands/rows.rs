@@ -35,6 +35,8 @@ pub struct Rows {
     pub rows: Vec<Row>,
     /// Named on standard error; the exit code says that there were some.
     pub bad: Vec<BadRow>,
+    /// The model's tokenizer, if a row took it: reading one takes a second.
+    pub tokenizer: Option<Tokenizer>,
 }
 
 /// What is done with rows.
@@ -188,7 +190,7 @@ pub fn asked(args: &RowsArgs, model: &OpenConfig, output: &Output) -> Result<Row
         let ids = ids.map_err(|reason| Error::data(reason).at(format!("text {number}")))?;
         rows.push(Row { id: Value::from(number), ids, line: number });
     }
-    Ok(Rows { source: "text".into(), strict: true, rows, bad: Vec::new() })
+    Ok(Rows { source: "text".into(), strict: true, rows, bad: Vec::new(), tokenizer: reader.tokenizer })
 }
 
 /// Reads rows. The tokenizer and template of the model, or of its adapter, are only read if a row needs them, so that a model
@@ -217,7 +219,7 @@ pub fn read(path: &Path, model: &OpenConfig, strict: bool, output: &Output) -> R
         return Err(none_usable(&source, &bad));
     }
     say_bad(&bad, output);
-    Ok(Rows { source, strict, rows, bad })
+    Ok(Rows { source, strict, rows, bad, tokenizer: reader.tokenizer })
 }
 
 /// Names bad rows on standard error.
@@ -257,6 +259,9 @@ impl<'a> Reader<'a> {
             Ok(line) => line,
             Err(reason) => return Ok(Err(reason)),
         };
+        if id.as_ref().is_some_and(|id| !(id.is_string() || id.is_number())) {
+            return Ok(Err("\"id\" must be a text or a number".into()));
+        }
         let id = id.unwrap_or_else(|| Value::from(number));
         let ids = match (ids, text, messages) {
             (Some(ids), None, None) => Ok(ids),
@@ -281,7 +286,7 @@ impl<'a> Reader<'a> {
         let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
         match template.render(messages, &options) {
             Ok(text) => self.encoded(&text),
-            Err(error) if of_the_record(&error) => Ok(Err(error.what().to_string())),
+            Err(error) if of_the_record(&error) => Ok(Err(placed(&error))),
             Err(error) => Err(error),
         }
     }
@@ -296,10 +301,15 @@ impl<'a> Reader<'a> {
                 self.tokenizer.insert(chosen.value)
             }
         };
-        Ok(tokenizer.encode(text).map_err(|error| match error.place() {
-            Some(file) => format!("{file}: {}", reason_of(&error)),
-            None => reason_of(&error),
-        }))
+        Ok(tokenizer.encode(text).map_err(|error| placed(&error)))
+    }
+}
+
+/// Why a line is no row, with the file of the model that says so.
+fn placed(error: &Error) -> String {
+    match error.place() {
+        Some(file) => format!("{file}: {}", reason_of(error)),
+        None => reason_of(error),
     }
 }
 

@@ -13,7 +13,7 @@ use karat::data::pretraining::{read_ids_jsonl, read_texts, text_examples};
 use karat::data::record::BadRow;
 use karat::data::template::ChatTemplate;
 use karat::data::tokens::Tokenizer;
-use karat::model_dir::{base_to_train, given, given_file};
+use karat::model_dir::{adapter_folder, base_to_train, given, given_file};
 use karat::run::{Base, TrainJob, adapter_config, plan, start_from_adapter, train};
 use karat::suite::{Hyperparameters, LoraTrain, limits, parse_setting};
 use karat::{Error, Result};
@@ -94,6 +94,7 @@ pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
         return Err(Error::usage("--from-scratch trains all parameters").help("add --method full"));
     }
     base_to_train(&args.model)?;
+    args.init_adapter.as_deref().map_or(Ok(()), adapter_folder)?;
     [Some(&args.data), args.eval_data.as_ref()].into_iter().flatten().try_for_each(|file| given_file(file))?;
     let mut settings = settings(args)?;
     let flags = std::mem::take(&mut settings.model).with(&args.open)?;

@@ -14,6 +14,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde::{Deserialize, de};
 use serde_json::{Map, Value};
 
+use super::expression::{KNOWN, is_tame};
 use crate::{Error, Result};
 
 /// Largest `tokenizer.json` in bytes; those in use have up to 35 million.
@@ -33,10 +34,6 @@ const UNIGRAM_BYTES: usize = 4 << 20;
 const ADDED_BYTES: usize = 2 << 20;
 /// Normalizers, pre-tokenizers and so on, all together.
 const STEPS: usize = 1_000;
-/// Longest regular expression in bytes.
-const REGEX_BYTES: usize = 16 << 10;
-/// The counted repetitions of an expression, multiplied.
-const REPETITIONS: u64 = 20_000;
 /// Longest word of a WordPiece model in characters: each start is tried with each end.
 const WORD_CHARS: u64 = 1_000;
 /// Bytes that a text may become while it is normalized, or ids while they are decoded, where it grows more than
@@ -46,6 +43,9 @@ const GROWN_BYTES: usize = 4 << 20;
 const USUAL_GROWTH: f64 = 64.0;
 /// Longest text for an expression that nobody knows to be tame: what it can take back lies on a stack of its own.
 const WILD_BYTES: usize = 2 << 20;
+/// Longest text for which an expression that is tame may be believed to end soon: one that fails
+/// may still take the cube of it.
+const TAME_BYTES: usize = 512;
 
 /// What a tokenizer may do to a text, as its file says.
 #[derive(Clone, Debug, Default)]
@@ -55,8 +55,10 @@ pub(super) struct Outline {
     /// How often the decoder may multiply the bytes of the tokens.
     decoder_growth: f64,
     prepended: usize,
-    /// A regular expression that may backtrack.
+    /// A regular expression that may backtrack without end.
     pub(super) wild: bool,
+    /// A regular expression that is not [`KNOWN`].
+    unknown: bool,
     /// The added tokens with their ids.
     pub(super) added: Vec<(String, u32)>,
 }
@@ -347,6 +349,7 @@ impl Outline {
         }
         if let Some(regex) = fields.get("Regex").and_then(Value::as_str) {
             self.wild |= !is_tame(regex)?;
+            self.unknown |= !KNOWN.contains(&regex) && regex != crate::data::bpe::SPLIT;
         }
         let number = |key: &str| fields.get(key).and_then(Value::as_u64);
         match fields.get("type").and_then(Value::as_str) {
@@ -388,6 +391,12 @@ impl Outline {
             _ => {}
         }
         fields.values().try_for_each(|value| self.walk(value, in_decoder, steps))
+    }
+
+    /// Whether a text of so many bytes may take unreasonable time, so that it is to be tokenized
+    /// against a clock.
+    pub(super) fn is_timed(&self, bytes: usize) -> bool {
+        self.wild || (self.unknown && bytes > TAME_BYTES)
     }
 
     /// Whether `text` may go through the tokenizer.
@@ -448,54 +457,6 @@ fn longest_replacement(base64: &str) -> Result<usize, String> {
         // The first node is read before anything is looked at.
         Some(texts) if trie > 0 => Ok(texts.split(|&byte| byte == 0).map(<[u8]>::len).max().unwrap_or(0)),
         _ => Err(broken(&format!("has {} bytes, but says that its trie has {trie}", rest.len()))),
-    }
-}
-
-/// Whether an expression surely takes about as long as the text is: nothing that repeats is repeated, and there are no
-/// references back. The expressions of GPT-2, Llama 3, Qwen, o200k, DeepSeek and Karat's own are of this kind.
-///
-/// # Errors
-/// If it is too long or counts too far: compiling it takes memory for each repetition.
-fn is_tame(regex: &str) -> Result<bool, String> {
-    if regex.len() > REGEX_BYTES {
-        return Err(format!("a regular expression has more than {REGEX_BYTES} bytes"));
-    }
-    let (mut tame, mut class, mut after_group) = (true, 0usize, false);
-    let (mut unbounded, mut repetitions) = (0, 1u64);
-    let mut chars = regex.char_indices().peekable();
-    while let Some((at, c)) = chars.next() {
-        let closes_group = std::mem::take(&mut after_group);
-        match c {
-            '\\' => {
-                let escaped = chars.next().map_or('\\', |(_, c)| c);
-                tame &= class > 0 || !matches!(escaped, '1'..='9' | 'k' | 'g' | 'K' | 'X' | 'R' | 'y' | 'Y');
-            }
-            '[' => class += 1,
-            ']' => class = class.saturating_sub(1),
-            _ if class > 0 => {}
-            ')' => after_group = true,
-            '(' => {
-                let rest = &regex[at..];
-                tame &= !rest.starts_with("(?<") && !rest.starts_with("(?~") && !rest.starts_with("(*");
-            }
-            '|' => unbounded = 0,
-            '*' | '+' => {
-                unbounded += 1;
-                tame &= !closes_group && unbounded <= 2;
-            }
-            '{' => {
-                let inside: String = regex[at + 1..].chars().take_while(|&c| c != '}').collect();
-                let numbers = inside.split(',').filter_map(|n| n.trim().parse::<u64>().ok());
-                repetitions = repetitions.saturating_mul(numbers.max().unwrap_or(1).max(1));
-                unbounded += usize::from(inside.ends_with(','));
-                tame &= !closes_group && unbounded <= 2;
-            }
-            _ => {}
-        }
-    }
-    match repetitions > REPETITIONS {
-        true => Err(format!("a regular expression repeats more than {REPETITIONS} times")),
-        false => Ok(tame),
     }
 }
 

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::declared::{Declarations, ids, object};
+use super::declared::Declarations;
 use crate::Result;
 
 /// The special tokens a model folder names: `bos_token`, `eos_token`, `pad_token`, `unk_token` and so on, as text.
@@ -93,52 +93,10 @@ impl<'de> Deserialize<'de> for StopToken {
     }
 }
 
-/// The ids of tokens, one or a list, that `file` (a `config.json` or a `generation_config.json`) has under `key`; `None` if
-/// there is no file, no key or null. A negative start or padding token, which old files have, is none.
-///
-/// # Errors
-/// [`ErrorKind::Data`](crate::ErrorKind::Data), naming file and key, for anything else.
-pub fn listed_ids(file: &Path, key: &str) -> Result<Option<Vec<u32>>> {
-    let Some(config) = object(file)? else { return Ok(None) };
-    let found = ids(file, &config, key, key != "eos_token_id")?;
-    Ok(Some(found).filter(|ids| !ids.is_empty()))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ids_of_special_tokens_are_ids_or_refused_by_file_and_key() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("generation_config.json");
-        assert_eq!(listed_ids(&file, "eos_token_id").unwrap(), None, "no file");
-        let ids = |text: &str, key: &str| {
-            std::fs::write(&file, text).unwrap();
-            listed_ids(&file, key)
-        };
-        for (text, want) in [
-            (r#"{"eos_token_id": 3}"#, Some(vec![3])),
-            (r#"{"eos_token_id": [3, 5]}"#, Some(vec![3, 5])),
-            (r#"{"eos_token_id": null}"#, None),
-            ("{}", None),
-        ] {
-            assert_eq!(ids(text, "eos_token_id").unwrap(), want, "{text}");
-        }
-        // LLaMA's first configurations have no padding token in this way.
-        assert_eq!(ids(r#"{"pad_token_id": -1}"#, "pad_token_id").unwrap(), None);
-        for value in ["\"3\"", "3.0", "true", "-1", "{}", "[3, \"5\"]", "[[3]]", "4294967296", "1e30"] {
-            let error = ids(&format!("{{\"eos_token_id\": {value}}}"), "eos_token_id").unwrap_err();
-            assert_eq!(error.kind(), crate::ErrorKind::Data);
-            let said = format!("{} {error}", error.place().unwrap_or_default());
-            assert!(said.contains("generation_config.json") && said.contains("eos_token_id"), "{said}");
-        }
-        for text in ["null", "[]", "3"] {
-            let error = ids(text, "eos_token_id").unwrap_err();
-            assert!(error.to_string().contains("not an object"), "{error}");
-        }
-    }
 
     #[test]
     fn a_special_token_that_is_no_text_is_refused_by_file_and_key() {

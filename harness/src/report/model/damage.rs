@@ -36,7 +36,112 @@ pub(super) fn check(report: &Report, place: &str) -> Result<()> {
             return fail(key, format!("{} must be at most {MOST_DECIMALS}", metric.decimals));
         }
     }
-    Ok(())
+    match metrics_fault(report).or_else(|| items_fault(report)).or_else(|| comparisons_fault(report)) {
+        Some((key, what)) => fail(key, what),
+        None => Ok(()),
+    }
+}
+
+/// What a name that stands nowhere else means.
+const NO_MODEL: &str = "no model of the report has this name";
+const NO_METRIC: &str = "no metric of the report has this name";
+
+/// A key, and what is wrong there.
+type Fault = Option<(String, String)>;
+
+/// The values of metrics that no metric can have, and of models that are not there.
+fn metrics_fault(report: &Report) -> Fault {
+    for (i, metric) in report.metrics.iter().enumerate() {
+        if let Some(best) = metric.best.iter().find(|name| report.model(name).is_none()) {
+            return Some((format!("metrics[{i}].best"), format!("{best:?}: {NO_MODEL}")));
+        }
+        for (name, value) in &metric.models {
+            let key = format!("metrics[{i}].models.{name}");
+            if report.model(name).is_none() {
+                return Some((key, NO_MODEL.into()));
+            }
+            let (n, missing, items) = (value.n, value.missing, report.items.len());
+            if n.checked_add(missing) != Some(items) {
+                let what = format!("n = {n} with and missing = {missing} without a value are not the {items} items");
+                return Some((key, what));
+            }
+            for (part, x) in [("value", value.value), ("ci_low", value.ci_low), ("ci_high", value.ci_high)] {
+                if let Some(what) = x.and_then(|x| out_of_range(&metric.name, x)) {
+                    return Some((format!("{key}.{part}"), what));
+                }
+            }
+            if let (Some(low), Some(high)) = (value.ci_low, value.ci_high)
+                && low > high
+            {
+                return Some((format!("{key}.ci_low"), format!("{low} is above ci_high = {high}")));
+            }
+        }
+    }
+    None
+}
+
+/// The same of the values of items.
+fn items_fault(report: &Report) -> Fault {
+    let models: BTreeSet<&str> = report.models.iter().map(|m| m.name.as_str()).collect();
+    let metrics: BTreeSet<&str> = report.metrics.iter().map(|m| m.name.as_str()).collect();
+    for (i, item) in report.items.iter().enumerate() {
+        for (name, values) in &item.models {
+            let key = || format!("items[{i}].models.{name}");
+            if !models.contains(name.as_str()) {
+                return Some((key(), NO_MODEL.into()));
+            }
+            for (metric, value) in &values.metrics {
+                let fault = match metrics.contains(metric.as_str()) {
+                    false => Some(NO_METRIC.to_string()),
+                    true => value.and_then(|x| out_of_range(metric, x)),
+                };
+                if let Some(what) = fault {
+                    return Some((format!("{}.metrics.{metric}", key()), what));
+                }
+            }
+        }
+    }
+    None
+}
+
+/// The same of comparisons, and probabilities that are none.
+fn comparisons_fault(report: &Report) -> Fault {
+    for (i, comparison) in report.comparisons.iter().enumerate() {
+        for (part, name) in [("baseline", &comparison.baseline), ("candidate", &comparison.candidate)] {
+            if report.model(name).is_none() {
+                return Some((format!("comparisons[{i}].{part}"), format!("{name:?}: {NO_MODEL}")));
+            }
+        }
+        for (metric, values) in &comparison.metrics {
+            let key = format!("comparisons[{i}].metrics.{metric}");
+            if report.metric(metric).is_none() {
+                return Some((key, NO_METRIC.into()));
+            }
+            if let (Some(low), Some(high)) = (values.ci_low, values.ci_high)
+                && low > high
+            {
+                return Some((format!("{key}.ci_low"), format!("{low} is above ci_high = {high}")));
+            }
+            if values.wins.saturating_add(values.losses) > values.n {
+                let what =
+                    format!("wins = {} and losses = {} are more than n = {}", values.wins, values.losses, values.n);
+                return Some((key, what));
+            }
+            for (part, p) in [("p_value", values.p_value), ("p_adjusted", values.p_adjusted)] {
+                if let Some(p) = p.filter(|p| !(0.0..=1.0).contains(p)) {
+                    return Some((format!("{key}.{part}"), format!("{p} is no probability")));
+                }
+            }
+        }
+    }
+    None
+}
+
+/// Why a metric cannot have this value; sums are rounded, so that a share may be a hair above 1.
+fn out_of_range(metric: &str, x: f64) -> Option<String> {
+    let (low, high) = crate::eval::metric::info(metric)?.range;
+    let hair = 1e-9 * x.abs().max(1.0);
+    (x < low - hair || x > high + hair).then(|| format!("{x} is not from {low} to {high}"))
 }
 
 /// The first name that is there twice.

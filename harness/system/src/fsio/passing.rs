@@ -73,6 +73,18 @@ impl PassingFolder {
         sync(parent(to))
     }
 
+    /// Gives the folder `name` in it the name `to`, as [`PassingFolder::publish`] does for the
+    /// whole.
+    ///
+    /// # Errors
+    /// I/O; all is removed then.
+    pub fn publish_inside(self, name: &str, to: &Path) -> io::Result<()> {
+        let inside = self.folder.path().join(name);
+        sync(&inside)?;
+        fs::rename(inside, to)?;
+        sync(parent(to))
+    }
+
     /// As [`PassingFolder::publish`], in the place of a folder that has the name.
     ///
     /// # Errors
@@ -215,11 +227,20 @@ mod tests {
             let names: Vec<_> = fs::read_dir(&to).unwrap().map(|entry| entry.unwrap().file_name()).collect();
             assert_eq!(names, [content]);
         }
-        let passing = PassingFolder::beside(&to, "test").unwrap();
-        assert!(passing.publish(&to).is_err(), "a folder that holds something is not published over");
+        for part in [false, true] {
+            let passing = PassingFolder::beside(&to, "test").unwrap();
+            fs::create_dir(passing.path().join("part")).unwrap();
+            let published = if part { passing.publish_inside("part", &to) } else { passing.publish(&to) };
+            assert!(published.is_err(), "a folder that holds something is not published over");
+        }
         assert_eq!(fs::read_dir(to.parent().unwrap()).unwrap().count(), 1);
         remove_folder(&to).unwrap();
         assert_eq!(fs::read_dir(to.parent().unwrap()).unwrap().count(), 0);
+        let passing = PassingFolder::beside(&to, "test").unwrap();
+        fs::create_dir_all(passing.path().join("part/of it")).unwrap();
+        passing.publish_inside("part", &to).unwrap();
+        assert!(to.join("of it").is_dir());
+        remove_folder(&to).unwrap();
         assert!(remove_folder(&to).is_err());
     }
 
