@@ -136,11 +136,13 @@ def asked(name, raw, folder):
     get_peft_model(model, config).save_pretrained(lora)
     adapter = draw(lora / "adapter_model.safetensors")
     adapted = logprobs(PeftModel.from_pretrained(opened(base), lora).double().eval(), rows[:1])
+    # A set and a path here and now would make every run another one.
+    stored = json.loads((lora / "adapter_config.json").read_text())
+    stored |= {"base_model_name_or_path": None, "target_modules": sorted(stored["target_modules"])}
     return {
         "name": name, "config": raw, "tensors": tensors, "rows": rows, "logprobs": scores,
         "follows": follows[0, len(rows[0]):].tolist(),
-        "adapter": {"config": json.loads((lora / "adapter_config.json").read_text()), "tensors": adapter,
-                    "logprobs": adapted},
+        "adapter": {"config": stored, "tensors": adapter, "logprobs": adapted},
     }
 
 

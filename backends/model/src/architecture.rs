@@ -251,10 +251,9 @@ impl Architecture {
         let mut all = Vec::new();
         let mut put = |name: &str, shape: &[usize]| all.push((format!("model.layers.{i}.{name}"), shape.to_vec()));
         let norms = self.norms;
-        for name in [norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp] {
-            if let Some(name) = name {
-                put(&format!("{name}.weight"), &[hidden]);
-            }
+        let norms = [norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp];
+        for name in norms.into_iter().flatten() {
+            put(&format!("{name}.weight"), &[hidden]);
         }
         let of_norms = match attention.qk_norm {
             QkNorm::None => None,
