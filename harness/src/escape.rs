@@ -1,17 +1,19 @@
 //! Texts of strangers, made safe to show on a terminal and in a log.
 //!
-//! An error quotes ids, names and lines of data. Printed as they are they could move the cursor, colour or rename a
-//! terminal, turn the words around them about, or begin a line of their own that a CI server takes for a command.
+//! An error quotes ids, names and lines of data. Printed as they are they could move the cursor,
+//! colour or rename a terminal, turn the words around them about, or begin a line of their own that
+//! a CI server takes for a command.
 
 use std::borrow::Cow;
 
-/// Whether `c` turns the direction of the words around it. Right-to-left scripts need none of these.
+/// Whether `c` turns the direction of the words around it. Right-to-left scripts need none of
+/// these.
 pub fn turns(c: char) -> bool {
     matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{61c}')
 }
 
-/// `text` as one line, in which control characters, line ends and bidirectional controls are written as Rust writes them:
-/// `\n`, `\u{1b}`. Everything else stays as it is.
+/// `text` as one line, in which control characters, line ends and bidirectional controls are
+/// written as Rust writes them: `\n`, `\u{1b}`. Everything else stays as it is.
 pub fn visible(text: &str) -> Cow<'_, str> {
     written_out(text, |_| false)
 }

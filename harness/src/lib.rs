@@ -1,5 +1,6 @@
-//! **What did fine-tuning do to this model?** Karat trains a base model into a LoRA and a full-parameter checkpoint, measures
-//! all three on the same items and writes reports that a test can hold on to.
+//! **What did fine-tuning do to this model?** Karat trains a base model into a LoRA and a
+//! full-parameter checkpoint, measures all three on the same items and writes reports that a test
+//! can hold on to.
 //!
 //! ```no_run
 //! use karat::run::{Backends, Cancel, LoadedBackend, Notice, Origin, run};
@@ -26,24 +27,27 @@
 //!
 //! # The words
 //!
-//! A **suite** ([`suite`]) is one TOML file that says everything about an experiment: the data, the base model, how LoRA and full are
-//! trained, what is measured.
+//! A **suite** ([`suite`]) is one TOML file that says everything about an experiment: the data, the
+//! base model, how LoRA and full are trained, what is measured.
 //!
-//! A **backend** ([`backend`], the crate `karat-backend`) is a library of model code. It sees token ids, never text: tokenizing, chat template,
-//! truncation, loss mask, the order of batches, the schedule and every seed are decided here, on the host's side, and handed over as
-//! data. That is why two backends given the same plan can be compared number by number. A **session** is one model on one
-//! device, opened by a backend; it offers an [`Evaluator`](backend::Evaluator) (score, generate), a
-//! [`Trainer`](backend::Trainer), or both. Backends are shared libraries behind a C table ([`abi`]), found and
-//! loaded at run time ([`plugin`]); what each must satisfy is a suite of checks ([`conformance`]). This crate links no
-//! ML framework.
+//! A **backend** ([`backend`], the crate `karat-backend`) is a library of model code. It sees token
+//! ids, never text: tokenizing, chat template, truncation, loss mask, the order of batches, the
+//! schedule and every seed are decided here, on the host's side, and handed over as data. That is
+//! why two backends given the same plan can be compared number by number. A **session** is one
+//! model on one device, opened by a backend; it offers an [`Evaluator`](backend::Evaluator) (score,
+//! generate), a [`Trainer`](backend::Trainer), or both. Backends are shared libraries behind a C
+//! table ([`abi`]), found and loaded at run time ([`plugin`]); what each must satisfy is a suite of
+//! checks ([`conformance`]). This crate links no ML framework.
 //!
-//! A **run** ([`mod@run`]) carries out a suite in a folder. Its stages are data, training, evaluation and report; each is keyed by a
-//! digest of its inputs, so that running again reuses what is unchanged, goes on where it was interrupted, and does the rest.
-//! Predictions are appended as they are complete: a crash loses at most what was in flight.
+//! A **run** ([`mod@run`]) carries out a suite in a folder. Its stages are data, training,
+//! evaluation and report; each is keyed by a digest of its inputs, so that running again reuses
+//! what is unchanged, goes on where it was interrupted, and does the rest. Predictions are appended
+//! as they are complete: a crash loses at most what was in flight.
 //!
-//! A **report** ([`report`]) is data first: JSON with sorted keys and a schema version, everything volatile under `environment`. Markdown,
-//! the HTML page, the plots and README tables are pure functions of it. A difference between two models comes with
-//! its paired uncertainty ([`eval::stats`]); a gate ([`report::gate`]) says pass, regress or inconclusive.
+//! A **report** ([`report`]) is data first: JSON with sorted keys and a schema version, everything
+//! volatile under `environment`. Markdown, the HTML page, the plots and README tables are pure
+//! functions of it. A difference between two models comes with its paired uncertainty
+//! ([`eval::stats`]); a gate ([`report::gate`]) says pass, regress or inconclusive.
 //!
 //! # The way of a run
 //!
@@ -70,8 +74,8 @@
 //!
 //! # Errors
 //!
-//! Everything returns [`Error`]: what, where, what to do. Its kind decides the exit code of the command line
-//! ([`ErrorKind::exit_code`]).
+//! Everything returns [`Error`]: what, where, what to do. Its kind decides the exit code of the
+//! command line ([`ErrorKind::exit_code`]).
 
 pub mod data;
 pub mod escape;

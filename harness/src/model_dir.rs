@@ -29,8 +29,8 @@ impl ModelDir {
     /// The model that `named` names, with `adapter` on it. The folder of an adapter is that adapter
     /// on its base, which is found as PEFT does: `base_model_name_or_path` of its configuration is
     /// a path from the working folder; else from the adapter's, or from the one it lies in. The
-    /// summary of a training of Karat's, in the folder of its checkpoints, comes before them. `RUN:NAME` is the model `NAME` of a
-    /// run.
+    /// summary of a training of Karat's, in the folder of its checkpoints, comes before them.
+    /// `RUN:NAME` is the model `NAME` of a run.
     ///
     /// What a folder without either configuration holds is for its backend to say.
     ///

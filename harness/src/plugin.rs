@@ -1,8 +1,9 @@
 //! Loading plugins, and finding them.
 //!
-//! A [`Plugin`] is a [`Backend`] in a shared library. It is looked for in a fixed list of places ([`Search`]), checked
-//! before any of its code runs, and never unloaded: thread pools and thread-local destructors of a library outlive every
-//! handle to it, and unloading code under them is undefined behaviour (rust-lang/rust 59629, 91979, 88737).
+//! A [`Plugin`] is a [`Backend`] in a shared library. It is looked for in a fixed list of places
+//! ([`Search`]), checked before any of its code runs, and never unloaded: thread pools and
+//! thread-local destructors of a library outlive every handle to it, and unloading code under them
+//! is undefined behaviour (rust-lang/rust 59629, 91979, 88737).
 
 #![allow(unsafe_code)]
 
@@ -39,18 +40,21 @@ pub struct Plugin {
 }
 
 impl Plugin {
-    /// Loads the library at `path` (relative to the current folder if it is not absolute) and asks it to describe itself.
+    /// Loads the library at `path` (relative to the current folder if it is not absolute) and asks
+    /// it to describe itself.
     ///
-    /// The file is read and checked first, since the system's loader is not made for broken ones: it ends the process
-    /// with a bus error on a library whose end is missing.
+    /// The file is read and checked first, since the system's loader is not made for broken ones:
+    /// it ends the process with a bus error on a library whose end is missing.
     ///
     /// # Errors
-    /// [`ErrorKind::Backend`](crate::ErrorKind::Backend) if there is no regular file, if it is no complete shared library, if it is no plugin
-    /// of Karat's, if the system cannot load it (with the loader's own words), or if its version or description is wrong.
+    /// [`ErrorKind::Backend`](crate::ErrorKind::Backend) if there is no regular file, if it is no
+    /// complete shared library, if it is no plugin of Karat's, if the system cannot load it (with
+    /// the loader's own words), or if its version or description is wrong.
     pub fn load(path: impl AsRef<Path>) -> Result<Plugin> {
         let given = path.as_ref();
         let refuse = |what: String| Error::backend(what).at(given.display());
-        // Absolute, so that the loader takes it as a path and never searches its own places for a bare name.
+        // Absolute, so that the loader takes it as a path and never searches its own places for a
+        // bare name.
         let path = fs::canonicalize(given)
             .map_err(|e| refuse("the plugin file cannot be opened".into()).because(e).help(BUILD))?;
         if !fs::metadata(&path).is_ok_and(|meta| meta.is_file()) {
@@ -61,7 +65,8 @@ impl Plugin {
         let sha256 = fsio::sha256(&bytes);
         drop(bytes);
 
-        // SAFETY: running a library's constructors is what loading means; the file exports a plugin's entry point.
+        // SAFETY: running a library's constructors is what loading means; the file exports a
+        // plugin's entry point.
         let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL | NODELETE) }
             .map_err(|e| refuse("the system cannot load this plugin".into()).because(dlerror(&e)))?;
         // SAFETY: `export_backend!` gives the symbol this type.

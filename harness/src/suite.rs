@@ -26,9 +26,10 @@
 //! max_new_tokens = 256
 //! ```
 //!
-//! Relative paths are relative to the suite file. Three layers make the effective suite: the defaults written here, the
-//! file, and `--set key=value` overrides; a key nobody knows is an error in each. The effective suite is stored in the
-//! run folder, so that a run can be repeated from it alone.
+//! Relative paths are relative to the suite file. Three layers make the effective suite: the
+//! defaults written here, the file, and `--set key=value` overrides; a key nobody knows is an error
+//! in each. The effective suite is stored in the run folder, so that a run can be repeated from it
+//! alone.
 
 mod check;
 mod data;
@@ -74,7 +75,8 @@ pub struct Suite {
     /// Language of the report: `en` or `zh`.
     #[serde(default)]
     pub language: Language,
-    /// Seeds the split, the order of training, adapter initialisation, dropout, sampling and the statistics.
+    /// Seeds the split, the order of training, adapter initialisation, dropout, sampling and the
+    /// statistics.
     #[serde(default = "default_seed")]
     pub seed: u64,
     /// What is learnt and asked.
@@ -100,12 +102,13 @@ fn default_seed() -> u64 {
 }
 
 impl Suite {
-    /// Finds and loads a suite: `spec` is a path to a TOML file, a folder with a `suite.toml`, or the name of a suite
-    /// in a `suites` folder of this folder or one above it. `overrides` are `key.path=value` pairs.
+    /// Finds and loads a suite: `spec` is a path to a TOML file, a folder with a `suite.toml`, or
+    /// the name of a suite in a `suites` folder of this folder or one above it. `overrides` are
+    /// `key.path=value` pairs.
     ///
     /// # Errors
-    /// Not found (with every place tried), not TOML, an unknown key, a wrong type (with line and column), a
-    /// combination that makes no sense, a file that is not there.
+    /// Not found (with every place tried), not TOML, an unknown key, a wrong type (with line and
+    /// column), a combination that makes no sense, a file that is not there.
     pub fn load(spec: &str, overrides: &[String]) -> Result<Suite> {
         Suite::load_with(spec, &overrides.into())
     }

@@ -1,4 +1,5 @@
-//! The conformance suite holds for an honest backend, here and across the boundary, and finds each fault of a bad one.
+//! The conformance suite holds for an honest backend, here and across the boundary, and finds each
+//! fault of a bad one.
 
 #![allow(clippy::unwrap_used)]
 

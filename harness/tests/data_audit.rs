@@ -1,4 +1,5 @@
-//! The audit finds repeated and leaking questions, and its search misses no pair that a comparison of all pairs finds.
+//! The audit finds repeated and leaking questions, and its search misses no pair that a comparison
+//! of all pairs finds.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,5 @@
-//! Token ids and loss masks: the recipe's to the id, the template's with its prefix rule, truncation, and the borders
-//! between prompt, reasoning and answer.
+//! Token ids and loss masks: the recipe's to the id, the template's with its prefix rule,
+//! truncation, and the borders between prompt, reasoning and answer.
 
 #![allow(clippy::unwrap_used)]
 

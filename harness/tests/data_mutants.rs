@@ -1,4 +1,5 @@
-//! Broken files, by the hundred and always the same ones: every row is good or bad, and nothing panics.
+//! Broken files, by the hundred and always the same ones: every row is good or bad, and nothing
+//! panics.
 
 #![allow(clippy::unwrap_used)]
 

@@ -57,7 +57,8 @@ fn more_steps_than_anyone_can_wait_for_are_refused_before_they_are_laid_out() {
 
 #[test]
 fn the_published_run_has_its_1082_steps() {
-    // 241 validation rows of a 9:1 split and 541 updates an epoch fit 2,402 to 2,405 rows: 2,161 to 2,164 to train on.
+    // 241 validation rows of a 9:1 split and 541 updates an epoch fit 2,402 to 2,405 rows: 2,161 to
+    // 2,164 to train on.
     for rows in 2402..=2405 {
         let parts = split(rows, 42, SplitParts::NINE_ONE);
         assert_eq!(parts.validation.len(), 241);

@@ -1,4 +1,5 @@
-//! Reasoning on its way from a row into the tokens: where a template writes it, where it does not, and what is told of that.
+//! Reasoning on its way from a row into the tokens: where a template writes it, where it does not,
+//! and what is told of that.
 
 #![allow(clippy::unwrap_used)]
 

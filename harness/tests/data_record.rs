@@ -1,4 +1,5 @@
-//! Broken lines are named with their number and reason; good ones are read whatever their line ends.
+//! Broken lines are named with their number and reason; good ones are read whatever their line
+//! ends.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,5 @@
-//! The split is Python's, bit for bit: `vectors/python_random.json` was made by CPython (`make_vectors.py`).
+//! The split is Python's, bit for bit: `vectors/python_random.json` was made by CPython
+//! (`make_vectors.py`).
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,5 @@
-//! Chat templates render as transformers renders them. The expected texts in `vectors/templates.json` were made with the
-//! real package by `make_vectors.py`.
+//! Chat templates render as transformers renders them. The expected texts in
+//! `vectors/templates.json` were made with the real package by `make_vectors.py`.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,5 @@
-//! Chat templates made to do harm end with an error that names them; what templates in use do is left alone.
+//! Chat templates made to do harm end with an error that names them; what templates in use do is
+//! left alone.
 
 #![allow(clippy::unwrap_used)]
 
@@ -220,7 +221,8 @@ fn a_source_that_nests_too_deep_is_refused_before_it_is_followed() {
 
 #[test]
 fn a_long_conversation_is_as_legal_as_a_short_one() {
-    // 4,000 turns and 12 MB; lists are made for each turn, more than a small stack could free in a chain.
+    // 4,000 turns and 12 MB; lists are made for each turn, more than a small stack could free in a
+    // chain.
     let turns: Vec<Message> =
         (0..4_000).map(|i| Message::new(if i % 2 == 0 { "user" } else { "assistant" }, "word ".repeat(600))).collect();
     let source = "{% for m in messages %}{% set pair = [m.role, {'content': m.content}] %}{% set rest = messages[loop.index0:] %}\

@@ -1,6 +1,7 @@
-//! Tokenizers of model folders: tokens that files beside `tokenizer.json` declare have the ids of transformers or the folder
-//! is refused by name; files that are broken or made to do harm end with an error. The expected ids in
-//! `vectors/added_tokens.json` were made with the real package by `make_token_vectors.py`.
+//! Tokenizers of model folders: tokens that files beside `tokenizer.json` declare have the ids of
+//! transformers or the folder is refused by name; files that are broken or made to do harm end with
+//! an error. The expected ids in `vectors/added_tokens.json` were made with the real package by
+//! `make_token_vectors.py`.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,5 @@
-//! The turns of a chat row: every key reaches the template as transformers hands it on, or the row says which does not.
+//! The turns of a chat row: every key reaches the template as transformers hands it on, or the row
+//! says which does not.
 
 #![allow(clippy::unwrap_used)]
 
@@ -51,7 +52,8 @@ fn every_key_of_a_turn_reaches_the_template_as_transformers_hands_it_on() {
         let [first, last] = turns;
         json!([{"role": "user", "content": "x"}, first, {"role": "user", "content": "y"}, last])
     };
-    // The texts are those of transformers 5.24 (apply_chat_template), up to the end of the last turn.
+    // The texts are those of transformers 5.24 (apply_chat_template), up to the end of the last
+    // turn.
     let cases = [
         (
             turns(json!({"reasoning_content": "hist"}), json!({"reasoning_content": "now"})),
@@ -93,7 +95,8 @@ fn every_key_of_a_turn_reaches_the_template_as_transformers_hands_it_on() {
         ),
     ];
     for (messages, expected) in cases {
-        // The generation prompt of this template has no name, so a named turn would not begin with it.
+        // The generation prompt of this template has no name, so a named turn would not begin with
+        // it.
         let template = KEYS.replace("<|im_start|>assistant\n", "<|im_start|>assistant");
         let template = match messages.to_string().contains("Bot") {
             true => template.replace("}<|im_start|>assistant{", "}<|im_start|>assistant Bot{"),

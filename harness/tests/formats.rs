@@ -1,4 +1,5 @@
-//! The forms of a report that other programs and other readers take: LaTeX, CSV, JUnit, github-action-benchmark, Chinese.
+//! The forms of a report that other programs and other readers take: LaTeX, CSV, JUnit,
+//! github-action-benchmark, Chinese.
 
 #![allow(clippy::unwrap_used)]
 

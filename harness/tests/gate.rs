@@ -1,4 +1,5 @@
-//! The gate: what passes, what fails and by which name; baselines and their history; the files other tools read.
+//! The gate: what passes, what fails and by which name; baselines and their history; the files
+//! other tools read.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,5 @@
-//! Importing GGUF: numbers to the bit, tokens to the id, and one clear error for every file that is wrong.
+//! Importing GGUF: numbers to the bit, tokens to the id, and one clear error for every file that is
+//! wrong.
 
 #![allow(clippy::unwrap_used)]
 
@@ -303,7 +304,8 @@ fn rope_scaling_is_named_from_metadata_and_from_frequencies() {
     assert_eq!(scaling(&file).unwrap(), serde_json::json!({"rope_type": "linear", "factor": 2.5}));
     file.set("llama.rope.scaling.type", "yarn");
     assert!(scaling(&file).unwrap_err().what().contains("yarn"));
-    // Llama 3.2's divisors for theta 500000 and heads of 8: wavelengths 2 pi theta^(j/4) are 6.28, 167, 4442.9, 118142.
+    // Llama 3.2's divisors for theta 500000 and heads of 8: wavelengths 2 pi theta^(j/4) are 6.28,
+    // 167, 4442.9, 118142.
     let mut file = model("llama", true);
     let smooth = (8192.0 / (std::f64::consts::TAU * 500_000f64.sqrt()) - 1.0) / 3.0;
     let third = (1.0 / ((1.0 - smooth) / 32.0 + smooth)) as f32;
@@ -491,7 +493,8 @@ fn no_byte_of_the_header_can_make_it_panic() {
             let mut bytes = whole.clone();
             bytes[at] ^= flip;
             std::fs::write(&path, &bytes).unwrap();
-            // A changed name or number may still be a file; opening it must end, one way or the other.
+            // A changed name or number may still be a file; opening it must end, one way or the
+            // other.
             let _ = Gguf::open(&path);
         }
     }

@@ -1,7 +1,8 @@
 //! Every value that the Python packages gave, against ours.
 //!
-//! The large set of vectors lies outside the repository (`shared/conformance/metrics`, found through `KARAT_SHARED` or beside a
-//! folder above this crate); where it is absent those tests say so and pass. A small set of our own is committed and always read.
+//! The large set of vectors lies outside the repository (`shared/conformance/metrics`, found
+//! through `KARAT_SHARED` or beside a folder above this crate); where it is absent those tests say
+//! so and pass. A small set of our own is committed and always read.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -79,7 +79,8 @@ fn paired_statistics_are_those_of_scipy() {
         for (values, of) in [(&a, "bootstrap_a"), (&b, "bootstrap_b"), (&differences, "bootstrap_diff")] {
             let bootstrap = &results[of];
             let interval = bootstrap_mean_ci(values, &options(7, 10_000));
-            // Another generator than numpy's: within the spread of 30 numpy seeds, widened by the tolerance suggested there.
+            // Another generator than numpy's: within the spread of 30 numpy seeds, widened by the
+            // tolerance suggested there.
             let tolerance = double(&bootstrap["suggested_abs_tolerance"]);
             for (found, end) in [(interval.low, "lo"), (interval.high, "hi")] {
                 let envelope = doubles(&bootstrap["envelope_30_seeds"][end]);
@@ -151,7 +152,8 @@ fn clustered_standard_errors_mcnemar_and_holm_are_those_of_statsmodels() {
 /// Values of numpy, scipy and statsmodels on numbers of our own, for where the large set is absent.
 #[test]
 fn small_examples_agree_with_scipy_and_statsmodels() {
-    // scipy 1.17.1: permutation_test((b - a,), np.mean, permutation_type="samples", n_resamples=np.inf).
+    // scipy 1.17.1: permutation_test((b - a,), np.mean, permutation_type="samples",
+    // n_resamples=np.inf).
     let (a, b) = ([0.1, 0.4, 0.3, 0.9, 0.5], [0.2, 0.7, 0.2, 1.0, 0.9]);
     let ours = compare_paired(&a, &b, &StatsOptions::default()).expect("comparable");
     assert!((ours.difference - 0.16).abs() < 1e-12);

@@ -1,6 +1,8 @@
-//! No plugin, however broken or hostile, may crash, hang or leak the host; each gives one clear error.
+//! No plugin, however broken or hostile, may crash, hang or leak the host; each gives one clear
+//! error.
 //!
-//! Every test loads its own copy of the hostile library, so that what is alive in it can be counted.
+//! Every test loads its own copy of the hostile library, so that what is alive in it can be
+//! counted.
 
 #![allow(clippy::unwrap_used)]
 
@@ -102,7 +104,8 @@ fn train(session: &mut dyn Session, plan: &TrainPlan, sink: &mut dyn EventSink) 
     session.trainer().unwrap().train(train, LabelledView::new(none.view(), &[]).unwrap(), plan, sink)
 }
 
-/// What is alive in the plugin's copy of the library, told by a new session before it counts itself in an answer.
+/// What is alive in the plugin's copy of the library, told by a new session before it counts itself
+/// in an answer.
 fn alive(plugin: &Plugin, fixture: &Fixture) -> Vec<String> {
     open(plugin, &fixture.config("")).info().kernels
 }
@@ -171,7 +174,8 @@ fn files_that_are_no_plugins_are_refused_before_they_are_run() {
     refused("text", Some(b"echo I am a library\n"), "no shared library");
     refused("empty", Some(b""), "no shared library");
     let library = fs::read(Fixture::new("none").library).unwrap();
-    // With the headers, the symbols and some of the code there, the system's loader would map what is missing and die.
+    // With the headers, the symbols and some of the code there, the system's loader would map what
+    // is missing and die.
     for keep in [20, 100, 5000, library.len() / 4, library.len() / 2, library.len() - 1] {
         refused(&format!("the first {keep} bytes"), Some(&library[..keep]), "part of one");
     }

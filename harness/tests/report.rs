@@ -182,7 +182,8 @@ fn lower_is_better_where_a_metric_says_so() {
     assert!(nll.difference.unwrap() < 0.0);
     assert!(nll.improvement_percent.unwrap() > 0.0);
     assert_eq!(nll.wins, 24);
-    // The 24 items come from six sources: six observations cannot be significant after Holm's correction.
+    // The 24 items come from six sources: six observations cannot be significant after Holm's
+    // correction.
     assert_eq!((nll.clusters, nll.verdict), (Some(6), Verdict::Unclear));
     assert_eq!(report.metric("nll_answer").unwrap().best, ["full"]);
     assert!(report.metric("length").unwrap().best.is_empty(), "a length is neither good nor bad");
@@ -255,7 +256,8 @@ fn a_run_without_evaluations_is_not_said_to_fit_well() {
 fn a_model_that_says_yes_where_no_is_right_is_named_and_one_that_decides_nothing_is_not_the_best() {
     let items = fixture::items(10);
     let mut models = fixture::three_models(&items);
-    // Of ten items four are to be answered with no; base decides nothing, full says yes to one of them.
+    // Of ten items four are to be answered with no; base decides nothing, full says yes to one of
+    // them.
     for (m, model) in models.iter_mut().enumerate() {
         for (i, result) in model.items.iter_mut().enumerate() {
             let wrong = f64::from(u8::from(m == 2 && i == 0));
@@ -452,7 +454,8 @@ fn identical_models_are_not_told_apart() {
     }
 }
 
-/// A report of base, lora and full whose one metric, with two decimals, has these values on every item.
+/// A report of base, lora and full whose one metric, with two decimals, has these values on every
+/// item.
 fn of_values(values: [f64; 3]) -> Report {
     let items: Vec<Item> = fixture::items(8).into_iter().map(|i| Item { cluster: i.id.clone(), ..i }).collect();
     let mut models = fixture::three_models(&items);

@@ -1,5 +1,5 @@
-//! Reports that nobody built here: whatever stands in a `report.json`, reading it names the key that is wrong, and what is read can be
-//! compared, gated and rendered without a panic.
+//! Reports that nobody built here: whatever stands in a `report.json`, reading it names the key
+//! that is wrong, and what is read can be compared, gated and rendered without a panic.
 
 #![allow(clippy::unwrap_used)]
 
@@ -89,7 +89,8 @@ enum Change {
     Twice,
 }
 
-/// All mutations of a report: every change in every place. A mutant is made when it is looked at: all of them are gigabytes.
+/// All mutations of a report: every change in every place. A mutant is made when it is looked at:
+/// all of them are gigabytes.
 fn mutations(report: &Value) -> Vec<(Vec<Step>, Change)> {
     let mut paths = Vec::new();
     places(report, &[], &mut paths);
@@ -156,7 +157,8 @@ fn a_damaged_report_is_refused_by_key_or_used_without_a_panic() {
     assert!(all.len() > 5000, "{}", all.len());
     // A panic's message belongs to the mutant that is named below.
     let (mut refused, mut used) = (0, 0);
-    // Every 29th: the same ones always, of every kind of place and of every replacement. KARAT_ALL_MUTANTS tries them all.
+    // Every 29th: the same ones always, of every kind of place and of every replacement.
+    // KARAT_ALL_MUTANTS tries them all.
     let step = if std::env::var_os("KARAT_ALL_MUTANTS").is_some() { 1 } else { 29 };
     for (path, change) in all.iter().step_by(step) {
         let (what, mutant, key) = mutant(&value, path, change);

@@ -1,5 +1,5 @@
-//! A whole run on a real, if tiny, backend: what is stored is reused, what is interrupted goes on, and the report is the
-//! one of a run that never stopped.
+//! A whole run on a real, if tiny, backend: what is stored is reused, what is interrupted goes on,
+//! and the report is the one of a run that never stopped.
 
 #![allow(clippy::unwrap_used)]
 
@@ -161,7 +161,8 @@ fn the_stored_suite_repeats_the_run_and_recorded_results_its_report() {
     let recorded = Recorded::read_all(&out.join("results")).unwrap();
     let again = report_recorded(&stored, &prepared, recorded, Environment::default()).unwrap();
     same(&report, &again);
-    // A suite that trains nothing has a report too, and results of models it does not have are gone.
+    // A suite that trains nothing has a report too, and results of models it does not have are
+    // gone.
     let mut none = suite.clone();
     none.train.full = None;
     none.eval.show = 0;

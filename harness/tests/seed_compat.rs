@@ -1,7 +1,8 @@
-//! The published comparison's table: its numbers from its texts, its layout character for character.
+//! The published comparison's table: its numbers from its texts, its layout character for
+//! character.
 //!
-//! The published files lie outside the repository (`shared/data`, found through `KARAT_SHARED` or beside a folder above this
-//! crate); where they are absent those tests say so and pass.
+//! The published files lie outside the repository (`shared/data`, found through `KARAT_SHARED` or
+//! beside a folder above this crate); where they are absent those tests say so and pass.
 
 #![allow(clippy::unwrap_used)]
 

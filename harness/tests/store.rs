@@ -1,4 +1,5 @@
-//! Stored scores and texts: what decides them finds them again or makes them anew, component by component.
+//! Stored scores and texts: what decides them finds them again or makes them anew, component by
+//! component.
 
 #![allow(clippy::unwrap_used)]
 
@@ -25,7 +26,8 @@ struct Asked {
     generated: AtomicUsize,
 }
 
-/// The bigram backend under any description: counts what it is asked, and opens what it cannot do as what it can.
+/// The bigram backend under any description: counts what it is asked, and opens what it cannot do
+/// as what it can.
 #[derive(Clone)]
 struct Counting {
     descriptor: Descriptor,
@@ -124,7 +126,8 @@ impl Place {
         std::fs::write(self.path("heldout.jsonl"), (0..ITEMS).map(|i| row(i) + "\n").collect::<String>()).unwrap();
     }
 
-    /// An adapter that changes nothing, `B` being zero: this backend ignores it, and that must not be taken for a fault.
+    /// An adapter that changes nothing, `B` being zero: this backend ignores it, and that must not
+    /// be taken for a fault.
     fn write_adapter(&self, name: &str, a: f32) {
         let header = json!({
             "m.lora_A.weight": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]},
@@ -166,8 +169,8 @@ impl Place {
     }
 }
 
-/// Evaluates, changes one thing, evaluates, and again: how many rows were scored and generated after the change. The same
-/// again must find everything.
+/// Evaluates, changes one thing, evaluates, and again: how many rows were scored and generated
+/// after the change. The same again must find everything.
 fn after(change: impl Fn(&mut Place)) -> (usize, usize) {
     let mut place = Place::new();
     assert_eq!(place.evaluate(), (ITEMS, ITEMS));
@@ -321,7 +324,8 @@ fn the_accuracies_are_those_of_the_sums_by_hand() {
     let mut quiet = |_: Notice<'_>| {};
     let report =
         evaluate_brought(&suite, brought, &place.path("out"), &place.backend, &mut quiet, &Cancel::new()).unwrap();
-    // A bigram model: the first byte follows the separator's last one, a space; every other its predecessor.
+    // A bigram model: the first byte follows the separator's last one, a space; every other its
+    // predecessor.
     let table = table(&place.path("base"));
     let sum = |text: &str| {
         let bytes: Vec<usize> = std::iter::once(b' ').chain(text.bytes()).map(usize::from).collect();

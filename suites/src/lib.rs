@@ -1,7 +1,8 @@
 //! The suites Karat ships: definitions, small data and models, golden reports.
 //!
-//! A shipped suite is a TOML file in [`dir`] with a folder of the same name beside it. The data of `medical-r1` is made by
-//! [`medical_r1`] from a table of facts, so that it can be made again, byte for byte, and checked.
+//! A shipped suite is a TOML file in [`dir`] with a folder of the same name beside it. The data of
+//! `medical-r1` is made by [`medical_r1`] from a table of facts, so that it can be made again, byte
+//! for byte, and checked.
 
 use std::path::PathBuf;
 

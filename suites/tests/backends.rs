@@ -1,7 +1,7 @@
 //! Two backends on the shipped suite: one trains, the other evaluates, and both compute the same.
 //!
-//! The backends are plugins, as the command line has them. Without the ONNX Runtime library (and without a network to
-//! fetch it from) there is nothing to compare; the tests say so.
+//! The backends are plugins, as the command line has them. Without the ONNX Runtime library (and
+//! without a network to fetch it from) there is nothing to compare; the tests say so.
 
 #![allow(clippy::unwrap_used)]
 
@@ -31,7 +31,8 @@ fn backend(name: &str) -> LoadedBackend {
     Plugins.backend(name).unwrap()
 }
 
-/// The ONNX Runtime backend with its library, fetched if need be; or a printed reason why there is none.
+/// The ONNX Runtime backend with its library, fetched if need be; or a printed reason why there is
+/// none.
 fn onnxruntime() -> Option<LoadedBackend> {
     let loaded = backend("onnxruntime");
     match loaded.backend.provide(true, "cpu") {
@@ -73,7 +74,8 @@ fn checkpoint(out: &Path, name: &str, file: &str) -> PathBuf {
     found.pop().unwrap()
 }
 
-/// Trains a little with native and evaluates with ONNX Runtime; then both backends are asked about all three models.
+/// Trains a little with native and evaluates with ONNX Runtime; then both backends are asked about
+/// all three models.
 #[test]
 fn a_suite_trains_with_one_backend_and_evaluates_with_the_other() {
     let Some(onnxruntime) = onnxruntime() else { return };
@@ -128,14 +130,15 @@ fn a_suite_trains_with_one_backend_and_evaluates_with_the_other() {
     assert!(!found.within && found.scores.max > 0.1 && found.scores.first_beyond.is_some(), "{found:#?}");
 }
 
-/// The same models again with `adapter_mode = "runtime"`: base and LoRA share one session, and find what they found apart.
+/// The same models again with `adapter_mode = "runtime"`: base and LoRA share one session, and find
+/// what they found apart.
 fn an_adapter_fed_to_the_resident_base_is_the_merged_one(overrides: &[String], out: &Path, merged: &Report) {
     let overrides = [overrides, &["eval.options.adapter_mode=runtime".to_string()]].concat();
     let suite = Suite::load(suite_dir().join("suite.toml").to_str().unwrap(), &overrides).unwrap();
     let opened = Arc::default();
     let fed = run(&suite, out, &Counting(Arc::clone(&opened)), &mut quiet, &Cancel::new()).unwrap();
-    // One for the base and the check of the adapter, which frees it to open the merged model (not counted); one for LoRA, one
-    // for the fully trained model.
+    // One for the base and the check of the adapter, which frees it to open the merged model (not
+    // counted); one for LoRA, one for the fully trained model.
     assert_eq!(opened.load(Ordering::Relaxed), 3, "models opened");
     let check = fed.models.iter().find_map(|model| model.adapter.as_ref()).unwrap();
     let shipped = check.merged.as_ref().expect("this backend merges");
@@ -184,7 +187,8 @@ impl Backend for Counted {
     }
 }
 
-/// What ONNX Runtime measured of the base is what native measured when the golden results were made.
+/// What ONNX Runtime measured of the base is what native measured when the golden results were
+/// made.
 fn base_is_as_recorded(report: &Report) {
     let golden = Recorded::read_all(&suite_dir().join("golden")).unwrap();
     let base = golden.iter().find(|r| r.role == Role::Base).unwrap();
@@ -239,7 +243,8 @@ fn backends_agree_on_ragged_rows_a_prompt_longer_than_the_buffer_and_an_empty_on
     let row = |length: usize| -> Vec<u32> { (0..length).map(|i| ((i * 7919 + length) % vocabulary) as u32).collect() };
     let rows: Vec<Vec<u32>> = [0, 1, 2, 3, 17, 64, 5, longest, longest + 9].map(row).to_vec();
     let prompts: Vec<Vec<u32>> = [4, 0, longest - 3, 1, longest, longest + 5, 33].map(row).to_vec();
-    // Rows of more than 16 positions do not fit a scoring batch and are scored in stretches over a cache.
+    // Rows of more than 16 positions do not fit a scoring batch and are scored in stretches over a
+    // cache.
     for options in [&[][..], &[("score_positions", json!(16))]] {
         let open = both(&base, None, cache.path(), options);
         let generate = GenerateConfig::greedy(12, vec![]);

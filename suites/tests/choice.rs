@@ -1,4 +1,5 @@
-//! The multiple-choice suite: its data is what the table of facts gives, and a run of it counts what it should.
+//! The multiple-choice suite: its data is what the table of facts gives, and a run of it counts
+//! what it should.
 
 #![allow(clippy::unwrap_used)]
 
@@ -83,7 +84,8 @@ fn a_run_measures_choices_by_likelihood_and_by_what_the_text_names() {
         let unparsed: f64 = (0..items.len()).map(|i| row(i)["unparsed"].unwrap()).sum();
         assert!((value("unparsed") - unparsed / items.len() as f64).abs() < 1e-12);
     }
-    // The base model writes no answers at all: that is counted, and is another thing than a wrong choice.
+    // The base model writes no answers at all: that is counted, and is another thing than a wrong
+    // choice.
     assert_eq!(report.metric("unparsed").unwrap().models["base"].value, Some(1.0));
     assert!(karat::report::markdown::render(&report).contains("Unparsed answers"));
 }

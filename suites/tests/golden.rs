@@ -1,9 +1,11 @@
-//! The golden reports of the shipped suite: made from committed results, and held against a live slice.
+//! The golden reports of the shipped suite: made from committed results, and held against a live
+//! slice.
 //!
-//! `golden/*.json` below the suite's folder are the results of one run (`results/` of its run folder): predictions, scores,
-//! curves. From them the report is made again on every test run, without a model. A change that moves a number shows here;
-//! if it is meant, `cargo karat run medical-r1` and a copy of `runs/medical-r1/results/*.json` renew the results, and
-//! `KARAT_RENEW=1 cargo test --workspace --test golden` what is made from them.
+//! `golden/*.json` below the suite's folder are the results of one run (`results/` of its run
+//! folder): predictions, scores, curves. From them the report is made again on every test run,
+//! without a model. A change that moves a number shows here; if it is meant,
+//! `cargo karat run medical-r1` and a copy of `runs/medical-r1/results/*.json` renew the results,
+//! and `KARAT_RENEW=1 cargo test --workspace --test golden` what is made from them.
 
 #![allow(clippy::unwrap_used)]
 
@@ -38,7 +40,8 @@ fn golden_report() -> Report {
     report_recorded(&suite, &prepared, recorded, Environment::default()).unwrap().without_environment()
 }
 
-/// By how much numbers may differ: the last bits of another machine's `exp` and `ln`. What is discrete must be equal.
+/// By how much numbers may differ: the last bits of another machine's `exp` and `ln`. What is
+/// discrete must be equal.
 const RELATIVE: f64 = 1e-9;
 
 fn nearly_equal(a: &Value, b: &Value) -> bool {

@@ -27,7 +27,8 @@ pub struct Opened {
 /// Opens the device `asked`: `cpu`, `auto`, `cuda`, `cuda:1`, `metal`.
 ///
 /// # Errors
-/// Unsupported for a device that is none, or not of this build, with how to build it; failed for one that is not there.
+/// Unsupported for a device that is none, or not of this build, with how to build it; failed for
+/// one that is not there.
 pub fn open(asked: &str) -> Result<Opened> {
     let cpu = |remark| Opened { device: Device::Cpu, name: "cpu".into(), remark };
     match asked {

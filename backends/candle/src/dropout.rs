@@ -1,5 +1,5 @@
-//! Dropout of an adapter's inputs, by the masks that the native backend draws: a pure function of the run's seed, the step,
-//! the module and the element's place in the step.
+//! Dropout of an adapter's inputs, by the masks that the native backend draws: a pure function of
+//! the run's seed, the step, the module and the element's place in the step.
 
 use candle_core::{Result, Tensor};
 use karat_kernels::philox::{Philox, WIDE};
@@ -18,7 +18,8 @@ pub struct Masks {
 }
 
 impl Masks {
-    /// `x / (1 - p)` where an element is kept, else 0; `x` is `[tokens, width]`, the input of module number `module`.
+    /// `x / (1 - p)` where an element is kept, else 0; `x` is `[tokens, width]`, the input of
+    /// module number `module`.
     ///
     /// # Errors
     /// If the device fails.

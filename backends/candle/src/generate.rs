@@ -12,8 +12,8 @@ use crate::{Result, failed};
 /// Continues every prompt; see [`karat_backend::Evaluator::generate`].
 ///
 /// # Errors
-/// For an empty or overlong prompt, ids outside the vocabulary, a configuration that makes no sense, logits that are not
-/// numbers; Cancelled if the sink says stop.
+/// For an empty or overlong prompt, ids outside the vocabulary, a configuration that makes no
+/// sense, logits that are not numbers; Cancelled if the sink says stop.
 pub fn generate(
     session: &mut CandleSession,
     prompts: TokensView<'_>,

@@ -1,19 +1,22 @@
-//! The candle backend: training (full and LoRA), scoring and generation with candle's tensors, autograd and devices as they
-//! are.
+//! The candle backend: training (full and LoRA), scoring and generation with candle's tensors,
+//! autograd and devices as they are.
 //!
-//! It is deliberately simple and allowed to be slow: rows go through the decoder one at a time, every operation is candle's,
-//! and the backward pass is candle's autograd. So it is an opinion independent of the native engine and of ONNX Runtime
+//! It is deliberately simple and allowed to be slow: rows go through the decoder one at a time,
+//! every operation is candle's, and the backward pass is candle's autograd. So it is an opinion
+//! independent of the native engine and of ONNX Runtime
 //! (`karat compare --backends native,candle,onnxruntime`), and an example of a backend that trains.
 //!
-//! Mistral, Gemma, Phi-3, Qwen's mixtures of experts, GLM-4, Granite and OLMo 2 are scored and generated with, adapters put into
-//! their weights when they are loaded (`families`).
+//! Mistral, Gemma, Phi-3, Qwen's mixtures of experts, GLM-4, Granite and OLMo 2 are scored and
+//! generated with, adapters put into their weights when they are loaded (`families`).
 //!
-//! On the CPU the numbers depend neither on the number of threads nor on the batch, and a resumed run is bit by bit the run
-//! that never stopped. With the features `cuda` and `metal` it computes on candle's other devices, which promise neither.
+//! On the CPU the numbers depend neither on the number of threads nor on the batch, and a resumed
+//! run is bit by bit the run that never stopped. With the features `cuda` and `metal` it computes
+//! on candle's other devices, which promise neither.
 //!
-//! Products run on the session's threads, cut into one part a core (`RAYON_NUM_THREADS`). For element-wise operations candle
-//! keeps threads of its own, one a core (`CANDLE_NUM_THREADS`), which spin while they wait for each other: on a machine that
-//! other programs load, `CANDLE_NUM_THREADS=1` is faster.
+//! Products run on the session's threads, cut into one part a core (`RAYON_NUM_THREADS`). For
+//! element-wise operations candle keeps threads of its own, one a core (`CANDLE_NUM_THREADS`),
+//! which spin while they wait for each other: on a machine that other programs load,
+//! `CANDLE_NUM_THREADS=1` is faster.
 
 mod causal;
 mod device;

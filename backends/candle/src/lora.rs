@@ -25,8 +25,8 @@ pub fn targets(model: &ModelConfig, config: &LoraConfig) -> Result<TargetModules
     TargetModules::new(model, config)
 }
 
-/// The low-rank tensors of `targets` as PEFT calls them: read from `from`, or drawn as the native backend draws them, `A` by
-/// the seed and its name and `B` zero.
+/// The low-rank tensors of `targets` as PEFT calls them: read from `from`, or drawn as the native
+/// backend draws them, `A` by the seed and its name and `B` zero.
 ///
 /// # Errors
 /// If `from` lacks a module or cannot be read, or there is no room.

@@ -1,7 +1,8 @@
 //! The decoder in candle's tensors: Qwen3, Qwen2 and Llama by configuration, one row at a time.
 //!
-//! Every operation here has a gradient in candle. Its fused RMSNorm, RoPE and softmax have none: a backward pass through
-//! them ends without an error and leaves what lies below untrained (candle 0.11, `apply_op2_no_bwd` and the like).
+//! Every operation here has a gradient in candle. Its fused RMSNorm, RoPE and softmax have none: a
+//! backward pass through them ends without an error and leaves what lies below untrained (candle
+//! 0.11, `apply_op2_no_bwd` and the like).
 
 use std::collections::HashMap;
 
@@ -57,7 +58,8 @@ struct Pass {
     /// `[tokens, head_dim / 2]`.
     cos: Tensor,
     sin: Tensor,
-    /// 0 where a token sees a position and minus infinity elsewhere, `[tokens, positions]`; none for a single token.
+    /// 0 where a token sees a position and minus infinity elsewhere, `[tokens, positions]`; none
+    /// for a single token.
     mask: Option<Tensor>,
     dropout: Option<Masks>,
 }
@@ -155,7 +157,8 @@ impl Layer {
             Some(cache) => cache.append(&k, &v)?,
             None => (k, v),
         };
-        // Query heads that share a key head lie one after the other and are multiplied with it as one matrix.
+        // Query heads that share a key head lie one after the other and are multiplied with it as
+        // one matrix.
         let grouped = (keys, self.heads.group() * tokens, dim);
         let q = (q.reshape(grouped)? * f64::from(self.heads.scale()))?;
         let scores = q.matmul(&k.transpose(1, 2)?)?;
@@ -198,7 +201,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// A decoder of `tensors` by their names in files, with an adapter on the modules that `adapted` has.
+    /// A decoder of `tensors` by their names in files, with an adapter on the modules that
+    /// `adapted` has.
     ///
     /// # Errors
     /// For a tensor that is missing or of another shape.
@@ -263,8 +267,8 @@ impl Decoder {
         self.layers.iter().map(|_| KvCache::new(1, CACHED)).collect()
     }
 
-    /// Output of the final norm, `[tokens, hidden]`, for `ids` after those that `caches` hold; empty caches, or none at
-    /// all, begin a row.
+    /// Output of the final norm, `[tokens, hidden]`, for `ids` after those that `caches` hold;
+    /// empty caches, or none at all, begin a row.
     ///
     /// # Errors
     /// If the device fails.

@@ -1,4 +1,5 @@
-//! A model's tensors as candle variables: loaded or drawn, merged with an adapter, handed to a decoder.
+//! A model's tensors as candle variables: loaded or drawn, merged with an adapter, handed to a
+//! decoder.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -42,11 +43,12 @@ impl Spec<'_> {
     }
 }
 
-/// Loads the weights of a model's folder, each made a `T` of its numbers and shape, with `adapter` put into them, and what
-/// the sum would lose in the element type of the files.
+/// Loads the weights of a model's folder, each made a `T` of its numbers and shape, with `adapter`
+/// put into them, and what the sum would lose in the element type of the files.
 ///
 /// # Errors
-/// For missing, misshapen or unexpected tensors, by name, before anything is allocated for them; as [`Adapter::merge`].
+/// For missing, misshapen or unexpected tensors, by name, before anything is allocated for them; as
+/// [`Adapter::merge`].
 pub fn load<T>(
     mut spec: Spec<'_>,
     folder: &Path,
@@ -110,7 +112,8 @@ pub fn random(config: &ModelConfig, seed: u64, adapter: Option<&Adapter>, device
     config.tensors().map(draw).collect()
 }
 
-/// The tensors that a decoder is made of. What `learned` says is handed over as a variable, so that gradients are kept for it.
+/// The tensors that a decoder is made of. What `learned` says is handed over as a variable, so that
+/// gradients are kept for it.
 pub fn handles<'a>(
     vars: impl IntoIterator<Item = (&'a String, &'a Var)>,
     learned: impl Fn(&str) -> bool,

@@ -1,5 +1,5 @@
 //! Families beyond those that are trained against numbers that transformers and peft made
-//! (`scripts/families.py`): tiny models drawn by a rule, so that no weights lie here.
+//! (`candle_families.py` of the tools): tiny models drawn by a rule, so that no weights lie here.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 

@@ -1,5 +1,6 @@
-//! Bitwise equality of resumed runs, any number of threads, any batch; and equality within tolerances with the native
-//! backend: weights, adapters and masks that are drawn, scores, texts, training runs.
+//! Bitwise equality of resumed runs, any number of threads, any batch; and equality within
+//! tolerances with the native backend: weights, adapters and masks that are drawn, scores, texts,
+//! training runs.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
@@ -68,8 +69,8 @@ fn numbers_do_not_depend_on_the_threads() {
     }
 }
 
-/// candle splits a product into as many parts as `RAYON_NUM_THREADS` says, whatever pool computes them. The base of
-/// medical-r1 has products that are large enough to be split.
+/// candle splits a product into as many parts as `RAYON_NUM_THREADS` says, whatever pool computes
+/// them. The base of medical-r1 has products that are large enough to be split.
 #[test]
 fn numbers_do_not_depend_on_the_parts_that_candle_cuts_products_into() {
     const OUT: &str = "KARAT_CANDLE_SCORES";

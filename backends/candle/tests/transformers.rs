@@ -1,5 +1,6 @@
-//! Against numbers that transformers and peft made: scores, texts and training curves, within the tolerances of the native
-//! backend. Those of `shared/reference` are skipped, with a reason, where they are absent.
+//! Against numbers that transformers and peft made: scores, texts and training curves, within the
+//! tolerances of the native backend. Those of `shared/reference` are skipped, with a reason, where
+//! they are absent.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 

@@ -1,13 +1,15 @@
 //! GEMM in f32 or with operands rounded to bf16.
 //!
-//! An element of a product is the same bits whatever the other rows and columns are, on any number of threads and any
-//! instruction set but AMX's tiles ([`amx`]): it is one chain of fused multiply-adds over each block of the inner dimension ([`DEPTH`]), the
-//! blocks' sums added in order ([`microkernel`] says how for bf16). A product may have several terms, `c = a1 b1 + a2 b2`:
-//! they are then summed while a tile of the output is in the cache; in bf16 a short one ([`SHORT`]) goes on with the last
-//! chain of the term before it, while its sums are in registers.
+//! An element of a product is the same bits whatever the other rows and columns are, on any number
+//! of threads and any instruction set but AMX's tiles ([`amx`]): it is one chain of fused
+//! multiply-adds over each block of the inner dimension ([`DEPTH`]), the blocks' sums added in
+//! order ([`microkernel`] says how for bf16). A product may have several terms,
+//! `c = a1 b1 + a2 b2`: they are then summed while a tile of the output is in the cache; in bf16 a
+//! short one ([`SHORT`]) goes on with the last chain of the term before it, while its sums are in
+//! registers.
 //!
-//! Operands are packed block by block just before use ([`pack`]): a weight is read where it lies, in the type it is
-//! stored in, for one row as for many.
+//! Operands are packed block by block just before use ([`pack`]): a weight is read where it lies,
+//! in the type it is stored in, for one row as for many.
 #![allow(unsafe_code)]
 
 pub mod amx;
@@ -48,8 +50,8 @@ pub use self::tile::Precision;
 use self::tile::{DEPTH, LANES, PANEL, Tail, Tile, Unpacked};
 use crate::memory::mmap::Elements;
 
-/// Largest K for which a bf16 term is accumulated into the registers of the term before it, if both have the same
-/// factor: the ranks of adapters.
+/// Largest K for which a bf16 term is accumulated into the registers of the term before it, if both
+/// have the same factor: the ranks of adapters.
 pub const SHORT: usize = 64;
 /// Columns up to which the right operand may be packed for all tasks even if it is the larger one.
 const WIDE: usize = 1024;
@@ -80,13 +82,14 @@ pub fn gemm(precision: Precision, c: MatMut<'_>, alpha: f32, a: Mat<'_>, b: Mat<
     gemms(precision, vec![Gemm { c, add, terms: vec![Term { alpha, a, b }] }], threads);
 }
 
-/// Several products at once: a left operand that they share is rounded once, and small ones share the threads.
+/// Several products at once: a left operand that they share is rounded once, and small ones share
+/// the threads.
 pub fn gemms(precision: Precision, products: Vec<Gemm<'_>>, threads: Threads) {
     gemms_by(Isa::of_this_cpu(), precision, products, threads);
 }
 
-/// Rounds `x` to bf16 as products round their operands, for what is multiplied more than once: [`Mat::narrowed`]. Blocks
-/// of it are shared out among the threads of the current pool.
+/// Rounds `x` to bf16 as products round their operands, for what is multiplied more than once:
+/// [`Mat::narrowed`]. Blocks of it are shared out among the threads of the current pool.
 pub fn narrow(x: &[f32], out: &mut [bf16]) {
     const CHUNK: usize = 1 << 14;
     let isa = Isa::of_this_cpu();
@@ -113,7 +116,8 @@ struct Output {
     add: bool,
 }
 
-// SAFETY: the pointer comes from a mutable borrow that outlives all tasks, and no two tasks have a tile in common.
+// SAFETY: the pointer comes from a mutable borrow that outlives all tasks, and no two tasks have a
+// tile in common.
 unsafe impl Sync for Output {}
 // SAFETY: as above.
 unsafe impl Send for Output {}
@@ -127,7 +131,8 @@ struct Packed<'a> {
 }
 
 enum Whole {
-    /// The left operand, by its place among those of all products; tasks pack panels of the right one.
+    /// The left operand, by its place among those of all products; tasks pack panels of the right
+    /// one.
     Left(usize),
     /// The right operand; tasks pack rows of the left one.
     Right(PackedRhs),
@@ -155,15 +160,16 @@ struct Task {
     columns: Range<usize>,
 }
 
-/// Whether the right operand is packed for all tasks, which then take rows of the output: where it is not much larger
-/// than the left one, and that does not lie ready to be multiplied. Else tasks take columns, whose panels each packs into
-/// its core's cache while the next ones are fetched.
+/// Whether the right operand is packed for all tasks, which then take rows of the output: where it
+/// is not much larger than the left one, and that does not lie ready to be multiplied. Else tasks
+/// take columns, whose panels each packs into its core's cache while the next ones are fetched.
 fn by_rows(precision: Precision, a: &Mat<'_>, b: &Mat<'_>) -> bool {
     let ready = precision == Precision::Bf16 && in_place(precision, a).is_some();
     a.rows >= ROWS && !ready && (b.cols <= a.rows || b.cols <= WIDE)
 }
 
-/// `0..n` in parts of `size`, the last of them halved once or twice where that leaves multiples of `least`.
+/// `0..n` in parts of `size`, the last of them halved once or twice where that leaves multiples of
+/// `least`.
 fn split(n: usize, size: usize, least: usize) -> Vec<Range<usize>> {
     let (mut parts, mut first) = (Vec::new(), 0);
     while first < n {
@@ -214,8 +220,8 @@ fn gemms_by(isa: Isa, precision: Precision, products: Vec<Gemm<'_>>, threads: Th
             }
         }
         terms.push(mine);
-        // Whole groups of rows, so that no part ends with a slow remainder. The last parts are small: when one thread is done,
-        // the others are soon.
+        // Whole groups of rows, so that no part ends with a slow remainder. The last parts are
+        // small: when one thread is done, the others are soon.
         let (rows, columns) = match (precision, by_rows) {
             (Precision::F32, true) => (split(m, m.div_ceil(TASKS).next_multiple_of(24), 24), split(n, n, n)),
             (Precision::Bf16, true) => (split(m, m.div_ceil(TASKS).next_multiple_of(48), 12), split(n, n, n)),
@@ -267,7 +273,8 @@ fn gemms_by(isa: Isa, precision: Precision, products: Vec<Gemm<'_>>, threads: Th
 /// Rows of the left operand that do not pay for packing the right one.
 const FEW: usize = 16;
 
-/// The elements of a right operand that can be multiplied where they lie, if slowly: rows of bf16, by [`narrow`].
+/// The elements of a right operand that can be multiplied where they lie, if slowly: rows of bf16,
+/// by [`narrow`].
 fn in_rows<'a>(isa: Isa, precision: Precision, b: &Mat<'a>) -> Option<&'a [bf16]> {
     match b.data {
         Elements::Bf16(data) if b.narrowed && b.col_stride == 1 => {
@@ -277,8 +284,9 @@ fn in_rows<'a>(isa: Isa, precision: Precision, b: &Mat<'a>) -> Option<&'a [bf16]
     }
 }
 
-/// A task with the left operand packed: its columns are packed as a panel, block by block of the inner dimension. The next
-/// block is fetched meanwhile; after the last one, the columns of the operand that `next` names.
+/// A task with the left operand packed: its columns are packed as a panel, block by block of the
+/// inner dimension. The next block is fetched meanwhile; after the last one, the columns of the
+/// operand that `next` names.
 #[allow(clippy::too_many_arguments, reason = "the parts of a task")]
 fn columns_of(
     isa: Isa,
@@ -321,7 +329,8 @@ fn columns_of(
                 Some(data) => {
                     let first = data[start * term.b.row_stride + task.columns.start..].as_ptr().cast();
                     let b = Unpacked { first, stride: term.b.row_stride, along };
-                    // SAFETY: as below; `along` rows of these columns lie from `first`, and `isa` has the instructions.
+                    // SAFETY: as below; `along` rows of these columns lie from `first`, and `isa`
+                    // has the instructions.
                     unsafe { microkernel::run_unpacked(task.rows.len(), tile(panel.as_ptr()), b) };
                 }
                 None => {
@@ -334,8 +343,9 @@ fn columns_of(
                         Some((b, columns)) => (last, block(b, 0, columns.clone())),
                         None => (last, Prefetcher::nothing()),
                     };
-                    // SAFETY: `Mat` and `MatMut` checked their extents, the loop keeps to them, `right` packed
-                    // `units * vectors * LANES` units of each term, and tiles of different tasks do not overlap.
+                    // SAFETY: `Mat` and `MatMut` checked their extents, the loop keeps to them,
+                    // `right` packed `units * vectors * LANES` units of each term, and tiles of
+                    // different tasks do not overlap.
                     unsafe {
                         microkernel::run_with(isa, precision, task.rows.len(), tile(panel.as_ptr()), tail, &mut ahead)
                     };
@@ -345,8 +355,8 @@ fn columns_of(
     });
 }
 
-/// A task with the right operand packed: its rows are packed unless they can be read in place, block by block of the
-/// inner dimension, and multiplied with all panels.
+/// A task with the right operand packed: its rows are packed unless they can be read in place,
+/// block by block of the inner dimension, and multiplied with all panels.
 fn rows_of(
     isa: Isa,
     precision: Precision,
@@ -400,8 +410,8 @@ fn rows_of(
                     let b = right.panel(column, 0).0.as_ptr();
                     Tail { units: k.div_ceil(precision.per_unit()), a, a_stride, b }
                 });
-                // SAFETY: as in `columns_of`; `rows` rows of `units` units were packed or lie in the operand, and the
-                // panel holds its units from `first` on.
+                // SAFETY: as in `columns_of`; `rows` rows of `units` units were packed or lie in
+                // the operand, and the panel holds its units from `first` on.
                 unsafe { microkernel::run_with(isa, precision, rows, tile, tail, &mut Prefetcher::nothing()) };
             }
         }

@@ -1,4 +1,5 @@
-//! LoRA on a weight `W` `[out, in]`: merging, `W + s B A`, and the row norms of the merged weight that DoRA divides by.
+//! LoRA on a weight `W` `[out, in]`: merging, `W + s B A`, and the row norms of the merged weight
+//! that DoRA divides by.
 
 use rayon::prelude::*;
 
@@ -23,8 +24,8 @@ impl LoraDelta<'_> {
         self.a.len() / self.n_in
     }
 
-    /// `row`, which is row `o` of `W`, plus that of `s B A`, all in f32: the products are summed in the order of the ranks,
-    /// scaled, then added. `delta` has the length of a row.
+    /// `row`, which is row `o` of `W`, plus that of `s B A`, all in f32: the products are summed in
+    /// the order of the ranks, scaled, then added. `delta` has the length of a row.
     #[inline(always)]
     fn add_row(&self, o: usize, row: &mut [f32], delta: &mut [f32]) {
         let r = self.rank();

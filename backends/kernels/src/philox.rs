@@ -1,7 +1,8 @@
-//! Random numbers by counter: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+//! Random numbers by counter: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1,
+//! 2, 3", SC 2011).
 //!
-//! A draw is a pure function of a key and a place, so that it does not matter who draws first, on how many threads, or
-//! whether a run was interrupted in between.
+//! A draw is a pure function of a key and a place, so that it does not matter who draws first, on
+//! how many threads, or whether a run was interrupted in between.
 
 /// Blocks that [`Philox::fill_u16`] draws at once, as vector lanes.
 pub const WIDE: usize = 16;

@@ -1,15 +1,16 @@
 //! SIMD: a dispatcher to the widest instruction set of this CPU, lane-wise sums and an exponential.
 //!
-//! The bodies are ordinary loops that the compiler vectorises once for each instruction set. Rust never contracts
-//! `a * b + c` by itself and the lanes below are fixed, so each set gives the same bits.
+//! The bodies are ordinary loops that the compiler vectorises once for each instruction set. Rust
+//! never contracts `a * b + c` by itself and the lanes below are fixed, so each set gives the same
+//! bits.
 
 use std::sync::OnceLock;
 
 /// Lanes of a vectorised sum. Fixed, because the order of a sum shows in its last bits.
 pub const LANES: usize = 16;
 
-/// Runs `f` compiled for the widest instruction set this CPU has. The closure must be marked `#[inline(always)]`, or it
-/// stays a function of its own for the plainest one.
+/// Runs `f` compiled for the widest instruction set this CPU has. The closure must be marked
+/// `#[inline(always)]`, or it stays a function of its own for the plainest one.
 #[inline(always)]
 pub fn simd<R>(f: impl FnOnce() -> R) -> R {
     static ARCH: OnceLock<pulp::Arch> = OnceLock::new();
@@ -19,8 +20,9 @@ pub fn simd<R>(f: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Runs `f` compiled for a CPU without AVX2, where a fused step is a call. It is a function of its own so that such calls
-/// are seen where nothing but the choice of instructions leads to them, and nowhere else (`tests/slow_calls`).
+/// Runs `f` compiled for a CPU without AVX2, where a fused step is a call. It is a function of its
+/// own so that such calls are seen where nothing but the choice of instructions leads to them, and
+/// nowhere else (`tests/slow_calls`).
 #[inline(never)]
 fn without_vectors<R>(f: impl FnOnce() -> R) -> R {
     f()
@@ -39,7 +41,8 @@ pub(crate) fn fold(lanes: [f32; LANES]) -> f32 {
     sum[0]
 }
 
-/// `sum_i f([x0[i], x1[i], ...])` in fixed lanes, over the elements of the first slice; the others are at least as long.
+/// `sum_i f([x0[i], x1[i], ...])` in fixed lanes, over the elements of the first slice; the others
+/// are at least as long.
 #[inline(always)]
 pub fn sum_of<const N: usize>(x: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
     let n = x[0].len();
@@ -79,8 +82,9 @@ pub fn max(a: &[f32]) -> f32 {
     chunks.remainder().iter().chain(&lanes).fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
 }
 
-/// `e^x` within 2 units in the last place, branch-free so that it vectorises (Cephes' `expf`: reduction by `ln 2` in
-/// two parts, a polynomial of degree 5). Below -87.3 the result is 0, above 88.7 infinity; NaN stays NaN.
+/// `e^x` within 2 units in the last place, branch-free so that it vectorises (Cephes' `expf`:
+/// reduction by `ln 2` in two parts, a polynomial of degree 5). Below -87.3 the result is 0, above
+/// 88.7 infinity; NaN stays NaN.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
@@ -118,8 +122,8 @@ fn fused_remainder(x: f32, n: f32) -> f32 {
     p.mul_add(r * r, r) + 1.0
 }
 
-/// [`exp`] in fused steps, half as many: for what is rounded to bf16 in the end. The same reduction and polynomial, within
-/// one unit in the last place; above 88.3 it grows no more.
+/// [`exp`] in fused steps, half as many: for what is rounded to bf16 in the end. The same reduction
+/// and polynomial, within one unit in the last place; above 88.3 it grows no more.
 #[inline(always)]
 pub fn exp_fused(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
@@ -133,8 +137,9 @@ pub fn exp_fused(x: f32) -> f32 {
     if x < -87.336_54 { 0.0 } else { y }
 }
 
-/// `e^x 2^-shift` for a whole number `shift`, in the steps of [`exp_fused`] and as exact: the power of two comes off the
-/// exponent. 0 where the result is below 2^-126; `x` is at most 1e6 in size, and the result at most 2^127.
+/// `e^x 2^-shift` for a whole number `shift`, in the steps of [`exp_fused`] and as exact: the power
+/// of two comes off the exponent. 0 where the result is below 2^-126; `x` is at most 1e6 in size,
+/// and the result at most 2^127.
 #[inline(always)]
 pub fn exp_shifted(x: f32, shift: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;

@@ -1,7 +1,9 @@
-//! GEMM throughput of this machine beside the peak of its registers: for benchmarks and `karat doctor`.
+//! GEMM throughput of this machine beside the peak of its registers: for benchmarks and
+//! `karat doctor`.
 //!
-//! A rate is in GFLOP/s, two for every multiplication with its addition. Operands take turns, as many as a core's cache does
-//! not hold: a layer of a model finds its weight in main memory and its output where the last layer left off.
+//! A rate is in GFLOP/s, two for every multiplication with its addition. Operands take turns, as
+//! many as a core's cache does not hold: a layer of a model finds its weight in main memory and its
+//! output where the last layer left off.
 
 mod limit;
 
@@ -99,7 +101,8 @@ pub struct GemmCase {
     shape: GemmShape,
     x: Numbers,
     low: Numbers,
-    /// Of each layer the weight `[outputs, inputs]`, the adapter's second matrix `[outputs, rank]`, and the output.
+    /// Of each layer the weight `[outputs, inputs]`, the adapter's second matrix `[outputs, rank]`,
+    /// and the output.
     layers: Vec<(Numbers, Numbers, Vec<f32>)>,
     rounded: Vec<bf16>,
     turn: usize,
@@ -147,7 +150,8 @@ impl GemmCase {
         }
     }
 
-    /// GFLOP/s of each of [`GemmMode::ALL`]: the median of rounds that take turns for about `seconds` together.
+    /// GFLOP/s of each of [`GemmMode::ALL`]: the median of rounds that take turns for about
+    /// `seconds` together.
     pub fn rates(&mut self, seconds: f64) -> [f64; 4] {
         const ROUNDS: usize = 5;
         let each = Duration::from_secs_f64(seconds / (ROUNDS * GemmMode::ALL.len()) as f64);
@@ -169,8 +173,8 @@ impl GemmCase {
     }
 }
 
-/// Throughput of the GEMMs of [`SHAPES`] on all threads of the current pool beside the peak, in a few seconds: a line for each
-/// precision and shape.
+/// Throughput of the GEMMs of [`SHAPES`] on all threads of the current pool beside the peak, in a
+/// few seconds: a line for each precision and shape.
 pub fn facts() -> BTreeMap<String, String> {
     facts_of(&SHAPES, 0.6)
 }

@@ -1,7 +1,8 @@
 //! The tensors of an adapter under the names that PEFT gives them when it saves.
 //!
-//! A training script that writes `state_dict()` itself leaves more in the names: the adapter's own name
-//! (`lora_A.default.weight`), and what wraps a module for compilation or several devices (`_orig_mod.`, `module.`).
+//! A training script that writes `state_dict()` itself leaves more in the names: the adapter's own
+//! name (`lora_A.default.weight`), and what wraps a module for compilation or several devices
+//! (`_orig_mod.`, `module.`).
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +11,8 @@ use crate::checkpoint::CheckpointLayout;
 use crate::peft::ADAPTER_WEIGHTS;
 use karat_backend::BackendError;
 
-/// Parts of a name that `torch.compile`, DistributedDataParallel, FSDP and activation checkpointing put in.
+/// Parts of a name that `torch.compile`, DistributedDataParallel, FSDP and activation checkpointing
+/// put in.
 const WRAPPERS: [&str; 4] = ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
 /// The name that PEFT stores a tensor under, and the adapter's name in it, if there was one.

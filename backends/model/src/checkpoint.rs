@@ -1,5 +1,6 @@
-//! Where the tensors of a checkpoint lie: safetensors headers read and checked, shards found by their index. Only headers are
-//! kept in memory; a tensor is read when it is asked for, or mapped by a backend where it is told to lie.
+//! Where the tensors of a checkpoint lie: safetensors headers read and checked, shards found by
+//! their index. Only headers are kept in memory; a tensor is read when it is asked for, or mapped
+//! by a backend where it is told to lie.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,10 +63,12 @@ pub struct Location {
 }
 
 impl CheckpointLayout {
-    /// The tensors of a model's folder: those of [`WEIGHTS`], or of the shards that [`INDEX`] names.
+    /// The tensors of a model's folder: those of [`WEIGHTS`], or of the shards that [`INDEX`]
+    /// names.
     ///
     /// # Errors
-    /// If neither is there, a shard is missing or lacks what it is said to hold, or as [`CheckpointLayout::of_file`].
+    /// If neither is there, a shard is missing or lacks what it is said to hold, or as
+    /// [`CheckpointLayout::of_file`].
     pub fn of_folder(folder: &Path) -> Result<Self, BackendError> {
         let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
         if single.is_file() {
@@ -156,8 +159,8 @@ impl CheckpointLayout {
         self.read_rows(name, shape, 0..shape.first().copied().unwrap_or(1))
     }
 
-    /// Reads `rows` (of the first dimension) of a tensor that must have `shape`, widened to f32. A file that changes meanwhile
-    /// gives an error and no undefined behaviour.
+    /// Reads `rows` (of the first dimension) of a tensor that must have `shape`, widened to f32. A
+    /// file that changes meanwhile gives an error and no undefined behaviour.
     ///
     /// # Errors
     /// As [`CheckpointLayout::find`]; numbers that are not finite, a file that cannot be read.

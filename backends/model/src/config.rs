@@ -76,7 +76,8 @@ impl Heads {
     }
 }
 
-/// A decoder-only transformer with grouped-query attention, rotary positions and a gated SiLU feed-forward.
+/// A decoder-only transformer with grouped-query attention, rotary positions and a gated SiLU
+/// feed-forward.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// Which family.
@@ -109,8 +110,9 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// Standard deviation of freshly drawn matrices.
     pub initializer_range: f64,
-    /// The id that pads. Its embedding gets no gradient from where it is read, as PyTorch's `nn.Embedding` with a
-    /// `padding_idx` has it, which transformers makes of `pad_token_id`; a negative one counts from the end there.
+    /// The id that pads. Its embedding gets no gradient from where it is read, as PyTorch's
+    /// `nn.Embedding` with a `padding_idx` has it, which transformers makes of `pad_token_id`; a
+    /// negative one counts from the end there.
     pub pad: Option<u32>,
     /// `pad_token_id` as the id of a token.
     pub pad_token: Option<u32>,
@@ -128,17 +130,20 @@ impl ModelConfig {
     /// Reads `config.json` in `folder`.
     ///
     /// # Errors
-    /// Failed for a missing or broken file or key; Unsupported, by name, for what is not implemented.
+    /// Failed for a missing or broken file or key; Unsupported, by name, for what is not
+    /// implemented.
     pub fn read(folder: &Path) -> Result<Self, BackendError> {
         let (path, raw) = (folder.join("config.json"), read_object(folder)?);
         let mut config = Self::parse(raw)
             .map_err(|e| BackendError { message: format!("{}: {}", path.display(), e.message), ..e })?;
-        // Without the folder: an export keeps them, and its bytes do not depend on where the model lay.
+        // Without the folder: an export keeps them, and its bytes do not depend on where the model
+        // lay.
         config.warnings.iter_mut().for_each(|warning| warning.insert_str(0, "config.json: "));
         Ok(config)
     }
 
-    /// Interprets the keys of a `config.json`, with the defaults of transformers where a key is left out.
+    /// Interprets the keys of a `config.json`, with the defaults of transformers where a key is
+    /// left out.
     ///
     /// # Errors
     /// As [`ModelConfig::read`].

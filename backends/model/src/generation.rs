@@ -11,11 +11,13 @@ use crate::keys::Keys;
 /// The file's name.
 const FILE: &str = "generation_config.json";
 
-/// The tokens that end a text by the `generation_config.json` in `folder`: chat models end their turns with more tokens than
-/// `config.json` says. None where there is no such file, or it names none.
+/// The tokens that end a text by the `generation_config.json` in `folder`: chat models end their
+/// turns with more tokens than `config.json` says. None where there is no such file, or it names
+/// none.
 ///
 /// # Errors
-/// A file that cannot be read, is no JSON object, or whose `eos_token_id` is not the id of a token or a list of them.
+/// A file that cannot be read, is no JSON object, or whose `eos_token_id` is not the id of a token
+/// or a list of them.
 pub fn end_tokens(folder: &Path) -> Result<Option<Vec<u32>>, BackendError> {
     let path = folder.join(FILE);
     let at = |what: &str| BackendError::failed(format!("{}: {what}", path.display()));

@@ -15,9 +15,10 @@ use crate::{EMBEDDING, HEAD};
 const STRETCH: usize = 1 << 20;
 
 impl ModelConfig {
-    /// Settles whether the head is the embedding. Where `config.json` says so and the files hold a head of their own with
-    /// other numbers, both are kept apart, as `PreTrainedModel.tie_weights` of transformers 5 has it, and a warning says
-    /// so; what is written of this model then says that they are not tied. A head with the same numbers stays tied.
+    /// Settles whether the head is the embedding. Where `config.json` says so and the files hold a
+    /// head of their own with other numbers, both are kept apart, as `PreTrainedModel.tie_weights`
+    /// of transformers 5 has it, and a warning says so; what is written of this model then says
+    /// that they are not tied. A head with the same numbers stays tied.
     ///
     /// # Errors
     /// A head or an embedding that is misshapen or unreadable.

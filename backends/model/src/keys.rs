@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 /// Sizes are below this: products of them stay far from overflow, and no real model comes near.
 const LARGEST: u64 = 1 << 28;
 
-/// The keys of an object. `null` is a value that most keys refuse, as transformers 5 does; [`Keys::some`] is for those
-/// that may be null.
+/// The keys of an object. `null` is a value that most keys refuse, as transformers 5 does;
+/// [`Keys::some`] is for those that may be null.
 #[derive(Clone, Copy)]
 pub(crate) struct Keys<'a>(pub &'a Map<String, Value>);
 

@@ -1,7 +1,8 @@
-//! A LoRA adapter in the PEFT layout: read strictly, handed over as factors or merged into weights in f32.
+//! A LoRA adapter in the PEFT layout: read strictly, handed over as factors or merged into weights
+//! in f32.
 //!
-//! `W' = W + s B A`; with DoRA `W' = m (W + s B A) / ||W + s B A||`, the norm of each output's row (arXiv 2402.09353).
-//! Modules that PEFT saved whole (`modules_to_save`) replace those of the base.
+//! `W' = W + s B A`; with DoRA `W' = m (W + s B A) / ||W + s B A||`, the norm of each output's row
+//! (arXiv 2402.09353). Modules that PEFT saved whole (`modules_to_save`) replace those of the base.
 
 mod config;
 mod targets;
@@ -50,8 +51,8 @@ pub fn check_merged(module: &str, weight: &[f32]) -> Result<(), BackendError> {
     }
 }
 
-/// The linear layers of a model that can carry a LoRA: their paths (`model.layers.0.self_attn.q_proj`) and
-/// `[input, output]`.
+/// The linear layers of a model that can carry a LoRA: their paths
+/// (`model.layers.0.self_attn.q_proj`) and `[input, output]`.
 pub type Linears = BTreeMap<String, [usize; 2]>;
 
 /// An opened adapter. It fits the linear layers that it was opened for.
@@ -104,12 +105,14 @@ impl Factors {
 }
 
 impl Adapter {
-    /// Reads `adapter_config.json` and the header of `adapter_model.safetensors` in `folder`, for a model of these `linears`.
+    /// Reads `adapter_config.json` and the header of `adapter_model.safetensors` in `folder`, for a
+    /// model of these `linears`.
     ///
     /// # Errors
-    /// Unsupported for a variant of LoRA that is not implemented, and for a LoRA on what is no linear layer of the model;
-    /// failed for broken or missing files, a module that the configuration targets and the file lacks, or the other way
-    /// round, a shape that is not the model's.
+    /// Unsupported for a variant of LoRA that is not implemented, and for a LoRA on what is no
+    /// linear layer of the model; failed for broken or missing files, a module that the
+    /// configuration targets and the file lacks, or the other way round, a shape that is not the
+    /// model's.
     pub fn open(folder: &Path, linears: &Linears) -> Result<Self, BackendError> {
         let (config, of_config) = read_adapter_config_saying(folder)?;
         let (files, of_names) = adapter_tensors(folder)?;
@@ -222,7 +225,8 @@ impl Adapter {
         &self.config
     }
 
-    /// What its user should know of how it was read: names that were mapped, keys that were passed over.
+    /// What its user should know of how it was read: names that were mapped, keys that were passed
+    /// over.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
@@ -278,7 +282,8 @@ impl Adapter {
         self.files.shape(self.saved.get(tensor)?)
     }
 
-    /// Rows `rows` of the tensor that replaces `tensor` of the base, if there is one, widened to f32.
+    /// Rows `rows` of the tensor that replaces `tensor` of the base, if there is one, widened to
+    /// f32.
     ///
     /// # Errors
     /// If its shape is not `shape`: the adapter belongs to another base model.
@@ -341,8 +346,8 @@ fn module_of(name: &str) -> &str {
     name.rsplit_once('.').map_or(name, |(module, _)| module)
 }
 
-/// The error of an embedding that an adapter brings for a model with a tied head: whether the head follows depends on PEFT's
-/// version and settings at training time.
+/// The error of an embedding that an adapter brings for a model with a tied head: whether the head
+/// follows depends on PEFT's version and settings at training time.
 pub fn tied_embedding() -> BackendError {
     BackendError::unsupported(
         "the adapter brings an embedding (modules_to_save) for a model whose head is tied to it: whether the head follows \

@@ -143,7 +143,8 @@ pub fn publish_model(
     })
 }
 
-/// Every key of the `config.json` that was read as `raw`, with the element type that this crate writes.
+/// Every key of the `config.json` that was read as `raw`, with the element type that this crate
+/// writes.
 pub fn written_in_f32(raw: &Map<String, Value>) -> Map<String, Value> {
     let mut raw = raw.clone();
     let key = if raw.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };

@@ -1,11 +1,12 @@
-//! The rotary embedding that a configuration asks for: which base, and how its frequencies are stretched beyond the
-//! length that the model was trained with.
+//! The rotary embedding that a configuration asks for: which base, and how its frequencies are
+//! stretched beyond the length that the model was trained with.
 //!
-//! Four places can say it: `rope_parameters` (transformers 5), `rope_scaling`, `rope_theta` (4) and, for yarn and
-//! llama3, `original_max_position_embeddings` beside them. Which one counts is what transformers 5.24 does
-//! (`RotaryEmbeddingConfigMixin.convert_rope_params_to_dict`, `standardize_rope_params`): a `rope_scaling` that is
-//! neither null nor empty *replaces* `rope_parameters`; its own `rope_theta` goes before the one beside it.
-//! `config_references.py` of the tools asks transformers itself, `tests/rope.rs` compares.
+//! Four places can say it: `rope_parameters` (transformers 5), `rope_scaling`, `rope_theta` (4)
+//! and, for yarn and llama3, `original_max_position_embeddings` beside them. Which one counts is
+//! what transformers 5.24 does (`RotaryEmbeddingConfigMixin.convert_rope_params_to_dict`,
+//! `standardize_rope_params`): a `rope_scaling` that is neither null nor empty *replaces*
+//! `rope_parameters`; its own `rope_theta` goes before the one beside it. `config_references.py` of
+//! the tools asks transformers itself, `tests/rope.rs` compares.
 
 use std::f64::consts::PI;
 use std::ops::Range;
@@ -42,8 +43,8 @@ pub enum Scaling {
         /// Length the model was trained with.
         original: f64,
     },
-    /// The same by dimensions instead of wavelengths, and larger logits (Peng et al., arXiv 2309.00071;
-    /// `modeling_rope_utils._compute_yarn_parameters`).
+    /// The same by dimensions instead of wavelengths, and larger logits (Peng et al., arXiv
+    /// 2309.00071; `modeling_rope_utils._compute_yarn_parameters`).
     Yarn {
         /// The divisor of low frequencies.
         factor: f64,
@@ -75,8 +76,9 @@ impl Rope {
         Rope { theta, scaling: Scaling::Default }
     }
 
-    /// What the keys of a `config.json` ask for. `max_positions` is its `max_position_embeddings`. Keys of the section
-    /// that its type does not read are named in `remarks`: transformers passes over them too, with a warning.
+    /// What the keys of a `config.json` ask for. `max_positions` is its `max_position_embeddings`.
+    /// Keys of the section that its type does not read are named in `remarks`: transformers passes
+    /// over them too, with a warning.
     pub(crate) fn read(keys: Keys<'_>, max_positions: usize, remarks: &mut Vec<String>) -> Result<Self, BackendError> {
         let (rope, Part { factor, place }) = Rope::read_part(keys, max_positions, DEFAULT_THETA, remarks)?;
         match factor {
@@ -85,7 +87,8 @@ impl Rope {
         }
     }
 
-    /// As [`Rope::read`], over the base `theta` where none is given, and which part of a head's dimensions is rotated.
+    /// As [`Rope::read`], over the base `theta` where none is given, and which part of a head's
+    /// dimensions is rotated.
     pub(crate) fn read_part(
         keys: Keys<'_>,
         max_positions: usize,
@@ -144,8 +147,8 @@ impl Rope {
         ["rope_type", "type", "rope_theta", "partial_rotary_factor"].contains(&key) || own.contains(&key)
     }
 
-    /// The angle of each pair of dimensions for one position, `[head_dim / 2]`, in radians: computed in f64 and rounded
-    /// to f32, in which transformers computes and keeps them.
+    /// The angle of each pair of dimensions for one position, `[head_dim / 2]`, in radians:
+    /// computed in f64 and rounded to f32, in which transformers computes and keeps them.
     pub fn inverse_frequencies(&self, head_dim: usize) -> Vec<f32> {
         let dim = head_dim as f64;
         let ramp = match self.scaling {
@@ -188,8 +191,9 @@ impl Rope {
         }
     }
 
-    /// Cosines and sines of the first `positions`, `[positions, head_dim / 2]` each, times the attention factor. Angles
-    /// are products in f32, and cosines and sines are rounded before they are scaled, as transformers has it.
+    /// Cosines and sines of the first `positions`, `[positions, head_dim / 2]` each, times the
+    /// attention factor. Angles are products in f32, and cosines and sines are rounded before they
+    /// are scaled, as transformers has it.
     pub fn tables(&self, head_dim: usize, positions: usize) -> (Vec<f32>, Vec<f32>) {
         tables(&self.inverse_frequencies(head_dim), self.attention_factor(), 0..positions)
     }

@@ -6,8 +6,9 @@ use karat_backend::Dtype;
 /// From this share of an adapter's change on, losing it is worth a warning.
 const LOST: f64 = 0.25;
 
-/// Sums over the matrices that a merge changes: `|round(W + D) - (W + D)|^2` and `|D|^2`. An element of bf16 has 8 bits:
-/// a change smaller than half of its last one is gone, and a LoRA of a few steps changes most elements by less.
+/// Sums over the matrices that a merge changes: `|round(W + D) - (W + D)|^2` and `|D|^2`. An
+/// element of bf16 has 8 bits: a change smaller than half of its last one is gone, and a LoRA of a
+/// few steps changes most elements by less.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rounding {
     lost: f64,
@@ -16,7 +17,8 @@ pub struct Rounding {
 }
 
 impl Rounding {
-    /// Adds a matrix: `before` as it was stored, in `dtype`, and `after` with the adapter merged into it.
+    /// Adds a matrix: `before` as it was stored, in `dtype`, and `after` with the adapter merged
+    /// into it.
     pub fn add(&mut self, dtype: Dtype, before: &[f32], after: &[f32]) {
         let rounded = |x: f32| match dtype {
             Dtype::F32 => x,

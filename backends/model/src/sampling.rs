@@ -1,17 +1,19 @@
 //! Sampling: from logits to the next token, by one rule for every backend and device.
 //!
-//! A token is a function of the logits, the configuration, the number of the row in its call and how many tokens the row
-//! has generated. Equal logits give equal tokens: on the CPU, on a GPU (`native/cuda/sample.cu` follows the same steps), in
-//! any batch, on any number of threads.
+//! A token is a function of the logits, the configuration, the number of the row in its call and
+//! how many tokens the row has generated. Equal logits give equal tokens: on the CPU, on a GPU
+//! (`native/cuda/sample.cu` follows the same steps), in any batch, on any number of threads.
 //!
-//! 1. A token with logit `l` weighs `floor(2^44 e^((l - max) / temperature))`. Weights are whole numbers, so that their
-//!    sums are exact and the order of summing cannot matter.
+//! 1. A token with logit `l` weighs `floor(2^44 e^((l - max) / temperature))`. Weights are whole
+//!    numbers, so that their sums are exact and the order of summing cannot matter.
 //! 2. Tokens are ordered by falling logit, equal ones by rising id; the two zeros are equal.
-//! 3. `top_k` keeps the first `k`. Of these, `top_p` keeps the shortest beginning that weighs at least
-//!    `ceil(top_p * their weight)` (Holtzman et al., arXiv 1904.09751); transformers has the same order of the filters.
-//! 4. `u` in `[0, 1)` comes from Philox4x32-10 under the seed, at the counter `(position, row, "SAMP")`. The token taken is
-//!    the first at which the weight so far exceeds `floor(u * the weight of what is kept)`, in the order of 2, or by
-//!    rising id where nothing was cut.
+//! 3. `top_k` keeps the first `k`. Of these, `top_p` keeps the shortest beginning that weighs at
+//!    least `ceil(top_p * their weight)` (Holtzman et al., arXiv 1904.09751); transformers has the
+//!    same order of the filters.
+//! 4. `u` in `[0, 1)` comes from Philox4x32-10 under the seed, at the counter
+//!    `(position, row, "SAMP")`. The token taken is the first at which the weight so far exceeds
+//!    `floor(u * the weight of what is kept)`, in the order of 2, or by rising id where nothing was
+//!    cut.
 
 use karat_backend::{BackendError, GenerateConfig};
 use karat_kernels::philox::Philox;
@@ -23,7 +25,8 @@ const STREAM: u32 = 0x5341_4d50;
 const ONE: f64 = (1u64 << 44) as f64;
 /// Sums of weights fit into 64 bits for vocabularies below this.
 const LARGEST_VOCABULARY: usize = 1 << 20;
-/// A `top_p` above this cuts nothing that a draw could find: rounded, it may ask for more than there is.
+/// A `top_p` above this cuts nothing that a draw could find: rounded, it may ask for more than
+/// there is.
 const ALL: f64 = 1.0 - 1.0 / (1u64 << 50) as f64;
 
 /// The most probable token, the lowest id among equals; nothing if a logit is not a number.
@@ -31,7 +34,8 @@ pub fn argmax(logits: &[f32]) -> Option<usize> {
     simd(
         #[inline(always)]
         || {
-            // Lanes side by side, without a branch: a vocabulary is long, and this is asked for every token.
+            // Lanes side by side, without a branch: a vocabulary is long, and this is asked for
+            // every token.
             let (mut highest, mut nans) = ([f32::NEG_INFINITY; LANES], [0u32; LANES]);
             for values in logits.chunks(LANES) {
                 for ((highest, nans), &x) in highest.iter_mut().zip(&mut nans).zip(values) {
@@ -59,7 +63,8 @@ impl Sampler {
     /// Checks the configuration for a model of `vocabulary` tokens.
     ///
     /// # Errors
-    /// For a negative temperature or a `top_p` outside `(0, 1]`; for drawing from more than 2^20 tokens.
+    /// For a negative temperature or a `top_p` outside `(0, 1]`; for drawing from more than 2^20
+    /// tokens.
     pub fn new(config: &GenerateConfig, vocabulary: usize) -> Result<Self, BackendError> {
         let GenerateConfig { temperature, top_p, seed, .. } = *config;
         if !(temperature.is_finite() && temperature >= 0.0) {
@@ -83,7 +88,8 @@ impl Sampler {
         &self.config
     }
 
-    /// The token after `logits` (`[vocab]`), for the `position`-th new token of `row`, both counted from 0.
+    /// The token after `logits` (`[vocab]`), for the `position`-th new token of `row`, both counted
+    /// from 0.
     ///
     /// # Errors
     /// If a logit is not a number.
@@ -121,7 +127,8 @@ impl Sampler {
     }
 }
 
-/// `floor(2^44 e^x)`. The exponential is a library's, not the system's: one seed gives one text on every machine.
+/// `floor(2^44 e^x)`. The exponential is a library's, not the system's: one seed gives one text on
+/// every machine.
 fn weight(x: f64) -> u64 {
     // Far tokens of a large vocabulary need no exponential: 2^44 e^-31 is below 1.
     if x < -31.0 { 0 } else { (libm::exp(x) * ONE) as u64 }
@@ -137,9 +144,11 @@ pub fn not_a_number(row: usize, position: usize) -> BackendError {
     BackendError::failed(format!("row {row}: a logit of new token {} is not a number", position + 1))
 }
 
-/// Ids by falling logit, equal ones by rising id, sorted as far as somebody has looked: few draws look far.
+/// Ids by falling logit, equal ones by rising id, sorted as far as somebody has looked: few draws
+/// look far.
 struct Order {
-    /// The logit's rank from above in the upper half, the id in the lower; the first [`Order::sorted`] in their places.
+    /// The logit's rank from above in the upper half, the id in the lower; the first
+    /// [`Order::sorted`] in their places.
     keys: Vec<u64>,
     sorted: usize,
 }
@@ -169,7 +178,8 @@ impl Order {
         self.keys[nth] as u32 as usize
     }
 
-    /// The first id at which the sum of weights is `limit` or more, and that sum. All weights together reach it.
+    /// The first id at which the sum of weights is `limit` or more, and that sum. All weights
+    /// together reach it.
     fn reach(&mut self, limit: u64, weight: impl Fn(usize) -> u64) -> (usize, u64) {
         let (mut nth, mut sum) = (0, 0);
         loop {

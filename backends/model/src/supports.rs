@@ -1,4 +1,5 @@
-//! Capabilities: the part of a configuration that a backend computes, and which backend computes the rest.
+//! Capabilities: the part of a configuration that a backend computes, and which backend computes
+//! the rest.
 
 use karat_backend::BackendError;
 

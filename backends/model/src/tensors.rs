@@ -1,4 +1,5 @@
-//! The tensors that a configuration asks for, held against the files before anything is allocated for them.
+//! The tensors that a configuration asks for, held against the files before anything is allocated
+//! for them.
 
 use std::collections::BTreeSet;
 
@@ -70,11 +71,12 @@ impl ModelConfig {
         tables + self.layers as u128 * of(&self.layer_tensors(0)) + self.hidden_size as u128
     }
 
-    /// Holds the sizes against the tensors of `files`. Takes no memory and ends at the first tensor that is not there,
-    /// however many are asked for.
+    /// Holds the sizes against the tensors of `files`. Takes no memory and ends at the first tensor
+    /// that is not there, however many are asked for.
     ///
     /// # Errors
-    /// A tensor that is missing, of another shape or of a type that is not computed with, by its name.
+    /// A tensor that is missing, of another shape or of a type that is not computed with, by its
+    /// name.
     pub fn check_tensors(&self, files: &CheckpointLayout) -> Result<(), BackendError> {
         for (name, shape) in self.tensors() {
             files.find(&name, &shape).map_err(|mut error| {
@@ -97,7 +99,8 @@ impl ModelConfig {
         check_strays(files, |name| known.contains(name))
     }
 
-    /// Holds the sizes of a model that is to be drawn in f32 against the memory that is left, if that is known.
+    /// Holds the sizes of a model that is to be drawn in f32 against the memory that is left, if
+    /// that is known.
     ///
     /// # Errors
     /// If it cannot fit.
@@ -123,8 +126,8 @@ impl ModelConfig {
     }
 }
 
-/// Refuses tensors in `files` that are not `known` to the model. A head beside the embedding that it is tied to, and
-/// frequencies that are computed anyway, do no harm.
+/// Refuses tensors in `files` that are not `known` to the model. A head beside the embedding that
+/// it is tied to, and frequencies that are computed anyway, do no harm.
 ///
 /// # Errors
 /// Names the tensor.

@@ -1,5 +1,5 @@
-//! Configurations that no model can have, and files that do not fit them: refused by their key, and before anything is
-//! allocated for what they claim.
+//! Configurations that no model can have, and files that do not fit them: refused by their key, and
+//! before anything is allocated for what they claim.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 

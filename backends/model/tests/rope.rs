@@ -1,4 +1,5 @@
-//! Every configuration of `references.json` gives what transformers gives, or is refused by its name.
+//! Every configuration of `references.json` gives what transformers gives, or is refused by its
+//! name.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
@@ -7,8 +8,8 @@ mod drawn;
 use karat_model::ModelConfig;
 use serde_json::{Value, json};
 
-/// What transformers takes and no backend computes: a part of the embedding would be another model, or transformers reads
-/// none of what is written there.
+/// What transformers takes and no backend computes: a part of the embedding would be another model,
+/// or transformers reads none of what is written there.
 const REFUSED: [&str; 5] = [
     "dynamic",
     "longrope",

@@ -1,6 +1,6 @@
-//! `cargo bench -p karat-native --bench kernels`: matrix products of the shapes of SmolLM2-135M beside those of the `gemm` crate,
-//! products of layers that take turns by what is done with them beside what registers allow, and the kernels around them, on as
-//! many threads as there are cores.
+//! `cargo bench -p karat-native --bench kernels`: matrix products of the shapes of SmolLM2-135M
+//! beside those of the `gemm` crate, products of layers that take turns by what is done with them
+//! beside what registers allow, and the kernels around them, on as many threads as there are cores.
 #![allow(missing_docs, reason = "the macros of criterion write functions")]
 #![allow(unsafe_code, reason = "the call of the gemm crate")]
 
@@ -17,7 +17,8 @@ fn noise(n: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.5 - 1.0).collect()
 }
 
-/// Forward, input gradient and weight gradient of a linear layer; throughput in floating-point operations.
+/// Forward, input gradient and weight gradient of a linear layer; throughput in floating-point
+/// operations.
 fn products(c: &mut Criterion) {
     for (tokens, n_in, n_out) in
         [(512, 576, 1536), (512, 1536, 576), (512, 576, 192), (1, 576, 1536), (2048, 2048, 2048)]
@@ -60,8 +61,8 @@ fn products(c: &mut Criterion) {
     }
 }
 
-/// Layers whose weights and outputs come from main memory, by what is done with the product; throughput in floating-point
-/// operations, what registers allow in a line before.
+/// Layers whose weights and outputs come from main memory, by what is done with the product;
+/// throughput in floating-point operations, what registers allow in a line before.
 fn layers(c: &mut Criterion) {
     for precision in [Precision::Bf16, Precision::F32] {
         println!("registers, {precision:?}: {:.0} GFLOP/s at most", limit(precision));
@@ -80,7 +81,8 @@ fn layers(c: &mut Criterion) {
     }
 }
 
-/// The element-wise operations between the GEMMs, on 512 tokens; throughput in bytes of their operands.
+/// The element-wise operations between the GEMMs, on 512 tokens; throughput in bytes of their
+/// operands.
 fn others(c: &mut Criterion) {
     let mut group = c.benchmark_group("512 tokens");
     group.sample_size(20);

@@ -93,8 +93,8 @@ pub fn open(model: &Decoder, folder: &Path) -> Result<Adapter> {
     Adapter::open(folder, &model.config.linears())
 }
 
-/// Puts an adapter on the model, under `config` (which may differ from its own in the dropout). What its reader has to say is
-/// added to the model's warnings.
+/// Puts an adapter on the model, under `config` (which may differ from its own in the dropout).
+/// What its reader has to say is added to the model's warnings.
 ///
 /// # Errors
 /// For misshapen or stray tensors, by name.
@@ -103,7 +103,8 @@ pub fn load(model: &mut Decoder, config: &LoraConfig, adapter: Adapter) -> Resul
     attach(model, config, &Source::File(Box::new(adapter)))
 }
 
-/// Draws a new adapter, `A` as [`InitLora`] says and `B` zero. Each tensor is a function of the seed and its name.
+/// Draws a new adapter, `A` as [`InitLora`] says and `B` zero. Each tensor is a function of the
+/// seed and its name.
 ///
 /// # Errors
 /// If the configuration does not fit the model.

@@ -1,15 +1,18 @@
 //! The device trait: the one boundary between the layers and the kernels of a CPU or a GPU.
 //!
-//! A [`Device`] is opened with a session and stays the same for all of it, with the precision of its GEMMs. The layers hold it
-//! and call its operations, grouped by subject as [`TensorOps`], [`LinearOps`], [`AttentionOps`] and [`HeadOps`]; no layer
-//! asks which device it is. [`crate::cpu`] and [`crate::cuda`] implement them.
+//! A [`Device`] is opened with a session and stays the same for all of it, with the precision of
+//! its GEMMs. The layers hold it and call its operations, grouped by subject as [`TensorOps`],
+//! [`LinearOps`], [`AttentionOps`] and [`HeadOps`]; no layer asks which device it is.
+//! [`crate::cpu`] and [`crate::cuda`] implement them.
 //!
-//! Forward and backward are both written out, without automatic differentiation: a fused operation has its own backward pass,
-//! and frozen weights do not pay for theirs. Tensors must lie where the device's operations find them: parameters where
-//! [`Device::place`] or [`Device::frozen`] puts them, activations where operations leave them.
+//! Forward and backward are both written out, without automatic differentiation: a fused operation
+//! has its own backward pass, and frozen weights do not pay for theirs. Tensors must lie where the
+//! device's operations find them: parameters where [`Device::place`] or [`Device::frozen`] puts
+//! them, activations where operations leave them.
 //!
 //! # Errors
-//! All operations fail if the device fails or has no room, and if a tensor lies elsewhere, which is a mistake in the layers above.
+//! All operations fail if the device fails or has no room, and if a tensor lies elsewhere, which is
+//! a mistake in the layers above.
 #![allow(clippy::missing_errors_doc, reason = "said once above")]
 
 use std::fmt;
@@ -25,7 +28,8 @@ use crate::tensor::{Angles, Gradient, Indices, Starts, StoredWeight, Tensor};
 pub use karat_kernels::gemm::Precision;
 use karat_kernels::memory::mmap::Elements;
 
-/// The readers of a result. Where GEMMs are computed in bf16, a device may round a result that they alone read.
+/// The readers of a result. Where GEMMs are computed in bf16, a device may round a result that they
+/// alone read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadBy {
     /// GEMMs alone.
@@ -42,7 +46,8 @@ pub struct Dropped {
     pub factor: f32,
 }
 
-/// A dropout mask: drawn once for the forward and the backward pass, or a key by which kernels draw it as they go.
+/// A dropout mask: drawn once for the forward and the backward pass, or a key by which kernels draw
+/// it as they go.
 #[derive(Debug)]
 pub struct Mask {
     /// Probability of dropping an element.
@@ -78,7 +83,8 @@ pub struct Affine<'a> {
 /// The second GEMM of an adapter: `scale low b^T`.
 #[derive(Clone, Copy)]
 pub struct UpProjection<'a> {
-    /// `[tokens, r]`: [`Low::low`], or in the backward pass the gradient of the output, `[tokens, out]`.
+    /// `[tokens, r]`: [`Low::low`], or in the backward pass the gradient of the output,
+    /// `[tokens, out]`.
     pub low: &'a Tensor,
     /// `[out, r]`.
     pub b: &'a Tensor,
@@ -190,8 +196,8 @@ pub trait TensorOps {
     fn embed(&self, table: &dyn StoredWeight, ids: &Indices) -> Result<Tensor>;
     /// `dx[at] += dy`.
     fn scatter_add(&self, dx: &Tensor, at: &Indices, dy: &Tensor) -> Result<()>;
-    /// Gradient of an embedding from where it is read: `dtable[ids] += dx` but for the id `pad`, which has none. `dx` is used
-    /// up.
+    /// Gradient of an embedding from where it is read: `dtable[ids] += dx` but for the id `pad`,
+    /// which has none. `dx` is used up.
     fn embedding_gradient(&self, dtable: &Gradient, ids: &Indices, dx: Tensor, pad: Option<u32>) -> Result<()>;
     /// Zeros where `like` lies and of its shape, for what is soon gone.
     fn zero_activation(&self, like: &Tensor) -> Result<Tensor>;
@@ -200,11 +206,13 @@ pub trait TensorOps {
     /// `x += y`.
     fn add(&self, x: &Tensor, y: &Tensor) -> Result<()>;
 
-    /// RMSNorm of every run of `w.len()` elements; also the scale of each run in f32, which the backward pass needs.
+    /// RMSNorm of every run of `w.len()` elements; also the scale of each run in f32, which the
+    /// backward pass needs.
     fn rms_norm(&self, x: &Tensor, w: &Tensor, eps: f32, read_by: ReadBy) -> Result<(Tensor, Tensor)>;
     /// `x += y`, then [`TensorOps::rms_norm`] of it for GEMMs alone.
     fn add_rms_norm(&self, x: &Tensor, y: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)>;
-    /// Backward of [`TensorOps::rms_norm`]: added to `dx` if that is given, else new; `dw` where the weight is trained.
+    /// Backward of [`TensorOps::rms_norm`]: added to `dx` if that is given, else new; `dw` where
+    /// the weight is trained.
     fn rms_norm_backward(&self, dx: Option<Tensor>, of: RmsNormed<'_>, dy: &Tensor) -> Result<Tensor>;
 
     /// `silu(gate) * up`, for GEMMs.
@@ -237,14 +245,15 @@ pub trait TensorOps {
 
 /// Linear layers and their low-rank adapters.
 pub trait LinearOps {
-    /// Each of `layers` of `x` `[tokens, in]`: all GEMMs at once, so that threads wait for each other once.
+    /// Each of `layers` of `x` `[tokens, in]`: all GEMMs at once, so that threads wait for each
+    /// other once.
     fn linears(&self, x: &Tensor, layers: &[Affine<'_>]) -> Result<Vec<Tensor>>;
     /// `x w^T + bias`.
     fn linear(&self, x: &Tensor, w: &dyn StoredWeight, bias: Option<&Tensor>) -> Result<Tensor>;
     /// `y += alpha x w^T`.
     fn linear_add(&self, y: &Tensor, alpha: f32, x: &Tensor, w: &dyn StoredWeight) -> Result<()>;
-    /// The gradient of a linear layer's input, `dy w`, and an adapter's in the same pass; added to `dx` if that is given, else
-    /// new.
+    /// The gradient of a linear layer's input, `dy w`, and an adapter's in the same pass; added to
+    /// `dx` if that is given, else new.
     fn linear_dx(
         &self,
         dx: Option<Tensor>,
@@ -256,10 +265,12 @@ pub trait LinearOps {
     fn linear_dw(&self, dw: &Gradient, alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()>;
     /// `db += sum of the rows of dy`.
     fn bias_gradient(&self, db: &Gradient, dy: &Tensor) -> Result<()>;
-    /// Input of the up-projections. Where GEMMs round their operands it has been multiplied by all of the scale
-    /// before it is rounded: so the adapter's share of an output goes on with the sums of the layer's.
+    /// Input of the up-projections. Where GEMMs round their operands it has been multiplied by all
+    /// of the scale before it is rounded: so the adapter's share of an output goes on with the sums
+    /// of the layer's.
     fn lora_down(&self, of: &[DownProjection<'_>]) -> Result<Vec<DownProjected>>;
-    /// The gradients of what [`LinearOps::lora_down`] gives, `scale dy b` each, as GEMMs read them; `low` is `dy`.
+    /// The gradients of what [`LinearOps::lora_down`] gives, `scale dy b` each, as GEMMs read them;
+    /// `low` is `dy`.
     fn lora_down_gradients(&self, of: &[UpProjection<'_>]) -> Result<Vec<Tensor>>;
 }
 
@@ -273,10 +284,11 @@ pub trait AttentionOps {
         rotary: Rotary<'_>,
         read_by: ReadBy,
     ) -> Result<Rotated>;
-    /// Causal attention over packed rows: the output `[tokens, queries * dim]`, for the GEMM that reads it, and the log-sum-exps
-    /// in f32.
+    /// Causal attention over packed rows: the output `[tokens, queries * dim]`, for the GEMM that
+    /// reads it, and the log-sum-exps in f32.
     fn attend(&self, of: Qkv<'_>, heads: Heads) -> Result<(Tensor, Tensor)>;
-    /// Backward of [`AttentionOps::attend`] and [`AttentionOps::rope_qk`]: gradients of queries, keys and values as they came in.
+    /// Backward of [`AttentionOps::attend`] and [`AttentionOps::rope_qk`]: gradients of queries,
+    /// keys and values as they came in.
     fn attend_backward(
         &self,
         of: Qkv<'_>,
@@ -294,8 +306,8 @@ pub trait HeadOps {
     fn logits(&self, hidden: &Tensor, head: &dyn StoredWeight) -> Result<Tensor>;
     /// Log-probabilities of `targets` given `hidden` `[targets, width]`.
     fn score(&self, hidden: &Tensor, targets: &Indices, head: &dyn StoredWeight) -> Result<Vec<Target>>;
-    /// Loss `scale * sum of -log p` of `targets`: their log-probabilities in f32 and the gradient of `hidden`; that of the
-    /// projection is added to `dhead`.
+    /// Loss `scale * sum of -log p` of `targets`: their log-probabilities in f32 and the gradient
+    /// of `hidden`; that of the projection is added to `dhead`.
     fn head_loss(
         &self,
         hidden: &Tensor,
@@ -319,8 +331,9 @@ pub struct Parameter {
 
 /// AdamW over all trained tensors of a run, which keep their places.
 pub trait Optimizer: Send + Sync {
-    /// Clips `gradients`, in the order of the parameters, to `max_norm` (0: never) and updates; `update.gradient_scale` is not
-    /// read. Returns the sum of squares of each gradient. Where one is not finite, nothing has changed.
+    /// Clips `gradients`, in the order of the parameters, to `max_norm` (0: never) and updates;
+    /// `update.gradient_scale` is not read. Returns the sum of squares of each gradient. Where one
+    /// is not finite, nothing has changed.
     fn step(&self, gradients: &[&Gradient], max_norm: f64, update: &Update) -> Result<Vec<f64>>;
 }
 
@@ -374,7 +387,8 @@ pub trait KvCache: Send {
     fn extend(&mut self, first: usize, starts: &[usize]) -> Result<()>;
     /// Puts the keys and values of `layer`, `[tokens, keys * dim]` each, into their places.
     fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<()>;
-    /// One query of each sequence, `[sequences, queries * dim]`, against what `layer` remembers, its own position included.
+    /// One query of each sequence, `[sequences, queries * dim]`, against what `layer` remembers,
+    /// its own position included.
     fn attend(&self, layer: usize, q: &Tensor) -> Result<Tensor>;
     /// Feeds `ids`, the last token of each sequence, by `forward` and picks the next with
     /// `sampler`; `places` are each row's number and how many tokens it has generated. A logit that
@@ -405,10 +419,11 @@ pub trait Device: TensorOps + LinearOps + AttentionOps + HeadOps + fmt::Debug + 
     /// Leaves memory that nobody uses to others, where what comes next wants it in other sizes.
     fn trim(&self);
 
-    /// The same numbers on the device, kept in f32: for what is trained, and for what is summed. A tensor that lies there
-    /// already stays as it is.
+    /// The same numbers on the device, kept in f32: for what is trained, and for what is summed. A
+    /// tensor that lies there already stays as it is.
     fn place(&self, t: &Tensor) -> Result<Tensor>;
-    /// Numbers of a file on the device, frozen, in the element type of its GEMMs; nothing if it reads them where they are.
+    /// Numbers of a file on the device, frozen, in the element type of its GEMMs; nothing if it
+    /// reads them where they are.
     fn frozen(&self, numbers: Elements<'_>, shape: &[usize]) -> Result<Option<Tensor>>;
     /// The gradient of `t`, with nothing in it; `one_batch` if it gets one micro-batch a step.
     fn gradient(&self, t: &Tensor, one_batch: bool) -> Result<Gradient>;

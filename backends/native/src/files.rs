@@ -48,7 +48,8 @@ impl TensorFiles {
         &self.layout
     }
 
-    /// A tensor as it lies in its file: nothing is read before it is used, and nothing is held twice.
+    /// A tensor as it lies in its file: nothing is read before it is used, and nothing is held
+    /// twice.
     ///
     /// # Errors
     /// As [`CheckpointLayout::find`].

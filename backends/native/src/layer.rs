@@ -173,10 +173,11 @@ struct MlpSaved {
     low: [Option<Adapted>; 3],
 }
 
-/// Activations of one layer, kept for (or made again in) its backward pass. Of training in bf16 they are kept in bf16, as
-/// PyTorch's autocast keeps the output of every product: the forward pass reads gate, up and the residual stream in f32 and
-/// they are rounded when they are kept; heads are rounded before their norm, so that both passes make the same queries and
-/// keys of them. Gradients stay nearer to those of f32 than autocast's (`exactness.py` of the tools).
+/// Activations of one layer, kept for (or made again in) its backward pass. Of training in bf16
+/// they are kept in bf16, as PyTorch's autocast keeps the output of every product: the forward pass
+/// reads gate, up and the residual stream in f32 and they are rounded when they are kept; heads are
+/// rounded before their norm, so that both passes make the same queries and keys of them. Gradients
+/// stay nearer to those of f32 than autocast's (`exactness.py` of the tools).
 pub struct Saved(AttentionSaved, MlpSaved);
 
 impl Saved {
@@ -241,8 +242,8 @@ impl Layer {
         self.device.rope_qk(raw, norms, pass.rotary(self.heads), read_by)
     }
 
-    /// Norm, projections, head norms and rotation of `x` `[tokens, hidden]`, none of them rounded: for generation, which
-    /// remembers keys and values in f32.
+    /// Norm, projections, head norms and rotation of `x` `[tokens, hidden]`, none of them rounded:
+    /// for generation, which remembers keys and values in f32.
     ///
     /// # Errors
     /// If the device fails.
@@ -268,8 +269,8 @@ impl Layer {
         Ok(AttentionSaved { scale, raw, rotated: Some([q, k]), v, low, out, lse })
     }
 
-    /// Output projection, residual and MLP up to the input of the down projection, with the activations that are saved. Without
-    /// `act` that input is not made.
+    /// Output projection, residual and MLP up to the input of the down projection, with the
+    /// activations that are saved. Without `act` that input is not made.
     fn mlp_block(
         &self,
         x: &Tensor,
@@ -302,7 +303,8 @@ impl Layer {
         Ok((act, MlpSaved { low_o, middle, scale, gate, up, low: [low_gate, low_up, None] }))
     }
 
-    /// Output projection, residual and MLP; `out` is the output of attention for `x`. No backward pass follows.
+    /// Output projection, residual and MLP; `out` is the output of attention for `x`. No backward
+    /// pass follows.
     ///
     /// # Errors
     /// If the device fails.
@@ -342,7 +344,8 @@ impl Layer {
         Ok((y, Saved(attended, finished)))
     }
 
-    /// Recomputes what [`Layer::forward`] saves, to the bit, without the output, which takes one more GEMM.
+    /// Recomputes what [`Layer::forward`] saves, to the bit, without the output, which takes one
+    /// more GEMM.
     ///
     /// # Errors
     /// If the device fails.
@@ -357,8 +360,9 @@ impl Layer {
         Ok(Saved(attended, finished))
     }
 
-    /// Adds this layer's gradients to `gradients` and returns that of `x`, if `want_dx`. What the forward pass left and `dy`
-    /// are used up: each goes as soon as nothing needs it any more, and gradients take its memory.
+    /// Adds this layer's gradients to `gradients` and returns that of `x`, if `want_dx`. What the
+    /// forward pass left and `dy` are used up: each goes as soon as nothing needs it any more, and
+    /// gradients take its memory.
     ///
     /// # Errors
     /// If the device fails.
@@ -408,7 +412,8 @@ impl Layer {
         let (of, made) = (Qkv { q: &q, k: &k, v: &v, starts: pass.starts }, Made { out: &out, lse: &lse });
         let [dq, dk, dv] = device.attend_backward(of, made, &dout, pass.rotary(self.heads), norms, read_by)?;
         drop((q, k, v, out, lse, dout, raw));
-        // Without a trained norm and a wanted gradient of the input, nothing below the projections is asked for.
+        // Without a trained norm and a wanted gradient of the input, nothing below the projections
+        // is asked for.
         let below = want_dx || gradients.of(&self.input_norm.name).is_some();
         let (normed, _) = self.input_norm.operand(x)?;
         let [low_q, low_k, low_v] = low;

@@ -1,10 +1,11 @@
-//! The native backend: supervised fine-tuning (full and LoRA), scoring and generation on the CPU or a CUDA GPU.
+//! The native backend: supervised fine-tuning (full and LoRA), scoring and generation on the CPU or
+//! a CUDA GPU.
 //!
-//! The decoder is our own and its backward pass is written out layer by layer: see [`device`] for why, [`layer`] for the
-//! formulas, [`ops`] for the kernels. What one wants from a training
-//! backend that is to be compared with others holds here to the bit: the numbers do not depend on the number of
-//! threads, a row's not on its batch, recomputing activations changes nothing, and a resumed run is the run that
-//! never stopped.
+//! The decoder is our own and its backward pass is written out layer by layer: see [`device`] for
+//! why, [`layer`] for the formulas, [`ops`] for the kernels. What one wants from a training backend
+//! that is to be compared with others holds here to the bit: the numbers do not depend on the
+//! number of threads, a row's not on its batch, recomputing activations changes nothing, and a
+//! resumed run is the run that never stopped.
 
 pub mod adapter;
 pub mod config;

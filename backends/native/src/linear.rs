@@ -1,5 +1,6 @@
-//! Linear layers, with or without LoRA adapters, forward and backward. Those that read the same input are worked on
-//! together where their adapters are concerned: a product with few columns pays when it is one of several.
+//! Linear layers, with or without LoRA adapters, forward and backward. Those that read the same
+//! input are worked on together where their adapters are concerned: a product with few columns pays
+//! when it is one of several.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,13 +19,14 @@ use crate::ops::dropout::Key;
 use crate::tensor::{self, Gradient, Tensor, view};
 use crate::weight::Weight;
 
-/// Gradients of the tensors that are trained, by name; a tensor that is not in here is frozen and costs nothing.
+/// Gradients of the tensors that are trained, by name; a tensor that is not in here is frozen and
+/// costs nothing.
 #[derive(Debug, Default)]
 pub struct Gradients(pub BTreeMap<String, Gradient>);
 
 impl Gradients {
-    /// Those of every tensor of `trained`, which lie on `device`, with nothing in them; `one_batch` if each step has one
-    /// micro-batch: [`Device::gradient`].
+    /// Those of every tensor of `trained`, which lie on `device`, with nothing in them; `one_batch`
+    /// if each step has one micro-batch: [`Device::gradient`].
     ///
     /// # Errors
     /// If the device has no room.
@@ -49,7 +51,8 @@ impl Gradients {
     }
 }
 
-/// `y += scale * B(A(dropout(x)))` (Hu et al., arXiv 2106.09685); with [`Dora`], rows scaled to their magnitudes.
+/// `y += scale * B(A(dropout(x)))` (Hu et al., arXiv 2106.09685); with [`Dora`], rows scaled to
+/// their magnitudes.
 #[derive(Clone, Debug)]
 pub struct Lora {
     /// `[r, in]`.
@@ -70,14 +73,16 @@ pub struct Lora {
     pub dora: Option<Dora>,
 }
 
-/// Weight-decomposed low-rank adaptation (Liu et al., arXiv 2402.09353): `y = g (W + s B A) x` with `g = m / n`, row by row,
-/// `n` the norms of the rows of `W + s B A`. They count as constants in the backward pass (its section 4.3). As PEFT has it,
-/// dropout concerns what the adapter adds: `y = W x + (g - 1) W x' + g s B A x'` with `x' = dropout(x)`.
+/// Weight-decomposed low-rank adaptation (Liu et al., arXiv 2402.09353): `y = g (W + s B A) x` with
+/// `g = m / n`, row by row, `n` the norms of the rows of `W + s B A`. They count as constants in
+/// the backward pass (its section 4.3). As PEFT has it, dropout concerns what the adapter adds:
+/// `y = W x + (g - 1) W x' + g s B A x'` with `x' = dropout(x)`.
 #[derive(Clone, Debug)]
 pub struct Dora {
     /// `m`, `[out]`.
     pub magnitude: Tensor,
-    /// `n`, `[out]`; a function of the weight and the adapter, made anew by [`Linear::renorm`] when these change.
+    /// `n`, `[out]`; a function of the weight and the adapter, made anew by [`Linear::renorm`] when
+    /// these change.
     pub norms: Tensor,
     /// PEFT's name of `m`.
     pub name: String,
@@ -167,8 +172,8 @@ impl Linear {
         (self.weight.dims()[1], self.weight.dims()[0])
     }
 
-    /// Whether the gradient of its output is more than an operand of products: that of a bias or of DoRA's magnitudes is
-    /// a sum of numbers that nothing has rounded.
+    /// Whether the gradient of its output is more than an operand of products: that of a bias or of
+    /// DoRA's magnitudes is a sum of numbers that nothing has rounded.
     pub fn sums_its_gradient(&self) -> bool {
         self.bias.is_some() || self.lora.as_ref().is_some_and(|lora| lora.dora.is_some())
     }
@@ -204,9 +209,9 @@ impl Linear {
         }
     }
 
-    /// Takes the adapter off and puts what it does into the weight: `g (W + s B A)`, computed in f32 from the tensors as they
-    /// are, so that the weight is rounded once if it is then written in fewer bits. What that would lose is added to
-    /// `rounding`.
+    /// Takes the adapter off and puts what it does into the weight: `g (W + s B A)`, computed in
+    /// f32 from the tensors as they are, so that the weight is rounded once if it is then written
+    /// in fewer bits. What that would lose is added to `rounding`.
     ///
     /// # Errors
     /// If the device fails, or the merged weight is not finite; the adapter stays on then.
@@ -225,7 +230,8 @@ impl Linear {
         Ok(())
     }
 
-    /// `y` and what the backward pass needs, with DoRA, for `x` of which [`lora_down`] has made `adapted`.
+    /// `y` and what the backward pass needs, with DoRA, for `x` of which [`lora_down`] has made
+    /// `adapted`.
     fn decomposed(&self, x: &Tensor, (lora, dora): (&Lora, &Dora), adapted: Adapted) -> Result<(Tensor, Adapted)> {
         let (device, weight, bias) = (&*self.device, &self.weight, self.bias.as_ref());
         let dropped = dropped(device, x, adapted.mask.as_ref())?;
@@ -264,8 +270,8 @@ impl Linear {
     }
 }
 
-/// The outputs of `layers` for the `x` `[tokens, in]` that all of them read, each with what the backward pass needs of the
-/// layer's adapter.
+/// The outputs of `layers` for the `x` `[tokens, in]` that all of them read, each with what the
+/// backward pass needs of the layer's adapter.
 ///
 /// # Errors
 /// If the device fails.
@@ -305,8 +311,8 @@ fn missing() -> BackendError {
     BackendError::failed("a product is missing")
 }
 
-/// Down-projections `x A^T` of the adapters of `layers`, which all read `x` `[tokens, in]`, rounded for GEMMs, and their
-/// backward passes need.
+/// Down-projections `x A^T` of the adapters of `layers`, which all read `x` `[tokens, in]`, rounded
+/// for GEMMs, and their backward passes need.
 fn lora_down<const N: usize>(
     layers: [&Linear; N],
     x: &Tensor,
@@ -361,8 +367,8 @@ impl Upstream<'_> {
     }
 }
 
-/// Adds the gradients of what is trained in `branches` to `gradients` and returns that of the input `x` of all of them as
-/// `dx` asks.
+/// Adds the gradients of what is trained in `branches` to `gradients` and returns that of the input
+/// `x` of all of them as `dx` asks.
 ///
 /// # Errors
 /// If the device fails.
@@ -392,8 +398,8 @@ pub fn backward<const N: usize>(
     Ok(sum.map_or(InputGradient::New, InputGradient::Sum))
 }
 
-/// Adds the gradients of the adapters' matrices to `gradients` and returns those of what the first ones give, of every branch
-/// that has an adapter.
+/// Adds the gradients of the adapters' matrices to `gradients` and returns those of what the first
+/// ones give, of every branch that has an adapter.
 fn adapter_gradients(
     device: &dyn Device,
     upstreams: &[Upstream<'_>],
@@ -417,7 +423,8 @@ fn adapter_gradients(
 }
 
 impl<'a> Branch<'a> {
-    /// Adds the gradients of its bias, its weight and its magnitudes, and rounds that of its output for products.
+    /// Adds the gradients of its bias, its weight and its magnitudes, and rounds that of its output
+    /// for products.
     fn upstream(self, x: &Tensor, gradients: &Gradients) -> Result<Upstream<'a>> {
         let (layer, device) = (self.layer, &*self.layer.device);
         if let Some(db) = layer.bias.as_ref().and_then(|_| gradients.of(&layer.bias_name)) {

@@ -1,8 +1,9 @@
 //! Memory of a training run, as a formula.
 //!
-//! With `T` trained numbers, `t` tokens in the largest micro-batch, `e` in the largest batch of the evaluation, `c` tokens of
-//! a chunk of the head's ([`chunk`]; in bf16 [`fused_bf16::chunk`]), widths `h` (hidden), `i` (inner), `q` and `k` (query and key heads
-//! times their width), `L` layers and vocabulary `V`, in bytes, `b` being 2 in bf16 and 4 in f32:
+//! With `T` trained numbers, `t` tokens in the largest micro-batch, `e` in the largest batch of the
+//! evaluation, `c` tokens of a chunk of the head's ([`chunk`]; in bf16 [`fused_bf16::chunk`]),
+//! widths `h` (hidden), `i` (inner), `q` and `k` (query and key heads times their width), `L`
+//! layers and vocabulary `V`, in bytes, `b` being 2 in bf16 and 4 in f32:
 //!
 //! ```text
 //! weights      full: 4 T (f32 masters; the file is let go)      LoRA: the file, mapped, plus 4 T
@@ -17,9 +18,10 @@
 //! evaluation   4 e (2 h + 2 i) + b e (q + i), a layer at a time, or 8 e h and its logits
 //! ```
 //!
-//! A gradient takes memory from when it is written, and activations give theirs back in the backward pass, to it
-//! ([`karat_kernels::memory::arena`]). So with one micro-batch a step, activations are there before most gradients, and at the end there
-//! are all gradients but those of the first layer (`4 F`) and the activations of that layer:
+//! A gradient takes memory from when it is written, and activations give theirs back in the
+//! backward pass, to it ([`karat_kernels::memory::arena`]). So with one micro-batch a step,
+//! activations are there before most gradients, and at the end there are all gradients but those of
+//! the first layer (`4 F`) and the activations of that layer:
 //!
 //! ```text
 //! first        D + kept + L layer + max(backward, head)
@@ -28,9 +30,9 @@
 //! peak         weights + moments + max(first, last, evaluation)
 //! ```
 //!
-//! With several, the gradients of the first are there while the next has its activations: `4 T + first - D`. Full training in
-//! bf16 so needs 16 bytes a parameter and little more: there is no bf16 copy of the weights, products round the masters as
-//! they read them.
+//! With several, the gradients of the first are there while the next has its activations:
+//! `4 T + first - D`. Full training in bf16 so needs 16 bytes a parameter and little more: there is
+//! no bf16 copy of the weights, products round the masters as they read them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -46,7 +48,8 @@ use karat_kernels::gemm::Precision;
 /// The shape of a training run, as far as memory goes.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainingShape {
-    /// Bytes of all weights: of what is frozen as it lies in its file, 4 for each number that is trained.
+    /// Bytes of all weights: of what is frozen as it lies in its file, 4 for each number that is
+    /// trained.
     pub weights: u64,
     /// Numbers that are trained.
     pub trained: u64,
@@ -92,8 +95,9 @@ impl TrainingShape {
         }
     }
 
-    /// Notes before the run starts on the CPU: how much memory it will need, and a warning where there is less. `held`
-    /// are bytes of it that the process has already, `available` those that the system has left, if it says so.
+    /// Notes before the run starts on the CPU: how much memory it will need, and a warning where
+    /// there is less. `held` are bytes of it that the process has already, `available` those that
+    /// the system has left, if it says so.
     pub fn remarks(&self, needs: &Needs, held: u64, available: Option<u64>) -> Vec<(Level, String)> {
         let mut said = vec![(Level::Info, format!("about {needs}"))];
         let more = needs.total().saturating_sub(held);

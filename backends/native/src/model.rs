@@ -1,4 +1,5 @@
-//! The decoder: embedding, layers, final norm and output projection; Qwen3, Qwen2 and Llama by configuration.
+//! The decoder: embedding, layers, final norm and output projection; Qwen3, Qwen2 and Llama by
+//! configuration.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -75,7 +76,8 @@ impl Decoder {
     /// Loads the weights of a model folder.
     ///
     /// # Errors
-    /// For missing, misshapen or unexpected tensors, by name, before anything is allocated for them.
+    /// For missing, misshapen or unexpected tensors, by name, before anything is allocated for
+    /// them.
     pub fn load(mut config: ModelConfig, folder: &std::path::Path) -> Result<Self> {
         let files = TensorFiles::of_folder(folder)?;
         config.check_tensors(files.layout())?;
@@ -84,8 +86,8 @@ impl Decoder {
         Self::build(config, |name, shape| files.weight(name, shape))
     }
 
-    /// Draws the weights: `N(0, initializer_range)` for matrices, ones for norms, zeros for biases. Each tensor is a
-    /// function of the seed and its name.
+    /// Draws the weights: `N(0, initializer_range)` for matrices, ones for norms, zeros for biases.
+    /// Each tensor is a function of the seed and its name.
     ///
     /// # Errors
     /// If the machine has no room.
@@ -141,7 +143,8 @@ impl Decoder {
         Ok(Decoder { embedding, layers, norm, head, whole, table: Mutex::default(), config, device })
     }
 
-    /// The device that it lies on and computes it; a fresh decoder is on the CPU, with GEMMs in f32.
+    /// The device that it lies on and computes it; a fresh decoder is on the CPU, with GEMMs in
+    /// f32.
     pub fn device(&self) -> &Arc<dyn Device> {
         &self.device
     }
@@ -172,8 +175,8 @@ impl Decoder {
         all
     }
 
-    /// Brings every tensor to `device` that is not there yet, which computes from now on: the file's numbers in the element
-    /// type of its GEMMs, what is trained in f32.
+    /// Brings every tensor to `device` that is not there yet, which computes from now on: the
+    /// file's numbers in the element type of its GEMMs, what is trained in f32.
     ///
     /// # Errors
     /// If the device has no room.
@@ -189,8 +192,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// Makes every tensor trainable and returns them all, by their Hugging Face names; those that lay in a file are
-    /// copied out of it, one after the other.
+    /// Makes every tensor trainable and returns them all, by their Hugging Face names; those that
+    /// lay in a file are copied out of it, one after the other.
     ///
     /// # Errors
     /// If there is no room.
@@ -206,8 +209,8 @@ impl Decoder {
         self.tensors().into_iter().map(|(name, mut weight)| Ok((name, weight.own()?))).collect()
     }
 
-    /// Tensors that an adapter trains and holds: low-rank matrices and magnitudes by their PEFT names, modules trained whole by their
-    /// Hugging Face names; empty without an adapter.
+    /// Tensors that an adapter trains and holds: low-rank matrices and magnitudes by their PEFT
+    /// names, modules trained whole by their Hugging Face names; empty without an adapter.
     pub fn adapter_tensors(&self) -> BTreeMap<String, Tensor> {
         let loras = self.layers.iter().flat_map(|layer| layer.linears()).filter_map(|linear| linear.lora.as_ref());
         let mut all: BTreeMap<String, Tensor> =
@@ -249,8 +252,9 @@ impl Decoder {
         self.layers.iter().flat_map(|layer| layer.linears()).try_for_each(|linear| linear.renorm())
     }
 
-    /// Puts the adapter into the weights, in f32, and takes it off; returns what of it would be lost in the type that they
-    /// are stored in. A head tied to the embedding is never touched: no adapter can be on it.
+    /// Puts the adapter into the weights, in f32, and takes it off; returns what of it would be
+    /// lost in the type that they are stored in. A head tied to the embedding is never touched: no
+    /// adapter can be on it.
     ///
     /// # Errors
     /// If the device fails.
@@ -306,8 +310,9 @@ impl Decoder {
         self.device.score(&self.norm.forward(&chosen)?.0, targets, &self.head)
     }
 
-    /// Forward and backward of the loss `scale * sum of -log p` of the targets: adds to `gradients` and returns the log-probabilities, in f32. With `recompute`, only the input of
-    /// each layer is kept and the rest made again in the backward pass; the numbers are the same to the bit.
+    /// Forward and backward of the loss `scale * sum of -log p` of the targets: adds to `gradients`
+    /// and returns the log-probabilities, in f32. With `recompute`, only the input of each layer is
+    /// kept and the rest made again in the backward pass; the numbers are the same to the bit.
     ///
     /// # Errors
     /// If the device fails.
@@ -359,7 +364,8 @@ impl Decoder {
         Ok(logprobs)
     }
 
-    /// Forward and backward of what comes after the layers, for their output `x`: log-probabilities and the gradient of `x`.
+    /// Forward and backward of what comes after the layers, for their output `x`: log-probabilities
+    /// and the gradient of `x`.
     fn head_loss(
         &self,
         x: Tensor,

@@ -1,8 +1,9 @@
 //! Where the time of a training run goes, by operation: `KARAT_PROFILE=1`.
 //!
-//! A [`Timer`] stands at the top of each operation in [`crate::cpu`] and counts, while it lives, the time that passes and
-//! the processor time of the whole process. The second over the first is the number of processors at work: an
-//! operation far below the number of threads has too few tasks, or waits. Without the variable a timer does nothing.
+//! A [`Timer`] stands at the top of each operation in [`crate::cpu`] and counts, while it lives,
+//! the time that passes and the processor time of the whole process. The second over the first is
+//! the number of processors at work: an operation far below the number of threads has too few
+//! tasks, or waits. Without the variable a timer does nothing.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -37,13 +38,14 @@ fn processor_seconds() -> f64 {
     0.0
 }
 
-/// Counts one call of an operation from its creation to its end. Not to be nested: time would count twice.
+/// Counts one call of an operation from its creation to its end. Not to be nested: time would count
+/// twice.
 #[must_use = "it counts as long as it lives"]
 pub struct Timer(Option<(&'static str, f64, Instant, f64)>);
 
 impl Timer {
-    /// Starts counting `operation`, which does `work` floating-point operations; 0 where memory and not arithmetic is
-    /// what it takes.
+    /// Starts counting `operation`, which does `work` floating-point operations; 0 where memory and
+    /// not arithmetic is what it takes.
     pub fn new(operation: &'static str, work: f64) -> Self {
         Timer(wanted().then(|| (operation, work, Instant::now(), processor_seconds())))
     }
@@ -72,8 +74,8 @@ pub fn reset() {
     SUMS.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 
-/// Times since the last [`reset`] as a table, the longest first; `wall` is the time that they are a share of, in
-/// seconds. `None` if nothing was counted.
+/// Times since the last [`reset`] as a table, the longest first; `wall` is the time that they are a
+/// share of, in seconds. `None` if nothing was counted.
 pub fn table(wall: f64) -> Option<String> {
     let sums = SUMS.lock().unwrap_or_else(PoisonError::into_inner).clone();
     (!sums.is_empty()).then(|| render(&sums, wall))

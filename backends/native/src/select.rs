@@ -70,7 +70,8 @@ impl From<CudaFound> for SelectedDevice {
     }
 }
 
-/// Opens what `asked` names, with GEMMs in `precision`, and on a GPU steps of generation recorded if `graphs`.
+/// Opens what `asked` names, with GEMMs in `precision`, and on a GPU steps of generation recorded
+/// if `graphs`.
 ///
 /// # Errors
 /// If it is not there, naming what is missing; never for [`Asked::Auto`].

@@ -89,7 +89,8 @@ impl NativeSession {
     }
 }
 
-/// The one option there is, `cuda_graph`: whether steps of generation on a GPU are recorded and played again (default true).
+/// The one option there is, `cuda_graph`: whether steps of generation on a GPU are recorded and
+/// played again (default true).
 fn graphs(options: &BTreeMap<String, serde_json::Value>) -> Result<bool> {
     if let Some(key) = options.keys().find(|key| *key != "cuda_graph") {
         return Err(BackendError::unsupported(format!(

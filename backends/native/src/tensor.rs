@@ -1,8 +1,8 @@
 //! Tensors: numbers with a shape, in memory of the host or of a device.
 //!
-//! A [`Tensor`] knows its shape and how to bring its numbers to the host and back; all else is asked of a
-//! [`crate::device::Device`]. It holds a [`Storage`], and only the device that made it knows which: no type of a device
-//! stands here or above.
+//! A [`Tensor`] knows its shape and how to bring its numbers to the host and back; all else is
+//! asked of a [`crate::device::Device`]. It holds a [`Storage`], and only the device that made it
+//! knows which: no type of a device stands here or above.
 
 mod gradient;
 mod host;
@@ -22,7 +22,8 @@ use crate::profile::Timer;
 use karat_kernels::memory::arena::{self, Buffer};
 use karat_kernels::memory::mmap::Elements;
 
-/// The numbers of a tensor, where they lie. What a method does not say otherwise is done in host memory.
+/// The numbers of a tensor, where they lie. What a method does not say otherwise is done in host
+/// memory.
 pub trait Storage: Any + fmt::Debug + Send + Sync {
     /// Its shape.
     fn dims(&self) -> &[usize];
@@ -124,7 +125,8 @@ pub fn dims(t: &Tensor) -> Result<(usize, usize)> {
     }
 }
 
-/// A matrix that a GEMM may read as a weight: a [`crate::weight::Weight`], or a tensor that is trained.
+/// A matrix that a GEMM may read as a weight: a [`crate::weight::Weight`], or a tensor that is
+/// trained.
 pub trait StoredWeight {
     /// Its shape.
     fn dims(&self) -> &[usize];
@@ -309,7 +311,8 @@ pub fn view(t: &Tensor) -> Result<View<'_>> {
     t.storage().view()
 }
 
-/// Changes a tensor's elements in place; every clone of it sees the change. Those of a device go to the host and back.
+/// Changes a tensor's elements in place; every clone of it sees the change. Those of a device go to
+/// the host and back.
 ///
 /// # Errors
 /// As [`Storage::view`].

@@ -1,4 +1,5 @@
-//! A parameter of the model: numbers in a mapped file while it is frozen, f32 of its own once it is trained.
+//! A parameter of the model: numbers in a mapped file while it is frozen, f32 of its own once it is
+//! trained.
 
 use karat_backend::Dtype;
 
@@ -72,7 +73,8 @@ impl Weight {
             Weight::Mapped { numbers, .. } | Weight::Placed { numbers, .. } => WeightView::Mapped(numbers.elements()),
         })
     }
-    /// Brings it to `device`: what is in a file in the element type of products, what is in memory as it is.
+    /// Brings it to `device`: what is in a file in the element type of products, what is in memory
+    /// as it is.
     ///
     /// # Errors
     /// If the device has no room.

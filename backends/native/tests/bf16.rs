@@ -74,8 +74,8 @@ fn a_training_curve_stays_near_that_of_f32_and_is_not_the_same() {
             let (wide, narrow) = (run(Dtype::F32), run(Dtype::Bf16));
             assert_ne!(wide, narrow);
             for (a, b) in wide.iter().zip(&narrow) {
-                // An operand errs by at most 2^-9 of itself; the errors of a product's terms have random signs, and two
-                // layers with a head after them add up to a few such errors.
+                // An operand errs by at most 2^-9 of itself; the errors of a product's terms have
+                // random signs, and two layers with a head after them add up to a few such errors.
                 assert!((a.loss / b.loss - 1.0).abs() < 4.0 / 512.0, "{family}: {} {}", a.loss, b.loss);
                 assert!((a.grad_norm / b.grad_norm - 1.0).abs() < 0.05, "{family}: {} {}", a.grad_norm, b.grad_norm);
             }

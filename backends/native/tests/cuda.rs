@@ -1,6 +1,8 @@
-//! The whole engine on the CUDA device, its kernels emulated: training, scoring and generation against the CPU's.
+//! The whole engine on the CUDA device, its kernels emulated: training, scoring and generation
+//! against the CPU's.
 //!
-//! Only the driver, cuBLAS and the hardware are left out; `scripts/gpu-checks` compares the same things on a GPU.
+//! Only the driver, cuBLAS and the hardware are left out; `scripts/gpu-checks` compares the same
+//! things on a GPU.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 /// The emulated device, or a printed reason and a return.
@@ -162,8 +164,8 @@ fn in_bf16_twenty_steps_stay_near_the_cpus() {
         eprintln!(
             "from f32: cpu {of_cpu:.1e}, cuda {of_cuda:.1e} (most {loss:.1e}, norms {norm:.1e}); between {between:.1e}"
         );
-        // Activations are rounded too, which the CPU does not do: seen 2.5e-3 (full) and 3.5e-4 (LoRA), where the CPU's bf16
-        // is 2.1e-3 and 2.5e-4 from f32.
+        // Activations are rounded too, which the CPU does not do: seen 2.5e-3 (full) and 3.5e-4
+        // (LoRA), where the CPU's bf16 is 2.1e-3 and 2.5e-4 from f32.
         assert!(of_cuda < 5e-3 && norm < 8e-2, "{of_cpu} {of_cuda} {loss} {norm}");
         assert!(cuda != f32 && cuda.last().unwrap().loss < 0.95 * cuda[0].loss);
     }
@@ -229,7 +231,8 @@ fn accumulating_micro_batches_equals_one_batch_and_a_checkpoint_trains_on_as_its
         assert!((a.loss / b.loss - 1.0).abs() < 1e-6 && (a.grad_norm / b.grad_norm - 1.0).abs() < 4e-6);
         assert_eq!(a.tokens, b.tokens);
     }
-    // From files: frozen weights are brought to the device as they are stored, and are made trainable there.
+    // From files: frozen weights are brought to the device as they are stored, and are made
+    // trainable there.
     let stored = OpenConfig { model: one, weights: Weights::Load, ..base.clone() };
     let on_cpu = OpenConfig { device: "cpu".into(), ..stored.clone() };
     let (_, cuda) = run(&stored, "on", vec![vec![vec![0, 1]], vec![vec![2]]]);
@@ -317,7 +320,8 @@ fn texts_are_those_of_the_cpu_greedy_and_drawn() {
             assert_eq!(cpu, cuda, "{family} {config:?}");
             assert!(cpu.iter().any(|c| c.ids.len() > 5));
         }
-        // Rounded activations may take another turn; what comes out is a text all the same, the same each time.
+        // Rounded activations may take another turn; what comes out is a text all the same, the
+        // same each time.
         let bf16 = OpenConfig { dtype: Dtype::Bf16, ..on_cuda(&base) };
         let config = GenerateConfig { batch_size: 3, ..GenerateConfig::greedy(8, vec![]) };
         let texts = generate(&bf16, &config);

@@ -232,7 +232,8 @@ impl Draw {
     }
 }
 
-/// A text with something of it changed: a number, a word, a piece cut out, put twice or overwritten.
+/// A text with something of it changed: a number, a word, a piece cut out, put twice or
+/// overwritten.
 fn mutant(text: &[u8], draw: &mut Draw) -> Vec<u8> {
     const PIECES: [&str; 16] = [
         "null",

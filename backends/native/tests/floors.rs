@@ -1,4 +1,5 @@
-//! The floors of this crate: kernels, tensors, the device trait, devices, layers. Each knows those below alone.
+//! The floors of this crate: kernels, tensors, the device trait, devices, layers. Each knows those
+//! below alone.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,7 +60,8 @@ fn the_layers_ask_no_tensor_where_it_lies_and_name_no_gpu() {
         for line in &lines {
             let devices = ["cpu", "cuda", "tensor"].contains(&floor(&file));
             assert!(devices || !line.contains("storage_as"), "{file} asks: {line}");
-            // Devices are opened in one place, and what the machine has of CUDA is shown in another.
+            // Devices are opened in one place, and what the machine has of CUDA is shown in
+            // another.
             let opens = ["cuda", "select", "lib"].contains(&floor(&file));
             assert!(opens || !named(line).any(|name| name == "cuda"), "{file} names a GPU: {line}");
         }

@@ -86,7 +86,8 @@ fn every_adapter_tensor_has_the_gradient_of_the_loss_under_its_dropout_mask() {
             LoraConfig {
                 target_modules: ["q_proj", "down_proj"].into(),
                 rank_pattern: [("down_proj".to_owned(), 2)].into(),
-                // Llama's head is its own here; elsewhere it is the embedding and cannot be trained apart.
+                // Llama's head is its own here; elsewhere it is the embedding and cannot be trained
+                // apart.
                 modules_to_save: [
                     &["norm", "v_proj"][..],
                     if family == "llama" { &["lm_head", "embed_tokens"] } else { &[] },

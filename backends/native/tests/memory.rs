@@ -1,4 +1,5 @@
-//! The memory that training takes, against the formula of `karat_native::memory`: each run in a process of its own.
+//! The memory that training takes, against the formula of `karat_native::memory`: each run in a
+//! process of its own.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
@@ -27,7 +28,8 @@ fn write_model(dir: &Path) {
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
 }
 
-/// Not a test of its own: what [`peaks_are_as_the_formula_says`] runs in a child, told by the environment.
+/// Not a test of its own: what [`peaks_are_as_the_formula_says`] runs in a child, told by the
+/// environment.
 #[test]
 fn child() {
     let Ok(model) = std::env::var("KARAT_MEMORY_MODEL") else { return };
@@ -107,7 +109,8 @@ fn peaks_are_as_the_formula_says() {
             "bf16 {bf16}, lora {adapter}, recompute {recompute}, two {two}: {measured} measured, {want} by the formula"
         );
         peaks.push(measured);
-        // Thread stacks, panels, buffers rounded up and the pages of the program itself stand in no formula.
+        // Thread stacks, panels, buffers rounded up and the pages of the program itself stand in no
+        // formula.
         let (low, high) = (want * 3 / 4, want * 5 / 4 + (16 << 20));
         assert!((low..high).contains(&measured), "{measured} is not within {low} to {high}");
     }

@@ -429,7 +429,8 @@ fn training_stops_early_after_evaluations_without_improvement_and_so_does_a_resu
     let dir = tempfile::tempdir().unwrap();
     let base = small_model(dir.path(), "qwen3");
     let mut plan = six_steps(Method::Full, &dir.path().join("out"));
-    // The third step ruins the model: of the evaluations after 2, 3, 4 and 5 only the first is an improvement.
+    // The third step ruins the model: of the evaluations after 2, 3, 4 and 5 only the first is an
+    // improvement.
     plan.learning_rates = vec![1e-3, 1e-3, 0.5, 0.1, 0.1, 0.1];
     (plan.eval_every, plan.save_every, plan.save_total_limit) = (1, 2, 2);
     plan.early_stopping = Some(EarlyStopping { patience: 2, threshold: 0.0 });

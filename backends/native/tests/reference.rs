@@ -1,4 +1,5 @@
-//! Against numbers that transformers and peft made (`shared/reference`); skipped, with a reason, where they are absent.
+//! Against numbers that transformers and peft made (`shared/reference`); skipped, with a reason,
+//! where they are absent.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 

@@ -1,6 +1,7 @@
-//! Training of tiny models against numbers that transformers and peft made: every family, full, LoRA, DoRA, patterns, modules
-//! trained whole, schedules, weight decay, dropout under the same masks. `native_references.py` of the tools made them, drawing weights,
-//! adapters, rows and masks by our rules a second time, in Python.
+//! Training of tiny models against numbers that transformers and peft made: every family, full,
+//! LoRA, DoRA, patterns, modules trained whole, schedules, weight decay, dropout under the same
+//! masks. `native_references.py` of the tools made them, drawing weights, adapters, rows and masks
+//! by our rules a second time, in Python.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 

@@ -1,5 +1,5 @@
-//! Against candle's own Qwen3, which shares no line of the decoder with ours; unlike the reference numbers it is always
-//! there.
+//! Against candle's own Qwen3, which shares no line of the decoder with ours; unlike the reference
+//! numbers it is always there.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
@@ -17,7 +17,8 @@ use karat_native::model::Decoder;
 use serde_json::json;
 use small_runs::*;
 
-/// A Qwen3 in which nothing cancels: heads that are not `hidden / heads` wide, grouped queries, norms that are not ones.
+/// A Qwen3 in which nothing cancels: heads that are not `hidden / heads` wide, grouped queries,
+/// norms that are not ones.
 fn write_model(folder: &Path, tied: bool) {
     let config = json!({
         "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 48, "intermediate_size": 80,
@@ -45,7 +46,8 @@ fn write_model(folder: &Path, tied: bool) {
     candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
 }
 
-/// Log-probabilities of every token of `ids` after the first, each from a pass over its whole prefix.
+/// Log-probabilities of every token of `ids` after the first, each from a pass over its whole
+/// prefix.
 fn theirs(folder: &Path, ids: &[u32]) -> Vec<f32> {
     let config: Config = serde_json::from_value(read_json(folder.join("config.json"))).unwrap();
     let weights = std::fs::read(folder.join("model.safetensors")).unwrap();

@@ -1,4 +1,5 @@
-//! Weights in other clothes: shards, narrow types and GGUF blocks stand for the same numbers, and what is broken is named.
+//! Weights in other clothes: shards, narrow types and GGUF blocks stand for the same numbers, and
+//! what is broken is named.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 

@@ -16,7 +16,8 @@ pub struct Transposed {
     pub b: Vec<f32>,
 }
 
-/// The factors of every module of `adapter`, in order, for a model of the `linears` that it was opened for.
+/// The factors of every module of `adapter`, in order, for a model of the `linears` that it was
+/// opened for.
 ///
 /// # Errors
 /// A variant that only a merge can apply; a file that cannot be read.
@@ -39,7 +40,8 @@ pub fn transposed(adapter: &Adapter, linears: &Linears) -> Result<Vec<(String, T
 /// `[rows, columns]` to `[columns, rows]`.
 pub fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     let mut transposed = vec![0f32; matrix.len()];
-    // Blocks of columns, so that each thread writes its own stretch and reads lines it will use again.
+    // Blocks of columns, so that each thread writes its own stretch and reads lines it will use
+    // again.
     const BLOCK: usize = 32;
     transposed.par_chunks_mut(BLOCK * rows).enumerate().for_each(|(block, out)| {
         let first = block * BLOCK;

@@ -1,9 +1,11 @@
 //! Adapter inputs: LoRA factors that are fed to a resident base.
 //!
-//! A model exported in the adapter mode `runtime` has, for every linear layer, the inputs `{module}.lora_A.weight`
-//! `[input, rank]` and `{module}.lora_B.weight` `[rank, output]`, whose defaults have rank 0. Feeding an adapter's factors
-//! makes it active; feeding none leaves the base, to the bit. One session has at most one adapter, so the names of two
-//! never meet; which base an adapter belongs to is checked by names and shapes and, where it says so, by the base's hash.
+//! A model exported in the adapter mode `runtime` has, for every linear layer, the inputs
+//! `{module}.lora_A.weight` `[input, rank]` and `{module}.lora_B.weight` `[rank, output]`, whose
+//! defaults have rank 0. Feeding an adapter's factors makes it active; feeding none leaves the
+//! base, to the bit. One session has at most one adapter, so the names of two never meet; which
+//! base an adapter belongs to is checked by names and shapes and, where it says so, by the base's
+//! hash.
 
 use std::path::Path;
 
@@ -43,7 +45,8 @@ impl AdapterInputs {
     /// Reads the adapter in `folder` for the exported `model`.
     ///
     /// # Errors
-    /// A model exported without such inputs; a broken adapter, one of another base, or one that must be merged.
+    /// A model exported without such inputs; a broken adapter, one of another base, or one that
+    /// must be merged.
     pub fn read(folder: &Path, model: &Manifest) -> Result<AdapterInputs, BackendError> {
         if model.adapter_inputs.is_empty() {
             return Err(BackendError::unsupported(format!(

@@ -1,4 +1,5 @@
-//! An exported decoder in a runtime session, and its two ways to run: a whole batch without a cache, and a step with one.
+//! An exported decoder in a runtime session, and its two ways to run: a whole batch without a
+//! cache, and a step with one.
 
 use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
@@ -28,7 +29,8 @@ fn configure(environment: &Environment, provider: Provider, threads: usize, spin
     let builder = Session::builder(environment)?.with_intra_threads(threads)?.with_inter_threads(1)?;
     let mut builder = builder.with_parallel_execution(false)?.with_intra_op_spinning(true)?;
     if !spin {
-        // Long enough to bridge the gap between two operators, too short to keep others from a shared core.
+        // Long enough to bridge the gap between two operators, too short to keep others from a
+        // shared core.
         builder = builder.with_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)?;
     }
     // Between two runs our own threads choose tokens.
@@ -123,8 +125,8 @@ impl Decoder {
         let session = match exported.manifest.operators {
             Operators::Standard => builder.and_then(|mut builder| builder.commit_from_file(&path)),
             Operators::Karat => {
-                // The runtime looks whether it knows the domain and then adds it: two sessions at once would both add it, and
-                // the second be refused.
+                // The runtime looks whether it knows the domain and then adds it: two sessions at
+                // once would both add it, and the second be refused.
                 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
                 let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
                 let with = builder.and_then(|builder| Ok(builder.with_operators(operators::domain()?)?));
@@ -152,7 +154,8 @@ impl Decoder {
         Ok(kv)
     }
 
-    /// Runs rows from their beginning, padded on the right to the longest; `read` gets the logits `[rows, longest, vocab]`.
+    /// Runs rows from their beginning, padded on the right to the longest; `read` gets the logits
+    /// `[rows, longest, vocab]`.
     ///
     /// # Errors
     /// If the runtime fails.
@@ -171,8 +174,8 @@ impl Decoder {
         self.model.operators == Operators::Karat
     }
 
-    /// Runs rows from their beginning: the log-probability of every token but the first of each row, and whether it was the
-    /// most probable.
+    /// Runs rows from their beginning: the log-probability of every token but the first of each
+    /// row, and whether it was the most probable.
     ///
     /// # Errors
     /// If the runtime fails.
@@ -193,8 +196,9 @@ impl Decoder {
         Ok(rows.iter().enumerate().map(row).collect())
     }
 
-    /// Appends `ids` (`[slots, seq]`) to the rows in `kv`, whose lengths become `totals`; `read` gets the logits. With
-    /// more than one new token a row, `kv` must have one slot (the attention operator's rule).
+    /// Appends `ids` (`[slots, seq]`) to the rows in `kv`, whose lengths become `totals`; `read`
+    /// gets the logits. With more than one new token a row, `kv` must have one slot (the attention
+    /// operator's rule).
     ///
     /// # Errors
     /// If the runtime fails.

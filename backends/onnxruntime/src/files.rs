@@ -6,7 +6,8 @@ use karat_system::fsio::PassingFolder;
 
 use crate::manifest::MANIFEST;
 
-/// Renames the finished folder into place. Loses gracefully against another process that published the same.
+/// Renames the finished folder into place. Loses gracefully against another process that published
+/// the same.
 pub fn publish(temporary: PassingFolder, folder: &Path) -> std::io::Result<()> {
     match temporary.publish(folder) {
         Ok(()) => Ok(()),

@@ -1,9 +1,10 @@
-//! Continuous batching: as many rows as there are slots are decoded together, one token a step; the slot of a row that
-//! ended takes the next prompt at once.
+//! Continuous batching: as many rows as there are slots are decoded together, one token a step; the
+//! slot of a row that ended takes the next prompt at once.
 //!
-//! The attention operator takes several new tokens a row only for one row at a time, so a prompt is run alone over a cache
-//! of one slot and its keys and values are copied into its place. Towards the end, when fewer rows are left than half the
-//! slots, a cache in memory of the host is packed, so that stragglers do not pay for empty places. Prompts of one suite begin alike: what a prompt
+//! The attention operator takes several new tokens a row only for one row at a time, so a prompt is
+//! run alone over a cache of one slot and its keys and values are copied into its place. Towards
+//! the end, when fewer rows are left than half the slots, a cache in memory of the host is packed,
+//! so that stragglers do not pay for empty places. Prompts of one suite begin alike: what a prompt
 //! shares with the one before it is still in the cache of one slot and is not run again.
 
 use std::ops::Range;
@@ -24,8 +25,9 @@ const CACHE_BYTES: usize = 4 << 30;
 /// Tokens of a prompt run at once: bounds the memory of attention over a long prompt.
 const PROMPT_STRETCH: usize = 1024;
 
-/// Continues every prompt; see [`karat_backend::Evaluator::generate`]. Prompt and continuation together are at most
-/// `context` tokens; a prompt that already is that long comes back without new ids and [`StopReason::Context`].
+/// Continues every prompt; see [`karat_backend::Evaluator::generate`]. Prompt and continuation
+/// together are at most `context` tokens; a prompt that already is that long comes back without new
+/// ids and [`StopReason::Context`].
 ///
 /// # Errors
 /// An empty prompt, an unknown id, senseless sampling parameters, a failing runtime, cancellation.
@@ -156,14 +158,15 @@ impl Batch<'_> {
         Ok(None)
     }
 
-    /// How many tokens at the beginning of `prompt` are in the cache of one slot already. The last one of a prompt is
-    /// always run: its logits are what is wanted.
+    /// How many tokens at the beginning of `prompt` are in the cache of one slot already. The last
+    /// one of a prompt is always run: its logits are what is wanted.
     fn shared_with_held(&self, prompt: &[u32]) -> usize {
         let shared = prompt.iter().zip(self.held).take_while(|(a, b)| a == b).count();
         shared.min(prompt.len() - 1)
     }
 
-    /// Runs a prompt over a cache of one slot, of which it holds the first `cached` tokens; returns the first new token.
+    /// Runs a prompt over a cache of one slot, of which it holds the first `cached` tokens; returns
+    /// the first new token.
     fn run_prompt(&mut self, row: usize, kv: &mut KvCache, mut cached: usize) -> Result<u32, BackendError> {
         let (prompt, vocab) = (self.prompts.row(row), self.decoder.model.vocab);
         let mut first = None;
@@ -184,7 +187,8 @@ impl Batch<'_> {
     /// One new token for every active row.
     fn step(&mut self, kv: &mut KvCache, active: &mut [Option<Active>]) -> Result<(), BackendError> {
         let vocab = self.decoder.model.vocab;
-        // An empty place gets one dummy token: the attention operator needs a length of at least one.
+        // An empty place gets one dummy token: the attention operator needs a length of at least
+        // one.
         let last = |place: &Option<Active>| place.as_ref().and_then(|a| a.ids.last()).copied().map_or(0, i64::from);
         let ids = active.iter().map(last).collect();
         let totals: Vec<usize> = active.iter().map(|place| place.as_ref().map_or(1, |a| a.cached + 1)).collect();

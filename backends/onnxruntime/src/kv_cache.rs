@@ -1,8 +1,9 @@
-//! The key-value cache: one buffer a layer and part, `[slots, kv_heads, capacity, head_dim]` in the type of the activations, bound
-//! as past *and* as present, so that the attention operator appends in place and nothing is copied from step to step.
+//! The key-value cache: one buffer a layer and part, `[slots, kv_heads, capacity, head_dim]` in the
+//! type of the activations, bound as past *and* as present, so that the attention operator appends
+//! in place and nothing is copied from step to step.
 //!
-//! A slot is copied by the host where it can read the memory, and then only what is in it; else the runtime copies it whole,
-//! device to device.
+//! A slot is copied by the host where it can read the memory, and then only what is in it; else the
+//! runtime copies it whole, device to device.
 
 use half::{bf16, f16};
 use karat_backend::{BackendError, Dtype};
@@ -37,8 +38,9 @@ enum Caches {
 }
 
 impl KvCache {
-    /// Buffers for `slots` rows of at most `capacity` tokens. With a number for `graph` steps are fed by buffers that stay where
-    /// they are, and slots are copied by the runtime even where the host could.
+    /// Buffers for `slots` rows of at most `capacity` tokens. With a number for `graph` steps are
+    /// fed by buffers that stay where they are, and slots are copied by the runtime even where the
+    /// host could.
     ///
     /// # Errors
     /// If the runtime cannot provide the memory.
@@ -81,7 +83,8 @@ impl KvCache {
         self.device.is_none()
     }
 
-    /// Copies at least the first `length` tokens of a slot of `other`, whose capacity is the same, into a slot of this one.
+    /// Copies at least the first `length` tokens of a slot of `other`, whose capacity is the same,
+    /// into a slot of this one.
     ///
     /// # Errors
     /// If the runtime fails, or is asked to copy from a cache of several slots.
@@ -173,7 +176,8 @@ impl Rows {
         let head = self.capacity * self.head_dim;
         for (to, from) in to.iter_mut().zip(from) {
             if let Some(memory) = device {
-                // A source that is a view would be cloned first, by the copier that is waiting for it.
+                // A source that is a view would be cloned first, by the copier that is waiting for
+                // it.
                 from.copy_into(self.slot::<T>(to.data_ptr_mut(), self.to, memory)?)?;
                 continue;
             }
@@ -199,8 +203,9 @@ impl Rows {
         let values = self.heads * self.capacity * self.head_dim;
         let shape = Shape::new([1, self.heads as i64, self.capacity as i64, self.head_dim as i64]);
         let begin = start.wrapping_byte_add(slot * values * size_of::<T>());
-        // SAFETY: the buffer is in `memory` and has more than `slot` slots of `values` numbers; what is made of it here is used
-        // up, by a copy that is finished when it returns, before the buffer that it is borrowed from is touched again.
+        // SAFETY: the buffer is in `memory` and has more than `slot` slots of `values` numbers;
+        // what is made of it here is used up, by a copy that is finished when it returns, before
+        // the buffer that it is borrowed from is touched again.
         unsafe { TensorRefMut::from_raw(memory.clone(), begin, shape) }
     }
 }

@@ -1,13 +1,14 @@
-//! Karat's inference backend on ONNX Runtime: a Hugging Face checkpoint is exported to ONNX once, without Python, and then
-//! scored and generated with.
+//! Karat's inference backend on ONNX Runtime: a Hugging Face checkpoint is exported to ONNX once,
+//! without Python, and then scored and generated with.
 //!
-//! [`OnnxRuntimeBackend`] opens a model folder. The weights are streamed into an ONNX model of the runtime's own
-//! attention operator ([`export`]), kept in a cache under the hash of what it was made from; an adapter is merged on the
-//! way. The runtime library is loaded when it is first needed ([`runtime`]); a wheel of the pinned version is fetched
-//! where there is none. A folder that already is such an export opens directly.
+//! [`OnnxRuntimeBackend`] opens a model folder. The weights are streamed into an ONNX model of the
+//! runtime's own attention operator ([`export`]), kept in a cache under the hash of what it was
+//! made from; an adapter is merged on the way. The runtime library is loaded when it is first
+//! needed ([`runtime`]); a wheel of the pinned version is fetched where there is none. A folder
+//! that already is such an export opens directly.
 //!
-//! Scoring pads rows on the right in batches of similar length; generation decodes many rows at once over one key-value
-//! buffer and fills the place of a finished row with the next prompt.
+//! Scoring pads rows on the right in batches of similar length; generation decodes many rows at
+//! once over one key-value buffer and fills the place of a finished row with the next prompt.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -141,7 +142,8 @@ impl Backend for OnnxRuntimeBackend {
     }
 }
 
-/// Where the model of `config` will run, and in whose operators: those it was exported in, or those it will be.
+/// Where the model of `config` will run, and in whose operators: those it was exported in, or those
+/// it will be.
 ///
 /// # Errors
 /// A provider that is not there or cannot run such operators in such an element type.
@@ -175,7 +177,8 @@ fn settle(
     }
 }
 
-/// Writes the model of `config` with its adapter merged into `folder`; what to open then, and what its user should know.
+/// Writes the model of `config` with its adapter merged into `folder`; what to open then, and what
+/// its user should know.
 fn merge(config: &OpenConfig, folder: &Path) -> Result<(OpenConfig, Vec<String>), BackendError> {
     let Some(adapter) = &config.adapter else {
         return Err(BackendError::failed("there is no adapter to merge into the weights; name one"));

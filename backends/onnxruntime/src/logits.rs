@@ -1,5 +1,5 @@
-//! From logits to probabilities: in f32 where rounding cannot matter, sums in f64, always in one order, so that the bits do not
-//! depend on how wide the processor's registers are.
+//! From logits to probabilities: in f32 where rounding cannot matter, sums in f64, always in one
+//! order, so that the bits do not depend on how wide the processor's registers are.
 
 use std::sync::LazyLock;
 
@@ -21,11 +21,12 @@ fn highest(logits: &[f32]) -> Result<u32, BackendError> {
 /// Numbers worked on side by side.
 const LANES: usize = 16;
 
-/// `e^x` for `x` of at most 0, to within 2 units in the last place; below -87, where it is under 2e-38, 0.
+/// `e^x` for `x` of at most 0, to within 2 units in the last place; below -87, where it is under
+/// 2e-38, 0.
 ///
-/// `e^x = 2^n e^r` with `n` the nearest whole number to `x / ln 2`; `e^r` by its Taylor polynomial, whose remainder over
-/// `|r| <= ln(2) / 2` is below 1e-8. Written so that the compiler can work on several numbers at once, which it cannot with
-/// the library's function.
+/// `e^x = 2^n e^r` with `n` the nearest whole number to `x / ln 2`; `e^r` by its Taylor polynomial,
+/// whose remainder over `|r| <= ln(2) / 2` is below 1e-8. Written so that the compiler can work on
+/// several numbers at once, which it cannot with the library's function.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     // ln 2 in two parts, the first short enough that its product with n is exact.

@@ -21,11 +21,13 @@ pub const MANIFEST: &str = "karat-onnx.json";
 /// Adapters beside the model, a folder each.
 pub const ADAPTERS: &str = "adapters";
 
-/// Raised when the graph or the manifest changes: older exports in a cache are then left alone and made anew.
+/// Raised when the graph or the manifest changes: older exports in a cache are then left alone and
+/// made anew.
 pub const FORMAT: u32 = 5;
-/// Raised when the same files come to mean another model: what an earlier version read of them is made anew, while its
-/// exports are still opened. 1: rope scaling that earlier versions passed over, heads that only the configuration ties. 2:
-/// merged adapters in the bits of karat-model, what calibration reads. 3: calibration by Karat's own GEMM.
+/// Raised when the same files come to mean another model: what an earlier version read of them is
+/// made anew, while its exports are still opened. 1: rope scaling that earlier versions passed
+/// over, heads that only the configuration ties. 2: merged adapters in the bits of karat-model,
+/// what calibration reads. 3: calibration by Karat's own GEMM.
 pub const READING: u32 = 3;
 
 /// Contents of `karat-onnx.json`.
@@ -34,7 +36,8 @@ pub const READING: u32 = 3;
 pub struct Manifest {
     /// Version of graph and manifest.
     pub format: u32,
-    /// SHA-256 over the content of model and adapter, the element type, the adapter mode and the format.
+    /// SHA-256 over the content of model and adapter, the element type, the adapter mode and the
+    /// format.
     pub key: String,
     /// SHA-256 over the files of the base model's folder.
     pub base: String,
@@ -45,11 +48,13 @@ pub struct Manifest {
     pub operators: Operators,
     /// How an adapter gets in.
     pub adapter_mode: AdapterMode,
-    /// Linear layers whose LoRA may be fed (`{module}.lora_A.weight` `[input, rank]`, `{module}.lora_B.weight`
-    /// `[rank, output]`, the scale in B), with `[input, output]`. None in the mode `merge`.
+    /// Linear layers whose LoRA may be fed (`{module}.lora_A.weight` `[input, rank]`,
+    /// `{module}.lora_B.weight` `[rank, output]`, the scale in B), with `[input, output]`. None in
+    /// the mode `merge`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub adapter_inputs: BTreeMap<String, [usize; 2]>,
-    /// Names of the adapters that lie beside the model in `adapters/`, with a SHA-256 over the files of each.
+    /// Names of the adapters that lie beside the model in `adapters/`, with a SHA-256 over the
+    /// files of each.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub adapters: BTreeMap<String, String>,
     /// Layers.
@@ -78,12 +83,14 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Whether the files are large enough for the sizes that are said: what is allocated for them is bounded so.
+    /// Whether the files are large enough for the sizes that are said: what is allocated for them
+    /// is bounded so.
     fn fits_its_files(&self) -> bool {
         let [layers, heads, dim, vocab, positions] =
             [self.layers, self.kv_heads, self.head_dim, self.vocab, self.max_positions].map(|n| n as u128);
         let data = u128::from(self.data_bytes);
-        // A layer has some twenty nodes with their names; every projection to the keys, row of the head and angle its bytes.
+        // A layer has some twenty nodes with their names; every projection to the keys, row of the
+        // head and angle its bytes.
         let inputs = self.adapter_inputs.values().flatten().all(|n| (*n as u128) < 8 * data);
         let all = [layers, heads, dim, vocab, positions].iter().all(|n| *n > 0);
         all && inputs
@@ -93,8 +100,8 @@ impl Manifest {
             && positions * dim <= data
     }
 
-    /// The element type of activations, the key-value cache and an adapter that is fed. Karat's own operators round
-    /// what they multiply, and nothing else.
+    /// The element type of activations, the key-value cache and an adapter that is fed. Karat's own
+    /// operators round what they multiply, and nothing else.
     pub fn activations(&self) -> Dtype {
         match self.operators {
             Operators::Standard => self.weights.activations(),
@@ -146,7 +153,8 @@ impl Exported {
         if !manifest.fits_its_files() {
             return Err(broken(format!("the sizes in {MANIFEST} do not fit the files")));
         }
-        // The graph is small and decides everything; the weights are only measured, hashing them would cost seconds.
+        // The graph is small and decides everything; the weights are only measured, hashing them
+        // would cost seconds.
         let model = fs::read(folder.join(MODEL)).map_err(|e| broken(format!("{MODEL}: {e}")))?;
         if fsio::sha256(&model) != manifest.model_sha256 {
             return Err(broken(format!("{MODEL} is not what was written")));
@@ -156,7 +164,8 @@ impl Exported {
         Ok(Exported { folder: folder.to_path_buf(), manifest })
     }
 
-    /// Whether a folder is meant as an export: it has a manifest or an ONNX model, and no safetensors to export from.
+    /// Whether a folder is meant as an export: it has a manifest or an ONNX model, and no
+    /// safetensors to export from.
     pub fn is_meant_by(folder: &Path) -> bool {
         (folder.join(MANIFEST).is_file() || folder.join(MODEL).is_file())
             && !folder.join("model.safetensors").is_file()

@@ -1,6 +1,6 @@
-//! Karat's own operators for ONNX Runtime on the CPU: products with weights that lie in the model's file as
-//! [`karat_kernels::gemm::prepacked`] has them. The runtime maps the file, so its pages are the only copy, and its own
-//! threads do the work.
+//! Karat's own operators for ONNX Runtime on the CPU: products with weights that lie in the model's
+//! file as [`karat_kernels::gemm::prepacked`] has them. The runtime maps the file, so its pages are
+//! the only copy, and its own threads do the work.
 //!
 //! | operator of the domain `karat` | inputs | outputs |
 //! |---|---|---|
@@ -9,8 +9,9 @@
 //! | `Gather` | a weight, `ids` i64 of any shape | its rows f32 `[.., k]` |
 //! | `LogProbs` | `x` f32 `[.., k]`, a weight, `targets` i64 `[0]` or one for each row of `x`, -1 for none | `log softmax(x W^T)[target]` f32 and whether the target is the most probable u8, as many as targets |
 //!
-//! A weight is u8 `[bytes]`; the attributes say what it is: `inputs` (k), `outputs` (n of each), `stored` (bits of a number
-//! of each: 32 or 16) and `operands` (bits of what is multiplied: 32 or 16, sums are f32).
+//! A weight is u8 `[bytes]`; the attributes say what it is: `inputs` (k), `outputs` (n of each),
+//! `stored` (bits of a number of each: 32 or 16) and `operands` (bits of what is multiplied: 32 or
+//! 16, sums are f32).
 
 use std::cell::Cell;
 use std::fmt;

@@ -1,4 +1,5 @@
-//! The options of this backend (`OpenConfig::options`); an unknown key is an error that lists the known ones.
+//! The options of this backend (`OpenConfig::options`); an unknown key is an error that lists the
+//! known ones.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,27 +21,31 @@ pub struct Options {
     pub export_dir: Option<PathBuf>,
     /// `cache_dir`: where exports are cached, instead of `onnx` in Karat's cache.
     pub cache_dir: Option<PathBuf>,
-    /// `context`: longest sequence (prompt and continuation) held in generation, at most the model's own limit.
+    /// `context`: longest sequence (prompt and continuation) held in generation, at most the
+    /// model's own limit.
     pub context: Option<usize>,
     /// `provider`: `cpu`, `cuda` or `cuda-graph`; by the device if absent.
     pub provider: Option<String>,
-    /// `fixed_buffers`: keep shapes and addresses from step to step, and copy as between devices, as `cuda-graph` must (default
-    /// false): for trying that without a GPU.
+    /// `fixed_buffers`: keep shapes and addresses from step to step, and copy as between devices,
+    /// as `cuda-graph` must (default false): for trying that without a GPU.
     pub fixed_buffers: bool,
-    /// `score_positions`: positions a scoring batch may have (default 4096; fewer where their logits would take more than
-    /// 256 MiB). A row longer than that is scored in stretches over a cache.
+    /// `score_positions`: positions a scoring batch may have (default 4096; fewer where their
+    /// logits would take more than 256 MiB). A row longer than that is scored in stretches over a
+    /// cache.
     pub score_positions: usize,
-    /// `spin`: let idle worker threads of the runtime spin as long as a call lasts, not just for the moment between two
-    /// operators (default false): somewhat faster alone on a machine, much slower on a shared one.
+    /// `spin`: let idle worker threads of the runtime spin as long as a call lasts, not just for
+    /// the moment between two operators (default false): somewhat faster alone on a machine, much
+    /// slower on a shared one.
     pub spin: bool,
-    /// `weights`: what the weights of an exported checkpoint become: `f32`, `f16`, `bf16`, `int8` or `int4`; the element
-    /// type of the session if absent.
+    /// `weights`: what the weights of an exported checkpoint become: `f32`, `f16`, `bf16`, `int8`
+    /// or `int4`; the element type of the session if absent.
     pub weights: Option<WeightFormat>,
-    /// `operators`: `karat` (this backend's own, whose weights are packed for its kernels) or `standard` (ONNX's and the
-    /// runtime's); by default `karat` on the CPU for f32 and bf16, else `standard`.
+    /// `operators`: `karat` (this backend's own, whose weights are packed for its kernels) or
+    /// `standard` (ONNX's and the runtime's); by default `karat` on the CPU for f32 and bf16, else
+    /// `standard`.
     pub operators: Option<Operators>,
-    /// `adapter_mode`: `merge` (default) adds an adapter to the weights at export; `runtime` feeds it to a resident base,
-    /// so that adapters can be exchanged.
+    /// `adapter_mode`: `merge` (default) adds an adapter to the weights at export; `runtime` feeds
+    /// it to a resident base, so that adapters can be exchanged.
     pub adapter_mode: AdapterMode,
 }
 

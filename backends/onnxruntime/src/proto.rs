@@ -1,7 +1,8 @@
-//! The part of ONNX's protobuf that a decoder needs, written by hand: eight messages and four wire forms.
+//! The part of ONNX's protobuf that a decoder needs, written by hand: eight messages and four wire
+//! forms.
 //!
-//! Field numbers are those of `onnx.proto3` (IR version 10). A generated codec would bring a compiler and ten thousand
-//! lines for what is below.
+//! Field numbers are those of `onnx.proto3` (IR version 10). A generated codec would bring a
+//! compiler and ten thousand lines for what is below.
 
 /// `TensorProto.DataType` of the elements we use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,7 +228,8 @@ pub fn model(name: &str, graph: &OnnxGraph, metadata: &[(&str, String)]) -> Prot
 const IR_VERSION: u64 = 10;
 const OPSETS: [(&str, u64); 2] = [("", 21), ("com.microsoft", 1)];
 
-/// Reads the IR version and the operator sets of an encoded model and compares them with what is written here.
+/// Reads the IR version and the operator sets of an encoded model and compares them with what is
+/// written here.
 ///
 /// # Errors
 /// The opsets that were found instead, or that the bytes are no whole `ModelProto`.
@@ -265,13 +267,14 @@ pub fn check_opsets(model: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether every tensor that lies outside `model`, an encoded `ModelProto`, lies in the file `data` beside it: a model from
-/// elsewhere must not make the runtime read other files.
+/// Whether every tensor that lies outside `model`, an encoded `ModelProto`, lies in the file `data`
+/// beside it: a model from elsewhere must not make the runtime read other files.
 ///
 /// # Errors
 /// Where one lies instead, or that the bytes are no whole `ModelProto`.
 pub fn check_external_data(model: &[u8], data: &str) -> Result<(), String> {
-    // Fields of ModelProto, GraphProto, NodeProto, AttributeProto and TensorProto that lead to tensors, by onnx.proto.
+    // Fields of ModelProto, GraphProto, NodeProto, AttributeProto and TensorProto that lead to
+    // tensors, by onnx.proto.
     const MODEL: &[(u64, Part)] = &[(7, Part::OnnxGraph)];
     const GRAPH: &[(u64, Part)] = &[(1, Part::Node), (5, Part::Tensor), (15, Part::Sparse)];
     const NODE: &[(u64, Part)] = &[(5, Part::Attribute)];
@@ -426,7 +429,8 @@ mod tests {
 
     #[test]
     fn wire_forms_are_protobufs() {
-        // The examples of the encoding guide: field 1 = 150, field 2 = "testing"; and -1 takes ten bytes.
+        // The examples of the encoding guide: field 1 = 150, field 2 = "testing"; and -1 takes ten
+        // bytes.
         assert_eq!(ProtoMessage::new().int(1, 150).into_bytes(), [0x08, 0x96, 0x01]);
         assert_eq!(ProtoMessage::new().bytes(2, "testing").into_bytes(), *b"\x12\x07testing");
         assert_eq!(ProtoMessage::new().int(1, -1).into_bytes().len(), 11);

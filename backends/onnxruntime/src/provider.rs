@@ -1,19 +1,22 @@
 //! Where the operators run: the execution provider.
 //!
-//! Which one is asked for is decided by the device of the configuration and the option `provider`. A provider that was asked
-//! for and is not there is an error: ONNX Runtime's own habit is to fall back to the CPU without a word.
+//! Which one is asked for is decided by the device of the configuration and the option `provider`.
+//! A provider that was asked for and is not there is an error: ONNX Runtime's own habit is to fall
+//! back to the CPU without a word.
 //!
 //! # CUDA
-//! `cuda` keeps the key-value cache in device memory; ids, masks and logits cross over at each step. `cuda-graph` captures the
-//! decode step once for every number of slots and replays it: shapes and addresses must never change, so ids, mask and
-//! logits have buffers of their own in device memory and the mask is as wide as the cache ([`crate::static_buffers`]). Prompts and
-//! scoring have shapes of all sizes and run uncaptured. The types are f16 and bf16: the attention operator has no f32 kernel
-//! there, which quantized weights would need too.
+//! `cuda` keeps the key-value cache in device memory; ids, masks and logits cross over at each
+//! step. `cuda-graph` captures the decode step once for every number of slots and replays it:
+//! shapes and addresses must never change, so ids, mask and logits have buffers of their own in
+//! device memory and the mask is as wide as the cache ([`crate::static_buffers`]). Prompts and
+//! scoring have shapes of all sizes and run uncaptured. The types are f16 and bf16: the attention
+//! operator has no f32 kernel there, which quantized weights would need too.
 //!
-//! Nothing of this was run on a GPU. What was run is the same code over the CPU's memory (option `fixed_buffers`), and every way
-//! to fail without a GPU. Untried are: opening a session with the CUDA provider and its kernels' numbers, the allocator of
-//! device memory, copies between host and device and views of device memory as targets of copies, the capture and replay of
-//! a graph, and that nodes of shapes left on the CPU do not keep a graph from being captured.
+//! Nothing of this was run on a GPU. What was run is the same code over the CPU's memory (option
+//! `fixed_buffers`), and every way to fail without a GPU. Untried are: opening a session with the
+//! CUDA provider and its kernels' numbers, the allocator of device memory, copies between host and
+//! device and views of device memory as targets of copies, the capture and replay of a graph, and
+//! that nodes of shapes left on the CPU do not keep a graph from being captured.
 
 use karat_backend::{BackendError, Dtype};
 use ort::ep::{self, ExecutionProvider};
@@ -41,8 +44,8 @@ pub enum Provider {
 pub const NAMES: [&str; 3] = ["cpu", "cuda", "cuda-graph"];
 
 impl Provider {
-    /// The provider that `device` (`cpu`, `cuda`, `cuda:1`, `auto`) and the option `provider` ask for; `None` leaves it to the library:
-    /// CUDA where it has it.
+    /// The provider that `device` (`cpu`, `cuda`, `cuda:1`, `auto`) and the option `provider` ask
+    /// for; `None` leaves it to the library: CUDA where it has it.
     ///
     /// # Errors
     /// A device that is none, a provider that contradicts it, or one that is not implemented.
@@ -81,7 +84,8 @@ impl Provider {
                 loaded.path.display(),
                 offered().join(", ")
             ))),
-            // It says that it has CUDA; whether what that needs is on this machine is another matter.
+            // It says that it has CUDA; whether what that needs is on this machine is another
+            // matter.
             Some(Provider::Cuda { device, .. }) => cuda::ready(&loaded.path).map_err(|mut error| {
                 error.message = format!("cuda:{device} was asked for, and {}", error.message);
                 error
@@ -90,7 +94,8 @@ impl Provider {
         }
     }
 
-    /// The provider that will run a model in `dtype`, in Karat's operators where that may be (`own`).
+    /// The provider that will run a model in `dtype`, in Karat's operators where that may be
+    /// (`own`).
     ///
     /// # Errors
     /// The one asked for is not there, or cannot compute in `dtype`.

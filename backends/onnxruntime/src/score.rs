@@ -1,4 +1,5 @@
-//! Teacher-forced scoring: rows sorted by length, padded on the right, log-softmax in parallel over positions.
+//! Teacher-forced scoring: rows sorted by length, padded on the right, log-softmax in parallel over
+//! positions.
 
 use karat_backend::{BackendError, Event, EventSink, Flow, Scores, TokensView};
 use rayon::ThreadPool;
@@ -10,10 +11,12 @@ use crate::logits::log_probability;
 /// Bytes of logits a batch may produce; a longer row is scored in stretches over a cache.
 const LOGITS_BYTES: usize = 256 << 20;
 
-/// The log-probability of every token given its prefix, in batches of at most `positions` (padding counted).
+/// The log-probability of every token given its prefix, in batches of at most `positions` (padding
+/// counted).
 ///
 /// # Errors
-/// A row longer than the model holds or with an unknown id, a failing runtime, non-numbers, cancellation.
+/// A row longer than the model holds or with an unknown id, a failing runtime, non-numbers,
+/// cancellation.
 pub fn score(
     decoder: &mut Decoder,
     pool: &ThreadPool,
@@ -32,7 +35,8 @@ pub fn score(
     // What logits may take bounds stretches, and whole rows where they have logits.
     let stretch = (LOGITS_BYTES / (decoder.model.vocab * size_of::<f32>())).clamp(1, positions);
     let positions = if decoder.gives_log_probabilities() { positions } else { stretch };
-    // Rows of one token or none have nothing to score. The sort is stable: equal lengths keep their order.
+    // Rows of one token or none have nothing to score. The sort is stable: equal lengths keep their
+    // order.
     let mut order: Vec<usize> = (0..tokens.rows()).filter(|&row| tokens.row(row).len() > 1).collect();
     order.sort_by_key(|&row| tokens.row(row).len());
 
@@ -61,15 +65,16 @@ pub fn score(
     Ok(Scores { logprobs, greedy })
 }
 
-/// Cost of a batch of so many positions, in positions of a large one: the weights are read from memory once for each batch,
-/// which only the work of a large one hides. Measured with SmolLM2-135M on two cores: batches of 64, 128, 150 and 450 positions
-/// took as long as 81, 136, 150 and 450.
+/// Cost of a batch of so many positions, in positions of a large one: the weights are read from
+/// memory once for each batch, which only the work of a large one hides. Measured with SmolLM2-135M
+/// on two cores: batches of 64, 128, 150 and 450 positions took as long as 81, 136, 150 and 450.
 fn cost(positions: usize) -> usize {
     positions + 32usize.saturating_sub(positions / 5)
 }
 
-/// Sizes of the batches that `lengths` (rising) are cut into, so that padding and the cost of a batch together are as small as
-/// can be; none has more than `positions` with its padding, unless it is one row.
+/// Sizes of the batches that `lengths` (rising) are cut into, so that padding and the cost of a
+/// batch together are as small as can be; none has more than `positions` with its padding, unless
+/// it is one row.
 fn batches(lengths: &[usize], positions: usize) -> Vec<usize> {
     // best[n]: the least cost of the first n rows, and the size of the last batch of those.
     let mut best = vec![(0usize, 0usize); 1];
@@ -164,7 +169,8 @@ mod tests {
     #[test]
     fn batches_hold_rows_of_like_length_and_no_more_positions_than_allowed() {
         assert!(batches(&[], 100).is_empty());
-        // Equal rows share batches as large as they may be; the split of what is left over is the cheapest.
+        // Equal rows share batches as large as they may be; the split of what is left over is the
+        // cheapest.
         assert_eq!(batches(&[10; 7], 40).iter().sum::<usize>(), 7);
         assert_eq!(batches(&[10; 7], 40).len(), 2);
         // Padding ten rows of 10 to 300 would cost more than a batch of their own.

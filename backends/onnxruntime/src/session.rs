@@ -89,7 +89,8 @@ impl Session for OnnxSession {
             device: self.decoder.provider.device(),
             dtype: model.weights.activations(),
             threads: self.threads,
-            // A provider that cannot be had is an error, so the one that was asked for is the one that runs.
+            // A provider that cannot be had is an error, so the one that was asked for is the one
+            // that runs.
             kernels: std::iter::once(format!(
                 "{}: {}{}, GroupQueryAttention {}, weights {}",
                 self.library,

@@ -1,9 +1,10 @@
-//! Static buffers of a decode step, for a captured CUDA graph, which replays addresses and shapes as
-//! they were.
+//! Static buffers of a decode step, for a captured CUDA graph, which replays addresses and shapes
+//! as they were.
 //!
-//! Ids, mask and logits have tensors of their own in the provider's memory. The mask is as wide as the cache, so that the
-//! step's shapes are those of the cache alone: how long each row is stands in its ones, and the attention operator takes the
-//! width only to tell a step from a prompt. Before a step ids and mask are copied in, after it the logits out.
+//! Ids, mask and logits have tensors of their own in the provider's memory. The mask is as wide as
+//! the cache, so that the step's shapes are those of the cache alone: how long each row is stands
+//! in its ones, and the attention operator takes the width only to tell a step from a prompt.
+//! Before a step ids and mask are copied in, after it the logits out.
 
 use karat_backend::BackendError;
 use ort::memory::Allocator;
@@ -40,8 +41,8 @@ pub struct StaticBuffers {
 }
 
 impl StaticBuffers {
-    /// Buffers for steps of `slots` rows over a cache of `capacity` tokens; `graph` is a number no other buffers of the session
-    /// have.
+    /// Buffers for steps of `slots` rows over a cache of `capacity` tokens; `graph` is a number no
+    /// other buffers of the session have.
     ///
     /// # Errors
     /// If the runtime cannot provide the memory.

@@ -10,11 +10,12 @@ use crate::proto::DataType;
 
 /// Storage format of the weights of an export.
 ///
-/// `f32`, `f16` and `bf16` are casts (to nearest, ties to even) of everything: weights, activations, key-value cache.
-/// `int8` and `int4` store the matrices of all linear layers in blocks of 32 with a scale and a zero point each
-/// (`MatMulNBits`); embedding and head are 8-bit in both, since a small model suffers most from these, and norms, biases,
-/// rotation tables, scales and activations stay f32. In `int4` the layers that suffer most from few bits have 8 as well: all
-/// value projections, which are small, and half of the down projections.
+/// `f32`, `f16` and `bf16` are casts (to nearest, ties to even) of everything: weights,
+/// activations, key-value cache. `int8` and `int4` store the matrices of all linear layers in
+/// blocks of 32 with a scale and a zero point each (`MatMulNBits`); embedding and head are 8-bit in
+/// both, since a small model suffers most from these, and norms, biases, rotation tables, scales
+/// and activations stay f32. In `int4` the layers that suffer most from few bits have 8 as well:
+/// all value projections, which are small, and half of the down projections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WeightFormat {
@@ -74,9 +75,9 @@ impl WeightFormat {
         }
     }
 
-    /// Bits of a weight of the linear layer `module` of a model of `layers` blocks, if it is quantized. Which layers of a
-    /// 4-bit model get 8 is llama.cpp's choice (`use_more_bits`), with all value projections: for 8 % more bytes it halves the
-    /// divergence of SmolLM2-135M.
+    /// Bits of a weight of the linear layer `module` of a model of `layers` blocks, if it is
+    /// quantized. Which layers of a 4-bit model get 8 is llama.cpp's choice (`use_more_bits`), with
+    /// all value projections: for 8 % more bytes it halves the divergence of SmolLM2-135M.
     pub(crate) fn layer_bits(self, module: &str, layers: usize) -> Option<usize> {
         let index = module.split('.').find_map(|part| part.parse::<usize>().ok()).unwrap_or(0);
         let edge = index < layers / 8 || index >= 7 * layers / 8;

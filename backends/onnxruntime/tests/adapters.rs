@@ -57,7 +57,8 @@ fn adapter(config: &Value, tensors: &Tensors) -> tempfile::TempDir {
     folder
 }
 
-/// The tiny model's weights with `scales[i] B A` added to the two modules, and rows set to `magnitude` if there is one.
+/// The tiny model's weights with `scales[i] B A` added to the two modules, and rows set to
+/// `magnitude` if there is one.
 fn merged(model: &Tensors, tensors: &Tensors, scales: [f64; 2], magnitude: Option<&dyn Fn(usize) -> f64>) -> Tensors {
     let mut weights = model.clone();
     for ((module, [output, input]), scale) in SHAPES.into_iter().zip(scales) {

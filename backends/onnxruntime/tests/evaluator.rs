@@ -1,4 +1,5 @@
-//! Scoring and generation on tiny random models, against a second implementation and against themselves.
+//! Scoring and generation on tiny random models, against a second implementation and against
+//! themselves.
 
 #![allow(clippy::unwrap_used)]
 
@@ -123,7 +124,8 @@ fn prompts_that_begin_alike_have_the_texts_they_have_alone() {
     }
     let cache = tempfile::tempdir().unwrap();
     let mut session = tiny_session(&cache, &[], 0);
-    // One beginning for all, a prompt that is a part of the next one, one that is there twice, and one that is other.
+    // One beginning for all, a prompt that is a part of the next one, one that is there twice, and
+    // one that is other.
     let drawn = tiny_rows(&[60, 9, 1, 23]);
     let with = |tail: &[u32]| [&drawn[0], tail].concat();
     let rows =
@@ -260,15 +262,16 @@ fn senseless_rows_and_settings_are_named() {
     assert!(none.logprobs.is_empty() && none.greedy.is_empty());
 }
 
-/// The conditions of a captured CUDA graph, over the CPU's memory: static buffers, a mask as wide as the cache, slots copied by the
-/// runtime.
+/// The conditions of a captured CUDA graph, over the CPU's memory: static buffers, a mask as wide
+/// as the cache, slots copied by the runtime.
 #[test]
 fn steps_of_fixed_shapes_and_addresses_find_what_moving_ones_do() {
     if !runtime_is_there() {
         return;
     }
     let cache = tempfile::tempdir().unwrap();
-    // More rows than slots, so that slots are filled again; unequal ends, so that there are empty slots.
+    // More rows than slots, so that slots are filled again; unequal ends, so that there are empty
+    // slots.
     let prompts = tiny_rows(&[9, 3, 21, 1, 14, 2, 7]);
     for weights in ["f32", "f16", "int4"] {
         for slots in [1, 3, 7] {

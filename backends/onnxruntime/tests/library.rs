@@ -1,5 +1,5 @@
-//! The runtime library: what is said where it is missing, broken or too old. Nothing here may load a good one: a process
-//! keeps the library it has loaded.
+//! The runtime library: what is said where it is missing, broken or too old. Nothing here may load
+//! a good one: a process keeps the library it has loaded.
 
 #![allow(clippy::unwrap_used)]
 

@@ -73,7 +73,8 @@ fn log_probabilities_and_greedy_texts_of_a_discriminating_model_are_transformers
     forward_agrees("qwen3-tiny-rand", "qwen3_tiny_rand_forward.json");
 }
 
-/// SmolLM2-135M-Instruct, imported from the GGUF file that `KARAT_SMOLLM2` names (`.ci/fetch-smollm2` fetches it).
+/// SmolLM2-135M-Instruct, imported from the GGUF file that `KARAT_SMOLLM2` names
+/// (`.ci/fetch-smollm2` fetches it).
 #[test]
 fn log_probabilities_and_greedy_texts_of_a_real_llama_are_transformers() {
     let Some(reference) = reference() else { return };
@@ -112,7 +113,8 @@ fn a_merged_adapter_gives_the_logits_of_pefts_merge() {
 
     // The log-probability of a token after the prompt is its logit less the log of the sum.
     let prompts = read_json(&reference.join("qwen3_tiny_forward.json"));
-    // The file does not name its prompt: these are the first 64 ids of the first one (and of the first training item).
+    // The file does not name its prompt: these are the first 64 ids of the first one (and of the
+    // first training item).
     let prompt = ids(&prompts["prompts"][0]["input_ids"])[..64].to_vec();
     let probes: Vec<u32> = (0..4096).step_by(41).collect();
     let rows: Vec<Vec<u32>> = probes.iter().map(|&t| prompt.iter().copied().chain([t]).collect()).collect();

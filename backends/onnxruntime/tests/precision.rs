@@ -1,4 +1,5 @@
-//! The cost of each weight format: log-probabilities against those of f32, for every family and head.
+//! The cost of each weight format: log-probabilities against those of f32, for every family and
+//! head.
 
 #![allow(clippy::unwrap_used)]
 
@@ -33,7 +34,8 @@ fn fewer_bits_cost_as_much_as_they_should_and_no_more() {
             let mut session = open(model.path(), cache.path(), set).unwrap();
             assert_eq!(session.info().dtype, weights.activations());
             assert!(session.info().kernels[0].ends_with(&format!("weights {weights}")));
-            // Steps over the cache find what whole rows find: the cache has the model's element type.
+            // Steps over the cache find what whole rows find: the cache has the model's element
+            // type.
             let texts = generate(&mut session, &rows[..3], &GenerateConfig::greedy(5, Vec::new()));
             let continued: Vec<Vec<u32>> =
                 rows.iter().zip(&texts).map(|(row, text)| row.iter().chain(&text.ids).copied().collect()).collect();
@@ -69,7 +71,8 @@ fn files_shrink_with_the_bits_and_a_tied_head_is_stored_once_in_each() {
     };
     for weights in WeightFormat::ALL {
         let own = bytes(false, weights) - bytes(true, weights);
-        // Weights of the head, and with blocks of 32 their scales and zero points; each tensor is aligned to 4096.
+        // Weights of the head, and with blocks of 32 their scales and zero points; each tensor is
+        // aligned to 4096.
         let head = match weights {
             WeightFormat::F32 => VOCAB * 32 * 4,
             WeightFormat::F16 | WeightFormat::Bf16 => VOCAB * 32 * 2,

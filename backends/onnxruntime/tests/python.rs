@@ -1,5 +1,5 @@
-//! Exports before other judges: onnx's checker, the ONNX Runtime of PyPI and onnxruntime-genai, in an environment without
-//! torch that `onnx_venv` of the tools makes.
+//! Exports before other judges: onnx's checker, the ONNX Runtime of PyPI and onnxruntime-genai, in
+//! an environment without torch that `onnx_venv` of the tools makes.
 
 #![allow(clippy::unwrap_used)]
 
@@ -78,7 +78,8 @@ fn checker_runtime_and_genai_of_pypi_take_every_family_and_element_type() {
             ["attention_mask", "input_ids"].map(String::from).into_iter().chain(caches.into_iter().flatten()).collect();
         assert_eq!(checked["required_inputs"], json!(inputs));
         assert_eq!(checked["overlapping"], false);
-        // Nothing lies in the file twice or for nothing: what is not used is padding between aligned tensors.
+        // Nothing lies in the file twice or for nothing: what is not used is padding between
+        // aligned tensors.
         let data = summary.files["model.onnx.data"];
         assert!(checked["external_bytes"].as_u64().unwrap() <= data);
         if weights == "bf16" {
@@ -141,7 +142,8 @@ fn write_q_adapter(folder: &Path, seed: u64) {
     write_tensors(&folder.join("adapter_model.safetensors"), &tensors, Dtype::F32);
 }
 
-/// The shipped model, with a split pattern that genai's tokenizer knows (it does not know intersections of classes).
+/// The shipped model, with a split pattern that genai's tokenizer knows (it does not know
+/// intersections of classes).
 #[test]
 fn the_tokenizer_files_beside_an_export_serve_genai() {
     let Some(python) = python() else { return };

@@ -1,4 +1,5 @@
-//! Sessions opened by several threads at the same moment. Alone in its process: the runtime learns of Karat's operators once.
+//! Sessions opened by several threads at the same moment. Alone in its process: the runtime learns
+//! of Karat's operators once.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,9 +1,10 @@
 //! A backend that answers from a recording instead of a model.
 //!
-//! A [`Recorder`] wraps any backend and keeps what it scores and generates; [`Recorder::write`] turns that into a folder
-//! with a `recording.jsonl`. [`Replay`] opens such a folder as if it were a model, and gives the same answers to the same
-//! questions, bit by bit, on a machine without the model or an ML framework. A question that was not recorded is an error
-//! that names the row; nothing is made up.
+//! A [`Recorder`] wraps any backend and keeps what it scores and generates; [`Recorder::write`]
+//! turns that into a folder with a `recording.jsonl`. [`Replay`] opens such a folder as if it were
+//! a model, and gives the same answers to the same questions, bit by bit, on a machine without the
+//! model or an ML framework. A question that was not recorded is an error that names the row;
+//! nothing is made up.
 //!
 //! ```no_run
 //! use karat_backend::{Backend, OpenConfig};

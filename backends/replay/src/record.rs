@@ -12,7 +12,8 @@ use crate::Recording;
 
 /// A backend that passes everything on to another, and keeps the answers of the one model it opens.
 ///
-/// Its sessions score and generate; they do not train, for that would change the model under the recording.
+/// Its sessions score and generate; they do not train, for that would change the model under the
+/// recording.
 pub struct Recorder {
     backend: Box<dyn Backend>,
     tape: Arc<Mutex<Option<Tape>>>,

@@ -6,8 +6,8 @@
 //! {"key":"91c0...","logprobs":[-0.25],"greedy":[true]}
 //! ```
 //!
-//! A question is known by its SHA-256 ([`score_key`], [`generate_key`]), and the lines are sorted by it: the same answers
-//! make the same bytes, in whatever order they were given.
+//! A question is known by its SHA-256 ([`score_key`], [`generate_key`]), and the lines are sorted
+//! by it: the same answers make the same bytes, in whatever order they were given.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -69,8 +69,9 @@ pub(crate) fn score_key(ids: &[u32]) -> String {
     key("score", ids, &[])
 }
 
-/// The key of continuing `prompt`, which is row number `row`. All of `config` counts but the batch size; the row and the
-/// seed count only where text is sampled, since greedy text does not depend on them.
+/// The key of continuing `prompt`, which is row number `row`. All of `config` counts but the batch
+/// size; the row and the seed count only where text is sampled, since greedy text does not depend
+/// on them.
 pub(crate) fn generate_key(prompt: &[u32], row: usize, config: &GenerateConfig) -> String {
     let mut stop_ids = config.stop_ids.clone();
     stop_ids.sort_unstable();
@@ -118,10 +119,12 @@ impl Recording {
         self.len() == 0
     }
 
-    /// Adds the answer to scoring the row `ids`: one log-probability and one flag for each token after the first.
+    /// Adds the answer to scoring the row `ids`: one log-probability and one flag for each token
+    /// after the first.
     ///
     /// # Errors
-    /// If their number is wrong, one is not finite, or the row has been answered differently before.
+    /// If their number is wrong, one is not finite, or the row has been answered differently
+    /// before.
     pub fn add_scores(&mut self, ids: &[u32], logprobs: &[f32], greedy: &[bool]) -> Result<(), BackendError> {
         let wanted = ids.len().max(1) - 1;
         if logprobs.len() != wanted || greedy.len() != wanted {
@@ -197,7 +200,8 @@ impl Recording {
         Ok(recording)
     }
 
-    /// Writes the recording into `folder`, which is made if need be; the file appears whole or not at all.
+    /// Writes the recording into `folder`, which is made if need be; the file appears whole or not
+    /// at all.
     ///
     /// # Errors
     /// If it cannot be written.

@@ -47,7 +47,8 @@ fn a_recording_conforms_in_process_and_across_the_boundary() {
     let (model, folder) = (model(), tempfile::tempdir().unwrap());
     let recorder = Recorder::new(Bigram);
     let outcome = check(&recorder, &Fixture::new(OpenConfig::new(model.path())));
-    // The rules for opening open other models, which a recorder may refuse; what they record is enough.
+    // The rules for opening open other models, which a recorder may refuse; what they record is
+    // enough.
     outcome.assert();
     recorder.write(folder.path()).unwrap();
     drop(model);

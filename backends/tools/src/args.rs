@@ -65,7 +65,8 @@ impl Drop for Args {
     }
 }
 
-/// Seconds of processor time of this process: on a machine that others use too, the steadier measure.
+/// Seconds of processor time of this process: on a machine that others use too, the steadier
+/// measure.
 pub fn processor_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<f64> = stat.split_whitespace().skip(13).take(2).filter_map(|f| f.parse().ok()).collect();

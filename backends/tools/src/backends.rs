@@ -1,5 +1,5 @@
-//! Trains and scores with the candle backend and the native one in turns and prints tokens per second of both as one JSON object:
-//! the numbers of README's table of backends.
+//! Trains and scores with the candle backend and the native one in turns and prints tokens per
+//! second of both as one JSON object: the numbers of README's table of backends.
 //!
 //! `karat-tools backends [model=DIR]` (the base of the suite medical-r1)
 

@@ -1,5 +1,5 @@
-//! Checks and measurements on a GPU, one section a process; `scripts/gpu-checks` runs them all and sets them beside
-//! PyTorch.
+//! Checks and measurements on a GPU, one section a process; `scripts/gpu-checks` runs them all and
+//! sets them beside PyTorch.
 //!
 //! `karat-tools gpu SECTION [device=cuda:0] [key=value ...]` prints one JSON object a line.
 //!
@@ -69,7 +69,8 @@ fn ids(n: usize, vocab: usize, seed: u32) -> Vec<u32> {
     noise(n, seed).iter().map(|x| ((x + 1.0) * 0.5 * vocab as f32) as u32 % vocab as u32).collect()
 }
 
-/// Products against f64: every pair of transpositions, element types, offsets, sums added to, batches.
+/// Products against f64: every pair of transpositions, element types, offsets, sums added to,
+/// batches.
 fn products(args: &Args) -> Done {
     let device = device(args)?;
     let gpu = &device.gpu;
@@ -253,7 +254,8 @@ fn parity(args: &Args) -> Done {
                 let (loss, norm) = (apart(&cuda.0, &cpu.0), apart(&cuda.1, &cpu.1));
                 let pairs = cuda.2.logprobs.iter().zip(&cpu.2.logprobs);
                 let score = pairs.fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-                // f32 differs by the order of sums; bf16 by rounded activations, whose bound is what small models show.
+                // f32 differs by the order of sums; bf16 by rounded activations, whose bound is
+                // what small models show.
                 let (of_loss, of_norm, of_score) =
                     if dtype == Dtype::F32 { (1e-4, 1e-3, 1e-3) } else { (2e-2, 0.2, 0.3) };
                 let texts = cuda.3 == cpu.3;
@@ -269,8 +271,9 @@ fn parity(args: &Args) -> Done {
     Ok(())
 }
 
-/// Floating-point operations of a training step for each token: two a parameter of a product forward, as many for the
-/// gradient of its input, as many for its own where it is trained; attention's causal half. Recomputing is not counted.
+/// Floating-point operations of a training step for each token: two a parameter of a product
+/// forward, as many for the gradient of its input, as many for its own where it is trained;
+/// attention's causal half. Recomputing is not counted.
 fn operations(c: &ModelConfig, full: bool, tokens: usize) -> f64 {
     let (q, k) = (c.heads.queries * c.heads.dim, c.heads.keys * c.heads.dim);
     let layer = c.hidden_size * (2 * q + 2 * k) + 3 * c.hidden_size * c.intermediate_size;

@@ -1,10 +1,10 @@
-//! Writes the gradients that one batch gives as a safetensors file and prints its loss, which `python/exactness.py`
-//! sets beside PyTorch, to say how exact training in bf16 is.
+//! Writes the gradients that one batch gives as a safetensors file and prints its loss, which
+//! `python/exactness.py` sets beside PyTorch, to say how exact training in bf16 is.
 //!
 //! `karat-tools gradients model=DIR ids=FILE dtype=f32|bf16 method=full|lora out=FILE`
 //!
-//! `ids` are numbers with spaces between them, one row, all of them trained on. With `method=lora` an adapter of rank 8 is
-//! on all projections, neither of its matrices zero.
+//! `ids` are numbers with spaces between them, one row, all of them trained on. With `method=lora`
+//! an adapter of rank 8 is on all projections, neither of its matrices zero.
 
 use std::collections::BTreeMap;
 use std::path::Path;

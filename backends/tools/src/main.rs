@@ -1,6 +1,7 @@
 //! Measurements and checks of Karat's backends and metrics: one program, a subcommand each.
 //!
-//! `cargo run --release -p karat-tools -- COMMAND [key=value ...]`; what Python measures beside it lies in `python/`.
+//! `cargo run --release -p karat-tools -- COMMAND [key=value ...]`; what Python measures beside it
+//! lies in `python/`.
 //!
 //! | command | measures or checks |
 //! |---|---|

@@ -1,5 +1,5 @@
-//! How fast the metrics are, beside the Python packages they reproduce, in one go on the same pairs; how they scale with
-//! cores; and what long texts cost in time and memory.
+//! How fast the metrics are, beside the Python packages they reproduce, in one go on the same
+//! pairs; how they scale with cores; and what long texts cost in time and memory.
 //!
 //! ```text
 //! karat-tools metrics python=VENV/bin/python pairs=PAIRS.jsonl
@@ -7,11 +7,12 @@
 //! karat-tools metrics long=20000                                   # one text length; peak memory
 //! ```
 //!
-//! Pairs are lines `{"reference", "candidate"}`, or data rows `{"think", "answer"}`, each of which is then compared with the next one.
-//! Python (`python/metrics_speed.py` says which packages) and Karat take turns, group by group. Python works through the pairs
-//! until `seconds=` are over (default: no limit); Karat is then timed on exactly those pairs, on one thread, the mean of several rounds.
-//! Both are timed by the processor time of their thread, so that other work on the machine does not count; `all cores` compares
-//! wall clocks. Segmentation is part of every time.
+//! Pairs are lines `{"reference", "candidate"}`, or data rows `{"think", "answer"}`, each of which
+//! is then compared with the next one. Python (`python/metrics_speed.py` says which packages) and
+//! Karat take turns, group by group. Python works through the pairs until `seconds=` are over
+//! (default: no limit); Karat is then timed on exactly those pairs, on one thread, the mean of
+//! several rounds. Both are timed by the processor time of their thread, so that other work on the
+//! machine does not count; `all cores` compares wall clocks. Segmentation is part of every time.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -157,8 +158,8 @@ impl Drop for Packages {
     }
 }
 
-/// Seconds of a clock that one round of the work takes: the mean over at least three rounds and 0.4 seconds, since processor time
-/// advances in steps of some milliseconds.
+/// Seconds of a clock that one round of the work takes: the mean over at least three rounds and 0.4
+/// seconds, since processor time advances in steps of some milliseconds.
 fn mean_of_rounds(clock: fn() -> f64, work: impl Fn()) -> f64 {
     let (start, began, mut rounds) = (clock(), wall_seconds(), 0);
     while rounds < 3 || wall_seconds() - began < 0.4 {
@@ -198,9 +199,11 @@ fn read_pairs(file: &Path) -> Result<Vec<Pair>> {
     Ok(texts.iter().cloned().zip(texts.iter().cycle().skip(1).cloned()).collect())
 }
 
-/// Every group on one pair of `length` characters: milliseconds, and the process's peak memory before and after.
+/// Every group on one pair of `length` characters: milliseconds, and the process's peak memory
+/// before and after.
 fn long_texts(length: usize, only: Option<&str>) -> Result<()> {
-    // Like prose: words that come back, never the same sentence twice. A multiplicative generator, so that it needs no file.
+    // Like prose: words that come back, never the same sentence twice. A multiplicative generator,
+    // so that it needs no file.
     let words = [
         "患者",
         "应当",

@@ -1,7 +1,9 @@
-//! Karat's side of `python/onnx_bench.py`: reads one JSON task a line, answers with one JSON object a line.
+//! Karat's side of `python/onnx_bench.py`: reads one JSON task a line, answers with one JSON object
+//! a line.
 //!
-//! `{"open": DIR, "threads": N, "dtype": "f32", "options": {..}}` opens a model; `{"score": [[ids]..]}` and
-//! `{"generate": [[ids]..], "new": N, "batch": B, "stop": [ids]}` are timed. Started by the script.
+//! `{"open": DIR, "threads": N, "dtype": "f32", "options": {..}}` opens a model;
+//! `{"score": [[ids]..]}` and `{"generate": [[ids]..], "new": N, "batch": B, "stop": [ids]}` are
+//! timed. Started by the script.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};

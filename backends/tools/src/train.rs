@@ -1,12 +1,13 @@
-//! Trains a model folder for a few steps and prints one JSON object, which `python/side_by_side.py` sets beside PyTorch.
+//! Trains a model folder for a few steps and prints one JSON object, which `python/side_by_side.py`
+//! sets beside PyTorch.
 //!
 //! `karat-tools train model=DIR method=full|lora dtype=f32|bf16 recompute=0|1
 //! length=512 steps=4 dropout=0.0 threads=2`
 //!
 //! With `KARAT_PROFILE=1` the time by operation goes to the error stream.
 //!
-//! Items are drawn by a generator that is easy to write again in another language, one row of `length` ids a step, all
-//! of them trained on. The first step warms up and is not counted.
+//! Items are drawn by a generator that is easy to write again in another language, one row of
+//! `length` ids a step, all of them trained on. The first step warms up and is not counted.
 
 use karat_backend::*;
 use karat_native::NativeBackend;

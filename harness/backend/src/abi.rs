@@ -1,9 +1,10 @@
 //! The plugin boundary, laid out in C.
 //!
-//! A plugin is a shared library that exports one function, `karat_backend_<crate name>`, which returns a `&'static`
-//! [`BackendV1`]: a table of ten functions. Control (configurations, plans, events, results, errors) crosses as JSON,
-//! data (token ids, labels, scores) as plain arrays, and the return value of the one event callback says whether to go
-//! on. Rust's own types never cross: plugin and host may be built by different compilers.
+//! A plugin is a shared library that exports one function, `karat_backend_<crate name>`, which
+//! returns a `&'static` [`BackendV1`]: a table of ten functions. Control (configurations, plans,
+//! events, results, errors) crosses as JSON, data (token ids, labels, scores) as plain arrays, and
+//! the return value of the one event callback says whether to go on. Rust's own types never cross:
+//! plugin and host may be built by different compilers.
 //!
 //! An author writes safe Rust and never sees any of this:
 //!
@@ -37,24 +38,28 @@
 //! # fn main() {}
 //! ```
 //!
-//! The host's side is [`Foreign`], which implements [`Backend`](crate::Backend) over a table, so that code
-//! cannot tell a plugin from a backend that is linked in. [`table`] makes the table of any backend without a library
-//! in between: tests call across the boundary in one process, and two backends that are linked into one binary never
-//! meet at a symbol.
+//! The host's side is [`Foreign`], which implements [`Backend`](crate::Backend) over a table, so
+//! that code cannot tell a plugin from a backend that is linked in. [`table`] makes the table of
+//! any backend without a library in between: tests call across the boundary in one process, and two
+//! backends that are linked into one binary never meet at a symbol.
 //!
 //! # The contract
-//! - **Version.** `size`, `major` and `minor` stand at the same place for ever. A different major is refused; within a
-//!   major the table only grows, and a field is read only if `size` covers it, so an older plugin simply lacks the newer
-//!   functions and a newer one has some that are not called.
-//! - **Memory.** What is lent ([`Slice`], [`Tokens`], [`Labelled`], [`ScoresOut`], [`Sink`]) is valid during the call
-//!   only. What is given ([`Owned`]) is freed by the side that made it, through `release`.
-//! - **Panics** cross in neither direction. The plugin's thunks catch them, answer [`Status::Panicked`] and poison the
-//!   session, which then can only be closed. The host's callback catches a panic of the sink, answers stop, and lets the
-//!   panic go on once the call has returned.
-//! - **Threads.** A session is called from one thread at a time, and calls its sink from within the call only; different
-//!   sessions may be called from different threads.
+//! - **Version.** `size`, `major` and `minor` stand at the same place for ever. A different major
+//!   is refused; within a major the table only grows, and a field is read only if `size` covers it,
+//!   so an older plugin simply lacks the newer functions and a newer one has some that are not
+//!   called.
+//! - **Memory.** What is lent ([`Slice`], [`Tokens`], [`Labelled`], [`ScoresOut`], [`Sink`]) is
+//!   valid during the call only. What is given ([`Owned`]) is freed by the side that made it,
+//!   through `release`.
+//! - **Panics** cross in neither direction. The plugin's thunks catch them, answer
+//!   [`Status::Panicked`] and poison the session, which then can only be closed. The host's
+//!   callback catches a panic of the sink, answers stop, and lets the panic go on once the call has
+//!   returned.
+//! - **Threads.** A session is called from one thread at a time, and calls its sink from within the
+//!   call only; different sessions may be called from different threads.
 //! - **Numbers.** Enums cross as integers and are matched totally; booleans as `u8`.
-//! - **Cancelling** works through events only: a backend sends one at least per optimizer step or token batch.
+//! - **Cancelling** works through events only: a backend sends one at least per optimizer step or
+//!   token batch.
 
 #![allow(unsafe_code)]
 
@@ -73,8 +78,9 @@ pub use foreign::Foreign;
 pub const MAJOR: u16 = 1;
 /// Grows when the table does: 1 added `export` and `adapt`, 2 `provide`, 3 `measure`.
 pub const MINOR: u16 = 3;
-/// A plugin exports one function of this name followed by the name of its crate. The crate's name is part of it because
-/// two rlibs that define the same symbol link silently to *one* of the two, and a test binary links several backends.
+/// A plugin exports one function of this name followed by the name of its crate. The crate's name
+/// is part of it because two rlibs that define the same symbol link silently to *one* of the two,
+/// and a test binary links several backends.
 pub const SYMBOL_PREFIX: &str = "karat_backend_";
 
 /// Bytes lent for the duration of a call.
@@ -192,8 +198,8 @@ pub type CloseFn = unsafe extern "C" fn(session: *mut c_void) -> i32;
 /// Fills `scores`.
 pub type ScoreFn =
     unsafe extern "C" fn(session: *mut c_void, rows: Tokens, sink: Sink, scores: ScoresOut, out: *mut Owned) -> i32;
-/// Takes a [`GenerateConfig`](crate::GenerateConfig) as JSON and writes the completions of all rows as a JSON
-/// list (they are few and slow to come by: an array layout would win nothing).
+/// Takes a [`GenerateConfig`](crate::GenerateConfig) as JSON and writes the completions of all rows
+/// as a JSON list (they are few and slow to come by: an array layout would win nothing).
 pub type GenerateFn =
     unsafe extern "C" fn(session: *mut c_void, prompts: Tokens, config: Slice, sink: Sink, out: *mut Owned) -> i32;
 /// Takes a [`TrainPlan`](crate::TrainPlan) as JSON and writes a
@@ -282,9 +288,9 @@ const _: () = {
     assert!(offset_of!(Sink, ctx) == 0 && offset_of!(Sink, event) == 8 && size_of::<Sink>() == 16);
 };
 
-/// Makes a crate a plugin: exports the table of `$backend`, which is a [`Backend`](crate::Backend) and
-/// [`Default`]. Once per crate, whose `Cargo.toml` says `crate-type = ["cdylib", "rlib"]`; the crate name `karat-foo`
-/// makes the plugin be found as `foo`.
+/// Makes a crate a plugin: exports the table of `$backend`, which is a [`Backend`](crate::Backend)
+/// and [`Default`]. Once per crate, whose `Cargo.toml` says `crate-type = ["cdylib", "rlib"]`; the
+/// crate name `karat-foo` makes the plugin be found as `foo`.
 ///
 /// ```ignore
 /// karat_backend::export_backend!(Native);
@@ -298,7 +304,8 @@ macro_rules! export_backend {
                 "a Karat plugin must be built with panic = \"unwind\": with \"abort\", a panic in it would end the host"
             );
 
-            // The one thing an author cannot write in safe Rust. The name holds the crate's, see `SYMBOL_PREFIX`.
+            // The one thing an author cannot write in safe Rust. The name holds the crate's, see
+            // `SYMBOL_PREFIX`.
             #[allow(unsafe_code)]
             #[unsafe(export_name = concat!("karat_backend_", env!("CARGO_CRATE_NAME")))]
             extern "C" fn karat_backend() -> *const $crate::abi::BackendV1 {

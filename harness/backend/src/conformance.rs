@@ -1,8 +1,9 @@
 //! The conformance suite: rules that every backend must satisfy.
 //!
-//! [`check`] puts a backend through its paces on a small model and says which rules hold. A backend's own tests run it
-//! twice: on the type, in process, and on the plugin that the host loads (`karat::plugin::Plugin`), across the boundary. The
-//! rules for scoring, generating, training and exporting apply by the capabilities that the backend's descriptor names.
+//! [`check`] puts a backend through its paces on a small model and says which rules hold. A
+//! backend's own tests run it twice: on the type, in process, and on the plugin that the host loads
+//! (`karat::plugin::Plugin`), across the boundary. The rules for scoring, generating, training and
+//! exporting apply by the capabilities that the backend's descriptor names.
 //!
 //! ```no_run
 //! use karat_backend::conformance::{self, Fixture};
@@ -28,16 +29,19 @@ use crate::{Backend, BackendError, BackendErrorKind, Capability, Event, Flow, Op
 /// What the rules are tried on.
 #[derive(Clone, Debug)]
 pub struct Fixture {
-    /// How to open the model: a small one, which must hold sequences of 32 tokens and have 8 or more tokens.
+    /// How to open the model: a small one, which must hold sequences of 32 tokens and have 8 or
+    /// more tokens.
     pub open: OpenConfig,
-    /// How far a token's log-probability may move with the rows it is batched with, in nats. 1e-4 by default: the order
-    /// in which a matrix product is summed depends on its shape.
+    /// How far a token's log-probability may move with the rows it is batched with, in nats. 1e-4
+    /// by default: the order in which a matrix product is summed depends on its shape.
     pub score_tolerance: f32,
-    /// How far, relatively, a resumed run may be from one that never stopped. 0 by default: bit by bit the same.
+    /// How far, relatively, a resumed run may be from one that never stopped. 0 by default: bit by
+    /// bit the same.
     pub resume_tolerance: f64,
     /// The highest learning rate of the training runs; 1e-3 by default.
     pub learning_rate: f64,
-    /// The adapter that is trained if the backend trains adapters; the recipe's, of rank 2 and without dropout, by default.
+    /// The adapter that is trained if the backend trains adapters; the recipe's, of rank 2 and
+    /// without dropout, by default.
     pub lora: LoraConfig,
 }
 
@@ -162,8 +166,8 @@ impl Case<'_> {
 /// The longest sequence that the rules use.
 const LONGEST: usize = 32;
 
-/// Rows of ids below `vocab`, of the given lengths, drawn from a fixed sequence (Knuth's 64-bit linear congruential
-/// generator, TAOCP 2, 3.3.4).
+/// Rows of ids below `vocab`, of the given lengths, drawn from a fixed sequence (Knuth's 64-bit
+/// linear congruential generator, TAOCP 2, 3.3.4).
 fn draw_rows(seed: u64, vocab: usize, lengths: &[usize]) -> Vec<Vec<u32>> {
     let mut state = seed;
     let mut draw = || {
@@ -222,7 +226,8 @@ impl Stopper {
     }
 }
 
-/// Log lines and the checkpoint that a stopped training run leaves may follow a stop; the rest is work.
+/// Log lines and the checkpoint that a stopped training run leaves may follow a stop; the rest is
+/// work.
 fn is_work(event: &Event) -> bool {
     !matches!(event, Event::Log { .. } | Event::Checkpoint { .. })
 }

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Log-probabilities of a scored batch: row `i` of `n` ids has `max(n, 1) - 1` entries, the first for the second token.
+/// Log-probabilities of a scored batch: row `i` of `n` ids has `max(n, 1) - 1` entries, the first
+/// for the second token.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scores {
     /// Natural-log probability of each token given its prefix, rows back to back.
@@ -26,8 +27,9 @@ pub struct GenerateConfig {
     /// Sample from the `k` most probable tokens; 0 is off.
     #[serde(default)]
     pub top_k: usize,
-    /// Seed of sampling. A row's text depends on the seed and its row number, not on how rows are batched; backends that
-    /// sample by the rule of `karat-model` give the same one wherever their logits agree.
+    /// Seed of sampling. A row's text depends on the seed and its row number, not on how rows are
+    /// batched; backends that sample by the rule of `karat-model` give the same one wherever their
+    /// logits agree.
     #[serde(default)]
     pub seed: u64,
     /// A row ends when it produces one of these ids (which stays the last of its ids).

@@ -17,8 +17,8 @@ pub struct ExportConfig {
     /// How adapters get in.
     #[serde(default)]
     pub adapter_mode: AdapterMode,
-    /// What the weights are stored as, in the backend's words (`f32`, `f16`, `bf16`, `int8`, `int4`): an unknown one is an
-    /// error that lists the known.
+    /// What the weights are stored as, in the backend's words (`f32`, `f16`, `bf16`, `int8`,
+    /// `int4`): an unknown one is an error that lists the known.
     #[serde(default = "f32")]
     pub weights: String,
     /// The folder to write. It must not hold anything else; it is there whole or not at all.
@@ -56,7 +56,8 @@ pub struct NamedAdapter {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AdapterMode {
-    /// Added to the weights when they are written. The fastest, and every variant of LoRA can be had so.
+    /// Added to the weights when they are written. The fastest, and every variant of LoRA can be
+    /// had so.
     #[default]
     Merge,
     /// Fed beside the input ids: one resident base serves any number of adapters, one at a time.

@@ -1,8 +1,9 @@
 //! The configuration of an adapter under PEFT's names, and PEFT's rules for which modules get one.
 //!
-//! The rules are those of peft 0.21's `check_target_module_exists` and `get_pattern_key`, so that a configuration means the
-//! same here and there. What PEFT itself reads in two ways is refused: where several keys of a pattern match one module,
-//! its answer depends on their order, which its own `adapter_config.json` (sorted keys) does not keep.
+//! The rules are those of peft 0.21's `check_target_module_exists` and `get_pattern_key`, so that a
+//! configuration means the same here and there. What PEFT itself reads in two ways is refused:
+//! where several keys of a pattern match one module, its answer depends on their order, which its
+//! own `adapter_config.json` (sorted keys) does not keep.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,9 +24,10 @@ pub const ALL_LINEAR: &str = "all-linear";
 
 /// A LoRA adapter, under PEFT's names (Hu et al., arXiv 2106.09685; peft `LoraConfig`).
 ///
-/// `y = W x + s * B (A dropout(x))` with `s = lora_alpha / r`, or `lora_alpha / sqrt(r)` with rsLoRA. `B` starts at zero, `A`
-/// as [`InitLora`] says. With DoRA (arXiv 2402.09353) `y = m / ||W + s B A|| * (W + s B A) x`, row by row; the norm gets no
-/// gradient and `m` starts as `||W||`.
+/// `y = W x + s * B (A dropout(x))` with `s = lora_alpha / r`, or `lora_alpha / sqrt(r)` with
+/// rsLoRA. `B` starts at zero, `A` as [`InitLora`] says. With DoRA (arXiv 2402.09353)
+/// `y = m / ||W + s B A|| * (W + s B A) x`, row by row; the norm gets no gradient and `m` starts as
+/// `||W||`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
@@ -42,8 +44,8 @@ pub struct LoraConfig {
     /// Of these, the ones that get none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exclude_modules: Option<Modules>,
-    /// Only the layers of these numbers (from 0); empty is all. Not with a pattern, as in PEFT, and of no effect on a target
-    /// that is a whole path.
+    /// Only the layers of these numbers (from 0); empty is all. Not with a pattern, as in PEFT, and
+    /// of no effect on a target that is a whole path.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_more")]
     pub layers_to_transform: Vec<usize>,
     /// Other ranks for modules whose path ends with a match of the key, a regular expression.
@@ -55,8 +57,9 @@ pub struct LoraConfig {
     /// Train the magnitude of each row apart from its direction (DoRA).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub use_dora: bool,
-    /// Modules trained whole beside the adapter and stored with it: `norm`, `lm_head` ... A module is meant whose path ends
-    /// with one of these texts, wherever that begins (PEFT's rule: `norm` also means `input_layernorm`).
+    /// Modules trained whole beside the adapter and stored with it: `norm`, `lm_head` ... A module
+    /// is meant whose path ends with one of these texts, wherever that begins (PEFT's rule: `norm`
+    /// also means `input_layernorm`).
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "none_or_more")]
     pub modules_to_save: Vec<String>,
     /// What `A` is drawn from.
@@ -203,7 +206,8 @@ impl Matcher<'_> {
         let excluded = match (&self.exclude, &self.config.exclude_modules) {
             (Some(pattern), _) => pattern.is_match(path),
             (None, Some(Modules::Names(names))) => names.iter().any(|name| names_it(name, path)),
-            // The word is no pattern here: PEFT takes it as a regular expression that matches nothing.
+            // The word is no pattern here: PEFT takes it as a regular expression that matches
+            // nothing.
             (None, _) => false,
         };
         if excluded || self.kept.iter().any(|pattern| pattern.is_match(path)) || !self.targeted(path) {
@@ -235,7 +239,8 @@ impl Matcher<'_> {
         self.config.modules_to_save.iter().any(|name| path.ends_with(name.as_str()))
     }
 
-    /// A name among the targets that matches none of `paths`, if there is one; for a pattern, the pattern.
+    /// A name among the targets that matches none of `paths`, if there is one; for a pattern, the
+    /// pattern.
     pub fn without_module<'p>(&self, paths: impl Iterator<Item = &'p str> + Clone) -> Option<String> {
         match &self.config.target_modules {
             Modules::Names(names) => names.iter().find(|name| !paths.clone().any(|path| names_it(name, path))).cloned(),
@@ -249,7 +254,8 @@ fn names_it(name: &str, path: &str) -> bool {
     path == name || path.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
 }
 
-/// The number behind a layer's name: the first part of the path that is one and has two parts before it.
+/// The number behind a layer's name: the first part of the path that is one and has two parts
+/// before it.
 fn layer_of(path: &str) -> Option<usize> {
     let parts: Vec<&str> = path.split('.').collect();
     parts.iter().enumerate().skip(2).take(parts.len().saturating_sub(3)).find_map(|(_, part)| part.parse().ok())
@@ -321,8 +327,8 @@ impl<'de> Deserialize<'de> for InitLora {
     }
 }
 
-/// Modules as PEFT names them: a list of names, each a whole path or its last part, or one regular expression that the
-/// whole path must match, or [`ALL_LINEAR`].
+/// Modules as PEFT names them: a list of names, each a whole path or its last part, or one regular
+/// expression that the whole path must match, or [`ALL_LINEAR`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Modules {
     /// Names.

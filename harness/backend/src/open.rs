@@ -18,7 +18,8 @@ pub struct Descriptor {
     pub version: String,
     /// What its sessions offer.
     pub capabilities: Vec<Capability>,
-    /// Devices it was built for, in order of preference; whether one is present shows at [`Backend::open`].
+    /// Devices it was built for, in order of preference; whether one is present shows at
+    /// [`Backend::open`].
     pub devices: Vec<String>,
     /// Element types it computes in.
     pub dtypes: Vec<Dtype>,
@@ -86,12 +87,13 @@ pub enum Weights {
     /// From the safetensors files of the model folder.
     #[default]
     Load,
-    /// Drawn anew: `N(0, initializer_range)` for matrices, ones for norms; the folder needs only `config.json`.
+    /// Drawn anew: `N(0, initializer_range)` for matrices, ones for norms; the folder needs only
+    /// `config.json`.
     Random,
 }
 
-/// Prefix of temporary model folders, which are deleted again: a backend should keep nothing of such a model
-/// elsewhere.
+/// Prefix of temporary model folders, which are deleted again: a backend should keep nothing of
+/// such a model elsewhere.
 pub const TEMPORARY_MODEL: &str = ".karat-merged-";
 
 /// How to open a session.
@@ -103,8 +105,9 @@ pub struct OpenConfig {
     /// A folder in the PEFT layout, applied on top of the model.
     #[serde(default)]
     pub adapter: Option<PathBuf>,
-    /// Fold the adapter into the weights (in f32, rounded once) and write the model that results into this folder, in the
-    /// layout of `model`; the session is that model's. For backends with [`Capability::Merge`].
+    /// Fold the adapter into the weights (in f32, rounded once) and write the model that results
+    /// into this folder, in the layout of `model`; the session is that model's. For backends with
+    /// [`Capability::Merge`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge_into: Option<PathBuf>,
     /// Load weights or draw them.
@@ -122,8 +125,9 @@ pub struct OpenConfig {
     /// Seeds everything random in the session that no call seeds itself.
     #[serde(default)]
     pub seed: u64,
-    /// Options of this backend alone; an unknown key is an error. One that names code to load is called `library` or ends in
-    /// `_library`, one that names a folder to write ends in `_dir`: a suite file cannot give them, only the command line.
+    /// Options of this backend alone; an unknown key is an error. One that names code to load is
+    /// called `library` or ends in `_library`, one that names a folder to write ends in `_dir`: a
+    /// suite file cannot give them, only the command line.
     #[serde(default)]
     pub options: BTreeMap<String, serde_json::Value>,
 }
@@ -149,7 +153,8 @@ impl OpenConfig {
     }
 }
 
-/// The device, types and kernels that a session really runs with; goes into the report's `environment`.
+/// The device, types and kernels that a session really runs with; goes into the report's
+/// `environment`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionInfo {
     /// The device that runs, e.g. `cpu`.

@@ -1,6 +1,7 @@
-//! `adapter_config.json` as PEFT writes it, read strictly: a switch that changes what an adapter means and is not implemented is
-//! refused by its name, also one of tomorrow. A wrong merge would look like a result. A key of tomorrow that switches nothing
-//! on is passed over with a warning, as PEFT itself does.
+//! `adapter_config.json` as PEFT writes it, read strictly: a switch that changes what an adapter
+//! means and is not implemented is refused by its name, also one of tomorrow. A wrong merge would
+//! look like a result. A key of tomorrow that switches nothing on is passed over with a warning, as
+//! PEFT itself does.
 
 use std::path::Path;
 
@@ -11,7 +12,8 @@ use crate::{BackendError, LoraConfig};
 /// The file beside an adapter's weights.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 
-/// Switches of PEFT 0.21's `LoraConfig` that no backend implements; whatever turns one on is refused.
+/// Switches of PEFT 0.21's `LoraConfig` that no backend implements; whatever turns one on is
+/// refused.
 const VARIANTS: [&str; 20] = [
     "alora_invocation_tokens",
     "arrow_config",
@@ -59,7 +61,8 @@ pub fn read_adapter_config(folder: &Path) -> Result<LoraConfig, BackendError> {
 /// Reads [`ADAPTER_CONFIG`] in `folder`, and what its user should know of how it was read.
 ///
 /// # Errors
-/// Unsupported, by name, for every variant that is set and not implemented; failed for a file that is missing or broken.
+/// Unsupported, by name, for every variant that is set and not implemented; failed for a file that
+/// is missing or broken.
 pub fn read_adapter_config_saying(folder: &Path) -> Result<(LoraConfig, Option<String>), BackendError> {
     let path = folder.join(ADAPTER_CONFIG);
     let at = |what: &str| BackendError::failed(format!("{}: {what}", path.display()));
@@ -85,8 +88,8 @@ fn parse(raw: &Map<String, Value>) -> Result<(LoraConfig, Vec<String>), BackendE
     for (key, value) in raw {
         match key.as_str() {
             "peft_type" if value == "LORA" => {}
-            // How `A` was drawn once does not matter for tensors that are read. Others (PiSSA, OLoRA, LoftQ, ...) also change
-            // the base weights, so their adapters mean another base.
+            // How `A` was drawn once does not matter for tensors that are read. Others (PiSSA,
+            // OLoRA, LoftQ, ...) also change the base weights, so their adapters mean another base.
             "init_lora_weights" if value.is_null() || value.is_boolean() || value == "orthogonal" => {}
             "bias" if value == "none" => {}
             "layers_pattern" if value == "layers" || *value == json!(["layers"]) => {}
@@ -133,8 +136,8 @@ fn unset(value: &Value) -> bool {
     }
 }
 
-/// Whether a key that is not known says nothing: variants are switched on by `true`, a name, a list or a section of their
-/// own, and tuned by numbers or "auto" that mean nothing without.
+/// Whether a key that is not known says nothing: variants are switched on by `true`, a name, a list
+/// or a section of their own, and tuned by numbers or "auto" that mean nothing without.
 fn neutral(value: &Value) -> bool {
     unset(value) || value.is_number() || value.as_str().is_some_and(|text| text.is_empty() || text == "auto")
 }

@@ -36,9 +36,10 @@ impl Default for AdamW {
     }
 }
 
-/// A training run, fully decided by the host. One optimizer step consumes `steps[s]`: its micro-batches in order, each
-/// a list of rows of the training data. The loss of a step is the summed negative log-likelihood of all its labelled
-/// tokens divided by their number (Hugging Face's `num_items_in_batch`), so accumulation equals one large batch.
+/// A training run, fully decided by the host. One optimizer step consumes `steps[s]`: its
+/// micro-batches in order, each a list of rows of the training data. The loss of a step is the
+/// summed negative log-likelihood of all its labelled tokens divided by their number (Hugging
+/// Face's `num_items_in_batch`), so accumulation equals one large batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainPlan {
     /// Full or LoRA.
@@ -53,13 +54,15 @@ pub struct TrainPlan {
     pub optimizer: AdamW,
     /// Gradients are scaled down to this global L2 norm; 0 is off.
     pub max_grad_norm: f64,
-    /// Evaluate every so many steps and after the last; 0 is only after the last. No eval rows, no evaluation.
+    /// Evaluate every so many steps and after the last; 0 is only after the last. No eval rows, no
+    /// evaluation.
     pub eval_every: usize,
     /// Rows per evaluation batch.
     pub eval_batch_size: usize,
     /// Write a checkpoint every so many steps and after the last; 0 is only after the last.
     pub save_every: usize,
-    /// Keep only so many checkpoints (the best by evaluation loss and the last are always kept); 0 keeps all.
+    /// Keep only so many checkpoints (the best by evaluation loss and the last are always kept); 0
+    /// keeps all.
     pub save_total_limit: usize,
     /// End before the last step when the evaluation loss no longer falls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,12 +77,14 @@ pub struct TrainPlan {
     pub init_adapter: Option<PathBuf>,
     /// Seeds adapter initialisation and dropout.
     pub seed: u64,
-    /// SHA-256 over data and plan (without output and resume paths); a checkpoint of another plan is refused.
+    /// SHA-256 over data and plan (without output and resume paths); a checkpoint of another plan
+    /// is refused.
     pub fingerprint: String,
 }
 
-/// When training ends early, as transformers' `EarlyStoppingCallback` has it. The backend stops, since what it writes as the
-/// last checkpoint depends on it; the losses of all evaluations decide, so that a resumed run stops where a whole one does.
+/// When training ends early, as transformers' `EarlyStoppingCallback` has it. The backend stops,
+/// since what it writes as the last checkpoint depends on it; the losses of all evaluations decide,
+/// so that a resumed run stops where a whole one does.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EarlyStopping {
@@ -110,11 +115,13 @@ pub struct TrainSummary {
     pub last_checkpoint: PathBuf,
     /// The checkpoint with the lowest evaluation loss, if evaluated.
     pub best_checkpoint: Option<PathBuf>,
-    /// Optimizer steps done in total (those before a resume included); fewer than planned if it stopped early.
+    /// Optimizer steps done in total (those before a resume included); fewer than planned if it
+    /// stopped early.
     pub steps: usize,
     /// Parameters that were trained.
     pub trainable_parameters: u64,
-    /// Training tokens seen (positions fed to the model, padding excluded), those before a resume included.
+    /// Training tokens seen (positions fed to the model, padding excluded), those before a resume
+    /// included.
     pub tokens: u64,
     /// Seconds of training in this call, evaluation and saving included.
     pub seconds: f64,

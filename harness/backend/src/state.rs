@@ -78,7 +78,8 @@ pub struct TrainerState {
     pub trial_params: Option<String>,
 }
 
-/// One line of [`TrainerState::log_history`]: a step (loss, gradient norm, learning rate) or an evaluation.
+/// One line of [`TrainerState::log_history`]: a step (loss, gradient norm, learning rate) or an
+/// evaluation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LogEntry {
     /// Epochs completed.

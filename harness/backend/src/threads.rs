@@ -4,8 +4,8 @@ use std::thread::available_parallelism;
 
 use super::BackendError;
 
-/// Most worker threads of a session: four times this machine's cores, and at least 16. More of them only wait for each other:
-/// ten thousand are hours in which nothing seems to happen.
+/// Most worker threads of a session: four times this machine's cores, and at least 16. More of them
+/// only wait for each other: ten thousand are hours in which nothing seems to happen.
 pub fn most_threads() -> usize {
     (4 * cores()).max(16)
 }
@@ -31,8 +31,9 @@ pub fn worker_threads(asked: usize) -> Result<usize, BackendError> {
     }
 }
 
-/// What becomes of `asked` threads, a setting called `name`: no more than [`most_threads`], and what to say where that is
-/// fewer. The numbers do not depend on it, so a suite of a larger machine runs here.
+/// What becomes of `asked` threads, a setting called `name`: no more than [`most_threads`], and
+/// what to say where that is fewer. The numbers do not depend on it, so a suite of a larger machine
+/// runs here.
 pub fn bounded_threads(name: &str, asked: usize) -> (usize, Option<String>) {
     let most = most_threads();
     match asked <= most {

@@ -90,8 +90,9 @@ impl<'a> TokensView<'a> {
     }
 }
 
-/// Ragged rows of token ids with a label for each: `labels[k]` is the id at `k`, or [`IGNORE`] where position `k` is
-/// not trained on. Labels are *not* shifted: position `k` is predicted from `k - 1`.
+/// Ragged rows of token ids with a label for each: `labels[k]` is the id at `k`, or [`IGNORE`]
+/// where position `k` is not trained on. Labels are *not* shifted: position `k` is predicted from
+/// `k - 1`.
 #[derive(Clone, Copy, Debug)]
 pub struct LabelledView<'a> {
     tokens: TokensView<'a>,

@@ -24,8 +24,9 @@ pub trait Backend: Send + Sync + 'static {
     /// missing files, [`BackendErrorKind::Usage`] for a folder that is no model or adapter, or one
     /// to write into that holds something.
     fn open(&self, config: &OpenConfig) -> Result<Box<dyn Session>, BackendError>;
-    /// Writes a model in this backend's own format, if it has one ([`Capability::Export`]). Emits [`Event::Progress`] at
-    /// least once per tensor; [`Flow::Stop`] ends with [`BackendErrorKind::Cancelled`] and leaves nothing behind.
+    /// Writes a model in this backend's own format, if it has one ([`Capability::Export`]). Emits
+    /// [`Event::Progress`] at least once per tensor; [`Flow::Stop`] ends with
+    /// [`BackendErrorKind::Cancelled`] and leaves nothing behind.
     ///
     /// # Errors
     /// [`BackendErrorKind::Unsupported`] for what cannot be written, [`BackendErrorKind::Failed`]
@@ -35,8 +36,9 @@ pub trait Backend: Send + Sync + 'static {
         let _ = (config, sink);
         Err(BackendError::unsupported(format!("the backend {} exports no models", self.describe().name)))
     }
-    /// Looks for what this backend needs of the machine beside itself to run on `device` (a runtime library, a driver) and says
-    /// what it found; with `fix` it fetches what is missing first. A backend that needs nothing leaves this as it is.
+    /// Looks for what this backend needs of the machine beside itself to run on `device` (a runtime
+    /// library, a driver) and says what it found; with `fix` it fetches what is missing first. A
+    /// backend that needs nothing leaves this as it is.
     ///
     /// # Errors
     /// Something is missing or unusable; the message says the one command to run.
@@ -44,8 +46,9 @@ pub trait Backend: Send + Sync + 'static {
         let _ = (fix, device);
         Ok(Provisions::default())
     }
-    /// What this backend's kernels reach on `device` with all its processors, beside what the device could do at most: facts
-    /// for a person, each with its unit. It takes seconds. A backend that has no kernels of its own leaves this as it is.
+    /// What this backend's kernels reach on `device` with all its processors, beside what the
+    /// device could do at most: facts for a person, each with its unit. It takes seconds. A backend
+    /// that has no kernels of its own leaves this as it is.
     ///
     /// # Errors
     /// The device is not there, or a choice of kernels in the environment is none.
@@ -55,7 +58,8 @@ pub trait Backend: Send + Sync + 'static {
     }
 }
 
-/// What a backend found of what it needs of the machine or can do on it; see [`Backend::provide`] and [`Backend::measure`].
+/// What a backend found of what it needs of the machine or can do on it; see [`Backend::provide`]
+/// and [`Backend::measure`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provisions {
     /// Facts in the order of their names: `library`, `providers`, `version`.
@@ -74,20 +78,21 @@ pub trait Session: Send {
     }
     /// What was really opened: dtype, device, kernels, parameter count, effective thread count.
     fn info(&self) -> SessionInfo;
-    /// Exchanges the adapter for the one in a folder (PEFT layout), or for none, and keeps the base model resident
-    /// ([`Capability::ExchangeAdapter`]). If it fails, the session goes on with the adapter it had.
+    /// Exchanges the adapter for the one in a folder (PEFT layout), or for none, and keeps the base
+    /// model resident ([`Capability::ExchangeAdapter`]). If it fails, the session goes on with the
+    /// adapter it had.
     ///
     /// # Errors
-    /// [`BackendErrorKind::Unsupported`] if this session cannot, or not with such an adapter; [`BackendErrorKind::Failed`]
-    /// for a broken adapter or one of another base.
+    /// [`BackendErrorKind::Unsupported`] if this session cannot, or not with such an adapter;
+    /// [`BackendErrorKind::Failed`] for a broken adapter or one of another base.
     fn set_adapter(&mut self, adapter: Option<&Path>) -> Result<(), BackendError> {
         let _ = adapter;
         Err(BackendError::unsupported("this session cannot exchange its adapter; open another"))
     }
 }
 
-/// Teacher-forced scoring and free generation: with them every request type of the field can be served
-/// (log-likelihood, rolling log-likelihood, multiple choice, generate-until).
+/// Teacher-forced scoring and free generation: with them every request type of the field can be
+/// served (log-likelihood, rolling log-likelihood, multiple choice, generate-until).
 pub trait Evaluator {
     /// The log-probability of every token given its prefix, for a batch of rows `tokens`.
     ///
@@ -95,8 +100,9 @@ pub trait Evaluator {
     /// [`BackendErrorKind::Cancelled`].
     fn score(&mut self, tokens: TokensView<'_>, sink: &mut dyn EventSink) -> Result<Scores, BackendError>;
 
-    /// Continues every prompt. Emits one [`Event::Completion`] per row as soon as the row is complete (in any order),
-    /// and [`Event::Progress`] at least once per decoded batch step; returns all completions in row order.
+    /// Continues every prompt. Emits one [`Event::Completion`] per row as soon as the row is
+    /// complete (in any order), and [`Event::Progress`] at least once per decoded batch step;
+    /// returns all completions in row order.
     fn generate(
         &mut self,
         prompts: TokensView<'_>,
@@ -107,8 +113,9 @@ pub trait Evaluator {
 
 /// Supervised training of the open model.
 pub trait Trainer {
-    /// Carries out `plan` on `train`, evaluating on `eval` as the plan says. Emits [`Event::Step`] once per optimizer
-    /// step; [`Flow::Stop`] ends with [`BackendErrorKind::Cancelled`] after a resumable checkpoint was written.
+    /// Carries out `plan` on `train`, evaluating on `eval` as the plan says. Emits [`Event::Step`]
+    /// once per optimizer step; [`Flow::Stop`] ends with [`BackendErrorKind::Cancelled`] after a
+    /// resumable checkpoint was written.
     fn train(
         &mut self,
         train: LabelledView<'_>,

@@ -35,7 +35,8 @@ fn after_help() -> String {
     )
 }
 
-/// What did fine-tuning do to this model? Train, measure and compare base, LoRA and full checkpoints.
+/// What did fine-tuning do to this model? Train, measure and compare base, LoRA and full
+/// checkpoints.
 #[derive(Parser)]
 #[command(name = "karat", version, after_help = after_help(), max_term_width = 110)]
 pub struct Cli {
@@ -101,7 +102,8 @@ pub enum Command {
     Import(ImportArgs),
     /// List the backends found, and where they were looked for
     Backends,
-    /// Check this machine: backends and what they need, cores, memory; with --determinism, whether a backend repeats itself
+    /// Check this machine: backends and what they need, cores, memory; with --determinism, whether
+    /// a backend repeats itself
     #[command(after_help = examples::DOCTOR)]
     Doctor(DoctorArgs),
     /// Print shell completions

@@ -147,8 +147,8 @@ impl Opening {
     }
 }
 
-/// The backend that `open` names; for `auto` the one that is chosen for `capabilities` of the model that `named` names, which
-/// is said.
+/// The backend that `open` names; for `auto` the one that is chosen for `capabilities` of the model
+/// that `named` names, which is said.
 ///
 /// # Errors
 /// No such backend; none that does what is asked; what [`ModelDir::resolve`] refuses.
@@ -192,7 +192,8 @@ pub fn resolved(named: &Path, adapter: Option<&Path>, output: &Output) -> Result
     Ok(found)
 }
 
-/// As [`resolved`], for backends that may run a GGUF file as it is: it becomes a folder with a link to the file.
+/// As [`resolved`], for backends that may run a GGUF file as it is: it becomes a folder with a link
+/// to the file.
 ///
 /// # Errors
 /// As there; a backend that does not run such files.

@@ -1,4 +1,5 @@
-//! The command line of Karat: what was typed becomes what it means once, in [`args`]; each command is one file.
+//! The command line of Karat: what was typed becomes what it means once, in [`args`]; each command
+//! is one file.
 
 mod args;
 mod commands;

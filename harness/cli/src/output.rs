@@ -49,14 +49,16 @@ impl Output {
         let mut out = std::io::stdout().lock();
         let end = if text.ends_with('\n') { "" } else { "\n" };
         match write!(out, "{text}{end}").and_then(|()| out.flush()) {
-            // A reader that has seen enough (`| head`) is no failure; the exit code still says what came out.
+            // A reader that has seen enough (`| head`) is no failure; the exit code still says what
+            // came out.
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             Err(e) => Err(Error::io("write", "standard output", e)),
             Ok(()) => Ok(()),
         }
     }
 
-    /// One line of several, written whole. False once nobody reads any more (`| head`): the rest need not be made.
+    /// One line of several, written whole. False once nobody reads any more (`| head`): the rest
+    /// need not be made.
     pub fn row(&self, line: &Value) -> karat::Result<bool> {
         let mut out = std::io::stdout().lock();
         match out.write_all(format!("{line}\n").as_bytes()).and_then(|()| out.flush()) {
@@ -71,7 +73,8 @@ impl Output {
         if self.json { self.data(&format!("{object:#}")) } else { self.data(text) }
     }
 
-    /// An error with its place, causes and remedy; with `--json` as an object on standard output too.
+    /// An error with its place, causes and remedy; with `--json` as an object on standard output
+    /// too.
     pub fn error(&self, error: &Error) {
         if self.json {
             let what = std::iter::once(error.what()).chain(error.lines().iter().map(String::as_str));
@@ -112,12 +115,13 @@ pub fn tell(error: &Error) {
     }
 }
 
-/// What clap says of a command line that makes no sense, or asks for help; with `--json` anywhere in it, the error is an
-/// object on standard output as well, as every other error.
+/// What clap says of a command line that makes no sense, or asks for help; with `--json` anywhere
+/// in it, the error is an object on standard output as well, as every other error.
 pub fn usage_error(error: clap::Error) -> ExitCode {
     let typed: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let shown: Vec<String> = typed.iter().map(|arg| visible(arg).into_owned()).collect();
-    // The error quotes what was typed, and a script may have taken that from anywhere: what cannot be seen is quoted as escapes.
+    // The error quotes what was typed, and a script may have taken that from anywhere: what cannot
+    // be seen is quoted as escapes.
     let again = if shown == typed { None } else { crate::args::Cli::try_parse_from(&shown).err() };
     let error = again.unwrap_or(error);
     if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
@@ -137,7 +141,8 @@ pub fn usage_error(error: clap::Error) -> ExitCode {
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))
 }
 
-/// `text` as part of one line of standard error. GitHub's log also reads commands of the form `##[error]`, anywhere in a line.
+/// `text` as part of one line of standard error. GitHub's log also reads commands of the form
+/// `##[error]`, anywhere in a line.
 pub fn shown(text: &str) -> String {
     visible(text).replace("##[", "# #[")
 }
@@ -153,8 +158,9 @@ pub fn shown_lines(text: &str) -> String {
     text.split('\n').map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// A line on standard error, as it is: see [`shown`] for what quotes data. Unlike `eprintln!` it does not panic where nobody reads any more (`2>&1 | head`): a run of an
-/// hour does not end for that.
+/// A line on standard error, as it is: see [`shown`] for what quotes data. Unlike `eprintln!` it
+/// does not panic where nobody reads any more (`2>&1 | head`): a run of an hour does not end for
+/// that.
 pub fn to_stderr(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

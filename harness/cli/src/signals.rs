@@ -1,16 +1,20 @@
-//! Signals: a stop that was asked for leaves a checkpoint, and a model's file that shrinks under its mapping is an error with
-//! a name.
+//! Signals: a stop that was asked for leaves a checkpoint, and a model's file that shrinks under
+//! its mapping is an error with a name.
 //!
-//! Ctrl-C (SIGINT), SLURM and `docker stop` (SIGTERM) and a lost connection (SIGHUP) all mean the same: stop, and lose
-//! nothing. The exit code is 128 and the signal's number, as of a process that the signal ended. A second signal ends the
-//! process at once. A SIGHUP that was ignored when the process began (`nohup`) stays ignored.
+//! Ctrl-C (SIGINT), SLURM and `docker stop` (SIGTERM) and a lost connection (SIGHUP) all mean the
+//! same: stop, and lose nothing. The exit code is 128 and the signal's number, as of a process that
+//! the signal ended. A second signal ends the process at once. A SIGHUP that was ignored when the
+//! process began (`nohup`) stays ignored.
 //!
-//! Backends map a model's weights: reading a model of 14 GB instead would take twice its memory for as long as it is
-//! converted and the time of a whole read before the first token, and a mapping costs neither. The price is that the system
-//! sends SIGBUS where a file has become shorter than its mapping, at any later read; no check of its length beforehand could
-//! close that gap. So the handler says which file it was, and ends the process with the exit code of a backend that failed.
+//! Backends map a model's weights: reading a model of 14 GB instead would take twice its memory for
+//! as long as it is converted and the time of a whole read before the first token, and a mapping
+//! costs neither. The price is that the system sends SIGBUS where a file has become shorter than
+//! its mapping, at any later read; no check of its length beforehand could close that gap. So the
+//! handler says which file it was, and ends the process with the exit code of a backend that
+//! failed.
 //!
-//! Handlers may call little. These load and store atomics, read `/proc/self/maps` and write; they neither allocate nor lock.
+//! Handlers may call little. These load and store atomics, read `/proc/self/maps` and write; they
+//! neither allocate nor lock.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
@@ -69,7 +73,8 @@ fn is_ignored(signal: c_int) -> bool {
 }
 
 fn handle(signal: c_int, handler: libc::sighandler_t, flags: c_int) -> Result<()> {
-    // SAFETY: the handlers of this file call nothing that a handler may not, and have the type that their flags ask for.
+    // SAFETY: the handlers of this file call nothing that a handler may not, and have the type that
+    // their flags ask for.
     let done = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler;
@@ -163,7 +168,8 @@ fn mapped_file(address: usize, line: &mut [u8]) -> Option<&mut [u8]> {
     line.get_mut(found?)
 }
 
-/// Whether a line of `/proc/self/maps`, which begins with `start-end`, is of a mapping that holds `address`.
+/// Whether a line of `/proc/self/maps`, which begins with `start-end`, is of a mapping that holds
+/// `address`.
 fn holds(line: &[u8], address: usize) -> bool {
     let (mut start, mut number) = (0usize, 0usize);
     for byte in line {

@@ -1,4 +1,5 @@
-//! Texts of any origin: what nobody knows of them is unknown on every page, and what was not measured is said first.
+//! Texts of any origin: what nobody knows of them is unknown on every page, and what was not
+//! measured is said first.
 
 #![allow(clippy::unwrap_used)]
 
@@ -30,7 +31,8 @@ fn ok(folder: &Path, args: &[&str]) -> (String, String) {
     (out, err)
 }
 
-/// A suite of six held-out items with ids `a` to `f`, and a file of predictions of those that `answer` gives a text for.
+/// A suite of six held-out items with ids `a` to `f`, and a file of predictions of those that
+/// `answer` gives a text for.
 fn project(ids: &[&str], answer: impl Fn(usize) -> Option<Value>) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let base = repository().join("suites/medical-r1");

@@ -30,7 +30,8 @@ fn project() -> tempfile::TempDir {
     std::fs::create_dir_all(&run).unwrap();
     let text = std::fs::read_to_string(repository().join("reports/medical-r1/report.json")).unwrap();
     let mut report: Value = serde_json::from_str(&text).unwrap();
-    // Fewer resamples than the shipped suite draws: the verdicts here are clear, the time is the test's.
+    // Fewer resamples than the shipped suite draws: the verdicts here are clear, the time is the
+    // test's.
     report["statistics"]["resamples"] = 1000.into();
     // The shipped report names no backend; a run's does.
     let backend = serde_json::json!({"name": "native", "version": env!("CARGO_PKG_VERSION"), "sha256": "", "path": ""});

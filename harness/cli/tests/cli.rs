@@ -322,7 +322,8 @@ fn shell(script: &str) -> Output {
 #[cfg(unix)]
 #[test]
 fn a_closed_pipe_is_no_panic_and_keeps_the_exit_code() {
-    // Both streams are closed before anything is written; the exit code goes to a file that is still open.
+    // Both streams are closed before anything is written; the exit code goes to a file that is
+    // still open.
     for (args, code) in [("man", "0"), ("run no-such-suite", "2"), ("--json run no-such-suite", "2")] {
         let output = shell(&format!("{{ {{ sleep 0.2; $KARAT {args}; echo $? >&3; }} 2>&1 | true; }} 3>&1"));
         assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), code, "{args}");
@@ -411,7 +412,8 @@ fn differs(expected: &Value, found: &Value) -> bool {
 
 #[test]
 fn metrics_prints_the_values_of_the_python_packages_under_their_names() {
-    // The committed vectors, which the packages made (harness/tests/metrics_vectors.py), errors and undefined values included.
+    // The committed vectors, which the packages made (harness/tests/metrics_vectors.py), errors and
+    // undefined values included.
     let vectors = std::fs::read_to_string(repository().join("harness/tests/metrics_vectors.jsonl")).unwrap();
     let pairs: Vec<Value> =
         vectors.split('\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_str(l).unwrap()).collect();

@@ -190,7 +190,8 @@ fn a_store_of_a_run_is_measured_and_compared_by_the_suite_beside_it() {
         let decode = std::fs::read_dir(&eval).unwrap().map(|e| e.unwrap().path()).find(|p| p.is_dir()).unwrap();
         let store = decode.join("predictions.jsonl");
         assert!(store.is_file() && eval.join("scores.jsonl").is_file());
-        // Measured from the store alone: the same values, likelihoods included, and the same fingerprints.
+        // Measured from the store alone: the same values, likelihoods included, and the same
+        // fingerprints.
         let again = folder.path().join(format!("{name}-again"));
         let store = store.to_str().unwrap().to_string();
         let named = format!("base={store}");

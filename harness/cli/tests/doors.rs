@@ -1,5 +1,5 @@
-//! Doors of the command line in a user's first hour: names as they are typed, signals, folders of their own, files of
-//! others, and what a kill leaves.
+//! Doors of the command line in a user's first hour: names as they are typed, signals, folders of
+//! their own, files of others, and what a kill leaves.
 
 #![allow(clippy::unwrap_used)]
 #![cfg(unix)]
@@ -140,7 +140,8 @@ fn sigterm_and_sighup_leave_a_checkpoint_as_ctrl_c_does() {
     let place = Place::new();
     for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let out = place.root.join(signal);
-        // Whoever runs the tests may ignore SIGHUP (nohup): the command would go on then, as it should.
+        // Whoever runs the tests may ignore SIGHUP (nohup): the command would go on then, as it
+        // should.
         let training = place.training(signal);
         let mut command = Command::new("env");
         command.arg("--default-signal=HUP").arg(training.get_program()).args(training.get_args());

@@ -1,5 +1,5 @@
-//! The edges of the command line: rows as they come, one error as one object, a backend that repeats itself, settings taken
-//! back, a model brought in.
+//! The edges of the command line: rows as they come, one error as one object, a backend that
+//! repeats itself, settings taken back, a model brought in.
 
 #![allow(clippy::unwrap_used)]
 

@@ -45,7 +45,8 @@ fn export_writes_a_folder_whole_or_not_at_all_and_names_no_backend() {
     assert_eq!(first["parameters"], 3_665_088);
     let data = std::fs::metadata(out.join("model.onnx.data")).unwrap().len();
     assert_eq!(first["files"]["model.onnx.data"], data);
-    // Four bits a weight of the layers, eight of the table: far below the two bytes of the checkpoint.
+    // Four bits a weight of the layers, eight of the table: far below the two bytes of the
+    // checkpoint.
     assert!(data < 3_665_088 * 3 / 2, "{data}");
     assert_eq!(object(export(&["--dtype", "int4"]))["reused"], true);
     let other = export(&[]);
@@ -86,8 +87,8 @@ fn an_export_merge_or_import_into_what_is_there_is_a_wrong_path_and_writes_nothi
     assert_eq!(std::fs::read_dir(at("mine")).unwrap().count(), 1);
 }
 
-/// Never the CPU without a word: CUDA that the library does not have, or that this machine does not have, is an error that says
-/// what is missing and what to do.
+/// Never the CPU without a word: CUDA that the library does not have, or that this machine does not
+/// have, is an error that says what is missing and what to do.
 #[test]
 fn cuda_that_is_not_there_is_one_error() {
     let folder = tempfile::tempdir().unwrap();

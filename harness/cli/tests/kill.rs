@@ -1,4 +1,5 @@
-//! Killed without warning at any point of a run, the same command ends with the report of a run that never stopped.
+//! Killed without warning at any point of a run, the same command ends with the report of a run
+//! that never stopped.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
@@ -104,7 +105,8 @@ fn a_run_killed_at_random_points_loses_no_item_does_none_twice_and_ends_with_the
         let mut finished = false;
         for kill in 0..4 {
             let mut child = command(&suite, &out).spawn().unwrap();
-            // Half of the kills come after some bytes of the stores, wherever in a line that is; the others at any time.
+            // Half of the kills come after some bytes of the stores, wherever in a line that is;
+            // the others at any time.
             let bytes = if kill % 2 == 0 { stored(&out) + draw(all - stored(&out).min(all - 1)) } else { u64::MAX };
             let time = if kill % 2 == 0 { took * 20 } else { took * u32::try_from(draw(120)).unwrap() / 100 };
             let began = Instant::now();

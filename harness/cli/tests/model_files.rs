@@ -1,5 +1,5 @@
-//! Tokenizers and templates of model folders as the command line meets them: an adapter's own, ids that no token has, end
-//! tokens that the template does not write, files made to do harm.
+//! Tokenizers and templates of model folders as the command line meets them: an adapter's own, ids
+//! that no token has, end tokens that the template does not write, files made to do harm.
 
 #![allow(clippy::unwrap_used)]
 #![cfg(unix)]

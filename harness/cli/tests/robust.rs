@@ -1,5 +1,6 @@
-//! Training as the world treats it: killed at any moment, a full disk, a folder that cannot be written, a lost log. What is
-//! under a checkpoint's name is whole, and the run ends with the bytes of one that nothing happened to.
+//! Training as the world treats it: killed at any moment, a full disk, a folder that cannot be
+//! written, a lost log. What is under a checkpoint's name is whole, and the run ends with the bytes
+//! of one that nothing happened to.
 
 #![allow(clippy::unwrap_used)]
 #![cfg(unix)]
@@ -224,7 +225,8 @@ fn a_full_disk_is_a_clear_error_and_leaves_the_last_checkpoint_as_it_was() {
         place.finish(&whole_out, method);
         let before = interrupted(&place, &out, method);
         let kept = checkpoints(&place.path(&out)).pop().unwrap();
-        // The system refuses files beyond 8 KiB, as a full disk would; the signal it sends with that is ignored.
+        // The system refuses files beyond 8 KiB, as a full disk would; the signal it sends with
+        // that is ignored.
         let plain = place.training(&out, method);
         let limited = Command::new("sh")
             .args(["-c", "ulimit -f 16; trap '' XFSZ; exec \"$@\"", "sh"])

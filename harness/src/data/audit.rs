@@ -1,9 +1,10 @@
-//! Looks at the data before anything is trained on it: repeated questions, questions that leak from one split into
-//! another, lengths, cuts, broken rows.
+//! Looks at the data before anything is trained on it: repeated questions, questions that leak from
+//! one split into another, lengths, cuts, broken rows.
 //!
-//! A leak makes a held-out score worthless, so near copies count too: two questions are near when the Jaccard index of
-//! their sets of character n-grams is at least a threshold. The search is exact, not sampled: by prefix filtering (Bayardo,
-//! Ma, Srikant 2007), a pair can only reach the threshold if the rarest n-grams of both overlap.
+//! A leak makes a held-out score worthless, so near copies count too: two questions are near when
+//! the Jaccard index of their sets of character n-grams is at least a threshold. The search is
+//! exact, not sampled: by prefix filtering (Bayardo, Ma, Srikant 2007), a pair can only reach the
+//! threshold if the rarest n-grams of both overlap.
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
@@ -136,8 +137,8 @@ pub struct RowPlace {
     pub line: usize,
 }
 
-/// Compares all questions of all splits; of equal questions each is paired with the first of its kind per split only, so
-/// that a question repeated k times in one split gives k - 1 duplicates.
+/// Compares all questions of all splits; of equal questions each is paired with the first of its
+/// kind per split only, so that a question repeated k times in one split gives k - 1 duplicates.
 pub fn audit(splits: &[(&str, &[Record])], options: AuditOptions) -> DataAudit {
     let mut result = DataAudit { options, ..DataAudit::default() };
     let mut all = Vec::new();
@@ -259,7 +260,8 @@ impl DataAudit {
     /// Adds what tokenizing showed about `split`.
     pub fn add_examples(&mut self, split: &str, examples: &Examples) {
         let numbers = self.splits.entry(split.to_string()).or_default();
-        // Of a part that was rendered as a whole, the rendered texts are counted: a template may drop what the rows have.
+        // Of a part that was rendered as a whole, the rendered texts are counted: a template may
+        // drop what the rows have.
         if examples.examples.len() + examples.dropped.len() == numbers.records {
             numbers.with_think = examples.with_think;
         }
@@ -297,7 +299,8 @@ fn fold_near_pairs(
         let (text, at) = (&characters[text], at as usize);
         &text[at..text.len().min(at + n)]
     };
-    // Rank n-grams from rare to frequent, ties by text, so that prefixes are selective and the order is fixed.
+    // Rank n-grams from rare to frequent, ties by text, so that prefixes are selective and the
+    // order is fixed.
     let mut frequency: HashMap<&[char], u32> = HashMap::new();
     for (text, starts) in grams.iter().enumerate() {
         for &at in starts {
@@ -318,8 +321,9 @@ fn fold_near_pairs(
         })
         .collect();
     drop((rank, grams));
-    // A pair at or above t shares at least ceil(t * len) n-grams, hence one among the first len - ceil(t * len) + 1.
-    // The small number keeps a product that was rounded up from shortening the prefix.
+    // A pair at or above t shares at least ceil(t * len) n-grams, hence one among the first len -
+    // ceil(t * len) + 1. The small number keeps a product that was rounded up from shortening the
+    // prefix.
     let prefix = |set: &[u32]| set.len() - ((t * set.len() as f64 - 1e-9).ceil() as usize).clamp(1, set.len()) + 1;
     let mut holders: HashMap<u32, Vec<usize>> = HashMap::new();
     for (i, set) in sets.iter().enumerate().filter(|(_, set)| !set.is_empty()) {

@@ -1,10 +1,12 @@
 //! Training a byte-level BPE tokenizer, for suites that ship a model of their own.
 //!
-//! The layout is Qwen3's: NFC, a split by a regular expression, byte-level BPE, control tokens after the learnt vocabulary,
-//! and `<think>`, `</think>` as added tokens that are *not* special, so that decoding without special tokens keeps them.
-//! Two things differ, both for the sake of small models and small corpora. Runs of Han characters are split from
-//! letters, digits and punctuation, so that a drug's name is cut alike wherever it stands; and no learnt token is
-//! longer than four Han characters (twelve bytes), so that a templated corpus cannot turn whole sentences into tokens.
+//! The layout is Qwen3's: NFC, a split by a regular expression, byte-level BPE, control tokens
+//! after the learnt vocabulary, and `<think>`, `</think>` as added tokens that are *not* special,
+//! so that decoding without special tokens keeps them. Two things differ, both for the sake of
+//! small models and small corpora. Runs of Han characters are split from letters, digits and
+//! punctuation, so that a drug's name is cut alike wherever it stands; and no learnt token is
+//! longer than four Han characters (twelve bytes), so that a templated corpus cannot turn whole
+//! sentences into tokens.
 
 use std::path::Path;
 
@@ -19,8 +21,9 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer, TokenizerBuilder
 use crate::fsio::write_atomic;
 use crate::{Error, Result};
 
-/// How text is cut before merges: contractions, Han runs, words of other scripts with their space, single digits,
-/// punctuation with its space, line breaks, other white space. Oniguruma syntax, as in every `tokenizer.json`.
+/// How text is cut before merges: contractions, Han runs, words of other scripts with their space,
+/// single digits, punctuation with its space, line breaks, other white space. Oniguruma syntax, as
+/// in every `tokenizer.json`.
 pub const SPLIT: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{Han}+| ?[\p{L}\p{M}&&[^\p{Han}]]+|\p{N}",
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -47,10 +50,12 @@ pub const QWEN3_CONTROL_TOKENS: [ControlToken; 5] = [
     ControlToken { content: "</think>", special: false },
 ];
 
-/// Learns a byte-level BPE of exactly `vocab_size` tokens, `special_tokens` included; these get the last ids, in order.
+/// Learns a byte-level BPE of exactly `vocab_size` tokens, `special_tokens` included; these get the
+/// last ids, in order.
 ///
-/// The same texts give the same bytes on any number of threads: merges are ordered by count, then by the ids of the
-/// pair, and the initial alphabet is all 256 bytes, so that every text can be encoded.
+/// The same texts give the same bytes on any number of threads: merges are ordered by count, then
+/// by the ids of the pair, and the initial alphabet is all 256 bytes, so that every text can be
+/// encoded.
 ///
 /// # Errors
 /// [`crate::ErrorKind::Usage`] where `vocab_size` has no room for 256 bytes and the control tokens;
@@ -110,9 +115,9 @@ pub fn tokenizer_json(tokenizer: &Tokenizer) -> Result<String> {
     Ok(text)
 }
 
-/// The bytes of `tokenizer_config.json` as transformers 5 writes it for a Qwen3 tokenizer: `<|im_end|>` ends a turn and
-/// `<|endoftext|>` pads. The chat template is not in it; it lies beside it in `chat_template.jinja`.
-/// `max_length` is in tokens.
+/// The bytes of `tokenizer_config.json` as transformers 5 writes it for a Qwen3 tokenizer:
+/// `<|im_end|>` ends a turn and `<|endoftext|>` pads. The chat template is not in it; it lies
+/// beside it in `chat_template.jinja`. `max_length` is in tokens.
 pub fn tokenizer_config_json(max_length: usize) -> String {
     let config = json!({
         "backend": "tokenizers",

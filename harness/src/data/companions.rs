@@ -1,7 +1,8 @@
 //! Tokenizer and chat template of a model with an adapter on top.
 //!
-//! Trainers save both beside an adapter, and they may differ from the model's: a base model gets a chat template and another
-//! end token when it is tuned. Whoever uses the adapter means its own. What is used and differs is said.
+//! Trainers save both beside an adapter, and they may differ from the model's: a base model gets a
+//! chat template and another end token when it is tuned. Whoever uses the adapter means its own.
+//! What is used and differs is said.
 
 use std::path::Path;
 
@@ -46,7 +47,8 @@ pub fn tokenizer(model: &Path, adapter: Option<&Path>) -> Result<Chosen<Tokenize
     Ok(Chosen { value: own, note: Some(note).filter(|_| !same) })
 }
 
-/// The chat template of the adapter if it brings one that differs from the model's, else the model's.
+/// The chat template of the adapter if it brings one that differs from the model's, else the
+/// model's.
 ///
 /// # Errors
 /// As [`ChatTemplate::from_model_dir`] and [`ChatTemplate::reads_messages`].
@@ -78,8 +80,8 @@ fn own_template<'a>(model: &Path, adapter: Option<&'a Path>) -> Result<Option<(&
     Ok(Some((adapter, ChatTemplate::new(own.source(), own.origin(), special)?)))
 }
 
-/// In words, what of the adapter's own differs from the model's: where the model's is used for all, as in an evaluation that
-/// asks several models the same, or by a format that has room for one.
+/// In words, what of the adapter's own differs from the model's: where the model's is used for all,
+/// as in an evaluation that asks several models the same, or by a format that has room for one.
 ///
 /// # Errors
 /// As [`tokenizer`] and [`template`], but a model or adapter without a template has no difference.

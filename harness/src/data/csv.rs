@@ -1,7 +1,9 @@
-//! Rows from CSV: the first record names the columns, every other one is a row whose cells are texts.
+//! Rows from CSV: the first record names the columns, every other one is a row whose cells are
+//! texts.
 //!
-//! RFC 4180 as spreadsheets and pandas write it: commas, double quotes doubled within quotes, line breaks within quotes. A cell
-//! that is empty is absent. What a row means is decided by [`Fields`] as for JSON lines.
+//! RFC 4180 as spreadsheets and pandas write it: commas, double quotes doubled within quotes, line
+//! breaks within quotes. A cell that is empty is absent. What a row means is decided by [`Fields`]
+//! as for JSON lines.
 
 use csv_core::ReadRecordResult;
 use serde_json::{Map, Value};
@@ -14,8 +16,8 @@ use crate::{Error, Result};
 /// Rows of a CSV file that is already here; `source` names it in errors.
 ///
 /// # Errors
-/// If the first record cannot name columns (missing, not UTF-8, a name twice) or there is no good row; with `strict`, at
-/// the first bad row.
+/// If the first record cannot name columns (missing, not UTF-8, a name twice) or there is no good
+/// row; with `strict`, at the first bad row.
 pub fn parse_csv(bytes: &[u8], source: &str, fields: &Fields, strict: bool) -> Result<Dataset> {
     parse(bytes, source, &Reading { fields, tags: &ThinkTags::default(), strict })
 }

@@ -1,4 +1,5 @@
-//! Records to token ids and loss masks: the prompt, the response, and where reasoning ends and the answer begins.
+//! Records to token ids and loss masks: the prompt, the response, and where reasoning ends and the
+//! answer begins.
 
 mod options;
 mod response;
@@ -36,11 +37,13 @@ pub struct Example {
     pub id: String,
     /// Token ids, at most `max_length`.
     pub ids: Vec<u32>,
-    /// The id at each position of the response, [`IGNORE`] on the prompt. Same length as `ids`, not shifted.
+    /// The id at each position of the response, [`IGNORE`] on the prompt. Same length as `ids`, not
+    /// shifted.
     pub labels: Vec<i32>,
     /// How many ids are the prompt.
     pub prompt_len: usize,
-    /// Positions of the reasoning with its tags: tokens that begin before the end of `</think>`. Empty if there is none.
+    /// Positions of the reasoning with its tags: tokens that begin before the end of `</think>`.
+    /// Empty if there is none.
     pub think: Range<usize>,
     /// Positions of the rest of the response: separator, answer and end token.
     pub answer: Range<usize>,
@@ -58,7 +61,8 @@ pub struct Example {
 }
 
 impl Example {
-    /// Whether any token after the first is trained on; the first has no prefix to be predicted from.
+    /// Whether any token after the first is trained on; the first has no prefix to be predicted
+    /// from.
     pub fn has_labels(&self) -> bool {
         self.labels.iter().skip(1).any(|&label| label != IGNORE)
     }
@@ -87,8 +91,8 @@ impl Formatter {
     /// Puts the parts together.
     ///
     /// # Errors
-    /// If `max_length` is 0, a stop is no token, the end is [`End::Template`] without [`OutputFormat::Template`], or the tokenizer has no token for
-    /// the end that is asked for.
+    /// If `max_length` is 0, a stop is no token, the end is [`End::Template`] without
+    /// [`OutputFormat::Template`], or the tokenizer has no token for the end that is asked for.
     pub fn new(template: ChatTemplate, mut tokenizer: Tokenizer, options: FormatOptions) -> Result<Self> {
         template.reads_messages()?;
         tokenizer.stop_also_at(&options.stop)?;
@@ -130,7 +134,8 @@ impl Formatter {
             OutputFormat::Recipe | OutputFormat::RecipeNewline => End::Pad,
         })
     }
-    /// The ids that must end generation: the tokenizer's, and the padding token where examples end with it.
+    /// The ids that must end generation: the tokenizer's, and the padding token where examples end
+    /// with it.
     pub fn stop_ids(&self) -> Vec<u32> {
         let mut ids = self.tokenizer.stop_ids().to_vec();
         if self.end() == End::Pad {
@@ -155,13 +160,14 @@ impl Formatter {
         Ok(RenderedPrompt { text, ids })
     }
 
-    /// The training example of a record: the prompt's ids, then the response's, tokenized apart as the recipe does, then
-    /// the end. With [`OutputFormat::Template`] prompt and response are rendered and tokenized as one text, as a chat model will
-    /// see it; the prompt must be a prefix of that text and its ids of those ids.
+    /// The training example of a record: the prompt's ids, then the response's, tokenized apart as
+    /// the recipe does, then the end. With [`OutputFormat::Template`] prompt and response are
+    /// rendered and tokenized as one text, as a chat model will see it; the prompt must be a prefix
+    /// of that text and its ids of those ids.
     ///
     /// # Errors
-    /// If the template or the tokenizer fails, or with [`OutputFormat::Template`] the prompt is no such prefix or nothing ends
-    /// the turn.
+    /// If the template or the tokenizer fails, or with [`OutputFormat::Template`] the prompt is no
+    /// such prefix or nothing ends the turn.
     pub fn example(&self, record: &Record) -> Result<Example> {
         self.try_example(record).map_err(|e| about(record, e))
     }
@@ -210,9 +216,10 @@ impl Formatter {
         })
     }
 
-    /// The options of a record, each as the whole answer, rendered as a training example without reasoning is: what a model is
-    /// scored on for a multiple choice. Only the tokens of the option's text count, so neither separators nor the end token
-    /// favour an option. Empty if the record has no options, or one does not fit into `max_length`.
+    /// The options of a record, each as the whole answer, rendered as a training example without
+    /// reasoning is: what a model is scored on for a multiple choice. Only the tokens of the
+    /// option's text count, so neither separators nor the end token favour an option. Empty if the
+    /// record has no options, or one does not fit into `max_length`.
     ///
     /// # Errors
     /// As [`example`](Self::example).
@@ -248,12 +255,12 @@ impl Formatter {
         Ok(examples)
     }
 
-    /// The examples of many records, on all cores, in their order. A record that cannot be rendered ends nothing: it is among
-    /// the bad ones.
+    /// The examples of many records, on all cores, in their order. A record that cannot be rendered
+    /// ends nothing: it is among the bad ones.
     ///
     /// # Errors
-    /// What is wrong with the options or the template rather than with a record; [`ErrorKind::Data`] if nothing to train on
-    /// is left.
+    /// What is wrong with the options or the template rather than with a record;
+    /// [`ErrorKind::Data`] if nothing to train on is left.
     pub fn examples(&self, records: &[Record]) -> Result<Examples> {
         let (examples, first) = self.try_examples(records)?;
         match first {
@@ -265,7 +272,8 @@ impl Formatter {
         }
     }
 
-    /// [`Formatter::examples`], also where none can be rendered: with the error of the first record that cannot.
+    /// [`Formatter::examples`], also where none can be rendered: with the error of the first record
+    /// that cannot.
     pub(crate) fn try_examples(&self, records: &[Record]) -> Result<(Examples, Option<Error>)> {
         // One by itself first: a template that runs without end does so for every record.
         let (first, rest) = records.split_at(records.len().min(1));
@@ -327,14 +335,15 @@ impl Formatter {
 /// An id and the bytes of the response it came from.
 type Token = (u32, Range<usize>);
 
-/// The turn as text alone: a list of texts is told as what it joins to ([`Formatter::example`] refuses rows where that is not the
-/// same).
+/// The turn as text alone: a list of texts is told as what it joins to ([`Formatter::example`]
+/// refuses rows where that is not the same).
 fn joined(mut turn: Message) -> Message {
     turn.keys.shift_remove("content");
     turn
 }
 
-/// Whether another record may fare better than the one that met this error: not so if the options make no sense, or the template runs without end.
+/// Whether another record may fare better than the one that met this error: not so if the options
+/// make no sense, or the template runs without end.
 pub fn of_the_record(error: &Error) -> bool {
     let template = std::error::Error::source(error).and_then(|source| source.downcast_ref::<minijinja::Error>());
     error.kind() == ErrorKind::Data && template.is_none_or(|e| e.kind() != minijinja::ErrorKind::OutOfFuel)
@@ -346,7 +355,8 @@ fn reason(record: &Record, error: &Error) -> String {
     reason.strip_prefix(&named(record)).map(String::from).unwrap_or(reason)
 }
 
-/// An error in one line, without its place: what is wrong, and its cause where that is not said yet.
+/// An error in one line, without its place: what is wrong, and its cause where that is not said
+/// yet.
 pub fn reason_of(error: &Error) -> String {
     let what = error.what();
     match std::error::Error::source(error).map(ToString::to_string) {

@@ -24,13 +24,15 @@ pub struct Fields {
     pub cluster: String,
     /// Key of the list of chat turns in [`RowLayout::Messages`].
     pub messages: String,
-    /// Key of the options of a multiple-choice row, optional in the data: a list of texts, or an object of texts under `A`, `B`, ...
-    /// The answer is then a label, an option's text, or a text that names one option.
+    /// Key of the options of a multiple-choice row, optional in the data: a list of texts, or an
+    /// object of texts under `A`, `B`, ... The answer is then a label, an option's text, or a text
+    /// that names one option.
     #[serde(skip_serializing_if = "is_usual_options")]
     pub options: String,
 }
 
-/// Left out where nothing was asked for, so that a suite without choices is written as before there were any.
+/// Left out where nothing was asked for, so that a suite without choices is written as before there
+/// were any.
 fn is_usual_options(key: &str) -> bool {
     key == "options"
 }
@@ -39,15 +41,17 @@ fn is_usual_options(key: &str) -> bool {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RowLayout {
-    /// One key each for question, think and answer. Where a row has no think, the reasoning that its answer holds in tags is.
+    /// One key each for question, think and answer. Where a row has no think, the reasoning that
+    /// its answer holds in tags is.
     #[default]
     Columns,
-    /// `instruction` + optional `input` (joined by a newline) ask; `output` answers. What the output holds in tags of
-    /// reasoning ([`ThinkTags::cut`]) is the reasoning.
+    /// `instruction` + optional `input` (joined by a newline) ask; `output` answers. What the
+    /// output holds in tags of reasoning ([`ThinkTags::cut`]) is the reasoning.
     Alpaca,
-    /// A list of [`Message`]s: an optional system turn (an empty one is none), then user and assistant in turn, an assistant
-    /// last. Its `reasoning_content`, or what its content holds in tags, is the reasoning. `"weight": 0` of a turn says that it is not to
-    /// be trained on; a row whose last turn has it is a bad one.
+    /// A list of [`Message`]s: an optional system turn (an empty one is none), then user and
+    /// assistant in turn, an assistant last. Its `reasoning_content`, or what its content holds in
+    /// tags, is the reasoning. `"weight": 0` of a turn says that it is not to be trained on; a row
+    /// whose last turn has it is a bad one.
     Messages,
 }
 

@@ -120,8 +120,9 @@ fn weight(keys: &Map<String, Value>) -> Result<Option<bool>, String> {
     }
 }
 
-/// Reasoning and answer of a row: the reasoning that has a key of its own, else what stands in tags in the text. The same tags part
-/// what a model writes, so that equal texts are equal on both sides.
+/// Reasoning and answer of a row: the reasoning that has a key of its own, else what stands in tags
+/// in the text. The same tags part what a model writes, so that equal texts are equal on both
+/// sides.
 fn part_reasoning(
     think: Option<String>,
     text: String,

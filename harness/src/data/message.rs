@@ -1,14 +1,17 @@
 //! One turn of a chat as it stands in a file, and as a chat template is told it.
 //!
-//! transformers hands every key of a turn to the template (`apply_chat_template`): nulls are dropped, the reasoning is told under the
-//! names that templates know (`utils/chat_template_utils.py`, `_normalize_chat_messages` and `_alias_reasoning_fields`). The same
-//! is done here, so that a turn's ids are transformers'; what Karat cannot train on (calls of tools, images) is refused by name.
+//! transformers hands every key of a turn to the template (`apply_chat_template`): nulls are
+//! dropped, the reasoning is told under the names that templates know
+//! (`utils/chat_template_utils.py`, `_normalize_chat_messages` and `_alias_reasoning_fields`). The
+//! same is done here, so that a turn's ids are transformers'; what Karat cannot train on (calls of
+//! tools, images) is refused by name.
 
 use minijinja::value::Serde;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// One turn of a conversation. In JSON it is one object: role, content, reasoning and every other key beside one another.
+/// One turn of a conversation. In JSON it is one object: role, content, reasoning and every other
+/// key beside one another.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
 pub struct Message {
@@ -18,7 +21,8 @@ pub struct Message {
     pub content: String,
     /// An assistant's reasoning, kept apart from its answer.
     pub reasoning_content: Option<String>,
-    /// Every other key as it was given, for the template to read. A `content` here is the list of texts that `content` joins.
+    /// Every other key as it was given, for the template to read. A `content` here is the list of
+    /// texts that `content` joins.
     pub keys: Map<String, Value>,
 }
 

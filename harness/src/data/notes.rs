@@ -16,7 +16,8 @@ pub struct Note {
 /// Ids that a note names; the others are counted.
 const NAMED: usize = 5;
 
-/// Of how many rows of each part the reasoning was written into the answer, since the template has no place for it.
+/// Of how many rows of each part the reasoning was written into the answer, since the template has
+/// no place for it.
 pub fn written(parts: &[(&str, usize)], tags: &ThinkTags) -> Option<Note> {
     let parts: Vec<String> = parts.iter().filter(|part| part.1 > 0).map(|(name, n)| format!("{name} {n}")).collect();
     let (list, tag) = (parts.join(", "), tags.written());

@@ -10,8 +10,8 @@ use super::tokens::Tokenizer;
 use crate::backend::IGNORE;
 use crate::{Error, Result};
 
-/// Reads documents: from a `.jsonl` file the `text` of every row, from any other file the paragraphs, which blank lines
-/// part.
+/// Reads documents: from a `.jsonl` file the `text` of every row, from any other file the
+/// paragraphs, which blank lines part.
 ///
 /// # Errors
 /// If the file cannot be read, is not UTF-8, holds no document, or a row has no `text`.
@@ -59,9 +59,9 @@ pub fn read_texts(path: impl AsRef<Path>) -> Result<Vec<String>> {
     Ok(texts)
 }
 
-/// Tokenizes documents for pretraining: each followed by `eos`, all joined, cut into blocks of `max_length` tokens with
-/// every token labelled. The last block may be shorter; it is dropped if it has one token, of which nothing can be
-/// learned.
+/// Tokenizes documents for pretraining: each followed by `eos`, all joined, cut into blocks of
+/// `max_length` tokens with every token labelled. The last block may be shorter; it is dropped if
+/// it has one token, of which nothing can be learned.
 ///
 /// # Errors
 /// If `max_length` is below 2 or a text cannot be tokenized.
@@ -98,8 +98,8 @@ pub struct IdRows {
     pub bad: Vec<BadRow>,
 }
 
-/// Reads lines `{"input_ids": [..], "labels": [..]}` as they are; without `labels` every token is trained on. A label is
-/// an id or -100.
+/// Reads lines `{"input_ids": [..], "labels": [..]}` as they are; without `labels` every token is
+/// trained on. A label is an id or -100.
 ///
 /// # Errors
 /// If the file cannot be read or has no good row; with `strict`, at the first bad row.

@@ -37,8 +37,9 @@ pub fn read_rows(path: impl AsRef<Path>, fields: &Fields, strict: bool) -> Resul
     Reading { fields, tags: &ThinkTags::default(), strict }.read(path)
 }
 
-/// Reads a JSON Lines file (UTF-8, with or without a byte-order mark, `\n` or `\r\n`) with the usual tags of reasoning. Keys
-/// that [`Fields`] does not name are ignored; blank lines at the end are fine, elsewhere they are bad rows, as is a row of more than
+/// Reads a JSON Lines file (UTF-8, with or without a byte-order mark, `\n` or `\r\n`) with the
+/// usual tags of reasoning. Keys that [`Fields`] does not name are ignored; blank lines at the end
+/// are fine, elsewhere they are bad rows, as is a row of more than
 /// [`MOST_BYTES`](super::record::MOST_BYTES).
 ///
 /// # Errors

@@ -1,4 +1,5 @@
-//! A row of a data set: question, reasoning and answer; a broken one is named, never skipped in silence.
+//! A row of a data set: question, reasoning and answer; a broken one is named, never skipped in
+//! silence.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -16,15 +17,16 @@ use crate::{Error, Result};
 /// One row of a data set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Unique within its file: the `id` field as it stands, else `sha256:` and the first 16 hexadecimal digits of the
-    /// SHA-256 over question, think and answer (with `#2`, `#3` ... on repeated content).
+    /// Unique within its file: the `id` field as it stands, else `sha256:` and the first 16
+    /// hexadecimal digits of the SHA-256 over question, think and answer (with `#2`, `#3` ... on
+    /// repeated content).
     pub id: String,
-    /// The row's own instruction, if it has one; data like the recipe's repeats the question there, so it is not shown
-    /// to the model.
+    /// The row's own instruction, if it has one; data like the recipe's repeats the question there,
+    /// so it is not shown to the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instruction: Option<String>,
-    /// Turns before the question, oldest first: an optional system turn, then user and assistant by turns. Only chat rows
-    /// have any.
+    /// Turns before the question, oldest first: an optional system turn, then user and assistant by
+    /// turns. Only chat rows have any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<Message>,
     /// What the user asks; never empty.
@@ -91,12 +93,14 @@ pub struct Dataset {
     pub sha256: String,
     /// The file as it was named.
     pub source: String,
-    /// Rows of which an earlier turn asks to be trained on (`"weight": 1`); only the last turn of a row is.
+    /// Rows of which an earlier turn asks to be trained on (`"weight": 1`); only the last turn of a
+    /// row is.
     pub earlier_weights: usize,
 }
 
-/// Longest row that is read, in bytes as it stands in the file. Tokenizers need up to 300 times a text's length, so one row of
-/// 32 MB would take the machine's memory; half a million tokens of English fit in here.
+/// Longest row that is read, in bytes as it stands in the file. Tokenizers need up to 300 times a
+/// text's length, so one row of 32 MB would take the machine's memory; half a million tokens of
+/// English fit in here.
 pub const MOST_BYTES: usize = 2 << 20;
 
 /// Whether a row, or a text, of so many bytes is read.
@@ -165,7 +169,8 @@ impl From<BadRow> for Error {
     }
 }
 
-/// Writes rows as JSON Lines under the default field names, through a temporary file in the same folder.
+/// Writes rows as JSON Lines under the default field names, through a temporary file in the same
+/// folder.
 ///
 /// # Errors
 /// If the folder cannot be written to.
@@ -210,7 +215,8 @@ pub(super) fn parse_object(text: &[u8]) -> Result<Map<String, Value>, String> {
         Ok(other) => Err(format!("expected a JSON object, found {}", kind(&other))),
         Err(e) => {
             let reason = e.to_string();
-            // serde_json counts lines within the row, where there is only one: keep the column alone.
+            // serde_json counts lines within the row, where there is only one: keep the column
+            // alone.
             let reason = reason.split(" at line ").next().unwrap_or(&reason);
             Err(format!("invalid JSON: {reason} (column {})", e.column()))
         }

@@ -1,9 +1,10 @@
 //! Python's `random` bit for bit, and the recipe's split by parts.
 //!
-//! The public recipes do `random.seed(42); random.shuffle(rows)` and cut at `int(len(rows) * 0.9)`. To have the same
-//! validation rows as their published tables, the generator (MT19937, seeded by `init_by_array` with the 32-bit words of
-//! the seed's absolute value), `_randbelow` (rejection of `getrandbits`), `shuffle` (Fisher-Yates from the end) and `sample`
-//! are those of CPython 3.2 to 3.14.
+//! The public recipes do `random.seed(42); random.shuffle(rows)` and cut at `int(len(rows) * 0.9)`.
+//! To have the same validation rows as their published tables, the generator (MT19937, seeded by
+//! `init_by_array` with the 32-bit words of the seed's absolute value), `_randbelow` (rejection of
+//! `getrandbits`), `shuffle` (Fisher-Yates from the end) and `sample` are those of CPython 3.2 to
+//! 3.14.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -64,7 +65,8 @@ impl PyRandom {
             let help = format!("ask for at most {n}");
             return Err(Error::usage(format!("cannot pick {k} of {n} rows")).help(help));
         }
-        // Python picks between a pool and a set by estimated memory; the choice changes what is drawn.
+        // Python picks between a pool and a set by estimated memory; the choice changes what is
+        // drawn.
         let mut set_size = 21.0;
         if k > 5 {
             // 3k is never a power of 4, so no rounding error can move the ceiling.
@@ -160,8 +162,9 @@ pub struct Split {
     pub test: Vec<usize>,
 }
 
-/// Shuffles `0..rows` as Python does with `seed` and cuts it: the first `int(rows * share)` rows train, where `share` is
-/// the float `train / sum`; the validation ends at `int(rows * share)` of both together; the rest is the test part.
+/// Shuffles `0..rows` as Python does with `seed` and cuts it: the first `int(rows * share)` rows
+/// train, where `share` is the float `train / sum`; the validation ends at `int(rows * share)` of
+/// both together; the rest is the test part.
 pub fn split(rows: usize, seed: i128, parts: SplitParts) -> Split {
     let mut order: Vec<usize> = (0..rows).collect();
     PyRandom::new(seed).shuffle(&mut order);

@@ -1,10 +1,11 @@
 //! Chat templates: messages to the text a model reads, exactly as transformers renders them.
 //!
-//! A template is Jinja2 written for Python. transformers renders it in a sandbox with `trim_blocks`, `lstrip_blocks`, loop
-//! controls, its own `tojson` (no HTML escapes), `raise_exception`, `strftime_now`, `{% generation %}` blocks, and the
-//! tokenizer's special tokens as variables (transformers `utils/chat_template_utils.py`). The same is set up here on
-//! minijinja; what Python does and minijinja does not is in `template/python.rs`. `harness/tests/data_template.rs` compares the two on
-//! texts that transformers rendered.
+//! A template is Jinja2 written for Python. transformers renders it in a sandbox with
+//! `trim_blocks`, `lstrip_blocks`, loop controls, its own `tojson` (no HTML escapes),
+//! `raise_exception`, `strftime_now`, `{% generation %}` blocks, and the tokenizer's special tokens
+//! as variables (transformers `utils/chat_template_utils.py`). The same is set up here on
+//! minijinja; what Python does and minijinja does not is in `template/python.rs`.
+//! `harness/tests/data_template.rs` compares the two on texts that transformers rendered.
 
 mod compile;
 mod limits;
@@ -25,14 +26,16 @@ use super::tokens::SpecialTokens;
 use super::untrusted;
 use crate::{Error, Result, fsio};
 
-/// The recipe's literal ChatML: every message between `<|im_start|>role\n` and `<|im_end|>\n`, nothing else.
+/// The recipe's literal ChatML: every message between `<|im_start|>role\n` and `<|im_end|>\n`,
+/// nothing else.
 const CHATML_RECIPE: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + \
     '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 /// Largest file of a template that is read; what is compiled is bounded in `template/compile.rs`.
 const FILE_BYTES: u64 = 16 << 20;
 
-/// Bounds the instructions of a template, so that a hostile one ends with an error (about a second).
+/// Bounds the instructions of a template, so that a hostile one ends with an error (about a
+/// second).
 const FUEL: u64 = 30_000_000;
 
 /// What a template is told besides the messages.
@@ -45,8 +48,9 @@ pub struct RenderOptions {
     pub enable_thinking: Option<bool>,
     /// More variables (`tools`, `documents`, whatever the template knows).
     pub extra: BTreeMap<String, serde_json::Value>,
-    /// Seconds since 1970 (UTC) that `strftime_now` tells; `None` is the clock's. A report that must render again should
-    /// set it: a template that prints the date changes every prompt every day.
+    /// Seconds since 1970 (UTC) that `strftime_now` tells; `None` is the clock's. A report that
+    /// must render again should set it: a template that prints the date changes every prompt every
+    /// day.
     pub now: Option<i64>,
 }
 
@@ -67,8 +71,9 @@ impl fmt::Debug for ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// The template of a model folder: `chat_template.jinja`, else `chat_template` in `tokenizer_config.json` (a text, or a
-    /// list of named ones, of which `default` is taken), with the folder's special tokens.
+    /// The template of a model folder: `chat_template.jinja`, else `chat_template` in
+    /// `tokenizer_config.json` (a text, or a list of named ones, of which `default` is taken), with
+    /// the folder's special tokens.
     ///
     /// # Errors
     /// If there is none, or it does not compile.
@@ -195,7 +200,8 @@ impl ChatTemplate {
         if !many_lists {
             return rendered.map_err(fail);
         }
-        // Seldom: a long conversation of which the template makes many lists, or a template that makes nothing else.
+        // Seldom: a long conversation of which the template makes many lists, or a template that
+        // makes nothing else.
         let allowed = allowed.with_many_lists(messages.len());
         untrusted::on_large_stack(limits::STACK, || self.evaluate(&root, allowed).0)
             .unwrap_or_else(|panic| Err(panicked(panic)))
@@ -235,8 +241,8 @@ impl ChatTemplate {
     }
 }
 
-/// `{% generation %}` marks what an assistant said, for loss masks that Karat makes itself. A `with` block renders the
-/// same text under the same scoping.
+/// `{% generation %}` marks what an assistant said, for loss masks that Karat makes itself. A
+/// `with` block renders the same text under the same scoping.
 fn without_generation_tags(source: &str) -> String {
     static TAG: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(r"\{%([-+]?)(\s*)(end)?generation(\s*)([-+]?)%\}").expect("the pattern is well formed")

@@ -45,8 +45,9 @@ const STACK: usize = 32 << 20;
 
 /// A tokenizer as it lies in a Hugging Face model folder.
 ///
-/// Encoding never adds special tokens of its own: a chat template already writes them, and a second BOS is a classic way
-/// to lose points. Truncation and padding stored in `tokenizer.json` are switched off for the same reason.
+/// Encoding never adds special tokens of its own: a chat template already writes them, and a second
+/// BOS is a classic way to lose points. Truncation and padding stored in `tokenizer.json` are
+/// switched off for the same reason.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
@@ -106,31 +107,33 @@ impl Unnamed {
 pub struct Encoded {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// Byte range of each id in the text. Tokens that share a character (bytes of one Chinese character) share its range.
+    /// Byte range of each id in the text. Tokens that share a character (bytes of one Chinese
+    /// character) share its range.
     pub spans: Vec<Range<usize>>,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`; the tokens that `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`
-    /// declare beside it; and what `generation_config.json` and `config.json` say about special ids. All but the first may
-    /// be missing.
+    /// Reads `tokenizer.json`; the tokens that `tokenizer_config.json`, `special_tokens_map.json`
+    /// and `added_tokens.json` declare beside it; and what `generation_config.json` and
+    /// `config.json` say about special ids. All but the first may be missing.
     ///
-    /// A declared token gets the id that transformers gives it: its own where `tokenizer.json` has it, else the next one
-    /// after all others.
+    /// A declared token gets the id that transformers gives it: its own where `tokenizer.json` has
+    /// it, else the next one after all others.
     ///
-    /// The padding token is `pad_token`, else `pad_token_id`, else the end token. The stop ids are all of
-    /// `generation_config.json`'s `eos_token_id` (one or a list), `config.json`'s, and `eos_token`.
+    /// The padding token is `pad_token`, else `pad_token_id`, else the end token. The stop ids are
+    /// all of `generation_config.json`'s `eos_token_id` (one or a list), `config.json`'s, and
+    /// `eos_token`.
     ///
     /// # Errors
-    /// If `tokenizer.json` is missing or broken, a file is not a JSON object or has a value of a wrong type, a token's id is
-    /// not the one that a file says, has no row in the model (`vocab_size` of `config.json`), or the end token is not in the
-    /// vocabulary.
+    /// If `tokenizer.json` is missing or broken, a file is not a JSON object or has a value of a
+    /// wrong type, a token's id is not the one that a file says, has no row in the model
+    /// (`vocab_size` of `config.json`), or the end token is not in the vocabulary.
     pub fn from_model_dir(dir: impl AsRef<Path>) -> Result<Self> {
         Self::read(dir.as_ref(), dir.as_ref())
     }
 
-    /// The tokenizer in the folder `dir`, for the model in the folder `model`: an adapter's own, as trainers save it. Every
-    /// token must have a row in the model.
+    /// The tokenizer in the folder `dir`, for the model in the folder `model`: an adapter's own, as
+    /// trainers save it. Every token must have a row in the model.
     ///
     /// # Errors
     /// As [`Tokenizer::from_model_dir`]; a token for which the model was not resized.
@@ -174,7 +177,8 @@ impl Tokenizer {
             let known = |text: &str| before.1.values().any(|token| token.content == text);
             let mut new = Vec::new();
             for declared in &adding {
-                // With an id they are added as they are, the others only where nothing has their text.
+                // With an id they are added as they are, the others only where nothing has their
+                // text.
                 let text = declared.token.content.as_str();
                 let there = known(text) || new.iter().any(|token: &tokenizers::AddedToken| token.content == text);
                 let missing_end = declared.name == Some("eos_token") && inner.token_to_id(text).is_none();
@@ -249,8 +253,8 @@ impl Tokenizer {
     /// The ids of `text`. Special tokens *written in* the text become their ids; none are added.
     ///
     /// # Errors
-    /// If the tokenizer fails (a model without an unknown token meets an unknown character), or would take unreasonable time
-    /// or memory for this text.
+    /// If the tokenizer fails (a model without an unknown token meets an unknown character), or
+    /// would take unreasonable time or memory for this text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.encoding(text, |inner, text| inner.encode_fast(text, false))?;
         Ok(encoding.get_ids().to_vec())
@@ -289,9 +293,9 @@ impl Tokenizer {
         encoding.map_err(refused)?.map_err(|e| Error::data("the text cannot be tokenized").at(&self.path).because(e))
     }
 
-    /// The text of `ids`; bytes that are not UTF-8 (a character cut in half) become U+FFFD, ids without a token
-    /// ([`Tokenizer::without_token`]) become nothing. With `skip_special`, tokens that the tokenizer marks as special are left
-    /// out (`<think>` usually is not one of them).
+    /// The text of `ids`; bytes that are not UTF-8 (a character cut in half) become U+FFFD, ids
+    /// without a token ([`Tokenizer::without_token`]) become nothing. With `skip_special`, tokens
+    /// that the tokenizer marks as special are left out (`<think>` usually is not one of them).
     ///
     /// # Errors
     /// If the decoder fails or would take unreasonable time or memory.
@@ -339,13 +343,14 @@ impl Tokenizer {
         done
     }
 
-    /// Those of `ids` that no token has, in their order. Models pad their vocabulary to a round size, and a model may write
-    /// such an id: it decodes to nothing.
+    /// Those of `ids` that no token has, in their order. Models pad their vocabulary to a round
+    /// size, and a model may write such an id: it decodes to nothing.
     pub fn without_token<'a>(&'a self, ids: &'a [u32]) -> impl Iterator<Item = u32> + 'a {
         ids.iter().copied().filter(|&id| self.inner.id_to_token(id).is_none())
     }
 
-    /// The text of one id as it stands in the vocabulary of added tokens, or as it decodes; none for an id without a token.
+    /// The text of one id as it stands in the vocabulary of added tokens, or as it decodes; none
+    /// for an id without a token.
     pub fn text_of(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)?;
         self.decode(&[id], false).ok()
@@ -364,7 +369,8 @@ impl Tokenizer {
         texts
     }
 
-    /// Lets generated texts end at `stops` too, and examples at the first of them that a template writes after the answer.
+    /// Lets generated texts end at `stops` too, and examples at the first of them that a template
+    /// writes after the answer.
     ///
     /// # Errors
     /// A text that is no token, an id without one.

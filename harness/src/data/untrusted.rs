@@ -1,7 +1,9 @@
-//! Running code of others on files of others: on a thread with stack enough, and a panic there is an error here.
+//! Running code of others on files of others: on a thread with stack enough, and a panic there is
+//! an error here.
 //!
-//! Parsers of templates, tokenizers and regular expressions are libraries that meet files which nobody vouches for. What
-//! they may allocate is bounded by their callers beforehand; what is left is a stack that is too small and a panic.
+//! Parsers of templates, tokenizers and regular expressions are libraries that meet files which
+//! nobody vouches for. What they may allocate is bounded by their callers beforehand; what is left
+//! is a stack that is too small and a panic.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -55,8 +57,8 @@ pub(crate) fn on_large_stack<T: Send>(stack: usize, work: impl FnOnce() -> T + S
     })
 }
 
-/// Runs `work` on a thread of its own for at most `time`. A thread that takes longer is left to itself until the process
-/// ends: there is no way to stop it.
+/// Runs `work` on a thread of its own for at most `time`. A thread that takes longer is left to
+/// itself until the process ends: there is no way to stop it.
 ///
 /// # Errors
 /// What its panic said, or that it took too long.

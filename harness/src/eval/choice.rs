@@ -1,11 +1,14 @@
-//! Multiple choice: what there is to choose from, which option a model finds most probable, and which one its text names.
+//! Multiple choice: what there is to choose from, which option a model finds most probable, and
+//! which one its text names.
 //!
 //! Two ways of asking, as everywhere in the field:
 //!
-//! - **By log-likelihood.** Each option is scored as the whole answer. [`most_probable`] takes the greatest sum of log-probabilities
-//!   (`acc`), per character (`acc_norm`) or per UTF-8 byte (`acc_bytes`), as lm-evaluation-harness does: raw sums favour short options.
-//! - **By extraction.** The model writes freely and [`extract`] reads which option its answer names. An answer that names none, or
-//!   several, is *unparsed*: it counts as wrong and is counted apart, since "did not answer" is another failing than "answered wrongly".
+//! - **By log-likelihood.** Each option is scored as the whole answer. [`most_probable`] takes the
+//!   greatest sum of log-probabilities (`acc`), per character (`acc_norm`) or per UTF-8 byte
+//!   (`acc_bytes`), as lm-evaluation-harness does: raw sums favour short options.
+//! - **By extraction.** The model writes freely and [`extract`] reads which option its answer
+//!   names. An answer that names none, or several, is *unparsed*: it counts as wrong and is counted
+//!   apart, since "did not answer" is another failing than "answered wrongly".
 
 use std::sync::LazyLock;
 
@@ -30,12 +33,12 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// Finds the right option from the reference answer: the label alone, the option's text alone, or a text that names one
-    /// ([`extract`]).
+    /// Finds the right option from the reference answer: the label alone, the option's text alone,
+    /// or a text that names one ([`extract`]).
     ///
     /// # Errors
-    /// A lowercase fragment, if there are fewer than two options or more than [`MOST`], one is blank or twice, or the answer
-    /// names none of them.
+    /// A lowercase fragment, if there are fewer than two options or more than [`MOST`], one is
+    /// blank or twice, or the answer names none of them.
     pub fn new(options: Vec<String>, answer: &str) -> Result<Self, String> {
         if options.len() < 2 || options.len() > MOST {
             return Err(format!("there are {} options; a choice has 2 to {MOST}", options.len()));
@@ -102,14 +105,15 @@ pub fn most_probable(options: &[OptionScore], by: Normalisation) -> Option<usize
     best.map(|(at, _)| at)
 }
 
-/// Which option an answer (without its reasoning) names; `None` if it names none, or not one alone. In this order:
+/// Which option an answer (without its reasoning) names; `None` if it names none, or not one alone.
+/// In this order:
 ///
 /// 1. the last statement of an answer: `答案是B`, `故选 (B)`, `The answer is B`, `\boxed{B}`;
 /// 2. labels at the start of a line or in brackets (`B. ...`, `（B）`), if all are the same one;
 /// 3. the texts of the options, if one alone occurs (of texts within each other the longer one).
 ///
-/// A label beside the text of another option is no answer. Negated statements (`不选A`) name nothing. Only the letters
-/// of the item's own options count, in upper case, full-width or not.
+/// A label beside the text of another option is no answer. Negated statements (`不选A`) name
+/// nothing. Only the letters of the item's own options count, in upper case, full-width or not.
 pub fn extract(options: &[String], answer: &str) -> Option<usize> {
     let text: String = answer.nfkc().collect();
     match stated(&text, options.len()) {
@@ -219,7 +223,8 @@ fn marked(text: &str, options: usize) -> Found {
 fn named(options: &[String], text: &str) -> Found {
     let text = normalise(text);
     let options: Vec<String> = options.iter().map(|o| normalise(o)).collect();
-    // What is left of the text once the longer options are taken out: a shorter one within them does not count.
+    // What is left of the text once the longer options are taken out: a shorter one within them
+    // does not count.
     let mut order: Vec<usize> = (0..options.len()).filter(|&i| !options[i].is_empty()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(options[i].len()), i));
     let (mut rest, mut found) = (text, Found::Nothing);
@@ -332,7 +337,8 @@ mod tests {
     #[test]
     fn normalisations_differ_and_the_first_of_equals_is_taken() {
         let score = |logprob, characters, bytes| OptionScore { logprob, tokens: 1, characters, bytes };
-        // Raw favours the short option, per character the long one, per byte the one with wide characters.
+        // Raw favours the short option, per character the long one, per byte the one with wide
+        // characters.
         let options = [score(-2.0, 2, 2), score(-5.0, 10, 10), score(-4.0, 6, 18)];
         let best = |by| most_probable(&options, by);
         assert_eq!(best(Normalisation::Raw), Some(0));

@@ -1,17 +1,21 @@
 //! Yes or no: what an item decides, and what an answer decides at its head.
 //!
-//! A question that asks whether a patient may take a drug is not answered by words in common: "合适" against "不合适" shares two
-//! characters of three. The row says what is right (`metrics.decision`), the answer is read by rules, without a judge model:
+//! A question that asks whether a patient may take a drug is not answered by words in common:
+//! "合适" against "不合适" shares two characters of three. The row says what is right
+//! (`metrics.decision`), the answer is read by rules, without a judge model:
 //!
-//! 1. The answer's first clauses are looked at, [`CLAUSES`] of them; questions that it repeats ("可以用吗？") are passed over, and a
-//!    condition ("如果…", "if …") ends the search: what follows is decided for some other case.
-//! 2. A clause decides by the word it begins with (`不可以`, `不能`, `禁用`, `否`, `可以`, `合适`, `能`, `是`, `No`, `Yes`), the negation
-//!    first: `不可以` is no `可以`.
-//! 3. Else by what it says anywhere of *using* something (`不能使用`, `患者禁用`, `可以用`, `must not be given`, `may be used`), again the
-//!    negation first, also that of a later clause. `没有禁忌证` and `not contraindicated` forbid nothing.
+//! 1. The answer's first clauses are looked at, [`CLAUSES`] of them; questions that it repeats
+//!    ("可以用吗？") are passed over, and a condition ("如果…", "if …") ends the search: what
+//!    follows is decided for some other case.
+//! 2. A clause decides by the word it begins with (`不可以`, `不能`, `禁用`, `否`, `可以`, `合适`,
+//!    `能`, `是`, `No`, `Yes`), the negation first: `不可以` is no `可以`.
+//! 3. Else by what it says anywhere of *using* something (`不能使用`, `患者禁用`, `可以用`,
+//!    `must not be given`, `may be used`), again the negation first, also that of a later clause.
+//!    `没有禁忌证` and `not contraindicated` forbid nothing.
 //!
-//! An answer of which no clause decides is *undecided*: an error of its own, neither a yes nor a no. What the rules cannot see: a
-//! decision that comes late, and one by implication ("换用其他药物").
+//! An answer of which no clause decides is *undecided*: an error of its own, neither a yes nor a
+//! no. What the rules cannot see: a decision that comes late, and one by implication
+//! ("换用其他药物").
 
 use std::sync::LazyLock;
 
@@ -37,7 +41,8 @@ pub enum Decision {
 }
 
 impl Decision {
-    /// Reads what a row says is right: `yes`, `no`, `true`, `false`, `是`, `否`, `可以`, `不可以`, in any case, or a boolean.
+    /// Reads what a row says is right: `yes`, `no`, `true`, `false`, `是`, `否`, `可以`, `不可以`,
+    /// in any case, or a boolean.
     pub fn from_value(value: &Value) -> Option<Decision> {
         let text = match value {
             Value::Bool(yes) => return Some(if *yes { Decision::Yes } else { Decision::No }),
@@ -67,7 +72,8 @@ pub fn decide(answer: &str) -> Option<Decision> {
             break;
         }
         match clause.opening().or_else(|| clause.use_of_something()) {
-            // "It may be used for tuberculosis, but must not be used in jaundice": the prohibition is the answer.
+            // "It may be used for tuberculosis, but must not be used in jaundice": the prohibition
+            // is the answer.
             Some(Decision::Yes) if clause.opening().is_none() => allowed = Some(Decision::Yes),
             Some(decision) => return Some(decision),
             None => {}
@@ -105,7 +111,8 @@ impl Clause {
     }
 }
 
-/// The first clauses that hold a letter, without marks of emphasis and lists before them and words that only announce the answer.
+/// The first clauses that hold a letter, without marks of emphasis and lists before them and words
+/// that only announce the answer.
 fn clauses(text: &str) -> Vec<Clause> {
     let text: Vec<char> = text.chars().take(HEAD).nfkc().flat_map(char::to_lowercase).chain(['\n']).collect();
     let mut clauses = Vec::new();

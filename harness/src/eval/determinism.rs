@@ -1,10 +1,12 @@
-//! The determinism certificate: how far a backend's numbers depend on what they should not depend on.
+//! The determinism certificate: how far a backend's numbers depend on what they should not depend
+//! on.
 //!
-//! The same texts are continued and scored several times — again, one by one instead of together, on another number of
-//! threads — and every time compared with the first. A backend promises that texts do not depend on how rows are batched, and
-//! that no number depends on the threads or on when it was asked ([`crate::backend`]): with these promises a report is the same
-//! bytes twice, and a difference between two models is a difference between the models. Where log-probabilities depend on
-//! the batch, the certificate says by how much.
+//! The same texts are continued and scored several times — again, one by one instead of together,
+//! on another number of threads — and every time compared with the first. A backend promises that
+//! texts do not depend on how rows are batched, and that no number depends on the threads or on
+//! when it was asked ([`crate::backend`]): with these promises a report is the same bytes twice,
+//! and a difference between two models is a difference between the models. Where log-probabilities
+//! depend on the batch, the certificate says by how much.
 
 use serde::{Deserialize, Serialize};
 
@@ -32,14 +34,15 @@ pub struct RunComparison {
     pub pass: String,
     /// Texts that differ, of [`Certificate::texts`].
     pub flipped_texts: usize,
-    /// Scored tokens of which only one of the two passes says that it is the most probable, of [`Certificate::tokens`].
+    /// Scored tokens of which only one of the two passes says that it is the most probable, of
+    /// [`Certificate::tokens`].
     pub flipped_tokens: usize,
     /// Log-probabilities whose bits differ.
     pub differing_logprobs: usize,
     /// Largest difference of a token's log-probability, in nats.
     pub logprob_drift: f64,
-    /// Whether a backend that keeps its promises may differ here: log-probabilities may depend on the batch, nothing else may
-    /// depend on anything.
+    /// Whether a backend that keeps its promises may differ here: log-probabilities may depend on
+    /// the batch, nothing else may depend on anything.
     pub logprobs_may_differ: bool,
 }
 
@@ -151,7 +154,8 @@ fn flow(cancel: &Cancel) -> impl FnMut(Event) -> Flow {
     move |_| if cancel.requested() { Flow::Stop } else { Flow::Continue }
 }
 
-/// Greedy continuations without stop ids: every text has its full length, so that late tokens are tried too.
+/// Greedy continuations without stop ids: every text has its full length, so that late tokens are
+/// tried too.
 fn texts(
     session: &mut Box<dyn Session>,
     backend: &str,

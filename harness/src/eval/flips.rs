@@ -1,7 +1,8 @@
 //! Which items went from right to wrong, and which back: what a mean over items hides.
 //!
-//! What "right" is, a metric says itself ([`MetricDef::is_right`](super::metric::MetricDef::is_right)): 1 of a yes-or-no metric, all
-//! key points made. A metric that only grades (BLEU, log-likelihood) has no flips.
+//! What "right" is, a metric says itself
+//! ([`MetricDef::is_right`](super::metric::MetricDef::is_right)): 1 of a yes-or-no metric, all key
+//! points made. A metric that only grades (BLEU, log-likelihood) has no flips.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +11,8 @@ use super::metric;
 /// What became of the items between two models, by one metric.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flips {
-    /// Ids of the items that the baseline had right and the candidate has wrong, in the order of the items.
+    /// Ids of the items that the baseline had right and the candidate has wrong, in the order of
+    /// the items.
     pub right_to_wrong: Vec<String>,
     /// Ids of the items that the baseline had wrong and the candidate has right.
     pub wrong_to_right: Vec<String>,
@@ -22,13 +24,14 @@ pub struct Flips {
     pub undecided: usize,
 }
 
-/// Whether an item with this value of the metric is right; `None` if there is no value, the metric has no notion of right,
-/// or there is no such metric.
+/// Whether an item with this value of the metric is right; `None` if there is no value, the metric
+/// has no notion of right, or there is no such metric.
 pub fn is_right(name: &str, value: Option<f64>) -> Option<bool> {
     metric::info(name)?.is_right(value?)
 }
 
-/// The flips of `name` over `(id, baseline, candidate)`; `None` if the metric has no notion of right.
+/// The flips of `name` over `(id, baseline, candidate)`; `None` if the metric has no notion of
+/// right.
 pub fn flips<'a>(name: &str, items: impl IntoIterator<Item = (&'a str, Option<f64>, Option<f64>)>) -> Option<Flips> {
     metric::info(name)?.right_from?;
     let mut flips = Flips::default();

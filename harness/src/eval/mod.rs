@@ -45,7 +45,8 @@ pub struct Prediction {
     pub id: String,
     /// The text as generated, special tokens such as `<think>` kept, the stop token removed.
     pub text: String,
-    /// The generated ids, the stop id included; none where nobody knows them (a text from elsewhere).
+    /// The generated ids, the stop id included; none where nobody knows them (a text from
+    /// elsewhere).
     pub ids: Option<Vec<u32>>,
     /// Why it ended; none where nobody knows.
     pub stop: Option<StopReason>,
@@ -53,8 +54,8 @@ pub struct Prediction {
 
 /// Teacher-forced log-likelihood of one item's reference under one model, think and answer apart.
 ///
-/// The sums are over the tokens of each part; `bytes` is the UTF-8 length of the part's text, so that
-/// `-sum / ln 2 / bytes` is bits per byte and `-sum / tokens` nats per token.
+/// The sums are over the tokens of each part; `bytes` is the UTF-8 length of the part's text, so
+/// that `-sum / ln 2 / bytes` is bits per byte and `-sum / tokens` nats per token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReferenceScore {
     /// The item's id.
@@ -63,7 +64,8 @@ pub struct ReferenceScore {
     pub think: PartScore,
     /// The answer, with the end-of-turn token.
     pub answer: PartScore,
-    /// The options of a multiple-choice item, in order; empty if it is none, or an option did not fit.
+    /// The options of a multiple-choice item, in order; empty if it is none, or an option did not
+    /// fit.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<OptionScore>,
 }
@@ -81,7 +83,8 @@ impl ReferenceScore {
     }
 }
 
-/// The log-likelihood of one option as the whole answer; the tokens of the option's text alone count.
+/// The log-likelihood of one option as the whole answer; the tokens of the option's text alone
+/// count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct OptionScore {
     /// Sum of natural-log probabilities (at most 0).
@@ -107,7 +110,8 @@ pub struct PartScore {
     pub greedy: u64,
 }
 
-/// One model's result on one item: the text and its metrics. A metric that is undefined for the item is `None`.
+/// One model's result on one item: the text and its metrics. A metric that is undefined for the
+/// item is `None`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ItemResult {
     /// The prediction.

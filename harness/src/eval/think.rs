@@ -1,12 +1,13 @@
 //! Thinking apart from answering: one rule for references and for what models write.
 //!
-//! A reasoning model writes `<think>…</think>` and then its answer. Graders that take the whole text grade the reasoning;
-//! those that take what follows the tag grade the *reasoning of a truncated generation as if it were the answer*. Here every text is in one of
-//! four states, and an unclosed one has no answer: it scores as an empty one, and the truncation rate says how often.
+//! A reasoning model writes `<think>…</think>` and then its answer. Graders that take the whole
+//! text grade the reasoning; those that take what follows the tag grade the *reasoning of a
+//! truncated generation as if it were the answer*. Here every text is in one of four states, and an
+//! unclosed one has no answer: it scores as an empty one, and the truncation rate says how often.
 //!
-//! The first tag of a text decides: an opening one is closed by the next closing tag of its name, a closing one ends reasoning
-//! that the prompt opened. Whatever tags follow stay in the answer and are told ([`ThinkTags::stray`]), since nobody can say which of
-//! two closing tags was meant.
+//! The first tag of a text decides: an opening one is closed by the next closing tag of its name, a
+//! closing one ends reasoning that the prompt opened. Whatever tags follow stay in the answer and
+//! are told ([`ThinkTags::stray`]), since nobody can say which of two closing tags was meant.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -43,8 +44,8 @@ pub struct Parts<'a> {
     pub before: &'a str,
     /// The reasoning, without its tags; empty if there is none.
     pub think: &'a str,
-    /// The answer: what follows the closing tag, the whole text where there are no tags, nothing where the reasoning was
-    /// not closed.
+    /// The answer: what follows the closing tag, the whole text where there are no tags, nothing
+    /// where the reasoning was not closed.
     pub answer: &'a str,
 }
 
@@ -55,7 +56,8 @@ impl Parts<'_> {
     }
 }
 
-/// Which tags hold reasoning: the name `think` stands for `<think>` and `</think>`, in any letter case.
+/// Which tags hold reasoning: the name `think` stands for `<think>` and `</think>`, in any letter
+/// case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<String>", into = "Vec<String>")]
 pub struct ThinkTags(Vec<String>);
@@ -110,12 +112,14 @@ struct Tag {
 }
 
 impl ThinkTags {
-    /// Whether these are the usual ones, which are not written: what names no tags is written as before there were any.
+    /// Whether these are the usual ones, which are not written: what names no tags is written as
+    /// before there were any.
     pub(crate) fn is_usual(&self) -> bool {
         *self == *USUAL
     }
 
-    /// The name of the tags that are written, without brackets: the first, `think` where there is none.
+    /// The name of the tags that are written, without brackets: the first, `think` where there is
+    /// none.
     pub fn written(&self) -> &str {
         self.0.first().map_or("think", String::as_str)
     }
@@ -178,8 +182,9 @@ pub fn split(text: &str) -> Parts<'_> {
     USUAL.split(text)
 }
 
-/// The parts as the published comparison extracts them: the reasoning is the first closed pair, the answer is the text without any
-/// closed pair. An unclosed tag stays *in the answer*; kept for comparison with its tables (`extract`).
+/// The parts as the published comparison extracts them: the reasoning is the first closed pair, the
+/// answer is the text without any closed pair. An unclosed tag stays *in the answer*; kept for
+/// comparison with its tables (`extract`).
 pub fn split_as_published(text: &str) -> (String, String) {
     let mut think = None;
     let mut answer = String::with_capacity(text.len());
@@ -195,8 +200,8 @@ pub fn split_as_published(text: &str) -> (String, String) {
     (python::strip(think.unwrap_or("")).to_string(), python::strip(&answer).to_string())
 }
 
-/// The full text of a reference as the published data lay it out: reasoning in tags, a newline, the answer; the answer
-/// alone where there is no reasoning.
+/// The full text of a reference as the published data lay it out: reasoning in tags, a newline, the
+/// answer; the answer alone where there is no reasoning.
 pub fn join(think: &str, answer: &str) -> String {
     if think.is_empty() { answer.to_string() } else { format!("{OPEN}{think}{CLOSE}\n{answer}") }
 }

@@ -1,8 +1,9 @@
 //! From ggml's names to Hugging Face's: which tensor is which, and `config.json`.
 //!
-//! Three families are known, those that the backends implement: `llama`, `qwen2`, `qwen3`. Every tensor of the file must
-//! have its place and every place its tensor, each of the shape that the metadata asks for; what is left over is refused
-//! by name, so that nothing a model needs is dropped in silence.
+//! Three families are known, those that the backends implement: `llama`, `qwen2`, `qwen3`. Every
+//! tensor of the file must have its place and every place its tensor, each of the shape that the
+//! metadata asks for; what is left over is refused by name, so that nothing a model needs is
+//! dropped in silence.
 
 use serde_json::{Map, Value as Json, json};
 
@@ -34,7 +35,8 @@ impl<'a> GgufDecoder<'a> {
     /// Reads the metadata and finds a place for every tensor.
     ///
     /// # Errors
-    /// An architecture or a variant that is not known, a missing key, a tensor that is missing, left over or misshapen.
+    /// An architecture or a variant that is not known, a missing key, a tensor that is missing,
+    /// left over or misshapen.
     pub fn read(gguf: &'a Gguf) -> Result<Self> {
         let family = gguf.text("general.architecture")?.unwrap_or_default();
         if !["llama", "qwen2", "qwen3"].contains(&family) {
@@ -71,7 +73,8 @@ impl<'a> GgufDecoder<'a> {
         let embedding = places.find("token_embd.weight").ok_or_else(|| places.missing("token_embd.weight"))?;
         let vocab = gguf.tensors()[embedding].rows();
         places.put("token_embd.weight", "model.embed_tokens.weight".into(), &[vocab, hidden], None)?;
-        // Only llama's rotary layout differs between the two worlds: ggml wants the two halves of a head interleaved.
+        // Only llama's rotary layout differs between the two worlds: ggml wants the two halves of a
+        // head interleaved.
         let permuted = |n: usize| (family == "llama").then_some(n);
         let (q, kv) = (heads * head_dim, kv_heads * head_dim);
         let qkv_bias = places.has("blk.0.attn_q.bias");
@@ -159,8 +162,8 @@ impl<'a> GgufDecoder<'a> {
         Ok(GgufDecoder { tensors, vocab, context, config })
     }
 
-    /// `config.json`, its keys as transformers 4 wrote them (5 reads them too); `dtype` and `tokens` (names and ids of the
-    /// special tokens) are added.
+    /// `config.json`, its keys as transformers 4 wrote them (5 reads them too); `dtype` and
+    /// `tokens` (names and ids of the special tokens) are added.
     pub fn config(&self, dtype: &str, tokens: impl IntoIterator<Item = (String, Json)>) -> Json {
         let mut config = self.config.clone();
         config.insert("torch_dtype".into(), dtype.into());
@@ -241,8 +244,8 @@ fn linear_scaling(gguf: &Gguf, family: &str) -> Result<Json> {
     }
 }
 
-/// `rope_scaling` of Llama 3, which GGUF stores only as the divisor of every frequency: the published parameter sets are
-/// tried until one gives these numbers.
+/// `rope_scaling` of Llama 3, which GGUF stores only as the divisor of every frequency: the
+/// published parameter sets are tried until one gives these numbers.
 ///
 /// Formula: transformers `modeling_rope_utils._compute_llama3_parameters`.
 fn rope_factors(gguf: &Gguf, tensor: &GgufTensor, head_dim: usize, theta: f64) -> Result<Json> {
@@ -279,8 +282,9 @@ fn rope_factors(gguf: &Gguf, tensor: &GgufTensor, head_dim: usize, theta: f64) -
         .help("Llama 3.1 to 3.3 are known; import the model from its Hugging Face folder instead"))
 }
 
-/// Puts the rows of one head back in order: ggml interleaves the two halves that Hugging Face's rotation pairs, so row
-/// `s * d/2 + j` of a head lies at `2j + s`. `rows` is `[d, columns]`, the result too.
+/// Puts the rows of one head back in order: ggml interleaves the two halves that Hugging Face's
+/// rotation pairs, so row `s * d/2 + j` of a head lies at `2j + s`. `rows` is `[d, columns]`, the
+/// result too.
 pub fn unpermute(rows: &[f32], columns: usize, out: &mut [f32]) {
     let half = rows.len() / columns / 2;
     for (to, out) in out.chunks_exact_mut(columns).enumerate() {

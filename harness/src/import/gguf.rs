@@ -1,9 +1,10 @@
 //! Reading a GGUF file: its metadata, where its tensors lie, and their bytes on demand.
 //!
-//! The format is that of ggml's `docs/gguf.md`, versions 2 and 3, little-endian. Nothing in the file is believed before it
-//! is checked against the file's length: a count or a length that the rest of the file cannot hold is an error before any
-//! memory is asked for. Tensors are read (not mapped) a few rows at a time, so memory stays bounded whatever the
-//! model's size, and a file that changes under us gives an error and no undefined behaviour.
+//! The format is that of ggml's `docs/gguf.md`, versions 2 and 3, little-endian. Nothing in the
+//! file is believed before it is checked against the file's length: a count or a length that the
+//! rest of the file cannot hold is an error before any memory is asked for. Tensors are read (not
+//! mapped) a few rows at a time, so memory stays bounded whatever the model's size, and a file that
+//! changes under us gives an error and no undefined behaviour.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -79,8 +80,9 @@ impl Gguf {
     /// Reads everything but the tensors' bytes.
     ///
     /// # Errors
-    /// [`ErrorKind::Data`](crate::ErrorKind::Data): no GGUF file, a version that is not read, truncated, counts that the
-    /// file cannot hold, a tensor type that is not read (by name), tensors that overlap or lie outside.
+    /// [`ErrorKind::Data`](crate::ErrorKind::Data): no GGUF file, a version that is not read,
+    /// truncated, counts that the file cannot hold, a tensor type that is not read (by name),
+    /// tensors that overlap or lie outside.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io("open the GGUF file", path, e))?;
         let metadata = file.metadata().map_err(|e| Error::io("read", path, e))?;
@@ -197,8 +199,8 @@ impl Gguf {
         }
     }
 
-    /// Reads `rows` rows of a tensor from row `first` on, widened to f32, into `out`; `raw` is room that is kept between
-    /// calls.
+    /// Reads `rows` rows of a tensor from row `first` on, widened to f32, into `out`; `raw` is room
+    /// that is kept between calls.
     ///
     /// # Errors
     /// I/O.
@@ -291,7 +293,8 @@ impl Header<'_> {
                     .help("convert the model again with a current llama.cpp"));
             }
         }
-        // A tensor's entry has a name's length, dimensions, one of them, a type and an offset; a pair a length and a type.
+        // A tensor's entry has a name's length, dimensions, one of them, a type and an offset; a
+        // pair a length and a type.
         let tensor_count = self.count("tensors", 8 + 4 + 8 + 4 + 8)?;
         let pair_count = self.count("metadata pairs", 8 + 4 + 1)?;
         let mut metadata = BTreeMap::new();

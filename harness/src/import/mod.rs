@@ -1,12 +1,14 @@
 //! Bringing a model in: a GGUF file becomes a folder in the Hugging Face layout.
 //!
-//! GGUF is what small quantized models are handed around in; backends read safetensors. [`import_gguf`] dequantizes every
-//! tensor, renames it, puts llama's rotated rows back in order, and writes `config.json`, the tokenizer and the chat
-//! template from the file's metadata. It works through the file a few rows at a time: memory does not grow with the
-//! model. The folder appears whole under its name or not at all.
+//! GGUF is what small quantized models are handed around in; backends read safetensors.
+//! [`import_gguf`] dequantizes every tensor, renames it, puts llama's rotated rows back in order,
+//! and writes `config.json`, the tokenizer and the chat template from the file's metadata. It works
+//! through the file a few rows at a time: memory does not grow with the model. The folder appears
+//! whole under its name or not at all.
 //!
-//! What is not known is refused by name — an architecture, an element type, a pre-tokenizer, a tensor without a place —
-//! because a model that is almost right gives numbers that are wrong without any error.
+//! What is not known is refused by name — an architecture, an element type, a pre-tokenizer, a
+//! tensor without a place — because a model that is almost right gives numbers that are wrong
+//! without any error.
 
 mod decoder;
 mod encode;
@@ -90,12 +92,12 @@ impl Default for ImportOptions {
     }
 }
 
-/// Makes the model folder `out` of the GGUF file `path`. `watch` is told how many values are written, of how many; an error
-/// it returns ends the import.
+/// Makes the model folder `out` of the GGUF file `path`. `watch` is told how many values are
+/// written, of how many; an error it returns ends the import.
 ///
 /// # Errors
-/// `out` exists and is not empty ([`ErrorKind::Usage`]); a file that is broken or of a kind that is not known
-/// ([`ErrorKind::Data`]); I/O. Nothing is left behind.
+/// `out` exists and is not empty ([`ErrorKind::Usage`]); a file that is broken or of a kind that is
+/// not known ([`ErrorKind::Data`]); I/O. Nothing is left behind.
 pub fn import_gguf(
     path: &Path,
     out: &Path,
@@ -114,7 +116,8 @@ pub fn import_gguf(
     let notes = write_companions(&gguf, &decoder, &tokenizer, options.dtype, folder)?;
     let weight_files = write_weights(&gguf, &decoder.tensors, folder, options, watch)?;
 
-    // An empty folder may be there; anything else that came meanwhile is left alone and the rename fails.
+    // An empty folder may be there; anything else that came meanwhile is left alone and the rename
+    // fails.
     temporary.publish(&out).map_err(|e| Error::io("name the folder", &out, e))?;
     let mut source_types = BTreeMap::new();
     for tensor in gguf.tensors() {
@@ -135,8 +138,8 @@ pub fn import_gguf(
     })
 }
 
-/// Writes what a model's folder has beside its weights: the configuration, which names `dtype`, the tokenizer, the template.
-/// Returns what the reader should know.
+/// Writes what a model's folder has beside its weights: the configuration, which names `dtype`, the
+/// tokenizer, the template. Returns what the reader should know.
 fn write_companions(
     gguf: &Gguf,
     decoder: &GgufDecoder<'_>,
@@ -158,8 +161,8 @@ fn values(tensor: &GgufTensor) -> u64 {
     tensor.shape.iter().product::<usize>() as u64
 }
 
-/// Reads what was written as every command will: the tokenizer must load and give every token its id; a chat template
-/// that is missing or does not compile is noted, since scoring needs none.
+/// Reads what was written as every command will: the tokenizer must load and give every token its
+/// id; a chat template that is missing or does not compile is noted, since scoring needs none.
 fn proof_read(folder: &Path, gguf: &Gguf, written: &tokenizer::GgufTokenizer) -> Result<Vec<String>> {
     let read = Tokenizer::from_model_dir(folder).map_err(|e| {
         Error::new(ErrorKind::Data, "the file's tokenizer does not make a working one")

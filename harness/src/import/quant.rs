@@ -1,9 +1,10 @@
 //! The element types of GGUF: how wide their blocks are and what numbers they stand for.
 //!
-//! A quantized tensor is a row of blocks; a block is a fixed number of elements (32, or 256 of the K types) that share
-//! one or two scales stored as IEEE halves. Layouts and the order of operations are those of the Python package `gguf`
-//! (`quants.py`) and of ggml's reference code: every product and sum is rounded to f32 on its own, so the numbers are the
-//! same to the bit. `harness/tests/import.rs` holds them against vectors which that package made.
+//! A quantized tensor is a row of blocks; a block is a fixed number of elements (32, or 256 of the
+//! K types) that share one or two scales stored as IEEE halves. Layouts and the order of operations
+//! are those of the Python package `gguf` (`quants.py`) and of ggml's reference code: every product
+//! and sum is rounded to f32 on its own, so the numbers are the same to the bit.
+//! `harness/tests/import.rs` holds them against vectors which that package made.
 
 use half::{bf16, f16};
 
@@ -185,7 +186,8 @@ fn q8_0(b: &[u8], x: &mut [f32]) {
     }
 }
 
-/// The element `i` of 256 two-bit numbers in 64 bytes: halves of 128, quarters of 32 by rising bits.
+/// The element `i` of 256 two-bit numbers in 64 bytes: halves of 128, quarters of 32 by rising
+/// bits.
 fn pair(quants: &[u8], i: usize) -> u8 {
     (quants[i / 128 * 32 + i % 32] >> (2 * (i % 128 / 32))) & 3
 }

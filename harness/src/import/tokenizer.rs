@@ -1,9 +1,10 @@
-//! From a GGUF's tokenizer metadata to `tokenizer.json`, `tokenizer_config.json` and the chat template.
+//! From a GGUF's tokenizer metadata to `tokenizer.json`, `tokenizer_config.json` and the chat
+//! template.
 //!
-//! Only byte-level BPE (`tokenizer.ggml.model` is `gpt2`) is known. How text is cut before merges is a name in the
-//! metadata, `tokenizer.ggml.pre`; the expressions behind the names are those of llama.cpp (`llama-vocab.cpp`), written as
-//! the models' own `tokenizer.json` writes them. A name that is not known is refused: a wrong cut gives other ids and
-//! worse numbers without any error.
+//! Only byte-level BPE (`tokenizer.ggml.model` is `gpt2`) is known. How text is cut before merges
+//! is a name in the metadata, `tokenizer.ggml.pre`; the expressions behind the names are those of
+//! llama.cpp (`llama-vocab.cpp`), written as the models' own `tokenizer.json` writes them. A name
+//! that is not known is refused: a wrong cut gives other ids and worse numbers without any error.
 
 use std::collections::BTreeMap;
 
@@ -16,15 +17,16 @@ use crate::Result;
 /// GPT-2's expression; `ByteLevel` applies it itself.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-/// Numbers in the file for the kinds of tokens; 2 (unknown) and 6 (byte) are plain tokens to a byte-level BPE.
+/// Numbers in the file for the kinds of tokens; 2 (unknown) and 6 (byte) are plain tokens to a
+/// byte-level BPE.
 const CONTROL: i128 = 3;
 const USER_DEFINED: i128 = 4;
 const UNUSED: i128 = 5;
 
 /// Control tokens that end a turn where the chat template writes them.
 const TURN_ENDS: [&str; 3] = ["<|im_end|>", "<|eot_id|>", "<|eom_id|>"];
-/// Control tokens that end a document: what follows is another text. The generation settings of Qwen and Llama 3 list them
-/// beside the end of a turn; GGUF has room for one end token only.
+/// Control tokens that end a document: what follows is another text. The generation settings of
+/// Qwen and Llama 3 list them beside the end of a turn; GGUF has room for one end token only.
 const DOCUMENT_ENDS: [&str; 2] = ["<|endoftext|>", "<|end_of_text|>"];
 
 /// How text is cut before merges.
@@ -96,11 +98,12 @@ pub struct GgufTokenizer {
     pub tokens: usize,
 }
 
-/// Reads the tokenizer of a model whose embedding has `vocab` rows, for texts of up to `context` tokens.
+/// Reads the tokenizer of a model whose embedding has `vocab` rows, for texts of up to `context`
+/// tokens.
 ///
 /// # Errors
-/// Another kind of tokenizer, an unknown pre-tokenizer, tokens that are no text, stand twice, or have no row in the
-/// embedding; special ids outside the vocabulary.
+/// Another kind of tokenizer, an unknown pre-tokenizer, tokens that are no text, stand twice, or
+/// have no row in the embedding; special ids outside the vocabulary.
 pub fn read(gguf: &Gguf, vocab: usize, context: usize) -> Result<GgufTokenizer> {
     match gguf.text("tokenizer.ggml.model")? {
         Some("gpt2") => {}
@@ -256,7 +259,8 @@ fn merges(gguf: &Gguf, ids: &BTreeMap<&str, usize>) -> Result<Vec<Json>> {
         .iter()
         .enumerate()
         .map(|(i, merge)| {
-            // A space within a token is written as another character, so the one space parts the two.
+            // A space within a token is written as another character, so the one space parts the
+            // two.
             let pair = merge.split_once(' ').filter(|(_, b)| !b.contains(' '));
             let whole = pair.filter(|(a, b)| {
                 ids.contains_key(a) && ids.contains_key(b) && ids.contains_key(format!("{a}{b}").as_str())

@@ -1,9 +1,10 @@
 //! Where plugins are looked for.
 //!
-//! In this order: an explicit path; the folders of `KARAT_BACKEND_PATH`; beside the executable, in `deps/` first (that is
-//! where cargo writes the plugins it builds for a binary or a test; the copies one level up can be stale); `../lib/karat`
-//! from the executable (an installed tree); `karat/backends` in the XDG data folder. Never the current folder: what a
-//! command loads must not depend on where it was typed.
+//! In this order: an explicit path; the folders of `KARAT_BACKEND_PATH`; beside the executable, in
+//! `deps/` first (that is where cargo writes the plugins it builds for a binary or a test; the
+//! copies one level up can be stale); `../lib/karat` from the executable (an installed tree);
+//! `karat/backends` in the XDG data folder. Never the current folder: what a command loads must not
+//! depend on where it was typed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
@@ -132,14 +133,15 @@ fn backend_name(file: &OsStr) -> Option<&str> {
     file.to_str()?.strip_prefix(DLL_PREFIX)?.strip_prefix("karat_")?.strip_suffix(DLL_SUFFIX).filter(|s| !s.is_empty())
 }
 
-/// Loads the backend `name`: the first file of its name in the places of `search`. A `name` with a `/` in it is the path
-/// of a plugin file, and nothing is searched.
+/// Loads the backend `name`: the first file of its name in the places of `search`. A `name` with a
+/// `/` in it is the path of a plugin file, and nothing is searched.
 ///
-/// The first file counts even if it is broken: going on to another one would hide which of the two is used.
+/// The first file counts even if it is broken: going on to another one would hide which of the two
+/// is used.
 ///
 /// # Errors
-/// [`ErrorKind::Backend`](crate::ErrorKind::Backend) if there is none, with every place tried and the command that builds it; or why the
-/// file cannot be loaded ([`Plugin::load`]).
+/// [`ErrorKind::Backend`](crate::ErrorKind::Backend) if there is none, with every place tried and
+/// the command that builds it; or why the file cannot be loaded ([`Plugin::load`]).
 pub fn find(name: &str, search: &Search) -> Result<Plugin> {
     if name.contains('/') {
         return Plugin::load(name);
@@ -191,7 +193,8 @@ pub fn list(search: &Search) -> Vec<FoundPlugin> {
     let mut files: BTreeMap<String, Vec<(PathBuf, Origin)>> = BTreeMap::new();
     let mut seen = BTreeSet::new();
     for Place { folder, origin } in search.places() {
-        // A folder that is not there or cannot be read holds no plugins; `find` says so of each by name.
+        // A folder that is not there or cannot be read holds no plugins; `find` says so of each by
+        // name.
         if !folder.is_absolute() || !seen.insert(folder) {
             continue;
         }
@@ -258,7 +261,8 @@ mod tests {
 
     #[test]
     fn a_relative_folder_is_never_searched() {
-        // The current folder of a test is its package; an empty or relative entry must not make a file there count.
+        // The current folder of a test is its package; an empty or relative entry must not make a
+        // file there count.
         let search = Search::new(Some("src:.".as_ref()), None, None, None);
         let text = find("native", &search).unwrap_err().to_string();
         assert_eq!(text.matches("not an absolute path").count(), 2, "{text}");

@@ -1,7 +1,9 @@
-//! The metrics as github-action-benchmark reads them: a JSON array of `{name, unit, value, range, extra}`.
+//! The metrics as github-action-benchmark reads them: a JSON array of
+//! `{name, unit, value, range, extra}`.
 //!
-//! The action's tool says for a whole file which way is better (`customSmallerIsBetter`, `customBiggerIsBetter`), so one file
-//! holds the metrics of one direction; those without direction are in neither.
+//! The action's tool says for a whole file which way is better (`customSmallerIsBetter`,
+//! `customBiggerIsBetter`), so one file holds the metrics of one direction; those without direction
+//! are in neither.
 
 use serde_json::{Value, json};
 

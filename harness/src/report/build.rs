@@ -15,8 +15,8 @@ use super::{flips, general, significance, warning};
 /// Makes the report. Pure: the same inputs give the same report.
 ///
 /// # Errors
-/// Two models, items or metrics of one name, a model with a result for an unknown item or two for one, an example
-/// that is no item.
+/// Two models, items or metrics of one name, a model with a result for an unknown item or two for
+/// one, an example that is no item.
 pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
     check_names("model", inputs.models.iter().map(|m| m.name.as_str()))?;
     check_names("metric", inputs.metrics.iter().map(|m| m.name.as_str()))?;
@@ -229,7 +229,8 @@ fn metric(info: &MetricInfo, runs: &[ModelResults<'_>], inputs: &Inputs<'_>) -> 
     }
 }
 
-/// Whether a metric counts wrong decisions and the model decided nothing: it made no error because it gave no answer.
+/// Whether a metric counts wrong decisions and the model decided nothing: it made no error because
+/// it gave no answer.
 fn silent(name: &str, run: &ModelResults<'_>, items: &[Item]) -> bool {
     metric::info(name).is_some_and(|info| info.asks == metric::Asks::WrongDecision) && {
         let undecided = values("decision_undecided", run, items);

@@ -1,4 +1,5 @@
-//! Models of two reports, compared as if they stood in one: refused where they did not answer the same thing.
+//! Models of two reports, compared as if they stood in one: refused where they did not answer the
+//! same thing.
 
 use std::collections::BTreeMap;
 
@@ -23,9 +24,9 @@ pub struct Mismatch {
     pub second: String,
 }
 
-/// Everything about which two reports differ that must be equal for a paired comparison; empty if they may be
-/// compared. A fingerprint that one of them alone does not know counts as different; one that neither knows is equal as far
-/// as anyone can tell ([`unknown`]).
+/// Everything about which two reports differ that must be equal for a paired comparison; empty if
+/// they may be compared. A fingerprint that one of them alone does not know counts as different;
+/// one that neither knows is equal as far as anyone can tell ([`unknown`]).
 pub fn mismatches(first: &Report, second: &Report) -> Vec<Mismatch> {
     let (a, b) = (&first.fingerprints, &second.fingerprints);
     let mut found: Vec<Mismatch> = prints(a, b)
@@ -66,12 +67,13 @@ fn known(hash: &str) -> String {
     if hash.is_empty() { "unknown".to_string() } else { hash.to_string() }
 }
 
-/// Compares the model `candidate` of one report with the model `baseline` of another (or the same), on all metrics
-/// that both have.
+/// Compares the model `candidate` of one report with the model `baseline` of another (or the same),
+/// on all metrics that both have.
 ///
 /// # Errors
-/// Any of [`mismatches`] that `allow` does not name; a model that is not there; metrics of one name and two
-/// directions. What was allowed stands in the comparison. Where the items differ, those present in both are paired.
+/// Any of [`mismatches`] that `allow` does not name; a model that is not there; metrics of one name
+/// and two directions. What was allowed stands in the comparison. Where the items differ, those
+/// present in both are paired.
 pub fn compare(baseline: (&Report, &str), candidate: (&Report, &str), allow: &[String]) -> Result<Comparison> {
     let ((first, a), (second, b)) = (baseline, candidate);
     for (report, name) in [baseline, candidate] {

@@ -1,7 +1,9 @@
-//! Results as CSV (RFC 4180, line feeds), in full precision: a row an item and model, or a row a metric and model.
+//! Results as CSV (RFC 4180, line feeds), in full precision: a row an item and model, or a row a
+//! metric and model.
 //!
-//! A text that a spreadsheet would take for a formula gets an apostrophe before it (OWASP, "CSV Injection"), numbers stay numbers;
-//! control characters other than line breaks and tabs are written out (`\u{1b}`).
+//! A text that a spreadsheet would take for a formula gets an apostrophe before it (OWASP, "CSV
+//! Injection"), numbers stay numbers; control characters other than line breaks and tabs are
+//! written out (`\u{1b}`).
 
 use super::escape::legible_lines;
 use super::model::{Direction, ItemValues, Report};
@@ -31,8 +33,9 @@ pub fn items(report: &Report) -> String {
     csv
 }
 
-/// The table of results: every metric of every model with its interval, and beside it the paired difference to the model that the
-/// others are compared with. What is undefined, or has no comparison, is an empty field.
+/// The table of results: every metric of every model with its interval, and beside it the paired
+/// difference to the model that the others are compared with. What is undefined, or has no
+/// comparison, is an empty field.
 pub fn metrics(report: &Report) -> String {
     let mut csv = String::new();
     let header = [

@@ -8,11 +8,12 @@ use crate::eval::determinism::Certificate;
 use crate::fsio;
 
 impl Report {
-    /// Puts the certificate in `path` (`karat --json doctor --determinism`) into the report's environment, from where its pages
-    /// show it and a gate takes what it may not conclude.
+    /// Puts the certificate in `path` (`karat --json doctor --determinism`) into the report's
+    /// environment, from where its pages show it and a gate takes what it may not conclude.
     ///
     /// # Errors
-    /// A file that is no certificate; one of a backend, or a version of it, that no model of this report ran on.
+    /// A file that is no certificate; one of a backend, or a version of it, that no model of this
+    /// report ran on.
     pub fn attach_certificate(&mut self, path: &Path) -> Result<()> {
         let certificate: Certificate = fsio::read_json(path)
             .map_err(|e| e.help("give the output of karat --json doctor --determinism --model DIR"))?;

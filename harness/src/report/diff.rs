@@ -4,7 +4,8 @@ use similar::{Algorithm, ChangeTag, TextDiff};
 
 /// Texts with less in common than this share are not marked: marks everywhere tell nothing.
 const ENOUGH: f64 = 0.5;
-/// Longer texts (in words and characters together) are not compared: the time grows with length times difference.
+/// Longer texts (in words and characters together) are not compared: the time grows with length
+/// times difference.
 const LONGEST: usize = 6000;
 
 /// A stretch of text and what it is.
@@ -50,7 +51,8 @@ fn says_something(word: &str) -> bool {
     word.chars().any(char::is_alphanumeric)
 }
 
-/// Changes with nothing but a space between them are one change: `[do not use](may be used)`, not word by word.
+/// Changes with nothing but a space between them are one change: `[do not use](may be used)`, not
+/// word by word.
 fn joined(pieces: Vec<Piece>) -> Vec<Piece> {
     let mut out: Vec<Piece> = Vec::new();
     let (mut missing, mut added) = (String::new(), String::new());
@@ -83,7 +85,8 @@ fn flush(out: &mut Vec<Piece>, missing: &mut String, added: &mut String) {
     }
 }
 
-/// Runs of letters and digits of scripts with spaces, every other character for itself (Chinese by the character).
+/// Runs of letters and digits of scripts with spaces, every other character for itself (Chinese by
+/// the character).
 fn words(text: &str) -> Vec<&str> {
     let joins = |c: char| c.is_alphanumeric() && (c as u32) < 0x2e80;
     let mut words = Vec::new();

@@ -2,15 +2,16 @@
 
 use crate::escape;
 
-/// `text` with what cannot be seen made visible as U+FFFD: control characters other than line breaks and tabs, and
-/// the bidirectional controls that would turn the words around it about. Right-to-left scripts need none of them.
+/// `text` with what cannot be seen made visible as U+FFFD: control characters other than line
+/// breaks and tabs, and the bidirectional controls that would turn the words around it about.
+/// Right-to-left scripts need none of them.
 pub(super) fn visible(text: &str) -> String {
     let unseen = |c: char| (c.is_control() && !matches!(c, '\n' | '\r' | '\t')) || escape::turns(c);
     text.chars().map(|c| if unseen(c) { '\u{fffd}' } else { c }).collect()
 }
 
-/// `text` with what cannot be seen, or would move a terminal's cursor, written out: `\u{1b}`, `\u{202e}`, `\n`. Unlike `visible` two texts
-/// that differ stay two.
+/// `text` with what cannot be seen, or would move a terminal's cursor, written out: `\u{1b}`,
+/// `\u{202e}`, `\n`. Unlike `visible` two texts that differ stay two.
 pub fn legible(text: &str) -> String {
     escape::visible(text).into_owned()
 }

@@ -1,5 +1,5 @@
-//! Which items changed sides: counted for every comparison and metric with a notion of right, shown in full with the first
-//! token in which two texts part.
+//! Which items changed sides: counted for every comparison and metric with a notion of right, shown
+//! in full with the first token in which two texts part.
 
 use super::inputs::{Inputs, ModelResults, example, values};
 use super::model::{Comparison, Divergence, FlipTable, FlippedItem, Report, Token};

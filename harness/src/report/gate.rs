@@ -1,18 +1,22 @@
 //! The gate: is a new report at least as good as a baseline, within a stated margin?
 //!
-//! A gate is *non-inferiority*, not "p > 0.05": a metric passes if the whole bootstrap interval of its paired difference
-//! lies above minus the margin, regresses if the whole interval lies below, and is inconclusive otherwise: so many items
-//! cannot tell. What they could have told stands beside it (the minimum detectable difference). A model, metric or item that
-//! the baseline has and the report has not is a regression; reports of other data, prompts, template or decoding are refused, unless
-//! that is allowed by name. What neither side knows (the prompts of texts that were brought along) cannot differ, and is named; a metric
-//! that has no value in the baseline (the likelihood of such texts) cannot be lost: it does not count, and is named too.
+//! A gate is *non-inferiority*, not "p > 0.05": a metric passes if the whole bootstrap interval of
+//! its paired difference lies above minus the margin, regresses if the whole interval lies below,
+//! and is inconclusive otherwise: so many items cannot tell. What they could have told stands
+//! beside it (the minimum detectable difference). A model, metric or item that the baseline has and
+//! the report has not is a regression; reports of other data, prompts, template or decoding are
+//! refused, unless that is allowed by name. What neither side knows (the prompts of texts that were
+//! brought along) cannot differ, and is named; a metric that has no value in the baseline (the
+//! likelihood of such texts) cannot be lost: it does not count, and is named too.
 //!
-//! The difference is that of the table's values: of means over the items, or of pooled values where the metric is pooled over
-//! tokens or bytes (of means against a baseline of before items carried their weights). Where items share a source, whole sources are drawn, as they are for the report's own comparisons: ten wordings of one question are
-//! no ten questions.
+//! The difference is that of the table's values: of means over the items, or of pooled values where
+//! the metric is pooled over tokens or bytes (of means against a baseline of before items carried
+//! their weights). Where items share a source, whole sources are drawn, as they are for the
+//! report's own comparisons: ten wordings of one question are no ten questions.
 //!
-//! [`check`] decides; [`text`] writes for people, [`annotations`] for GitHub, [`junit`] for a CI server; [`baseline`] keeps what is
-//! compared with; [`test`](fn@test) makes named tests of it for `cargo test`:
+//! [`check`] decides; [`text`] writes for people, [`annotations`] for GitHub, [`junit`] for a CI
+//! server; [`baseline`] keeps what is compared with; [`test`](fn@test) makes named tests of it for
+//! `cargo test`:
 //!
 //! ```no_run
 //! // tests/gate.rs, in a crate with `[[test]] name = "gate"`, `harness = false`
@@ -53,7 +57,8 @@ pub struct Check {
     pub metric: String,
     /// The metric's unit, empty for a plain number.
     pub unit: String,
-    /// The verdict; a model, metric or item that the baseline has and the report has not is a regression.
+    /// The verdict; a model, metric or item that the baseline has and the report has not is a
+    /// regression.
     pub verdict: MarginVerdict,
     /// Mean of the baseline over its items.
     pub baseline: Option<f64>,
@@ -64,7 +69,8 @@ pub struct Check {
     /// Sources of these items, where some share one: whole sources were drawn for the interval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sources: Option<usize>,
-    /// By how much each end of the interval was moved out for what is not deterministic; none where no certificate says it.
+    /// By how much each end of the interval was moved out for what is not deterministic; none where
+    /// no certificate says it.
     pub allowance: Option<f64>,
     /// What is missing.
     pub missing: Option<String>,
@@ -79,7 +85,8 @@ pub struct Checks {
     pub checks: Vec<Check>,
     /// Metrics with a direction that no margin is stated for.
     pub ungated: Vec<String>,
-    /// Models and metrics, as `model metric`, that the baseline has no value of: nothing can be lost of them.
+    /// Models and metrics, as `model metric`, that the baseline has no value of: nothing can be
+    /// lost of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub undefined: Vec<String>,
     /// What the two sides differ in although it should be equal, by the leave of whoever checks.
@@ -97,14 +104,17 @@ pub struct Checks {
 pub struct Rules {
     /// Non-inferiority margins by metric, in its unit, over [`default_margin`].
     pub margins: BTreeMap<String, f64>,
-    /// What a second run of the same models would change by itself; unless given, what the report's certificate says, or nothing.
+    /// What a second run of the same models would change by itself; unless given, what the report's
+    /// certificate says, or nothing.
     pub noise: Option<Noise>,
-    /// What may differ although it should be equal: names of [`MUST_BE_EQUAL`](super::compare::MUST_BE_EQUAL).
+    /// What may differ although it should be equal: names of
+    /// [`MUST_BE_EQUAL`](super::compare::MUST_BE_EQUAL).
     pub allow: Vec<String>,
 }
 
-/// The margin of a metric that nobody set one for, by its unit: 0.02 nats a token or bits a byte, 2 points of a share
-/// or percentage. Metrics in other units are only checked with a margin of their own.
+/// The margin of a metric that nobody set one for, by its unit: 0.02 nats a token or bits a byte, 2
+/// points of a share or percentage. Metrics in other units are only checked with a margin of their
+/// own.
 pub fn default_margin(unit: &str) -> Option<f64> {
     match unit {
         "nats/token" | "bits/byte" | "share" => Some(0.02),
@@ -113,8 +123,8 @@ pub fn default_margin(unit: &str) -> Option<f64> {
     }
 }
 
-/// Metrics that are guarded though they are no headline: a table of overlap can look well while texts are cut off, run in circles, or
-/// say the opposite.
+/// Metrics that are guarded though they are no headline: a table of overlap can look well while
+/// texts are cut off, run in circles, or say the opposite.
 pub const GUARDS: [&str; 7] = [
     "truncated",
     "repetition",
@@ -125,11 +135,12 @@ pub const GUARDS: [&str; 7] = [
     "decision_undecided",
 ];
 
-/// What is checked: every model of `baseline` with every headline metric, the [`GUARDS`], and every metric that `rules` name, with
-/// its margin.
+/// What is checked: every model of `baseline` with every headline metric, the [`GUARDS`], and every
+/// metric that `rules` name, with its margin.
 ///
 /// # Errors
-/// A margin for a metric that the baseline does not have or that has no direction, or below 0; a baseline with nothing to check.
+/// A margin for a metric that the baseline does not have or that has no direction, or below 0; a
+/// baseline with nothing to check.
 pub fn plan<'a>(baseline: &'a Report, rules: &Rules) -> Result<Vec<(&'a str, &'a Metric, f64)>> {
     for (name, &margin) in &rules.margins {
         let Some(metric) = baseline.metric(name) else {
@@ -169,7 +180,8 @@ fn margin(metric: &Metric, rules: &Rules) -> Option<f64> {
     }
 }
 
-/// Checks what [`plan`] names: not worse by more than the margin, by the whole bootstrap interval of the paired difference.
+/// Checks what [`plan`] names: not worse by more than the margin, by the whole bootstrap interval
+/// of the paired difference.
 ///
 /// # Errors
 /// Those of [`plan`]; reports of other data, prompts, template or decoding, naming each.
@@ -200,8 +212,8 @@ pub fn check(report: &Report, baseline: &Report, rules: &Rules) -> Result<Checks
     })
 }
 
-/// Whether a report answers what its baseline answered, but for what `allow` names; what that was. Items are no part of this: a missing
-/// one fails its checks by name.
+/// Whether a report answers what its baseline answered, but for what `allow` names; what that was.
+/// Items are no part of this: a missing one fails its checks by name.
 fn comparable(report: &Report, baseline: &Report, allow: &[String]) -> Result<Vec<Mismatch>> {
     let found = mismatches(baseline, report).into_iter().filter(|m| m.what != "items");
     let (allowed, differing): (Vec<Mismatch>, Vec<Mismatch>) = found.partition(|m| allow.contains(&m.what));
@@ -311,14 +323,16 @@ fn one(
     }
     check.allowance = allowance;
     let gate = gate.widened(allowance.unwrap_or(0.0));
-    // One item, or one source, has no spread to resample: whatever it shows, it shows nothing of the next.
+    // One item, or one source, has no spread to resample: whatever it shows, it shows nothing of
+    // the next.
     check.verdict = if gate.n < 2 || check.sources == Some(1) { MarginVerdict::Inconclusive } else { gate.verdict };
     check.gate = Some(Gate { verdict: check.verdict, ..gate });
     check
 }
 
-/// The source of an item, and whether it has a name; an item that shares none is its own. A baseline of before sources were
-/// reported has none: the report's are as good, for the items are the same.
+/// The source of an item, and whether it has a name; an item that shares none is its own. A
+/// baseline of before sources were reported has none: the report's are as good, for the items are
+/// the same.
 fn source<'a>(old: &'a super::model::ItemRow, new: Option<&'a super::model::ItemRow>) -> (bool, &'a str) {
     let shared = old.cluster.as_deref().or_else(|| new?.cluster.as_deref());
     shared.map_or((false, old.id.as_str()), |source| (true, source))

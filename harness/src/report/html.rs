@@ -1,8 +1,8 @@
 //! The report as one HTML file that needs nothing else: style, script and plots are inside.
 //!
-//! Texts of models and data can hold anything, so every one of them goes through the template's escaping, and the
-//! page's own policy lets no script run but the one it was made with. Without script everything is still there; sorting
-//! and filtering are not.
+//! Texts of models and data can hold anything, so every one of them goes through the template's
+//! escaping, and the page's own policy lets no script run but the one it was made with. Without
+//! script everything is still there; sorting and filtering are not.
 
 use base64::Engine as _;
 use minijinja::syntax::SyntaxConfig;
@@ -286,8 +286,8 @@ fn example(example: &ItemExample, report: &Report, l: &Labels) -> Value {
     }
 }
 
-/// The table of all items: a column a model and a column a difference, each holding the values of all metrics, of which the
-/// script shows one; without script that is the first.
+/// The table of all items: a column a model and a column a difference, each holding the values of
+/// all metrics, of which the script shows one; without script that is the first.
 fn item_table(items: &[ItemRow], against: &[&Comparison], report: &Report, l: &Labels) -> Value {
     // Headline metrics first: the first is what is shown.
     let (head, rest): (Vec<&Metric>, Vec<&Metric>) = report.metrics.iter().partition(|m| m.headline);

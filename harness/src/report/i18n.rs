@@ -1,4 +1,5 @@
-//! A report's language, English or Chinese: sentences and labels, and the names that data gives to things.
+//! A report's language, English or Chinese: sentences and labels, and the names that data gives to
+//! things.
 
 pub(super) mod sentences;
 pub(super) mod terms;

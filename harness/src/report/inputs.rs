@@ -33,13 +33,15 @@ pub struct Inputs<'a> {
     pub models: Vec<ModelRun>,
     /// The metrics, in the order of the rows.
     pub metrics: Vec<MetricInfo>,
-    /// Ids of the items shown in full; empty takes [`Inputs::EXAMPLES`] evenly spread over the data.
+    /// Ids of the items shown in full; empty takes [`Inputs::EXAMPLES`] evenly spread over the
+    /// data.
     pub examples: Vec<String>,
     /// General texts and their scores, if the suite has any.
     pub general: Option<GeneralText>,
     /// Texts of token ids, as far as they are known.
     pub tokens: BTreeMap<u32, String>,
-    /// Overfitting is named when the last evaluation loss is above the best by more than this share of it.
+    /// Overfitting is named when the last evaluation loss is above the best by more than this share
+    /// of it.
     pub overfitting_margin: f64,
     /// What the caller found, on top of what `build` finds.
     pub warnings: Vec<Warning>,
@@ -78,7 +80,8 @@ pub struct ModelRun {
     pub think_tags: ThinkTags,
     /// Its results, in any order; an item without one counts as missing.
     pub items: Vec<ItemResult>,
-    /// Corpus values by metric name, for metrics that are pooled over the items. Metrics not named here are means.
+    /// Corpus values by metric name, for metrics that are pooled over the items. Metrics not named
+    /// here are means.
     pub pooled: BTreeMap<String, Pooled>,
     /// How it was trained, if in this run.
     pub training: Option<TrainingRecord>,
@@ -151,7 +154,8 @@ pub(super) fn finite(x: f64) -> Option<f64> {
     Some(x).filter(|x| x.is_finite())
 }
 
-/// The values of `metric` in the order of the items; none where the model has no result or the metric no value.
+/// The values of `metric` in the order of the items; none where the model has no result or the
+/// metric no value.
 pub(super) fn values(metric: &str, run: &ModelResults<'_>, items: &[Item]) -> Vec<Option<f64>> {
     items.iter().map(|i| run.1.get(i.id.as_str())?.metrics.get(metric).copied()?.and_then(finite)).collect()
 }

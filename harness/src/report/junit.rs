@@ -1,8 +1,9 @@
 //! JUnit XML as CI servers read it.
 //!
-//! Nobody owns the format; what is written here is valid by both schemas in use, the strict one of Ant's reports and the one of
-//! Jenkins' xUnit plugin: every attribute that either requires, in the order that either prescribes. `timestamp` and `time` are
-//! required but say nothing of an evaluation: they are the epoch and 0, so that the same verdicts are the same bytes.
+//! Nobody owns the format; what is written here is valid by both schemas in use, the strict one of
+//! Ant's reports and the one of Jenkins' xUnit plugin: every attribute that either requires, in the
+//! order that either prescribes. `timestamp` and `time` are required but say nothing of an
+//! evaluation: they are the epoch and 0, so that the same verdicts are the same bytes.
 
 pub mod comparisons;
 
@@ -95,8 +96,8 @@ fn problem(xml: &mut String, element: &str, kind: &str, text: &str) -> std::fmt:
     )
 }
 
-/// Text of an element. What XML 1.0 cannot hold at all is made visible: control characters by `escaped`, and the two
-/// noncharacters.
+/// Text of an element. What XML 1.0 cannot hold at all is made visible: control characters by
+/// `escaped`, and the two noncharacters.
 fn body(text: &str) -> String {
     escaped(text).replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}")
 }

@@ -1,8 +1,8 @@
-//! The result table as LaTeX, for a paper: `booktabs`, the best in bold, ± and significance marks; and beside it, where
-//! reasoning was never closed, what that can have done to each metric.
+//! The result table as LaTeX, for a paper: `booktabs`, the best in bold, ± and significance marks;
+//! and beside it, where reasoning was never closed, what that can have done to each metric.
 //!
-//! It needs `\usepackage{booktabs}`, and for Chinese a class such as `ctexart` under XeLaTeX. Everything that is not ours is
-//! escaped: a name or title can hold anything.
+//! It needs `\usepackage{booktabs}`, and for Chinese a class such as `ctexart` under XeLaTeX.
+//! Everything that is not ours is escaped: a name or title can hold anything.
 
 use std::fmt::Write;
 
@@ -11,8 +11,8 @@ use super::model::{Metric, Report};
 use super::number::{self, UNDEFINED};
 use super::tables;
 
-/// A `table` with the rows and columns of the Markdown report, the verdict as its caption, labelled `tab:SUITE`; where there is
-/// unclosed reasoning, a second one labelled `tab:SUITE-unclosed`.
+/// A `table` with the rows and columns of the Markdown report, the verdict as its caption, labelled
+/// `tab:SUITE`; where there is unclosed reasoning, a second one labelled `tab:SUITE-unclosed`.
 pub fn table(report: &Report) -> String {
     let l = report.language.labels();
     let against = report.against_base();

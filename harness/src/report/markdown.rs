@@ -1,7 +1,8 @@
 //! The report as Markdown, a pure function of the JSON.
 //!
-//! Laid out as the field's tables are: one row a metric with its arrow, one column a model with ±, the best in bold,
-//! improvements over the base with significance marks. Texts of models and data are escaped: they can hold anything.
+//! Laid out as the field's tables are: one row a metric with its arrow, one column a model with ±,
+//! the best in bold, improvements over the base with significance marks. Texts of models and data
+//! are escaped: they can hold anything.
 
 use std::fmt::Write;
 
@@ -255,7 +256,8 @@ fn adapters(md: &mut String, report: &Report, l: &Labels) {
     let _ = writeln!(md, "{}", table.finish());
 }
 
-/// An HTML table: a Markdown table cannot hold paragraphs, and an HTML block ends at the first blank line.
+/// An HTML table: a Markdown table cannot hold paragraphs, and an HTML block ends at the first
+/// blank line.
 fn side_by_side(example: &ItemExample, models: &[Model], language: Language) -> String {
     let l = language.labels();
     let mut head = format!("<th>{}</th>", l.reference);
@@ -340,7 +342,8 @@ fn cell(text: &str) -> String {
     inline(text).trim().to_string()
 }
 
-/// Text of strangers in an HTML block of Markdown: entities, and no blank line that would end the block.
+/// Text of strangers in an HTML block of Markdown: entities, and no blank line that would end the
+/// block.
 fn html(text: &str) -> String {
     escaped(text).replace('\r', "").replace('\n', "<br>")
 }

@@ -1,8 +1,9 @@
 //! The report: data first, pages as pure functions of it.
 //!
-//! [`build`] turns what a run left ([`Inputs`]) into a [`Report`], which is `report.json`. From the report alone come
-//! the Markdown ([`markdown`]), the page ([`html`]), the plots ([`plot`]), the table of items ([`csv`]) and the blocks of a
-//! README ([`splice`]); [`write()`] puts them in a folder. The same report gives the same bytes.
+//! [`build`] turns what a run left ([`Inputs`]) into a [`Report`], which is `report.json`. From the
+//! report alone come the Markdown ([`markdown`]), the page ([`html`]), the plots ([`plot`]), the
+//! table of items ([`csv`]) and the blocks of a README ([`splice`]); [`write()`] puts them in a
+//! folder. The same report gives the same bytes.
 
 pub mod benchmark;
 mod build;
@@ -37,8 +38,9 @@ pub use inputs::{GeneralText, Inputs, MetricInfo, ModelRun, Pooled, TrainingReco
 pub use model::*;
 pub use write::{REPORT_JSON, check_folder, write};
 
-/// What a report does not cover, in one English sentence: models with items that they have no result for, rows of the data that could
-/// not be used. None where everything was measured. Every page begins with it.
+/// What a report does not cover, in one English sentence: models with items that they have no
+/// result for, rows of the data that could not be used. None where everything was measured. Every
+/// page begins with it.
 pub fn coverage(report: &Report) -> Option<String> {
     i18n::sentences::coverage(report, Language::English).map(|text| legible(&text))
 }

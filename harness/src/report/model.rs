@@ -1,9 +1,10 @@
-//! The schema of `report.json`. Everything else (Markdown, HTML, plots, README tables) is made from this alone.
+//! The schema of `report.json`. Everything else (Markdown, HTML, plots, README tables) is made from
+//! this alone.
 //!
-//! Keys are sorted and floats are written in their shortest exact form, so that equal reports are equal bytes. All
-//! that may differ between two equal runs (timings, memory, versions, paths) lives under `environment`; a golden test
-//! drops that key ([`Report::without_environment`]) and compares the rest. A value that is not a finite number is
-//! `null`.
+//! Keys are sorted and floats are written in their shortest exact form, so that equal reports are
+//! equal bytes. All that may differ between two equal runs (timings, memory, versions, paths) lives
+//! under `environment`; a golden test drops that key ([`Report::without_environment`]) and compares
+//! the rest. A value that is not a finite number is `null`.
 
 mod adapter;
 mod comparison;
@@ -70,7 +71,8 @@ pub struct Report {
     /// Items that changed sides, by comparison and metric; only where an item did.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flips: Vec<FlipTable>,
-    /// The items of `flips` in full, those that became wrong first; at most [`Report::LISTED_FLIPS`].
+    /// The items of `flips` in full, those that became wrong first; at most
+    /// [`Report::LISTED_FLIPS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flipped: Vec<FlippedItem>,
     /// Every item's values.
@@ -113,8 +115,8 @@ impl Report {
     /// Reads the JSON text; `place` (a file name) is for errors.
     ///
     /// # Errors
-    /// Text that is no JSON, no report, or a report of another schema version; a value of a wrong type, two models, metrics or items of
-    /// one name, numbers that cannot be, by their key.
+    /// Text that is no JSON, no report, or a report of another schema version; a value of a wrong
+    /// type, two models, metrics or items of one name, numbers that cannot be, by their key.
     pub fn from_json(text: &str, place: &str) -> Result<Report> {
         let no_report = || {
             Error::data("this is no report: it is not JSON with a whole number `schema_version`")
@@ -167,7 +169,8 @@ impl Report {
         self.comparisons.iter().find(|c| c.baseline == baseline && c.candidate == candidate)
     }
 
-    /// The comparisons with the base model, or all where there is no base: the improvement columns of a table.
+    /// The comparisons with the base model, or all where there is no base: the improvement columns
+    /// of a table.
     pub fn against_base(&self) -> Vec<&Comparison> {
         self.against_base_of(&self.comparisons)
     }

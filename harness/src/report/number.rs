@@ -21,7 +21,8 @@ pub(super) fn signed(x: f64, decimals: usize) -> String {
     if x > 0.0 && text.chars().any(|c| ('1'..='9').contains(&c)) { format!("+{text}") } else { text }
 }
 
-/// `+12.3 %`; the difference itself, without a percent sign, where the baseline is 0, or is printed as 0, and has no percentage.
+/// `+12.3 %`; the difference itself, without a percent sign, where the baseline is 0, or is printed
+/// as 0, and has no percentage.
 pub(super) fn improvement(metric: &Metric, c: &MetricComparison) -> String {
     let from_zero =
         c.mean_baseline.is_some_and(|x| !fixed(x, metric.decimals).contains(|c: char| c.is_ascii_digit() && c != '0'));

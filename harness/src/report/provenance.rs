@@ -1,4 +1,5 @@
-//! The facts one needs to make a report again, as label and text: the foot of the Markdown and of the page.
+//! The facts one needs to make a report again, as label and text: the foot of the Markdown and of
+//! the page.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;

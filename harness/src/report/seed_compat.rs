@@ -1,7 +1,9 @@
-//! The table of the published base-against-fine-tuned comparison, metric by metric as its script computes and prints it.
+//! The table of the published base-against-fine-tuned comparison, metric by metric as its script
+//! computes and prints it.
 //!
-//! The project that Karat succeeds publishes a JSON file: fourteen numbers a model over 50 items, and five of these items
-//! with their texts. The script's definitions, kept here to the last digit, oddities included:
+//! The project that Karat succeeds publishes a JSON file: fourteen numbers a model over 50 items,
+//! and five of these items with their texts. The script's definitions, kept here to the last digit,
+//! oddities included:
 //!
 //! | number | definition |
 //! |---|---|
@@ -11,12 +13,13 @@
 //! | `precision`, `recall`, `f1` | mean over the items of the overlap of the *sets* of jieba words |
 //! | `perplexity` | mean over the items of exp(mean negative log-likelihood) of the model's **own generated text**, without its prompt, cut to 2,048 tokens |
 //!
-//! All read the whole text, `<think>` included; the reference is `<think>{think}</think>\n{answer}`. The text metrics need nothing but the
-//! texts. The perplexity needs the model: it is what the caller computed ([`perplexity`]) or unknown. It rewards a model that
-//! repeats itself; Karat's own reports use the likelihood of the *reference* instead.
+//! All read the whole text, `<think>` included; the reference is
+//! `<think>{think}</think>\n{answer}`. The text metrics need nothing but the texts. The perplexity
+//! needs the model: it is what the caller computed ([`perplexity`]) or unknown. It rewards a model
+//! that repeats itself; Karat's own reports use the likelihood of the *reference* instead.
 //!
-//! The published numbers cover 50 items of which five are given, so they cannot be computed again from the file; the same numbers
-//! over the five can, and stand beside them.
+//! The published numbers cover 50 items of which five are given, so they cannot be computed again
+//! from the file; the same numbers over the five can, and stand beside them.
 
 use std::fmt::Write;
 
@@ -108,7 +111,8 @@ pub enum Side {
     Finetuned,
 }
 
-/// What the script's `except` hid: the exception of package `rouge` that made all of a model's ROUGE 0.
+/// What the script's `except` hid: the exception of package `rouge` that made all of a model's
+/// ROUGE 0.
 pub type Hidden = Option<&'static str>;
 
 impl Results {
@@ -125,7 +129,8 @@ impl Results {
         })
     }
 
-    /// The same comparison of two models of a run: every item that both have a text for, the first five as samples.
+    /// The same comparison of two models of a run: every item that both have a text for, the first
+    /// five as samples.
     pub fn of_run(items: &[Item], base: &[Prediction], finetuned: &[Prediction]) -> (Results, [Hidden; 2]) {
         let text = |of: &[Prediction], id: &str| Some(of.iter().find(|p| p.id == id)?.text.clone());
         let samples: Vec<CompatSample> = items
@@ -142,8 +147,8 @@ impl Results {
         Results { quantitative: Quantitative::default(), qualitative: samples }.recomputed()
     }
 
-    /// The numbers again, over the texts that are given; perplexities are left out, for they need the models. And which exceptions
-    /// the script would have hidden.
+    /// The numbers again, over the texts that are given; perplexities are left out, for they need
+    /// the models. And which exceptions the script would have hidden.
     pub fn recomputed(&self) -> (Results, [Hidden; 2]) {
         let side = |side| numbers(self.qualitative.iter().map(|s| (s.reference.as_str(), s.text(side))));
         let (base_model, hidden_base) = side(Side::Base);
@@ -208,15 +213,16 @@ fn numbers<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> (CompatNumber
     (numbers, hidden)
 }
 
-/// Package `rouge` recurses once a token of the longest common subsequence; above Python's default limit it raises.
+/// Package `rouge` recurses once a token of the longest common subsequence; above Python's default
+/// limit it raises.
 const PYTHON_RECURSION_LIMIT: usize = 1000;
 
 /// Tokens that the script's perplexity reads of a text.
 pub const PERPLEXITY_TOKENS: usize = 2048;
 
-/// The script's perplexity: mean over the texts of `exp(-mean log-probability)`; each text's log-probabilities are those of its
-/// tokens after the first, in nats, without any prompt. None without texts, or where one has fewer than two tokens (the script's
-/// loss is not a number there).
+/// The script's perplexity: mean over the texts of `exp(-mean log-probability)`; each text's
+/// log-probabilities are those of its tokens after the first, in nats, without any prompt. None
+/// without texts, or where one has fewer than two tokens (the script's loss is not a number there).
 pub fn perplexity(texts: &[Vec<f32>]) -> Option<f64> {
     let each: Vec<f64> = texts
         .iter()
@@ -241,7 +247,8 @@ const ROWS: [Row; 8] = [
     ("召回率", |n| Some(n.recall), false),
 ];
 
-/// What the script prints, character for character, trailing blanks included; a perplexity that nobody computed is a dash.
+/// What the script prints, character for character, trailing blanks included; a perplexity that
+/// nobody computed is a dash.
 pub fn printed(results: &Results) -> String {
     let mut out = format!("\n{0}\n模型对比结果\n{0}\n", "=".repeat(80));
     let _ = writeln!(out, "\n定量指标对比:\n{}", "-".repeat(60));

@@ -1,4 +1,5 @@
-//! Significance of a difference: pairing, Holm over the metrics of a comparison, marks and verdicts.
+//! Significance of a difference: pairing, Holm over the metrics of a comparison, marks and
+//! verdicts.
 
 use std::collections::BTreeMap;
 use std::hash::Hash;
@@ -35,7 +36,8 @@ pub(super) struct Paired<'a> {
     pub clusters: Vec<&'a str>,
 }
 
-/// Two sides' pooled values compared, if every item has a weight on both: else there is but the mean of items.
+/// Two sides' pooled values compared, if every item has a weight on both: else there is but the
+/// mean of items.
 pub(super) fn compare_pooled_metric<C: Ord + Hash>(
     metric: &str,
     [baseline, candidate]: [&[Weighted]; 2],
@@ -50,7 +52,8 @@ pub(super) fn compare_pooled_metric<C: Ord + Hash>(
     Some(compare_pooled(&terms(baseline)?, &terms(candidate)?, clusters, scale, options))
 }
 
-/// Compares every metric on the items that both models have a value for, then adjusts the p-values together.
+/// Compares every metric on the items that both models have a value for, then adjusts the p-values
+/// together.
 pub(super) fn compare(metrics: Vec<Paired<'_>>, options: &StatsOptions) -> BTreeMap<String, MetricComparison> {
     let mut compared: Vec<(&str, Direction, MetricComparison)> =
         metrics.into_iter().map(|m| (m.metric, m.direction, one(&m, options))).collect();
@@ -108,7 +111,8 @@ fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
                 Some(agreement) => (PairedTest::Mcnemar, agreement.p_value()),
                 None => (sign_flip, clustered_sign_flip_p(&differences, &clusters, options)),
             };
-            // Where every item is its own source these are the plain interval, test and error, to the bit.
+            // Where every item is its own source these are the plain interval, test and error, to
+            // the bit.
             let interval = clustered_mean_ci(&differences, &clusters, options);
             let error = clustered_standard_error(&differences, &clusters);
             (stats::mean(&a), stats::mean(&b), stats::mean(&differences), interval, test, error)
@@ -146,8 +150,8 @@ fn verdict(direction: Direction, p: f64, difference: f64) -> Verdict {
     }
 }
 
-/// The mean of `values` and its bootstrap interval, whole `clusters` being drawn (none for a single one); none without
-/// values.
+/// The mean of `values` and its bootstrap interval, whole `clusters` being drawn (none for a single
+/// one); none without values.
 pub(super) fn mean_interval(
     values: &[f64],
     clusters: &[&str],

@@ -8,8 +8,9 @@
 //! <!-- karat:end medical-r1 -->
 //! ```
 //!
-//! [`splice`] is the one function that fills it. [`SpliceMode::Write`] rewrites the file, [`SpliceMode::Check`] fails where that
-//! would change it and names the command that mends it; a test runs the latter.
+//! [`splice`] is the one function that fills it. [`SpliceMode::Write`] rewrites the file,
+//! [`SpliceMode::Check`] fails where that would change it and names the command that mends it; a
+//! test runs the latter.
 
 use std::path::Path;
 
@@ -25,8 +26,8 @@ pub enum SpliceMode {
     Check,
 }
 
-/// Brings the block `id` of the document at `path` to `content`; says whether the file was changed. `command` is what
-/// a failed check tells the reader to run.
+/// Brings the block `id` of the document at `path` to `content`; says whether the file was changed.
+/// `command` is what a failed check tells the reader to run.
 ///
 /// # Errors
 /// A document that cannot be read or written, lacks the markers, or (checking) is not current.
@@ -50,8 +51,8 @@ pub fn file(path: &Path, id: &str, content: &str, mode: SpliceMode, command: &st
 /// `document` with the block `id` filled with `content`; everything else is kept byte for byte.
 ///
 /// # Errors
-/// If the begin or the end marker is missing, stands twice, or they stand in the wrong order; if `content` itself
-/// contains a marker.
+/// If the begin or the end marker is missing, stands twice, or they stand in the wrong order; if
+/// `content` itself contains a marker.
 pub fn splice(document: &str, id: &str, content: &str) -> Result<String> {
     let begin = format!("<!-- karat:begin {id} -->");
     let end = format!("<!-- karat:end {id} -->");

@@ -1,4 +1,5 @@
-//! The cells of the report's tables as plain text, unescaped: Markdown and the page lay out the same ones.
+//! The cells of the report's tables as plain text, unescaped: Markdown and the page lay out the
+//! same ones.
 
 use super::i18n::sentences::{self, Labels};
 use super::model::{Cost, Direction, General, Language, Metric, MetricComparison, Model, Report, Verdict};
@@ -69,14 +70,15 @@ pub(super) fn training(report: &Report) -> Vec<(&Model, [String; 7])> {
         .collect()
 }
 
-/// The metric by which cost is weighed: the first headline metric, in percent or as a share, that more of is better.
+/// The metric by which cost is weighed: the first headline metric, in percent or as a share, that
+/// more of is better.
 fn weighed(report: &Report) -> Option<&Metric> {
     let scaled = |m: &&Metric| matches!(m.unit.as_str(), "%" | "share") && m.direction == Direction::Higher;
     report.metrics.iter().filter(scaled).find(|m| m.headline)
 }
 
-/// The points (hundredths of a share, or percent) that a model gained over the base on [`weighed`]; none where the gain
-/// is not significant.
+/// The points (hundredths of a share, or percent) that a model gained over the base on [`weighed`];
+/// none where the gain is not significant.
 fn points_gained(report: &Report, model: &Model) -> Option<f64> {
     let metric = weighed(report)?;
     let comparison = report.against_base().into_iter().find(|c| c.candidate == model.name)?;
@@ -134,7 +136,8 @@ pub(super) fn truncation_header(l: &Labels) -> [&'static str; 6] {
     [l.metric, l.model, l.over_all, l.over_closed, l.were_worst, l.were_best]
 }
 
-/// What reasoning that was never closed can have done, by metric and model; empty where all of it was closed.
+/// What reasoning that was never closed can have done, by metric and model; empty where all of it
+/// was closed.
 pub(super) fn truncation(report: &Report) -> Vec<[String; 6]> {
     let row = |metric: &Metric, model: &Model| {
         let value = metric.models.get(&model.name)?;

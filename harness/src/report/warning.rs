@@ -9,7 +9,8 @@ const FEW_ITEMS: usize = 300;
 /// From this share of texts cut off by the token limit a report warns.
 const TRUNCATED_SHARE: f64 = 0.05;
 
-/// All warnings of a report but those of the caller, the grave ones first; of so many items from so many sources.
+/// All warnings of a report but those of the caller, the grave ones first; of so many items from so
+/// many sources.
 pub(super) fn find(
     (items, sources): (usize, usize),
     data: &Data,

@@ -11,12 +11,13 @@ use super::{csv, html, markdown, plot};
 /// The file a report is loaded from.
 pub const REPORT_JSON: &str = "report.json";
 
-/// Writes `report.json`, `report.md`, `report.html`, `items.csv`, and, where there is something to draw, `metrics.svg`
-/// and `curves.svg` into `folder`; returns their paths. Each file is replaced whole; `report.json` comes last, so that where it is
-/// new everything is.
+/// Writes `report.json`, `report.md`, `report.html`, `items.csv`, and, where there is something to
+/// draw, `metrics.svg` and `curves.svg` into `folder`; returns their paths. Each file is replaced
+/// whole; `report.json` comes last, so that where it is new everything is.
 ///
 /// # Errors
-/// Usage, if a file of one of these names is there and no report beside it; any I/O error, with its path.
+/// Usage, if a file of one of these names is there and no report beside it; any I/O error, with its
+/// path.
 pub fn write(report: &Report, folder: &Path) -> Result<Vec<PathBuf>> {
     check_folder(folder)?;
     let plots = [("metrics.svg", plot::metric_bars(report)), ("curves.svg", plot::training_curves(report))];
@@ -43,8 +44,8 @@ pub fn write(report: &Report, folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(written)
 }
 
-/// Refuses a folder where somebody else's files have the names of a report's. A report that a kill left without its last
-/// files bears its mark in the first.
+/// Refuses a folder where somebody else's files have the names of a report's. A report that a kill
+/// left without its last files bears its mark in the first.
 ///
 /// # Errors
 /// Usage, if a file of one of these names is there and no report beside it.

@@ -1,5 +1,5 @@
-//! The proof of an adapter in every run that has one: that the backend applied it, and that the weights with the adapter
-//! merged into them, as they would be shipped, are the same model.
+//! The proof of an adapter in every run that has one: that the backend applied it, and that the
+//! weights with the adapter merged into them, as they would be shipped, are the same model.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -38,12 +38,13 @@ fn digest(key: &str, check: &AdapterCheck) -> Result<String> {
     Ok(sha256(format!("{key} {text}").as_bytes()))
 }
 
-/// Looks at the adapter of `job` on a few of its queries; what an earlier run found is reused. `scratch` is a folder in which
-/// the merged model may lie for as long as the check takes.
+/// Looks at the adapter of `job` on a few of its queries; what an earlier run found is reused.
+/// `scratch` is a folder in which the merged model may lie for as long as the check takes.
 ///
 /// # Errors
-/// An adapter with weights other than zero that changes no log-probability: the backend did not apply it, and a report would
-/// quietly say that LoRA changes nothing. The backend's errors; interrupted; I/O.
+/// An adapter with weights other than zero that changes no log-probability: the backend did not
+/// apply it, and a report would quietly say that LoRA changes nothing. The backend's errors;
+/// interrupted; I/O.
 pub(super) fn check(
     job: &EvalJob<'_>,
     scratch: &Path,
@@ -174,8 +175,8 @@ fn differences(a: &Scores, b: &Scores) -> (f64, f64) {
     (each().fold(0.0, f64::max), each().sum::<f64>() / a.logprobs.len().max(1) as f64)
 }
 
-/// Whether an adapter in the PEFT layout says nothing: every `lora_B` is zero and there is nothing else but `lora_A`. What is
-/// not in that layout is taken to say something.
+/// Whether an adapter in the PEFT layout says nothing: every `lora_B` is zero and there is nothing
+/// else but `lora_A`. What is not in that layout is taken to say something.
 fn is_zero(folder: &Path) -> Result<bool> {
     let path = folder.join("adapter_model.safetensors");
     if !path.is_file() {

@@ -48,8 +48,8 @@ impl LoadedBackend {
     }
 }
 
-/// What the user should know of how a model that was opened as `open` was read: its session's warnings, each with the
-/// model's folder.
+/// What the user should know of how a model that was opened as `open` was read: its session's
+/// warnings, each with the model's folder.
 pub fn opening_warnings(open: &OpenConfig, info: &SessionInfo) -> Vec<String> {
     info.warnings.iter().map(|warning| format!("{}: {warning}", open.model.display())).collect()
 }

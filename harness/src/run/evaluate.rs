@@ -70,7 +70,8 @@ pub struct EvalJob<'a> {
     pub backend: &'a LoadedBackend,
     /// What is evaluated.
     pub open: OpenConfig,
-    /// Everything that decides the numbers beside the rows themselves: hashes of weights, adapter and tokenizer.
+    /// Everything that decides the numbers beside the rows themselves: hashes of weights, adapter
+    /// and tokenizer.
     pub key: BTreeMap<String, String>,
     /// What is asked.
     pub queries: &'a [Query],
@@ -96,7 +97,8 @@ pub struct Evaluated {
     pub effort: Effort,
 }
 
-/// What an evaluation took; kept beside the stores, since a reused stage costs nothing now but did once.
+/// What an evaluation took; kept beside the stores, since a reused stage costs nothing now but did
+/// once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Effort {
     /// What really ran.
@@ -130,7 +132,8 @@ impl Effort {
     }
 }
 
-/// Scores the references and generates an answer for every query that is not stored yet; the session is `sessions`'s.
+/// Scores the references and generates an answer for every query that is not stored yet; the
+/// session is `sessions`'s.
 ///
 /// # Errors
 /// The backend's error; interrupted (what is complete is stored); I/O.
@@ -223,8 +226,9 @@ pub fn evaluate(
     })
 }
 
-/// What decides the scores of a job, and what decides its texts: the names of their stores. The rendered ids are no part of
-/// them; they are in the name of each row, so that a changed prompt costs its own row alone.
+/// What decides the scores of a job, and what decides its texts: the names of their stores. The
+/// rendered ids are no part of them; they are in the name of each row, so that a changed prompt
+/// costs its own row alone.
 fn keys(job: &EvalJob<'_>, descriptor: &Descriptor) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
     let mut key = job.key.clone();
     key.insert("backend".into(), format!("{} {}", descriptor.name, descriptor.version));
@@ -258,9 +262,9 @@ pub fn evaluator<'s>(session: &'s mut Box<dyn Session>, backend: &str) -> Result
     })
 }
 
-/// Scores of `rows`, held against what they must be: one for every token that has a prefix, and a number each. Everything that
-/// asks for scores asks here, so that a model of broken weights is an error wherever it is asked. `doing` says what failed,
-/// `place` names a row.
+/// Scores of `rows`, held against what they must be: one for every token that has a prefix, and a
+/// number each. Everything that asks for scores asks here, so that a model of broken weights is an
+/// error wherever it is asked. `doing` says what failed, `place` names a row.
 ///
 /// # Errors
 /// The backend's; scores of another shape; one that is not finite.
@@ -295,7 +299,8 @@ fn row_id(id: &str, ids: &[u32], extra: &[usize]) -> String {
     format!("{id}:{}", &sha256(&bytes)[..16])
 }
 
-/// Rows that are not stored, longest first: the slowest begin early and neighbours have like lengths.
+/// Rows that are not stored, longest first: the slowest begin early and neighbours have like
+/// lengths.
 fn missing(ids: &[String], stored: impl Fn(&str) -> bool, length: impl Fn(usize) -> usize) -> Vec<usize> {
     let mut rows: Vec<usize> = (0..ids.len()).filter(|&i| !stored(&ids[i])).collect();
     rows.sort_by_key(|&i| (std::cmp::Reverse(length(i)), i));
@@ -350,7 +355,8 @@ fn score(
     Ok(())
 }
 
-/// The scores of one query, whose rows begin at `start` of a call's scores; moves `start` behind them.
+/// The scores of one query, whose rows begin at `start` of a call's scores; moves `start` behind
+/// them.
 fn score_row(query: &Query, scores: &Scores, start: &mut usize) -> ReferenceScore {
     // The token at position t is predicted at t - 1; the first token of a text has no prediction.
     let sum = |start: usize, range: Range<usize>| -> (f64, u64, u64) {
@@ -380,9 +386,10 @@ const SAMPLE_CHUNK: usize = 64;
 
 /// The calls that generate the missing `rows`: which rows, and with which seed.
 ///
-/// Greedy texts depend on nothing but the prompt, so the missing ones go in one call. A sampled text depends on its row number
-/// in the call, so the calls are always the same ones over *all* queries, each with a seed of its own, and those with
-/// nothing missing are left out: a resumed run has the texts of one that never stopped.
+/// Greedy texts depend on nothing but the prompt, so the missing ones go in one call. A sampled
+/// text depends on its row number in the call, so the calls are always the same ones over *all*
+/// queries, each with a seed of its own, and those with nothing missing are left out: a resumed run
+/// has the texts of one that never stopped.
 fn calls(job: &EvalJob<'_>, rows: &[usize]) -> Vec<(Vec<usize>, u64)> {
     let seed = job.generate.seed;
     if job.generate.temperature == 0.0 {
@@ -401,7 +408,8 @@ fn calls(job: &EvalJob<'_>, rows: &[usize]) -> Vec<(Vec<usize>, u64)> {
     wanted.map(|(number, chunk)| (chunk.to_vec(), seed_of(number))).collect()
 }
 
-/// Generates what is missing: `rows`, of which those whose prompt fills the model's `longest` sequence have no room.
+/// Generates what is missing: `rows`, of which those whose prompt fills the model's `longest`
+/// sequence have no room.
 #[allow(clippy::too_many_arguments)]
 fn generate(
     job: &EvalJob<'_>,

@@ -1,9 +1,11 @@
 //! Texts that are there already, of any origin, measured without a model.
 //!
-//! Four forms are read: a `results` folder of a run, one of its files, a store (`predictions.jsonl` of a run's `eval` folder), and plain
-//! JSON lines `{"id", "candidate"}` that anything may have written (`text` is understood for `candidate`, so what `karat generate` prints
-//! can be measured). What a form does not tell is not claimed: fingerprints, decoding settings, reasons to stop, tokens, seconds and
-//! parameters are none where nobody knows them, and a comparison with such a report says so.
+//! Four forms are read: a `results` folder of a run, one of its files, a store (`predictions.jsonl`
+//! of a run's `eval` folder), and plain JSON lines `{"id", "candidate"}` that anything may have
+//! written (`text` is understood for `candidate`, so what `karat generate` prints can be measured).
+//! What a form does not tell is not claimed: fingerprints, decoding settings, reasons to stop,
+//! tokens, seconds and parameters are none where nobody knows them, and a comparison with such a
+//! report says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -29,7 +31,8 @@ use crate::suite::{DEFAULT_METRICS, Suite};
 pub enum Known {
     /// They are results of a run of the suite.
     Run,
-    /// They are rows of a store: the hash of the decode settings, and whether they were asked with the suite's prompts.
+    /// They are rows of a store: the hash of the decode settings, and whether they were asked with
+    /// the suite's prompts.
     Store {
         /// SHA-256 over the decode settings.
         decoding: String,
@@ -60,11 +63,12 @@ struct Line {
     stop: Option<StopReason>,
 }
 
-/// Reads stored texts for the items of a suite; `name` names the model where the form does not (the file's name, if there is no
-/// `name`).
+/// Reads stored texts for the items of a suite; `name` names the model where the form does not (the
+/// file's name, if there is no `name`).
 ///
 /// # Errors
-/// I/O; a broken line with its number; an id that is no item, or is there twice; a reference that is not the suite's.
+/// I/O; a broken line with its number; an id that is no item, or is there twice; a reference that
+/// is not the suite's.
 pub fn read_stored(path: &Path, name: Option<&str>, prepared: &Prepared) -> Result<Vec<StoredModel>> {
     if path.is_dir() {
         let inner = path.join("results");
@@ -277,8 +281,8 @@ pub fn report_stored(
     Ok(report)
 }
 
-/// The report of pairs of reference and candidate alone, without a suite: one model, named `name`, measured by the usual
-/// text metrics.
+/// The report of pairs of reference and candidate alone, without a suite: one model, named `name`,
+/// measured by the usual text metrics.
 ///
 /// # Errors
 /// I/O; a broken line, one without a reference, or a second one of an id.

@@ -1,5 +1,5 @@
-//! Whose a folder is: what a run may write into, and what `--fresh` may remove. Karat writes over nothing that it did not
-//! write.
+//! Whose a folder is: what a run may write into, and what `--fresh` may remove. Karat writes over
+//! nothing that it did not write.
 
 use std::fs::File;
 use std::path::Path;
@@ -10,7 +10,8 @@ use crate::report::REPORT_JSON;
 use crate::run::models::MODELS;
 use crate::suite::Suite;
 
-/// The first line of the effective suite in a run folder, by which it is told from one that somebody wrote.
+/// The first line of the effective suite in a run folder, by which it is told from one that
+/// somebody wrote.
 pub(super) const HEAD: &str =
     "# The effective suite of a run: defaults, file and overrides. Each run writes it anew.\n";
 /// The effective suite in a run folder.
@@ -19,8 +20,8 @@ pub(super) const SUITE: &str = "suite.toml";
 /// What a run puts into its folder.
 const OURS: [&str; 8] = [SUITE, "data.json", "train", "eval", "results", MODELS, "report", fsio::LOCK];
 
-/// Takes hold of a folder for a run: it is new or empty, or a run's. What a run that was killed left half written there is
-/// removed. Held until the returned file is dropped.
+/// Takes hold of a folder for a run: it is new or empty, or a run's. What a run that was killed
+/// left half written there is removed. Held until the returned file is dropped.
 ///
 /// # Errors
 /// Usage, if something lies there that no run wrote, or another process is at work there; I/O.
@@ -43,8 +44,8 @@ fn check(folder: &Path) -> Result<()> {
     let locked = names.iter().any(|n| n == fsio::LOCK);
     let foreign = seen.iter().find(|n| !OURS.contains(&n.as_str()));
     let only_foreign = seen.iter().all(|n| !OURS.contains(&n.as_str()));
-    // A folder of an earlier version has the lock, but no mark: then nothing else may be there. A run that was stopped at
-    // once has the lock alone.
+    // A folder of an earlier version has the lock, but no mark: then nothing else may be there. A
+    // run that was stopped at once has the lock alone.
     if marked || (locked && (foreign.is_none() || only_foreign)) {
         return Ok(());
     }
@@ -80,10 +81,12 @@ pub(super) fn names(folder: &Path) -> Result<Vec<String>> {
     names.map_err(|e| Error::io("read the folder", folder, e))
 }
 
-/// Removes what an earlier run left in `folder`, so that `suite` can begin anew there. Only what a run wrote is removed.
+/// Removes what an earlier run left in `folder`, so that `suite` can begin anew there. Only what a
+/// run wrote is removed.
 ///
 /// # Errors
-/// Usage, if something else lies there, if the suite's own model or data lie there, or if a run is at work; I/O.
+/// Usage, if something else lies there, if the suite's own model or data lie there, or if a run is
+/// at work; I/O.
 pub fn remove(folder: &Path, suite: &Suite) -> Result<()> {
     let names = names(folder)?;
     if names.is_empty() {

@@ -1,7 +1,9 @@
-//! The record of a training and its files: the settings by name and SHA-256 of every file of its checkpoints.
+//! The record of a training and its files: the settings by name and SHA-256 of every file of its
+//! checkpoints.
 //!
-//! A checkpoint is hashed when it is written (its files are in memory then), and held against that when it is resumed,
-//! reused or evaluated. A checkpoint that was changed meanwhile would be reported as what the training made.
+//! A checkpoint is hashed when it is written (its files are in memory then), and held against that
+//! when it is resumed, reused or evaluated. A checkpoint that was changed meanwhile would be
+//! reported as what the training made.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -38,7 +40,8 @@ impl Left {
         if path.is_file() { fsio::read_json(&path).map(Some) } else { Ok(None) }
     }
 
-    /// Hashes the checkpoint in `path` and writes all into `folder`; checkpoints that are gone are left out.
+    /// Hashes the checkpoint in `path` and writes all into `folder`; checkpoints that are gone are
+    /// left out.
     ///
     /// # Errors
     /// I/O.
@@ -56,7 +59,8 @@ impl Left {
         fsio::write_json(&folder.join(FILE), self)
     }
 
-    /// What differs between this training and one of other `settings`, as words; those that follow from others are left out.
+    /// What differs between this training and one of other `settings`, as words; those that follow
+    /// from others are left out.
     pub fn differences(&self, settings: &BTreeMap<String, String>) -> Vec<String> {
         let is_digest = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
         let names: std::collections::BTreeSet<&String> = self.settings.keys().chain(settings.keys()).collect();
@@ -136,7 +140,8 @@ pub(super) fn name(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
 }
 
-/// The first file of `folder` that is not what was `left` there; files that came since do not count.
+/// The first file of `folder` that is not what was `left` there; files that came since do not
+/// count.
 pub(super) fn changed(left: &Digests, found: &Digests) -> Option<String> {
     left.iter().find_map(|(name, sha256)| match found.get(name) {
         Some(there) if there == sha256 => None,
@@ -145,7 +150,8 @@ pub(super) fn changed(left: &Digests, found: &Digests) -> Option<String> {
     })
 }
 
-/// Holds those files of the checkpoint in `folder` that `wanted` takes against what training `left` there.
+/// Holds those files of the checkpoint in `folder` that `wanted` takes against what training `left`
+/// there.
 ///
 /// # Errors
 /// Data, if one differs, with `help`; I/O.
@@ -160,8 +166,8 @@ pub(super) fn hold(folder: &Path, left: &Digests, wanted: fn(&str) -> bool, help
     }
 }
 
-/// What is known of a checkpoint or adapter that is brought along from a training's folder: whether it is still what was left
-/// there, and the base it was trained from.
+/// What is known of a checkpoint or adapter that is brought along from a training's folder: whether
+/// it is still what was left there, and the base it was trained from.
 pub(super) fn known(checkpoint: &Path) -> Option<(Digests, String)> {
     let real = checkpoint.canonicalize().ok()?;
     // Whatever lies beside a model of other origin is not ours to complain of.

@@ -1,4 +1,5 @@
-//! Leftovers in a text once its ids are decoded and its reasoning is taken off: tags, special tokens.
+//! Leftovers in a text once its ids are decoded and its reasoning is taken off: tags, special
+//! tokens.
 
 use std::collections::BTreeSet;
 
@@ -8,9 +9,9 @@ use crate::eval::{Prediction, think};
 /// Items named in a warning.
 const SHOWN: usize = 10;
 
-/// Warns of answers that hold the text of a special token, which decoding leaves out where it is a token and metrics read as
-/// words where it is not. Nothing if all answers are clean. (Stray tags of reasoning are
-/// [`stray_texts`](crate::data::notes::stray_texts).)
+/// Warns of answers that hold the text of a special token, which decoding leaves out where it is a
+/// token and metrics read as words where it is not. Nothing if all answers are clean. (Stray tags
+/// of reasoning are [`stray_texts`](crate::data::notes::stray_texts).)
 pub fn left_over(model: &str, predictions: &[Prediction], tokenizer: &Tokenizer) -> Option<String> {
     let mut marks = tokenizer.special_texts();
     marks.retain(|mark| ![think::OPEN, think::CLOSE].contains(&mark.as_str()));

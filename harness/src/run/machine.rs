@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// Facts of the machine: `os`, `arch`, `cpu`, `cores`, `memory`, `features`. What cannot be found out is left out.
+/// Facts of the machine: `os`, `arch`, `cpu`, `cores`, `memory`, `features`. What cannot be found
+/// out is left out.
 pub fn machine() -> BTreeMap<String, String> {
     let mut facts = BTreeMap::new();
     let mut fact = |name: &str, value: String| {

@@ -1,4 +1,5 @@
-//! From predictions to the numbers of a report: every metric of every item, and how tables name them.
+//! From predictions to the numbers of a report: every metric of every item, and how tables name
+//! them.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,8 @@ use crate::eval::think::ThinkTags;
 use crate::eval::{Item, ItemResult, Prediction, ReferenceScore};
 use crate::report::{MetricInfo, Pooled};
 
-/// Every metric of every item, on all cores, in the order of the items; `tags` tell reasoning from answers.
+/// Every metric of every item, on all cores, in the order of the items; `tags` tell reasoning from
+/// answers.
 ///
 /// # Errors
 /// A metric that does not exist.

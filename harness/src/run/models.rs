@@ -1,5 +1,5 @@
-//! The models of a run by name: `models/NAME` in its folder leads to the folder that was measured, and `RUN:NAME` names it
-//! wherever a model is taken.
+//! The models of a run by name: `models/NAME` in its folder leads to the folder that was measured,
+//! and `RUN:NAME` names it wherever a model is taken.
 
 use std::path::{Path, PathBuf};
 
@@ -50,8 +50,8 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))
 }
 
-/// The folder that `named` means: itself, or the model `NAME` of a run if it is written `RUN:NAME` and is no path. `RUN` is a
-/// run's folder, or its name below `runs`.
+/// The folder that `named` means: itself, or the model `NAME` of a run if it is written `RUN:NAME`
+/// and is no path. `RUN` is a run's folder, or its name below `runs`.
 ///
 /// # Errors
 /// Usage, for a name that the run has not, with those it has.

@@ -1,9 +1,10 @@
 //! Two backends on one model: do they compute the same?
 //!
-//! Both score the same rows and continue the same prompts. What may differ is rounding; how far it may is the tolerance. A
-//! log-probability that is off by more, or a greedy text that parts where the two candidates are *not* as good as tied, is a
-//! difference between the backends that a report made with one of them must not hide. Sampled texts are the same too, for all
-//! backends draw by one rule; there rounding moves the limits between tokens, and so decides few draws.
+//! Both score the same rows and continue the same prompts. What may differ is rounding; how far it
+//! may is the tolerance. A log-probability that is off by more, or a greedy text that parts where
+//! the two candidates are *not* as good as tied, is a difference between the backends that a report
+//! made with one of them must not hide. Sampled texts are the same too, for all backends draw by
+//! one rule; there rounding moves the limits between tokens, and so decides few draws.
 
 use std::time::Instant;
 
@@ -22,7 +23,8 @@ pub struct ParityJob<'a> {
     pub open: [OpenConfig; 2],
     /// Rows to score. A row that is longer than the model holds is cut.
     pub rows: &'a [Vec<u32>],
-    /// Prompts to continue. An empty one has no continuation and is left out, and so is one longer than the model holds.
+    /// Prompts to continue. An empty one has no continuation and is left out, and so is one longer
+    /// than the model holds.
     pub prompts: &'a [Vec<u32>],
     /// How they are continued.
     pub generate: GenerateConfig,
@@ -121,8 +123,8 @@ impl TextParity {
     /// Whether the texts part no more than log-probabilities do that are off by `tolerance` nats.
     fn rounding_explains(&self, tolerance: f64) -> bool {
         if self.temperature > 0.0 {
-            // Cumulative probabilities are then off by a share of twice that, and so are the draws that fall between them; one
-            // is always possible.
+            // Cumulative probabilities are then off by a share of twice that, and so are the draws
+            // that fall between them; one is always possible.
             return self.partings.len() as f64 <= 1.0 + 2.0 * tolerance * self.tokens as f64;
         }
         // Two log-probabilities may change places over a gap of twice that.
@@ -139,8 +141,9 @@ pub struct Parting {
     pub common: usize,
     /// What each backend wrote next; nothing where it had stopped.
     pub ids: [Option<u32>; 2],
-    /// How much more probable the second backend finds its own token, in nats. Within twice the tolerance two greedy tokens
-    /// are as good as tied, and rounding decides. Nothing where one of the two had stopped.
+    /// How much more probable the second backend finds its own token, in nats. Within twice the
+    /// tolerance two greedy tokens are as good as tied, and rounding decides. Nothing where one of
+    /// the two had stopped.
     pub gap: Option<f64>,
 }
 

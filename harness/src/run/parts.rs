@@ -1,4 +1,5 @@
-//! The parts of a suite's data: its files read, the rows that cannot be used left out, the rest split.
+//! The parts of a suite's data: its files read, the rows that cannot be used left out, the rest
+//! split.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -91,7 +92,8 @@ impl Loaded {
         }
     }
 
-    /// Makes records that cannot be rendered bad rows of their files; `error` is what the first of them met.
+    /// Makes records that cannot be rendered bad rows of their files; `error` is what the first of
+    /// them met.
     ///
     /// # Errors
     /// With `strict`, the first.
@@ -136,8 +138,8 @@ impl Loaded {
         self.bad.sort_by_key(|row| (files.iter().position(|file| file.path == row.file), row.line));
     }
 
-    /// Cuts the records into `train`, `heldout` and perhaps `validation`, of which none may be empty; where nothing is trained,
-    /// held-out items may stand alone.
+    /// Cuts the records into `train`, `heldout` and perhaps `validation`, of which none may be
+    /// empty; where nothing is trained, held-out items may stand alone.
     pub(super) fn cut(&mut self, suite: &Suite) -> Result<Cut> {
         let take = |records: &[Record], rows: &[usize]| rows.iter().map(|&i| records[i].clone()).collect::<Vec<_>>();
         let shares = String::from(suite.data.split);

@@ -41,7 +41,8 @@ pub struct Brought {
     pub adapter: Option<PathBuf>,
 }
 
-/// Carries out `suite` in `folder` and gives the report; what an earlier run left there and still fits is reused.
+/// Carries out `suite` in `folder` and gives the report; what an earlier run left there and still
+/// fits is reused.
 ///
 /// # Errors
 /// Whatever goes wrong on the way; what was done stays in the folder and is used by the next run.
@@ -93,8 +94,8 @@ pub fn run(
     Ok(report)
 }
 
-/// Evaluates one model on the suite's held-out items. A model with a tokenizer of its own is asked in its own tokens, under
-/// its own template: under the suite's, its numbers would be noise.
+/// Evaluates one model on the suite's held-out items. A model with a tokenizer of its own is asked
+/// in its own tokens, under its own template: under the suite's, its numbers would be noise.
 ///
 /// # Errors
 /// As [`run`]; a name that cannot name a file.
@@ -169,8 +170,8 @@ impl Stages<'_> {
         warning.into_iter().for_each(|text| self.observer.notice(Notice::Warning(text)));
     }
 
-    /// Says what is wrong with a model that is brought along out of a training's folder: it was changed after the training, or
-    /// its adapter belongs to another base.
+    /// Says what is wrong with a model that is brought along out of a training's folder: it was
+    /// changed after the training, or its adapter belongs to another base.
     fn doubt(&mut self, model: &Path, adapter: Option<&Path>) -> Result<()> {
         for checkpoint in [Some(model), adapter].into_iter().flatten() {
             let Some((left, base)) = left::known(checkpoint) else { continue };
@@ -274,8 +275,8 @@ impl Stages<'_> {
         Ok(sha256)
     }
 
-    /// SHA-256 over the files of `folder`, which `subject` is opened from: what training left there, or what it started from,
-    /// and still the same.
+    /// SHA-256 over the files of `folder`, which `subject` is opened from: what training left
+    /// there, or what it started from, and still the same.
     fn weights(&mut self, subject: &Subject, folder: &Path) -> Result<String> {
         let name = left::name(folder);
         let trained = subject.trained.as_ref();

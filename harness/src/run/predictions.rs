@@ -1,9 +1,10 @@
 //! Stored predictions and scores: append-only JSON lines that survive a crash.
 //!
-//! A file begins with a header line that holds its key: everything that decides the content (weights, adapter, tokenizer,
-//! template, decode settings, backend). A store with another key is never read as an answer; it is an error, since the
-//! folder's name comes from the key. Each further line is one row, written whole, and on the disk within a second; a last line that a crash
-//! cut short is dropped on opening and its item is done again.
+//! A file begins with a header line that holds its key: everything that decides the content
+//! (weights, adapter, tokenizer, template, decode settings, backend). A store with another key is
+//! never read as an answer; it is an error, since the folder's name comes from the key. Each
+//! further line is one row, written whole, and on the disk within a second; a last line that a
+//! crash cut short is dropped on opening and its item is done again.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -26,8 +27,9 @@ pub struct Store<T> {
     synced: Instant,
 }
 
-/// Rows are brought to the disk after so many, or after the time below: what a power cut may cost. A sync takes about a
-/// millisecond on a local disk, a row of generation a hundred and more, so this costs less than one in a thousand.
+/// Rows are brought to the disk after so many, or after the time below: what a power cut may cost.
+/// A sync takes about a millisecond on a local disk, a row of generation a hundred and more, so
+/// this costs less than one in a thousand.
 const SYNC_ROWS: usize = 64;
 /// See [`SYNC_ROWS`].
 const SYNC_EVERY: Duration = Duration::from_secs(1);
@@ -64,7 +66,8 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
     /// Opens the store at `path`, making it if it is not there.
     ///
     /// # Errors
-    /// I/O; a store of another key (which differs is named); a broken line that is not the last one.
+    /// I/O; a store of another key (which differs is named); a broken line that is not the last
+    /// one.
     pub fn open(path: &Path, key: &BTreeMap<String, String>) -> Result<Store<T>> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|e| Error::io("create the folder", folder, e))?;
@@ -143,7 +146,8 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
 
     fn append(&mut self, mut text: Vec<u8>) -> Result<()> {
         text.push(b'\n');
-        // One write of the whole line: a crash leaves a prefix, which `open` recognises by the missing newline.
+        // One write of the whole line: a crash leaves a prefix, which `open` recognises by the
+        // missing newline.
         self.file
             .write_all(&text)
             .map_err(|e| Error::io("write", &self.path, e).help("free some space and run again: what was stored stays"))
@@ -189,7 +193,8 @@ pub fn is_store(path: &Path) -> bool {
     first.is_ok_and(|line| serde_json::from_slice::<Header>(&line).is_ok())
 }
 
-/// Reads all whole rows; returns them and the length of the good part of the file. `check` sees the header.
+/// Reads all whole rows; returns them and the length of the good part of the file. `check` sees the
+/// header.
 fn read_rows<T: DeserializeOwned>(
     file: &File,
     path: &Path,

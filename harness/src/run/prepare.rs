@@ -60,8 +60,9 @@ pub struct GeneralTexts {
     pub sha256: String,
     /// How many texts.
     pub texts: usize,
-    /// Windows of the texts, in order: each begins with the last token of the one before it, or with the start token, so that
-    /// every token of a text is predicted once (lm-eval's rolling log-likelihood).
+    /// Windows of the texts, in order: each begins with the last token of the one before it, or
+    /// with the start token, so that every token of a text is predicted once (lm-eval's rolling
+    /// log-likelihood).
     pub windows: Vec<Query>,
     /// The text that each window is of.
     pub text_of: Vec<usize>,
@@ -96,7 +97,8 @@ impl GeneralTexts {
 pub fn prepare(suite: &Suite) -> Result<Prepared> {
     let formatter = formatter(suite)?;
     let mut data = load(suite)?;
-    // A row that cannot be rendered is as one that was never there: the rows without it are split again.
+    // A row that cannot be rendered is as one that was never there: the rows without it are split
+    // again.
     let mut rounds = 0..;
     let (cut, rendered) = loop {
         let cut = data.cut(suite)?;
@@ -105,7 +107,8 @@ pub fn prepare(suite: &Suite) -> Result<Prepared> {
             break (cut, rendered);
         }
         data.leave_out(rendered.bad, rendered.error, suite.data.strict)?;
-        // Where only some of many rows are used, others take the place of bad ones and may be bad as well: then all are tried.
+        // Where only some of many rows are used, others take the place of bad ones and may be bad
+        // as well: then all are tried.
         if rounds.next() == Some(1) {
             data.sift(&formatter)?;
         }
@@ -175,7 +178,8 @@ fn render(cut: &Cut, formatter: &Formatter, suite: &Suite) -> Result<Rendered> {
     let train = examples("train", cut.parts.get("train").map_or(&[], Vec::as_slice))?;
     let validation = cut.parts.get("validation").map(|records| examples("validation", records)).transpose()?;
     let records = chosen(suite, &cut.parts["heldout"])?;
-    // Without a part of their own, the held-out items give the loss too: all of them, however many are asked.
+    // Without a part of their own, the held-out items give the loss too: all of them, however many
+    // are asked.
     let heldout = examples("heldout", if validation.is_some() { &records } else { &cut.parts["heldout"] })?;
     let mut queries = Vec::new();
     // While a record is bad, all is rendered again without it.
@@ -257,7 +261,8 @@ fn formatter(suite: &Suite) -> Result<Formatter> {
     Formatter::new(template, tokenizer, options)
 }
 
-/// The held-out items to evaluate: all, or as many as the suite says, drawn as the published scripts draw them.
+/// The held-out items to evaluate: all, or as many as the suite says, drawn as the published
+/// scripts draw them.
 fn chosen(suite: &Suite, heldout: &[Record]) -> Result<Vec<Record>> {
     if suite.eval.items == 0 || suite.eval.items >= heldout.len() {
         return Ok(heldout.to_vec());
@@ -280,7 +285,8 @@ fn check_choices(suite: &Suite, items: &[Item]) -> Result<()> {
     }
 }
 
-/// What is asked for a record. An item whose reference was cut away entirely is still asked, with nothing to score.
+/// What is asked for a record. An item whose reference was cut away entirely is still asked, with
+/// nothing to score.
 fn query(formatter: &Formatter, record: &Record, example: Option<&Example>) -> Result<Query> {
     let prompt = formatter.prompt(record)?.ids;
     let options = formatter.option_examples(record)?;

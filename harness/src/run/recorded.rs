@@ -1,7 +1,9 @@
-//! Recorded results of one model, in one file: enough to make its part of a report again without the model.
+//! Recorded results of one model, in one file: enough to make its part of a report again without
+//! the model.
 //!
-//! `karat run` leaves a `results/NAME.json` for each model. From these, [`report`](super::report_recorded) makes the whole
-//! report: new metrics over old predictions, predictions made elsewhere, golden tests that need no model.
+//! `karat run` leaves a `results/NAME.json` for each model. From these,
+//! [`report`](super::report_recorded) makes the whole report: new metrics over old predictions,
+//! predictions made elsewhere, golden tests that need no model.
 
 use std::path::Path;
 

@@ -15,8 +15,8 @@ use crate::run::recorded::Recorded;
 use crate::run::{LoadedBackend, Prepared, metrics};
 use crate::suite::Suite;
 
-/// Makes the report of recorded results, without any model: metrics, statistics, report. `environment` is what is
-/// volatile about it.
+/// Makes the report of recorded results, without any model: metrics, statistics, report.
+/// `environment` is what is volatile about it.
 ///
 /// # Errors
 /// Results that do not belong to the suite's items, a metric that does not exist.
@@ -147,7 +147,8 @@ fn inputs<'a>(
     })
 }
 
-/// The suite without what is not part of the experiment: where its files lie, and how many threads work.
+/// The suite without what is not part of the experiment: where its files lie, and how many threads
+/// work.
 fn comparable(suite: &Suite) -> Result<String> {
     let mut suite = suite.clone();
     let name = |p: &Path| p.file_name().map(PathBuf::from).unwrap_or_default();

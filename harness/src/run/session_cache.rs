@@ -5,16 +5,16 @@ use crate::error::Result;
 use crate::run::{LoadedBackend, backend_error};
 
 /// At most one open session of one backend. A backend that can exchange the adapter of a session
-/// ([`Capability::ExchangeAdapter`]) keeps the base model in memory while base and adapters are asked in turn; any other
-/// opens a session for each, after the one before is gone.
+/// ([`Capability::ExchangeAdapter`]) keeps the base model in memory while base and adapters are
+/// asked in turn; any other opens a session for each, after the one before is gone.
 #[derive(Default)]
 pub struct SessionCache {
     held: Option<(OpenConfig, Box<dyn Session>)>,
 }
 
 impl SessionCache {
-    /// A session of `open`: the one that is there with its adapter exchanged if it is of the same base and settings, else a
-    /// new one.
+    /// A session of `open`: the one that is there with its adapter exchanged if it is of the same
+    /// base and settings, else a new one.
     ///
     /// # Errors
     /// The backend's: the model cannot be opened, or the adapter not be applied.

@@ -1,4 +1,5 @@
-//! The training stage: one plan, one folder; done once, resumed where it stopped, reused when nothing changed.
+//! The training stage: one plan, one folder; done once, resumed where it stopped, reused when
+//! nothing changed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -57,11 +58,12 @@ impl Base {
     }
 }
 
-/// Lays out a training run: order, learning rates, fingerprint. `output_dir`, `resume_from` and `init_adapter` are left to
-/// the caller.
+/// Lays out a training run: order, learning rates, fingerprint. `output_dir`, `resume_from` and
+/// `init_adapter` are left to the caller.
 ///
-/// The fingerprint covers everything that decides the result: rows, plan, the weights that are started from, backend,
-/// device and element type. A checkpoint of another fingerprint is not resumed.
+/// The fingerprint covers everything that decides the result: rows, plan, the weights that are
+/// started from, backend, device and element type. A checkpoint of another fingerprint is not
+/// resumed.
 ///
 /// # Errors
 /// No rows, a broken setting, an unreadable model folder.
@@ -129,11 +131,13 @@ pub fn adapter_config(folder: &Path) -> Result<LoraConfig> {
         .map_err(|e| Error::data("the adapter to start from cannot be used").at(folder.display()).because(e))
 }
 
-/// Makes `plan` start from the LoRA adapter in `folder`, whose configuration is [`adapter_config`]'s. What the adapter holds
-/// belongs to the fingerprint: a checkpoint that began with another one is not resumed.
+/// Makes `plan` start from the LoRA adapter in `folder`, whose configuration is
+/// [`adapter_config`]'s. What the adapter holds belongs to the fingerprint: a checkpoint that began
+/// with another one is not resumed.
 ///
 /// # Errors
-/// Usage, for a plan of another adapter, by the first key that contradicts; if the folder cannot be read.
+/// Usage, for a plan of another adapter, by the first key that contradicts; if the folder cannot be
+/// read.
 pub fn start_from_adapter(plan: &mut TrainPlan, folder: &Path) -> Result<()> {
     if let Method::Lora(planned) = &plan.method {
         let theirs = adapter_config(folder)?;
@@ -168,23 +172,27 @@ const EVAL_BATCH: usize = 16;
 /// What a training run gave.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trained {
-    /// The backend's summary; paths are relative to the stage's folder, and the seconds are those of all calls that did the
-    /// steps.
+    /// The backend's summary; paths are relative to the stage's folder, and the seconds are those
+    /// of all calls that did the steps.
     pub summary: TrainSummary,
     /// What really ran.
     pub session: SessionInfo,
     /// The plan's fingerprint.
     pub fingerprint: String,
-    /// SHA-256 over the base model's files that it started from; empty if an earlier version did not say.
+    /// SHA-256 over the base model's files that it started from; empty if an earlier version did
+    /// not say.
     #[serde(default)]
     pub base_sha256: String,
-    /// SHA-256 of every file of the checkpoints that the summary names, by the checkpoint's name, as training left them.
+    /// SHA-256 of every file of the checkpoints that the summary names, by the checkpoint's name,
+    /// as training left them.
     #[serde(default)]
     pub left: BTreeMap<String, Digests>,
-    /// The same of the files of the model alone, as this call found them: only of a training that was done before.
+    /// The same of the files of the model alone, as this call found them: only of a training that
+    /// was done before.
     #[serde(skip)]
     pub found: BTreeMap<String, Digests>,
-    /// Where the base model lay: an adapter's own configuration has its name alone, so that it is the same bytes everywhere.
+    /// Where the base model lay: an adapter's own configuration has its name alone, so that it is
+    /// the same bytes everywhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<PathBuf>,
     /// The curves.
@@ -200,7 +208,8 @@ const EVENTS: &str = "events.jsonl";
 /// Carries out a training run, or goes on with it, or finds it done.
 ///
 /// # Errors
-/// The backend's error; [`ErrorKind::Interrupted`] when stopped (a checkpoint to go on from was written); I/O.
+/// The backend's error; [`ErrorKind::Interrupted`] when stopped (a checkpoint to go on from was
+/// written); I/O.
 pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) -> Result<Trained> {
     let folder = job.plan.output_dir.clone();
     check_folder(&folder)?;
@@ -394,8 +403,8 @@ fn check_folder(folder: &Path) -> Result<()> {
     }
 }
 
-/// Where the log of a stage has lost some of its first `steps` steps, takes them from the history of `checkpoint` and says so;
-/// returns whether it did.
+/// Where the log of a stage has lost some of its first `steps` steps, takes them from the history
+/// of `checkpoint` and says so; returns whether it did.
 fn restore_curves(
     curves: &mut Curves,
     checkpoint: &Path,
@@ -429,7 +438,8 @@ fn broken_state(error: BackendError) -> Error {
     Error::data("the state of the checkpoint cannot be read").because(error)
 }
 
-/// Whether a checkpoint was left by this plan, where it says so; a backend that says it elsewhere checks for itself.
+/// Whether a checkpoint was left by this plan, where it says so; a backend that says it elsewhere
+/// checks for itself.
 fn belongs(
     checkpoint: &Path,
     fingerprint: &str,
@@ -458,8 +468,8 @@ fn belongs(
         .help(format!("give --out another folder, or remove {}", folder.display())))
 }
 
-/// The checkpoint with the highest step in `folder`. Checkpoints appear under their final name only when complete, so
-/// the name is enough.
+/// The checkpoint with the highest step in `folder`. Checkpoints appear under their final name only
+/// when complete, so the name is enough.
 ///
 /// # Errors
 /// If the folder cannot be read.

@@ -18,9 +18,10 @@ pub struct DataConfig {
     /// One file to be split: JSON lines, or CSV with a first line of column names (`.csv`).
     #[serde(default)]
     pub file: Option<PathBuf>,
-    /// How `file` is split after Python's shuffle: `"9:1"` is train and held-out (which then also serves the loss during
-    /// training, as the recipe does), `"8:1:1"` train, validation and held-out. Where `train` and `heldout` are files and
-    /// `validation` is not given, the first two shares cut it off `train`.
+    /// How `file` is split after Python's shuffle: `"9:1"` is train and held-out (which then also
+    /// serves the loss during training, as the recipe does), `"8:1:1"` train, validation and
+    /// held-out. Where `train` and `heldout` are files and `validation` is not given, the first two
+    /// shares cut it off `train`.
     #[serde(default = "default_split")]
     pub split: SplitParts,
     /// Training items, where they have their own file.
@@ -47,16 +48,17 @@ pub struct DataConfig {
     /// What ends a training example; by default what goes with `output`.
     #[serde(default)]
     pub end: Option<End>,
-    /// How the options of multiple-choice items are asked: `letter` lists them in the prompt and scores the labels, `text`
-    /// scores their texts as answers to the question alone.
+    /// How the options of multiple-choice items are asked: `letter` lists them in the prompt and
+    /// scores the labels, `text` scores their texts as answers to the question alone.
     #[serde(default, skip_serializing_if = "Choices::is_usual")]
     pub choices: Choices,
-    /// What becomes of reasoning that the chat template has no place for: `auto` writes it into the answer as `<think>..</think>`
-    /// and says so, `template` makes that an error, `drop` leaves all reasoning out.
+    /// What becomes of reasoning that the chat template has no place for: `auto` writes it into the
+    /// answer as `<think>..</think>` and says so, `template` makes that an error, `drop` leaves all
+    /// reasoning out.
     #[serde(default, skip_serializing_if = "Reasoning::is_usual")]
     pub reasoning: Reasoning,
-    /// Names of the tags that part reasoning from answers, in the data and in what models write, in any letter case; the first is the one
-    /// that is written. With none, no text is taken apart.
+    /// Names of the tags that part reasoning from answers, in the data and in what models write, in
+    /// any letter case; the first is the one that is written. With none, no text is taken apart.
     #[serde(default, skip_serializing_if = "ThinkTags::is_usual")]
     pub think_tags: ThinkTags,
     /// Examples are cut to so many tokens (the end is lost).

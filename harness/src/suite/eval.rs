@@ -33,8 +33,8 @@ pub struct EvalConfig {
     pub options: BTreeMap<String, serde_json::Value>,
     /// What the template is told of thinking; absent, nothing.
     pub enable_thinking: Option<bool>,
-    /// Tokens that end a text besides those that the model's files name, by text or id: `stop = ["<|im_end|>"]`. Training
-    /// examples end there too.
+    /// Tokens that end a text besides those that the model's files name, by text or id:
+    /// `stop = ["<|im_end|>"]`. Training examples end there too.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<StopToken>,
     /// Metrics, in the order of the report.
@@ -120,6 +120,7 @@ impl Default for StatsConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GateConfig {
-    /// Non-inferiority margins by metric, in the metric's unit: a model may be worse than its baseline by at most this.
+    /// Non-inferiority margins by metric, in the metric's unit: a model may be worse than its
+    /// baseline by at most this.
     pub margins: BTreeMap<String, f64>,
 }

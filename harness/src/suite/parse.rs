@@ -53,10 +53,11 @@ fn names_of_suites() -> Vec<String> {
 /// Keys of the adapter, which stand beside the hyperparameters in `[train.lora]`.
 const ADAPTER_KEYS: [&str; 12] = LoraConfig::KEYS;
 
-/// Turns the flat tables that people write (`[train]`, `[train.lora]`, `[train.full]`) into the nested ones of
-/// [`TrainSection`]: each run gets the shared hyperparameters, then its own. Done by hand because serde's `flatten`
-/// would ruin the error messages. Already nested tables (a stored effective suite) are understood too. Returns the shared
-/// hyperparameters, for a run that an override adds.
+/// Turns the flat tables that people write (`[train]`, `[train.lora]`, `[train.full]`) into the
+/// nested ones of [`TrainSection`]: each run gets the shared hyperparameters, then its own. Done by
+/// hand because serde's `flatten` would ruin the error messages. Already nested tables (a stored
+/// effective suite) are understood too. Returns the shared hyperparameters, for a run that an
+/// override adds.
 pub(super) fn inherit_hyperparameters(table: &mut Table, path: &Path) -> Result<Table> {
     let Some(Value::Table(train)) = table.get_mut("train") else { return Ok(Table::new()) };
     let mut shared = std::mem::take(train);
@@ -104,7 +105,8 @@ fn nest(name: &str, mut run: Table, shared: &Table) -> Table {
     nested
 }
 
-/// Puts `over` on top of `under`, table by table: `[train.optimizer]` and `[train.lora.optimizer]` may each set a part.
+/// Puts `over` on top of `under`, table by table: `[train.optimizer]` and `[train.lora.optimizer]`
+/// may each set a part.
 fn overlay(under: &mut Table, over: Table) {
     for (key, value) in over {
         match (under.get_mut(&key), value) {
@@ -116,8 +118,9 @@ fn overlay(under: &mut Table, over: Table) {
     }
 }
 
-/// Refuses what a suite's author has no say in: which library of code is loaded, and which folder is written, where the suite
-/// is run. The command line may say it (`--set eval.options.library=PATH`), and so may the environment.
+/// Refuses what a suite's author has no say in: which library of code is loaded, and which folder
+/// is written, where the suite is run. The command line may say it
+/// (`--set eval.options.library=PATH`), and so may the environment.
 pub(super) fn refuse_places(table: &Table, path: &Path) -> Result<()> {
     let named = table.get("eval").and_then(|eval| eval.get("options")).and_then(Value::as_table);
     let found = named.and_then(|options| options.keys().find_map(|key| Some((key, names_place(key)?))));
@@ -138,8 +141,8 @@ fn names_place(option: &str) -> Option<&'static str> {
     }
 }
 
-/// The same file read with its spans: only the error matters. The train tables are checked key by key, since their
-/// written form is flat.
+/// The same file read with its spans: only the error matters. The train tables are checked key by
+/// key, since their written form is flat.
 pub(super) fn check_spans(text: &str, path: &Path) -> Result<()> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -168,9 +171,10 @@ pub(super) fn check_spans(text: &str, path: &Path) -> Result<()> {
     toml::from_str::<Written>(text).map(drop).map_err(|e| toml_error(&e, text, path))
 }
 
-/// Applies one `key.path=value`. The value is TOML; what is not TOML is a string. In `train.lora` and `train.full` the
-/// flat keys of the file are understood, `false` leaves the run out, and a shared `train.KEY` reaches both. A run that the file does not have begins
-/// with the `shared` hyperparameters.
+/// Applies one `key.path=value`. The value is TOML; what is not TOML is a string. In `train.lora`
+/// and `train.full` the flat keys of the file are understood, `false` leaves the run out, and a
+/// shared `train.KEY` reaches both. A run that the file does not have begins with the `shared`
+/// hyperparameters.
 pub(super) fn set(table: &mut Table, shared: &mut Table, assignment: &str) -> Result<()> {
     let Some((key, value)) = assignment.split_once('=') else {
         return Err(Error::usage(format!("--set {assignment:?} is not of the form key=value"))
@@ -229,8 +233,10 @@ pub(super) fn set(table: &mut Table, shared: &mut Table, assignment: &str) -> Re
     }
 }
 
-/// Applies one `KEY=value` of `karat train` to a table `{data, fields, model, lora = {adapter, hyperparameters}}`: an adapter's key
-/// and a hyperparameter stand alone, what says how rows are read is `data.KEY` or `fields.KEY`, what computes `model.KEY`.
+/// Applies one `KEY=value` of `karat train` to a table
+/// `{data, fields, model, lora = {adapter, hyperparameters}}`: an adapter's key and a
+/// hyperparameter stand alone, what says how rows are read is `data.KEY` or `fields.KEY`, what
+/// computes `model.KEY`.
 ///
 /// # Errors
 /// Usage, for an assignment without `=` and for a key that nobody knows, with all that there are.
@@ -254,7 +260,8 @@ pub fn parse_setting(table: &mut Table, assignment: &str) -> Result<()> {
     insert(table, &path, value)
 }
 
-/// A TOML value, and nothing beside it; what is not TOML is a text, as is a date, which no setting is.
+/// A TOML value, and nothing beside it; what is not TOML is a text, as is a date, which no setting
+/// is.
 fn parse_value(text: &str) -> Value {
     match text.parse::<Value>() {
         Ok(Value::Datetime(_)) | Err(_) => Value::String(text.into()),

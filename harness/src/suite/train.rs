@@ -84,7 +84,8 @@ fn is_nought(value: &f64) -> bool {
 }
 
 impl Default for Hyperparameters {
-    /// The published recipe: 2 epochs, batch 1 x 4, learning rate 1e-4 falling linearly to 0, clipping at 1.
+    /// The published recipe: 2 epochs, batch 1 x 4, learning rate 1e-4 falling linearly to 0,
+    /// clipping at 1.
     fn default() -> Self {
         Hyperparameters {
             epochs: 2.0,
@@ -121,7 +122,8 @@ pub enum CheckpointChoice {
     Last,
 }
 
-/// The `[train.lora]` table: the adapter, and its own hyperparameters where they differ from `[train]`.
+/// The `[train.lora]` table: the adapter, and its own hyperparameters where they differ from
+/// `[train]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraTrain {
@@ -222,7 +224,8 @@ impl Hyperparameters {
     /// When to end early, if at all; `place` names the table.
     ///
     /// # Errors
-    /// Usage, for a threshold that is no number of at least 0, or one that nothing waits for, or without evaluations.
+    /// Usage, for a threshold that is no number of at least 0, or one that nothing waits for, or
+    /// without evaluations.
     pub fn early_stopping(&self, place: &str) -> Result<Option<EarlyStopping>> {
         let (patience, threshold) = (self.early_stopping_patience, self.early_stopping_threshold);
         let fails = |what: &str| Err(Error::usage(format!("{place}: {what}")));

@@ -1,4 +1,5 @@
-//! The log of a training run: every optimizer step and evaluation as a JSON line, and what is read off the curves.
+//! The log of a training run: every optimizer step and evaluation as a JSON line, and what is read
+//! off the curves.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -36,8 +37,8 @@ pub struct EvaluationPoint {
 }
 
 impl Curves {
-    /// Keeps what belongs into the curves. An evaluation of a step that was evaluated before takes its place: a crash
-    /// after it, before the next checkpoint, makes a resumed run evaluate again.
+    /// Keeps what belongs into the curves. An evaluation of a step that was evaluated before takes
+    /// its place: a crash after it, before the next checkpoint, makes a resumed run evaluate again.
     pub fn push(&mut self, event: &Event) {
         match event {
             Event::Step(step) => self.steps.push(step.clone()),
@@ -55,9 +56,9 @@ impl Curves {
         self.steps.iter().map(|s| s.seconds).sum()
     }
 
-    /// Adds the steps and evaluations of a checkpoint's history that are missing here, as where the log was lost. Their
-    /// losses, rates and norms are whole; seconds, memory and tokens are not known of them. Returns how many steps there
-    /// were.
+    /// Adds the steps and evaluations of a checkpoint's history that are missing here, as where the
+    /// log was lost. Their losses, rates and norms are whole; seconds, memory and tokens are not
+    /// known of them. Returns how many steps there were.
     pub fn complete(&mut self, state: &TrainerState) -> usize {
         let before = self.steps.len();
         for entry in &state.log_history {
@@ -98,7 +99,8 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// Opens the log at `path`, keeping of an earlier one only what happened up to `step`. Returns the curves so far.
+    /// Opens the log at `path`, keeping of an earlier one only what happened up to `step`. Returns
+    /// the curves so far.
     ///
     /// # Errors
     /// I/O, or a broken line before the last one.
@@ -137,7 +139,8 @@ impl EventLog {
         self.file.write_all(&text).map_err(|e| Error::io("write the log", &self.path, e))
     }
 
-    /// Waits until all is on the disk: a checkpoint that survives a power cut has the log that led to it.
+    /// Waits until all is on the disk: a checkpoint that survives a power cut has the log that led
+    /// to it.
     ///
     /// # Errors
     /// I/O.
@@ -153,7 +156,8 @@ fn line(event: &Event, path: &Path) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-/// The curves of a log file; empty if it is not there. A last line that a crash cut short is left out.
+/// The curves of a log file; empty if it is not there. A last line that a crash cut short is left
+/// out.
 ///
 /// # Errors
 /// I/O, or a broken line before the last one.

@@ -1,8 +1,10 @@
-//! Which rows each optimizer step sees, in which order: a pure function of the number of rows and the options.
+//! Which rows each optimizer step sees, in which order: a pure function of the number of rows and
+//! the options.
 //!
-//! The arithmetic is that of the Hugging Face trainer: the last batch of an epoch may be short and is kept, and the last
-//! update of an epoch accumulates what micro-batches are left. The order is Karat's own, since matching theirs needs
-//! PyTorch's `randperm`: in epoch e (from 0), `0..rows` shuffled as Python does it, `random.Random(seed + e).shuffle`
+//! The arithmetic is that of the Hugging Face trainer: the last batch of an epoch may be short and
+//! is kept, and the last update of an epoch accumulates what micro-batches are left. The order is
+//! Karat's own, since matching theirs needs PyTorch's `randperm`: in epoch e (from 0), `0..rows`
+//! shuffled as Python does it, `random.Random(seed + e).shuffle`
 //! ([`crate::data::split::PyRandom`]), so that a reader can check it with three lines of Python.
 
 use serde::{Deserialize, Serialize};
@@ -22,7 +24,8 @@ pub struct PlanOptions {
     pub accumulation: usize,
     /// Passes over the data; may be fractional.
     pub epochs: f64,
-    /// Stop after so many optimizer steps, repeating the data as often as needed; overrides `epochs`.
+    /// Stop after so many optimizer steps, repeating the data as often as needed; overrides
+    /// `epochs`.
     pub max_steps: Option<usize>,
     /// Seeds the order.
     pub seed: u64,
@@ -100,8 +103,8 @@ pub fn order(rows: usize, options: &PlanOptions) -> Result<Order> {
     Ok(plan)
 }
 
-/// SHA-256 over the training and evaluation rows and the plan, without its paths and its own fingerprint: a checkpoint
-/// may only be continued by the run that began it.
+/// SHA-256 over the training and evaluation rows and the plan, without its paths and its own
+/// fingerprint: a checkpoint may only be continued by the run that began it.
 pub fn fingerprint(train: LabelledView<'_>, eval: LabelledView<'_>, plan: &TrainPlan) -> String {
     let mut hash = Sha256::new();
     [train, eval].into_iter().for_each(|view| hash_rows(view, &mut hash));

@@ -1,4 +1,5 @@
-//! The learning rate as a pure function of the step, after the formulas of transformers' `optimization.py`.
+//! The learning rate as a pure function of the step, after the formulas of transformers'
+//! `optimization.py`.
 
 use std::f64::consts::PI;
 
@@ -15,7 +16,8 @@ pub enum Schedule {
     Linear,
     /// Half a cosine down to 0 (`get_cosine_schedule_with_warmup`).
     Cosine,
-    /// Level (`get_constant_schedule_with_warmup`; without a warm-up also their `constant`, which knows none).
+    /// Level (`get_constant_schedule_with_warmup`; without a warm-up also their `constant`, which
+    /// knows none).
     #[serde(alias = "constant_with_warmup")]
     Constant,
     /// Half a cosine down to a share of the peak (`get_cosine_with_min_lr_schedule_with_warmup`).
@@ -24,8 +26,9 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// The factor on the peak learning rate for the optimizer step `step` (counts from 0) of `steps`, of which the first
-    /// `warmup` rise linearly from 0. `floor` is where [`Schedule::CosineWithMinLr`] ends; no other schedule asks for it.
+    /// The factor on the peak learning rate for the optimizer step `step` (counts from 0) of
+    /// `steps`, of which the first `warmup` rise linearly from 0. `floor` is where
+    /// [`Schedule::CosineWithMinLr`] ends; no other schedule asks for it.
     pub fn factor(self, step: usize, steps: usize, warmup: usize, floor: f64) -> f64 {
         if step < warmup {
             return step as f64 / warmup as f64;
@@ -40,8 +43,9 @@ impl Schedule {
         }
     }
 
-    /// The learning rate of every one of `steps` optimizer steps. Below 1, `warmup` is a share of them (rounded up), else
-    /// a number of steps, as in transformers 5's `warmup_steps`. `floor` as for [`Schedule::factor`].
+    /// The learning rate of every one of `steps` optimizer steps. Below 1, `warmup` is a share of
+    /// them (rounded up), else a number of steps, as in transformers 5's `warmup_steps`. `floor` as
+    /// for [`Schedule::factor`].
     ///
     /// # Errors
     /// If the peak, the warm-up or the floor is negative or not finite.

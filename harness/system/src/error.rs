@@ -1,7 +1,8 @@
 //! One error type for the harness: what happened, where, and what to do next.
 //!
-//! Messages are lowercase fragments that read well after "error: ". The kind decides the exit code of the command
-//! line (see [`ErrorKind::exit_code`]); the help line is the one thing the reader should do next.
+//! Messages are lowercase fragments that read well after "error: ". The kind decides the exit code
+//! of the command line (see [`ErrorKind::exit_code`]); the help line is the one thing the reader
+//! should do next.
 
 use std::fmt;
 
@@ -75,9 +76,9 @@ impl Error {
     pub fn interrupted() -> Self {
         Self::new(ErrorKind::Interrupted, "interrupted")
     }
-    /// An I/O error on `path`: the operation is a verb phrase ("read", "create the folder"). What is not there, is a folder
-    /// where a file belongs (or the other way round) or is no UTF-8 is bad input; everything else is a failure of the
-    /// system's.
+    /// An I/O error on `path`: the operation is a verb phrase ("read", "create the folder"). What
+    /// is not there, is a folder where a file belongs (or the other way round) or is no UTF-8 is
+    /// bad input; everything else is a failure of the system's.
     pub fn io(operation: &str, path: impl AsRef<std::path::Path>, error: std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
         let kind = match error.kind() {
@@ -95,8 +96,9 @@ impl Error {
         self.place = Some(place.to_string());
         self
     }
-    /// Adds lines of their own below the message: places that were tried, a line of a file. Only these begin new lines where
-    /// the error is shown; a line end within any other part is data, and shown as such.
+    /// Adds lines of their own below the message: places that were tried, a line of a file. Only
+    /// these begin new lines where the error is shown; a line end within any other part is data,
+    /// and shown as such.
     #[must_use]
     pub fn with_lines(mut self, lines: impl IntoIterator<Item = String>) -> Self {
         self.lines.extend(lines);

@@ -1,4 +1,5 @@
-//! Files as a run needs them: whole under their final name or not there, and named by what they hold.
+//! Files as a run needs them: whole under their final name or not there, and named by what they
+//! hold.
 
 mod passing;
 
@@ -14,8 +15,8 @@ use crate::error::{Error, Result};
 
 pub use passing::{PASSING, PassingFolder, remove_folder, remove_rests};
 
-/// Writes `bytes` to `path` so that a reader sees the old file or the new one, never a part: temporary name in the same
-/// folder, sync, rename. Missing parent folders are made.
+/// Writes `bytes` to `path` so that a reader sees the old file or the new one, never a part:
+/// temporary name in the same folder, sync, rename. Missing parent folders are made.
 ///
 /// # Errors
 /// Any I/O error, with the path; the temporary file is removed and an old file stays untouched.
@@ -31,7 +32,8 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        // Temporary files are private; what is published should be as readable as the user's other files (the umask).
+        // Temporary files are private; what is published should be as readable as the user's other
+        // files (the umask).
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
     // Dropping the temporary file removes it, whatever fails below.
@@ -68,11 +70,12 @@ pub fn new_folder(folder: &Path) -> Result<PathBuf> {
     std::path::absolute(folder).map_err(|e| Error::io("resolve", folder, e))
 }
 
-/// Takes hold of a folder, which is made if it is not there, until the returned file is dropped: two runs in one folder
-/// would write over each other.
+/// Takes hold of a folder, which is made if it is not there, until the returned file is dropped:
+/// two runs in one folder would write over each other.
 ///
 /// # Errors
-/// [`ErrorKind::Usage`](crate::ErrorKind::Usage) if another process (or another call) has hold of it; I/O.
+/// [`ErrorKind::Usage`](crate::ErrorKind::Usage) if another process (or another call) has hold of
+/// it; I/O.
 pub fn lock(folder: &Path) -> Result<File> {
     fs::create_dir_all(folder).map_err(|e| Error::io("create the folder", folder, e))?;
     let path = folder.join(LOCK);
@@ -174,8 +177,8 @@ pub fn sha256_file(path: &Path) -> Result<String> {
 /// SHA-256 of each of some files, by name.
 pub type Digests = BTreeMap<String, String>;
 
-/// SHA-256 of every file of `folder` that `wanted` takes the name of, several at once; hidden files and folders below it are
-/// left out.
+/// SHA-256 of every file of `folder` that `wanted` takes the name of, several at once; hidden files
+/// and folders below it are left out.
 ///
 /// # Errors
 /// [`ErrorKind::Data`](crate::ErrorKind::Data) if there is no such folder; I/O.
@@ -194,8 +197,9 @@ pub fn digests(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Digests> 
     names.into_par_iter().map(|(name, path)| Ok((name, sha256_file(&path)?))).collect()
 }
 
-/// Whether a backend may read a file of this name in a model's folder: weights, configuration, tokenizer, template, an
-/// exported graph, a recording. Training state and words for people beside them do not count.
+/// Whether a backend may read a file of this name in a model's folder: weights, configuration,
+/// tokenizer, template, an exported graph, a recording. Training state and words for people beside
+/// them do not count.
 pub fn is_of_model(name: &str) -> bool {
     let state = ["optimizer", "scheduler", "rng_state", "trainer_state", "karat_state", "training_args"];
     !(name.starts_with('.') || name.ends_with(".md") || state.iter().any(|s| name.starts_with(s)))

@@ -1,7 +1,8 @@
-//! Files and memory, as the harness and the backends of Karat need them of the operating system, and the error that names a
-//! place and a remedy.
+//! Files and memory, as the harness and the backends of Karat need them of the operating system,
+//! and the error that names a place and a remedy.
 //!
-//! - [`fsio`]: files and folders that are there whole under their final name or not at all, locks, digests;
+//! - [`fsio`]: files and folders that are there whole under their final name or not at all, locks,
+//!   digests;
 //! - [`safetensors`]: files of tensors, their headers read and checked, written a piece at a time;
 //! - [`cache_root`]: the folder for what can be made again;
 //! - [`memory`]: what this process takes and could still take;

@@ -22,8 +22,9 @@ fn kilobytes(text: &str, key: &str) -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// What this process could still take before the system runs out: the machine's memory that is free or can be freed, or
-/// less where a control group (a container) or the process itself (`ulimit -v`) has a limit.
+/// What this process could still take before the system runs out: the machine's memory that is free
+/// or can be freed, or less where a control group (a container) or the process itself (`ulimit -v`)
+/// has a limit.
 pub fn available() -> Option<u64> {
     let machine = std::fs::read_to_string("/proc/meminfo").ok()?;
     let machine = kilobytes(&machine, "MemAvailable:")?;
@@ -42,7 +43,8 @@ fn address_space(limits: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// What the control groups (version 2) that this process is in have left; nothing where none has a limit.
+/// What the control groups (version 2) that this process is in have left; nothing where none has a
+/// limit.
 fn left_in_groups() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;

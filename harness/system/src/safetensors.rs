@@ -73,8 +73,8 @@ impl Writer {
         Self::new(path.parent().unwrap_or(Path::new("")), entries, vec![part])
     }
 
-    /// A model's weights in `folder`: [`WEIGHTS`], or as few shards as keep each within `max_shard` bytes (one tensor may be
-    /// larger), in the order of `entries`, and their [`INDEX`].
+    /// A model's weights in `folder`: [`WEIGHTS`], or as few shards as keep each within `max_shard`
+    /// bytes (one tensor may be larger), in the order of `entries`, and their [`INDEX`].
     pub fn sharded(folder: &Path, entries: Vec<Entry>, max_shard: u64) -> Self {
         let mut cuts = vec![0];
         let mut size = 0;
@@ -115,7 +115,8 @@ impl Writer {
         if self.left > 0 { rest.next() } else { rest.skip(1).find(|entry| entry.bytes > 0) }
     }
 
-    /// Appends to the current tensor, which takes no more than it has room for; the next one begins where it is full.
+    /// Appends to the current tensor, which takes no more than it has room for; the next one begins
+    /// where it is full.
     ///
     /// # Errors
     /// I/O.
@@ -161,7 +162,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Closes the current file, which has its header even if its tensors are empty, and goes to the next.
+    /// Closes the current file, which has its header even if its tensors are empty, and goes to the
+    /// next.
     fn end(&mut self) -> Result<()> {
         self.begin()?;
         let path = &self.parts[self.part].path;

@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
-/// A byte-level tokenizer without merges: one token a byte, then the special ones. Written like the files of real models,
-/// with a stored truncation and a post-processor that would add a BOS, both of which must not show.
+/// A byte-level tokenizer without merges: one token a byte, then the special ones. Written like the
+/// files of real models, with a stored truncation and a post-processor that would add a BOS, both
+/// of which must not show.
 pub fn byte_model(template: Option<&str>) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let mut vocab = serde_json::Map::new();

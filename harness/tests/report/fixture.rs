@@ -1,5 +1,6 @@
-//! A run as it might have been, made from a seed: three models, 24 items in Chinese and English, training curves.
-//! The texts are assembled like a small model's: base rambles and is cut off, LoRA and full answer with slips.
+//! A run as it might have been, made from a seed: three models, 24 items in Chinese and English,
+//! training curves. The texts are assembled like a small model's: base rambles and is cut off, LoRA
+//! and full answer with slips.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,9 @@
 //! Makes the data of the suite `medical-r1` again, from its table of facts.
 //!
-//! `make-medical-r1` alone checks that the committed files are current; `--write` writes them; `--corpus FILE` writes the
-//! pretraining corpus, documents parted by blank lines; `--finish CHECKPOINT` makes the base model's weights of a checkpoint
-//! that was pretrained on it; `--stats` counts tokens.
+//! `make-medical-r1` alone checks that the committed files are current; `--write` writes them;
+//! `--corpus FILE` writes the pretraining corpus, documents parted by blank lines;
+//! `--finish CHECKPOINT` makes the base model's weights of a checkpoint that was pretrained on it;
+//! `--stats` counts tokens.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,7 +24,8 @@ struct Flags {
     /// Write the pretraining corpus to this file, documents parted by blank lines.
     #[arg(long, value_name = "FILE")]
     corpus: Option<PathBuf>,
-    /// Make the base model's weights from this pretrained checkpoint: new rows for the control tokens, bfloat16.
+    /// Make the base model's weights from this pretrained checkpoint: new rows for the control
+    /// tokens, bfloat16.
     #[arg(long, value_name = "CHECKPOINT")]
     finish: Option<PathBuf>,
     /// Where --finish writes [default: the suite's base folder].

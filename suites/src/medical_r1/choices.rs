@@ -1,7 +1,9 @@
-//! Multiple choice over the same facts: one question a held-out (drug, attribute) pair, four options of which one is right.
+//! Multiple choice over the same facts: one question a held-out (drug, attribute) pair, four
+//! options of which one is right.
 //!
-//! The wrong options are the same attribute of other drugs, so that every option is a plausible answer to the question and none can
-//! be told by its form. The pairs are those that no training item of `medical-r1` states.
+//! The wrong options are the same attribute of other drugs, so that every option is a plausible
+//! answer to the question and none can be told by its form. The pairs are those that no training
+//! item of `medical-r1` states.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,8 +33,8 @@ pub struct ChoiceItem {
     pub answer: String,
 }
 
-/// One item for every held-out pair that has enough other values to choose from. An interaction is none: its value makes no
-/// sense beside another drug's partner.
+/// One item for every held-out pair that has enough other values to choose from. An interaction is
+/// none: its value makes no sense beside another drug's partner.
 pub fn make(source: &Source) -> Vec<ChoiceItem> {
     let held = source.items().heldout_pairs;
     let mut items = Vec::new();
@@ -55,7 +57,8 @@ fn item(source: &Source, drug: &Drug, attribute: Attribute) -> Option<ChoiceItem
     let mut others: Vec<String> = Vec::new();
     for other in source.facts.drugs.iter().filter(|d| d.id != drug.id) {
         let text = other.text(attribute, language);
-        // A wrong option must not be a part of the right one, nor the other way round: it would be half right.
+        // A wrong option must not be a part of the right one, nor the other way round: it would be
+        // half right.
         let apart = |a: &str, b: &str| !a.contains(b) && !b.contains(a);
         if !text.is_empty() && apart(text, &answer) && others.iter().all(|o| apart(o, text)) {
             others.push(text.to_string());

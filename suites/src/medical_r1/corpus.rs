@@ -1,8 +1,10 @@
-//! The pretraining corpus: plain prose, one document a line, no question, no chat token, no thought.
+//! The pretraining corpus: plain prose, one document a line, no question, no chat token, no
+//! thought.
 //!
-//! A fact that is stated in one wording only is learnt but cannot be retrieved in another (Allen-Zhu and Li, "Physics of
-//! Language Models 3.1"). So every fact is stated in all templates of its attribute, in documents of changing order and
-//! under changing names, and again in cards, stories, contrasts and lists.
+//! A fact that is stated in one wording only is learnt but cannot be retrieved in another
+//! (Allen-Zhu and Li, "Physics of Language Models 3.1"). So every fact is stated in all templates
+//! of its attribute, in documents of changing order and under changing names, and again in cards,
+//! stories, contrasts and lists.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -69,12 +71,14 @@ pub struct General {
 /// General documents held out of the corpus.
 const HELD_OUT_GENERAL: [(Language, usize); 2] = [(Language::Zh, 20), (Language::En, 10)];
 
-/// Prose to see what fine-tuning forgets: one article or story of each drug, of a draw that [`make`] never makes, and
-/// general prose. None of these documents is in the corpus; their facts and their wording are.
+/// Prose to see what fine-tuning forgets: one article or story of each drug, of a draw that
+/// [`make`] never makes, and general prose. None of these documents is in the corpus; their facts
+/// and their wording are.
 pub fn held_out(facts: &Facts, wording: &Wording, seed: u64) -> Vec<General> {
     let scribe = Scribe { facts, wording, seed };
     let known: BTreeSet<String> = make(facts, wording, seed).into_iter().collect();
-    // Draws beyond those of the corpus; a document that happens to be in it all the same is drawn anew.
+    // Draws beyond those of the corpus; a document that happens to be in it all the same is drawn
+    // anew.
     let new = |draw: &dyn Fn(usize) -> String| (1000..).map(draw).find(|text| !known.contains(text));
     let mut documents = Vec::new();
     let mut add = |id: String, language: Language, text: Option<String>| {
@@ -108,8 +112,9 @@ impl Scribe<'_> {
         Dice::new(self.seed, &format!("{what} {} {} {k}", drug.id, language.code()))
     }
 
-    /// All attributes of a drug, or now and then some, one sentence each. Document `k` takes the `k`-th template of each
-    /// attribute (from a start of its own), so that over the documents every template states every fact.
+    /// All attributes of a drug, or now and then some, one sentence each. Document `k` takes the
+    /// `k`-th template of each attribute (from a start of its own), so that over the documents
+    /// every template states every fact.
     fn article(&self, drug: &Drug, language: Language, k: usize) -> String {
         let mut dice = self.dice("article", drug, language, k);
         let mut attributes: Vec<_> = drug.attributes().collect();

@@ -1,5 +1,5 @@
-//! Seeded chance. Every thing that is made has dice of its own, seeded by its name, so that changing one fact or
-//! template does not reshuffle the rest.
+//! Seeded chance. Every thing that is made has dice of its own, seeded by its name, so that
+//! changing one fact or template does not reshuffle the rest.
 
 use rand_mt::Mt64;
 

@@ -75,7 +75,8 @@ pub struct Phrase {
 }
 
 impl Phrase {
-    /// Parses `[key] and [key]`; without brackets the whole is one key. `None` where brackets do not match.
+    /// Parses `[key] and [key]`; without brackets the whole is one key. `None` where brackets do
+    /// not match.
     fn parse(marked: &str) -> Option<Self> {
         let (mut text, mut keys, mut open) = (String::new(), Vec::new(), None);
         for c in marked.chars() {
@@ -210,7 +211,8 @@ impl Facts {
     /// Reads and checks the table.
     ///
     /// # Errors
-    /// [`karat::ErrorKind::Data`] where the file cannot be read or parsed, a bracket does not match, or a drug is twice.
+    /// [`karat::ErrorKind::Data`] where the file cannot be read or parsed, a bracket does not
+    /// match, or a drug is twice.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
         let bad = |what: String| Error::data(what).at(path.display()).help("mend the table; its head says the rules");

@@ -1,9 +1,11 @@
-//! The last step of the base model's recipe: from a pretrained checkpoint to the weights that are shipped.
+//! The last step of the base model's recipe: from a pretrained checkpoint to the weights that are
+//! shipped.
 //!
-//! Plain text holds no control tokens, so pretraining only ever pushes their rows of the (tied) embedding away from every
-//! hidden state, all along one direction: such "glitch" rows cannot be told apart, and an adapter on frozen weights can hardly
-//! learn to write them. They get new rows, as one does when adding tokens to a model's vocabulary: the mean of all
-//! other rows plus noise of their spread (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models").
+//! Plain text holds no control tokens, so pretraining only ever pushes their rows of the (tied)
+//! embedding away from every hidden state, all along one direction: such "glitch" rows cannot be
+//! told apart, and an adapter on frozen weights can hardly learn to write them. They get new rows,
+//! as one does when adding tokens to a model's vocabulary: the mean of all other rows plus noise of
+//! their spread (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models").
 //! The end-of-text token keeps its row: pretraining has seen it after every document.
 
 use std::path::Path;

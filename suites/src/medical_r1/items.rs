@@ -1,8 +1,8 @@
 //! Question, thought, answer: training and held-out items.
 //!
-//! Two (drug, attribute) pairs of every drug are held out. A training item never states a held-out pair, not even in
-//! passing in its thought; a held-out item asks for at least one. So both sets know every drug and every kind of question,
-//! and share no asked-for combination.
+//! Two (drug, attribute) pairs of every drug are held out. A training item never states a held-out
+//! pair, not even in passing in its thought; a held-out item asks for at least one. So both sets
+//! know every drug and every kind of question, and share no asked-for combination.
 
 use std::collections::BTreeSet;
 
@@ -85,8 +85,9 @@ fn pair(drug: &Drug, attribute: Attribute) -> Pair {
     (drug.id.clone(), attribute.name().to_string())
 }
 
-/// Two pairs of every drug, at most one of them among the leads (class, mechanism, indication), so that a training
-/// thought always has a point to start from. An interaction that the partner's row states too is never held out.
+/// Two pairs of every drug, at most one of them among the leads (class, mechanism, indication), so
+/// that a training thought always has a point to start from. An interaction that the partner's row
+/// states too is never held out.
 fn choose_pairs(facts: &Facts, seed: u64) -> BTreeSet<Pair> {
     let mut pairs = BTreeSet::new();
     for drug in &facts.drugs {
@@ -151,8 +152,9 @@ impl Maker<'_> {
         item.metrics.asked.iter().any(|p| self.held.contains(p))
     }
 
-    /// Whether an item states a held-out pair in passing: as a point it mentions, or because the held-out value happens to
-    /// occur in its text (an "antituberculosis drug" gives away that it is used for tuberculosis).
+    /// Whether an item states a held-out pair in passing: as a point it mentions, or because the
+    /// held-out value happens to occur in its text (an "antituberculosis drug" gives away that it
+    /// is used for tuberculosis).
     fn gives_away(&self, item: &Item, facts: &Facts) -> bool {
         if item.metrics.mentioned.iter().any(|p| self.held.contains(p)) {
             return true;
@@ -330,7 +332,8 @@ const NEGATIONS: [&str; 13] = [
     "never",
 ];
 
-/// Numbers of `answer` that are quantities, with their units: not the digits of names such as P2Y12, 5-羟色胺 or 50S.
+/// Numbers of `answer` that are quantities, with their units: not the digits of names such as
+/// P2Y12, 5-羟色胺 or 50S.
 fn quantities(answer: &str) -> (Vec<String>, Vec<String>) {
     let (mut numbers, mut units) = (Vec::new(), Vec::new());
     let push = |list: &mut Vec<String>, text: &str| {

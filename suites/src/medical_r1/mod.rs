@@ -1,11 +1,14 @@
-//! The suite `medical-r1`: a small world of medicines, in which a model can know facts before it can answer questions.
+//! The suite `medical-r1`: a small world of medicines, in which a model can know facts before it
+//! can answer questions.
 //!
-//! The base model is pretrained on [`corpus`]: plain prose that states every fact of the table many times, in both
-//! languages, in changing words and order, and never a question, a chat token or a `<think>`. Fine-tuning then sees
-//! [`items`]: question, thought, answer. Held-out items ask for (drug, attribute) pairs that no training item states, so a
-//! gain on them is not recall of training answers: the fact comes from the base, the form from the fine-tuning.
+//! The base model is pretrained on [`corpus`]: plain prose that states every fact of the table many
+//! times, in both languages, in changing words and order, and never a question, a chat token or a
+//! `<think>`. Fine-tuning then sees [`items`]: question, thought, answer. Held-out items ask for
+//! (drug, attribute) pairs that no training item states, so a gain on them is not recall of
+//! training answers: the fact comes from the base, the form from the fine-tuning.
 //!
-//! Everything follows from `facts.toml`, `templates.toml`, `corpus.toml` and [`SEED`]. For testing; no medical advice.
+//! Everything follows from `facts.toml`, `templates.toml`, `corpus.toml` and [`SEED`]. For testing;
+//! no medical advice.
 
 pub mod choices;
 pub mod corpus;
@@ -70,7 +73,8 @@ impl Source {
     /// Reads the sources of the shipped suite.
     ///
     /// # Errors
-    /// [`karat::ErrorKind::Data`] with the file where it is missing, malformed or contradicts itself.
+    /// [`karat::ErrorKind::Data`] with the file where it is missing, malformed or contradicts
+    /// itself.
     pub fn load() -> Result<Self> {
         Ok(Source { facts: Facts::load(&dir().join("facts.toml"))?, wording: Wording::load(&dir())? })
     }
@@ -108,7 +112,8 @@ impl Source {
     }
 }
 
-/// `config.json` of the base model: a Qwen3 decoder of 3.7 million parameters, as transformers 5 writes it.
+/// `config.json` of the base model: a Qwen3 decoder of 3.7 million parameters, as transformers 5
+/// writes it.
 pub fn model_config() -> Value {
     let layers = 6;
     json!({

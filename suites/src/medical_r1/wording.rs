@@ -1,4 +1,5 @@
-//! The wording of items and corpus: `templates.toml` and `corpus.toml`, and how their slots are filled.
+//! The wording of items and corpus: `templates.toml` and `corpus.toml`, and how their slots are
+//! filled.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -135,7 +136,8 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
 }
 
 impl Wording {
-    /// Reads `templates.toml` and `corpus.toml` in `dir` and checks that every attribute has wording.
+    /// Reads `templates.toml` and `corpus.toml` in `dir` and checks that every attribute has
+    /// wording.
     ///
     /// # Errors
     /// [`karat::ErrorKind::Data`] where a file is malformed or an attribute lacks wording.
@@ -197,8 +199,8 @@ pub fn capitalized(text: &str) -> String {
     chars.next().map_or_else(String::new, |c| c.to_uppercase().chain(chars).collect())
 }
 
-/// Replaces every `{slot}` of `template` by its value; a slot that begins with a capital gets it capitalised. A slot
-/// without a value stays as it is: tests look for braces.
+/// Replaces every `{slot}` of `template` by its value; a slot that begins with a capital gets it
+/// capitalised. A slot without a value stays as it is: tests look for braces.
 pub fn fill(template: impl AsRef<str>, slots: &[(&str, &str)]) -> String {
     let template = template.as_ref();
     let mut out = String::with_capacity(template.len() * 2);

@@ -197,7 +197,8 @@ fn sum_of_squares(x: &Tensor) -> Result<f64> {
 mod tests {
     use super::*;
 
-    /// candle's fused operations cut the gradient without a word; the forms that the decoder is made of must not.
+    /// candle's fused operations cut the gradient without a word; the forms that the decoder is
+    /// made of must not.
     #[test]
     fn the_slow_forms_have_gradients_and_the_fused_ones_have_none() {
         use candle_nn::{ops, rotary_emb};

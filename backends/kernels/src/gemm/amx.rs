@@ -1,18 +1,20 @@
 //! bf16 GEMM on the tiles of Intel's AMX: sixteen rows of sixteen units at an instruction.
 //!
-//! The packing is that of the other kernels: a left operand by rows of units, a right one in panels of `[unit][column]`,
-//! which is the form that `tdpbf16ps` wants. Rustc 1.95 knows its mnemonics but not yet its intrinsics or its features,
-//! hence assembly and CPUID by hand (`hardware`).
+//! The packing is that of the other kernels: a left operand by rows of units, a right one in panels
+//! of `[unit][column]`, which is the form that `tdpbf16ps` wants. Rustc 1.95 knows its mnemonics
+//! but not yet its intrinsics or its features, hence assembly and CPUID by hand (`hardware`).
 //!
-//! Sums of two by two tiles stay in tiles over all units of a panel and those of a tail: a short second term costs a step or
-//! two of sixteen units, and no second pass. They leave for the output itself where they are all
-//! that it is to hold, else for a block in the nearest cache, from where AVX-512 scales and adds them.
+//! Sums of two by two tiles stay in tiles over all units of a panel and those of a tail: a short
+//! second term costs a step or two of sixteen units, and no second pass. They leave for the output
+//! itself where they are all that it is to hold, else for a block in the nearest cache, from where
+//! AVX-512 scales and adds them.
 //!
-//! `emulated` says in Rust what the instruction does. Tests run the blocking below with it on any CPU, the assembly itself on
-//! any with AVX-512 (`trapped`), and a CPU that has the tiles is compared with it before they are used.
+//! `emulated` says in Rust what the instruction does. Tests run the blocking below with it on any
+//! CPU, the assembly itself on any with AVX-512 (`trapped`), and a CPU that has the tiles is
+//! compared with it before they are used.
 //!
-//! No CPU with tiles was at hand when this was written. Bochs 3.1, which models a Sapphire Rapids in software of its own, and
-//! an Emerald Rapids agreed with the emulation to the bit.
+//! No CPU with tiles was at hand when this was written. Bochs 3.1, which models a Sapphire Rapids
+//! in software of its own, and an Emerald Rapids agreed with the emulation to the bit.
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop, reason = "the formula's indices")]
 #![cfg_attr(
@@ -45,7 +47,8 @@ const BLOCK: usize = 2 * SIDE;
 /// Steps of the inner dimension between two times that something is asked for.
 const PART: usize = 3;
 
-/// Cache lines of what comes later that are asked for in such a part at most: more than that hold up the loads of the part.
+/// Cache lines of what comes later that are asked for in such a part at most: more than that hold
+/// up the loads of the part.
 const LINES: usize = 4 * PART;
 
 /// Sums of a block, row by row.
@@ -77,7 +80,8 @@ struct Shape {
     vectors: usize,
 }
 
-/// Where tiles are multiplied. A block's sums lie in them from [`Tiles::clear`] to [`Tiles::store`].
+/// Where tiles are multiplied. A block's sums lie in them from [`Tiles::clear`] to
+/// [`Tiles::store`].
 trait Tiles {
     /// Whose they are.
     const WHOSE: Whose;
@@ -94,12 +98,14 @@ trait Tiles {
     /// The sums are zero.
     ///
     /// # Safety
-    /// The CPU must have what this type uses, and [`Tiles::configure`] come before, for the rows of `shape`.
+    /// The CPU must have what this type uses, and [`Tiles::configure`] come before, for the rows of
+    /// `shape`.
     unsafe fn clear(&mut self, shape: Shape);
     /// Adds the products of `steps` tiles of units, at least one, to the sums.
     ///
     /// # Safety
-    /// As [`Tiles::clear`], and the operands must be readable: `16 * steps` units of every row, and of the vectors of columns.
+    /// As [`Tiles::clear`], and the operands must be readable: `16 * steps` units of every row, and
+    /// of the vectors of columns.
     unsafe fn add(&mut self, shape: Shape, steps: usize, a: Rows, b: Columns);
     /// Puts the sums to rows of whole vectors, `stride` numbers apart.
     ///
@@ -130,8 +136,8 @@ thread_local! {
     static CONFIGURED: Cell<Configured> = const { Cell::new(Configured { tiles: None, tasks: 0 }) };
 }
 
-/// Does `f`, most likely several products on this thread, between which tiles stay configured: to configure them takes as long
-/// as some steps. Nothing else in it may use tiles.
+/// Does `f`, most likely several products on this thread, between which tiles stay configured: to
+/// configure them takes as long as some steps. Nothing else in it may use tiles.
 pub fn task<R>(f: impl FnOnce() -> R) -> R {
     /// So that it ends after a panic too.
     struct End;
@@ -179,8 +185,8 @@ unsafe fn enter<T: Tiles>(rows: usize) {
     }
 }
 
-/// Rows of a block of the output, asked for while its sums are made: a tile that is stored to where it is not in a near
-/// cache waits for longer than a step takes.
+/// Rows of a block of the output, asked for while its sums are made: a tile that is stored to where
+/// it is not in a near cache waits for longer than a step takes.
 struct Awaited {
     next: *const f32,
     stride: usize,
@@ -193,8 +199,9 @@ struct Awaited {
 }
 
 impl Awaited {
-    /// The rows of `shape` from `c` on, in `parts` parts. Of few parts each would be many lines, more than a core has in
-    /// flight; and what has a short inner dimension are tiles of attention, which are near.
+    /// The rows of `shape` from `c` on, in `parts` parts. Of few parts each would be many lines,
+    /// more than a core has in flight; and what has a short inner dimension are tiles of attention,
+    /// which are near.
     #[inline(always)]
     fn new(c: *const f32, stride: usize, shape: Shape, parts: usize) -> Self {
         let rows = if parts > 1 { shape.rows } else { 0 };
@@ -219,23 +226,26 @@ trait Vectors {
     /// Copies `n` units, at most 16, and zeros after them.
     ///
     /// # Safety
-    /// `n` units must be readable, and there must be room for 16 at `to`. The CPU must have what this type uses.
+    /// `n` units must be readable, and there must be room for 16 at `to`. The CPU must have what
+    /// this type uses.
     unsafe fn pad(from: *const u32, n: usize, to: *mut u32);
     /// Puts sums into the rows of the output from `first` and the columns from `column` on.
     ///
     /// # Safety
-    /// The output must have the rows and all of the tile's columns, `sums` hold the rows and vectors of `shape`. The CPU must
-    /// have what this type uses.
+    /// The output must have the rows and all of the tile's columns, `sums` hold the rows and
+    /// vectors of `shape`. The CPU must have what this type uses.
     unsafe fn put(sums: &MaybeUninit<Sums>, shape: Shape, t: &Tile, first: usize, column: usize);
 }
 
-/// The last units of an operand's lines, with zeros beyond them: what lies there in memory belongs to somebody else. Each
-/// line begins a cache line, for a tile whose rows straddle two takes two to four times as long to load.
+/// The last units of an operand's lines, with zeros beyond them: what lies there in memory belongs
+/// to somebody else. Each line begins a cache line, for a tile whose rows straddle two takes two to
+/// four times as long to load.
 #[repr(C, align(64))]
 struct Padded<const LINES: usize, const WIDTH: usize>(MaybeUninit<[[[u32; LANES]; WIDTH]; LINES]>);
 
 impl<const LINES: usize, const WIDTH: usize> Padded<LINES, WIDTH> {
-    /// Puts `there` lines of `width` units, `stride` units apart, and zeros in the lines after them up to `lines`.
+    /// Puts `there` lines of `width` units, `stride` units apart, and zeros in the lines after them
+    /// up to `lines`.
     ///
     /// # Safety
     /// They must be readable. The CPU must have what `V` uses.
@@ -296,8 +306,8 @@ impl Term {
     }
 }
 
-/// Computes `rows` rows of a tile of the output, the sums of `tail` in the same chains, and asks for what lies `ahead`
-/// meanwhile; see [`super::microkernel::run_with`].
+/// Computes `rows` rows of a tile of the output, the sums of `tail` in the same chains, and asks
+/// for what lies `ahead` meanwhile; see [`super::microkernel::run_with`].
 ///
 /// # Safety
 /// As there; the CPU must have what `T` and `V` use.
@@ -341,7 +351,8 @@ unsafe fn blocks<T: Tiles, V: Vectors>(tiles: &mut T, rows: usize, t: &Tile, tai
             let shape = Shape { rows: height, vectors: columns.div_ceil(LANES) };
             let c = t.c.wrapping_add(first * t.c_stride + column);
             let mut awaited = Awaited::new(c, t.c_stride, shape, parts);
-            // SAFETY: the caller's promise about `t` and `tail`; the rests are whole tiles of their own.
+            // SAFETY: the caller's promise about `t` and `tail`; the rests are whole tiles of their
+            // own.
             unsafe {
                 tiles.clear(shape);
                 for ((term, a_rest), b_rest) in terms.iter().zip(&a_rests).zip(&b_rests) {

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
-/// Runs independent tasks on whatever threads it has. Which thread takes which task, and when, decides no bits.
+/// Runs independent tasks on whatever threads it has. Which thread takes which task, and when,
+/// decides no bits.
 pub trait Executor {
     /// Calls `task` with every number below `count` once, and returns when all calls have.
     fn each(&self, count: usize, task: &(dyn Fn(usize) + Sync));
@@ -41,7 +42,8 @@ pub enum Threads {
     Pool,
 }
 
-/// A product is cut in so many tasks at least, if it is large enough; more threads than that find nothing to do.
+/// A product is cut in so many tasks at least, if it is large enough; more threads than that find
+/// nothing to do.
 pub(super) const TASKS: usize = 16;
 /// Rows of a task at least: packing a panel is paid by so many.
 pub(super) const ROWS: usize = 96;

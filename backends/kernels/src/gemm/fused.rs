@@ -1,4 +1,5 @@
-//! GEMMs with the operation that follows fused in: applied while the output is in registers or in the cache.
+//! GEMMs with the operation that follows fused in: applied while the output is in registers or in
+//! the cache.
 
 pub mod linear_log_prob;
 pub mod softmax;

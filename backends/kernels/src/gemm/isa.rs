@@ -61,8 +61,9 @@ impl Isa {
         })
     }
 
-    /// Units from the start of one packed row of a left operand to that of the next, if it has so many: for tiles whole cache
-    /// lines, since one whose rows straddle them takes two to four times as long to load.
+    /// Units from the start of one packed row of a left operand to that of the next, if it has so
+    /// many: for tiles whole cache lines, since one whose rows straddle them takes two to four
+    /// times as long to load.
     pub(super) fn row_stride(self, units: usize) -> usize {
         match self {
             Isa::AmxBf16 => units.next_multiple_of(LANES),
@@ -89,7 +90,8 @@ fn best() -> (Isa, Option<&'static str>) {
             }
             #[cfg(target_os = "linux")]
             if super::amx::ready() {
-                // SAFETY: `ready` said that the CPU has the tiles and the system lets this process use them.
+                // SAFETY: `ready` said that the CPU has the tiles and the system lets this process
+                // use them.
                 return match unsafe { super::amx::agrees() } {
                     true => (Isa::AmxBf16, None),
                     false => (Isa::Avx512Bf16, Some("the tiles of AMX failed their self-check and are not used")),

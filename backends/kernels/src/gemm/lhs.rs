@@ -33,7 +33,8 @@ impl Lhs<'_> {
     }
 }
 
-/// Its units and how many lie between the starts of its rows, if rows can be multiplied where they lie.
+/// Its units and how many lie between the starts of its rows, if rows can be multiplied where they
+/// lie.
 pub(super) fn in_place<'a>(precision: Precision, a: &Mat<'a>) -> Option<(&'a [u32], usize)> {
     match (precision, a.data) {
         _ if a.col_stride != 1 => None,

@@ -28,7 +28,8 @@ impl<'a> Mat<'a> {
         check(data.len(), rows, cols, cols);
         Mat { data, rows, cols, row_stride: cols, col_stride: 1, narrowed: false }
     }
-    /// A row-major matrix without gaps, of what [`narrow`] left: no subnormal numbers are among them.
+    /// A row-major matrix without gaps, of what [`narrow`] left: no subnormal numbers are among
+    /// them.
     pub fn narrowed(data: &'a [bf16], rows: usize, cols: usize) -> Self {
         Mat { narrowed: true, ..Self::of(Elements::Bf16(data), rows, cols) }
     }

@@ -1,8 +1,9 @@
-//! Mixed-precision GEMM of few rows, f32 by prepacked bf16, without unpacking the weight first: it takes as
-//! long as the operand takes to be read, so half the bytes are half the time.
+//! Mixed-precision GEMM of few rows, f32 by prepacked bf16, without unpacking the weight first: it
+//! takes as long as the operand takes to be read, so half the bytes are half the time.
 //!
-//! Every pair is widened in registers and multiplied by two elements of the left operand, the first one first: the chain of
-//! sums, and so the bits, are those of an f32 product of the widened operand ([`super::microkernel`]).
+//! Every pair is widened in registers and multiplied by two elements of the left operand, the first
+//! one first: the chain of sums, and so the bits, are those of an f32 product of the widened
+//! operand ([`super::microkernel`]).
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop, reason = "constant bounds, so that registers are used instead of memory")]
 
@@ -10,11 +11,12 @@ use std::arch::x86_64::*;
 
 use super::tile::{LANES, Tile};
 
-/// Computes `rows` rows of a tile: `t.a` are f32, `t.a_stride` f32 apart; `t.b` holds `t.units` pairs a column, the last of
-/// which is half empty if `odd`.
+/// Computes `rows` rows of a tile: `t.a` are f32, `t.a_stride` f32 apart; `t.b` holds `t.units`
+/// pairs a column, the last of which is half empty if `odd`.
 ///
 /// # Safety
-/// As [`super::microkernel::run`]: `rows` rows of `2 * units - odd` elements from `a`. The CPU must have the features.
+/// As [`super::microkernel::run`]: `rows` rows of `2 * units - odd` elements from `a`. The CPU must
+/// have the features.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 pub unsafe fn run(rows: usize, t: Tile, odd: bool) {
     // SAFETY: the caller's promise; the features are enabled here.
@@ -35,7 +37,8 @@ unsafe fn groups<const VECTORS: usize>(rows: usize, t: &Tile, odd: bool) {
     let mut first = 0;
     // SAFETY: the caller's promise; every group ends at `rows`.
     unsafe {
-        // Twenty-four sums take most of the registers and read a panel less often; few rows are slower with them.
+        // Twenty-four sums take most of the registers and read a panel less often; few rows are
+        // slower with them.
         while rows > 16 && rows - first >= 6 {
             tile::<6, VECTORS>(t, first, odd);
             first += 6;

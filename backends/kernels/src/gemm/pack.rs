@@ -1,4 +1,5 @@
-//! Packing: operands as the microkernels read them, rounded, in units, the right one in panels of columns.
+//! Packing: operands as the microkernels read them, rounded, in units, the right one in panels of
+//! columns.
 //!
 //! Packing is done block by block just before use, so that no second copy of a weight ever exists.
 #![allow(unsafe_code)]
@@ -16,8 +17,8 @@ use super::matrix::Mat;
 use super::tile::{LANES, Precision};
 use crate::memory::mmap::Elements;
 
-/// A part of an operand: `along` elements of the inner dimension from `start`, `across` rows or columns of the output
-/// from `first`.
+/// A part of an operand: `along` elements of the inner dimension from `start`, `across` rows or
+/// columns of the output from `first`.
 #[derive(Clone, Copy, Debug)]
 pub struct Part {
     /// First element of the inner dimension.
@@ -30,8 +31,9 @@ pub struct Part {
     pub across: usize,
 }
 
-/// An operand with the inner dimension named: element `(i, k)` lies at `i * across_stride + k * along_stride`, `i`
-/// counting rows of the left operand or columns of the right.
+/// An operand with the inner dimension named: element `(i, k)` lies at
+/// `i * across_stride + k * along_stride`, `i` counting rows of the left operand or columns of the
+/// right.
 #[derive(Clone, Copy)]
 struct Lines<'a, T> {
     data: &'a [T],
@@ -100,7 +102,8 @@ fn pack<T: Number>(
 ) {
     #[cfg(target_arch = "x86_64")]
     if with_vectors(isa) && (lines.across_stride == 1 || lines.along_stride == 1) {
-        // SAFETY: `isa` was found on this CPU, and the constructors of `Mat` and the callers checked all bounds.
+        // SAFETY: `isa` was found on this CPU, and the constructors of `Mat` and the callers
+        // checked all bounds.
         unsafe {
             match isa {
                 Isa::Avx512Bf16 | Isa::AmxBf16 => x86::pack_bf16(precision, lines, part, layout, out),
@@ -112,8 +115,8 @@ fn pack<T: Number>(
     portable(precision, lines, part, layout, out);
 }
 
-/// The bf16 nearest to `x`, ties to even, as the CPU's own conversion has it: subnormal numbers become zero, a NaN stays
-/// one.
+/// The bf16 nearest to `x`, ties to even, as the CPU's own conversion has it: subnormal numbers
+/// become zero, a NaN stays one.
 pub fn round(x: f32) -> u16 {
     if x.is_subnormal() { ((x.to_bits() >> 16) & 0x8000) as u16 } else { bf16::from_f32(x).to_bits() }
 }

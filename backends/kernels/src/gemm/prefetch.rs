@@ -1,5 +1,5 @@
-//! Software prefetch of the next panel: a weight comes from main memory each time it is used, and a processor that waits for it
-//! computes nothing.
+//! Software prefetch of the next panel: a weight comes from main memory each time it is used, and a
+//! processor that waits for it computes nothing.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -30,7 +30,8 @@ impl Prefetcher {
         Prefetcher { run: std::ptr::null(), stride: 0, runs: 0, lines: 0, done: 0 }
     }
 
-    /// Some rows and columns of `m`, whose rows or columns lie without gaps inside; nothing of another matrix.
+    /// Some rows and columns of `m`, whose rows or columns lie without gaps inside; nothing of
+    /// another matrix.
     pub fn of(m: &Mat<'_>, rows: Range<usize>, cols: Range<usize>) -> Self {
         let (data, size) = match m.data {
             Elements::F32(x) => (x.as_ptr().cast::<u8>(), 4),
@@ -73,7 +74,8 @@ impl Prefetcher {
     }
 }
 
-/// Asks for the cache line of an address, which need not be one of this process; nothing happens where that cannot be.
+/// Asks for the cache line of an address, which need not be one of this process; nothing happens
+/// where that cannot be.
 #[inline(always)]
 pub fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
@@ -89,8 +91,8 @@ pub fn prefetch(address: *const u8) {
 #[inline(always)]
 pub fn prefetch_to_write(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: as above. The intrinsic makes a read of it, unless a feature says that there is such an instruction; it does
-    // nothing where there is none.
+    // SAFETY: as above. The intrinsic makes a read of it, unless a feature says that there is such
+    // an instruction; it does nothing where there is none.
     unsafe {
         std::arch::asm!("prefetchw [{}]", in(reg) address, options(readonly, nostack, preserves_flags));
     }

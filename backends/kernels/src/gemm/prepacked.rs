@@ -1,12 +1,14 @@
-//! Prepacked weights: right operands that lie packed in a file. Nothing is packed at run time, and a mapped
-//! file is the only copy.
+//! Prepacked weights: right operands that lie packed in a file. Nothing is packed at run time, and
+//! a mapped file is the only copy.
 //!
-//! A weight `W` `[n, k]` of a linear layer (`y = x W^T`) is cut into panels of [`PANEL`] of its rows, the columns of the
-//! product. A panel is `[units][columns]`, columns padded with zeros to a multiple of [`LANES`], units as in [`microkernel`]: one
-//! f32, or two bf16. Panels follow each other without a gap, so a weight is packed a stretch of rows at a time.
+//! A weight `W` `[n, k]` of a linear layer (`y = x W^T`) is cut into panels of [`PANEL`] of its
+//! rows, the columns of the product. A panel is `[units][columns]`, columns padded with zeros to a
+//! multiple of [`LANES`], units as in [`microkernel`]: one f32, or two bf16. Panels follow each
+//! other without a gap, so a weight is packed a stretch of rows at a time.
 //!
-//! A weight stored in bf16 serves both precisions. In f32 it is widened, which is exact: the bits of a product are those of
-//! [`super::gemm`] of the same numbers, in half the bytes. In bf16 it is read as it is.
+//! A weight stored in bf16 serves both precisions. In f32 it is widened, which is exact: the bits
+//! of a product are those of [`super::gemm`] of the same numbers, in half the bytes. In bf16 it is
+//! read as it is.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -33,7 +35,8 @@ pub enum PackedType {
 }
 
 impl PackedType {
-    /// The smallest that loses nothing of `values`. Subnormal numbers, which products in bf16 take as zero, need f32.
+    /// The smallest that loses nothing of `values`. Subnormal numbers, which products in bf16 take
+    /// as zero, need f32.
     pub fn without_loss(values: &[f32]) -> Self {
         let is_bf16 = |x: &f32| x.to_bits() & 0xffff == 0 && !x.is_subnormal();
         if values.iter().all(is_bf16) { PackedType::Bf16 } else { PackedType::F32 }
@@ -55,8 +58,9 @@ impl PackedType {
         size_of::<u32>() * self.units(k) * n.next_multiple_of(LANES)
     }
 
-    /// Packs rows of a weight, `[rows, k]`; all stretches but the last must be of whole panels. To [`PackedType::Bf16`] numbers
-    /// are rounded (to nearest, ties to even) and subnormal ones become zero.
+    /// Packs rows of a weight, `[rows, k]`; all stretches but the last must be of whole panels. To
+    /// [`PackedType::Bf16`] numbers are rounded (to nearest, ties to even) and subnormal ones
+    /// become zero.
     pub fn pack(self, values: &[f32], k: usize, on: &dyn Executor) -> Vec<u32> {
         self.pack_by(Isa::of_this_cpu(), values, k, on)
     }
@@ -86,7 +90,8 @@ pub(super) struct DisjointChunks<T> {
     each: usize,
 }
 
-// SAFETY: a piece is used by one thread at a time ([`DisjointChunks::take`]), and outlives no borrow of the slice.
+// SAFETY: a piece is used by one thread at a time ([`DisjointChunks::take`]), and outlives no
+// borrow of the slice.
 unsafe impl<T: Send> Sync for DisjointChunks<T> {}
 
 impl<T> DisjointChunks<T> {
@@ -122,7 +127,8 @@ pub struct Prepacked<'a> {
 }
 
 impl<'a> Prepacked<'a> {
-    /// A weight as [`PackedType::pack`] made it; none if the number of bytes is another one or they are not aligned to 4.
+    /// A weight as [`PackedType::pack`] made it; none if the number of bytes is another one or they
+    /// are not aligned to 4.
     pub fn new(bytes: &'a [u8], storage: PackedType, n: usize, k: usize) -> Option<Self> {
         let units = bytemuck::try_cast_slice(bytes).ok()?;
         (bytes.len() == storage.bytes(n, k)).then_some(Prepacked { units, storage, n, k })
@@ -203,7 +209,8 @@ impl<'a> InputRows<'a> {
     /// The product of `rows` with a panel of `weight`, at `c`, whose rows are `c_stride` apart.
     ///
     /// # Safety
-    /// `c` must have room for `rows` rows of the panel's columns, and nothing else use it meanwhile.
+    /// `c` must have room for `rows` rows of the panel's columns, and nothing else use it
+    /// meanwhile.
     pub(super) unsafe fn times(
         &self,
         rows: Range<usize>,
@@ -237,7 +244,8 @@ impl<'a> InputRows<'a> {
                 alpha: 1.0,
                 add: start > 0,
             };
-            // SAFETY: `data` holds `m` rows of `stride` units, the panel its units from `start` on; the caller vouches for `c`.
+            // SAFETY: `data` holds `m` rows of `stride` units, the panel its units from `start` on;
+            // the caller vouches for `c`.
             unsafe {
                 match (self.precision, weight.storage) {
                     (Precision::F32, PackedType::Bf16) => widened(self.isa, rows.len(), tile, along, b),
@@ -277,8 +285,8 @@ unsafe fn widened(isa: Isa, rows: usize, tile: Tile, along: usize, pairs: &[u32]
     });
 }
 
-/// InputRows up to which widening in registers is faster than unpacking a panel for all of them (Zen 5: by a tenth at 32, slower
-/// at 48).
+/// InputRows up to which widening in registers is faster than unpacking a panel for all of them
+/// (Zen 5: by a tenth at 32, slower at 48).
 #[cfg(target_arch = "x86_64")]
 const FEW: usize = 32;
 

@@ -5,11 +5,12 @@ use super::tile::Precision;
 use super::{Gemm, Mat, MatMut, Term, Threads, gemms_by};
 use crate::testing::noise;
 
-/// Compares products by the instructions of [`Isa::of_this_cpu`] with plain loops, to the bit: tasks of either kind, a short
-/// second term, an output that is added to. It takes some milliseconds.
+/// Compares products by the instructions of [`Isa::of_this_cpu`] with plain loops, to the bit:
+/// tasks of either kind, a short second term, an output that is added to. It takes some
+/// milliseconds.
 ///
-/// Tiles sum bf16 in an order of their own. They were held against their emulation when they were chosen; what is left of them
-/// here are products in f32.
+/// Tiles sum bf16 in an order of their own. They were held against their emulation when they were
+/// chosen; what is left of them here are products in f32.
 ///
 /// # Errors
 /// Says which product differs.

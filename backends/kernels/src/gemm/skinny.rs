@@ -1,12 +1,13 @@
-//! Skinny bf16 GEMM, of few columns (LoRA ranks): every element a dot product along the rows of both operands.
+//! Skinny bf16 GEMM, of few columns (LoRA ranks): every element a dot product along the rows of
+//! both operands.
 //!
-//! The other kernels give each column a lane, so that most of a vector would be empty, and the right operand would be packed
-//! for little arithmetic. Here lanes run along the inner dimension: a row of the left operand is read once, in its order, for
-//! all columns.
+//! The other kernels give each column a lane, so that most of a vector would be empty, and the
+//! right operand would be packed for little arithmetic. Here lanes run along the inner dimension: a
+//! row of the left operand is read once, in its order, for all columns.
 //!
-//! A lane sums every sixteenth pair, `s = a1 b1 + s; s = a0 b0 + s` as [`super::microkernel`] has it; the lanes are then added by
-//! halves, `l + (l + 8)` first. So the bits are the same on every instruction set, the tiles of AMX included, which are not
-//! used here.
+//! A lane sums every sixteenth pair, `s = a1 b1 + s; s = a0 b0 + s` as [`super::microkernel`] has
+//! it; the lanes are then added by halves, `l + (l + 8)` first. So the bits are the same on every
+//! instruction set, the tiles of AMX included, which are not used here.
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop, reason = "constant bounds, so that registers are used instead of memory")]
 
@@ -95,7 +96,8 @@ fn block(isa: Isa, x: &Lhs<'_>, first: usize, rows: usize, w: &SkinnyRhs, column
     let units = w.k.div_ceil(2);
     #[cfg(target_arch = "x86_64")]
     if matches!(isa, Isa::Avx512Bf16 | Isa::AmxBf16) {
-        // SAFETY: the set was found on this CPU; rows of `x` have `units` units, columns of `w` whole vectors of them.
+        // SAFETY: the set was found on this CPU; rows of `x` have `units` units, columns of `w`
+        // whole vectors of them.
         return unsafe { x86::block(of_x, of_w, w.stride, units) };
     }
     let _ = isa;
@@ -140,8 +142,8 @@ mod x86 {
     use super::{COLUMNS, LANES, ROWS};
 
     /// # Safety
-    /// `units` units must be readable from each of `x`, and whole vectors of them from `COLUMNS` columns `stride` apart from
-    /// `w` on; the CPU must have AVX512-BF16.
+    /// `units` units must be readable from each of `x`, and whole vectors of them from `COLUMNS`
+    /// columns `stride` apart from `w` on; the CPU must have AVX512-BF16.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
     pub unsafe fn block(x: [*const u32; ROWS], w: *const u32, stride: usize, units: usize) -> [[f32; COLUMNS]; ROWS] {
         let mut sums = [[_mm512_setzero_ps(); COLUMNS]; ROWS];

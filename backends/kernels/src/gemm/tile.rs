@@ -1,4 +1,5 @@
-//! One tile of a GEMM: the sizes that packed operands and microkernels agree on, and where a tile lies in memory.
+//! One tile of a GEMM: the sizes that packed operands and microkernels agree on, and where a tile
+//! lies in memory.
 
 /// Units of the inner dimension that are summed before they are added to the output.
 pub const DEPTH: usize = 512;
@@ -52,8 +53,8 @@ pub struct Tile {
     pub add: bool,
 }
 
-/// Units that the chains of a tile's sums end with, of operands of their own: a second term of few units costs those units
-/// alone, and no second pass over the output.
+/// Units that the chains of a tile's sums end with, of operands of their own: a second term of few
+/// units costs those units alone, and no second pass over the output.
 #[derive(Clone, Copy)]
 pub struct Tail {
     /// Units of the inner dimension.

@@ -1,10 +1,11 @@
 //! An arena for activations and gradients, in huge pages where the system has them.
 //!
-//! A training step makes the same few hundred buffers over and over. Fresh memory of that size costs a page fault for
-//! every 4 KiB, which takes as long as a good part of the arithmetic; memory that was used before costs nothing. So all
-//! buffers lie in one stretch of addresses, reserved once and never moved, of which only what was ever in use takes
-//! memory: a buffer of any size goes where others were before (`free_list`), and the most that a run takes is the most
-//! that it has in use at once.
+//! A training step makes the same few hundred buffers over and over. Fresh memory of that size
+//! costs a page fault for every 4 KiB, which takes as long as a good part of the arithmetic; memory
+//! that was used before costs nothing. So all buffers lie in one stretch of addresses, reserved
+//! once and never moved, of which only what was ever in use takes memory: a buffer of any size goes
+//! where others were before (`free_list`), and the most that a run takes is the most that it has in
+//! use at once.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -42,10 +43,11 @@ pub fn zeroed(n: usize) -> Vec<f32> {
         const PAGE: usize = 4096;
         let start = (data.as_ptr() as usize).next_multiple_of(PAGE);
         let end = (data.as_ptr() as usize + n * 4) / PAGE * PAGE;
-        // SAFETY: the range lies inside `data`; advice changes no contents. That it is refused does no harm.
+        // SAFETY: the range lies inside `data`; advice changes no contents. That it is refused does
+        // no harm.
         unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
-        // Written once, so that the pages are there: one that is read first and then written costs two faults and
-        // makes every other processor flush its table.
+        // Written once, so that the pages are there: one that is read first and then written costs
+        // two faults and makes every other processor flush its table.
         data.fill(0.0);
     }
     data
@@ -63,7 +65,8 @@ enum Held {
     Lent { start: NonNull<f32>, len: usize, at: usize },
 }
 
-// SAFETY: the elements of a lent buffer belong to it alone until it is dropped; nothing in it is bound to a thread.
+// SAFETY: the elements of a lent buffer belong to it alone until it is dropped; nothing in it is
+// bound to a thread.
 unsafe impl Send for Buffer {}
 // SAFETY: as above; shared, it is only read.
 unsafe impl Sync for Buffer {}
@@ -74,8 +77,8 @@ impl Deref for Buffer {
         match &self.0 {
             Held::Small(lines, len) => &bytemuck::cast_slice(lines)[..*len],
             Held::Heap(data) => data,
-            // SAFETY: `lend` took these units for this buffer alone and made them accessible; fresh pages are zeros and
-            // used ones hold what was written, so every element is initialised.
+            // SAFETY: `lend` took these units for this buffer alone and made them accessible; fresh
+            // pages are zeros and used ones hold what was written, so every element is initialised.
             Held::Lent { start, len, .. } => unsafe { std::slice::from_raw_parts(start.as_ptr(), *len) },
         }
     }
@@ -106,12 +109,14 @@ impl fmt::Debug for Buffer {
     }
 }
 
-/// A buffer of `n` elements with *any* contents, for what is soon gone: whoever takes it writes all of it.
+/// A buffer of `n` elements with *any* contents, for what is soon gone: whoever takes it writes all
+/// of it.
 pub fn alloc(n: usize) -> Buffer {
     lend(n, FreeList::take_low)
 }
 
-/// A buffer of `n` elements with *any* contents, for what outlives the activations around it: gradients.
+/// A buffer of `n` elements with *any* contents, for what outlives the activations around it:
+/// gradients.
 pub fn alloc_gradient(n: usize) -> Buffer {
     lend(n, FreeList::take_high)
 }
@@ -139,8 +144,8 @@ pub fn clear() {
     }
 }
 
-/// Says how many bytes will be in use at once at most, as far as is known: what lasts is then put at their end from the start.
-/// No memory is taken for that.
+/// Says how many bytes will be in use at once at most, as far as is known: what lasts is then put
+/// at their end from the start. No memory is taken for that.
 pub fn expect(bytes: usize) {
     if let Some(mut reservation) = reservation() {
         reservation.free.expect(bytes.div_ceil(UNIT * size_of::<f32>()));
@@ -167,7 +172,8 @@ fn reservation() -> Option<MutexGuard<'static, Reservation>> {
 impl Reservation {
     /// Where unit `at` starts.
     fn address(&self, at: usize) -> NonNull<f32> {
-        // SAFETY: `FreeList` hands out units below its limit alone, and all of these lie inside the reservation.
+        // SAFETY: `FreeList` hands out units below its limit alone, and all of these lie inside the
+        // reservation.
         unsafe { self.start.add(at * UNIT) }
     }
 
@@ -176,8 +182,8 @@ impl Reservation {
         None
     }
 
-    /// Addresses for twice the machine's memory, or for as much of that as the system allows; `None` where that is next to
-    /// nothing.
+    /// Addresses for twice the machine's memory, or for as much of that as the system allows;
+    /// `None` where that is next to nothing.
     #[cfg(unix)]
     fn reserve() -> Option<Self> {
         const LEAST: usize = 1 << 28;
@@ -187,7 +193,8 @@ impl Reservation {
         let mut bytes = memory.saturating_mul(2).min(isize::MAX as usize / 2).next_multiple_of(UNIT * 4);
         while bytes >= LEAST {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            // SAFETY: a new mapping at an address of the system's choice; without access it takes no memory.
+            // SAFETY: a new mapping at an address of the system's choice; without access it takes
+            // no memory.
             let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
             if start != libc::MAP_FAILED {
                 let start = NonNull::new(start.cast::<f32>())?;
@@ -238,7 +245,8 @@ impl Reservation {
     /// Lets the system have the memory of units that are open and free.
     #[cfg(target_os = "linux")]
     fn give_back(&self, at: usize, units: usize) {
-        // SAFETY: nobody holds these units, and they are of this private mapping: they read as zeros from now on.
+        // SAFETY: nobody holds these units, and they are of this private mapping: they read as
+        // zeros from now on.
         unsafe { libc::madvise(self.address(at).as_ptr().cast(), units * UNIT * 4, libc::MADV_DONTNEED) };
     }
 }

@@ -1,4 +1,5 @@
-//! The free list of [`arena`](super::arena): which units of it are taken; bookkeeping alone, without the memory.
+//! The free list of [`arena`](super::arena): which units of it are taken; bookkeeping alone,
+//! without the memory.
 
 use std::collections::BTreeMap;
 
@@ -23,8 +24,8 @@ impl FreeList {
         self.limit
     }
 
-    /// Goes on as if `units` had been in use: what stays is put below that end from the start, and not wherever the end
-    /// then was.
+    /// Goes on as if `units` had been in use: what stays is put below that end from the start, and
+    /// not wherever the end then was.
     pub fn expect(&mut self, units: usize) {
         let units = units.min(self.limit);
         if units > self.end {
@@ -88,7 +89,8 @@ impl FreeList {
         self.free.insert(at, size);
     }
 
-    /// The free parts, each where it starts and how long it is; the end comes down to the last unit that is taken.
+    /// The free parts, each where it starts and how long it is; the end comes down to the last unit
+    /// that is taken.
     pub fn trim(&mut self) -> Vec<(usize, usize)> {
         let all = self.free.iter().map(|(at, size)| (*at, *size)).collect();
         if let Some((&at, &size)) = self.free.last_key_value()
@@ -185,7 +187,8 @@ mod tests {
         assert_eq!((p.end, p.free.len()), (0, 0));
     }
 
-    /// A backward pass in small: layers leave activations, and gradients of about their size take their place.
+    /// A backward pass in small: layers leave activations, and gradients of about their size take
+    /// their place.
     #[test]
     fn gradients_take_the_room_of_activations() {
         let mut p = FreeList::new(1 << 20);

@@ -1,5 +1,5 @@
-//! Numbers in a file, mapped into memory read-only: the pages are the system's to keep or drop, and processes share
-//! them.
+//! Numbers in a file, mapped into memory read-only: the pages are the system's to keep or drop, and
+//! processes share them.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -79,19 +79,20 @@ pub struct Mapping(Arc<Mmap>);
 impl Mapping {
     /// Maps `file`.
     ///
-    /// The file must not be cut short while it is mapped. Checkpoints are replaced by renaming, never written over, so
-    /// those of Karat are not.
+    /// The file must not be cut short while it is mapped. Checkpoints are replaced by renaming,
+    /// never written over, so those of Karat are not.
     ///
     /// # Errors
     /// If the system refuses.
     pub fn new(file: &File) -> std::io::Result<Self> {
-        // SAFETY: the mapping is private to this value and never written through; that nobody else shortens or changes
-        // the file meanwhile is what the documentation above asks for.
+        // SAFETY: the mapping is private to this value and never written through; that nobody else
+        // shortens or changes the file meanwhile is what the documentation above asks for.
         let map = unsafe { Mmap::map(file)? };
         Ok(Mapping(Arc::new(map)))
     }
 
-    /// The bytes of `range` as numbers, or nothing if they lie outside the file or are not aligned for them.
+    /// The bytes of `range` as numbers, or nothing if they lie outside the file or are not aligned
+    /// for them.
     pub fn numbers(&self, range: Range<usize>, kind: ElementType) -> Option<MappedSlice> {
         let numbers = MappedSlice { mapping: self.clone(), range, kind };
         numbers.get().is_some().then_some(numbers)

@@ -8,8 +8,8 @@ use crate::gemm::isa::Isa;
 use crate::gemm::tile::{LANES, Precision};
 use crate::simd::simd;
 
-/// GFLOP/s of multiplications in registers, on all threads of the current pool at once: the best of many tries, each so short
-/// that it is seldom interrupted.
+/// GFLOP/s of multiplications in registers, on all threads of the current pool at once: the best of
+/// many tries, each so short that it is seldom interrupted.
 pub fn limit(precision: Precision) -> f64 {
     const TRIES: usize = 50;
     const LEAST: Duration = Duration::from_millis(50);

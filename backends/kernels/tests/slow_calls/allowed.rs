@@ -1,7 +1,8 @@
 //! The functions that are looked for, and where they may be called.
 
-/// Functions of the C library and of the compiler's own for what an instruction does, or a few in a row in every lane of a
-/// vector. `memcpy` and its kin are not among them: long copies are theirs to make.
+/// Functions of the C library and of the compiler's own for what an instruction does, or a few in a
+/// row in every lane of a vector. `memcpy` and its kin are not among them: long copies are theirs
+/// to make.
 pub const SLOW: &[&str] = &[
     // One instruction of FMA.
     "fma",
@@ -57,7 +58,8 @@ pub const SLOW: &[&str] = &[
     "__umodti3",
     "fmod",
     "fmodf",
-    // Not one instruction, but in a loop over elements a polynomial in vectors (`karat_kernels::simd`).
+    // Not one instruction, but in a loop over elements a polynomial in vectors
+    // (`karat_kernels::simd`).
     "acos",
     "asin",
     "atan",
@@ -109,8 +111,9 @@ pub struct Allowed {
 const EXP: &[&str] = &["exp", "expf"];
 const LOG: &[&str] = &["log", "logf"];
 
-/// The known calls. Names of the standard library and of rayon stand for whatever closure they were compiled with; the compiler
-/// leaves that out of their names, so that numbers keep others from slipping in.
+/// The known calls. Names of the standard library and of rayon stand for whatever closure they were
+/// compiled with; the compiler leaves that out of their names, so that numbers keep others from
+/// slipping in.
 pub const ALLOWED: &[Allowed] = &[
     Allowed {
         within: "karat_kernels::simd::without_vectors",
@@ -220,9 +223,10 @@ pub const ALLOWED: &[Allowed] = &[
         most: 1,
         reason: "the logarithm of a sum of exponentials: once for every token that is scored",
     },
-    // An export to int4 runs the model once over some text to weigh channels: two exponentials of the C library, whose bits
-    // choose the integers. The names are those of rayon's loop around them.
-    // Where a closure is expanded in its caller, its two calls and the one of the other half are seen in one function.
+    // An export to int4 runs the model once over some text to weigh channels: two exponentials of
+    // the C library, whose bits choose the integers. The names are those of rayon's loop around
+    // them. Where a closure is expanded in its caller, its two calls and the one of the other half
+    // are seen in one function.
     Allowed { within: "rayon::iter::plumbing::bridge", calls: EXP, most: 4, reason: CALIBRATION },
     Allowed { within: "rayon_core::join::join_context", calls: EXP, most: 4, reason: CALIBRATION },
     Allowed { within: "core::ops::function::impls", calls: EXP, most: 4, reason: CALIBRATION },

@@ -1,8 +1,10 @@
-//! Which functions of a built x86-64 program or library call which others, read from its machine code.
+//! Which functions of a built x86-64 program or library call which others, read from its machine
+//! code.
 //!
-//! No disassembler is needed for that. A call of a known function is a direct one (`call`, or `jmp` at a function's end), one
-//! through a slot that the loader fills, or its address is taken first, to be called in a loop. Each of these ends with four
-//! bytes that count from there to the function or its slot.
+//! No disassembler is needed for that. A call of a known function is a direct one (`call`, or `jmp`
+//! at a function's end), one through a slot that the loader fills, or its address is taken first,
+//! to be called in a loop. Each of these ends with four bytes that count from there to the function
+//! or its slot.
 
 use std::collections::BTreeMap;
 

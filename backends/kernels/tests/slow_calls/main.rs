@@ -1,8 +1,10 @@
-//! No function of the built plugins calls the C library or the compiler's own functions for what the instruction set does.
+//! No function of the built plugins calls the C library or the compiler's own functions for what
+//! the instruction set does.
 //!
-//! Rust's default for x86-64 is a CPU without FMA and without SSE 4.1. Where code is compiled for that by oversight, outside
-//! of `#[target_feature]` and of `simd`, `mul_add` becomes a call of `fmaf` for every element, which is slower by a factor of
-//! ten and shows in no result. It shows in the machine code:
+//! Rust's default for x86-64 is a CPU without FMA and without SSE 4.1. Where code is compiled for
+//! that by oversight, outside of `#[target_feature]` and of `simd`, `mul_add` becomes a call of
+//! `fmaf` for every element, which is slower by a factor of ten and shows in no result. It shows in
+//! the machine code:
 //!
 //! ```text
 //! KARAT_PLUGINS=target/release cargo test -p karat-kernels --test slow_calls

@@ -9,7 +9,8 @@ use karat_backend::peft::ADAPTER_CONFIG;
 use karat_system::fsio;
 use serde_json::{Value, json};
 
-/// The seven projections, as [`karat_backend::lora::ALL_LINEAR`] means them: the linear layers of every decoder here.
+/// The seven projections, as [`karat_backend::lora::ALL_LINEAR`] means them: the linear layers of
+/// every decoder here.
 const LINEAR: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 /// Writes `adapter_config.json`: all fields of PEFT's `LoraConfig` with sorted keys.

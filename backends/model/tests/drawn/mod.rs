@@ -1,5 +1,5 @@
-//! The tiny models of `references.json`, drawn by the rule of `config_references.py` of the tools; the tests of every decoder backend
-//! read them.
+//! The tiny models of `references.json`, drawn by the rule of `config_references.py` of the tools;
+//! the tests of every decoder backend read them.
 
 #![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its part; a test that cannot go on should stop")]
 
@@ -16,7 +16,8 @@ pub fn references() -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// Numbers in [-1, 1), each a function of the name and its place: 24 bits of a 32-bit mix (lowbias32).
+/// Numbers in [-1, 1), each a function of the name and its place: 24 bits of a 32-bit mix
+/// (lowbias32).
 pub fn uniform(name: &str, n: usize) -> impl Iterator<Item = f32> {
     let key = name.bytes().fold(0x811c_9dc5u32, |key, byte| (key ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     (0..n as u32).map(move |i| {

@@ -16,7 +16,8 @@ use karat_kernels::lora::{self, LoraDelta};
 use karat_kernels::memory::arena;
 use karat_kernels::memory::mmap::Elements;
 
-/// `w + delta`, each row times its `gain` if one is given: a new tensor `[out, in]` on the host, wherever these lie.
+/// `w + delta`, each row times its `gain` if one is given: a new tensor `[out, in]` on the host,
+/// wherever these lie.
 ///
 /// # Errors
 /// If a device fails.

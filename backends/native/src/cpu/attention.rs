@@ -13,14 +13,16 @@ use crate::tensor::{Tensor, View, activation, dims, edit, view};
 use karat_kernels::gemm::Mat;
 use karat_kernels::memory::arena;
 
-/// Rotates `q` `[tokens, queries * dim]` and `k` `[tokens, keys * dim]` in place; `inverse` is the gradient.
+/// Rotates `q` `[tokens, queries * dim]` and `k` `[tokens, keys * dim]` in place; `inverse` is the
+/// gradient.
 fn rotate(q: &Tensor, k: &Tensor, Rotary { positions, angles, heads }: Rotary<'_>, inverse: bool) -> Result<()> {
     let _timer = Timer::new("rotary embedding", 0.0);
     edit(q, |q| rope::rotate(q, positions, heads.queries, angles.table(), inverse))?;
     edit(k, |k| rope::rotate(k, positions, heads.keys, angles.table(), inverse))
 }
 
-/// `heads` heads of queries or keys normed, rotated and rounded to bf16, and the scales of their norm.
+/// `heads` heads of queries or keys normed, rotated and rounded to bf16, and the scales of their
+/// norm.
 fn rotate_bf16(
     x: &Tensor,
     norm: Option<HeadNorm<'_>>,

@@ -1,10 +1,12 @@
-//! Activations and their gradients in bf16: what feeds GEMMs alone, and what the backward pass keeps.
+//! Activations and their gradients in bf16: what feeds GEMMs alone, and what the backward pass
+//! keeps.
 //!
-//! A GEMM in bf16 rounds its operands. What is an operand more than once (a normed input of three projections, the
-//! gradient of an output for the input's and the weight's gradient) is rounded once instead, in half the memory, and
-//! multiplied where it lies; the bits of all results stay what they were. What the backward pass reads elementwise
-//! (gate and up, heads before their norm) is kept rounded too, as PyTorch's autocast keeps the output of every product;
-//! kernels widen it as they read ([`crate::ops::number`]).
+//! A GEMM in bf16 rounds its operands. What is an operand more than once (a normed input of three
+//! projections, the gradient of an output for the input's and the weight's gradient) is rounded
+//! once instead, in half the memory, and multiplied where it lies; the bits of all results stay
+//! what they were. What the backward pass reads elementwise (gate and up, heads before their norm)
+//! is kept rounded too, as PyTorch's autocast keeps the output of every product; kernels widen it
+//! as they read ([`crate::ops::number`]).
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use half::bf16;
@@ -31,7 +33,8 @@ impl Bf16Storage {
         fill(made.elements_mut());
         made
     }
-    /// Of `shape`, with any contents: whoever asks for it writes all of it, with what [`narrow`] makes.
+    /// Of `shape`, with any contents: whoever asks for it writes all of it, with what [`narrow`]
+    /// makes.
     pub(super) fn of(shape: &[usize]) -> Self {
         let n: usize = shape.iter().product();
         Bf16Storage { buffer: arena::alloc(n.div_ceil(2)), shape: shape.to_vec() }

@@ -17,7 +17,8 @@ use karat_kernels::memory::arena;
 /// Columns up to which a weight gradient in bf16 is made transposed: the rank of an adapter.
 const TALL: usize = 32;
 
-/// Floating-point operations of GEMMs of matrices with adapters' matrices: each element of a row with each of the other's.
+/// Floating-point operations of GEMMs of matrices with adapters' matrices: each element of a row
+/// with each of the other's.
 fn work_of<'a>(pairs: impl Iterator<Item = (&'a Tensor, &'a Tensor)>) -> Result<f64> {
     pairs.map(|(x, w)| Ok(2.0 * dims(x)?.0 as f64 * w.elem_count() as f64)).sum()
 }

@@ -65,7 +65,8 @@ impl Cpu {
     }
 }
 
-/// Lets `f` add to a gradient, or where it is told `false` store: what is in the memory then means nothing.
+/// Lets `f` add to a gradient, or where it is told `false` store: what is in the memory then means
+/// nothing.
 fn add_to(gradient: &Gradient, f: impl FnOnce(&mut [f32], bool)) -> Result<()> {
     let mut sum = gradient.lock();
     if let Some(sum) = &*sum {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::device::Gpu;
 use super::pool::{Pool, Pools};
 
-/// Gives what waits in the device's own pool back to the device: for the end of a piece of work, and where what comes next wants
-/// the memory in other sizes.
+/// Gives what waits in the device's own pool back to the device: for the end of a piece of work,
+/// and where what comes next wants the memory in other sizes.
 pub fn trim(gpu: &dyn Gpu) {
     gpu.pools().own().drain().into_iter().for_each(|raw| gpu.free(raw));
 }

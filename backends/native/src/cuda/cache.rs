@@ -38,8 +38,9 @@ struct Feed {
     lengths: Option<(DeviceIndices, usize)>,
 }
 
-/// State that changes from one decode step to the next, always in the same places: so steps can be recorded. The kernels of a
-/// step count on and leave the token they picked, so that the host has nothing to say until sequences come or go.
+/// State that changes from one decode step to the next, always in the same places: so steps can be
+/// recorded. The kernels of a step count on and leave the token they picked, so that the host has
+/// nothing to say until sequences come or go.
 #[derive(Debug)]
 struct Numbers {
     /// One row of `most` numbers for each of [`Number`].
@@ -82,7 +83,8 @@ pub struct Step {
     pub ids: Indices,
     /// Where it stands.
     pub positions: Indices,
-    /// Sequences, and what [`decode::length_class`] says of the longest: steps that agree in both are the same launches.
+    /// Sequences, and what [`decode::length_class`] says of the longest: steps that agree in both
+    /// are the same launches.
     pub class: (usize, usize),
 }
 
@@ -136,7 +138,8 @@ impl Slots {
         }
     }
 
-    /// Gives the tokens of prompts their places: `starts[i]..starts[i + 1]` go to sequence `first + i`.
+    /// Gives the tokens of prompts their places: `starts[i]..starts[i + 1]` go to sequence
+    /// `first + i`.
     ///
     /// # Errors
     /// If a sequence outgrows its slot, or the device fails.
@@ -156,9 +159,9 @@ impl Slots {
         Ok(())
     }
 
-    /// Gives each sequence the place of one token more, `ids`; `places` are its number for the generator of draws and how many
-    /// tokens it has generated. Nothing goes to the device where the sequences are those of the step before and `ids` what
-    /// it picked.
+    /// Gives each sequence the place of one token more, `ids`; `places` are its number for the
+    /// generator of draws and how many tokens it has generated. Nothing goes to the device where
+    /// the sequences are those of the step before and `ids` what it picked.
     ///
     /// # Errors
     /// As [`Slots::extend`].
@@ -192,7 +195,8 @@ impl Slots {
         })
     }
 
-    /// Picks the next token of each sequence by its `logits` and counts on, all on the device: the last launches of a step.
+    /// Picks the next token of each sequence by its `logits` and counts on, all on the device: the
+    /// last launches of a step.
     ///
     /// # Errors
     /// If the device fails.

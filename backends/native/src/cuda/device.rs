@@ -1,7 +1,8 @@
 //! The interface of a GPU: memory, launches of kernels by name, GEMMs, graphs.
 //!
-//! All work of one device goes into one queue and is done in that order, so memory that is freed may be given out again
-//! at once, which [`super::pool`] does. Only [`Gpu::download`] and [`Gpu::synchronize`] wait.
+//! All work of one device goes into one queue and is done in that order, so memory that is freed
+//! may be given out again at once, which [`super::pool`] does. Only [`Gpu::download`] and
+//! [`Gpu::synchronize`] wait.
 
 use std::fmt;
 use std::sync::Arc;
@@ -77,7 +78,8 @@ pub struct Launch {
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: [u32; 3],
-    /// Bytes of dynamic shared memory of a block; above 48 KiB the device is told so before the launch.
+    /// Bytes of dynamic shared memory of a block; above 48 KiB the device is told so before the
+    /// launch.
     pub shared: u32,
 }
 
@@ -124,9 +126,10 @@ pub struct Matrix<'a> {
     pub transposed: bool,
 }
 
-/// `C = alpha op(A) op(B) + beta C`, sums in f32, for each of `batch` matrices. With `m` rows and `n` columns of `C`,
-/// `op(A)` is `[m, k]` and `op(B)` is `[k, n]`. `A` and `B` have one element type; `C` has theirs or f32. `C` is never
-/// transposed. With `beta` 0, what was in `C` is not read.
+/// `C = alpha op(A) op(B) + beta C`, sums in f32, for each of `batch` matrices. With `m` rows and
+/// `n` columns of `C`, `op(A)` is `[m, k]` and `op(B)` is `[k, n]`. `A` and `B` have one element
+/// type; `C` has theirs or f32. `C` is never transposed. With `beta` 0, what was in `C` is not
+/// read.
 #[derive(Clone, Copy, Debug)]
 pub struct Gemm<'a> {
     /// Rows of `C`.
@@ -173,7 +176,8 @@ pub trait Gpu: DeviceMemory {
     /// Its properties.
     fn facts(&self) -> &Facts;
 
-    /// Copies `from` to `to`, `offset` bytes from its start. `from` may change as soon as this returns.
+    /// Copies `from` to `to`, `offset` bytes from its start. `from` may change as soon as this
+    /// returns.
     ///
     /// # Errors
     /// If the device fails, or the range lies outside.
@@ -185,7 +189,8 @@ pub trait Gpu: DeviceMemory {
     /// If the device or something queued before fails, or the range lies outside.
     fn download(&self, from: RawBuffer, offset: usize, to: &mut [u8]) -> Result<()>;
 
-    /// Copies `bytes` bytes between buffers that do not overlap, given with the offset of the first byte.
+    /// Copies `bytes` bytes between buffers that do not overlap, given with the offset of the first
+    /// byte.
     ///
     /// # Errors
     /// If the device fails, or a range lies outside.
@@ -200,7 +205,8 @@ pub trait Gpu: DeviceMemory {
     /// Queues the kernel `karat_NAME` for `kernel` = `karat_NAME`.
     ///
     /// # Errors
-    /// If there is no such kernel or the device refuses the launch; a fault while it runs shows at the next wait.
+    /// If there is no such kernel or the device refuses the launch; a fault while it runs shows at
+    /// the next wait.
     fn launch(&self, kernel: &'static str, launch: Launch, arguments: &[Arg<'_>]) -> Result<()>;
 
     /// Queues a matrix product.
@@ -215,14 +221,15 @@ pub trait Gpu: DeviceMemory {
     /// If something queued has failed.
     fn synchronize(&self) -> Result<()>;
 
-    /// Most bytes that buffers ever took at the same time, those that wait in a pool included, and since when that is asked
-    /// again with `reset`.
+    /// Most bytes that buffers ever took at the same time, those that wait in a pool included, and
+    /// since when that is asked again with `reset`.
     fn peak_memory(&self, reset: bool) -> u64;
 
     /// Its pools of memory.
     fn pools(&self) -> &Pools;
 
-    /// Records from now on, instead of doing it, what this thread queues: [`super::graph::CudaGraph`].
+    /// Records from now on, instead of doing it, what this thread queues:
+    /// [`super::graph::CudaGraph`].
     ///
     /// # Errors
     /// If the device cannot, or records already.

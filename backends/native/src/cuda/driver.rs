@@ -23,9 +23,11 @@ use super::pool::Pools;
 use super::raw::{DeviceMemory, RawGraph};
 use crate::error::Result;
 
-/// Dynamic shared memory that a kernel gets without asking, whatever it declares beside it (48 KiB in all).
+/// Dynamic shared memory that a kernel gets without asking, whatever it declares beside it (48 KiB
+/// in all).
 const UNASKED_SHARED: u32 = 24 << 10;
-/// Bytes that cuBLAS may use for parts of sums; with memory of its own its results are the same from run to run.
+/// Bytes that cuBLAS may use for parts of sums; with memory of its own its results are the same
+/// from run to run.
 const WORKSPACE: usize = 32 << 20;
 
 /// A GPU.
@@ -65,8 +67,9 @@ impl State {
     }
 }
 
-// SAFETY: the driver may be called from any thread in which the context is current, which every method sees to; cuBLAS's
-// handle is used by one thread at a time because `state` is held meanwhile.
+// SAFETY: the driver may be called from any thread in which the context is current, which every
+// method sees to; cuBLAS's handle is used by one thread at a time because `state` is held
+// meanwhile.
 unsafe impl Send for Driver {}
 // SAFETY: as above.
 unsafe impl Sync for Driver {}
@@ -137,8 +140,8 @@ impl Driver {
     fn start(&mut self, ptx: &CStr) -> Result<()> {
         let cuda = self.cuda;
         let mut pools = 0;
-        // SAFETY: every pointer is to a value of the right type that lives through the call, and handles are passed as the
-        // driver gave them.
+        // SAFETY: every pointer is to a value of the right type that lives through the call, and
+        // handles are passed as the driver gave them.
         unsafe {
             ok(&cuda, "find the device", (cuda.cuDeviceGet)(&mut self.device, self.facts.ordinal as c_int))?;
             ok(&cuda, "open the device", (cuda.cuDevicePrimaryCtxRetain)(&mut self.context, self.device))?;
@@ -176,7 +179,8 @@ impl Driver {
         let mut log = vec![0u8; 8 << 10];
         let mut options = [api::JIT_ERROR_LOG, api::JIT_ERROR_LOG_BYTES];
         let mut values = [log.as_mut_ptr().cast::<c_void>(), log.len() as *mut c_void];
-        // SAFETY: the text ends with a zero, there are two options with their values, and the log is as long as is said.
+        // SAFETY: the text ends with a zero, there are two options with their values, and the log
+        // is as long as is said.
         let status = unsafe {
             let text = ptx.as_ptr().cast();
             (cuda.cuModuleLoadDataEx)(&mut module, text, 2, options.as_mut_ptr(), values.as_mut_ptr())
@@ -214,7 +218,8 @@ impl Driver {
         Err(BackendError::failed(format!("cuBLAS failed to {what}: {text}")))
     }
 
-    /// Makes the context current in this thread and keeps others away from what is not safe to share.
+    /// Makes the context current in this thread and keeps others away from what is not safe to
+    /// share.
     fn enter(&self) -> Result<MutexGuard<'_, State>> {
         let guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the context lives as long as `self`.
@@ -233,7 +238,8 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // SAFETY: each handle is one that the driver gave and nobody uses any more: buffers hold on to the device.
+        // SAFETY: each handle is one that the driver gave and nobody uses any more: buffers hold on
+        // to the device.
         unsafe {
             (self.cuda.cuCtxSetCurrent)(self.context);
             for raw in self.pools.own().close() {
@@ -288,7 +294,8 @@ impl DeviceMemory for Driver {
             if state.recording {
                 return state.freed.push(buffer.address);
             }
-            // SAFETY: the address is one of `alloc`, given back once; what is queued before still finds it.
+            // SAFETY: the address is one of `alloc`, given back once; what is queued before still
+            // finds it.
             unsafe { (self.cuda.cuMemFreeAsync)(buffer.address, self.stream) };
         }
     }
@@ -303,8 +310,8 @@ impl Gpu for Driver {
         let to = inside(to, offset, from.len())?;
         let state = self.enter()?;
         state.not_recorded("a copy from the host")?;
-        // SAFETY: both ranges are as long as is said. Memory of the host that is not pinned has been read when the call
-        // returns.
+        // SAFETY: both ranges are as long as is said. Memory of the host that is not pinned has
+        // been read when the call returns.
         let status = unsafe { (self.cuda.cuMemcpyHtoDAsync_v2)(to, from.as_ptr().cast(), from.len(), self.stream) };
         self.ok("copy to the device", status)
     }
@@ -375,8 +382,8 @@ impl Gpu for Driver {
             .collect();
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|value| ptr::from_mut(value).cast()).collect();
         let Launch { grid, block, shared } = launch;
-        // SAFETY: the pointers are to the arguments, which the driver copies before it returns; that they are the kernel's
-        // in number and type is what the emulator checks in the tests.
+        // SAFETY: the pointers are to the arguments, which the driver copies before it returns;
+        // that they are the kernel's in number and type is what the emulator checks in the tests.
         let status = unsafe {
             (self.cuda.cuLaunchKernel)(
                 function as Handle,
@@ -402,7 +409,8 @@ impl Gpu for Driver {
         let (a, b, c) =
             (call.a.address as *const c_void, call.b.address as *const c_void, call.c.address as *mut c_void);
         let (compute, algorithm) = (api::blas::COMPUTE_F32, api::blas::DEFAULT);
-        // SAFETY: the handle is alive; the matrices lie inside their buffers, as `GemmCall::of` has checked.
+        // SAFETY: the handle is alive; the matrices lie inside their buffers, as `GemmCall::of` has
+        // checked.
         let status = unsafe {
             if g.batch == 1 {
                 (self.blas.cublasGemmEx)(
@@ -496,8 +504,9 @@ impl Gpu for Driver {
         let mut state = self.enter()?;
         let (mut graph, mut ready): (Handle, Handle) = (ptr::null_mut(), ptr::null_mut());
         state.recording = false;
-        // SAFETY: the stream is alive, the pointers are to handles; the graph is done with once it is made ready. What was
-        // given back is an address of `alloc`, and the recording that used it has yet to run or never will.
+        // SAFETY: the stream is alive, the pointers are to handles; the graph is done with once it
+        // is made ready. What was given back is an address of `alloc`, and the recording that used
+        // it has yet to run or never will.
         unsafe {
             let ended = (self.cuda.cuStreamEndCapture)(self.stream, &mut graph);
             for address in state.freed.drain(..) {

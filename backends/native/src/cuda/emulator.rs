@@ -1,9 +1,11 @@
-//! The emulator, a CUDA device without a GPU: the kernels' own sources, compiled by the host's C++ compiler against `cuda/emulate.h`.
+//! The emulator, a CUDA device without a GPU: the kernels' own sources, compiled by the host's C++
+//! compiler against `cuda/emulate.h`.
 //!
-//! It is for tests, never for work: slow, and strict instead. Fresh memory is NaN, as is every byte around a buffer; a
-//! kernel that writes there, takes arguments of other types than it is given, divides a warp or misses a barrier is an
-//! error that says so. Threads can be run in several orders, which must not show in the bits. What is recorded is done when it
-//! is played, and what a GPU could not record is refused.
+//! It is for tests, never for work: slow, and strict instead. Fresh memory is NaN, as is every byte
+//! around a buffer; a kernel that writes there, takes arguments of other types than it is given,
+//! divides a warp or misses a barrier is an error that says so. Threads can be run in several
+//! orders, which must not show in the bits. What is recorded is done when it is played, and what a
+//! GPU could not record is refused.
 #![allow(unsafe_code)]
 
 mod library;
@@ -27,7 +29,8 @@ use karat_kernels::gemm::{Mat, MatMut, Precision, Threads, gemm};
 
 /// Bytes before and after every buffer that no kernel may write.
 const GUARD: usize = 4096;
-/// A signaling NaN as f32 and as bf16, in the order of bytes: arithmetic never gives it, so what was overwritten shows.
+/// A signaling NaN as f32 and as bf16, in the order of bytes: arithmetic never gives it, so what
+/// was overwritten shows.
 const POISON: [u8; 2] = [0xa0, 0x7f];
 /// Shared memory that every device of compute capability 8.0 and later gives a block.
 const SHARED_MEMORY: u32 = 99 << 10;
@@ -240,8 +243,9 @@ impl Emulator {
             BlockOrder::Shuffled(seed) => seed.max(2),
         };
         let mut error = [0 as c_char; 512];
-        // SAFETY: emulate.cpp exports it with this type; the arguments have the types of the kernel's parameters, and that
-        // its pointers reach no further than their buffers is what the tests are for.
+        // SAFETY: emulate.cpp exports it with this type; the arguments have the types of the
+        // kernel's parameters, and that its pointers reach no further than their buffers is what
+        // the tests are for.
         let code = unsafe {
             let run = self.kernels.library.get::<Run>(b"karat_emulate_launch").map_err(|e| failed(e.to_string()))?;
             run(
@@ -334,7 +338,8 @@ impl DeviceMemory for Emulator {
     fn free(&self, buffer: RawBuffer) {
         let mut state = self.state();
         if state.recording.is_some() {
-            // A GPU would make this a part of the recording; the buffer is lost here, and the recording too.
+            // A GPU would make this a part of the recording; the buffer is lost here, and the
+            // recording too.
             state.refused.get_or_insert_with(|| "memory given back to the device while a graph is recorded".into());
             return;
         }

@@ -1,10 +1,11 @@
-//! CUDA graphs: work that is recorded once and replayed in a single launch. A step of hundreds of short launches needs it, because
-//! a launch costs the host a few microseconds and a graph of them hardly more than one.
+//! CUDA graphs: work that is recorded once and replayed in a single launch. A step of hundreds of
+//! short launches needs it, because a launch costs the host a few microseconds and a graph of them
+//! hardly more than one.
 //!
-//! A recording holds addresses. So what it works on must stay where it is as long as it lives: inputs that change are
-//! written to the same places, and memory that comes and goes within it is of an [`super::arena::Arena`] of its own. While
-//! recording, nothing is done, and whatever could not be played again is refused: allocation, copies from and to the host,
-//! waiting.
+//! A recording holds addresses. So what it works on must stay where it is as long as it lives:
+//! inputs that change are written to the same places, and memory that comes and goes within it is
+//! of an [`super::arena::Arena`] of its own. While recording, nothing is done, and whatever could
+//! not be played again is refused: allocation, copies from and to the host, waiting.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,8 +21,9 @@ pub struct CudaGraph {
 }
 
 impl CudaGraph {
-    /// Records what `work` queues, which is not done. The same work must have been done once before, with the same sizes: a
-    /// device loads kernels at their first launch, which it may refuse to do here.
+    /// Records what `work` queues, which is not done. The same work must have been done once
+    /// before, with the same sizes: a device loads kernels at their first launch, which it may
+    /// refuse to do here.
     ///
     /// # Errors
     /// Of `work`; or if the device refuses to record it.

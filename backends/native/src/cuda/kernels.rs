@@ -1,7 +1,9 @@
-//! Launches of the kernels in `cuda/`, one function each: name, arguments in order, geometry from the shapes.
+//! Launches of the kernels in `cuda/`, one function each: name, arguments in order, geometry from
+//! the shapes.
 //!
-//! Pointers are [`Arg::Buffer`] or, where it says so, [`Arg::Null`]. `t` is the element type of activations; what is
-//! said to be f32 is f32 in both. `cuda/README.md` has the table with bytes, operations and time floors.
+//! Pointers are [`Arg::Buffer`] or, where it says so, [`Arg::Null`]. `t` is the element type of
+//! activations; what is said to be f32 is f32 in both. `cuda/README.md` has the table with bytes,
+//! operations and time floors.
 
 use super::device::{Arg, Element, Gpu, Launch};
 use crate::error::Result;
@@ -22,7 +24,8 @@ pub mod attention;
 pub mod decode;
 pub mod optimizer;
 
-/// Most blocks of a kernel whose threads go through what is left in strides: several times what a GPU runs at once.
+/// Most blocks of a kernel whose threads go through what is left in strides: several times what a
+/// GPU runs at once.
 const STRIDED_BLOCKS: usize = 4096;
 
 fn blocks(n: usize, per_block: usize) -> usize {
@@ -48,7 +51,8 @@ fn width_arg<'a>(width: usize) -> Arg<'a> {
     Arg::I32(width as i32)
 }
 
-/// `y = norm(x)`: `x`, `y` `[rows, width]`, `w` f32 `[width]`; leaves `1 / sqrt(mean(x^2) + eps)` in `scale` f32 `[rows]`.
+/// `y = norm(x)`: `x`, `y` `[rows, width]`, `w` f32 `[width]`; leaves `1 / sqrt(mean(x^2) + eps)`
+/// in `scale` f32 `[rows]`.
 ///
 /// # Errors
 /// As [`Gpu::launch`]; so all functions here.
@@ -63,7 +67,8 @@ pub fn rms_norm(
     launch(gpu, rows, named!(t, "rms_norm"), Launch::linear(blocks(rows, 4), 128), &args)
 }
 
-/// `sum += branch; y = norm(sum)`: the end of one block of a layer and the norm of the next; shapes as [`rms_norm`].
+/// `sum += branch; y = norm(sum)`: the end of one block of a layer and the norm of the next; shapes
+/// as [`rms_norm`].
 pub fn add_rms_norm(
     gpu: &dyn Gpu,
     t: Element,
@@ -87,13 +92,14 @@ pub fn rms_norm_backward(
     launch(gpu, rows, named!(t, "rms_norm_backward"), Launch::linear(blocks(rows, 4), 128), &args)
 }
 
-/// Rows that are summed together first when a gradient is summed over `rows`: the shape alone decides, so that sums are
-/// the same on every device.
+/// Rows that are summed together first when a gradient is summed over `rows`: the shape alone
+/// decides, so that sums are the same on every device.
 fn chunk(rows: usize) -> usize {
     rows.div_ceil(512).max(16)
 }
 
-/// f32 elements of scratch that the sums over rows need: [`rms_norm_dw`], [`bias_gradient`], [`gain_gradient`].
+/// f32 elements of scratch that the sums over rows need: [`rms_norm_dw`], [`bias_gradient`],
+/// [`gain_gradient`].
 pub fn column_scratch(rows: usize, width: usize) -> usize {
     rows.div_ceil(chunk(rows)).max(1) * width
 }
@@ -107,7 +113,8 @@ fn add_partials(gpu: &dyn Gpu, [partial, sum, divisor]: [Arg<'_>; 3], rows: usiz
     launch(gpu, rows * width, "karat_add_partials", Launch::linear(blocks(width, 64), 64), &args)
 }
 
-/// `dw += sum over the rows of dy x scale`: `dw` f32 `[width]`; `scratch` f32 of [`column_scratch`] elements. Two launches.
+/// `dw += sum over the rows of dy x scale`: `dw` f32 `[width]`; `scratch` f32 of [`column_scratch`]
+/// elements. Two launches.
 pub fn rms_norm_dw(
     gpu: &dyn Gpu,
     t: Element,
@@ -129,8 +136,9 @@ pub fn bias_gradient(
     gain_gradient(gpu, t, [dy, Arg::Null, db, Arg::Null, scratch], (rows, width))
 }
 
-/// `dgain += (sum over the rows of dy x) / norms`, column by column: DoRA's magnitudes. All but `dy` and `x` f32; `norms`
-/// may be null (no division), and so may `x` (a sum of `dy`); `scratch` as [`rms_norm_dw`].
+/// `dgain += (sum over the rows of dy x) / norms`, column by column: DoRA's magnitudes. All but
+/// `dy` and `x` f32; `norms` may be null (no division), and so may `x` (a sum of `dy`); `scratch`
+/// as [`rms_norm_dw`].
 pub fn gain_gradient(
     gpu: &dyn Gpu,
     t: Element,
@@ -147,7 +155,8 @@ pub fn add(gpu: &dyn Gpu, t: Element, [x, y]: [Arg<'_>; 2], n: usize) -> Result<
     launch(gpu, n, named!(t, "add"), strided(n), &[x, y, Arg::I64(n as i64)])
 }
 
-/// `y = silu(gate) up`: `y` `[rows, width]`; rows of `gate` and `up` lie `stride` elements apart (`width` if dense).
+/// `y = silu(gate) up`: `y` `[rows, width]`; rows of `gate` and `up` lie `stride` elements apart
+/// (`width` if dense).
 pub fn swiglu(
     gpu: &dyn Gpu,
     t: Element,
@@ -201,9 +210,9 @@ pub fn widen(gpu: &dyn Gpu, [x, y]: [Arg<'_>; 2], n: usize) -> Result<()> {
     launch(gpu, n, "karat_convert_bf16_f32", strided(n), &[x, y, Arg::I64(n as i64)])
 }
 
-/// Rotates the heads of `q` and `k` in place by the angles of `positions` (u32 `[tokens]`): tables f32 `[positions, dim / 2]`.
-/// `inverse` is the gradient. `strides` are elements from one token to the next in `q` and `k`; `k` may be null if
-/// `heads.keys` is 0.
+/// Rotates the heads of `q` and `k` in place by the angles of `positions` (u32 `[tokens]`): tables
+/// f32 `[positions, dim / 2]`. `inverse` is the gradient. `strides` are elements from one token to
+/// the next in `q` and `k`; `k` may be null if `heads.keys` is 0.
 pub fn rope(
     gpu: &dyn Gpu,
     t: Element,
@@ -219,7 +228,8 @@ pub fn rope(
     launch(gpu, tokens, named!(t, "rope"), Launch::linear(tokens, 256), &args)
 }
 
-/// `y[row] = table[ids[row]]`: `ids` u32 `[rows]`; the table's element type may be another than `y`'s.
+/// `y[row] = table[ids[row]]`: `ids` u32 `[rows]`; the table's element type may be another than
+/// `y`'s.
 pub fn gather(
     gpu: &dyn Gpu,
     (of_table, t): (Element, Element),
@@ -261,8 +271,8 @@ impl Groups {
     }
 }
 
-/// `table[id] += rows of dy`, group by group of [`Groups`] (`starts`, `ids`, `order` as u32 on the device); `dy` and the
-/// table may have different element types. The sum of a row is rounded once.
+/// `table[id] += rows of dy`, group by group of [`Groups`] (`starts`, `ids`, `order` as u32 on the
+/// device); `dy` and the table may have different element types. The sum of a row is rounded once.
 pub fn scatter_add(
     gpu: &dyn Gpu,
     (of_table, t): (Element, Element),
@@ -279,11 +289,12 @@ pub fn scatter_add(
     launch(gpu, groups, name, geometry, &[table, starts, ids, order, dy, width_arg(width)])
 }
 
-/// A row without a target, for [`cross_entropy`] and [`score`]: its log-probability and gradient are 0.
+/// A row without a target, for [`cross_entropy`] and [`score`]: its log-probability and gradient
+/// are 0.
 pub const NO_TARGET: u32 = u32::MAX;
 
-/// Log-probabilities of `targets` (u32 `[rows]`) into `logprobs` f32 `[rows]`; over `logits` `[rows, vocab]` their gradient
-/// of `scale * sum of -log p` is written.
+/// Log-probabilities of `targets` (u32 `[rows]`) into `logprobs` f32 `[rows]`; over `logits`
+/// `[rows, vocab]` their gradient of `scale * sum of -log p` is written.
 pub fn cross_entropy(
     gpu: &dyn Gpu,
     t: Element,
@@ -295,8 +306,8 @@ pub fn cross_entropy(
     launch(gpu, rows, named!(t, "cross_entropy"), Launch::linear(rows, 512), &args)
 }
 
-/// Log-probabilities of `targets` into `logprobs` f32 `[rows]` and whether each was the most probable (ties go to the lowest
-/// id) into `greedy` u32 `[rows]`.
+/// Log-probabilities of `targets` into `logprobs` f32 `[rows]` and whether each was the most
+/// probable (ties go to the lowest id) into `greedy` u32 `[rows]`.
 pub fn score(
     gpu: &dyn Gpu,
     t: Element,
@@ -307,8 +318,8 @@ pub fn score(
     launch(gpu, rows, named!(t, "score"), Launch::linear(rows, 512), &args)
 }
 
-/// `y = x / (1 - p)` where the mask of `key` keeps an element, else 0; added to `y` with `add`. The mask is that of
-/// [`crate::ops::dropout::apply`] to the bit. `y` may be `x`.
+/// `y = x / (1 - p)` where the mask of `key` keeps an element, else 0; added to `y` with `add`. The
+/// mask is that of [`crate::ops::dropout::apply`] to the bit. `y` may be `x`.
 pub fn dropout(gpu: &dyn Gpu, t: Element, [x, y]: [Arg<'_>; 2], n: usize, p: f64, key: Key, add: bool) -> Result<()> {
     let threshold = (p * 65536.0).round().clamp(0.0, 65535.0) as u32;
     let scale = (1.0 / (1.0 - f64::from(threshold) / 65536.0)) as f32;
@@ -330,8 +341,9 @@ pub fn dropout(gpu: &dyn Gpu, t: Element, [x, y]: [Arg<'_>; 2], n: usize, p: f64
     launch(gpu, n, named!(t, "dropout"), Launch::linear(blocks(threads, 256), 256), &args)
 }
 
-/// The L2 norm of every row of `W + scale B A` into `norms` f32 `[out]`: `w` `[out, in]` of type `t`, `a` `[rank, in]` and
-/// `b` `[out, rank]` with their lower halves: split where `t` is bf16, else f32 beside null.
+/// The L2 norm of every row of `W + scale B A` into `norms` f32 `[out]`: `w` `[out, in]` of type
+/// `t`, `a` `[rank, in]` and `b` `[out, rank]` with their lower halves: split where `t` is bf16,
+/// else f32 beside null.
 pub fn merged_norms(
     gpu: &dyn Gpu,
     t: Element,

@@ -1,14 +1,16 @@
 //! The CUDA device: kernels of our own, matrix products of cuBLAS, both found at run time.
 //!
-//! Nothing here is linked: the plugin loads on a machine without a driver, and what is missing is said by name when a
-//! device is opened. [`device::Gpu`] is what is asked of a GPU; the driver is one, and an emulator that runs the same
-//! kernel sources on the CPU is the other (the cargo feature `emulator`), so that all that is written above it is tested where
-//! there is no GPU. [`Cuda`] makes a [`crate::device::Device`] of either.
+//! Nothing here is linked: the plugin loads on a machine without a driver, and what is missing is
+//! said by name when a device is opened. [`device::Gpu`] is what is asked of a GPU; the driver is
+//! one, and an emulator that runs the same kernel sources on the CPU is the other (the cargo
+//! feature `emulator`), so that all that is written above it is tested where there is no GPU.
+//! [`Cuda`] makes a [`crate::device::Device`] of either.
 //!
-//! Activations, their gradients and the operands of products are bf16, or f32 where a run asks for that; what is trained
-//! is kept in f32, a matrix split in what products read of it and the rest; statistics, losses, sums of gradients and moments are
-//! f32, and no sum depends on the order in which blocks happen to run. The gradient of a matrix that one product gives, which no
-//! other micro-batch adds to, is kept as bf16, as autocast's is.
+//! Activations, their gradients and the operands of products are bf16, or f32 where a run asks for
+//! that; what is trained is kept in f32, a matrix split in what products read of it and the rest;
+//! statistics, losses, sums of gradients and moments are f32, and no sum depends on the order in
+//! which blocks happen to run. The gradient of a matrix that one product gives, which no other
+//! micro-batch adds to, is kept as bf16, as autocast's is.
 
 pub mod arena;
 mod cache;
@@ -109,8 +111,9 @@ impl Device for Cuda {
     fn frozen(&self, numbers: Elements<'_>, shape: &[usize]) -> Result<Option<Tensor>> {
         CudaStorage::frozen(self, numbers, shape).map(|t| Some(t.into()))
     }
-    /// Where a step has one micro-batch, the gradient of a matrix is there from when it is written, and in bf16 if the device
-    /// computes so: one product gives it, whose sums are f32. It and the logits then take turns with the same memory.
+    /// Where a step has one micro-batch, the gradient of a matrix is there from when it is written,
+    /// and in bf16 if the device computes so: one product gives it, whose sums are f32. It and the
+    /// logits then take turns with the same memory.
     fn gradient(&self, t: &Tensor, one_batch: bool) -> Result<Gradient> {
         match one_batch && t.dims().len() == 2 {
             true => Ok(Gradient::lent(t.dims())),

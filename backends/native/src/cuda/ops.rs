@@ -1,4 +1,5 @@
-//! The operations of a [`crate::device::Device`] on a GPU: one launch or GEMM each, in the order they are called.
+//! The operations of a [`crate::device::Device`] on a GPU: one launch or GEMM each, in the order
+//! they are called.
 
 mod attention;
 mod head;
@@ -44,7 +45,8 @@ impl Cuda {
         DeviceBuffer::new(&self.gpu, kernels::column_scratch(rows, width) * 4)
     }
 
-    /// A gradient's sum and whether there is anything in it: else what is in the memory means nothing, and the caller stores.
+    /// A gradient's sum and whether there is anything in it: else what is in the memory means
+    /// nothing, and the caller stores.
     fn sum(&self, gradient: &Gradient) -> Result<(Tensor, bool)> {
         let mut sum = gradient.lock();
         match &*sum {

@@ -1,5 +1,5 @@
-//! The step of the optimizer on a device: gradients measured, clipped and applied in a few launches, their norms fetched
-//! after all of it is queued.
+//! The step of the optimizer on a device: gradients measured, clipped and applied in a few
+//! launches, their norms fetched after all of it is queued.
 
 use karat_backend::BackendError;
 

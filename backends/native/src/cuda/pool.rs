@@ -1,11 +1,13 @@
-//! A caching pool of device memory: buffers that were given back wait for the next request of their size.
+//! A caching pool of device memory: buffers that were given back wait for the next request of their
+//! size.
 //!
-//! All work of a device is done in the order of one queue, so what is given back can be given out again at once. A step that
-//! asks for the same sizes as the one before it so allocates nothing. What waits counts as taken: with what is in use it stays
-//! below the most that ever was in use and a little more (`SLACK`); beyond that the oldest goes back to the device.
+//! All work of a device is done in the order of one queue, so what is given back can be given out
+//! again at once. A step that asks for the same sizes as the one before it so allocates nothing.
+//! What waits counts as taken: with what is in use it stays below the most that ever was in use and
+//! a little more (`SLACK`); beyond that the oldest goes back to the device.
 //!
-//! A pool of its own ([`super::arena::Arena`]) is for work that is recorded once and played again ([`super::graph`]): nobody else gets that
-//! memory while the recording lives.
+//! A pool of its own ([`super::arena::Arena`]) is for work that is recorded once and played again
+//! ([`super::graph`]): nobody else gets that memory while the recording lives.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,8 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::raw::{DeviceMemory, RawBuffer};
 use crate::error::Result;
 
-/// Bytes that may wait beyond the most that was in use at once: what a layer of a large batch works with waits while the head
-/// works, and the other way round.
+/// Bytes that may wait beyond the most that was in use at once: what a layer of a large batch works
+/// with waits while the head works, and the other way round.
 const SLACK: usize = 256 << 20;
 
 /// Memory given back.
@@ -111,7 +113,8 @@ impl Pool {
         Ok(raw)
     }
 
-    /// Takes back what [`Pool::get`] gave; returns what is to be freed because nobody will ask here again.
+    /// Takes back what [`Pool::get`] gave; returns what is to be freed because nobody will ask here
+    /// again.
     pub fn give(&self, gpu: &dyn DeviceMemory, raw: RawBuffer) -> Option<RawBuffer> {
         let mut state = self.state();
         state.in_use -= raw.bytes;

@@ -29,7 +29,7 @@ pub trait DeviceMemory: Send + Sync {
     /// A buffer of a pool is given out again: its contents mean nothing.
     fn lent(&self, _: RawBuffer) {}
 
-    /// A buffer waits in a pool, a private one or the device's own: nobody may use it but a recording with memory of the
-    /// former.
+    /// A buffer waits in a pool, a private one or the device's own: nobody may use it but a
+    /// recording with memory of the former.
     fn parked(&self, _: RawBuffer, _private: bool) {}
 }

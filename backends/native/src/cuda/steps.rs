@@ -1,10 +1,12 @@
 //! Decode steps as CUDA graphs, recorded once and replayed as long as nothing but numbers changes.
 //!
-//! A step of a small model is some hundred launches, which take the host longer than the device. Its inputs lie in the same
-//! places from step to step ([`super::cache`]), its memory in an arena of its own, and attention is launched for a class
-//! of lengths, so that steps of as many sequences of one class are the same launches. The first of such steps is done as it
-//! comes, which also has the device load its kernels; the second is recorded and played, all others are played. What is
-//! played are the launches that would have been made, on the same addresses: the numbers are the same.
+//! A step of a small model is some hundred launches, which take the host longer than the device.
+//! Its inputs lie in the same places from step to step ([`super::cache`]), its memory in an arena
+//! of its own, and attention is launched for a class of lengths, so that steps of as many sequences
+//! of one class are the same launches. The first of such steps is done as it comes, which also has
+//! the device load its kernels; the second is recorded and played, all others are played. What is
+//! played are the launches that would have been made, on the same addresses: the numbers are the
+//! same.
 
 use std::sync::Arc;
 

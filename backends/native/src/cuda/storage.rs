@@ -18,8 +18,9 @@ pub fn start(buffer: &DeviceBuffer) -> Arg<'_> {
     Arg::Buffer(buffer, 0)
 }
 
-/// `x` as the bf16 nearest to it, ties away from zero, and the distance of their bits, a signed 16-bit number: nothing is lost,
-/// products read the first half alone, and a weight that is trained takes 4 bytes instead of 6 (`cuda/common.h` has the same).
+/// `x` as the bf16 nearest to it, ties away from zero, and the distance of their bits, a signed
+/// 16-bit number: nothing is lost, products read the first half alone, and a weight that is trained
+/// takes 4 bytes instead of 6 (`cuda/common.h` has the same).
 pub fn split(x: f32) -> (u16, u16) {
     let bits = x.to_bits();
     ((bits.wrapping_add(0x8000) >> 16) as u16, bits as u16)
@@ -36,8 +37,8 @@ pub struct CudaStorage {
     device: Cuda,
     buffer: DeviceBuffer,
     element: Element,
-    /// Of a matrix kept in f32 on a device that computes in bf16: the lower halves of its numbers; `buffer` has the upper ones,
-    /// which are what products read ([`split`]).
+    /// Of a matrix kept in f32 on a device that computes in bf16: the lower halves of its numbers;
+    /// `buffer` has the upper ones, which are what products read ([`split`]).
     lower: Option<DeviceBuffer>,
     shape: Vec<usize>,
 }

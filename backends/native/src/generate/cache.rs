@@ -23,8 +23,8 @@ pub fn empty(model: &Decoder, sequences: usize, positions: usize) -> Result<Box<
     model.device().kv_cache(CacheShape { layers, heads, sequences, positions })
 }
 
-/// Adds sequences that begin with `prompts` and will have up to `rooms` positions; logits `[prompts, vocab]` after the last
-/// token of each.
+/// Adds sequences that begin with `prompts` and will have up to `rooms` positions; logits
+/// `[prompts, vocab]` after the last token of each.
 ///
 /// # Errors
 /// If the device fails.
@@ -46,7 +46,8 @@ pub fn prefill(model: &Decoder, prompts: &[&[u32]], rooms: &[usize], cache: &mut
     model.logits(&device.gather(&x, &last.into())?)
 }
 
-/// The forward pass of one token of each sequence, whose place the cache knows: logits `[sequences, vocab]`.
+/// The forward pass of one token of each sequence, whose place the cache knows: logits
+/// `[sequences, vocab]`.
 ///
 /// # Errors
 /// If the device fails.

@@ -1,4 +1,5 @@
-//! Free generation: many rows decoded together, each token by token, a finished row's slot going to the next prompt.
+//! Free generation: many rows decoded together, each token by token, a finished row's slot going to
+//! the next prompt.
 
 mod cache;
 
@@ -38,8 +39,8 @@ struct Decoding<'a> {
 /// Continues every prompt; see [`karat_backend::Evaluator::generate`].
 ///
 /// # Errors
-/// For an empty or overlong prompt, ids outside the vocabulary, a configuration that makes no sense, logits that are
-/// not numbers; Cancelled if the sink says stop.
+/// For an empty or overlong prompt, ids outside the vocabulary, a configuration that makes no
+/// sense, logits that are not numbers; Cancelled if the sink says stop.
 pub fn generate(
     model: &Decoder,
     pool: &ThreadPool,

@@ -1,4 +1,5 @@
-//! AdamW (Loshchilov & Hutter, arXiv 1711.05101) to the letter of `torch.optim.AdamW`, in one pass over a tensor.
+//! AdamW (Loshchilov & Hutter, arXiv 1711.05101) to the letter of `torch.optim.AdamW`, in one pass
+//! over a tensor.
 
 use rayon::prelude::*;
 

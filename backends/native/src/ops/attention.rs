@@ -1,8 +1,8 @@
 //! Causal grouped-query attention over rows packed back to back.
 //!
-//! Scores exist only for one block of queries of one head at a time; the backward pass recomputes them from the
-//! log-sum-exp that the forward pass leaves (Dao et al., arXiv 2205.14135). Sums over a row are those of that row
-//! alone, so a row's result does not depend on its neighbours.
+//! Scores exist only for one block of queries of one head at a time; the backward pass recomputes
+//! them from the log-sum-exp that the forward pass leaves (Dao et al., arXiv 2205.14135). Sums over
+//! a row are those of that row alone, so a row's result does not depend on its neighbours.
 
 mod tiles;
 
@@ -23,8 +23,8 @@ const BLOCK: usize = 64;
 
 pub use karat_model::Heads;
 
-/// Floating-point operations of `products` causal products over these rows: pairs that the mask leaves, for every
-/// query head.
+/// Floating-point operations of `products` causal products over these rows: pairs that the mask
+/// leaves, for every query head.
 pub fn work(starts: &[usize], heads: Heads, products: usize) -> f64 {
     let pairs: usize = starts.windows(2).map(|w| (w[1] - w[0]) * (w[1] - w[0] + 1) / 2).sum();
     2.0 * (pairs * heads.queries * heads.dim * products) as f64
@@ -79,9 +79,10 @@ fn contexts<'a>(k: Mat<'a>, v: Mat<'a>, starts: &[usize], heads: Heads) -> Vec<C
     rows.collect()
 }
 
-/// `q`, `out` `[tokens, queries * dim]`, `k`, `v` `[tokens, keys * dim]`; row `r` is tokens `starts[r]..starts[r + 1]`.
-/// Leaves the log-sum-exp of every query's scores in `lse` `[tokens, queries]`. Scores and weights are rounded to
-/// `precision` where they are multiplied; the softmax is f32, and so is the output before it is rounded to what `out` holds.
+/// `q`, `out` `[tokens, queries * dim]`, `k`, `v` `[tokens, keys * dim]`; row `r` is tokens
+/// `starts[r]..starts[r + 1]`. Leaves the log-sum-exp of every query's scores in `lse`
+/// `[tokens, queries]`. Scores and weights are rounded to `precision` where they are multiplied;
+/// the softmax is f32, and so is the output before it is rounded to what `out` holds.
 #[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
 pub fn forward<O: Number>(
     precision: Precision,
@@ -139,7 +140,8 @@ pub fn forward<O: Number>(
     });
 }
 
-/// Work on some queries of one row that is done in order: it sums up the gradients of the keys and values that they see.
+/// Work on some queries of one row that is done in order: it sums up the gradients of the keys and
+/// values that they see.
 struct Task {
     /// In [`contexts`].
     context: usize,
@@ -151,11 +153,12 @@ struct Task {
     queries: Range<usize>,
 }
 
-/// Gradients that a task leaves: of its queries, `[heads, queries, dim]`, and of the keys and of the values that they see,
-/// `[keys, dim]`.
+/// Gradients that a task leaves: of its queries, `[heads, queries, dim]`, and of the keys and of
+/// the values that they see, `[keys, dim]`.
 struct Share([Buffer; 3]);
 
-/// In f32 there is one task for each row and key head, so that the gradient of a key is one sum over its queries.
+/// In f32 there is one task for each row and key head, so that the gradient of a key is one sum
+/// over its queries.
 fn whole_tasks(starts: &[usize], heads: Heads) -> Vec<Task> {
     let rows = starts.windows(2).enumerate().flat_map(|(row, w)| {
         (0..heads.keys).map(move |head| Task {
@@ -214,8 +217,9 @@ pub struct Normed<'a> {
     pub trained: bool,
 }
 
-/// [`backward`] in bf16 and what comes before attention too: gradients of what the projections gave, rounded where `G` is
-/// bf16, and of the norms' weights, `[dim]`, or nothing for one that is not trained.
+/// [`backward`] in bf16 and what comes before attention too: gradients of what the projections
+/// gave, rounded where `G` is bf16, and of the norms' weights, `[dim]`, or nothing for one that is
+/// not trained.
 pub fn backward_before<O: Number, G: Number>(
     [q, k, v]: [Mat<'_>; 3],
     starts: &[usize],
@@ -294,8 +298,8 @@ fn whole_backward<O: Number>(
     tasks.par_iter().with_max_len(1).map(one).collect()
 }
 
-/// Puts the gradients together, those of a key or value in the order of the tasks, and takes them back through what came
-/// before; the gradients of the norms' weights.
+/// Puts the gradients together, those of a key or value in the order of the tasks, and takes them
+/// back through what came before; the gradients of the norms' weights.
 fn gather<G: Number>(
     tasks: &[Task],
     shares: &[Share],
@@ -330,7 +334,8 @@ fn gather<G: Number>(
                         let through = before.map(|before| (before, token));
                         leave(&mut row[..qw], through.map(|x| (x, 0)), &mut tile, &mut sums, &mut dq[at * qw..][..qw]);
                         for (which, to) in [&mut *dk, &mut *dv].into_iter().enumerate() {
-                            // The zero that changes no number it is added to, not even another zero.
+                            // The zero that changes no number it is added to, not even another
+                            // zero.
                             row[..kw].fill(-0.0);
                             for (task, Share(parts)) in &mine {
                                 let at = (token - task.start) * d;
@@ -354,7 +359,8 @@ fn gather<G: Number>(
     all
 }
 
-/// Puts one token's gradients of `q` (0) or `k` (1) where they go, those of what came before if there is anything.
+/// Puts one token's gradients of `q` (0) or `k` (1) where they go, those of what came before if
+/// there is anything.
 #[inline(always)]
 fn leave<G: Number>(
     row: &mut [f32],
@@ -380,8 +386,9 @@ fn leave<G: Number>(
     G::keep(row, to);
 }
 
-/// One query per sequence against its cache: `q`, `out` `[sequences, queries * dim]`; `caches[s]` are the keys and
-/// values `[positions, keys * dim]` of sequence `s`, the query's own position last.
+/// One query per sequence against its cache: `q`, `out` `[sequences, queries * dim]`; `caches[s]`
+/// are the keys and values `[positions, keys * dim]` of sequence `s`, the query's own position
+/// last.
 pub fn decode(q: &[f32], caches: &[(&[f32], &[f32])], heads: Heads, out: &mut [f32]) {
     let (qw, kw, d) = (heads.q_width(), heads.k_width(), heads.dim);
     out.par_chunks_mut(qw).zip(q.par_chunks(qw)).zip(caches).for_each(|((out, q), (keys, values))| {

@@ -9,7 +9,8 @@ use karat_kernels::memory::arena;
 use karat_kernels::memory::mmap::Elements;
 use karat_kernels::simd::{exp, max, simd, sum_of};
 
-/// Tokens whose logits exist at once: at most 32 MiB of them, 16 to 256 tokens. Depends on the vocabulary alone.
+/// Tokens whose logits exist at once: at most 32 MiB of them, 16 to 256 tokens. Depends on the
+/// vocabulary alone.
 pub fn chunk(vocab: usize) -> usize {
     ((8 << 20) / vocab.max(1)).clamp(16, 256)
 }
@@ -47,7 +48,8 @@ fn judge(logits: &[f32], target: u32, lse: f32) -> Target {
     Target { logprob: l - lse, greedy }
 }
 
-/// Scores `targets` `[tokens]` given `hidden` `[tokens, width]` and the output projection `head` `[vocab, width]`.
+/// Scores `targets` `[tokens]` given `hidden` `[tokens, width]` and the output projection `head`
+/// `[vocab, width]`.
 pub fn score(precision: Precision, hidden: &[f32], targets: &[u32], head: Elements<'_>, width: usize) -> Vec<Target> {
     let vocab = head.len() / width;
     let mut all = Vec::with_capacity(targets.len());
@@ -76,8 +78,9 @@ pub fn project(precision: Precision, hidden: &[f32], head: Elements<'_>, width: 
     gemm(precision, c, 1.0, Mat::new(hidden, tokens, width), Mat::of(head, vocab, width).t(), false, Threads::Pool);
 }
 
-/// Forward and backward at once for the loss `scale * sum of -log p(target)`: returns `log p` of every target, writes
-/// the gradient of `hidden` to `dhidden`, and that of `head` to `dhead` where it is trained.
+/// Forward and backward at once for the loss `scale * sum of -log p(target)`: returns `log p` of
+/// every target, writes the gradient of `hidden` to `dhidden`, and that of `head` to `dhead` where
+/// it is trained.
 #[allow(clippy::too_many_arguments, reason = "the operands of one formula")]
 pub fn train(
     precision: Precision,

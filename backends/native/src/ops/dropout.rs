@@ -25,7 +25,8 @@ pub struct Key {
     pub step: u32,
     /// Number of the module in the model.
     pub module: u32,
-    /// Elements of this module's input that came before in the same step (a multiple of the row width).
+    /// Elements of this module's input that came before in the same step (a multiple of the row
+    /// width).
     pub first: u64,
 }
 
@@ -103,7 +104,8 @@ impl Mask {
         self.scale
     }
 
-    /// `y = x / (1 - p)` where an element is kept, else 0. With `add`, that is added to `y` (the backward pass).
+    /// `y = x / (1 - p)` where an element is kept, else 0. With `add`, that is added to `y` (the
+    /// backward pass).
     pub fn apply(&self, x: &[f32], y: &mut [f32], add: bool) {
         let chunks = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(self.words.par_chunks(CHUNK / WORD));
         chunks.for_each(|((y, x), words)| {
@@ -116,7 +118,8 @@ impl Mask {
         });
     }
 
-    /// `y = x` where an element is kept, else 0: without the scale, so that bf16 stay what they are.
+    /// `y = x` where an element is kept, else 0: without the scale, so that bf16 stay what they
+    /// are.
     pub fn keep(&self, x: &[bf16], y: &mut [bf16]) {
         let chunks = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(self.words.par_chunks(CHUNK / WORD));
         chunks.for_each(|((y, x), words)| {

@@ -1,7 +1,8 @@
 //! LoRA down-projections `x A^T`, and the gradients of up-projections, in bf16: skinny GEMMs.
 //!
-//! Such a product reads a large operand for little arithmetic, and takes no longer for starting threads only if several are
-//! made at once: those that read the same rows are made side by side, and what comes out is rounded where it is made.
+//! Such a product reads a large operand for little arithmetic, and takes no longer for starting
+//! threads only if several are made at once: those that read the same rows are made side by side,
+//! and what comes out is rounded where it is made.
 
 use half::bf16;
 use rayon::prelude::*;
@@ -86,7 +87,8 @@ mod tests {
 
     #[test]
     fn products_made_at_once_have_the_bits_of_each_alone_on_any_number_of_threads() {
-        // Ranks odd, even and larger than a tile; rows in one task and in several; inner dimensions of several blocks.
+        // Ranks odd, even and larger than a tile; rows in one task and in several; inner dimensions
+        // of several blocks.
         for (rows, k, ranks) in [(5, 70, vec![8, 3, 1]), (130, 1100, vec![8, 8, 8]), (97, 40, vec![64, 70])] {
             let (x, y) = (rounded(&noise(rows * k, 1)), rounded(&noise(rows * k, 2)));
             let weights: Vec<Vec<f32>> = ranks.iter().map(|r| noise(r * k, *r as u64)).collect();

@@ -23,7 +23,8 @@ pub(super) fn row(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) -> f32 {
     r
 }
 
-/// `x`, `y` `[rows, width]`, `w` `[width]`; leaves `1 / sqrt(mean(x^2) + eps)` of each row in `scale` `[rows]`.
+/// `x`, `y` `[rows, width]`, `w` `[width]`; leaves `1 / sqrt(mean(x^2) + eps)` of each row in
+/// `scale` `[rows]`.
 pub fn forward(x: &[f32], w: &[f32], eps: f32, y: &mut [f32], scale: &mut [f32]) {
     let width = w.len();
     y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).zip(scale.par_chunks_mut(ROWS)).for_each(
@@ -72,8 +73,8 @@ pub(super) fn row_backward(x: &[f32], w: &[f32], r: f32, dy: &mut [f32]) {
     }
 }
 
-/// Given `dy`, writes `dx = r w dy - x r^3 / width * sum(w dy x)` (added to `dx` with `add`) and adds
-/// `sum over rows of dy x r` to `dw` where the weight is trained.
+/// Given `dy`, writes `dx = r w dy - x r^3 / width * sum(w dy x)` (added to `dx` with `add`) and
+/// adds `sum over rows of dy x r` to `dw` where the weight is trained.
 pub fn backward<T: Number>(
     x: &[T],
     w: &[f32],

@@ -12,8 +12,9 @@ use karat_kernels::simd::simd;
 /// Tokens that a task takes.
 const ROWS: usize = 32;
 
-/// Cosines and sines of `position * frequency`, `[positions, head_dim / 2]` each, times the embedding's attention factor: a
-/// factor other than 1 scales queries and keys alike, and their gradients on the way back.
+/// Cosines and sines of `position * frequency`, `[positions, head_dim / 2]` each, times the
+/// embedding's attention factor: a factor other than 1 scales queries and keys alike, and their
+/// gradients on the way back.
 #[derive(Clone, Debug, Default)]
 pub struct RotaryTable {
     half: usize,
@@ -63,8 +64,8 @@ fn turn(row: &mut [f32], cos: &[f32], sin: &[f32], inverse: bool) {
     }
 }
 
-/// Rotates every head of `x` `[tokens, heads * head_dim]` in place by the angle of the token's position; `inverse`
-/// rotates back: the gradient.
+/// Rotates every head of `x` `[tokens, heads * head_dim]` in place by the angle of the token's
+/// position; `inverse` rotates back: the gradient.
 pub fn rotate(x: &mut [f32], positions: &[u32], heads: usize, table: &RotaryTable, inverse: bool) {
     let half = table.half;
     let width = heads * 2 * half;
@@ -84,8 +85,9 @@ pub fn rotate(x: &mut [f32], positions: &[u32], heads: usize, table: &RotaryTabl
 /// RMSNorm of each head: its weight, its epsilon, and where the scale of each head goes.
 pub type HeadNorm<'a> = (&'a [f32], f32, &'a mut [f32]);
 
-/// Heads as attention in bf16 reads them, in one pass: [`norm::forward`] of each head of `x` `[tokens, heads * head_dim]` if
-/// there is a norm, then [`rotate`], then rounded as products round. The bits are those of the three in a row.
+/// Heads as attention in bf16 reads them, in one pass: [`norm::forward`] of each head of `x`
+/// `[tokens, heads * head_dim]` if there is a norm, then [`rotate`], then rounded as products
+/// round. The bits are those of the three in a row.
 pub fn forward_narrow<T: Number>(
     x: &[T],
     norm: Option<HeadNorm<'_>>,

@@ -55,9 +55,9 @@ pub fn forward<T: Number, O: Number>(gate: &[T], up: &[T], y: &mut [O]) {
     });
 }
 
-/// [`forward`], rounded as products round it; `kept` is what [`backward`] will read of `gate` and `up`, rounded while they
-/// are in the cache. The result is that of the numbers themselves: the loss does not change, its derivative is taken at
-/// a point up to 2^-9 of them away.
+/// [`forward`], rounded as products round it; `kept` is what [`backward`] will read of `gate` and
+/// `up`, rounded while they are in the cache. The result is that of the numbers themselves: the
+/// loss does not change, its derivative is taken at a point up to 2^-9 of them away.
 pub fn forward_keeping(gate: &[f32], up: &[f32], y: &mut [bf16], [kept_gate, kept_up]: [&mut [bf16]; 2]) {
     let kept = kept_gate.par_chunks_mut(CHUNK).zip(kept_up.par_chunks_mut(CHUNK));
     let operands = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
@@ -133,7 +133,8 @@ mod tests {
         let [mut a, mut b, mut c, mut kept_gate, mut kept_up] = [0; 5].map(|_| vec![bf16::ZERO; 77]);
         forward(&gate, &up, &mut a);
         backward(&gate, &up, &g, &mut b, &mut c);
-        // What products read is that of fused exponentials, rounded; the exponentials themselves are as good.
+        // What products read is that of fused exponentials, rounded; the exponentials themselves
+        // are as good.
         let [mut fused, mut fused_gate, mut fused_up] = [0; 3].map(|_| vec![0f32; 77]);
         forward_of(&gate, &up, &mut fused, sigmoid_fused);
         backward_of([&gate, &up, &g], &mut fused_gate, &mut fused_up, sigmoid_fused);

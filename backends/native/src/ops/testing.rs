@@ -2,7 +2,8 @@
 
 pub use karat_kernels::testing::{noise, with_threads};
 
-/// Checks `gradient` against central differences of `loss`, a scalar in f64, at every element of `x`.
+/// Checks `gradient` against central differences of `loss`, a scalar in f64, at every element of
+/// `x`.
 pub fn check_gradient(what: &str, x: &[f32], gradient: &[f32], loss: impl Fn(&[f64]) -> f64) {
     let mut x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
     for i in 0..x.len() {

@@ -7,9 +7,10 @@ use crate::error::Result;
 
 /// A sum that a step's micro-batches add to.
 ///
-/// Where it has no place of its own, the first to add stores instead, into memory that others have left; it goes back when the
-/// sum is taken. So gradients and activations share their memory as the backward pass turns one into the other, and nothing
-/// is set to zero. Which gradients have a place of their own is the device's choice: [`crate::device::Device::gradient`].
+/// Where it has no place of its own, the first to add stores instead, into memory that others have
+/// left; it goes back when the sum is taken. So gradients and activations share their memory as the
+/// backward pass turns one into the other, and nothing is set to zero. Which gradients have a place
+/// of their own is the device's choice: [`crate::device::Device::gradient`].
 #[derive(Debug)]
 pub struct Gradient {
     shape: Vec<usize>,

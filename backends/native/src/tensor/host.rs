@@ -1,4 +1,5 @@
-//! Numbers that the host decides about a pass: ids, where rows start, angles. A device keeps a copy beside them.
+//! Numbers that the host decides about a pass: ids, where rows start, angles. A device keeps a copy
+//! beside them.
 
 use std::any::Any;
 use std::fmt;

@@ -77,7 +77,8 @@ impl Job<'_> {
     }
 }
 
-/// Says how much memory the run will need, and warns where the machine has less; gradients are put below that end.
+/// Says how much memory the run will need, and warns where the machine has less; gradients are put
+/// below that end.
 fn announce(
     model: &Decoder,
     plan: &TrainPlan,

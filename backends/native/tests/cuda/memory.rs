@@ -16,18 +16,20 @@ use rayon::ThreadPoolBuilder;
 
 use super::*;
 
-// What full training in bf16 with one micro-batch a step and recomputation needs on a device, as a formula.
+// What full training in bf16 with one micro-batch a step and recomputation needs on a device, as a
+// formula.
 //
-// With `P` parameters, `t` tokens, widths `h` (hidden), `i` (inner), `q` and `k` (query and key heads times their width), `L`
-// layers of `p` parameters, a tied vocabulary `V`, and `c` tokens of a chunk of logits, in bytes:
+// With `P` parameters, `t` tokens, widths `h` (hidden), `i` (inner), `q` and `k` (query and key
+// heads times their width), `L` layers of `p` parameters, a tied vocabulary `V`, and `c` tokens of
+// a chunk of logits, in bytes:
 //
-// lasting    12 P: weights 2 + 2 (split), moments 4 + 4
-// layer     2 t (4 h + 3 q + 3 k + 5 i) where the gradients of gate and up are made, a layer's most
-// head      2 t h (L + 4) + 6 c V, and for the projection's gradient 4 V h over several chunks, else 2 V h
-// last      2 (P - p + h i) + 2 t h + layer: the gradients but those of the first layer that come later
-// peak      lasting + max(head, last)
+// lasting 12 P: weights 2 + 2 (split), moments 4 + 4 layer 2 t (4 h + 3 q + 3 k + 5 i) where the
+// gradients of gate and up are made, a layer's most head 2 t h (L + 4) + 6 c V, and for the
+// projection's gradient 4 V h over several chunks, else 2 V h last 2 (P - p + h i) + 2 t h + layer:
+// the gradients but those of the first layer that come later peak lasting + max(head, last)
 //
-// Beside that: 32 MiB for cuBLAS, and what waits in the pool at that moment, at most another `layer`.
+// Beside that: 32 MiB for cuBLAS, and what waits in the pool at that moment, at most another
+// `layer`.
 
 /// `layer` of the formula, in bytes, for `tokens` tokens.
 fn of_a_layer(config: &ModelConfig, tokens: usize) -> u64 {
@@ -103,7 +105,8 @@ fn a_gradient_kept_in_bf16_is_off_by_little_more_than_its_sum() {
         let (of_sum, of_once, between) = (apart(sum, exact), apart(once, exact), apart(once, sum));
         eprintln!("{name}: the sum is {of_sum:.1e} from f32, in bf16 {of_once:.1e}; between {between:.1e}");
         assert!(of_once < 1.1 * of_sum + 1e-4, "{name}: {of_once} {of_sum}");
-        // Half a unit in the last place, and for the embedding, whose rows are added to the head's part, once more.
+        // Half a unit in the last place, and for the embedding, whose rows are added to the head's
+        // part, once more.
         let roundings = if name.contains("embed") { 2.0 } else { 1.0 };
         assert!(between < roundings / 512.0, "{name}: {between}");
         narrow += usize::from(between > 0.0);

@@ -1,4 +1,5 @@
-//! Steps of training and of generation: recorded ones are the others to the bit, and what a steady one asks of the device.
+//! Steps of training and of generation: recorded ones are the others to the bit, and what a steady
+//! one asks of the device.
 
 use std::sync::Arc;
 
@@ -124,7 +125,8 @@ fn a_steady_step_of_generation_is_one_launch_and_one_copy_of_ids() {
             assert_eq!(steps.len(), 8);
             // The first as it comes, with its memory; in the second it is recorded.
             assert!(steps[0].allocated > 0 && steps[0].uploads == 1 && steps[0].played == 0, "{:?}", steps[0]);
-            // Beside the layers: the embedding, the last norm, the draw, counting on; the head's product.
+            // Beside the layers: the embedding, the last norm, the draw, counting on; the head's
+            // product.
             let (launches, products) = (2 * LAYER.0 + 4, 2 * LAYER.1 + 1);
             let live = DeviceCounts { downloads: 1, launches, products, ..DeviceCounts::default() };
             let steady = match recorded {
@@ -137,8 +139,8 @@ fn a_steady_step_of_generation_is_one_launch_and_one_copy_of_ids() {
     }
 }
 
-/// Launches of a layer in a step of generation (3 norms, a sum with its norm, the rotation, the cache, 2 of attention, SwiGLU, a
-/// sum) and products.
+/// Launches of a layer in a step of generation (3 norms, a sum with its norm, the rotation, the
+/// cache, 2 of attention, SwiGLU, a sum) and products.
 const LAYER: (u64, u64) = (10, 7);
 
 #[test]
@@ -164,7 +166,8 @@ fn a_steady_step_of_training_keeps_its_memory_and_waits_for_what_is_logged_alone
                 Job { model: &mut b.model, source, pool: &b.pool, train, eval, plan: &plan }.run(&mut sink).unwrap();
                 let last = *apart(&counts).last().unwrap();
                 if micros == 1 {
-                    // Of two layers. More of them is a step that takes the host longer: see where they come from.
+                    // Of two layers. More of them is a step that takes the host longer: see where
+                    // they come from.
                     let most = match (&method, recompute) {
                         (Method::Full, false) => (76, 45),
                         (Method::Full, true) => (82, 57),
@@ -178,10 +181,12 @@ fn a_steady_step_of_training_keeps_its_memory_and_waits_for_what_is_logged_alone
                 if method != Method::Full || micros > 1 {
                     assert_eq!(last.allocated, 0, "{last:?}");
                 }
-                // The gradients' norms, and for each micro-batch the log-probabilities of its targets.
+                // The gradients' norms, and for each micro-batch the log-probabilities of its
+                // targets.
                 assert_eq!(last.downloads, 1 + u64::from(micros), "{last:?}");
-                // For each micro-batch: ids, starts, positions, places and targets; what orders the rows of the head's gradient
-                // (3), and where the embedding is trained, of its own (3).
+                // For each micro-batch: ids, starts, positions, places and targets; what orders the
+                // rows of the head's gradient (3), and where the embedding is trained, of its own
+                // (3).
                 let of_embedding = if method == Method::Full { 3 } else { 0 };
                 let of_batch = u64::from(micros) * (8 + of_embedding);
                 // And where gradients have no places of their own, those they have this time.

@@ -114,7 +114,8 @@ fn check(t: Element, case: &Case) {
                 ("dv", &got[4], &want.dv),
             ] {
                 let largest = want.iter().fold(0f64, |m, x| m.max(x.abs()));
-                // Single elements may be sums of what cancels: bounded by the sum's terms, not by themselves.
+                // Single elements may be sums of what cancels: bounded by the sum's terms, not by
+                // themselves.
                 close(&format!("{what}: {name}"), got, want, 4.0 * near, 4.0 * near * largest.max(0.1 * size));
                 if largest > 1e-3 {
                     let distance = distance(got, want);

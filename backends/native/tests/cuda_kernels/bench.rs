@@ -71,8 +71,8 @@ impl Bench {
     pub fn put_f32(&self, x: &[f32]) -> Held {
         self.put(x, Element::F32)
     }
-    /// `x` as a matrix that is trained beside activations of the type `t`: split where they are bf16, else with nothing in the
-    /// second place.
+    /// `x` as a matrix that is trained beside activations of the type `t`: split where they are
+    /// bf16, else with nothing in the second place.
     pub fn put_trained(&self, x: &[f32], t: Element) -> (Held, Option<Held>) {
         let (upper, lower): (Vec<u16>, Vec<u16>) = x.iter().map(|x| split(*x)).unzip();
         let half = |x: Vec<u16>| self.hold(bytemuck::cast_slice(&x), Element::Bf16, x.len());
@@ -118,7 +118,8 @@ impl Bench {
     }
 }
 
-/// Runs `compute` on every device there is, in every order, and `check` on what it gave with the device's name.
+/// Runs `compute` on every device there is, in every order, and `check` on what it gave with the
+/// device's name.
 pub fn prove(compute: impl Fn(&Bench) -> Vec<Vec<f32>>, check: impl Fn(&str, &[Vec<f32>])) {
     let bits =
         |all: &[Vec<f32>]| -> Vec<Vec<u32>> { all.iter().map(|x| x.iter().map(|x| x.to_bits()).collect()).collect() };
@@ -170,7 +171,8 @@ pub fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| f64::from(x)).collect()
 }
 
-/// Half a unit in the last place of a result in this type, relative, with room for the f32 before it.
+/// Half a unit in the last place of a result in this type, relative, with room for the f32 before
+/// it.
 pub fn ulp(element: Element) -> f64 {
     match element {
         Element::F32 => 2e-6,

@@ -20,7 +20,8 @@ fn decoding_from_a_cache_matches_the_cpu_and_does_not_see_its_neighbours() {
             let Heads { queries, keys, dim } = heads;
             let (qw, kw, n) = (queries * dim, keys * dim, lengths.len());
             let longest = *lengths.iter().max().unwrap();
-            // Slots in another order than sequences, one more than needed, with room behind each; rows of k and v apart.
+            // Slots in another order than sequences, one more than needed, with room behind each;
+            // rows of k and v apart.
             let (slot_stride, gap) = ((longest + 3) * kw, 8);
             let slots: Vec<u32> = (0..n as u32).rev().collect();
             let q = rounded(scaled(noise(n * qw, 1), 2.0), t);

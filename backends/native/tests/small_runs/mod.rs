@@ -1,4 +1,5 @@
-//! Small models and what is done with them: random ones and those of the reference folder, rows, plans, recorded events.
+//! Small models and what is done with them: random ones and those of the reference folder, rows,
+//! plans, recorded events.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its part; a test that cannot go on should stop")]
 
 use std::path::{Path, PathBuf};

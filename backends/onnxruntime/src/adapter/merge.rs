@@ -1,7 +1,9 @@
-//! A checkpoint with an adapter folded into its weights, as it would be shipped: a folder in the layout of the base.
+//! A checkpoint with an adapter folded into its weights, as it would be shipped: a folder in the
+//! layout of the base.
 //!
-//! Every tensor is read as f32, merged where the adapter says so and written as f32, one after the other; of a large model a
-//! few tensors are in memory at once. The configuration keeps every key but those that would no longer be true.
+//! Every tensor is read as f32, merged where the adapter says so and written as f32, one after the
+//! other; of a large model a few tensors are in memory at once. The configuration keeps every key
+//! but those that would no longer be true.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,8 +25,8 @@ use crate::files::publish;
 /// Numbers of a large tensor that are in memory at once.
 const STRETCH: usize = 4 << 20;
 
-/// Writes the model in `base` with the adapter in `adapter` merged into `folder`, whole or not at all; returns what its user
-/// should know.
+/// Writes the model in `base` with the adapter in `adapter` merged into `folder`, whole or not at
+/// all; returns what its user should know.
 ///
 /// # Errors
 /// A folder that holds something, a broken model or adapter, one of another base, a disk error.
@@ -53,7 +55,8 @@ pub fn write(base: &Path, adapter: &Path, folder: &Path) -> Result<Vec<String>, 
     Ok([read.warnings, adapter.warnings().to_vec(), rounding.warning().into_iter().collect()].concat())
 }
 
-/// The base's configuration with the element type that is written, and with a head of its own if the adapter brings one.
+/// The base's configuration with the element type that is written, and with a head of its own if
+/// the adapter brings one.
 fn configuration(
     read: &ModelConfig,
     checkpoint: &CheckpointLayout,
@@ -75,7 +78,8 @@ fn configuration(
     Ok(config)
 }
 
-/// Writes the tensors; returns what the merged ones would lose in the type that they were stored in.
+/// Writes the tensors; returns what the merged ones would lose in the type that they were stored
+/// in.
 fn tensors(checkpoint: &CheckpointLayout, adapter: &Adapter, path: &Path) -> Result<Rounding, BackendError> {
     let disk =
         |e: &dyn std::error::Error| BackendError::failed(format!("could not write {}", path.display())).because(e);

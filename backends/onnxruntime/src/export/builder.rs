@@ -1,4 +1,5 @@
-//! Nodes and tensors of a graph under construction: the parts that every decoder is put together from.
+//! Nodes and tensors of a graph under construction: the parts that every decoder is put together
+//! from.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -79,7 +80,8 @@ pub struct Builder<'a> {
     pub parameters: u64,
     /// The embedding, for a tied head, in Karat's operators.
     pub table: Option<PackedWeight>,
-    /// How large the input channels of the linear layers are, where that decides how they are quantized.
+    /// How large the input channels of the linear layers are, where that decides how they are
+    /// quantized.
     pub channels: BTreeMap<String, Vec<f32>>,
 }
 
@@ -126,8 +128,8 @@ impl Builder<'_> {
         self.node("Cast", name, &[x], &[output], &[("to", Attribute::Int(to as i64))]);
     }
 
-    /// `x / sqrt(mean(x^2) + eps) * w` over the last axis (Zhang and Sennrich, arXiv 1910.07467), in f32 up to the
-    /// product with `w`, as transformers computes it.
+    /// `x / sqrt(mean(x^2) + eps) * w` over the last axis (Zhang and Sennrich, arXiv 1910.07467),
+    /// in f32 up to the product with `w`, as transformers computes it.
     pub fn norm(&mut self, path: &str, x: &str, weight: &str, output: &str) {
         let part = |what: &str| format!("{output}.{what}");
         let (square, mean, shifted, root) = (part("square"), part("mean"), part("shifted"), part("root"));
@@ -202,13 +204,15 @@ impl Builder<'_> {
         self.graph.initializers.push(self.data.initializer(name, element, shape, placed));
     }
 
-    /// Stretches of whole rows of a matrix `[rows, columns]`, multiples of `group` but for the last.
+    /// Stretches of whole rows of a matrix `[rows, columns]`, multiples of `group` but for the
+    /// last.
     pub(super) fn stretches(rows: usize, columns: usize, group: usize) -> impl Iterator<Item = Range<usize>> {
         let step = (STRETCH / columns / group).max(1) * group;
         (0..rows.div_ceil(step)).map(move |i| i * step..rows.min((i + 1) * step))
     }
 
-    /// The embedding (`name`, `[vocab, hidden]`) of `ids`, and what a tied head needs to use it: its name.
+    /// The embedding (`name`, `[vocab, hidden]`) of `ids`, and what a tied head needs to use it:
+    /// its name.
     pub fn embedding(&mut self, name: &str, ids: &str, output: &str) -> Result<(), BackendError> {
         let (vocab, hidden) = (self.config.vocab_size, self.config.hidden_size);
         let path = "/model/embed_tokens";
@@ -255,7 +259,8 @@ impl Builder<'_> {
                 if !tied {
                     self.table(name, vocab, hidden)?;
                 }
-                // Stored as [vocab, hidden], so that a tied one is stored once; the product transposes it.
+                // Stored as [vocab, hidden], so that a tied one is stored once; the product
+                // transposes it.
                 let attributes =
                     [("alpha", Attribute::Float(1.0)), ("transA", Attribute::Int(0)), ("transB", Attribute::Int(1))];
                 self.ms("FusedMatMul", path, &[x, name], &[output], &attributes);
@@ -282,8 +287,8 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// Quantizes a matrix, a stretch of rows at a time. As a `table`, its bytes are declared a second time in the shape
-    /// that looking up rows needs.
+    /// Quantizes a matrix, a stretch of rows at a time. As a `table`, its bytes are declared a
+    /// second time in the shape that looking up rows needs.
     fn packed_rows(
         &mut self,
         name: &str,
@@ -419,8 +424,8 @@ impl Builder<'_> {
         Ok(result)
     }
 
-    /// `y + (x A) B` with `A` `[input, rank]` and `B` `[rank, output]` (which holds the scale) as inputs; both have rank 0,
-    /// and so no effect, unless they are fed.
+    /// `y + (x A) B` with `A` `[input, rank]` and `B` `[rank, output]` (which holds the scale) as
+    /// inputs; both have rank 0, and so no effect, unless they are fed.
     fn adapter_branch(&mut self, module: &str, path: &str, x: &str, y: &str, [input, output]: [usize; 2]) -> String {
         let rank = format!("{module}.rank");
         let (a, b) = (format!("{module}.lora_A.weight"), format!("{module}.lora_B.weight"));

@@ -1,14 +1,16 @@
 //! Calibration of 4-bit weights: the mean square of every input channel of a linear layer.
 //!
-//! A few channels of a decoder's residual stream are tens of times larger than the others, and an error of their weights
-//! costs so much more. Four bits are too few to ignore that: weighting a weight's squared error by the mean square of its
-//! channel halves the divergence from the unquantized model (SmolLM2-135M; activation-aware weight quantization, arXiv
-//! 2306.00978, llama.cpp's importance matrix).
+//! A few channels of a decoder's residual stream are tens of times larger than the others, and an
+//! error of their weights costs so much more. Four bits are too few to ignore that: weighting a
+//! weight's squared error by the mean square of its channel halves the divergence from the
+//! unquantized model (SmolLM2-135M; activation-aware weight quantization, arXiv 2306.00978,
+//! llama.cpp's importance matrix).
 //!
-//! Nobody brings texts to an export, so the model reads ids drawn at random, always the same: [`ROWS`] rows of [`SEQ`],
-//! uniform in the logarithm of the id, because the ids of a byte-pair vocabulary rise as its entries get rarer. Channels
-//! that are large are so whatever is read. The forward pass is streamed a layer at a time, in f32; its results are rounded
-//! to a few bits, so that an exponential that rounds differently changes no byte of an export.
+//! Nobody brings texts to an export, so the model reads ids drawn at random, always the same:
+//! [`ROWS`] rows of [`SEQ`], uniform in the logarithm of the id, because the ids of a byte-pair
+//! vocabulary rise as its entries get rarer. Channels that are large are so whatever is read. The
+//! forward pass is streamed a layer at a time, in f32; its results are rounded to a few bits, so
+//! that an exponential that rounds differently changes no byte of an export.
 
 use std::collections::BTreeMap;
 
@@ -27,8 +29,8 @@ const SEQ: usize = 128;
 /// Rows of all.
 const TOKENS: usize = ROWS * SEQ;
 
-/// The mean square of every input channel of every linear layer of all blocks, by the layer's module path: `[input]`,
-/// relative to the mean over the channels.
+/// The mean square of every input channel of every linear layer of all blocks, by the layer's
+/// module path: `[input]`, relative to the mean over the channels.
 ///
 /// # Errors
 /// A tensor that is missing or broken; cancellation.
@@ -145,7 +147,8 @@ fn accumulate(y: &mut [f32], x: &[f32], w: &[f32], input: usize) {
     gemm(Precision::F32, MatMut::new(y, rows, output), 1.0, x, w.t(), true, Threads::Pool);
 }
 
-/// The mean square of every column of `x` `[TOKENS, width]`, relative to their mean and rounded to 4 bits of mantissa.
+/// The mean square of every column of `x` `[TOKENS, width]`, relative to their mean and rounded to
+/// 4 bits of mantissa.
 fn mean_squares(x: &[f32], width: usize) -> Vec<f32> {
     let mut sums = vec![0f64; width];
     for row in x.chunks_exact(width) {
@@ -155,12 +158,14 @@ fn mean_squares(x: &[f32], width: usize) -> Vec<f32> {
     sums.iter().map(|&sum| coarse(if mean > 0.0 { (sum / mean) as f32 } else { 1.0 })).collect()
 }
 
-/// The nearest number with 4 bits of mantissa, and nothing below a millionth: a channel that was silent here still counts.
+/// The nearest number with 4 bits of mantissa, and nothing below a millionth: a channel that was
+/// silent here still counts.
 fn coarse(x: f32) -> f32 {
     f32::from_bits((x.max(1e-6).to_bits() + (1 << 18)) & !((1 << 19) - 1))
 }
 
-/// Causal grouped-query attention with rotary positions within each row of [`SEQ`]: `[TOKENS, heads * head_dim]`.
+/// Causal grouped-query attention with rotary positions within each row of [`SEQ`]:
+/// `[TOKENS, heads * head_dim]`.
 fn attend(c: &ModelConfig, mut query: Vec<f32>, mut key: Vec<f32>, value: &[f32]) -> Vec<f32> {
     let (dim, group) = (c.heads.dim, c.heads.queries / c.heads.keys);
     let turn = (c.rope.inverse_frequencies(dim), c.rope.attention_factor());
@@ -187,8 +192,8 @@ fn attend(c: &ModelConfig, mut query: Vec<f32>, mut key: Vec<f32>, value: &[f32]
     out
 }
 
-/// Rotates the halves of every head of `x` `[TOKENS, heads * dim]` by its position in its row, at these frequencies and times
-/// this factor.
+/// Rotates the halves of every head of `x` `[TOKENS, heads * dim]` by its position in its row, at
+/// these frequencies and times this factor.
 fn rotate(x: &mut [f32], heads: usize, dim: usize, (frequencies, factor): &(Vec<f32>, f32)) {
     x.par_chunks_exact_mut(heads * dim).enumerate().for_each(|(token, x)| {
         let position = (token % SEQ) as f32;

@@ -1,5 +1,6 @@
-//! Custom ops: the parts of a decoder in Karat's own operators ([`crate::operators`]). Weights are packed for the kernels when they are
-//! exported, and an embedding serves as the head from the same bytes.
+//! Custom ops: the parts of a decoder in Karat's own operators ([`crate::operators`]). Weights are
+//! packed for the kernels when they are exported, and an embedding serves as the head from the same
+//! bytes.
 
 use half::bf16;
 use karat_backend::BackendError;
@@ -58,7 +59,8 @@ impl Builder<'_> {
         self.own_weight(name.to_string(), n, k, storage, offset)
     }
 
-    /// Linear layers of one `x`, `[name of the module, outputs, whether it has a bias]`, in one operator.
+    /// Linear layers of one `x`, `[name of the module, outputs, whether it has a bias]`, in one
+    /// operator.
     pub fn own_linears(
         &mut self,
         x: &str,
@@ -88,7 +90,8 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// Logits of `x`, and log-probabilities of the targets of the hidden states that `x` is a slice of.
+    /// Logits of `x`, and log-probabilities of the targets of the hidden states that `x` is a slice
+    /// of.
     pub fn own_head(&mut self, x: &str, name: &str, tied: bool, output: &str) -> Result<(), BackendError> {
         let own = match (&self.table, tied) {
             (Some(table), true) => table.clone(),

@@ -1,4 +1,5 @@
-//! The file of weights: tensors one after the other, each at an aligned offset, written as they come.
+//! The file of weights: tensors one after the other, each at an aligned offset, written as they
+//! come.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};

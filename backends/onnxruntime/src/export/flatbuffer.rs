@@ -1,7 +1,8 @@
 //! ONNX Runtime's file of an adapter: a FlatBuffer of named tensors.
 //!
-//! The schema (`adapter_schema.fbs`, file identifier `TORT`): a table of format version, adapter version, model version and
-//! parameters; a parameter has a name, dimensions, an element type (ONNX's number) and raw bytes aligned to 8.
+//! The schema (`adapter_schema.fbs`, file identifier `TORT`): a table of format version, adapter
+//! version, model version and parameters; a parameter has a name, dimensions, an element type
+//! (ONNX's number) and raw bytes aligned to 8.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +16,8 @@ use crate::weight_format::WeightFormat;
 const FORMAT_VERSION: u32 = 1;
 /// Where the one layout of tables lies: after the offset of the root and the identifier.
 const VTABLE: usize = 8;
-/// That layout: its own size, the size of a table, and where in a table its four fields are. The root and a parameter
-/// both have four fields of four bytes, so they share it.
+/// That layout: its own size, the size of a table, and where in a table its four fields are. The
+/// root and a parameter both have four fields of four bytes, so they share it.
 const LAYOUT: [u16; 6] = [12, 20, 4, 8, 12, 16];
 
 /// The file for the factors of `modules`, in the element type of the model's activations.
@@ -71,7 +72,8 @@ fn encode(values: &[f32], dtype: Dtype) -> Option<Vec<u8>> {
     })
 }
 
-/// A FlatBuffer written from the front: offsets point forward and are set once their target's place is known.
+/// A FlatBuffer written from the front: offsets point forward and are set once their target's place
+/// is known.
 struct File(Vec<u8>);
 
 impl File {
@@ -99,7 +101,8 @@ impl File {
         self.u32(back);
         (0..4).map(|_| self.u32(0)).min().unwrap_or_default()
     }
-    /// Appends a vector whose elements are aligned to 8, and makes the offset at `place` point at it.
+    /// Appends a vector whose elements are aligned to 8, and makes the offset at `place` point at
+    /// it.
     fn vector(&mut self, place: usize, length: usize, bytes: &[u8]) {
         self.align(8, 4);
         self.point(place);

@@ -13,8 +13,9 @@ use crate::adapter::transposed;
 use crate::adapter_inputs::{BASE, BaseRecord, check_base};
 use crate::weight_format::WeightFormat;
 
-/// Hold of one export in a cache, waited for. The file goes when the hold ends: whoever waited for it then finds the
-/// finished export, and should that have failed, two at once lose no more than time.
+/// Hold of one export in a cache, waited for. The file goes when the hold ends: whoever waited for
+/// it then finds the finished export, and should that have failed, two at once lose no more than
+/// time.
 pub struct Lock {
     path: PathBuf,
     _file: File,
@@ -62,8 +63,8 @@ pub fn list(folder: &Path, prefix: &str, files: &mut BTreeMap<String, u64>) -> s
     Ok(())
 }
 
-/// Writes an adapter beside a model that takes it: as it is (PEFT layout), as `{name}.onnx_adapter` for
-/// onnxruntime-genai, and which base it belongs to.
+/// Writes an adapter beside a model that takes it: as it is (PEFT layout), as `{name}.onnx_adapter`
+/// for onnxruntime-genai, and which base it belongs to.
 ///
 /// # Errors
 /// A broken adapter, one of another base, one that must be merged; a disk error.

@@ -6,10 +6,11 @@ use karat_backend::BackendError;
 use karat_model::{ModelConfig, end_tokens};
 use serde_json::{Value, json};
 
-/// The configuration: names of inputs and outputs, sizes, greedy search over one shared key-value buffer.
+/// The configuration: names of inputs and outputs, sizes, greedy search over one shared key-value
+/// buffer.
 ///
-/// The tokens that end a text are those of the checkpoint's `generation_config.json` where it names any: chat models end
-/// their turns with more tokens than `config.json` says.
+/// The tokens that end a text are those of the checkpoint's `generation_config.json` where it names
+/// any: chat models end their turns with more tokens than `config.json` says.
 ///
 /// # Errors
 /// A `generation_config.json` whose end tokens are none.

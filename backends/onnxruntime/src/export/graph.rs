@@ -1,16 +1,20 @@
-//! The ONNX graph of a decoder, node by node, with its weights streamed into a data file on the way.
+//! The ONNX graph of a decoder, node by node, with its weights streamed into a data file on the
+//! way.
 //!
-//! Inputs: `input_ids` i64 `[batch, seq]`, `attention_mask` i64 `[batch, total]` (ones, then zeros: right padding) and
-//! `past_key_values.{i}.key` / `.value` f32 `[batch, kv_heads, past, head_dim]`. Outputs: `logits` f32
-//! `[batch, seq - first_logit, vocab]` and `present.{i}.key` / `.value`. Rotary positions are inside the attention
-//! operator, which counts them from the mask; there is no `position_ids`.
+//! Inputs: `input_ids` i64 `[batch, seq]`, `attention_mask` i64 `[batch, total]` (ones, then zeros:
+//! right padding) and `past_key_values.{i}.key` / `.value` f32 `[batch, kv_heads, past, head_dim]`.
+//! Outputs: `logits` f32 `[batch, seq - first_logit, vocab]` and `present.{i}.key` / `.value`.
+//! Rotary positions are inside the attention operator, which counts them from the mask; there is no
+//! `position_ids`.
 //!
-//! `first_logit` i64 `[1]` is an input with a default (0: logits of every position, as other runners expect). AdapterInputs with
-//! -1 the head, the largest product of a small model, is computed for the last position alone.
+//! `first_logit` i64 `[1]` is an input with a default (0: logits of every position, as other
+//! runners expect). AdapterInputs with -1 the head, the largest product of a small model, is
+//! computed for the last position alone.
 //!
-//! Root-mean-square norms of queries, keys and the first layer are spelled out in standard operators: the runtime's own
-//! `SimplifiedLayerNormalization` lives in ONNX's domain without being part of ONNX, so a checker refuses it; the
-//! runtime recognises the spelled-out form and fuses it to the same kernel when it loads the model.
+//! Root-mean-square norms of queries, keys and the first layer are spelled out in standard
+//! operators: the runtime's own `SimplifiedLayerNormalization` lives in ONNX's domain without being
+//! part of ONNX, so a checker refuses it; the runtime recognises the spelled-out form and fuses it
+//! to the same kernel when it loads the model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -33,14 +37,16 @@ pub struct Written {
     pub data_bytes: u64,
     /// Parameters of the base model (a tied head once).
     pub parameters: u64,
-    /// Linear layers whose LoRA may be fed, with `[input, output]`; none unless the source asks for such inputs.
+    /// Linear layers whose LoRA may be fed, with `[input, output]`; none unless the source asks for
+    /// such inputs.
     pub adapter_inputs: BTreeMap<String, [usize; 2]>,
 }
 
 /// Writes all weights to `data` and returns the model that refers to it under its file name.
 ///
 /// # Errors
-/// A tensor that is missing, of another shape, unknown to this architecture or unreadable; a disk error.
+/// A tensor that is missing, of another shape, unknown to this architecture or unreadable; a disk
+/// error.
 pub fn write_decoder(
     config: &ModelConfig,
     source: &Source<'_>,
@@ -148,7 +154,8 @@ impl Builder<'_> {
         self.graph.outputs = outputs;
     }
 
-    /// `seqlens_k` i32 `[batch]`: valid length of each row less one. `total` i32 scalar: columns of the mask.
+    /// `seqlens_k` i32 `[batch]`: valid length of each row less one. `total` i32 scalar: columns of
+    /// the mask.
     fn lengths_from_mask(&mut self) {
         self.i64("i64.axis1", &[1], &[1]);
         self.i64("i64.one", &[1], &[1]);
@@ -193,7 +200,8 @@ impl Builder<'_> {
         }
     }
 
-    /// One layer; `root` is the residual stream without the last branch `skip`. Returns both for the next.
+    /// One layer; `root` is the residual stream without the last branch `skip`. Returns both for
+    /// the next.
     fn layer(
         &mut self,
         i: usize,
@@ -287,7 +295,8 @@ impl Builder<'_> {
         Ok(output.to_string())
     }
 
-    /// Linear layers of one `x` `[.., input]`: the module's name, its outputs and whether it has a bias.
+    /// Linear layers of one `x` `[.., input]`: the module's name, its outputs and whether it has a
+    /// bias.
     fn linears<const N: usize>(
         &mut self,
         x: &str,
@@ -315,7 +324,8 @@ impl Builder<'_> {
         Ok(flat)
     }
 
-    /// A tensor that found no place means that the configuration and the weights are of different models.
+    /// A tensor that found no place means that the configuration and the weights are of different
+    /// models.
     fn refuse_leftovers(&self) -> Result<(), BackendError> {
         let ignored =
             |name: &str| (self.config.tied && name == "lm_head.weight") || name.ends_with("rotary_emb.inv_freq");

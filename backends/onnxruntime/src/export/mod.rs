@@ -10,9 +10,9 @@
 //! | `config.json`, `tokenizer.json`, ... | copies of the checkpoint's |
 //! | `adapters/NAME/` | in the mode `runtime`: the adapter (PEFT layout), `NAME.onnx_adapter` for onnxruntime-genai, and which base it belongs to |
 //!
-//! It is written under a temporary name beside its final place and renamed, so a folder that is there is whole. Weights go
-//! from safetensors to the data file a tensor at a time, the embedding and the head in stretches of rows: writing
-//! SmolLM2-135M (538 MB) takes 50 MB of memory.
+//! It is written under a temporary name beside its final place and renamed, so a folder that is
+//! there is whole. Weights go from safetensors to the data file a tensor at a time, the embedding
+//! and the head in stretches of rows: writing SmolLM2-135M (538 MB) takes 50 MB of memory.
 //!
 //! # Inputs and outputs
 //! `T` is the element type of activations: f32 for `f32`, `int8` and `int4`, else the type itself.
@@ -31,18 +31,21 @@
 //! | `logits` | f32 `[batch, seq, vocab]`, or `[batch, 1, vocab]` | |
 //! | `present.{i}.key`, `.value` | T `[batch, kv_heads, max(past, total), head_dim]` | bind the buffer of the past and nothing is copied |
 //!
-//! A `module` is the checkpoint's path of a linear layer, `model.layers.0.self_attn.q_proj`. Rotary positions are counted
-//! from the mask inside the attention operator, which takes several new tokens after a past for one row at a time only.
+//! A `module` is the checkpoint's path of a linear layer, `model.layers.0.self_attn.q_proj`. Rotary
+//! positions are counted from the mask inside the attention operator, which takes several new
+//! tokens after a past for one row at a time only.
 //!
 //! # Element types
-//! See [`WeightFormat`]. In standard operators f32, f16, int8 and int4 run on the CPU; bf16 is for other providers.
+//! See [`WeightFormat`]. In standard operators f32, f16, int8 and int4 run on the CPU; bf16 is for
+//! other providers.
 //!
 //! # Whose operators
-//! `karat export` writes the operators of ONNX and of the runtime, so that others can run the model. What a session on the CPU
-//! exports for itself in f32 or bf16 is in Karat's own ([`crate::operators`]): weights packed for its kernels, in bf16 where
-//! that loses nothing, so f32 reads half the bytes a token and computes what it did. Such a model has one input more,
-//! `targets` i64 (none by default), and gives their `logprobs` and `greedy` without logits; activations, the key-value cache
-//! and adapters are f32 in bf16 too.
+//! `karat export` writes the operators of ONNX and of the runtime, so that others can run the
+//! model. What a session on the CPU exports for itself in f32 or bf16 is in Karat's own
+//! ([`crate::operators`]): weights packed for its kernels, in bf16 where that loses nothing, so f32
+//! reads half the bytes a token and computes what it did. Such a model has one input more,
+//! `targets` i64 (none by default), and gives their `logprobs` and `greedy` without logits;
+//! activations, the key-value cache and adapters are f32 in bf16 too.
 
 mod builder;
 mod calibrate;
@@ -198,8 +201,8 @@ pub fn export(config: &ExportConfig, sink: &mut dyn EventSink) -> Result<ExportS
 /// Exports into `folder`, or reuses what is there if it was made from the same content.
 ///
 /// # Errors
-/// A broken or unsupported checkpoint or adapter, a folder that holds something else, a disk error. Nothing half-written
-/// stays under the final name.
+/// A broken or unsupported checkpoint or adapter, a folder that holds something else, a disk error.
+/// Nothing half-written stays under the final name.
 pub fn export_to(request: &Request<'_>, folder: &Path, sink: &mut dyn EventSink) -> Result<Exported, BackendError> {
     let occupied = folder.is_file() || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
     if occupied && !folder.join(MANIFEST).is_file() {
@@ -225,8 +228,9 @@ pub fn export_to(request: &Request<'_>, folder: &Path, sink: &mut dyn EventSink)
     write(config, request, keys, folder, sink)
 }
 
-/// Exports into `cache`, under a name made of the content; an earlier export of the same content is reused, and one that
-/// was damaged since is replaced. Of several processes that want the same export one makes it, the others wait.
+/// Exports into `cache`, under a name made of the content; an earlier export of the same content is
+/// reused, and one that was damaged since is replaced. Of several processes that want the same
+/// export one makes it, the others wait.
 ///
 /// # Errors
 /// As [`export_to`].
@@ -331,11 +335,12 @@ fn write(
     Exported::open(folder)
 }
 
-/// The export that a session runs on: one that is already there, or one made now where the options say. In the adapter mode
-/// `runtime` the adapter is not part of it.
+/// The export that a session runs on: one that is already there, or one made now where the options
+/// say. In the adapter mode `runtime` the adapter is not part of it.
 ///
 /// # Errors
-/// As [`export_to`]; an adapter for an export that takes none; an element type that is not the export's.
+/// As [`export_to`]; an adapter for an export that takes none; an element type that is not the
+/// export's.
 pub fn open_or_export(config: &OpenConfig, options: &Options, operators: Operators) -> Result<Exported, BackendError> {
     if Exported::is_meant_by(&config.model) {
         let exported = Exported::open(&config.model)?;

@@ -1,14 +1,15 @@
 //! Weights in blocks of few bits, as `MatMulNBits` and `GatherBlockQuantized` read them.
 //!
-//! A row of a matrix `[output, input]` is cut into blocks of 32. A weight `w` of a block is stored as the integer `q` in
-//! `0 .. 2^bits` with `w ~ scale (q - zero)`. The zero point is a stored integer of the same bits (asymmetric): a block of
-//! 32 rarely lies evenly around zero, and the range it would waste is worth more than the half byte it costs.
+//! A row of a matrix `[output, input]` is cut into blocks of 32. A weight `w` of a block is stored
+//! as the integer `q` in `0 .. 2^bits` with `w ~ scale (q - zero)`. The zero point is a stored
+//! integer of the same bits (asymmetric): a block of 32 rarely lies evenly around zero, and the
+//! range it would waste is worth more than the half byte it costs.
 //!
-//! The range of a block is that of its values and zero, so a weight that is zero stays zero, and the padding of a last
-//! block too. Where it is known how large the input channels are, the range is searched: of some smaller ranges and
-//! neighbouring zero points, each with the scale that suits its integers best, the one with the least squared error of the
-//! products. Everything is computed block by block in one order, so the same weights give the same bytes on any number of
-//! threads.
+//! The range of a block is that of its values and zero, so a weight that is zero stays zero, and
+//! the padding of a last block too. Where it is known how large the input channels are, the range
+//! is searched: of some smaller ranges and neighbouring zero points, each with the scale that suits
+//! its integers best, the one with the least squared error of the products. Everything is computed
+//! block by block in one order, so the same weights give the same bytes on any number of threads.
 
 use rayon::prelude::*;
 
@@ -37,7 +38,8 @@ pub fn zero_point_bytes(columns: usize, bits: usize) -> usize {
     (blocks(columns) * bits).div_ceil(8)
 }
 
-/// Quantizes `matrix` `[rows, columns]` to 4 or 8 bits; an error in a column counts by that column's number in `channels`.
+/// Quantizes `matrix` `[rows, columns]` to 4 or 8 bits; an error in a column counts by that
+/// column's number in `channels`.
 pub fn quantize(matrix: &[f32], columns: usize, bits: usize, channels: Option<&[f32]>) -> Quantized {
     let (rows, blocks) = (matrix.len() / columns, blocks(columns));
     let (block_bytes, zero_bytes) = (BLOCK * bits / 8, zero_point_bytes(columns, bits));
@@ -83,8 +85,8 @@ fn put(bytes: &mut [u8], index: usize, value: u8, bits: usize) {
 /// Ranges that are tried, relative to the whole one.
 const SHRINKS: [f32; 12] = [1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.75, 0.7, 0.65, 0.6];
 
-/// The weighted squared error of `w` with this scale and zero point, and the scale with which the same integers have the
-/// least: the weighted least-squares fit of `w` by them.
+/// The weighted squared error of `w` with this scale and zero point, and the scale with which the
+/// same integers have the least: the weighted least-squares fit of `w` by them.
 #[inline(always)]
 fn weighted_error(w: &[f32; BLOCK], channels: &[f32; BLOCK], scale: f32, zero: f32, steps: f32) -> (f32, f32) {
     let inverse = 1.0 / scale;
@@ -107,7 +109,8 @@ fn weighted_error(w: &[f32; BLOCK], channels: &[f32; BLOCK], scale: f32, zero: f
 /// Numbers worked on side by side.
 const LANES: usize = 16;
 
-/// The whole number nearest to `x`, ties to even: `round_ties_even`, which is a call for every weight, as far as 2^22.
+/// The whole number nearest to `x`, ties to even: `round_ties_even`, which is a call for every
+/// weight, as far as 2^22.
 #[inline(always)]
 fn whole(x: f32) -> f32 {
     // 1.5 * 2^23: nothing below one is left beside it.
@@ -133,7 +136,8 @@ impl Block {
         Block { scale, zero: whole(-low / scale).clamp(0.0, steps) as u8 }
     }
 
-    /// The scale and zero point with the least error of `values`, each error weighted by its number in `channels`.
+    /// The scale and zero point with the least error of `values`, each error weighted by its number
+    /// in `channels`.
     #[inline(always)]
     fn search(values: &[f32], channels: &[f32], bits: usize) -> Block {
         let whole = Block::fit(values, bits);

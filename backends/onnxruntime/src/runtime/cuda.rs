@@ -1,8 +1,9 @@
 //! Dependencies of ONNX Runtime's CUDA provider: the driver and some libraries of the CUDA toolkit.
 //!
-//! The provider is a library of its own beside the runtime's, loaded when a session first asks for it; what that needs and does
-//! not find is told one at a time, by the system's loader, in the middle of a longer message. So everything is loaded here
-//! first, from where the system looks and from NVIDIA's Python packages, and what is missing is named at once.
+//! The provider is a library of its own beside the runtime's, loaded when a session first asks for
+//! it; what that needs and does not find is told one at a time, by the system's loader, in the
+//! middle of a longer message. So everything is loaded here first, from where the system looks and
+//! from NVIDIA's Python packages, and what is missing is named at once.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,8 @@ use super::CUDA_REMEDY;
 /// The library of the provider.
 pub const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 
-/// Libraries that the pinned provider is linked to, each after those that it needs itself, and where they come from.
+/// Libraries that the pinned provider is linked to, each after those that it needs itself, and
+/// where they come from.
 const NEEDED: [(&str, &str); 5] = [
     ("libcuda.so.1", "the NVIDIA driver, 580 or newer"),
     ("libcudart.so.13", "the package nvidia-cuda-runtime"),

@@ -1,7 +1,8 @@
 //! Fetching the pinned ONNX Runtime from its Python wheel, through pip, into Karat's cache.
 //!
-//! The wheel of one fixed Python version is asked for whatever Python runs pip, so the bytes are always the same; the
-//! library inside must have the digest written here. Only pip talks to the network, with the user's own settings.
+//! The wheel of one fixed Python version is asked for whatever Python runs pip, so the bytes are
+//! always the same; the library inside must have the digest written here. Only pip talks to the
+//! network, with the user's own settings.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +16,8 @@ use super::{cache_root, cuda};
 /// The version that is fetched and tested with.
 pub const PINNED_VERSION: &str = "1.31.1";
 
-/// A package on PyPI and what is taken from its wheel for one architecture (Rust's name of it; Linux with glibc).
+/// A package on PyPI and what is taken from its wheel for one architecture (Rust's name of it;
+/// Linux with glibc).
 struct Pinned {
     package: &'static str,
     arch: &'static str,
@@ -65,7 +67,8 @@ pub fn fetched_path() -> Result<PathBuf, BackendError> {
     Ok(folder.join(LIBRARY))
 }
 
-/// The same for the library with CUDA: `{cache}/onnxruntime/{version}-cuda/libonnxruntime.so.{version}`.
+/// The same for the library with CUDA:
+/// `{cache}/onnxruntime/{version}-cuda/libonnxruntime.so.{version}`.
 ///
 /// # Errors
 /// As [`fetched_path`].
@@ -76,13 +79,15 @@ pub fn fetched_cuda_path() -> Result<PathBuf, BackendError> {
 /// Fetches the pinned library unless it is there; returns its path.
 ///
 /// # Errors
-/// No wheel is known for this platform, pip is missing or fails (its last words are in the message), or what it brought
-/// has another digest. What to do instead is for the caller to say: [`super::REMEDY`].
+/// No wheel is known for this platform, pip is missing or fails (its last words are in the
+/// message), or what it brought has another digest. What to do instead is for the caller to say:
+/// [`super::REMEDY`].
 pub fn fetch_runtime() -> Result<PathBuf, BackendError> {
     fetch(&FOR_CPU, fetched_path()?)
 }
 
-/// Fetches the pinned library with CUDA and its provider unless it is there; returns the library's path.
+/// Fetches the pinned library with CUDA and its provider unless it is there; returns the library's
+/// path.
 ///
 /// # Errors
 /// As [`fetch_runtime`].

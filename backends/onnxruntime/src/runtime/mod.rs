@@ -1,10 +1,11 @@
 //! The ONNX Runtime library: found, checked and loaded once a process.
 //!
-//! Nothing is linked; the library is looked for where people put it, in this order: the option `library`, the
-//! environment variables `KARAT_ONNXRUNTIME` and `ORT_DYLIB_PATH`, Karat's cache, the Python that `python3` starts. What
-//! the user named must work; what was merely come across may be passed over, and the error lists every place with its
-//! reason. One that hangs or crashes while it is loaded is found out before it can take this process with it ([`LOAD_LIMIT`]).
-//! If nothing serves, the pinned version is fetched from its Python wheel ([`fetch_runtime`]).
+//! Nothing is linked; the library is looked for where people put it, in this order: the option
+//! `library`, the environment variables `KARAT_ONNXRUNTIME` and `ORT_DYLIB_PATH`, Karat's cache,
+//! the Python that `python3` starts. What the user named must work; what was merely come across may
+//! be passed over, and the error lists every place with its reason. One that hangs or crashes while
+//! it is loaded is found out before it can take this process with it ([`LOAD_LIMIT`]). If nothing
+//! serves, the pinned version is fetched from its Python wheel ([`fetch_runtime`]).
 
 pub mod cuda;
 mod fetch;
@@ -39,8 +40,8 @@ pub struct Loaded {
     pub path: PathBuf,
 }
 
-/// The version of the loaded library by its file's name (`libonnxruntime.so.1.31.1`, as wheels and distributions have it);
-/// else what it says of its build.
+/// The version of the loaded library by its file's name (`libonnxruntime.so.1.31.1`, as wheels and
+/// distributions have it); else what it says of its build.
 pub fn version(loaded: &Loaded) -> String {
     let real = loaded.path.canonicalize().unwrap_or_else(|_| loaded.path.clone());
     let name = real.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -63,8 +64,8 @@ pub fn cache_root() -> Result<PathBuf, BackendError> {
 /// Loads the library, or returns the one already loaded; `on_cuda` looks for one with CUDA first.
 ///
 /// # Errors
-/// No library found (and none fetched, or fetching not allowed); one that was named is broken, too old or not the one
-/// already loaded.
+/// No library found (and none fetched, or fetching not allowed); one that was named is broken, too
+/// old or not the one already loaded.
 pub fn load(library: Option<&Path>, may_fetch: bool, on_cuda: bool) -> Result<Loaded, BackendError> {
     let mut loaded = LOADED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some(loaded) = loaded.as_ref() {
@@ -134,15 +135,17 @@ fn find_and_load(library: Option<&Path>, may_fetch: bool, on_cuda: bool) -> Resu
     Err(error)
 }
 
-/// `python3`, which must not take a package from the folder where a command was typed: `-c` and `-m` look there first, and a
-/// folder called `onnxruntime` or `pip` in somebody's data would be code that runs here.
+/// `python3`, which must not take a package from the folder where a command was typed: `-c` and
+/// `-m` look there first, and a folder called `onnxruntime` or `pip` in somebody's data would be
+/// code that runs here.
 fn python3() -> Command {
     let mut python = Command::new("python3");
     python.current_dir("/").env("PYTHONSAFEPATH", "1");
     python
 }
 
-/// The library inside the `onnxruntime` package of the Python that `python3` starts, if there is one.
+/// The library inside the `onnxruntime` package of the Python that `python3` starts, if there is
+/// one.
 fn in_python() -> Option<PathBuf> {
     // Finding the package does not import it: that would cost a second and could fail.
     let program = "import importlib.util as u; s = u.find_spec('onnxruntime'); \
@@ -169,7 +172,8 @@ fn try_load(path: &Path) -> Result<Loaded, String> {
     let limit = probe::limit();
     let absolute = path.canonicalize().map_err(|e| format!("{place}: {e}"))?;
     probe::survives(&absolute, limit).map_err(|what| format!("{place}: {what}"))?;
-    // Its constructors have come back once; what it does when it is first asked may still hang, so another thread asks.
+    // Its constructors have come back once; what it does when it is first asked may still hang, so
+    // another thread asks.
     let (sender, receiver) = mpsc::channel();
     let given = path.to_path_buf();
     std::thread::spawn(move || sender.send(load_here(&given)));
@@ -185,7 +189,8 @@ fn try_load(path: &Path) -> Result<Loaded, String> {
 
 fn load_here(path: &Path) -> Result<Loaded, String> {
     let place = path.display();
-    // The binding asserts what it expects of a library; a library that breaks an assertion must not end the process.
+    // The binding asserts what it expects of a library; a library that breaks an assertion must not
+    // end the process.
     let built = catch_unwind(AssertUnwindSafe(|| {
         let builder = ort::init_from(path).map_err(|error| match error {
             LoadDynamicError::BadVersion { version_str, .. } => format!(

@@ -1,8 +1,9 @@
 //! A library is tried in a process of its own before it is loaded into this one.
 //!
-//! A library's constructors run while the system's loader holds its lock: one that hangs there takes every later load with
-//! it, and even the end of the process, and one that crashes takes the process. So the loader of another process, which
-//! does nothing else, goes first. That costs some ten milliseconds.
+//! A library's constructors run while the system's loader holds its lock: one that hangs there
+//! takes every later load with it, and even the end of the process, and one that crashes takes the
+//! process. So the loader of another process, which does nothing else, goes first. That costs some
+//! ten milliseconds.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -14,8 +15,8 @@ const NOTHING: [&str; 2] = ["/bin/true", "/usr/bin/true"];
 
 /// Loads the library at `path` in a process that ends at once.
 ///
-/// Only what is sure is an error; where this system has no way to try, or the library is refused in an orderly way, the
-/// load itself will tell.
+/// Only what is sure is an error; where this system has no way to try, or the library is refused in
+/// an orderly way, the load itself will tell.
 ///
 /// # Errors
 /// It did not come back within `limit`, or it ended the process.

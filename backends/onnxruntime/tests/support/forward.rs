@@ -1,5 +1,5 @@
-//! A second decoder to compare with: the formulas of the papers in f64, one position after the other, nothing shared with
-//! the backend.
+//! A second decoder to compare with: the formulas of the papers in f64, one position after the
+//! other, nothing shared with the backend.
 
 #![allow(clippy::unwrap_used)]
 

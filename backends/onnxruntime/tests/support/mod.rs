@@ -24,7 +24,8 @@ pub fn reference() -> Option<PathBuf> {
     found
 }
 
-/// Whether there is a runtime library (it is fetched if need be), or a printed reason why the test is skipped.
+/// Whether there is a runtime library (it is fetched if need be), or a printed reason why the test
+/// is skipped.
 pub fn runtime_is_there() -> bool {
     match runtime::load(None, true, false) {
         Ok(_) => true,
@@ -140,7 +141,8 @@ pub fn tiny_shapes(family: &str, tied: bool) -> BTreeMap<String, Vec<usize>> {
     shapes
 }
 
-/// Random weights for those shapes: norms around one, matrices large enough that every part matters.
+/// Random weights for those shapes: norms around one, matrices large enough that every part
+/// matters.
 pub fn tiny_weights(shapes: &BTreeMap<String, Vec<usize>>, seed: u64) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     let mut noise = Noise(seed);
     let weights = shapes.iter().map(|(name, shape)| {

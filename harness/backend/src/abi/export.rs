@@ -206,7 +206,8 @@ fn evaluator(session: &mut dyn Session) -> Result<&mut dyn Evaluator, BackendErr
 /// Does `work` on a session, unless an earlier panic poisoned it; a panic in it does so.
 ///
 /// # Safety
-/// `session` is null or was made by [`open`] and is used by this thread alone; `out` as in [`answer`].
+/// `session` is null or was made by [`open`] and is used by this thread alone; `out` as in
+/// [`answer`].
 unsafe fn answer_with(
     session: *mut c_void,
     out: *mut Owned,
@@ -271,7 +272,8 @@ fn explain(payload: Box<dyn Any + Send>) -> String {
     } else {
         "it did not say why".to_owned()
     };
-    // A payload may panic while it is dropped, and what that one carries may too: the second is let go.
+    // A payload may panic while it is dropped, and what that one carries may too: the second is let
+    // go.
     if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         std::mem::forget(second);
     }
@@ -280,7 +282,8 @@ fn explain(payload: Box<dyn Any + Send>) -> String {
 
 static ALIVE: AtomicUsize = AtomicUsize::new(0);
 
-/// How many [`Owned`] that this copy of the library gave away have not been released yet: 0 when nothing leaks.
+/// How many [`Owned`] that this copy of the library gave away have not been released yet: 0 when
+/// nothing leaks.
 pub fn owned_alive() -> usize {
     ALIVE.load(Ordering::SeqCst)
 }
@@ -299,7 +302,8 @@ unsafe extern "C" fn release(owned: *mut Owned) {
     if let Some(owned) = unsafe { owned.as_mut() }
         && !owned.ptr.is_null()
     {
-        // SAFETY: the parts of the vector that `give` took apart, and never twice since they are forgotten now.
+        // SAFETY: the parts of the vector that `give` took apart, and never twice since they are
+        // forgotten now.
         drop(unsafe { Vec::from_raw_parts(owned.ptr, owned.len, owned.cap) });
         *owned = Owned::EMPTY;
         ALIVE.fetch_sub(1, Ordering::SeqCst);

@@ -1,7 +1,8 @@
 //! Floats in JSON, the non-finite ones included.
 //!
-//! JSON has no NaN, and serde_json writes `null` for it, which no float reads back. A loss that diverged is just what an
-//! event must be able to say, so such values are written as the strings `NaN`, `inf` and `-inf`.
+//! JSON has no NaN, and serde_json writes `null` for it, which no float reads back. A loss that
+//! diverged is just what an event must be able to say, so such values are written as the strings
+//! `NaN`, `inf` and `-inf`.
 
 use std::fmt;
 

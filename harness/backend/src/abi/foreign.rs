@@ -55,11 +55,12 @@ impl Foreign {
     /// Checks the version of a table and asks the backend to describe itself.
     ///
     /// # Safety
-    /// `table` is null, or points for ever at `size` bytes of a table whose functions keep the contract of
-    /// [`crate::abi`]. (What can be checked is checked.)
+    /// `table` is null, or points for ever at `size` bytes of a table whose functions keep the
+    /// contract of [`crate::abi`]. (What can be checked is checked.)
     ///
     /// # Errors
-    /// If the table is of another major version or lacks a required function, or if describing fails.
+    /// If the table is of another major version or lacks a required function, or if describing
+    /// fails.
     pub unsafe fn from_table(table: *const BackendV1) -> Result<Foreign, BackendError> {
         // SAFETY: passed on.
         let calls = unsafe { Calls::read(table) }?;
@@ -201,7 +202,8 @@ struct Raw {
     session: *mut c_void,
 }
 
-// SAFETY: sessions may change threads (`Session: Send` on the other side, and so says the contract).
+// SAFETY: sessions may change threads (`Session: Send` on the other side, and so says the
+// contract).
 unsafe impl Send for Raw {}
 
 impl Drop for Raw {

@@ -1,5 +1,5 @@
-//! JSON that crosses the boundary beside the types of this crate, and how bytes from the other side are read: with
-//! suspicion.
+//! JSON that crosses the boundary beside the types of this crate, and how bytes from the other side
+//! are read: with suspicion.
 
 use std::path::PathBuf;
 
@@ -61,7 +61,8 @@ pub(super) fn decode<T: DeserializeOwned>(what: &str, json: &[u8]) -> Result<T, 
         .map_err(|e| BackendError::failed(format!("{what} is not what it should be: `{}`", excerpt(json))).because(&e))
 }
 
-/// A newer plugin may name capabilities and types that this host has never heard of; it will not use them.
+/// A newer plugin may name capabilities and types that this host has never heard of; it will not
+/// use them.
 pub(super) fn decode_descriptor(json: &[u8]) -> Result<Descriptor, BackendError> {
     const WHAT: &str = "the plugin's description of itself";
     let mut value: Value = decode(WHAT, json)?;

@@ -1,4 +1,5 @@
-//! Exporting, and exchanging adapters: as far as they were described, and refused where they were not.
+//! Exporting, and exchanging adapters: as far as they were described, and refused where they were
+//! not.
 
 use std::path::Path;
 

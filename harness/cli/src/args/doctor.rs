@@ -12,7 +12,8 @@ pub struct DoctorArgs {
     /// --device cuda the one for CUDA, 256 MB)
     #[arg(long, conflicts_with = "determinism")]
     pub fix: bool,
-    /// Measure what the products of a model reach on this machine, in GFLOP/s, beside what its registers could do; some seconds
+    /// Measure what the products of a model reach on this machine, in GFLOP/s, beside what its
+    /// registers could do; some seconds
     #[arg(long, conflicts_with = "determinism")]
     pub speed: bool,
     /// Continue and score the same texts again, one by one and on one thread: exit code 0 if texts

@@ -22,10 +22,11 @@ pub enum Format {
     Latex,
     /// A case per comparison and metric: significantly worse is a failure
     Junit,
-    /// What github-action-benchmark reads, for its tools customSmallerIsBetter and customBiggerIsBetter (see --better)
+    /// What github-action-benchmark reads, for its tools customSmallerIsBetter and
+    /// customBiggerIsBetter (see --better)
     GithubBenchmark,
-    /// The published base-against-fine-tuned table as its script computes and prints it, of a run folder or of a published
-    /// results file
+    /// The published base-against-fine-tuned table as its script computes and prints it, of a run
+    /// folder or of a published results file
     SeedCompat,
 }
 
@@ -56,7 +57,8 @@ impl From<LanguageArg> for karat::report::Language {
 
 #[derive(Args)]
 pub struct ReportArgs {
-    /// A run folder or report.json; with --format seed-compat a run folder or a published results file
+    /// A run folder or report.json; with --format seed-compat a run folder or a published results
+    /// file
     pub report: PathBuf,
     /// What to print
     #[arg(long, value_enum, default_value = "md")]
@@ -78,7 +80,8 @@ pub struct ReportArgs {
     pub finetuned_adapter: Option<PathBuf>,
     #[command(flatten)]
     pub open: OpenArgs,
-    /// Splice the result table into this document instead, between <!-- karat:begin ID --> and <!-- karat:end ID -->
+    /// Splice the result table into this document instead, between <!-- karat:begin ID --> and <!--
+    /// karat:end ID -->
     #[arg(long, value_name = "FILE")]
     pub splice: Option<PathBuf>,
     /// With --splice: only check that the document is current
@@ -87,8 +90,9 @@ pub struct ReportArgs {
     /// With --splice: the block's ID [default: the suite's name]
     #[arg(long, requires = "splice")]
     pub id: Option<String>,
-    /// Attach the backend's certificate of determinism (karat --json doctor --determinism): the pages show it, and
-    /// karat check subtracts what the backend changes by itself; with --out it is kept in report.json
+    /// Attach the backend's certificate of determinism (karat --json doctor --determinism): the
+    /// pages show it, and karat check subtracts what the backend changes by itself; with --out it
+    /// is kept in report.json
     #[arg(long, value_name = "FILE", conflicts_with = "splice")]
     pub determinism: Option<PathBuf>,
     /// Write report.json, report.md, report.html and the plots into this folder
@@ -117,18 +121,21 @@ pub struct CheckArgs {
     /// Where named baselines lie, as SUITE/NAME.json [default: the nearest reports/baselines]
     #[arg(long, value_name = "DIR")]
     pub baselines: Option<PathBuf>,
-    /// Non-inferiority margin of a metric in its unit, e.g. --margin nll=0.05 (may be repeated) [default: those of the
-    /// suite's [gate.margins], then those of the units]
+    /// Non-inferiority margin of a metric in its unit, e.g. --margin nll=0.05 (may be repeated)
+    /// [default: those of the suite's [gate.margins], then those of the units]
     #[arg(long, value_name = "METRIC=X")]
     pub margin: Vec<String>,
-    /// Check although this differs: data, prompts, template, decoding (separated by commas); the result says so
+    /// Check although this differs: data, prompts, template, decoding (separated by commas); the
+    /// result says so
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = ["data", "prompts", "template", "decoding"])]
     pub allow: Vec<String>,
-    /// The backend's certificate of determinism (karat --json doctor --determinism): what it changes by itself is
-    /// subtracted from what the gate may conclude [default: the certificate in the report, if one was attached]
+    /// The backend's certificate of determinism (karat --json doctor --determinism): what it
+    /// changes by itself is subtracted from what the gate may conclude [default: the certificate in
+    /// the report, if one was attached]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["flip_rate", "logprob_drift"])]
     pub determinism: Option<PathBuf>,
-    /// Share of generated texts that a repeated run changes by itself: subtracted from what the gate may conclude
+    /// Share of generated texts that a repeated run changes by itself: subtracted from what the
+    /// gate may conclude
     #[arg(
         long,
         value_name = "SHARE",
@@ -149,7 +156,8 @@ pub struct CheckArgs {
     /// Keep the report as a new baseline of this name instead of checking
     #[arg(long, value_name = "NAME", conflicts_with_all = ["bless", "baseline"])]
     pub save_baseline: Option<String>,
-    /// Accept the report as the baseline instead of checking: written with its provenance, appended to the history
+    /// Accept the report as the baseline instead of checking: written with its provenance, appended
+    /// to the history
     #[arg(long, requires = "reason")]
     pub bless: bool,
     /// Why it is accepted

@@ -46,8 +46,8 @@ pub struct DataArgs {
     /// Print so many rendered training items
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub show: usize,
-    /// Write the items that are evaluated as JSON lines {"id", "messages", "prompt", "ids"}, for any
-    /// other system to answer; `karat eval --predictions` measures its texts
+    /// Write the items that are evaluated as JSON lines {"id", "messages", "prompt", "ids"}, for
+    /// any other system to answer; `karat eval --predictions` measures its texts
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
 }

@@ -76,8 +76,8 @@ pub struct MetricsArgs {
     /// JSON lines {"id", "reference", "candidate"}; `-` is standard input
     #[arg(long, value_name = "FILE")]
     pub input: PathBuf,
-    /// Metrics, separated by commas: the packages' (chrf, rouge_jieba.rouge-l.f) and a suite's (rougeL, key_points)
-    /// [default: all of the packages]
+    /// Metrics, separated by commas: the packages' (chrf, rouge_jieba.rouge-l.f) and a suite's
+    /// (rougeL, key_points) [default: all of the packages]
     #[arg(long, value_delimiter = ',')]
     pub metrics: Vec<String>,
 }

@@ -27,7 +27,8 @@ pub fn run(global: &Global, output: &Output) -> Result<u8> {
                     if d.model_families.is_empty() { "any".to_string() } else { d.model_families.join(", ") }
                 ));
                 let types: Vec<String> = d.dtypes.iter().map(ToString::to_string).collect();
-                // Weights of fewer bits are an option of a backend that writes models in its own format.
+                // Weights of fewer bits are an option of a backend that writes models in its own
+                // format.
                 let few = if d.capabilities.contains(&Capability::Export) { ", int8, int4" } else { "" };
                 text.push_str(&format!("  types {}{few}\n", types.join(", ")));
                 let lacks = plugin.provide(false, "cpu").err().map(|e| e.to_string());

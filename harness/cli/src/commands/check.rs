@@ -17,7 +17,8 @@ use crate::output::Output;
 
 pub fn run(args: &CheckArgs, output: &Output) -> Result<u8> {
     let result = carry_out(args, output);
-    // A gate that could not judge is seen in the pull request and by the CI server as one that failed is.
+    // A gate that could not judge is seen in the pull request and by the CI server as one that
+    // failed is.
     if let Err(error) = &result {
         if on_github() {
             crate::output::to_stderr(&annotations::refusal(error));
@@ -113,7 +114,8 @@ fn accept(args: &CheckArgs, report: &Report, path: &Path, reason: &str, output: 
 /// The commit of the current folder's working tree; none where there is no git or no repository.
 fn commit() -> Option<String> {
     let git = |args: &[&str]| {
-        // A repository's own settings may name a program for this, which a look at its state should not run.
+        // A repository's own settings may name a program for this, which a look at its state should
+        // not run.
         let output = Command::new("git")
             .args(["-c", "core.fsmonitor=false"])
             .args(args)
@@ -157,7 +159,8 @@ fn tell(verdicts: &Verdicts<'_>, args: &CheckArgs, output: &Output) -> Result<()
             .and_then(|mut f| f.write_all(format!("{}\n", markdown()).as_bytes()))
             .map_err(|e| Error::io("append to the step summary", &file, e))?;
     }
-    // On GitHub the commands go to standard error, which is read as well: standard output stays what was asked for.
+    // On GitHub the commands go to standard error, which is read as well: standard output stays
+    // what was asked for.
     if on_github() && args.format != CheckFormat::Github {
         crate::output::to_stderr(commands().trim_end());
     }

@@ -1,4 +1,5 @@
-//! `karat compare`: two models, or three, item by item; with `--backends`, two backends on one model.
+//! `karat compare`: two models, or three, item by item; with `--backends`, two backends on one
+//! model.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -69,7 +70,8 @@ pub fn run(args: &CompareArgs, global: &Global, output: &Output) -> Result<u8> {
     Ok(0)
 }
 
-/// What two sides share that should be theirs alone: a checkpoint, or the file of their texts. None where they are two, or nobody knows.
+/// What two sides share that should be theirs alone: a checkpoint, or the file of their texts. None
+/// where they are two, or nobody knows.
 fn one_and_the_same(first: &Side, second: &Side) -> Option<String> {
     let checkpoint = |side: &Side| side.report.model(&side.own).map(|m| m.checkpoint_sha256.clone());
     let file = |side: &Side| match side.report.data.files.as_slice() {

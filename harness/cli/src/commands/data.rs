@@ -48,7 +48,8 @@ pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
     Ok(0)
 }
 
-/// The evaluated items as any other system can answer them: the turns, the rendered prompt, its token ids.
+/// The evaluated items as any other system can answer them: the turns, the rendered prompt, its
+/// token ids.
 fn write_prompts(prepared: &Prepared, file: &Path) -> Result<()> {
     let records: BTreeMap<&str, &Record> = prepared.parts["heldout"].iter().map(|r| (r.id.as_str(), r)).collect();
     let mut lines = String::new();

@@ -1,5 +1,5 @@
-//! `karat doctor`: is this machine ready, and do its numbers repeat? `--fix` makes it ready, where that is a matter of
-//! fetching something; `--speed` measures what its kernels reach.
+//! `karat doctor`: is this machine ready, and do its numbers repeat? `--fix` makes it ready, where
+//! that is a matter of fetching something; `--speed` measures what its kernels reach.
 
 use std::collections::BTreeMap;
 
@@ -56,7 +56,8 @@ pub fn run(args: &DoctorArgs, global: &Global, output: &Output) -> Result<u8> {
     }
     text.push_str(if ready { "ready: cargo karat run medical-r1\n" } else { "not ready: no backend that trains\n" });
     output.result(&json!({"machine": machine, "backends": states, "ready": ready}), &text)?;
-    // A machine may do without a backend that it does not use; who asked for a repair wants to know if it failed.
+    // A machine may do without a backend that it does not use; who asked for a repair wants to know
+    // if it failed.
     let good = ready && (fixed || !args.fix);
     Ok(if good { exit::GOOD } else { exit::BACKEND })
 }

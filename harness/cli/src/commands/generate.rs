@@ -85,7 +85,8 @@ pub fn run(args: &GenerateArgs, global: &Global, output: &Output) -> Result<u8> 
         (Some(error), _) => return Err(error),
         (None, Err(error)) => return Err(backend_error("generation failed", error)),
     };
-    // Completions are told as they come and returned all together; a row that was only returned is printed now.
+    // Completions are told as they come and returned all together; a row that was only returned is
+    // printed now.
     for (row, completion) in completions.iter().enumerate() {
         printer.put(row, line(row, completion)?)?;
     }

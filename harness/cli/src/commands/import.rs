@@ -52,8 +52,8 @@ pub fn run(args: &ImportArgs, global: &Global, output: &Output) -> Result<u8> {
     Ok(0)
 }
 
-/// What to say if no backend that is there can open the model in `folder`. Backends that export a model before they open it
-/// are not asked: that would take as long as an export.
+/// What to say if no backend that is there can open the model in `folder`. Backends that export a
+/// model before they open it are not asked: that would take as long as an export.
 fn no_backend_opens(folder: &Path, global: &Global) -> Result<Option<String>> {
     let mut refused = Vec::new();
     for found in Plugins::new(global)?.list() {

@@ -1,4 +1,5 @@
-//! `karat metrics`: metrics of pairs of texts, under the names that anyone can check against Python and those of suites.
+//! `karat metrics`: metrics of pairs of texts, under the names that anyone can check against Python
+//! and those of suites.
 
 use karat::eval::metric::pair_row;
 use karat::{Error, Result};

@@ -25,7 +25,8 @@ use karat::{Error, Result};
 use crate::args::{Cli, Command};
 use crate::output::Output;
 
-/// Runs the command that was typed; the number is the exit code of a command that did what it should.
+/// Runs the command that was typed; the number is the exit code of a command that did what it
+/// should.
 pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
     let global = &cli.global;
     match cli.command {

@@ -49,7 +49,8 @@ pub enum Work {
 }
 
 impl Rows {
-    /// Leaves out what an opened model cannot work on, as a bad line: one such row would end the others.
+    /// Leaves out what an opened model cannot work on, as a bad line: one such row would end the
+    /// others.
     ///
     /// # Errors
     /// If no row is left; with `--strict` the first that is left out.
@@ -193,9 +194,10 @@ pub fn asked(args: &RowsArgs, model: &OpenConfig, output: &Output) -> Result<Row
     Ok(Rows { source: "text".into(), strict: true, rows, bad: Vec::new(), tokenizer: reader.tokenizer })
 }
 
-/// Reads rows. The tokenizer and template of the model, or of its adapter, are only read if a row needs them, so that a model
-/// without a tokenizer can be scored by ids. A line that is no row, or cannot be rendered, is told on standard error, and the others are worked on; with
-/// `strict` it is an error.
+/// Reads rows. The tokenizer and template of the model, or of its adapter, are only read if a row
+/// needs them, so that a model without a tokenizer can be scored by ids. A line that is no row, or
+/// cannot be rendered, is told on standard error, and the others are worked on; with `strict` it is
+/// an error.
 ///
 /// # Errors
 /// The model's files; no usable line; with `strict` the first bad one.
@@ -324,8 +326,8 @@ fn parse(text: &[u8]) -> std::result::Result<Line, String> {
     })
 }
 
-/// Prints every row as soon as it is complete. With `--json` all wait for the end and make one object, in the order of the
-/// input.
+/// Prints every row as soon as it is complete. With `--json` all wait for the end and make one
+/// object, in the order of the input.
 pub struct Printer<'a> {
     output: &'a Output,
     /// By the input's order: whether a row was put, and with `--json` the row.
@@ -338,7 +340,8 @@ impl<'a> Printer<'a> {
         Printer { output, rows: vec![None; rows] }
     }
 
-    /// Row `row` is complete; one that was put before stays as it was. False once nobody reads any more.
+    /// Row `row` is complete; one that was put before stays as it was. False once nobody reads any
+    /// more.
     pub fn put(&mut self, row: usize, line: Value) -> Result<bool> {
         if self.rows[row].is_some() {
             return Ok(true);

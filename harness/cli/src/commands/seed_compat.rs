@@ -1,4 +1,5 @@
-//! `karat report --format seed-compat`: the published comparison's table, as its script computes and prints it.
+//! `karat report --format seed-compat`: the published comparison's table, as its script computes
+//! and prints it.
 
 use std::path::Path;
 
@@ -24,7 +25,8 @@ pub fn run(args: &ReportArgs, global: &Global, output: &Output) -> Result<u8> {
     }
 }
 
-/// A published file: its own table as it was printed, then the same numbers over the texts it gives.
+/// A published file: its own table as it was printed, then the same numbers over the texts it
+/// gives.
 fn of_file(args: &ReportArgs, global: &Global, output: &Output) -> Result<u8> {
     let text = std::fs::read_to_string(&args.report).map_err(|e| Error::io("read", &args.report, e))?;
     let published = Results::from_json(&text, &args.report.display().to_string())?;

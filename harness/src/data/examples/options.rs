@@ -1,4 +1,5 @@
-//! Options of rendering: how the assistant's turn is written, what becomes of reasoning, what ends an example.
+//! Options of rendering: how the assistant's turn is written, what becomes of reasoning, what ends
+//! an example.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,12 +19,14 @@ pub enum OutputFormat {
     Template,
 }
 
-/// What becomes of reasoning with [`OutputFormat::Template`]. The recipe's outputs have a place for it in every row.
+/// What becomes of reasoning with [`OutputFormat::Template`]. The recipe's outputs have a place for
+/// it in every row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reasoning {
-    /// It goes where the template writes `reasoning_content`; where the template does not, it is written into the answer as
-    /// `<think>\n{think}\n</think>\n\n{answer}`, which is told ([`Rendered::Written`]).
+    /// It goes where the template writes `reasoning_content`; where the template does not, it is
+    /// written into the answer as `<think>\n{think}\n</think>\n\n{answer}`, which is told
+    /// ([`Rendered::Written`]).
     #[default]
     Auto,
     /// A template that drops it is an error.
@@ -33,7 +36,8 @@ pub enum Reasoning {
 }
 
 impl Reasoning {
-    /// Whether it is the default, which is not written: what has a place for reasoning is written as before there was a choice.
+    /// Whether it is the default, which is not written: what has a place for reasoning is written
+    /// as before there was a choice.
     pub(crate) fn is_usual(&self) -> bool {
         *self == Reasoning::default()
     }
@@ -65,7 +69,8 @@ impl Rendered {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum End {
-    /// One padding token, as the recipe does. A model trained so must stop at it, see [`Formatter::stop_ids`].
+    /// One padding token, as the recipe does. A model trained so must stop at it, see
+    /// [`Formatter::stop_ids`].
     Pad,
     /// The tokenizer's end token.
     Eos,
@@ -77,11 +82,13 @@ pub enum End {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FormatOptions {
-    /// The system turn, also in place of one that a chat row brings; `None` keeps the row's, if it has one.
+    /// The system turn, also in place of one that a chat row brings; `None` keeps the row's, if it
+    /// has one.
     pub system: Option<String>,
     /// How the assistant's turn is written.
     pub output: OutputFormat,
-    /// What ends an example; by default [`End::Template`] with [`OutputFormat::Template`], else [`End::Pad`].
+    /// What ends an example; by default [`End::Template`] with [`OutputFormat::Template`], else
+    /// [`End::Pad`].
     pub end: Option<End>,
     /// Examples are cut to so many tokens, keeping the start; at least 1.
     pub max_length: usize,
@@ -115,14 +122,16 @@ pub enum Choices {
 }
 
 impl Choices {
-    /// Whether it is the default, which is not written: what has no choices is written as before there were any.
+    /// Whether it is the default, which is not written: what has no choices is written as before
+    /// there were any.
     pub(crate) fn is_usual(&self) -> bool {
         *self == Choices::default()
     }
 }
 
 impl Default for FormatOptions {
-    /// The recipe's, without a system turn: 2048 tokens, `<think>{think}</think> \n {answer}`, a padding token as the end.
+    /// The recipe's, without a system turn: 2048 tokens, `<think>{think}</think> \n {answer}`, a
+    /// padding token as the end.
     fn default() -> Self {
         FormatOptions {
             system: None,

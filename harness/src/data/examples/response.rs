@@ -1,4 +1,5 @@
-//! The response of an example: what is written after the prompt, and where in it reasoning ends and the answer stands.
+//! The response of an example: what is written after the prompt, and where in it reasoning ends and
+//! the answer stands.
 
 use std::ops::Range;
 
@@ -7,7 +8,8 @@ use crate::data::message::{self, Message};
 use crate::data::record::Record;
 use crate::{Error, Result};
 
-/// The response as text, how many of its bytes are the reasoning with its tags, and where its answer stands.
+/// The response as text, how many of its bytes are the reasoning with its tags, and where its
+/// answer stands.
 pub(super) struct Response {
     pub(super) text: String,
     pub(super) think_bytes: usize,
@@ -50,8 +52,8 @@ impl Formatter {
         Ok((response, encoded.ids.into_iter().zip(encoded.spans).collect()))
     }
 
-    /// The template's response. Reasoning goes to the template's own place for it; where the template drops it, the options say
-    /// what becomes of it.
+    /// The template's response. Reasoning goes to the template's own place for it; where the
+    /// template drops it, the options say what becomes of it.
     fn templated(&self, record: &Record, prompt: &RenderedPrompt) -> Result<(Response, Vec<Token>)> {
         self.check_lists(record)?;
         let (think, reasoning) = self.reasoning(record);
@@ -93,7 +95,8 @@ impl Formatter {
         }
     }
 
-    /// Whether the reasoning stands in a rendered turn: as it is, or changed by the template, which then writes another turn without.
+    /// Whether the reasoning stands in a rendered turn: as it is, or changed by the template, which
+    /// then writes another turn without.
     fn shows(&self, record: &Record, prompt: &RenderedPrompt, think: &str, response: &Response) -> Result<bool> {
         if response.text[..response.answer.start].contains(think.trim()) {
             return Ok(true);
@@ -139,10 +142,11 @@ impl Formatter {
         Ok((Response { text: text[..end].into(), think_bytes: closed.max(told), answer, reasoning }, tokens))
     }
 
-    /// Where the answer stands in the text of a turn, and the token that ends the turn: of all places that read as the answer, the
-    /// last that a stop token follows and none lies in. (From the end, for reasoning may quote the answer; but an answer such as `end`
-    /// also stands in `<|im_end|>`.)
-    /// If there is none: why, and the token that ends the turn where it is not one of the model's stops.
+    /// Where the answer stands in the text of a turn, and the token that ends the turn: of all
+    /// places that read as the answer, the last that a stop token follows and none lies in. (From
+    /// the end, for reasoning may quote the answer; but an answer such as `end` also stands in
+    /// `<|im_end|>`.) If there is none: why, and the token that ends the turn where it is not one
+    /// of the model's stops.
     fn find(&self, text: &str, answer: &str, tokens: &[Token]) -> Result<(Range<usize>, usize), Unfound> {
         let stop = |(id, _): &Token| self.tokenizer.stop_ids().contains(id);
         let stops: Vec<(usize, &Range<usize>)> =
@@ -167,8 +171,8 @@ impl Formatter {
         })
     }
 
-    /// A content that is a list of texts is joined only where the template writes the same of both: others would train on other ids
-    /// than transformers.
+    /// A content that is a list of texts is joined only where the template writes the same of both:
+    /// others would train on other ids than transformers.
     fn check_lists(&self, record: &Record) -> Result<()> {
         let list = |keys: &serde_json::Map<String, serde_json::Value>| keys.contains_key("content");
         if !(list(&record.question_keys) || list(&record.answer_keys) || record.history.iter().any(|t| list(&t.keys))) {
@@ -209,5 +213,6 @@ fn answered(record: &Record, content: String, think: Option<&str>) -> Message {
     Message { reasoning_content: think.map(String::from), ..Message::new("assistant", content).with_keys(&keys) }
 }
 
-/// Why the answer or the end of a turn is not found, and the token that ends it where it is no stop.
+/// Why the answer or the end of a turn is not found, and the token that ends it where it is no
+/// stop.
 type Unfound = (&'static str, Option<u32>);

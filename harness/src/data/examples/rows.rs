@@ -56,7 +56,8 @@ pub struct Examples {
     pub bad: Vec<BadRecord>,
     /// How many rendered texts hold reasoning, those of dropped records included.
     pub with_think: usize,
-    /// Ids of records whose reasoning was written into the answer, since the template has no place for it.
+    /// Ids of records whose reasoning was written into the answer, since the template has no place
+    /// for it.
     pub written: Vec<String>,
 }
 

@@ -1,10 +1,11 @@
-//! From a template's source to what is rendered, with every place where a text or a list can grow led through
-//! [`super::limits`].
+//! From a template's source to what is rendered, with every place where a text or a list can grow
+//! led through [`super::limits`].
 //!
-//! minijinja counts instructions, and one instruction can double a text; its operators call no callback. So the parsed
-//! template is rebuilt: an operand or a result whose size matters passes through a filter of [`super::limits`] whose name no
-//! template can write. What is rendered stays the same to the byte. The parser and the code generator follow the nesting
-//! of expressions on the stack without a limit, so nesting is counted on the tokens before, and both run on a thread with
+//! minijinja counts instructions, and one instruction can double a text; its operators call no
+//! callback. So the parsed template is rebuilt: an operand or a result whose size matters passes
+//! through a filter of [`super::limits`] whose name no template can write. What is rendered stays
+//! the same to the byte. The parser and the code generator follow the nesting of expressions on the
+//! stack without a limit, so nesting is counted on the tokens before, and both run on a thread with
 //! room for what is allowed.
 
 use std::collections::{BTreeMap, HashSet};
@@ -32,7 +33,8 @@ const OPERATORS: usize = 2_000;
 const ELIFS: usize = 1_000;
 /// Stack for parsing what these limits allow.
 const STACK: usize = 64 << 20;
-/// Raw text from this length on counts where it is written; shorter text is bounded by the instructions.
+/// Raw text from this length on counts where it is written; shorter text is bounded by the
+/// instructions.
 const COUNTED_RAW: usize = 16;
 
 /// Additions in a row that are counted together.
@@ -71,7 +73,8 @@ pub(super) fn compile(source: &str) -> Result<Compiled, Error> {
     .unwrap_or_else(|panic| Err(Error::new(ErrorKind::SyntaxError, panic)))
 }
 
-/// The source for as long as the process lives: the instructions borrow from it. The same text is kept once.
+/// The source for as long as the process lives: the instructions borrow from it. The same text is
+/// kept once.
 fn interned(source: &str) -> &'static str {
     static SOURCES: LazyLock<Mutex<HashSet<&'static str>>> = LazyLock::new(Mutex::default);
     let mut sources = SOURCES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -238,7 +241,8 @@ fn is_near(expr: &Expr<'_>) -> bool {
     matches!(expr, Expr::Const(number) if number.value.as_i64().is_some_and(|n| (0..=NEAR).contains(&n)))
 }
 
-/// The right side of a comparison, counted unless a side is small: comparing costs no more than the smaller side.
+/// The right side of a comparison, counted unless a side is small: comparing costs no more than the
+/// smaller side.
 fn compared<'a>(op: CompareOpKind, left: &Expr<'a>, right: &Expr<'a>) -> Expr<'a> {
     match op {
         _ if is_small(right) => expression(right),
@@ -267,8 +271,8 @@ fn searched<'a>(op: CompareOpKind, left: &Expr<'a>, right: &Expr<'a>) -> Expr<'a
     if contains && !is_small(left) && !is_small(right) { through(DEEP, expression(left)) } else { expression(left) }
 }
 
-/// A sum of texts, and how many additions of it are not counted yet: a run of a few makes no more than a few times the largest
-/// text before it is counted.
+/// A sum of texts, and how many additions of it are not counted yet: a run of a few makes no more
+/// than a few times the largest text before it is counted.
 fn sum<'a>(e: &Spanned<BinOp<'a>>) -> (Expr<'a>, usize) {
     let (left, uncounted) = match &e.left {
         Expr::BinOp(inner) if matches!(inner.op, BinOpKind::Add) => sum(inner),
@@ -341,7 +345,8 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
         Expr::GetAttr(e) => Expr::GetAttr(at(e, GetAttr { expr: expression(&e.expr), name: e.name })),
         Expr::GetItem(e) => {
             let of = expression(&e.expr);
-            // Finding the n-th character of a text costs its length; a key given as text is a map's.
+            // Finding the n-th character of a text costs its length; a key given as text is a
+            // map's.
             let by_key = matches!(&e.subscript_expr, Expr::Const(key) if key.value.kind() == ValueKind::String);
             let of = if by_key || is_near(&e.subscript_expr) { of } else { through(SHALLOW, of) };
             Expr::GetItem(at(e, GetItem { expr: of, subscript_expr: key(&e.subscript_expr) }))

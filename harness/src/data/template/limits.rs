@@ -1,9 +1,10 @@
 //! Limits of a template: bytes read, bytes made, bytes written, lists made, time.
 //!
-//! Fuel bounds the instructions; this bounds what each of them handles. A budget belongs to the thread that renders, from
-//! [`within`] until it returns. Filters, tests and methods that can be slow or can grow ask it before they begin and tell
-//! it what they made; `compile.rs` leads operators through it. The limits grow with the conversation, so that a long one
-//! is as legal as a short one, and lie far above what templates in use need.
+//! Fuel bounds the instructions; this bounds what each of them handles. A budget belongs to the
+//! thread that renders, from [`within`] until it returns. Filters, tests and methods that can be
+//! slow or can grow ask it before they begin and tell it what they made; `compile.rs` leads
+//! operators through it. The limits grow with the conversation, so that a long one is as legal as a
+//! short one, and lie far above what templates in use need.
 
 use std::cell::Cell;
 use std::fmt::{self, Write};
@@ -49,8 +50,8 @@ pub(super) struct Allowance {
 }
 
 impl Allowance {
-    /// For a conversation of `input` bytes in `turns` turns, on whatever thread calls: freeing a chain of so few lists needs
-    /// half a MiB of stack.
+    /// For a conversation of `input` bytes in `turns` turns, on whatever thread calls: freeing a
+    /// chain of so few lists needs half a MiB of stack.
     pub(super) fn of(input: usize, turns: usize) -> Self {
         let (input, turns) = (input as u64, turns as u64);
         Allowance {
@@ -218,7 +219,8 @@ struct Size {
     depth: usize,
 }
 
-/// Walks over everything under a value: what printing or comparing it costs. Shared parts count as often as they are met.
+/// Walks over everything under a value: what printing or comparing it costs. Shared parts count as
+/// often as they are met.
 fn deep(value: &Value) -> Result<Size, Error> {
     let mut size = Size::default();
     walk(value, 0, &mut size)?;
@@ -314,8 +316,8 @@ pub(super) fn printed(value: &Value) -> Result<String, Error> {
     Ok(text)
 }
 
-/// A value is about to be written as JSON. Its items are counted one by one as they are written; this bounds how deep they
-/// nest.
+/// A value is about to be written as JSON. Its items are counted one by one as they are written;
+/// this bounds how deep they nest.
 pub(super) fn admit_json(value: &Value) -> Result<(), Error> {
     deep(value).map(|_| ())
 }
@@ -342,7 +344,8 @@ pub(super) fn parted(text: &str, separator: Option<&str>) -> Result<(), Error> {
     if parts > ITEMS { Err(too("splits a text into too many parts")) } else { Ok(()) }
 }
 
-/// A format string whose widths are numbers that people write; so are the arguments where `*` takes one as a width.
+/// A format string whose widths are numbers that people write; so are the arguments where `*` takes
+/// one as a width.
 pub(super) fn formatted(format: &str, args: &[Value]) -> Result<(), Error> {
     let longest = format.split(|c: char| !c.is_ascii_digit()).map(str::len).max().unwrap_or(0);
     let wide = |value: &Value| value.as_i64().is_none_or(|n| n.unsigned_abs() > 10_000) && value.is_number();
@@ -435,7 +438,8 @@ pub(super) fn made(value: Value) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// Puts the budget before every filter, test and function of minijinja that handles more than one item.
+/// Puts the budget before every filter, test and function of minijinja that handles more than one
+/// item.
 pub(super) fn guard(environment: &mut Environment<'static>) {
     environment.add_filter(MADE, |value: &Value| made(value.clone()));
     environment.add_filter(SHALLOW, |value: &Value| {

@@ -19,7 +19,8 @@ pub(super) fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_formatter(|out, state, value| match value.kind() {
-        // Only a number that stands alone: within a printed list, 1e16 still shows as minijinja writes it.
+        // Only a number that stands alone: within a printed list, 1e16 still shows as minijinja
+        // writes it.
         ValueKind::Number => out.write_str(&number(value, ["nan", "inf", "-inf"])).map_err(Error::from),
         _ => limits::print(out, state, value),
     });
@@ -160,7 +161,8 @@ fn rsplit<'a>(text: &'a str, separator: Option<&str>, limit: Option<usize>) -> V
     parts
 }
 
-/// `json.dumps` as transformers calls it: not HTML-safe, Unicode kept, `", "` and `": "` unless told otherwise.
+/// `json.dumps` as transformers calls it: not HTML-safe, Unicode kept, `", "` and `": "` unless
+/// told otherwise.
 fn tojson(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
     // The order of the positional parameters is that of transformers' function.
     let argument = |index: usize, name: &str| -> Result<Option<Value>, Error> {
@@ -300,8 +302,8 @@ impl Json {
     }
 }
 
-/// A number as Python writes it: `repr` of a float has the shortest digits, an exponent below 1e-4 and from 1e16.
-/// `names` are those of not-a-number and the two infinities.
+/// A number as Python writes it: `repr` of a float has the shortest digits, an exponent below 1e-4
+/// and from 1e16. `names` are those of not-a-number and the two infinities.
 fn number(value: &Value, names: [&str; 3]) -> String {
     if value.is_integer() {
         return value.to_string();
@@ -325,7 +327,8 @@ fn number(value: &Value, names: [&str; 3]) -> String {
     format!("{digits}e{sign}{:02}", exponent.abs())
 }
 
-/// `datetime.strftime` in the C locale for the directives that templates use, at `now` seconds since 1970, UTC.
+/// `datetime.strftime` in the C locale for the directives that templates use, at `now` seconds
+/// since 1970, UTC.
 fn strftime(now: i64, format: &str) -> Result<String, Error> {
     const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
     const MONTHS: [&str; 12] = [

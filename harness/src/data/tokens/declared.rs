@@ -1,9 +1,12 @@
-//! Declarations of the files beside `tokenizer.json`: special tokens by name, added tokens, ids that end a text.
+//! Declarations of the files beside `tokenizer.json`: special tokens by name, added tokens, ids
+//! that end a text.
 //!
-//! The rules are those of transformers 5 (`PreTrainedTokenizerBase._from_pretrained`, `TokenizersBackend.__init__`): a token
-//! may stand in `added_tokens_decoder`, `extra_special_tokens` (before version 5 `additional_special_tokens`) or a `*_token`
-//! of `tokenizer_config.json`; where that file has no `added_tokens_decoder`, `special_tokens_map.json` overrides it and
-//! `added_tokens.json` adds to it. A value of a type that transformers does not take is an error that names file and key.
+//! The rules are those of transformers 5 (`PreTrainedTokenizerBase._from_pretrained`,
+//! `TokenizersBackend.__init__`): a token may stand in `added_tokens_decoder`,
+//! `extra_special_tokens` (before version 5 `additional_special_tokens`) or a `*_token` of
+//! `tokenizer_config.json`; where that file has no `added_tokens_decoder`,
+//! `special_tokens_map.json` overrides it and `added_tokens.json` adds to it. A value of a type
+//! that transformers does not take is an error that names file and key.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -36,7 +39,8 @@ pub(super) struct Declared {
 /// Everything that is declared of tokens.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Declarations {
-    /// With ids, ascending, then by name, then the others: the order in which transformers adds them.
+    /// With ids, ascending, then by name, then the others: the order in which transformers adds
+    /// them.
     pub(super) tokens: Vec<Declared>,
     /// The text of each named token, more names than [`NAMES`] included.
     pub(super) named: BTreeMap<String, String>,
@@ -285,8 +289,9 @@ pub(super) fn object(path: &Path) -> Result<Option<Map<String, Value>>> {
     }
 }
 
-/// The ids under `key` of a configuration: one, a list, or none where it is null or missing. A negative id stands for none
-/// where `absent` says so, as in old configurations (`"pad_token_id": -1`).
+/// The ids under `key` of a configuration: one, a list, or none where it is null or missing. A
+/// negative id stands for none where `absent` says so, as in old configurations
+/// (`"pad_token_id": -1`).
 ///
 /// # Errors
 /// A value of another type.

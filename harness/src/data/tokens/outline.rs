@@ -1,9 +1,11 @@
-//! Checks of a `tokenizer.json` before the `tokenizers` crate reads it, and before each text goes through it.
+//! Checks of a `tokenizer.json` before the `tokenizers` crate reads it, and before each text goes
+//! through it.
 //!
-//! That crate believes its file: a length in a table of characters is allocated, a regular expression may backtrack for
-//! hours, replacements may multiply a text a million times, a missing piece panics. Here the file is walked over once
-//! without keeping its vocabulary; what cannot be part of a tokenizer that people use is refused by name. What is left is
-//! caught where it is called (`crate::data::untrusted`), in time where an expression can take long.
+//! That crate believes its file: a length in a table of characters is allocated, a regular
+//! expression may backtrack for hours, replacements may multiply a text a million times, a missing
+//! piece panics. Here the file is walked over once without keeping its vocabulary; what cannot be
+//! part of a tokenizer that people use is refused by name. What is left is caught where it is
+//! called (`crate::data::untrusted`), in time where an expression can take long.
 
 use std::cell::Cell;
 use std::fmt;
@@ -36,12 +38,14 @@ const ADDED_BYTES: usize = 2 << 20;
 const STEPS: usize = 1_000;
 /// Longest word of a WordPiece model in characters: each start is tried with each end.
 const WORD_CHARS: u64 = 1_000;
-/// Bytes that a text may become while it is normalized, or ids while they are decoded, where it grows more than
-/// [`USUAL_GROWTH`] times.
+/// Bytes that a text may become while it is normalized, or ids while they are decoded, where it
+/// grows more than [`USUAL_GROWTH`] times.
 const GROWN_BYTES: usize = 4 << 20;
-/// What a normalizer may do to any text: `" "` to `"▁"` takes three times the bytes, compatibility forms some more.
+/// What a normalizer may do to any text: `" "` to `"▁"` takes three times the bytes, compatibility
+/// forms some more.
 const USUAL_GROWTH: f64 = 64.0;
-/// Longest text for an expression that nobody knows to be tame: what it can take back lies on a stack of its own.
+/// Longest text for an expression that nobody knows to be tame: what it can take back lies on a
+/// stack of its own.
 const WILD_BYTES: usize = 2 << 20;
 /// Longest text for which an expression that is tame may be believed to end soon: one that fails
 /// may still take the cube of it.
@@ -50,7 +54,8 @@ const TAME_BYTES: usize = 512;
 /// What a tokenizer may do to a text, as its file says.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outline {
-    /// Replacements of the normalizer: a text or, without one, any single character, and what replaces it.
+    /// Replacements of the normalizer: a text or, without one, any single character, and what
+    /// replaces it.
     replacements: Vec<(Option<String>, usize)>,
     /// How often the decoder may multiply the bytes of the tokens.
     decoder_growth: f64,
@@ -137,8 +142,8 @@ impl<'de> Visitor<'de> for Nodes<'_> {
     }
 }
 
-/// Entries of a list or map, counted with the bytes of their texts and not kept; the values of a list are counted where it
-/// says.
+/// Entries of a list or map, counted with the bytes of their texts and not kept; the values of a
+/// list are counted where it says.
 struct Entries<'a>(&'a Cell<usize>);
 
 /// The bytes of a text, or of the texts of a list, whose values are counted.
@@ -271,7 +276,8 @@ impl Outline {
     /// Walks over the bytes of a `tokenizer.json`.
     ///
     /// # Errors
-    /// What is no JSON object with a model, or has a part that no tokenizer in use has; the error names the file.
+    /// What is no JSON object with a model, or has a part that no tokenizer in use has; the error
+    /// names the file.
     pub(super) fn read(bytes: &[u8], path: &Path) -> Result<Self> {
         let refused = |what: String| Error::data(what).at(path.display()).help(REFUSED);
         let file: File = serde_json::from_slice(bytes).map_err(|e| {
@@ -413,7 +419,8 @@ impl Outline {
         if self.replacements.iter().map(factor).product::<f64>() <= USUAL_GROWTH {
             return Ok(());
         }
-        // Seldom: what the replacements really do to this text, as far as it can be told without doing it.
+        // Seldom: what the replacements really do to this text, as far as it can be told without
+        // doing it.
         let (mut bytes, mut replaced) = ((text.len() + self.prepended) as f64, self.prepended > 0);
         for replacement in &self.replacements {
             let found = match replacement {
@@ -446,8 +453,8 @@ impl Outline {
 const REFUSED: &str =
     "no tokenizer in use has this: copy the file from the model again, and do not trust where it came from";
 
-/// The longest text that a character becomes by a table of SentencePiece: the size of its trie, the trie, then the texts,
-/// each ended by a zero.
+/// The longest text that a character becomes by a table of SentencePiece: the size of its trie, the
+/// trie, then the texts, each ended by a zero.
 fn longest_replacement(base64: &str) -> Result<usize, String> {
     let broken = |what: &str| format!("precompiled_charsmap {what}");
     let table = base64::engine::general_purpose::STANDARD.decode(base64).map_err(|_| broken("is not base64"))?;

@@ -11,13 +11,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::declared::Declarations;
 use crate::Result;
 
-/// The special tokens a model folder names: `bos_token`, `eos_token`, `pad_token`, `unk_token` and so on, as text.
+/// The special tokens a model folder names: `bos_token`, `eos_token`, `pad_token`, `unk_token` and
+/// so on, as text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpecialTokens(BTreeMap<String, String>);
 
 impl SpecialTokens {
-    /// From `tokenizer_config.json`; where that has no `added_tokens_decoder`, `special_tokens_map.json` (a file of
-    /// transformers 4) counts before it, as in transformers. A folder without either has none.
+    /// From `tokenizer_config.json`; where that has no `added_tokens_decoder`,
+    /// `special_tokens_map.json` (a file of transformers 4) counts before it, as in transformers. A
+    /// folder without either has none.
     ///
     /// # Errors
     /// If a file is not a JSON object or a value has a wrong type.

@@ -1,4 +1,5 @@
-//! Multiple choice: whether the right option is the most probable one, and whether the answer names it.
+//! Multiple choice: whether the right option is the most probable one, and whether the answer names
+//! it.
 
 use super::definition::{Direction, MetricDef, Reads, SHARE};
 use super::sample::{Sample, flag};
@@ -64,7 +65,8 @@ fn accuracy(s: &Sample<'_>, by: Normalisation) -> Option<f64> {
     flag(best == choice.gold)
 }
 
-/// Whether the option that the answer names is as `judge` says. A reasoning that was never closed has no answer.
+/// Whether the option that the answer names is as `judge` says. A reasoning that was never closed
+/// has no answer.
 fn extracted(s: &Sample<'_>, judge: impl Fn(Option<usize>, &Choice) -> bool) -> Option<f64> {
     let choice = s.item.choice.as_ref()?;
     flag(judge(choice::extract(&choice.options, s.answer()), choice))

@@ -1,5 +1,6 @@
-//! chrF and chrF++ as sacrebleu 2.6.0 computes them (Popović 2015, 2017): beta 2, character orders 1 to 6, for chrF++ also
-//! word orders 1 and 2; white space removed; precision and recall averaged over the orders that both texts have.
+//! chrF and chrF++ as sacrebleu 2.6.0 computes them (Popović 2015, 2017): beta 2, character orders
+//! 1 to 6, for chrF++ also word orders 1 and 2; white space removed; precision and recall averaged
+//! over the orders that both texts have.
 
 use super::python;
 use super::tokens::{TokenPair, gram_count};
@@ -65,8 +66,8 @@ fn count_orders(pair: &TokenPair, orders: usize, counts: &mut Vec<[u64; 3]>) {
     }
 }
 
-/// Words with one leading or trailing ASCII punctuation character split off (the trailing one first; `(hi)` becomes `(hi` and
-/// `)`, as in the package).
+/// Words with one leading or trailing ASCII punctuation character split off (the trailing one
+/// first; `(hi)` becomes `(hi` and `)`, as in the package).
 fn words(text: &str) -> Vec<&str> {
     let mut words = Vec::new();
     for word in python::split(text) {

@@ -1,9 +1,9 @@
-//! The metrics of the Python packages, under the names of the conformance vectors: a nested object per pair, so that anyone can
-//! compare it with what Python prints.
+//! The metrics of the Python packages, under the names of the conformance vectors: a nested object
+//! per pair, so that anyone can compare it with what Python prints.
 //!
-//! A name is a path: `rouge_jieba` is the whole group, `rouge_jieba.rouge-l.f` one number. All of them read the two texts *as they
-//! are*, think part and tags included. An exception of a package is `{"error": name, "message": text}`, an undefined value
-//! `null`.
+//! A name is a path: `rouge_jieba` is the whole group, `rouge_jieba.rouge-l.f` one number. All of
+//! them read the two texts *as they are*, think part and tags included. An exception of a package
+//! is `{"error": name, "message": text}`, an undefined value `null`.
 
 use std::cell::OnceCell;
 
@@ -51,7 +51,8 @@ pub const GROUPS: &[&str] = &[
     "rouge_recursion_depth",
 ];
 
-/// Longest side, in characters, for which a row without a list of names has `ter_asian_normalized`: its search is cubic.
+/// Longest side, in characters, for which a row without a list of names has `ter_asian_normalized`:
+/// its search is cubic.
 const ASIAN_TER_LIMIT: usize = 150;
 
 /// One pair of texts, with what several metrics need computed once.
@@ -106,7 +107,8 @@ impl<'a> Texts<'a> {
         self.characters.get_or_init(|| TokenPair::characters(self.reference, self.candidate))
     }
 
-    /// Package `rouge` on the texts as they are (0), on jieba tokens (1), on characters (2), joined by spaces.
+    /// Package `rouge` on the texts as they are (0), on jieba tokens (1), on characters (2), joined
+    /// by spaces.
     fn rouge(&self, input: usize) -> &Result<RougeScores, RougeError> {
         self.rouge[input].get_or_init(|| match input {
             0 => rouge_package::rouge(self.reference, self.candidate),
@@ -214,8 +216,8 @@ impl<'a> Texts<'a> {
         Value::Object(values.collect())
     }
 
-    /// A row with the groups and values that `names` lists; all groups if it lists none. Where a package raised, the exception
-    /// stands for the whole group.
+    /// A row with the groups and values that `names` lists; all groups if it lists none. Where a
+    /// package raised, the exception stands for the whole group.
     ///
     /// # Errors
     /// Usage, for a name that does not exist.
@@ -316,8 +318,8 @@ fn package(scores: &Result<RougeScores, RougeError>) -> Value {
     }
 }
 
-/// What the package does under Python's default recursion limit of 1000, of which the caller's frames take some: the same;
-/// `RecursionError`; or, close to the limit, it depends on the caller.
+/// What the package does under Python's default recursion limit of 1000, of which the caller's
+/// frames take some: the same; `RecursionError`; or, close to the limit, it depends on the caller.
 fn under_recursion_limit(scores: &Result<RougeScores, RougeError>) -> Value {
     match scores.as_ref().map_or(0, |scores| scores.recursion_depth) {
         0..960 => json!("same"),

@@ -1,4 +1,5 @@
-//! The packages' metrics of a whole corpus: means over pairs, and the scores that the packages compute from pooled counts.
+//! The packages' metrics of a whole corpus: means over pairs, and the scores that the packages
+//! compute from pooled counts.
 
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
@@ -42,10 +43,12 @@ impl Contribution {
 
 /// The corpus values of pairs of a reference and a candidate:
 ///
-/// - `n` and `means`: per number of a row its mean over the pairs that have it, and how many those are;
+/// - `n` and `means`: per number of a row its mean over the pairs that have it, and how many those
+///   are;
 /// - `nltk_corpus_bleu_jieba`, `nltk_corpus_bleu_char`: nltk's `corpus_bleu` by smoothing method;
 /// - `sacrebleu_corpus`: score, counts and signature by tokenizer; chrF, chrF++, TER;
-/// - `seed`: the published comparison's own table, where one pair on which `rouge` raises makes all of ROUGE 0.
+/// - `seed`: the published comparison's own table, where one pair on which `rouge` raises makes all
+///   of ROUGE 0.
 ///
 /// Pairs are scored in parallel and added up in order.
 pub fn corpus_row<R: AsRef<str> + Sync, C: AsRef<str> + Sync>(pairs: &[(R, C)]) -> Value {

@@ -1,4 +1,5 @@
-//! Yes-or-no questions: what the answer decides at its head ([`decision`]) beside what is right, each error by itself.
+//! Yes-or-no questions: what the answer decides at its head ([`decision`]) beside what is right,
+//! each error by itself.
 
 use super::definition::{Asks, Direction, MetricDef, Reads, SHARE};
 use super::sample::{Sample, flag};
@@ -54,7 +55,8 @@ pub(super) const METRICS: &[MetricDef] = &[
     .asks(Asks::Decision),
 ];
 
-/// Whether what the answer decides, beside what is right, is as `judge` says; `None` if it is no question of yes or no.
+/// Whether what the answer decides, beside what is right, is as `judge` says; `None` if it is no
+/// question of yes or no.
 fn decided(s: &Sample<'_>, judge: impl Fn(Option<Decision>, Decision) -> bool) -> Option<f64> {
     let right = s.item.decision?;
     flag(judge(decision::decide(s.answer()), right))

@@ -72,7 +72,8 @@ pub(super) enum ItemValue {
 pub struct MetricDef {
     /// Its name, unique.
     pub name: &'static str,
-    /// Unit of the value: `nats/token`, `bits/byte`, `%` (0 to 100), `share` (0 to 1), `ratio`, `tokens`, `calls`.
+    /// Unit of the value: `nats/token`, `bits/byte`, `%` (0 to 100), `share` (0 to 1), `ratio`,
+    /// `tokens`, `calls`.
     pub unit: &'static str,
     /// Which way is better.
     pub direction: Direction,
@@ -87,8 +88,8 @@ pub struct MetricDef {
     pub description: &'static str,
     /// Every item's value is 0 or 1.
     pub binary: bool,
-    /// The value from which on (in the metric's direction) an item counts as right; `None` where the metric grades and has
-    /// no such point.
+    /// The value from which on (in the metric's direction) an item counts as right; `None` where
+    /// the metric grades and has no such point.
     pub right_from: Option<f64>,
     /// What an English and a Chinese table call it; the name where it has no title.
     #[serde(skip)]

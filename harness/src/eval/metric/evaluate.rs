@@ -1,4 +1,5 @@
-//! From an item, its prediction and the reference's log-probabilities to values; from values to a corpus.
+//! From an item, its prediction and the reference's log-probabilities to values; from values to a
+//! corpus.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +12,9 @@ use crate::eval::stats::{Interval, StatsOptions, bootstrap_ratio_ci, by_cluster}
 use crate::eval::think::{self, ThinkTags};
 use crate::eval::{Item, ItemResult, Prediction, ReferenceScore};
 
-/// The values of the named metrics on one item. `None` is "undefined here": no reference part to compare with, no tokens, no
-/// `reference` score given, or an exception in the package that is reproduced.
+/// The values of the named metrics on one item. `None` is "undefined here": no reference part to
+/// compare with, no tokens, no `reference` score given, or an exception in the package that is
+/// reproduced.
 ///
 /// # Errors
 /// Usage, for a name that is not in the registry, with the names nearest to it.
@@ -55,7 +57,8 @@ fn declared(name: &str) -> Result<&'static MetricDef> {
     info(name).ok_or_else(|| super::unknown_name(name, registry().iter().map(|metric| metric.name)))
 }
 
-/// The corpus value of a metric over items' results, in order; `None` if no item has a value or the metric does not exist.
+/// The corpus value of a metric over items' results, in order; `None` if no item has a value or the
+/// metric does not exist.
 ///
 /// Means and sums are taken in the order of the items, so the same items give the same bytes.
 pub fn aggregate<'a>(name: &str, results: impl IntoIterator<Item = &'a ItemResult>) -> Option<f64> {
@@ -64,8 +67,8 @@ pub fn aggregate<'a>(name: &str, results: impl IntoIterator<Item = &'a ItemResul
     Some(if info(name)?.corpus == Corpus::ExpOfPooled { mean.exp() } else { mean })
 }
 
-/// [`aggregate`] with its bootstrap interval, whole items being drawn, and with them all others of their cluster; `cluster_of` an
-/// item's id names it.
+/// [`aggregate`] with its bootstrap interval, whole items being drawn, and with them all others of
+/// their cluster; `cluster_of` an item's id names it.
 pub fn aggregate_with_interval<'a>(
     name: &str,
     results: impl IntoIterator<Item = &'a ItemResult> + Clone,
@@ -86,7 +89,8 @@ pub fn aggregate_with_interval<'a>(
     (value, interval)
 }
 
-/// `(value * weight, weight)` of every item that has a value; of [`Corpus::ExpOfPooled`] the value's logarithm.
+/// `(value * weight, weight)` of every item that has a value; of [`Corpus::ExpOfPooled`] the
+/// value's logarithm.
 fn terms<'a>(name: &str, results: impl IntoIterator<Item = &'a ItemResult>) -> Option<Vec<(f64, f64)>> {
     let metric = info(name)?;
     let mut terms = Vec::new();
@@ -99,8 +103,8 @@ fn terms<'a>(name: &str, results: impl IntoIterator<Item = &'a ItemResult>) -> O
     Some(terms)
 }
 
-/// What an item weighs in the corpus value of a pooled metric: the scored tokens or bytes of its reference. None for a metric that is a
-/// mean of items, and without a scored reference.
+/// What an item weighs in the corpus value of a pooled metric: the scored tokens or bytes of its
+/// reference. None for a metric that is a mean of items, and without a scored reference.
 pub fn weight(name: &str, result: &ItemResult) -> Option<f64> {
     let metric = info(name)?;
     let part = (metric.part)(result.reference.as_ref()?);
@@ -126,8 +130,8 @@ pub struct Bounds {
     pub high: f64,
 }
 
-/// What truncation can have done to a metric that reads the answer and has a finite range, reasoning being told from answers by
-/// `tags`; `None` for others, or if no item has a value.
+/// What truncation can have done to a metric that reads the answer and has a finite range,
+/// reasoning being told from answers by `tags`; `None` for others, or if no item has a value.
 pub fn bounds<'a>(tags: &ThinkTags, name: &str, results: impl IntoIterator<Item = &'a ItemResult>) -> Option<Bounds> {
     let metric = info(name).filter(|m| m.reads == super::Reads::Answer && m.range.1.is_finite())?;
     let (mut all, mut completed, mut n, mut n_completed) = (0.0, 0.0, 0usize, 0usize);

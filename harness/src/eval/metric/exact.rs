@@ -5,17 +5,18 @@ use unicode_normalization::UnicodeNormalization;
 use super::definition::{Direction, MetricDef, Reads, SHARE};
 use super::python;
 
-/// Whether two answers are the same after [`normalise`]. Two empty answers are no match: nothing was answered.
+/// Whether two answers are the same after [`normalise`]. Two empty answers are no match: nothing
+/// was answered.
 pub fn exact_match(reference: &str, candidate: &str) -> bool {
     let reference = normalise(reference);
     !reference.is_empty() && reference == normalise(candidate)
 }
 
-/// NFKC (full-width forms become ASCII), lower case, sentence punctuation dropped, white space kept only between two ASCII letters or
-/// digits, as one space, and not between a number and its unit.
+/// NFKC (full-width forms become ASCII), lower case, sentence punctuation dropped, white space kept
+/// only between two ASCII letters or digits, as one space, and not between a number and its unit.
 ///
-/// A comma or full stop between digits stays, and so does every sign with a meaning of its own (`-`, `%`, `/`, `<`, `≥`, `+`):
-/// `1.5` does not become `15`.
+/// A comma or full stop between digits stays, and so does every sign with a meaning of its own
+/// (`-`, `%`, `/`, `<`, `≥`, `+`): `1.5` does not become `15`.
 pub fn normalise(text: &str) -> String {
     let chars: Vec<char> = text.nfkc().flat_map(char::to_lowercase).collect();
     let mut out = String::with_capacity(text.len());

@@ -1,4 +1,5 @@
-//! The form of a text: reasoning closed and followed by an answer, an end before the token limit, its length.
+//! The form of a text: reasoning closed and followed by an answer, an end before the token limit,
+//! its length.
 
 use super::definition::{Direction, MetricDef, Reads, SHARE, unbounded};
 use super::python;

@@ -1,24 +1,29 @@
-//! Chinese word segmentation, token for token that of Python jieba 0.42.1 with its default dictionary.
+//! Chinese word segmentation, token for token that of Python jieba 0.42.1 with its default
+//! dictionary.
 //!
-//! The route through the dictionary and the hidden Markov model are jieba-rs's; four things about it differ from the
-//! Python package and are put right here:
+//! The route through the dictionary and the hidden Markov model are jieba-rs's; four things about
+//! it differ from the Python package and are put right here:
 //!
-//! - **Blocks.** Python segments runs of `[一-鿕a-zA-Z0-9+#&._%-]`; the Han range stops at U+9FD5, jieba-rs goes on to
-//!   U+9FFF and the extension blocks. So the text is cut into Python's blocks first.
+//! - **Blocks.** Python segments runs of `[一-鿕a-zA-Z0-9+#&._%-]`; the Han range stops at U+9FD5,
+//!   jieba-rs goes on to U+9FFF and the extension blocks. So the text is cut into Python's blocks
+//!   first.
 //! - **Between blocks** every character is a token of its own, but `\r\n` is one.
-//! - **Total frequency.** Python's dictionary lists `B超` twice and counts both, jieba-rs's lists it once: its sum is 3 less, which
-//!   moves every log-probability. An entry that no text can contain makes up for it.
-//! - **Joined runs.** Where the Markov model meets Latin text, jieba-rs joins `a-b`, `a_b` and `1.2.3`; Python takes
-//!   `[a-zA-Z0-9]+(?:\.\d+)?%?`. Tokens that jieba-rs joined are cut again.
+//! - **Total frequency.** Python's dictionary lists `B超` twice and counts both, jieba-rs's lists
+//!   it once: its sum is 3 less, which moves every log-probability. An entry that no text can
+//!   contain makes up for it.
+//! - **Joined runs.** Where the Markov model meets Latin text, jieba-rs joins `a-b`, `a_b` and
+//!   `1.2.3`; Python takes `[a-zA-Z0-9]+(?:\.\d+)?%?`. Tokens that jieba-rs joined are cut again.
 
 use std::sync::LazyLock;
 
 use jieba_rs::Jieba;
 
-/// The segmenter: about 350,000 words, loaded at first use (a fraction of a second) and shared by all threads.
+/// The segmenter: about 350,000 words, loaded at first use (a fraction of a second) and shared by
+/// all threads.
 static JIEBA: LazyLock<Jieba> = LazyLock::new(|| {
     let mut jieba = Jieba::new();
-    // A noncharacter outside every block, so the entry is never looked up; the tag says what it is for.
+    // A noncharacter outside every block, so the entry is never looked up; the tag says what it is
+    // for.
     jieba.add_word("\u{10ffff}", Some(3), Some("total"));
     jieba
 });
@@ -58,7 +63,8 @@ fn split_between<'a>(between: &'a str, tokens: &mut Vec<&'a str>) {
     }
 }
 
-/// Adds a token of jieba-rs, cut again if jieba-rs joined it across a connector that Python does not.
+/// Adds a token of jieba-rs, cut again if jieba-rs joined it across a connector that Python does
+/// not.
 fn push_token<'a>(token: &'a str, hmm: bool, tokens: &mut Vec<&'a str>) {
     let joined = hmm
         && token.len() > 2

@@ -1,22 +1,29 @@
-//! Key points: which statements of the reference does the candidate make, and which does it contradict?
+//! Key points: which statements of the reference does the candidate make, and which does it
+//! contradict?
 //!
-//! Overlap is not correctness: a negated sentence keeps nearly all its words. This matcher is deterministic and needs no
-//! judge model; it reads text as *clauses*, each with
+//! Overlap is not correctness: a negated sentence keeps nearly all its words. This matcher is
+//! deterministic and needs no judge model; it reads text as *clauses*, each with
 //!
-//! - its terms: jieba words of at least two characters and Latin words (stemmed), without stop words;
+//! - its terms: jieba words of at least two characters and Latin words (stemmed), without stop
+//!   words;
 //! - its quantities, in base units ([`quantities`](super::quantities));
-//! - its polarity: whether it holds an odd number of negations (`不宜`, `禁用`, `避免`, `not`, `without`, ...).
+//! - its polarity: whether it holds an odd number of negations (`不宜`, `禁用`, `避免`, `not`,
+//!   `without`, ...).
 //!
-//! A key point is a clause with at least two terms or a quantity (of a text without any: every clause with a term). It is **made** if, within three consecutive
-//! clauses of the other text, at least 60 % of its terms occur in clauses of its polarity and all its quantities occur. It is
-//! **contradicted** if it is not made and one clause of the other text has at least 60 % of its terms, but the other polarity, or
-//! another number in the same unit, or the same number in another unit.
+//! A key point is a clause with at least two terms or a quantity (of a text without any: every
+//! clause with a term). It is **made** if, within three consecutive clauses of the other text, at
+//! least 60 % of its terms occur in clauses of its polarity and all its quantities occur. It is
+//! **contradicted** if it is not made and one clause of the other text has at least 60 % of its
+//! terms, but the other polarity, or another number in the same unit, or the same number in another
+//! unit.
 //!
-//! Where both texts begin with a yes or a no (`可以`, `合适`, `不可以`, `Yes`, `No`; [`decision`]), that is one more
-//! thing that can be contradicted, though no key point to be made: a model that says yes to a patient for whom the answer is no contradicts
-//! the reference, whatever else it says.
+//! Where both texts begin with a yes or a no (`可以`, `合适`, `不可以`, `Yes`, `No`; [`decision`]),
+//! that is one more thing that can be contradicted, though no key point to be made: a model that
+//! says yes to a patient for whom the answer is no contradicts the reference, whatever else it
+//! says.
 //!
-//! What it cannot see: synonyms, and negation by meaning alone. It under-counts paraphrases, alike for every model compared.
+//! What it cannot see: synonyms, and negation by meaning alone. It under-counts paraphrases, alike
+//! for every model compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -76,7 +83,8 @@ impl KeyPoints {
         (self.total > 0).then(|| self.made as f64 / self.total as f64)
     }
 
-    /// Share contradicted of the key points and the yes or no at the head; `None` if there is neither.
+    /// Share contradicted of the key points and the yes or no at the head; `None` if there is
+    /// neither.
     pub fn share_contradicted(&self) -> Option<f64> {
         let all = self.total + self.heads;
         (all > 0).then(|| self.contradicted.len() as f64 / all as f64)
@@ -99,8 +107,8 @@ impl Statements {
     }
 }
 
-/// Which of `of`'s key points `by` makes and contradicts. With the reference as `of` the share made is recall, with the
-/// candidate as `of` it is precision.
+/// Which of `of`'s key points `by` makes and contradicts. With the reference as `of` the share made
+/// is recall, with the candidate as `of` it is precision.
 pub fn compare(of: &Statements, by: &Statements) -> KeyPoints {
     let mut result = KeyPoints { heads: usize::from(of.head.is_some()), ..KeyPoints::default() };
     if let (Some(mine), Some(theirs)) = (of.head, by.head)
@@ -136,8 +144,9 @@ impl<'a> Index<'a> {
         Index { clauses: clauses.len(), by_term }
     }
 
-    /// The clauses, in order, without one of which `point` is neither made nor contradicted. Of its n terms k must be found, so one of
-    /// its n - k + 1 rarest must be. A point without terms is made by quantities, which may be anywhere.
+    /// The clauses, in order, without one of which `point` is neither made nor contradicted. Of its
+    /// n terms k must be found, so one of its n - k + 1 rarest must be. A point without terms is
+    /// made by quantities, which may be anywhere.
     fn near(&self, point: &Clause) -> Vec<usize> {
         let n = point.terms.len();
         if n == 0 {
@@ -255,7 +264,8 @@ fn term(word: &str) -> Option<String> {
     (long && !CHINESE_STOP_WORDS.contains(&word)).then(|| word.to_string())
 }
 
-/// Words that turn a clause around. As jieba segments them: `不良反应` or `不仅` are words of their own and no negation.
+/// Words that turn a clause around. As jieba segments them: `不良反应` or `不仅` are words of their
+/// own and no negation.
 const NEGATIONS: &[&str] = &[
     "不",
     "不能",

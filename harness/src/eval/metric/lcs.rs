@@ -1,12 +1,14 @@
 //! The longest common subsequence, 64 cells at a time.
 //!
-//! Row `i` of the dynamic programme is kept as one bit a column: bit `j` is set where `L(i, j+1) = L(i, j) + 1`. A row follows
-//! from the one above with an addition per machine word (Crochemore, Iliopoulos, Pinzon and Reid 2001; Hyyrö 2004), so two texts of
-//! 20,000 tokens take milliseconds. [`Columns::path`] also says *which* subsequence the usual back-tracking finds: it keeps
-//! every k-th row, with k about the square root of their number, and computes the rows between again.
+//! Row `i` of the dynamic programme is kept as one bit a column: bit `j` is set where
+//! `L(i, j+1) = L(i, j) + 1`. A row follows from the one above with an addition per machine word
+//! (Crochemore, Iliopoulos, Pinzon and Reid 2001; Hyyrö 2004), so two texts of 20,000 tokens take
+//! milliseconds. [`Columns::path`] also says *which* subsequence the usual back-tracking finds: it
+//! keeps every k-th row, with k about the square root of their number, and computes the rows
+//! between again.
 //!
-//! Memory stays linear in the texts: tokens that fill more than one bit a word have a mask of their own (there can be at
-//! most 64 such), the others a list of positions.
+//! Memory stays linear in the texts: tokens that fill more than one bit a word have a mask of their
+//! own (there can be at most 64 such), the others a list of positions.
 
 /// One sequence, indexed to be compared with others.
 pub struct Columns<'a> {
@@ -87,11 +89,13 @@ impl<'a> Columns<'a> {
         (0..self.tokens.len()).filter(|&j| row[j / 64] >> (j % 64) & 1 == 0).count()
     }
 
-    /// Walks one longest common subsequence from its end to its start and calls `visit(row, column)` for each pair of it.
+    /// Walks one longest common subsequence from its end to its start and calls
+    /// `visit(row, column)` for each pair of it.
     ///
-    /// Of the many that may exist it is the one found by going back from the last cell: to the upper left where the tokens
-    /// are equal, else *up* where the cell above is greater than the one to the left, else *left*. Returns the number of
-    /// cells visited before an edge of the table is reached.
+    /// Of the many that may exist it is the one found by going back from the last cell: to the
+    /// upper left where the tokens are equal, else *up* where the cell above is greater than the
+    /// one to the left, else *left*. Returns the number of cells visited before an edge of the
+    /// table is reached.
     pub fn path(&self, rows: &[u32], mut visit: impl FnMut(usize, usize)) -> usize {
         let words = self.words;
         if rows.is_empty() || words == 0 {
@@ -126,7 +130,8 @@ impl<'a> Columns<'a> {
                     i -= 1;
                     j -= 1;
                 } else if grows {
-                    // The tokens differ, so L(i, j) is the greater of its neighbours: it exceeds the left one, so the one above does.
+                    // The tokens differ, so L(i, j) is the greater of its neighbours: it exceeds
+                    // the left one, so the one above does.
                     i -= 1;
                 } else {
                     j -= 1;

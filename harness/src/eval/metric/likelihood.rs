@@ -1,4 +1,5 @@
-//! How probable the model finds the *reference*: the sensitive measure, from one teacher-forced pass.
+//! How probable the model finds the *reference*: the sensitive measure, from one teacher-forced
+//! pass.
 //!
 //! All are defined on [`ReferenceScore`]'s parts; `None` where a part has no tokens.
 
@@ -10,7 +11,8 @@ pub fn nll(part: &PartScore) -> Option<f64> {
     (part.tokens > 0).then(|| -part.logprob / part.tokens as f64)
 }
 
-/// Bits per UTF-8 byte of text: comparable between tokenizers, as the negative log-likelihood per token is not.
+/// Bits per UTF-8 byte of text: comparable between tokenizers, as the negative log-likelihood per
+/// token is not.
 pub fn bits_per_byte(part: &PartScore) -> Option<f64> {
     (part.bytes > 0).then(|| -part.logprob / std::f64::consts::LN_2 / part.bytes as f64)
 }

@@ -1,17 +1,19 @@
-//! Metrics: what each one measures, which part of the text it reads, which direction is better, and how the value of a corpus
-//! comes from its items.
+//! Metrics: what each one measures, which part of the text it reads, which direction is better, and
+//! how the value of a corpus comes from its items.
 //!
 //! Two families share one registry:
 //!
-//! - **Karat's own**, with short names (`nll_answer`, `rougeL`, `exact_match`, `key_points`, ...). Text metrics read the *answer*
-//!   alone, the reasoning being split off by state ([`think`]): an unclosed reasoning has an
-//!   empty answer, and scores as one. White space is no token.
-//! - **The Python packages'**, under the names of [`conformance`] (`nltk_bleu_jieba.m4`, `rouge_raw.rouge-l.f`, `sacrebleu.zh.score`,
-//!   ...). They read the *whole text*, reasoning and tags included, as the published comparisons do, digit for digit and trap for trap; see each module
-//!   for what is wrong with them.
+//! - **Karat's own**, with short names (`nll_answer`, `rougeL`, `exact_match`, `key_points`, ...).
+//!   Text metrics read the *answer* alone, the reasoning being split off by state ([`think`]): an
+//!   unclosed reasoning has an empty answer, and scores as one. White space is no token.
+//! - **The Python packages'**, under the names of [`conformance`] (`nltk_bleu_jieba.m4`,
+//!   `rouge_raw.rouge-l.f`, `sacrebleu.zh.score`, ...). They read the *whole text*, reasoning and
+//!   tags included, as the published comparisons do, digit for digit and trap for trap; see each
+//!   module for what is wrong with them.
 //!
-//! `bleu` is sacrebleu's `zh` tokenizer with effective order and `exp` smoothing, in percent, averaged over items; print
-//! [`sacrebleu::signature`] beside it. `rouge1`, `rouge2` and `rougeL` are F1 of clipped character counts ([`rouge`]).
+//! `bleu` is sacrebleu's `zh` tokenizer with effective order and `exp` smoothing, in percent,
+//! averaged over items; print [`sacrebleu::signature`] beside it. `rouge1`, `rouge2` and `rougeL`
+//! are F1 of clipped character counts ([`rouge`]).
 
 mod choices;
 pub mod chrf;
@@ -53,8 +55,9 @@ pub use signature::signature;
 use crate::eval::{Item, Prediction, think};
 use crate::{Error, Result, nearest};
 
-/// One row of `karat metrics`: the package metrics of a pair of texts under their conformance names, nested; all of them, or those that
-/// `names` lists (a group such as `rouge_jieba`, or a path such as `rouge_jieba.rouge-l.f`).
+/// One row of `karat metrics`: the package metrics of a pair of texts under their conformance
+/// names, nested; all of them, or those that `names` lists (a group such as `rouge_jieba`, or a
+/// path such as `rouge_jieba.rouge-l.f`).
 ///
 /// # Errors
 /// Usage, for a name that does not exist.
@@ -62,8 +65,9 @@ pub fn conformance_row(reference: &str, candidate: &str, names: &[String]) -> Re
     conformance::Texts::new(reference, candidate).row(names)
 }
 
-/// [`conformance_row`] that also knows Karat's own metrics of texts (`rougeL`, `key_points`, ...), under the names that suites have: the
-/// reference's and the candidate's reasoning are split off as they are in a suite. A name that both have (`exact_match`) is the package's.
+/// [`conformance_row`] that also knows Karat's own metrics of texts (`rougeL`, `key_points`, ...),
+/// under the names that suites have: the reference's and the candidate's reasoning are split off as
+/// they are in a suite. A name that both have (`exact_match`) is the package's.
 ///
 /// # Errors
 /// Usage, for a name that does not exist, or one of a metric that needs more than two texts.

@@ -1,9 +1,10 @@
 //! BLEU as `nltk.translate.bleu_score` computes it, with its smoothing methods.
 //!
-//! Formula: Papineni et al. 2002; smoothing: Chen and Cherry 2014, as nltk 3.10 has them (one reference, weights of a
-//! quarter each). Kept to nltk to the last digit, oddities included: without a matching unigram the score is 0 whatever
-//! the smoothing; method 4 leaves a precision of 0 out of the mean where the candidate has one token, so that two equal
-//! one-token texts score 1; methods 5 and 7 can exceed 1.
+//! Formula: Papineni et al. 2002; smoothing: Chen and Cherry 2014, as nltk 3.10 has them (one
+//! reference, weights of a quarter each). Kept to nltk to the last digit, oddities included:
+//! without a matching unigram the score is 0 whatever the smoothing; method 4 leaves a precision of
+//! 0 out of the mean where the candidate has one token, so that two equal one-token texts score 1;
+//! methods 5 and 7 can exceed 1.
 
 use super::tokens::{TokenPair, gram_count};
 
@@ -85,7 +86,8 @@ impl BleuCounts {
             return 0.0;
         }
         let precisions = self.smoothed(smoothing);
-        // nltk sums the logarithms exactly (math.fsum); four terms in double precision stay within 1e-15 of that.
+        // nltk sums the logarithms exactly (math.fsum); four terms in double precision stay within
+        // 1e-15 of that.
         let mean: f64 = precisions.iter().filter(|p| **p > 0.0).map(|p| 0.25 * p.ln()).sum();
         self.brevity_penalty() * mean.exp()
     }

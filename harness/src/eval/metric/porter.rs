@@ -1,8 +1,9 @@
 //! The Porter stemmer with the extensions of nltk (its default mode), as `rouge_score` uses it.
 //!
-//! Porter 1980, with nltk's changes: a table of irregular forms; words of one or two letters are left alone; `ies`/`ied` in
-//! four-letter words keep the `e`; `y` becomes `i` only after a consonant that is not the whole stem; `alli` recurs; two more
-//! suffixes in step 2; a stem of vowel and consonant ends "cvc".
+//! Porter 1980, with nltk's changes: a table of irregular forms; words of one or two letters are
+//! left alone; `ies`/`ied` in four-letter words keep the `e`; `y` becomes `i` only after a
+//! consonant that is not the whole stem; `alli` recurs; two more suffixes in step 2; a stem of
+//! vowel and consonant ends "cvc".
 
 /// The stem of a lower-case ASCII word.
 pub fn stem(word: &str) -> String {

@@ -1,7 +1,8 @@
 //! White space as Python defines it, and the string methods that depend on it.
 //!
-//! The packages whose numbers Karat reproduces split and strip with `str.split()`, `str.strip()` and `\s`. Python counts
-//! U+001C to U+001F as white space, Unicode's `White_Space` (and so Rust) does not.
+//! The packages whose numbers Karat reproduces split and strip with `str.split()`, `str.strip()`
+//! and `\s`. Python counts U+001C to U+001F as white space, Unicode's `White_Space` (and so Rust)
+//! does not.
 
 /// `str.isspace()` of one character.
 pub fn is_space(c: char) -> bool {

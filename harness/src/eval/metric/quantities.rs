@@ -32,7 +32,8 @@ pub struct Quantity {
 }
 
 impl Quantity {
-    /// Same bound, unit and (to a relative 1e-9, which is what the conversion may cost) same numbers.
+    /// Same bound, unit and (to a relative 1e-9, which is what the conversion may cost) same
+    /// numbers.
     pub fn same(&self, other: &Quantity) -> bool {
         self.bound == other.bound
             && self.unit == other.unit
@@ -50,7 +51,8 @@ fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-9 * a.abs().max(b.abs())
 }
 
-/// `(alias, base unit, factor)`. Years and months are apart from days: "one month" is no number of hours.
+/// `(alias, base unit, factor)`. Years and months are apart from days: "one month" is no number of
+/// hours.
 const UNITS: &[(&str, &str, f64)] = &[
     ("kg", "mg", 1e6),
     ("千克", "mg", 1e6),
@@ -183,8 +185,8 @@ static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| {
     }
 });
 
-/// The quantities of `text`, in order. Numbers of a list ("1." at the start of a line) and within words (`IL-6`, `T4`) are
-/// none.
+/// The quantities of `text`, in order. Numbers of a list ("1." at the start of a line) and within
+/// words (`IL-6`, `T4`) are none.
 pub fn quantities(text: &str) -> Vec<Quantity> {
     let text: String = text.nfkc().flat_map(char::to_lowercase).collect();
     let mut found: Vec<(usize, Quantity)> = Vec::new();

@@ -12,8 +12,9 @@ const COPIES: usize = 4;
 /// Longest unit looked for, in characters.
 const LONGEST_UNIT: usize = 200;
 
-/// Whether `text` runs in a loop anywhere: a unit of at most 200 characters repeated at least 4 times in a row, over at
-/// least 24 characters. White space is skipped; a unit without a letter or digit (a ruled line, dots) is none.
+/// Whether `text` runs in a loop anywhere: a unit of at most 200 characters repeated at least 4
+/// times in a row, over at least 24 characters. White space is skipped; a unit without a letter or
+/// digit (a ruled line, dots) is none.
 ///
 /// Costs one pass a unit length: 200 times the text.
 pub fn has_loop(text: &str) -> bool {
@@ -35,8 +36,8 @@ pub fn has_loop(text: &str) -> bool {
     })
 }
 
-/// Share of 4-grams (of characters, white space skipped) that occurred before: `1 - distinct-4`, "seq-rep-4" of Welleck et
-/// al. 2020. `None` for a text of fewer than 4 characters.
+/// Share of 4-grams (of characters, white space skipped) that occurred before: `1 - distinct-4`,
+/// "seq-rep-4" of Welleck et al. 2020. `None` for a text of fewer than 4 characters.
 pub fn repeated_4_grams(text: &str) -> Option<f64> {
     let chars: Vec<char> = python::visible(text).collect();
     tokens::distinct(&chars, 4).map(|distinct| 1.0 - distinct)

@@ -1,11 +1,13 @@
-//! ROUGE as defined: clipped n-gram counts and the longest common subsequence of the whole text (Lin 2004), over
-//! characters or jieba words.
+//! ROUGE as defined: clipped n-gram counts and the longest common subsequence of the whole text
+//! (Lin 2004), over characters or jieba words.
 //!
-//! - ROUGE-N: `sum over n-grams of min(count in candidate, count in reference)`, over the candidate's n-grams for precision
-//!   and the reference's for recall. Repeating a matched n-gram therefore lowers precision.
+//! - ROUGE-N: `sum over n-grams of min(count in candidate, count in reference)`, over the
+//!   candidate's n-grams for precision and the reference's for recall. Repeating a matched n-gram
+//!   therefore lowers precision.
 //! - ROUGE-L: length of the longest common subsequence over the two lengths.
 //!
-//! White space is no token of either kind, so formatting does not score. F is the harmonic mean (beta = 1).
+//! White space is no token of either kind, so formatting does not score. F is the harmonic mean
+//! (beta = 1).
 
 use super::definition::{Direction, MetricDef, Reads, SHARE};
 use super::lcs;

@@ -1,14 +1,18 @@
-//! ROUGE as the Python packages `rouge` 1.0.1 and `rouge-chinese` 1.0.3 compute it: for comparison with published tables.
+//! ROUGE as the Python packages `rouge` 1.0.1 and `rouge-chinese` 1.0.3 compute it: for comparison
+//! with published tables.
 //!
 //! Neither is ROUGE as defined by Lin (2004). What they do instead, and this reproduces:
 //!
-//! - n-grams are *sets*: a repetition loop costs nothing. In `rouge`, ROUGE-L is a set too: the distinct tokens on the
-//!   common subsequences of all pairs of sentences, over the distinct tokens of each text.
-//! - `rouge` takes text up to an ASCII full stop as a sentence, so `38.5` is two; a blank sentence counts as one empty token.
-//! - `rouge-chinese` cuts sentences at `。！？` and the like; its ROUGE-L counts tokens, sentences ignored.
+//! - n-grams are *sets*: a repetition loop costs nothing. In `rouge`, ROUGE-L is a set too: the
+//!   distinct tokens on the common subsequences of all pairs of sentences, over the distinct tokens
+//!   of each text.
+//! - `rouge` takes text up to an ASCII full stop as a sentence, so `38.5` is two; a blank sentence
+//!   counts as one empty token.
+//! - `rouge-chinese` cuts sentences at `。！？` and the like; its ROUGE-L counts tokens, sentences
+//!   ignored.
 //! - Both split on white space, which Chinese has not: give them segmented text.
-//! - A candidate or reference without a sentence raises `ValueError`; a long pair of sentences exceeds Python's recursion
-//!   limit in `rouge` ([`RougeScores::recursion_depth`]).
+//! - A candidate or reference without a sentence raises `ValueError`; a long pair of sentences
+//!   exceeds Python's recursion limit in `rouge` ([`RougeScores::recursion_depth`]).
 
 use std::sync::LazyLock;
 
@@ -46,8 +50,9 @@ pub struct RougeScores {
     pub rouge2: Rpf,
     /// `rouge-l`.
     pub rouge_l: Rpf,
-    /// How many nested calls the package's recursive back-tracking makes for its longest pair of sentences; above Python's
-    /// limit (1000 by default, the caller's frames included) it raises `RecursionError`. 0 for `rouge-chinese`.
+    /// How many nested calls the package's recursive back-tracking makes for its longest pair of
+    /// sentences; above Python's limit (1000 by default, the caller's frames included) it raises
+    /// `RecursionError`. 0 for `rouge-chinese`.
     pub recursion_depth: usize,
 }
 

@@ -1,5 +1,6 @@
-//! ROUGE as Google's package `rouge_score` 0.1.2 computes it: clipped counts, but a default tokenizer that keeps only
-//! `[a-z0-9]`. Chinese is dropped: "使用CT检查" against "禁止CT检查" scores 1.0.
+//! ROUGE as Google's package `rouge_score` 0.1.2 computes it: clipped counts, but a default
+//! tokenizer that keeps only `[a-z0-9]`. Chinese is dropped: "使用CT检查" against "禁止CT检查"
+//! scores 1.0.
 
 use super::lcs::Columns;
 use super::tokens::{Prf, TokenPair};
@@ -25,7 +26,8 @@ pub fn score(reference: &str, candidate: &str, stem: bool) -> RougeScore {
     RougeScore { rouge1, rouge2, rouge_l, rouge_l_sum: summary_level(reference, candidate, stem) }
 }
 
-/// Lower case; every run of other characters than `[a-z0-9]` separates; words of more than 3 characters are stemmed.
+/// Lower case; every run of other characters than `[a-z0-9]` separates; words of more than 3
+/// characters are stemmed.
 fn tokenize(text: &str, stem: bool) -> Vec<String> {
     text.to_lowercase()
         .split(|c: char| !matches!(c, 'a'..='z' | '0'..='9'))
@@ -35,8 +37,9 @@ fn tokenize(text: &str, stem: bool) -> Vec<String> {
         .collect()
 }
 
-/// Summary-level ROUGE-L (Lin 2004, section 3.2): for each line of the reference the union of its common subsequences with all
-/// lines of the candidate, each token counted no more often than either text has it.
+/// Summary-level ROUGE-L (Lin 2004, section 3.2): for each line of the reference the union of its
+/// common subsequences with all lines of the candidate, each token counted no more often than
+/// either text has it.
 fn summary_level(reference: &str, candidate: &str, stem: bool) -> Prf {
     let lines = |text: &'_ str| -> Vec<Vec<String>> {
         text.split('\n').filter(|line| !line.is_empty()).map(|line| tokenize(line, stem)).collect()

@@ -1,8 +1,8 @@
 //! BLEU as sacrebleu 2.6.0 computes it (one reference, four orders, smoothing `exp`).
 //!
-//! Formula: Post 2018 over Papineni et al. 2002. `effective_order` is off in the class `BLEU` (and for a corpus) and on in the
-//! function `sentence_bleu`: with it off, a candidate of one to three tokens scores 0. The [`signature`] names every
-//! choice; print it beside every score.
+//! Formula: Post 2018 over Papineni et al. 2002. `effective_order` is off in the class `BLEU` (and
+//! for a corpus) and on in the function `sentence_bleu`: with it off, a candidate of one to three
+//! tokens scores 0. The [`signature`] names every choice; print it beside every score.
 
 use super::definition::{Direction, MetricDef, PERCENT, Reads};
 use super::sacrebleu_tokenizers::BleuTokenizer;
@@ -94,7 +94,8 @@ impl Counts {
                 100.0 * self.matches[n] as f64 / self.totals[n] as f64
             };
         }
-        // An order without n-grams counts as a precision of 0, whose logarithm sacrebleu sets to -9999999999.
+        // An order without n-grams counts as a precision of 0, whose logarithm sacrebleu sets to
+        // -9999999999.
         let ln = |p: &f64| if *p == 0.0 { -9_999_999_999.0 } else { p.ln() };
         let mean = bleu.precisions[..order].iter().map(ln).sum::<f64>() / order as f64;
         bleu.score = brevity_penalty * mean.exp();

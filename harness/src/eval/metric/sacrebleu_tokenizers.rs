@@ -1,8 +1,8 @@
 //! sacrebleu's tokenizers `zh`, `13a`, `char` and `intl`.
 //!
-//! They are rewriting rules that put spaces around tokens. `zh` is kept with its malformed range: `'\u20000'` is in
-//! Python the string U+2000 `0`, so that *all* of U+2001 to U+2A6D counts as Chinese (dashes, curly quotes, ℃, ≥), and
-//! the ideographs of plane 2 do not.
+//! They are rewriting rules that put spaces around tokens. `zh` is kept with its malformed range:
+//! `'\u20000'` is in Python the string U+2000 `0`, so that *all* of U+2001 to U+2A6D counts as
+//! Chinese (dashes, curly quotes, ℃, ≥), and the ideographs of plane 2 do not.
 
 use std::sync::LazyLock;
 
@@ -94,7 +94,8 @@ fn is_chinese(c: char) -> bool {
         | '\u{ff00}'..='\u{ffef}')
 }
 
-/// What `13a` does before its rules: joins hyphenated lines, drops `<skipped>`, unescapes four entities.
+/// What `13a` does before its rules: joins hyphenated lines, drops `<skipped>`, unescapes four
+/// entities.
 fn unescape(text: &str) -> String {
     let text = text.replace("<skipped>", "").replace("-\n", "").replace('\n', " ");
     if !text.contains('&') {
@@ -103,8 +104,8 @@ fn unescape(text: &str) -> String {
     text.replace("&quot;", "\"").replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
 }
 
-/// The four rules of `13a` and `zh`: symbols apart; full stop and comma apart unless between digits; a dash after a
-/// digit apart.
+/// The four rules of `13a` and `zh`: symbols apart; full stop and comma apart unless between
+/// digits; a dash after a digit apart.
 fn western(text: &str) -> String {
     western_symbols_and_stops(text, |spaced| spaced)
 }
@@ -163,7 +164,8 @@ static INTERNATIONAL: LazyLock<[(Regex, &str); 3]> = LazyLock::new(|| {
     ]
 });
 
-// What the Unicode tables of Python's `regex` 2026.11.15 have and those of the Rust crate (Unicode 16) lack.
+// What the Unicode tables of Python's `regex` 2026.11.15 have and those of the Rust crate (Unicode
+// 16) lack.
 const NEW_PUNCTUATION: &[&str] = &[r"\u{2e60}-\u{2e63}\u{10ed0}"];
 const NEW_NUMBERS: &[&str] =
     &[r"\u{11de0}-\u{11de9}\u{1246f}\u{12475}-\u{1247f}\u{12550}-\u{12686}\u{16ff4}-\u{16ff6}"];

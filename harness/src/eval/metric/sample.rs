@@ -1,4 +1,5 @@
-//! One item with a model's text and scores: what metrics read, split and segmented once for all of them.
+//! One item with a model's text and scores: what metrics read, split and segmented once for all of
+//! them.
 
 use std::cell::OnceCell;
 
@@ -8,7 +9,8 @@ use super::{jieba, python, rouge};
 use crate::eval::think::{Parts, ThinkTags};
 use crate::eval::{Item, PartScore, Prediction, ReferenceScore};
 
-/// An item, the text a model wrote for it, and the reference's log-probabilities under that model where they are known.
+/// An item, the text a model wrote for it, and the reference's log-probabilities under that model
+/// where they are known.
 pub(crate) struct Sample<'a> {
     /// How reasoning is told from answers.
     pub tags: &'a ThinkTags,

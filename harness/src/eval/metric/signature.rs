@@ -3,8 +3,8 @@
 use super::sacrebleu_tokenizers::BleuTokenizer;
 use super::{chrf, sacrebleu, ter};
 
-/// The signature that sacrebleu prints beside the scores of the named metric; `None` for metrics that are not sacrebleu's, and
-/// for BLEU by a tokenizer that does not exist.
+/// The signature that sacrebleu prints beside the scores of the named metric; `None` for metrics
+/// that are not sacrebleu's, and for BLEU by a tokenizer that does not exist.
 ///
 /// ```
 /// # use karat::eval::metric::signature;

@@ -1,8 +1,9 @@
-//! Translation edit rate as sacrebleu 2.6.0 computes it (Snover et al. 2006; Tercom's shifts), lower-cased, words by white
-//! space; with `asian` also normalised and Chinese characters apart.
+//! Translation edit rate as sacrebleu 2.6.0 computes it (Snover et al. 2006; Tercom's shifts),
+//! lower-cased, words by white space; with `asian` also normalised and Chinese characters apart.
 //!
-//! A greedy search shifts spans of at most 10 words by at most 50 positions while that lowers the edit distance; the distance
-//! is computed in a band of 25 around the diagonal. Chinese is one word a line without `asian`, so a score says little there.
+//! A greedy search shifts spans of at most 10 words by at most 50 positions while that lowers the
+//! edit distance; the distance is computed in a band of 25 around the diagonal. Chinese is one word
+//! a line without `asian`, so a score says little there.
 
 use std::sync::LazyLock;
 
@@ -30,8 +31,8 @@ pub struct TerCounts {
 impl TerCounts {
     /// Counts of one pair. `asian` is sacrebleu's `TER(normalized=True, asian_support=True)`.
     pub fn of(reference: &str, candidate: &str, asian: bool) -> Self {
-        // The package normalises the reference twice, the candidate once; the possessive rule sees more the second time
-        // ("it's," becomes "it's ,", then "it 's ,").
+        // The package normalises the reference twice, the candidate once; the possessive rule sees
+        // more the second time ("it's," becomes "it's ,", then "it 's ,").
         let reference = python::split(&normalise(reference, asian)).collect::<Vec<_>>().join(" ");
         let (reference, candidate) = (normalise(&reference, asian), normalise(candidate, asian));
         let pair = TokenPair::new(python::split(&reference), python::split(&candidate));
@@ -80,8 +81,9 @@ fn normalise(text: &str, asian: bool) -> String {
     text
 }
 
-/// Chinese characters and punctuation apart, in sacrebleu's order. Its range for enclosed letters ends at U+3F22 (sic); its
-/// rules for kana can only match at the start of the text, where a space stands, and so never do.
+/// Chinese characters and punctuation apart, in sacrebleu's order. Its range for enclosed letters
+/// ends at U+3F22 (sic); its rules for kana can only match at the start of the text, where a space
+/// stands, and so never do.
 static ASIAN: LazyLock<[Regex; 6]> = LazyLock::new(|| {
     [
         r"[\u{4e00}-\u{9fff}\u{3400}-\u{4dbf}]",
@@ -113,8 +115,8 @@ fn edits(candidate: &[u32], reference: &[u32]) -> u64 {
     shifts + u64::from(table.distance())
 }
 
-/// The shift that lowers the distance most (at least by 1): then the longest, the earliest, the one with the earliest
-/// target. The table is that of `words`.
+/// The shift that lowers the distance most (at least by 1): then the longest, the earliest, the one
+/// with the earliest target. The table is that of `words`.
 fn best_shift(words: &[u32], reference: &[u32], table: &EditTable<'_>, checked: &mut usize) -> Option<Vec<u32>> {
     let distance = i64::from(table.distance());
     let alignment = table.alignment();
@@ -133,7 +135,8 @@ fn best_shift(words: &[u32], reference: &[u32], table: &EditTable<'_>, checked: 
         }
         let mut previous = None;
         for offset in 0..=length {
-            // Before the reference's word start_reference + offset: where the word before that is aligned.
+            // Before the reference's word start_reference + offset: where the word before that is
+            // aligned.
             let target = match (start_reference + offset).checked_sub(1) {
                 None => 0,
                 Some(before) => alignment.after[before],
@@ -157,7 +160,8 @@ fn best_shift(words: &[u32], reference: &[u32], table: &EditTable<'_>, checked: 
     best.filter(|((gain, ..), _)| *gain > 0).map(|(_, shifted)| shifted)
 }
 
-/// Spans that occur in both, as (start in the candidate, start in the reference, length): every length up to the longest.
+/// Spans that occur in both, as (start in the candidate, start in the reference, length): every
+/// length up to the longest.
 fn matching_spans<'a>(words: &'a [u32], reference: &'a [u32]) -> impl Iterator<Item = (usize, usize, usize)> + 'a {
     (0..words.len()).flat_map(move |start| {
         let first = start.saturating_sub(MAX_SHIFT_DISTANCE);
@@ -170,8 +174,8 @@ fn matching_spans<'a>(words: &'a [u32], reference: &'a [u32]) -> impl Iterator<I
     })
 }
 
-/// Moves `words[start..start + length]` so that it stands before what is now at `target`; a target within the span counts on
-/// from behind it, as in sacrebleu.
+/// Moves `words[start..start + length]` so that it stands before what is now at `target`; a target
+/// within the span counts on from behind it, as in sacrebleu.
 fn shift(words: &[u32], start: usize, length: usize, target: usize) -> Vec<u32> {
     let span = &words[start..start + length];
     let n = words.len();
@@ -198,12 +202,13 @@ enum Edit {
 struct Alignment {
     candidate_wrong: Vec<bool>,
     reference_wrong: Vec<bool>,
-    /// Per word of the reference, the number of candidate words up to and with the one aligned to it.
+    /// Per word of the reference, the number of candidate words up to and with the one aligned to
+    /// it.
     after: Vec<usize>,
 }
 
-/// A row of the table within the band: the costs of the columns from `from` on, and how each was reached. Columns outside are
-/// not reached.
+/// A row of the table within the band: the costs of the columns from `from` on, and how each was
+/// reached. Columns outside are not reached.
 #[derive(Clone, Default)]
 struct Row {
     from: usize,
@@ -221,8 +226,8 @@ impl Row {
     }
 }
 
-/// Edit distances of the candidate's prefixes (rows) to the reference's (columns). Of each row only the band is kept, so memory is
-/// linear in the longer text: about twice the beam in cells a word.
+/// Edit distances of the candidate's prefixes (rows) to the reference's (columns). Of each row only
+/// the band is kept, so memory is linear in the longer text: about twice the beam in cells a word.
 struct EditTable<'a> {
     reference: &'a [u32],
     rows: Vec<Row>,
@@ -233,7 +238,8 @@ struct EditTable<'a> {
 impl<'a> EditTable<'a> {
     fn new(reference: &'a [u32], candidate_length: usize) -> Self {
         let ratio = if candidate_length == 0 { 1.0 } else { reference.len() as f64 / candidate_length as f64 };
-        // Where the lengths differ so much that bands of neighbouring rows would not overlap, the band is widened.
+        // Where the lengths differ so much that bands of neighbouring rows would not overlap, the
+        // band is widened.
         let half = ratio / 2.0;
         let beam = if (BEAM_WIDTH as f64) < half { (half + BEAM_WIDTH as f64).ceil() as usize } else { BEAM_WIDTH };
         let width = reference.len() + 1;
@@ -287,8 +293,9 @@ impl<'a> EditTable<'a> {
         }
     }
 
-    /// The distance of `shifted`, the table being that of `words`: only rows from the first changed word on are computed, up to where they
-    /// run beside the table's at one distance, as they then do to the end.
+    /// The distance of `shifted`, the table being that of `words`: only rows from the first changed
+    /// word on are computed, up to where they run beside the table's at one distance, as they then
+    /// do to the end.
     fn distance_of(&self, words: &[u32], shifted: &[u32]) -> u32 {
         let Some(first) = words.iter().zip(shifted).position(|(a, b)| a != b) else { return self.distance() };
         let last = words.iter().zip(shifted).rposition(|(a, b)| a != b).unwrap_or(first);
@@ -328,7 +335,8 @@ impl<'a> EditTable<'a> {
                     alignment.after[j - 1] = i;
                     j -= 1;
                 }
-                // A cell outside the band is not reached from the last one; were it, deleting ends the walk.
+                // A cell outside the band is not reached from the last one; were it, deleting ends
+                // the walk.
                 Edit::Delete | Edit::Unknown => {
                     alignment.candidate_wrong[i - 1] = true;
                     i -= 1;

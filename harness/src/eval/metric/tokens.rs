@@ -1,6 +1,7 @@
 //! Two token sequences over one vocabulary of dense ids, and what n-grams they share.
 //!
-//! Every overlap metric works on ids, not on strings: a text is looked up once and then compared as integers.
+//! Every overlap metric works on ids, not on strings: a text is looked up once and then compared as
+//! integers.
 
 use std::cell::RefCell;
 use std::hash::Hash;
@@ -56,11 +57,12 @@ impl TokenPair {
         })
     }
 
-    /// Per order `1..=max_order`, how many n-grams of the candidate are matched by one of the reference, each n-gram of
-    /// the reference being used once ("clipped": `sum over n-grams of min(count, count)`).
+    /// Per order `1..=max_order`, how many n-grams of the candidate are matched by one of the
+    /// reference, each n-gram of the reference being used once ("clipped":
+    /// `sum over n-grams of min(count, count)`).
     ///
-    /// Only positions whose (n-1)-grams are shared by both texts are looked at for order n, so unrelated texts cost
-    /// little more than one pass.
+    /// Only positions whose (n-1)-grams are shared by both texts are looked at for order n, so
+    /// unrelated texts cost little more than one pass.
     pub fn clipped_matches(&self, max_order: usize) -> Vec<u64> {
         let mut matches = Vec::with_capacity(max_order);
         // Where an n-gram begins that both sides have, and its id; order 1 by counting.
@@ -114,8 +116,8 @@ fn overlap<T: Hash + Eq>(reference: &FxHashSet<T>, candidate: &FxHashSet<T>) -> 
     SetOverlap { reference: reference.len() as u64, candidate: candidate.len() as u64, common }
 }
 
-/// n-grams to (n+1)-grams: where the next position has one too, `id` says what number the two have together;
-/// [`PairTable::NONE`] drops it.
+/// n-grams to (n+1)-grams: where the next position has one too, `id` says what number the two have
+/// together; [`PairTable::NONE`] drops it.
 fn extend(grams: &mut Vec<(u32, u32)>, mut id: impl FnMut(u64) -> u32) {
     let mut kept = 0;
     for i in 1..grams.len() {
@@ -132,8 +134,8 @@ fn extend(grams: &mut Vec<(u32, u32)>, mut id: impl FnMut(u64) -> u32) {
     grams.truncate(kept);
 }
 
-/// Numbers for characters in order of appearance. A table of the Basic Multilingual Plane per thread, its entries of earlier
-/// texts made void by a stamp: a character costs one look at memory.
+/// Numbers for characters in order of appearance. A table of the Basic Multilingual Plane per
+/// thread, its entries of earlier texts made void by a stamp: a character costs one look at memory.
 struct CharacterNumbers {
     stamp: u32,
     next: u32,
@@ -176,7 +178,8 @@ impl CharacterNumbers {
     }
 }
 
-/// Pairs of ids to ids: open addressing, at most half full, so that most look-ups touch one cache line.
+/// Pairs of ids to ids: open addressing, at most half full, so that most look-ups touch one cache
+/// line.
 struct PairTable {
     cells: Vec<(u64, u32)>,
     /// Cells in use, less 1.
@@ -199,7 +202,8 @@ impl PairTable {
         (2 * pairs).next_power_of_two().max(8)
     }
 
-    /// Empty again, for at most `pairs` pairs, which may not be more than there was room for at first.
+    /// Empty again, for at most `pairs` pairs, which may not be more than there was room for at
+    /// first.
     fn clear(&mut self, pairs: usize) {
         let cells = Self::cells_for(pairs);
         self.cells[..cells].fill(Self::EMPTY);
@@ -269,7 +273,8 @@ pub fn gram_count(length: usize, order: usize) -> u64 {
     (length + 1).saturating_sub(order) as u64
 }
 
-/// Share of distinct n-grams among all n-grams of a sequence (Li et al. 2016, "distinct-n"); `None` if it has none.
+/// Share of distinct n-grams among all n-grams of a sequence (Li et al. 2016, "distinct-n"); `None`
+/// if it has none.
 pub fn distinct<T: Hash + Eq>(tokens: &[T], order: usize) -> Option<f64> {
     let total = gram_count(tokens.len(), order);
     if total == 0 {

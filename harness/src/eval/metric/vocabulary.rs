@@ -3,14 +3,15 @@
 use super::definition::{Direction, MetricDef, Reads, SHARE};
 use super::tokens::{Prf, TokenPair};
 
-/// Precision, recall and F1 of the *sets* of tokens (the published comparison's "vocabulary" metrics, over jieba words). Counts and
-/// order are ignored: a loop over the right words scores 1.
+/// Precision, recall and F1 of the *sets* of tokens (the published comparison's "vocabulary"
+/// metrics, over jieba words). Counts and order are ignored: a loop over the right words scores 1.
 pub fn vocabulary(pair: &TokenPair) -> Prf {
     let sets = pair.set_overlap(1);
     Prf::from_counts(sets.common, sets.candidate, sets.reference)
 }
 
-/// Token F1 as SQuAD v1.1 computes it (Rajpurkar et al. 2016), over the multisets of tokens and without its normalisation.
+/// Token F1 as SQuAD v1.1 computes it (Rajpurkar et al. 2016), over the multisets of tokens and
+/// without its normalisation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TokenF1 {
     /// Tokens in common, with multiplicity.

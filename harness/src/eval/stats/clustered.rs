@@ -1,8 +1,9 @@
-//! Items that share a source are not independent (several questions about one drug, one passage, one patient): what is
-//! drawn, and what is flipped, is then the source with all its items.
+//! Items that share a source are not independent (several questions about one drug, one passage,
+//! one patient): what is drawn, and what is flipped, is then the source with all its items.
 //!
-//! A standard error that ignores this can be several times too small (Miller, arXiv 2411.00640, section 2.2). Where every item is
-//! its own source all of this equals, to the bit, what ignores sources.
+//! A standard error that ignores this can be several times too small (Miller, arXiv 2411.00640,
+//! section 2.2). Where every item is its own source all of this equals, to the bit, what ignores
+//! sources.
 
 use std::collections::BTreeMap;
 
@@ -34,14 +35,14 @@ fn sums<C: Ord>(values: &[f64], clusters: &[C]) -> Vec<(f64, f64)> {
     by_cluster(clusters.iter().zip(values.iter().map(|&v| (v, 1.0))))
 }
 
-/// Percentile bootstrap interval of the mean, whole clusters being drawn with replacement. NaN below two clusters: one source
-/// says nothing of others.
+/// Percentile bootstrap interval of the mean, whole clusters being drawn with replacement. NaN
+/// below two clusters: one source says nothing of others.
 pub fn clustered_mean_ci<C: Ord>(values: &[f64], clusters: &[C], options: &StatsOptions) -> Interval {
     bootstrap_ratio_ci(&sums(values, clusters), options)
 }
 
-/// Two-sided p of the sign-flip permutation test, a cluster's differences changing their sign together. NaN below two clusters of several
-/// items.
+/// Two-sided p of the sign-flip permutation test, a cluster's differences changing their sign
+/// together. NaN below two clusters of several items.
 pub fn clustered_sign_flip_p<C: Ord>(differences: &[f64], clusters: &[C], options: &StatsOptions) -> f64 {
     let sums = sums(differences, clusters);
     if sums.len() < 2 && differences.len() > 1 {
@@ -70,7 +71,8 @@ mod tests {
         let once = [0.5, 0.4, 0.3, -0.2, 0.6];
         let copied: Vec<f64> = once.iter().flat_map(|v| [*v; 20]).collect();
         let sources: Vec<usize> = (0..copied.len()).map(|i| i / 20).collect();
-        // Twenty copies of each say what one of each says; taken for items they would be highly significant.
+        // Twenty copies of each say what one of each says; taken for items they would be highly
+        // significant.
         assert_eq!(clustered_sign_flip_p(&copied, &sources, &options), sign_flip_p(&once, &options));
         assert!(sign_flip_p(&copied, &options) < 0.01);
         let (all, one) = (clustered_mean_ci(&copied, &sources, &options), bootstrap_mean_ci(&once, &options));

@@ -38,8 +38,8 @@ impl Agreement {
     }
 }
 
-/// McNemar's exact two-sided test: the probability, under a fair coin, of discordant counts at least as uneven as these. 1 where
-/// there are none.
+/// McNemar's exact two-sided test: the probability, under a fair coin, of discordant counts at
+/// least as uneven as these. 1 where there are none.
 pub fn mcnemar_exact(only_a: u64, only_b: u64) -> f64 {
     let n = only_a + only_b;
     let smaller = only_a.min(only_b);
@@ -55,9 +55,11 @@ pub fn mcnemar_exact(only_a: u64, only_b: u64) -> f64 {
     (2.0 * tail).min(1.0)
 }
 
-/// Holm's step-down adjustment (1979): adjusted p-values in the order given; reject where they are at most the level.
+/// Holm's step-down adjustment (1979): adjusted p-values in the order given; reject where they are
+/// at most the level.
 ///
-/// Controls the probability of any false rejection among the metrics of a table, whatever their dependence.
+/// Controls the probability of any false rejection among the metrics of a table, whatever their
+/// dependence.
 pub fn holm(p_values: &[f64]) -> Vec<f64> {
     let m = p_values.len();
     let mut order: Vec<usize> = (0..m).collect();

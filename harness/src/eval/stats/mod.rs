@@ -1,8 +1,9 @@
-//! Statistics of a comparison: always paired, always with its uncertainty, and the same bytes for the same seed on any number of threads.
+//! Statistics of a comparison: always paired, always with its uncertainty, and the same bytes for
+//! the same seed on any number of threads.
 //!
-//! Below a few hundred items the central limit theorem flatters (Bowyer et al., arXiv 2503.01747): intervals are
-//! bootstrapped, p-values exact or by permutation. A gate is non-inferiority with a stated margin ([`non_inferiority`]), not
-//! "p > 0.05".
+//! Below a few hundred items the central limit theorem flatters (Bowyer et al., arXiv 2503.01747):
+//! intervals are bootstrapped, p-values exact or by permutation. A gate is non-inferiority with a
+//! stated margin ([`non_inferiority`]), not "p > 0.05".
 
 pub mod normal;
 pub mod random;
@@ -50,15 +51,16 @@ pub struct PairedComparison {
 pub struct StatsOptions {
     /// Seed of the bootstrap and of the permutations.
     pub seed: u64,
-    /// Resamples of the percentile bootstrap, and permutations where they are not enumerated; at most
-    /// [`StatsOptions::MOST_RESAMPLES`], for each is kept until its quantiles are taken.
+    /// Resamples of the percentile bootstrap, and permutations where they are not enumerated; at
+    /// most [`StatsOptions::MOST_RESAMPLES`], for each is kept until its quantiles are taken.
     pub resamples: usize,
     /// Coverage of the interval, e.g. 0.95.
     pub confidence: f64,
 }
 
 impl StatsOptions {
-    /// Most resamples that a suite or a report may ask for: 8 MB an interval, and p-values down to a millionth.
+    /// Most resamples that a suite or a report may ask for: 8 MB an interval, and p-values down to
+    /// a millionth.
     pub const MOST_RESAMPLES: usize = 1_000_000;
 
     /// What is wrong with the options, as the key and a lowercase fragment; `None` if nothing is.
@@ -93,8 +95,8 @@ pub struct Interval {
 /// Compares two models by the values of one metric on the same items, in the same order.
 ///
 /// # Errors
-/// Data, if the lengths differ, there is no item, or a value is not finite: an item without a value must be left out of *both*, by
-/// the caller, who then says so.
+/// Data, if the lengths differ, there is no item, or a value is not finite: an item without a value
+/// must be left out of *both*, by the caller, who then says so.
 pub fn compare_paired(a: &[f64], b: &[f64], options: &StatsOptions) -> Result<PairedComparison> {
     if a.len() != b.len() || a.is_empty() {
         let what = format!("a paired comparison needs the same items on both sides, got {} and {}", a.len(), b.len());

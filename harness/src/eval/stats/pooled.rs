@@ -1,8 +1,10 @@
-//! Two pooled values on the same items. A ratio of sums, such as a negative log-likelihood per token, is no mean of its items,
-//! so neither is the difference of two: long items weigh more on both sides.
+//! Two pooled values on the same items. A ratio of sums, such as a negative log-likelihood per
+//! token, is no mean of its items, so neither is the difference of two: long items weigh more on
+//! both sides.
 //!
-//! With `f_i = n w_i / sum(w)` the pooled value is the mean of `t_i = f_i v_i`, and of two sides the mean of the differences of
-//! these. Where all weights are 1 everything here is what the plain mean's interval, test and error are.
+//! With `f_i = n w_i / sum(w)` the pooled value is the mean of `t_i = f_i v_i`, and of two sides
+//! the mean of the differences of these. Where all weights are 1 everything here is what the plain
+//! mean's interval, test and error are.
 
 use std::hash::Hash;
 
@@ -40,16 +42,19 @@ pub struct PooledComparison {
     pub baseline: f64,
     /// The second side's.
     pub candidate: f64,
-    /// Percentile bootstrap interval of the second less the first, whole clusters being drawn with numerators and denominators.
-    /// NaN below two clusters.
+    /// Percentile bootstrap interval of the second less the first, whole clusters being drawn with
+    /// numerators and denominators. NaN below two clusters.
     pub interval: Interval,
-    /// Two-sided p of the sign-flip permutation test of the items' shares in the difference, a cluster's together; before `exp`.
+    /// Two-sided p of the sign-flip permutation test of the items' shares in the difference, a
+    /// cluster's together; before `exp`.
     pub p_value: f64,
-    /// Standard error of the difference, by linearisation (Cochran, Sampling Techniques, section 6.4) and clustered.
+    /// Standard error of the difference, by linearisation (Cochran, Sampling Techniques, section
+    /// 6.4) and clustered.
     pub standard_error: f64,
 }
 
-/// Compares the pooled values of two sides, each given as `(value, weight)` of the same items. NaN of no items or no weight.
+/// Compares the pooled values of two sides, each given as `(value, weight)` of the same items. NaN
+/// of no items or no weight.
 pub fn compare_pooled<C: Ord + Hash>(
     baseline: &[(f64, f64)],
     candidate: &[(f64, f64)],

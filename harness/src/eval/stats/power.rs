@@ -1,4 +1,5 @@
-//! Power: the smallest difference that a comparison of this size detects, and the verdict of a gate.
+//! Power: the smallest difference that a comparison of this size detects, and the verdict of a
+//! gate.
 
 use std::hash::Hash;
 
@@ -6,8 +7,8 @@ use super::normal::quantile as normal_quantile;
 use super::summary::{clustered_standard_error, mean, standard_error};
 use super::{Interval, PooledComparison, StatsOptions, clustered_mean_ci};
 
-/// The smallest true mean difference that a two-sided test at level `1 - confidence` finds with probability `power`:
-/// `(z(1 - alpha/2) + z(power)) * standard error of the differences`.
+/// The smallest true mean difference that a two-sided test at level `1 - confidence` finds with
+/// probability `power`: `(z(1 - alpha/2) + z(power)) * standard error of the differences`.
 ///
 /// By the normal approximation, which flatters below some 30 items. NaN below two differences.
 pub fn minimum_detectable_difference(differences: &[f64], confidence: f64, power: f64) -> f64 {
@@ -49,10 +50,11 @@ pub struct Gate {
     pub minimum_detectable: f64,
 }
 
-/// Non-inferiority of a candidate to a baseline on the same items: pass if the interval of the mean gain lies above `-margin`.
+/// Non-inferiority of a candidate to a baseline on the same items: pass if the interval of the mean
+/// gain lies above `-margin`.
 ///
-/// `higher_is_better` orients the metric. "Not significantly worse" is no pass: too few items are inconclusive, as is an empty comparison or one with a value that is not
-/// finite.
+/// `higher_is_better` orients the metric. "Not significantly worse" is no pass: too few items are
+/// inconclusive, as is an empty comparison or one with a value that is not finite.
 pub fn non_inferiority(
     baseline: &[f64],
     candidate: &[f64],
@@ -64,8 +66,9 @@ pub fn non_inferiority(
     clustered_non_inferiority(baseline, candidate, &alone, higher_is_better, margin, options)
 }
 
-/// [`non_inferiority`] where items share sources: whole `clusters` are drawn for the interval, and the minimum detectable difference
-/// follows from the clustered standard error. Items that are all of one source are inconclusive.
+/// [`non_inferiority`] where items share sources: whole `clusters` are drawn for the interval, and
+/// the minimum detectable difference follows from the clustered standard error. Items that are all
+/// of one source are inconclusive.
 pub fn clustered_non_inferiority<C: Ord + Hash>(
     baseline: &[f64],
     candidate: &[f64],
@@ -117,8 +120,9 @@ fn decide(interval: Interval, margin: f64) -> MarginVerdict {
 }
 
 impl Gate {
-    /// The same with each end of the interval moved out by `by`, at least 0: what a backend that does not repeat itself would
-    /// change on its own. A verdict can only become inconclusive by it.
+    /// The same with each end of the interval moved out by `by`, at least 0: what a backend that
+    /// does not repeat itself would change on its own. A verdict can only become inconclusive by
+    /// it.
     #[must_use]
     pub fn widened(self, by: f64) -> Gate {
         let interval = Interval { low: self.interval.low - by, high: self.interval.high + by };

@@ -1,8 +1,8 @@
 //! Random numbers that depend on a seed and a stream, and on nothing else.
 //!
-//! Every resample has a stream of its own, so the work can be split over any number of threads and the numbers are the
-//! same. The generator is xoshiro256++ (Blackman and Vigna 2019), its state filled by SplitMix64; integers below a bound are drawn
-//! without bias (Lemire 2019).
+//! Every resample has a stream of its own, so the work can be split over any number of threads and
+//! the numbers are the same. The generator is xoshiro256++ (Blackman and Vigna 2019), its state
+//! filled by SplitMix64; integers below a bound are drawn without bias (Lemire 2019).
 
 /// One stream.
 #[derive(Clone, Debug)]
@@ -21,7 +21,8 @@ fn split_mix(state: &mut u64) -> u64 {
 impl Random {
     /// The stream numbered `stream` of a seed.
     pub fn stream(seed: u64, stream: u64) -> Self {
-        // Seed and stream go through the mixer one after the other: neighbouring streams share nothing.
+        // Seed and stream go through the mixer one after the other: neighbouring streams share
+        // nothing.
         let mut mixer = seed;
         let mut mixer = split_mix(&mut mixer) ^ stream;
         Random { state: std::array::from_fn(|_| split_mix(&mut mixer)) }

@@ -12,8 +12,8 @@ pub const EXACT_UP_TO: usize = 14;
 /// Streams of the permutation test start here, those of the bootstrap at 0.
 const PERMUTATION_STREAMS: u64 = 1 << 63;
 
-/// Percentile bootstrap interval of the mean (Efron 1979): items are drawn with replacement; the ends are quantiles of the
-/// resamples' means. NaN below two values.
+/// Percentile bootstrap interval of the mean (Efron 1979): items are drawn with replacement; the
+/// ends are quantiles of the resamples' means. NaN below two values.
 pub fn bootstrap_mean_ci(values: &[f64], options: &StatsOptions) -> Interval {
     if values.is_empty() || options.resamples == 0 {
         return Interval { low: f64::NAN, high: f64::NAN };
@@ -21,8 +21,9 @@ pub fn bootstrap_mean_ci(values: &[f64], options: &StatsOptions) -> Interval {
     resample(values.len(), options, |draw| draw.iter().map(|&i| values[i]).sum::<f64>() / draw.len() as f64)
 }
 
-/// Percentile bootstrap interval of a pooled value `sum(value * weight) / sum(weight)` over `(value * weight, weight)` of each item:
-/// whole items are drawn, numerator and denominator together. NaN below two items, or of no weight.
+/// Percentile bootstrap interval of a pooled value `sum(value * weight) / sum(weight)` over
+/// `(value * weight, weight)` of each item: whole items are drawn, numerator and denominator
+/// together. NaN below two items, or of no weight.
 pub fn bootstrap_ratio_ci(terms: &[(f64, f64)], options: &StatsOptions) -> Interval {
     if options.resamples == 0 || terms.iter().all(|t| t.1 == 0.0) {
         return Interval { low: f64::NAN, high: f64::NAN };
@@ -33,8 +34,9 @@ pub fn bootstrap_ratio_ci(terms: &[(f64, f64)], options: &StatsOptions) -> Inter
     })
 }
 
-/// The interval of a statistic over resamples of `n` items; stream k of the seed draws resample k, so threads do not matter. NaN below
-/// two items: one drawn again and again is always itself, which says nothing of others.
+/// The interval of a statistic over resamples of `n` items; stream k of the seed draws resample k,
+/// so threads do not matter. NaN below two items: one drawn again and again is always itself, which
+/// says nothing of others.
 pub(super) fn resample(n: usize, options: &StatsOptions, statistic: impl Fn(&[usize]) -> f64 + Sync) -> Interval {
     if n < 2 {
         return Interval { low: f64::NAN, high: f64::NAN };
@@ -55,11 +57,12 @@ pub(super) fn resample(n: usize, options: &StatsOptions, statistic: impl Fn(&[us
     Interval { low: quantile(&values, tail), high: quantile(&values, 1.0 - tail) }
 }
 
-/// Two-sided p of the hypothesis that differences are as likely positive as negative: the share of sign patterns whose mean
-/// is at least as far from 0.
+/// Two-sided p of the hypothesis that differences are as likely positive as negative: the share of
+/// sign patterns whose mean is at least as far from 0.
 ///
-/// Differences of 0 have no sign and are left out. Exact up to [`EXACT_UP_TO`] differences; above, `(k + 1) / (N + 1)` over
-/// N random patterns (Phipson and Smyth 2010). 1 if there is no difference.
+/// Differences of 0 have no sign and are left out. Exact up to [`EXACT_UP_TO`] differences; above,
+/// `(k + 1) / (N + 1)` over N random patterns (Phipson and Smyth 2010). 1 if there is no
+/// difference.
 pub fn sign_flip_p(differences: &[f64], options: &StatsOptions) -> f64 {
     let signed: Vec<f64> = differences.iter().copied().filter(|d| *d != 0.0).collect();
     let m = signed.len();

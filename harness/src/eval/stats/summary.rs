@@ -36,7 +36,8 @@ pub fn standard_error(values: &[f64]) -> f64 {
 /// Standard error of the mean where items of one cluster are related (Miller, arXiv 2411.00640):
 /// `sqrt(SE^2 + 1/n^2 * sum over clusters of sum over i != j of (s_i - m)(s_j - m))`.
 ///
-/// Equal to [`standard_error`] where every item is its own cluster. NaN below two values, or if `clusters` is of another length.
+/// Equal to [`standard_error`] where every item is its own cluster. NaN below two values, or if
+/// `clusters` is of another length.
 pub fn clustered_standard_error<C: Ord + Hash>(values: &[f64], clusters: &[C]) -> f64 {
     if values.len() != clusters.len() || values.len() < 2 {
         return f64::NAN;

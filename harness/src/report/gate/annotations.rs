@@ -8,9 +8,9 @@ use crate::error::Error;
 use crate::eval::stats::MarginVerdict;
 use crate::report::escape::visible;
 
-/// One line a verdict that is no pass: `::error` for a regression, `::warning` for what the items cannot tell; then one
-/// `::notice` with the verdict of all. `file` is what the lines point at, relative to the repository: the suite file, or
-/// else the baseline.
+/// One line a verdict that is no pass: `::error` for a regression, `::warning` for what the items
+/// cannot tell; then one `::notice` with the verdict of all. `file` is what the lines point at,
+/// relative to the repository: the suite file, or else the baseline.
 ///
 /// GitHub reads them from either output stream of a step.
 pub fn annotations(checks: &Checks, suite: &str, file: &Path) -> String {
@@ -28,7 +28,8 @@ pub fn annotations(checks: &Checks, suite: &str, file: &Path) -> String {
     out
 }
 
-/// One `::error` for a gate that could not judge: reports of another question, no baseline, a broken file.
+/// One `::error` for a gate that could not judge: reports of another question, no baseline, a
+/// broken file.
 pub fn refusal(error: &Error) -> String {
     let help = error.help_text().map_or(String::new(), |help| format!("\n{help}"));
     format!("::error title={}::{}", property("karat check: not judged"), data(&format!("{error}{help}")))

@@ -5,8 +5,9 @@
 //!                         NAME.history.jsonl   one line an acceptance, appended, never changed
 //! ```
 //!
-//! Nothing here asks a clock or a user database: who and when are what the caller gives, so that the same inputs give the same
-//! bytes. A plain `report.json` is a baseline too, without provenance.
+//! Nothing here asks a clock or a user database: who and when are what the caller gives, so that
+//! the same inputs give the same bytes. A plain `report.json` is a baseline too, without
+//! provenance.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,8 @@ pub struct Baseline {
     pub baseline_version: u32,
     /// How it came to be the baseline.
     pub acceptance: Acceptance,
-    /// What is compared with: the report without examples, questions, curves, comparisons and environment.
+    /// What is compared with: the report without examples, questions, curves, comparisons and
+    /// environment.
     pub report: Report,
 }
 
@@ -44,7 +46,8 @@ pub struct Acceptance {
     pub suite: String,
     /// Why it was accepted.
     pub reason: String,
-    /// The commit of the working tree, `-dirty` behind it where there were changes; none outside a repository.
+    /// The commit of the working tree, `-dirty` behind it where there were changes; none outside a
+    /// repository.
     pub commit: Option<String>,
     /// Who and when (`by`, `at`), as given, and Karat's version (`karat`).
     pub environment: BTreeMap<String, String>,
@@ -52,8 +55,8 @@ pub struct Acceptance {
     pub previous_sha256: Option<String>,
     /// What its report answers.
     pub fingerprints: Fingerprints,
-    /// Fingerprints that changed with it: `data`, `prompts`, `template`, `decoding`. The values before and after are then
-    /// no comparison.
+    /// Fingerprints that changed with it: `data`, `prompts`, `template`, `decoding`. The values
+    /// before and after are then no comparison.
     pub changed: Vec<String>,
     /// Table values by model and metric, before and after.
     pub values: BTreeMap<String, BTreeMap<String, Change>>,
@@ -81,8 +84,8 @@ pub struct Statement {
     pub commit: Option<String>,
 }
 
-/// Where the baselines of a folder's suites lie: `reports/baselines` in the current folder or the nearest above it that has
-/// a `reports` folder, else in the current folder.
+/// Where the baselines of a folder's suites lie: `reports/baselines` in the current folder or the
+/// nearest above it that has a `reports` folder, else in the current folder.
 ///
 /// # Errors
 /// If there is no current folder.
@@ -92,7 +95,8 @@ pub fn folder() -> Result<PathBuf> {
     Ok(root.join("reports").join("baselines"))
 }
 
-/// The file of a baseline: `spec` if that is a file or a folder with a report, else `FOLDER/SUITE/SPEC.json`.
+/// The file of a baseline: `spec` if that is a file or a folder with a report, else
+/// `FOLDER/SUITE/SPEC.json`.
 ///
 /// # Errors
 /// A name that cannot name a file.
@@ -142,8 +146,8 @@ fn read(path: &Path) -> Result<String> {
     })
 }
 
-/// The acceptance and the report of a baseline file; none of another file. The report is left as it is: its own reader
-/// knows about versions.
+/// The acceptance and the report of a baseline file; none of another file. The report is left as it
+/// is: its own reader knows about versions.
 fn parts(text: &str, place: &str) -> Result<Option<(Acceptance, Value)>> {
     let Ok(mut value) = serde_json::from_str::<Value>(text) else { return Ok(None) };
     let Some(version) = value.get("baseline_version") else { return Ok(None) };
@@ -159,11 +163,13 @@ fn parts(text: &str, place: &str) -> Result<Option<(Acceptance, Value)>> {
     Ok(Some((acceptance, report)))
 }
 
-/// Accepts `report` as the baseline in `path`, in place of what is there: appends to the history beside it, then writes the file.
-/// What is there may hold a report of an older schema: its acceptance has what is asked of it.
+/// Accepts `report` as the baseline in `path`, in place of what is there: appends to the history
+/// beside it, then writes the file. What is there may hold a report of an older schema: its
+/// acceptance has what is asked of it.
 ///
 /// # Errors
-/// No reason given; a file there that is no baseline, which nobody wants overwritten, or is damaged; I/O.
+/// No reason given; a file there that is no baseline, which nobody wants overwritten, or is
+/// damaged; I/O.
 pub fn accept(report: &Report, path: &Path, statement: &Statement) -> Result<Acceptance> {
     let reason = statement.reason.trim();
     if reason.is_empty() {
@@ -197,7 +203,8 @@ pub fn accept(report: &Report, path: &Path, statement: &Statement) -> Result<Acc
     };
     let baseline =
         Baseline { baseline_version: BASELINE_VERSION, acceptance: acceptance.clone(), report: slim(report) };
-    // The history first: what was accepted and could not be written is known; what was written unknown never is.
+    // The history first: what was accepted and could not be written is known; what was written
+    // unknown never is.
     append(&history(path), &acceptance)?;
     fsio::write_atomic(path, baseline.to_json()?.as_bytes())?;
     Ok(acceptance)
@@ -245,7 +252,8 @@ fn changes(old: Option<&Acceptance>, new: &Report) -> Changes {
     all
 }
 
-/// What a comparison needs of a report, and no more: a baseline is kept in a repository and read in its diffs.
+/// What a comparison needs of a report, and no more: a baseline is kept in a repository and read in
+/// its diffs.
 fn slim(report: &Report) -> Report {
     let mut slim = report.clone();
     slim.environment = Environment::default();

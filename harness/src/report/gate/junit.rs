@@ -1,5 +1,5 @@
-//! A gate's verdicts as JUnit XML: a regression is a `failure`, what the items cannot tell an `error`, and so is a gate that
-//! could not judge at all.
+//! A gate's verdicts as JUnit XML: a regression is a `failure`, what the items cannot tell an
+//! `error`, and so is a gate that could not judge at all.
 
 use super::{Checks, text};
 use crate::error::Error;
@@ -7,8 +7,8 @@ use crate::eval::stats::MarginVerdict;
 use crate::report::junit::{TestCase, TestOutcome, TestSuite, render};
 use crate::report::model::Report;
 
-/// The document: one case a model and metric, class `SUITE.MODEL`, named by the metric. `help` stands under every text: the
-/// command to bless what is meant.
+/// The document: one case a model and metric, class `SUITE.MODEL`, named by the metric. `help`
+/// stands under every text: the command to bless what is meant.
 pub fn junit(checks: &Checks, report: &Report, baseline: &str, help: &str) -> String {
     let suite = &report.suite.name;
     let cases = checks
@@ -45,8 +45,9 @@ pub fn junit(checks: &Checks, report: &Report, baseline: &str, help: &str) -> St
     })
 }
 
-/// The document of a gate that could not judge: reports of another question, no baseline, a broken file. One case, an `error`,
-/// so that a CI server does not show the last verdict, or none, for a gate that failed.
+/// The document of a gate that could not judge: reports of another question, no baseline, a broken
+/// file. One case, an `error`, so that a CI server does not show the last verdict, or none, for a
+/// gate that failed.
 pub fn refusal(error: &Error, what: &str, baseline: &str) -> String {
     render(&TestSuite {
         name: format!("karat check {what}"),

@@ -1,4 +1,5 @@
-//! The subject of a gate, found on disk with its suite's margins: a suite by name, a run's folder, a report.
+//! The subject of a gate, found on disk with its suite's margins: a suite by name, a run's folder,
+//! a report.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,8 +34,9 @@ struct Written {
 }
 
 impl Subject {
-    /// `what` is a `report.json`, a folder that holds one (a run's folder too), a suite's file or folder, or a suite's name. A
-    /// suite's report is that of `runs/NAME`, else `reports/NAME`, in the current folder or the nearest above it that has one.
+    /// `what` is a `report.json`, a folder that holds one (a run's folder too), a suite's file or
+    /// folder, or a suite's name. A suite's report is that of `runs/NAME`, else `reports/NAME`, in
+    /// the current folder or the nearest above it that has one.
     ///
     /// # Errors
     /// A report or suite file that cannot be read; a name that nothing is known by.
@@ -115,8 +117,8 @@ impl Subject {
     }
 }
 
-/// A path as seen from the repository that the current folder belongs to, or else from the current folder: what people and
-/// GitHub's annotations want to read. As given where it lies outside.
+/// A path as seen from the repository that the current folder belongs to, or else from the current
+/// folder: what people and GitHub's annotations want to read. As given where it lies outside.
 pub fn from_repository(path: &Path) -> PathBuf {
     let here = std::env::current_dir().ok();
     let root = here.as_deref().and_then(|h| h.ancestors().find(|f| f.join(".git").exists()).or(Some(h)));

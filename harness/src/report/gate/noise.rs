@@ -10,7 +10,8 @@ use crate::eval::metric::{self, Reads};
 use crate::fsio;
 use crate::report::model::Metric;
 
-/// What is known of a backend's determinism on the machine that made the report: 0 where it repeats itself to the bit.
+/// What is known of a backend's determinism on the machine that made the report: 0 where it repeats
+/// itself to the bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Noise {
     /// Share of the generated texts that another batch size, thread count or run changes.
@@ -26,7 +27,8 @@ impl From<&Certificate> for Noise {
 }
 
 impl Noise {
-    /// What a certificate says (`karat --json doctor --determinism`), or any JSON object with these two fields.
+    /// What a certificate says (`karat --json doctor --determinism`), or any JSON object with these
+    /// two fields.
     ///
     /// # Errors
     /// A file that is not there or has not both; numbers that are no share and no distance.
@@ -46,12 +48,12 @@ impl Noise {
         }
     }
 
-    /// The most that the mean of a metric can move for no other reason than this; infinite where that has no bound, so that
-    /// nothing can be concluded.
+    /// The most that the mean of a metric can move for no other reason than this; infinite where
+    /// that has no bound, so that nothing can be concluded.
     ///
-    /// A metric of generated texts: every flipped text may move its value by the metric's whole range. A metric of the
-    /// reference's log-probabilities: every token may drift, by as much a token and, a token having at least one byte, at most
-    /// as many nats a byte.
+    /// A metric of generated texts: every flipped text may move its value by the metric's whole
+    /// range. A metric of the reference's log-probabilities: every token may drift, by as much a
+    /// token and, a token having at least one byte, at most as many nats a byte.
     pub fn allowance(&self, of: &Metric, value: f64) -> f64 {
         let info = metric::info(&of.name);
         if info.is_some_and(|m| m.reads == Reads::Reference) {

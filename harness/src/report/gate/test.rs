@@ -21,8 +21,9 @@ pub struct Gated {
 }
 
 impl Gated {
-    /// `what` as [`Subject::find`] takes it: a suite's name, a run's folder, a report. `cargo test` runs in the folder of the
-    /// package, so relative paths are relative to that. The baseline is `main` unless another is named.
+    /// `what` as [`Subject::find`] takes it: a suite's name, a run's folder, a report. `cargo test`
+    /// runs in the folder of the package, so relative paths are relative to that. The baseline is
+    /// `main` unless another is named.
     pub fn new(what: impl Into<String>) -> Gated {
         Gated { what: what.into(), baseline: "main".into(), folder: None, rules: Rules::default() }
     }
@@ -48,15 +49,17 @@ impl Gated {
         self
     }
 
-    /// What a second run of the same models would change by itself ([`Noise::read`]), over the report's certificate.
+    /// What a second run of the same models would change by itself ([`Noise::read`]), over the
+    /// report's certificate.
     #[must_use]
     pub fn noise(mut self, noise: Noise) -> Gated {
         self.rules.noise = Some(noise);
         self
     }
 
-    /// The tests: `SUITE::MODEL::METRIC`, or one that says why there are none. Without a report they are ignored, with the
-    /// command that makes one; without a baseline they fail, for a gate that nobody set up guards nothing.
+    /// The tests: `SUITE::MODEL::METRIC`, or one that says why there are none. Without a report
+    /// they are ignored, with the command that makes one; without a baseline they fail, for a gate
+    /// that nobody set up guards nothing.
     pub fn trials(&self) -> Vec<Trial> {
         let (subject, path) = match self.places() {
             Ok(places) => places,
@@ -103,7 +106,8 @@ impl Gated {
             true => format!("--baseline {} --bless --reason TEXT", self.baseline),
             false => format!("--save-baseline {}", self.baseline),
         };
-        // From the root of the repository, where people stand, a relative path of this package would lead elsewhere.
+        // From the root of the repository, where people stand, a relative path of this package
+        // would lead elsewhere.
         let what = match Path::new(&self.what) {
             given if given.exists() => from_repository(given).display().to_string(),
             _ => self.what.clone(),
@@ -139,8 +143,9 @@ fn failing(name: String, why: String) -> Trial {
     Trial::test(name, move || Err(Failed::from(why)))
 }
 
-/// Runs the gates as a test program does: filters, `--list`, `--ignored` and the like are taken from the command line, and
-/// `cargo nextest` understands it. For the `main` of a test with `harness = false`.
+/// Runs the gates as a test program does: filters, `--list`, `--ignored` and the like are taken
+/// from the command line, and `cargo nextest` understands it. For the `main` of a test with
+/// `harness = false`.
 pub fn test(gates: &[Gated]) -> ExitCode {
     let arguments = Arguments::from_args();
     let trials = gates.iter().flat_map(Gated::trials).collect();

@@ -1,4 +1,5 @@
-//! A gate's verdicts in words: a table for a terminal, Markdown for a step summary, one sentence a check.
+//! A gate's verdicts in words: a table for a terminal, Markdown for a step summary, one sentence a
+//! check.
 
 use std::fmt::Write;
 
@@ -240,8 +241,9 @@ fn plural(n: usize) -> &'static str {
     if n == 1 { "" } else { "s" }
 }
 
-/// How many items would see a loss of the margin's size: the detectable difference falls with the root of their number. Where
-/// items share sources it falls with the number of sources: more items of the same ones teach little.
+/// How many items would see a loss of the margin's size: the detectable difference falls with the
+/// root of their number. Where items share sources it falls with the number of sources: more items
+/// of the same ones teach little.
 fn needed(check: &Check, gate: &Gate) -> String {
     let times = (gate.minimum_detectable / gate.margin).powi(2);
     let (drawn, what) = match check.sources {

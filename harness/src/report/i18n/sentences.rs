@@ -226,8 +226,8 @@ fn outcome<'a>(report: &'a Report, comparison: &Comparison, language: Language) 
     outcome
 }
 
-/// What was not measured, in one sentence: models with items that they have no result for, rows of the data that could not be
-/// used. None where all was.
+/// What was not measured, in one sentence: models with items that they have no result for, rows of
+/// the data that could not be used. None where all was.
 pub(in crate::report) fn coverage(report: &Report, language: Language) -> Option<String> {
     let all = report.items.len();
     let mut parts: Vec<String> = report

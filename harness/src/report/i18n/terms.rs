@@ -1,5 +1,5 @@
-//! Names that data gives to things, in the report's language: units, parts of the data, counts of the audit, seeds, stages.
-//! JSON has them as they are; a page in English too.
+//! Names that data gives to things, in the report's language: units, parts of the data, counts of
+//! the audit, seeds, stages. JSON has them as they are; a page in English too.
 
 use crate::report::model::{Language, Metric};
 
@@ -48,7 +48,8 @@ const TERMS: &[(&str, &str)] = &[
     ("report", "报告"),
 ];
 
-/// A name in `language`. Where the first of several words is known, that one: `train lora` is `训练 lora`.
+/// A name in `language`. Where the first of several words is known, that one: `train lora` is
+/// `训练 lora`.
 pub(in crate::report) fn term(name: &str, language: Language) -> String {
     let chinese = |name: &str| TERMS.iter().find(|t| t.0 == name).map(|t| t.1);
     match (language, chinese(name), name.split_once(' ')) {

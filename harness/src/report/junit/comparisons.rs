@@ -4,8 +4,9 @@ use super::{TestCase, TestOutcome, TestSuite, render};
 use crate::report::model::{Direction, Report, Verdict};
 use crate::report::{coverage, number, tables};
 
-/// One case a comparison and metric that has a direction, class `SUITE.CANDIDATE-vs-BASELINE`: significantly worse is a `failure`,
-/// undefined is `skipped`. "No clear difference" passes: only a gate with a margin (`karat check`) says that nothing was lost.
+/// One case a comparison and metric that has a direction, class `SUITE.CANDIDATE-vs-BASELINE`:
+/// significantly worse is a `failure`, undefined is `skipped`. "No clear difference" passes: only a
+/// gate with a margin (`karat check`) says that nothing was lost.
 pub fn junit(report: &Report) -> String {
     let suite = &report.suite.name;
     let mut cases = Vec::new();

@@ -2,19 +2,21 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A few fixed items under the base model, under the adapter, and under the weights with the adapter merged.
+/// A few fixed items under the base model, under the adapter, and under the weights with the
+/// adapter merged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdapterCheck {
     /// Items looked at.
     pub items: usize,
     /// Tokens of their references, each scored under every model.
     pub tokens: u64,
-    /// Largest difference between a token's log-probability with and without the adapter, in nats; above 0 proves that the
-    /// adapter was applied.
+    /// Largest difference between a token's log-probability with and without the adapter, in nats;
+    /// above 0 proves that the adapter was applied.
     pub largest_change: f64,
     /// Mean of these differences.
     pub mean_change: f64,
-    /// The adapter beside the weights against the adapter merged into them; none where the backend cannot merge.
+    /// The adapter beside the weights against the adapter merged into them; none where the backend
+    /// cannot merge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merged: Option<MergedCheck>,
 }
@@ -25,8 +27,8 @@ const MERGED_SHARE: f64 = 0.25;
 const MERGED_NATS: f64 = 0.02;
 
 impl AdapterCheck {
-    /// Whether merging takes a notable part of what the adapter does, of its mean or its largest effect: in few bits, a change
-    /// smaller than the last one of a weight is gone.
+    /// Whether merging takes a notable part of what the adapter does, of its mean or its largest
+    /// effect: in few bits, a change smaller than the last one of a weight is gone.
     pub fn merging_loses(&self) -> bool {
         self.merged.as_ref().is_some_and(|merged| {
             let mean = merged.mean_difference >= MERGED_SHARE * self.mean_change;
@@ -68,7 +70,8 @@ mod tests {
             let merged = Some(merged);
             AdapterCheck { items: 1, tokens: 9, largest_change, mean_change, merged }.merging_loses()
         };
-        // Ten steps of LoRA on a model in bf16; a long training; f32; an adapter that does next to nothing.
+        // Ten steps of LoRA on a model in bf16; a long training; f32; an adapter that does next to
+        // nothing.
         assert!(loses(2.5, 1.2, 0.2, 0.1));
         assert!(!loses(9.0, 0.3, 1.1, 0.02));
         assert!(!loses(2.5, 1e-5, 0.2, 1e-6));

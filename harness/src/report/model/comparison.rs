@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::report::compare::Mismatch;
 
-/// A candidate against a baseline, over all metrics. p-values are Holm-adjusted over the metrics of one comparison.
+/// A candidate against a baseline, over all metrics. p-values are Holm-adjusted over the metrics of
+/// one comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// The model compared with.
@@ -15,7 +16,8 @@ pub struct Comparison {
     pub candidate: String,
     /// By metric name.
     pub metrics: BTreeMap<String, MetricComparison>,
-    /// What the two sides differ in although it should be equal, by the leave of whoever compared them.
+    /// What the two sides differ in although it should be equal, by the leave of whoever compared
+    /// them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed: Vec<Mismatch>,
 }
@@ -37,10 +39,12 @@ pub struct MetricComparison {
     pub ci_low: Option<f64>,
     /// Upper end of the difference's interval.
     pub ci_high: Option<f64>,
-    /// Standard error of the difference; clustered where items share a source (Miller, arXiv 2411.00640).
+    /// Standard error of the difference; clustered where items share a source (Miller, arXiv
+    /// 2411.00640).
     #[serde(default)]
     pub standard_error: Option<f64>,
-    /// Sources of these items, where some share one: whole sources are drawn for the interval and flipped for the p-value.
+    /// Sources of these items, where some share one: whole sources are drawn for the interval and
+    /// flipped for the p-value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clusters: Option<usize>,
     /// Which test the p-value is of.
@@ -52,10 +56,11 @@ pub struct MetricComparison {
     pub p_adjusted: Option<f64>,
     /// `***` below 0.001, `**` below 0.01, `*` below 0.05 (adjusted), else empty.
     pub mark: String,
-    /// The difference in percent of the baseline's value; positive where it is better, or larger if the metric has no
-    /// direction. None where the baseline is zero.
+    /// The difference in percent of the baseline's value; positive where it is better, or larger if
+    /// the metric has no direction. None where the baseline is zero.
     pub improvement_percent: Option<f64>,
-    /// The smallest true difference found four times out of five with these items (two-sided 5 %, normal approximation).
+    /// The smallest true difference found four times out of five with these items (two-sided 5 %,
+    /// normal approximation).
     pub detectable: Option<f64>,
     /// Items on which the candidate is better.
     pub wins: usize,

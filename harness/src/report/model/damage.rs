@@ -150,12 +150,14 @@ fn twice<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     names.into_iter().find(|name| !seen.insert(*name))
 }
 
-/// The key at a line and column (from 1, in bytes) of a JSON text, as `models[1].truncated`; empty outside of any.
+/// The key at a line and column (from 1, in bytes) of a JSON text, as `models[1].truncated`; empty
+/// outside of any.
 pub(super) fn key_at(text: &str, line: usize, column: usize) -> String {
     let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
     let bytes = text.as_bytes();
     let end = (start + column).min(bytes.len());
-    // A closing bracket belongs to the object or list that lacks something; a value's last byte to the value.
+    // A closing bracket belongs to the object or list that lacks something; a value's last byte to
+    // the value.
     let end = if end > 0 && matches!(bytes[end - 1], b'}' | b']') { end } else { end.saturating_sub(1) };
     let mut stack: Vec<Level> = Vec::new();
     let mut at = 0;

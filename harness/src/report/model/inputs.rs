@@ -1,4 +1,5 @@
-//! Inputs of an evaluation: the suite, its data, and the fingerprints that two reports must share to be compared.
+//! Inputs of an evaluation: the suite, its data, and the fingerprints that two reports must share
+//! to be compared.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +24,8 @@ pub struct Suite {
     pub sha256: String,
 }
 
-/// SHA-256 (hex) of the things that must agree before two models may be compared. An empty one, `null` in JSON, is unknown.
+/// SHA-256 (hex) of the things that must agree before two models may be compared. An empty one,
+/// `null` in JSON, is unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprints {
     /// Ids, questions and references of the evaluated items, in order.
@@ -56,7 +58,8 @@ pub struct Data {
     /// Items of one part that also stand, or nearly so, in another; at most [`Data::LISTED_LEAKS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub leaks: Vec<Leak>,
-    /// What the audit counted, by name: `exact_leaks`, `near_leaks`, `duplicates`, `truncated_rows` ...
+    /// What the audit counted, by name: `exact_leaks`, `near_leaks`, `duplicates`, `truncated_rows`
+    /// ...
     pub audit: BTreeMap<String, u64>,
 }
 
@@ -80,7 +83,8 @@ pub enum SplitRule {
         /// Whether the held-out part also gives the loss during training.
         heldout_gives_loss: bool,
     },
-    /// Held-out items have their own file; validation is cut off the training file, after Python's shuffle.
+    /// Held-out items have their own file; validation is cut off the training file, after Python's
+    /// shuffle.
     HeldoutFile {
         /// Of the shuffle.
         seed: u64,

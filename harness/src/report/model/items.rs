@@ -32,13 +32,15 @@ pub struct ItemValues {
     pub tokens: Option<usize>,
     /// By metric name; none where undefined.
     pub metrics: BTreeMap<String, Option<f64>>,
-    /// What the item weighs in metrics that are pooled over the items: scored tokens or bytes. Absent for means of items.
+    /// What the item weighs in metrics that are pooled over the items: scored tokens or bytes.
+    /// Absent for means of items.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub weights: BTreeMap<String, f64>,
 }
 
 impl ItemValues {
-    /// The value and the weight of a metric, the weight none where its corpus value is a mean of items.
+    /// The value and the weight of a metric, the weight none where its corpus value is a mean of
+    /// items.
     pub fn of(&self, metric: &str) -> Option<(f64, Option<f64>)> {
         Some((self.metrics.get(metric).copied()??, self.weights.get(metric).copied()))
     }

@@ -44,7 +44,8 @@ pub struct Model {
     pub items: usize,
     /// Items by state of the thinking: `closed`, `unclosed`, `close-only`, `none`.
     pub thinking: BTreeMap<ThinkState, usize>,
-    /// Items that ended before a stop token (length or context), of those of which that is known; none where it is of none.
+    /// Items that ended before a stop token (length or context), of those of which that is known;
+    /// none where it is of none.
     pub truncated: Option<usize>,
     /// Of how many items it is known why they ended; only where not of all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -71,7 +72,8 @@ pub struct Training {
     pub best: Option<Evaluation>,
     /// Name of the best checkpoint's folder.
     pub best_checkpoint: Option<String>,
-    /// Whether the last evaluation is worse than the best by more than the margin; none where nothing was evaluated.
+    /// Whether the last evaluation is worse than the best by more than the margin; none where
+    /// nothing was evaluated.
     pub overfitting: Option<bool>,
 }
 

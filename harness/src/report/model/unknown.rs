@@ -1,4 +1,5 @@
-//! A text that nobody knows is the empty one in Rust and `null` in JSON, never a value that looks like one.
+//! A text that nobody knows is the empty one in Rust and `null` in JSON, never a value that looks
+//! like one.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 

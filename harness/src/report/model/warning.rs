@@ -61,7 +61,8 @@ pub enum Warning {
         /// Of these, with an unclosed `<think>`: no answer at all.
         unclosed: usize,
     },
-    /// Metrics that are undefined for some items, which their table values and comparisons leave out.
+    /// Metrics that are undefined for some items, which their table values and comparisons leave
+    /// out.
     Missing {
         /// The model.
         model: String,
@@ -70,7 +71,8 @@ pub enum Warning {
         /// Of how many.
         items: usize,
     },
-    /// Merged into the weights and computed in the element type of the run, an adapter is another model than beside them.
+    /// Merged into the weights and computed in the element type of the run, an adapter is another
+    /// model than beside them.
     MergedDiffers {
         /// The model.
         model: String,
@@ -101,7 +103,8 @@ pub enum Warning {
     FewItems {
         /// How many.
         items: usize,
-        /// Per headline metric, the smallest detectable difference (the largest over the comparisons).
+        /// Per headline metric, the smallest detectable difference (the largest over the
+        /// comparisons).
         detectable: Vec<(String, f64)>,
     },
     /// Items share sources: whole sources are drawn.

@@ -23,8 +23,8 @@ impl Scale {
     }
 }
 
-/// Round numbers from at or below `low` to at or above `high`, about `count` of them: steps of 1, 2 or 5 times a
-/// power of ten. With the decimals they need.
+/// Round numbers from at or below `low` to at or above `high`, about `count` of them: steps of 1, 2
+/// or 5 times a power of ten. With the decimals they need.
 pub(super) fn ticks(low: f64, high: f64, count: usize) -> (Vec<f64>, usize) {
     let span = if high > low { high - low } else { low.abs().max(1.0) * 0.1 };
     // Below this a step is no number that divides, above it the span is none.
@@ -35,7 +35,8 @@ pub(super) fn ticks(low: f64, high: f64, count: usize) -> (Vec<f64>, usize) {
     let decimals = (-step.log10().floor()).clamp(0.0, 12.0) as usize;
     let first = (low / step + 1e-9).floor() as i64;
     let last = ((high / step - 1e-9).ceil() as i64).max(first.saturating_add(1));
-    // Where the ends are so far from 0 that doubles between them are sparse, rounding may put them anywhere.
+    // Where the ends are so far from 0 that doubles between them are sparse, rounding may put them
+    // anywhere.
     let last = last.min(first.saturating_add(8 * count.max(1) as i64));
     ((first..=last).map(|i| i as f64 * step).collect(), decimals)
 }

@@ -1,4 +1,5 @@
-//! Metric values as bars with interval whiskers: one block a metric, one bar a model, each on a scale from zero.
+//! Metric values as bars with interval whiskers: one block a metric, one bar a model, each on a
+//! scale from zero.
 
 use super::super::model::{Metric, Report};
 use super::super::number::value;

@@ -1,5 +1,5 @@
-//! Training and evaluation loss, one panel a trained model, all on the same scale; the best checkpoint is marked. Below each
-//! panel the learning rate and the gradient norm of its steps.
+//! Training and evaluation loss, one panel a trained model, all on the same scale; the best
+//! checkpoint is marked. Below each panel the learning rate and the gradient norm of its steps.
 
 use super::super::model::{Evaluation, Model, Report, Training};
 use super::super::number::{fixed, grouped};
@@ -90,7 +90,8 @@ fn draw(svg: &mut Svg, report: &Report, model: &Model) {
     strips::draw(svg, training, l, color, &x, HEIGHT + BELOW, (LEFT, WIDTH - RIGHT));
 }
 
-/// Right of the plot, each at the height of its line's end; pushed apart where they would touch, and kept inside.
+/// Right of the plot, each at the height of its line's end; pushed apart where they would touch,
+/// and kept inside.
 fn line_names(svg: &mut Svg, train: Option<&(f64, f64)>, eval: Option<&(f64, f64)>, names: (&str, &str)) {
     const LINE: f64 = 15.0;
     let x = WIDTH - RIGHT + 8.0;

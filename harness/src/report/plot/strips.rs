@@ -1,4 +1,5 @@
-//! Learning rate and gradient norm of a training run: narrow strips below its loss, on the same steps.
+//! Learning rate and gradient norm of a training run: narrow strips below its loss, on the same
+//! steps.
 
 use super::super::model::Training;
 use super::super::number::{fixed, scientific};
@@ -37,7 +38,8 @@ fn rows(training: &Training) -> Vec<Strip> {
     strips.into_iter().filter(|s| s.points.len() > 1 && s.points.iter().any(|p| p.1 > 0.0)).collect()
 }
 
-/// The strips, from `top` on, along the `x` scale of the plot above. The line fills its strip from zero to its maximum.
+/// The strips, from `top` on, along the `x` scale of the plot above. The line fills its strip from
+/// zero to its maximum.
 pub(super) fn draw(svg: &mut Svg, training: &Training, l: &Labels, color: &str, x: &Scale, top: f64, ends: (f64, f64)) {
     for (i, strip) in rows(training).iter().enumerate() {
         let from = top + i as f64 * (HEAD + STRIP + GAP);

@@ -9,7 +9,8 @@ pub(super) const WIDTH: f64 = 420.0;
 /// Around a drawing in a file of its own.
 const MARGIN: f64 = 16.0;
 
-/// Scoped under `.karat-plot`, so that an inlined drawing colours nothing else on its page. Print is light.
+/// Scoped under `.karat-plot`, so that an inlined drawing colours nothing else on its page. Print
+/// is light.
 const STYLE: &str = "\
 .karat-plot{--ink:#1f2328;--soft:#59636e;--grid:#d8dde3;--paper:#fff;--base:#8a9099;--lora:#0072b2;--full:#c25700;--other:#00805e;--other2:#a3497f;--other3:#8f7a00}\
 @media screen and (prefers-color-scheme:dark){.karat-plot{--ink:#e6edf3;--soft:#9aa4af;--grid:#363d46;--paper:#15181c;--base:#7f8894;--lora:#56b4e9;--full:#e69f00;--other:#2fc39a;--other2:#dd94bd;--other3:#e8dd55}}\
@@ -101,7 +102,8 @@ impl Svg {
         self.document((0.0, 0.0, WIDTH, height), "")
     }
 
-    /// A drawing in a file of its own: it brings its ground, because a dark reader may look at it on a light page.
+    /// A drawing in a file of its own: it brings its ground, because a dark reader may look at it
+    /// on a light page.
     pub fn file(self, height: f64) -> String {
         let (width, height) = (WIDTH + 2.0 * MARGIN, height + 2.0 * MARGIN);
         let ground = format!(

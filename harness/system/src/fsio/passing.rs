@@ -1,9 +1,10 @@
 //! Folders that are there while something is written, and what a kill leaves of them.
 //!
-//! Everything of Karat's that passes has a name that begins with [`PASSING`]. Within a folder that is locked all of it is
-//! what an ended process left ([`remove_rests`]). Beside an `--out` that nobody locks, the name holds the number of the
-//! process, and the folder itself is locked for as long as that works: a rest is what neither is alive nor locked, so that
-//! the folder of another machine's process on a shared file system stays.
+//! Everything of Karat's that passes has a name that begins with [`PASSING`]. Within a folder that
+//! is locked all of it is what an ended process left ([`remove_rests`]). Beside an `--out` that
+//! nobody locks, the name holds the number of the process, and the folder itself is locked for as
+//! long as that works: a rest is what neither is alive nor locked, so that the folder of another
+//! machine's process on a shared file system stays.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,8 +16,8 @@ use crate::error::{Error, Result};
 /// Begins the name of every temporary file and folder of Karat's.
 pub const PASSING: &str = ".karat-";
 
-/// A folder that is filled under a passing name and then given its own: a reader sees it whole or not at all, also after a
-/// kill at any moment. Dropping it removes it.
+/// A folder that is filled under a passing name and then given its own: a reader sees it whole or
+/// not at all, also after a kill at any moment. Dropping it removes it.
 #[derive(Debug)]
 pub struct PassingFolder {
     folder: tempfile::TempDir,
@@ -25,7 +26,8 @@ pub struct PassingFolder {
 }
 
 impl PassingFolder {
-    /// As [`PassingFolder::new_in`], in the folder that `folder` will lie in, which is made if it is not there.
+    /// As [`PassingFolder::new_in`], in the folder that `folder` will lie in, which is made if it
+    /// is not there.
     ///
     /// # Errors
     /// I/O.
@@ -34,8 +36,9 @@ impl PassingFolder {
         Self::new_in(parent(folder), purpose)
     }
 
-    /// A new folder in `parent`, `.karat-{purpose}-{process}-{random}`, as readable as the user's other folders (the umask
-    /// takes its part). What processes that were killed left of the same purpose in `parent` is removed.
+    /// A new folder in `parent`, `.karat-{purpose}-{process}-{random}`, as readable as the user's
+    /// other folders (the umask takes its part). What processes that were killed left of the same
+    /// purpose in `parent` is removed.
     ///
     /// # Errors
     /// I/O.
@@ -126,13 +129,14 @@ fn sync(folder: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
-/// Locks a folder that is being filled for as long as the returned file is open; none where the file system does not.
+/// Locks a folder that is being filled for as long as the returned file is open; none where the
+/// file system does not.
 fn hold(folder: &Path) -> Option<File> {
     File::open(folder).ok().filter(|file| file.try_lock().is_ok())
 }
 
-/// Removes the entries of `parent` that processes left which are no more. `process` gives the process that an entry's name
-/// tells of; an entry without one is left alone.
+/// Removes the entries of `parent` that processes left which are no more. `process` gives the
+/// process that an entry's name tells of; an entry without one is left alone.
 fn remove_dead(parent: &Path, process: impl Fn(&str) -> Option<u32>) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let dead = entry.file_name().to_str().and_then(&process).is_some_and(|id| !is_alive(id));
@@ -148,8 +152,8 @@ fn is_alive(process: u32) -> bool {
     !Path::new("/proc/self").exists() || Path::new("/proc").join(process.to_string()).exists()
 }
 
-/// Removes all that passes in `folder` and below, which the caller has locked. Folders below that another process has locked
-/// are left alone.
+/// Removes all that passes in `folder` and below, which the caller has locked. Folders below that
+/// another process has locked are left alone.
 ///
 /// # Errors
 /// I/O.

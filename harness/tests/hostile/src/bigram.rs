@@ -1,7 +1,8 @@
 //! A bigram language model: the logits of the next token are a row of a `[vocab, vocab]` table.
 //!
-//! A folder holds `bigram.json`, and a checkpoint also `optimizer.json`. Everything is f64, computed on one thread and in
-//! one order, so that every promise of a backend can be kept to the bit.
+//! A folder holds `bigram.json`, and a checkpoint also `optimizer.json`. Everything is f64,
+//! computed on one thread and in one order, so that every promise of a backend can be kept to the
+//! bit.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -228,7 +229,8 @@ impl Model {
         candidates[within - 1].0 as u32
     }
 
-    /// Summed negative log-likelihood of the labelled tokens of `row`, and their number; adds its gradient to `gradient`.
+    /// Summed negative log-likelihood of the labelled tokens of `row`, and their number; adds its
+    /// gradient to `gradient`.
     fn loss(&self, data: LabelledView<'_>, row: usize, gradient: Option<&mut [f64]>) -> (f64, u64) {
         let (ids, labels) = (data.tokens().row(row), data.row_labels(row));
         let (mut loss, mut count) = (0.0, 0);

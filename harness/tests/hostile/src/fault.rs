@@ -191,7 +191,8 @@ impl Trainer for Faulty {
                 Event::Step(step) if step.step == 2 => Flow::Continue,
                 event => sink.event(event),
             }),
-            // The learning rate of the first steps is that of the resumed ones: a wrong continuation.
+            // The learning rate of the first steps is that of the resumed ones: a wrong
+            // continuation.
             "resumes_wrong" if plan.resume_from.is_some() => {
                 let mut plan = plan.clone();
                 plan.learning_rates.iter_mut().for_each(|rate| *rate *= 0.5);

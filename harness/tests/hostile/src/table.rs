@@ -109,8 +109,8 @@ unsafe extern "C" fn opens_nothing(_: Slice, session: *mut *mut c_void, out: *mu
     Status::Ok as i32
 }
 
-/// Opens a session in earnest and, if the option `fault` is the same as this table's, describes it wrongly: the host must
-/// close it.
+/// Opens a session in earnest and, if the option `fault` is the same as this table's, describes it
+/// wrongly: the host must close it.
 unsafe extern "C" fn opens_with_garbage(config: Slice, session: *mut *mut c_void, out: *mut Owned) -> i32 {
     let Some(open) = karat_backend::abi::table::<Hostile>().open else { return Status::Error as i32 };
     // SAFETY: lent by the host, and never empty.

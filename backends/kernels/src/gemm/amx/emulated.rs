@@ -1,8 +1,9 @@
 //! AMX tiles emulated in Rust.
 //!
-//! `tdpbf16ps` (Intel SDM, "TDPBF16PS"): the even and the odd halves of the units of a tile make two chains of fused sums
-//! from zero, which are added to each other and then to the output; subnormal numbers count as zero, before and after. The
-//! sums are therefore not those of `vdpbf16ps` to the last bit.
+//! `tdpbf16ps` (Intel SDM, "TDPBF16PS"): the even and the odd halves of the units of a tile make
+//! two chains of fused sums from zero, which are added to each other and then to the output;
+//! subnormal numbers count as zero, before and after. The sums are therefore not those of
+//! `vdpbf16ps` to the last bit.
 
 use std::cell::Cell;
 
@@ -14,7 +15,8 @@ fn flushed(x: f32) -> f32 {
     if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
 }
 
-/// One product of tiles: `c[m][n] += sum over k of a[m][2k] b[k][2n] + a[m][2k+1] b[k][2n+1]`, as the instruction rounds.
+/// One product of tiles: `c[m][n] += sum over k of a[m][2k] b[k][2n] + a[m][2k+1] b[k][2n+1]`, as
+/// the instruction rounds.
 #[inline(always)]
 pub(super) fn tdpbf16ps(c: &mut [f32; SIDE], a: &[u32; SIDE], b: &[[u32; SIDE]; SIDE]) {
     let halves = |u: u32| [f32::from_bits(u << 16), f32::from_bits(u & 0xffff_0000)].map(flushed);

@@ -8,8 +8,8 @@ use super::{
     BLOCK, Columns, LANES, Prefetcher, Rows, SIDE, Shape, Tail, Tile, Tiles, Whose, Wide, blocks, run_emulated_wide,
 };
 
-/// Computes `rows` rows of a tile of the output, the sums of `tail` in the same chains, and asks for what lies `ahead`
-/// meanwhile; see [`super::super::microkernel::run_with`].
+/// Computes `rows` rows of a tile of the output, the sums of `tail` in the same chains, and asks
+/// for what lies `ahead` meanwhile; see [`super::super::microkernel::run_with`].
 ///
 /// # Safety
 /// As there; the CPU must have AMX for bf16 and AVX-512, and the system have granted the tiles.
@@ -21,8 +21,8 @@ pub unsafe fn run(rows: usize, tile: Tile, tail: Tail, ahead: &mut Prefetcher) {
 
 /// Tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 columns.
 ///
-/// Sums stay in tiles from one piece of assembly to the next: the compiler has no use for tiles of its own, and nothing that
-/// stands between these pieces calls a function that might have one.
+/// Sums stay in tiles from one piece of assembly to the next: the compiler has no use for tiles of
+/// its own, and nothing that stands between these pieces calls a function that might have one.
 pub(super) struct Hardware;
 
 /// The operand of `ldtilecfg`.
@@ -35,7 +35,8 @@ struct Configuration {
     rows: [u8; 16],
 }
 
-/// Assembly with one list of instructions for each number of tiles: a tile that is not configured must not be named.
+/// Assembly with one list of instructions for each number of tiles: a tile that is not configured
+/// must not be named.
 macro_rules! by_shape {
     ($shape:expr, $run:ident,
         [$($both:literal)*] [$($left:literal)*] [$($upper:literal)*] [$($corner:literal)*] $operands:tt) => {
@@ -51,7 +52,8 @@ macro_rules! by_shape {
 /// Assembly that changes tiles.
 macro_rules! tiles {
     ([$($line:literal)*] [$($operands:tt)*]) => {
-        // SAFETY: the caller vouches for AMX, for its configuration and for what is read and written. Tiles are nobody else's.
+        // SAFETY: the caller vouches for AMX, for its configuration and for what is read and
+        // written. Tiles are nobody else's.
         unsafe {
             asm!(
                 $($line,)*
@@ -138,8 +140,8 @@ impl Tiles for Hardware {
     }
 }
 
-/// Multiplies `n` blocks of two by two tiles in registers, to see what the tiles could do; the floating-point operations of
-/// all.
+/// Multiplies `n` blocks of two by two tiles in registers, to see what the tiles could do; the
+/// floating-point operations of all.
 ///
 /// # Safety
 /// The CPU must have AMX for bf16, and the system have granted the tiles.
@@ -159,7 +161,8 @@ pub unsafe fn steps(n: usize) -> f64 {
     2.0 * (n * 4 * SIDE * SIDE * 2 * SIDE) as f64
 }
 
-/// Whether this CPU has AMX for bf16 and the system lets this process use it; asks the system for it.
+/// Whether this CPU has AMX for bf16 and the system lets this process use it; asks the system for
+/// it.
 pub fn ready() -> bool {
     #[target_feature(enable = "xsave")]
     fn system_saves_tiles() -> bool {
@@ -184,8 +187,8 @@ pub fn ready() -> bool {
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
 }
 
-/// Whether this CPU's products of every shape of block are those of the emulation, to the bit: whole and partial tiles, a
-/// tail, stored and added to. [`ready`] must have said yes.
+/// Whether this CPU's products of every shape of block are those of the emulation, to the bit:
+/// whole and partial tiles, a tail, stored and added to. [`ready`] must have said yes.
 ///
 /// # Safety
 /// The CPU must have AMX and AVX-512, and the system have granted the tiles.
@@ -220,7 +223,8 @@ pub unsafe fn agrees() -> bool {
                     alpha,
                     add,
                 });
-                // SAFETY: the caller vouches for the instructions; the operands have the sizes that are named.
+                // SAFETY: the caller vouches for the instructions; the operands have the sizes that
+                // are named.
                 unsafe {
                     run(rows, real, tail, &mut Prefetcher::nothing());
                     run_emulated_wide(&mut Emulated::new(), rows, wanted, tail, &mut Prefetcher::nothing());

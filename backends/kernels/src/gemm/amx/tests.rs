@@ -196,7 +196,8 @@ fn all_that_lies_ahead_is_asked_for_by_the_end_of_a_panel_but_not_too_much_at_on
 
 #[test]
 fn whatever_tiles_load_begins_at_cache_lines_but_an_operand_in_place_that_does_not() {
-    // Few rows and many, so that either operand is packed; tails; an inner dimension that ends inside a cache line.
+    // Few rows and many, so that either operand is packed; tails; an inner dimension that ends
+    // inside a cache line.
     for (m, n, k, rank) in [(5, 70, 64, 8), (130, 200, 2200, 16), (200, 96, 70, 33), (3, 64, 64, 0), (40, 90, 0, 8)] {
         let (a, b) = (noise(m * k, 1), noise(k * n, 2));
         let (low, up) = (noise(m * rank, 3), noise(rank * n, 4));

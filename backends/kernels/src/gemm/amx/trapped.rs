@@ -1,7 +1,8 @@
-//! AMX instructions on a CPU that has none: each raises SIGILL and is emulated in the handler of that signal, so that
-//! the assembly itself is run wherever tests are.
+//! AMX instructions on a CPU that has none: each raises SIGILL and is emulated in the handler of
+//! that signal, so that the assembly itself is run wherever tests are.
 //!
-//! Encodings are those of the Intel SDM, volume 2: all have a VEX prefix of three bytes, the map 0F38 and no immediate.
+//! Encodings are those of the Intel SDM, volume 2: all have a VEX prefix of three bytes, the map
+//! 0F38 and no immediate.
 
 use std::cell::RefCell;
 use std::ffi::c_void;
@@ -46,13 +47,15 @@ pub(super) fn trapped(f: impl FnOnce()) -> usize {
 }
 
 extern "C" fn refused(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel's own context of the thread that was stopped, which goes on with what is written here. The signal is
-    // one of an instruction of the code under test, so that nothing of this thread's is half done.
+    // SAFETY: the kernel's own context of the thread that was stopped, which goes on with what is
+    // written here. The signal is one of an instruction of the code under test, so that nothing of
+    // this thread's is half done.
     let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
     let registers = &mut context.uc_mcontext.gregs;
     let length = STATE.with_borrow_mut(|state| {
         state.done += 1;
-        // SAFETY: no instruction is longer, and code of a function does not end with its page in a test.
+        // SAFETY: no instruction is longer, and code of a function does not end with its page in a
+        // test.
         let code = unsafe { (registers[libc::REG_RIP as usize] as *const [u8; 15]).read_unaligned() };
         // SAFETY: the instruction's operands are as good as the code under test.
         unsafe { carry_out(state, &code, registers) }

@@ -1,9 +1,9 @@
-//! Fused linear and log-softmax of given tokens, block by block of the vocabulary: the logits, a number for
-//! each word at each position, are never in memory.
+//! Fused linear and log-softmax of given tokens, block by block of the vocabulary: the logits, a
+//! number for each word at each position, are never in memory.
 //!
-//! A task takes some rows and some panels of the vocabulary and keeps, a row, the largest logit, its first token and the sum
-//! of `e^(logit - largest)` (Milakov and Gimelshein, arXiv 1805.02867). Blocks are merged in the order of the vocabulary, so
-//! threads and other rows change no bits.
+//! A task takes some rows and some panels of the vocabulary and keeps, a row, the largest logit,
+//! its first token and the sum of `e^(logit - largest)` (Milakov and Gimelshein, arXiv 1805.02867).
+//! Blocks are merged in the order of the vocabulary, so threads and other rows change no bits.
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop, reason = "constant bounds, so that registers are used instead of memory")]
 
@@ -36,11 +36,12 @@ struct Part {
 
 const NOTHING: Part = Part { largest: f32::NEG_INFINITY, token: 0, sum: 0.0, target: f32::NAN };
 
-/// `log softmax(x W^T)[target]` in nats of every row of `x` `[m, k]`, and whether the target is the most probable token (the
-/// lowest of those that are). Not a number where a logit is none.
+/// `log softmax(x W^T)[target]` in nats of every row of `x` `[m, k]`, and whether the target is the
+/// most probable token (the lowest of those that are). Not a number where a logit is none.
 ///
 /// # Panics
-/// If there are not as many targets as rows, a target is no row of the head, or as [`crate::gemm::prepacked::multiply`].
+/// If there are not as many targets as rows, a target is no row of the head, or as
+/// [`crate::gemm::prepacked::multiply`].
 pub fn log_probabilities(
     precision: Precision,
     x: &[f32],
@@ -81,7 +82,8 @@ fn log_probabilities_by(
                 tile_task(|| {
                     for column in (0..columns).step_by(PANEL) {
                         let (panel, c) = ((first_token + column) / PANEL, logits[column..].as_mut_ptr());
-                        // SAFETY: the buffer has room for these rows of `columns` logits, and is this task's own.
+                        // SAFETY: the buffer has room for these rows of `columns` logits, and is
+                        // this task's own.
                         unsafe { left.times(rows.clone(), &head, panel, c, columns) };
                     }
                 });

@@ -1,7 +1,8 @@
-//! Online softmax, forward and backward, whose output is packed for the GEMM that follows while it is in registers.
+//! Online softmax, forward and backward, whose output is packed for the GEMM that follows while it
+//! is in registers.
 //!
-//! Where the CPU rounds to bf16 itself this is one pass over a tile; elsewhere the same numbers are made in several. The
-//! bits are the same.
+//! Where the CPU rounds to bf16 itself this is one pass over a tile; elsewhere the same numbers are
+//! made in several. The bits are the same.
 #![allow(unsafe_code)]
 
 #[cfg(any(target_arch = "x86_64", test))]
@@ -12,7 +13,8 @@ use crate::gemm::pack::whole::PackedRhs;
 use crate::gemm::tile::{PANEL, Precision};
 use crate::simd::{exp_fused, max, simd, sum_of};
 
-/// Running statistics of a row's online softmax, block by block (Milakov & Gimelshein, arXiv 1805.02867).
+/// Running statistics of a row's online softmax, block by block (Milakov & Gimelshein, arXiv
+/// 1805.02867).
 #[derive(Clone, Copy, Debug)]
 pub struct OnlineSoftmax {
     /// The largest score so far.
@@ -29,9 +31,9 @@ impl Default for OnlineSoftmax {
     }
 }
 
-/// Puts `e^(score - top)` of a block of scores into the first rows and columns of `weights`: `width` of every `stride` scores
-/// are a row, of which `seen(row)` at least one, the first ones, count and the others have weight zero. What is in `scores`
-/// is lost.
+/// Puts `e^(score - top)` of a block of scores into the first rows and columns of `weights`:
+/// `width` of every `stride` scores are a row, of which `seen(row)` at least one, the first ones,
+/// count and the others have weight zero. What is in `scores` is lost.
 pub fn exp_block(
     scores: &mut [f32],
     (width, stride): (usize, usize),
@@ -91,7 +93,8 @@ pub struct RowStats {
     pub seen: usize,
 }
 
-/// Where the weights of a tile and the gradients of its scores go, as the products after it read them.
+/// Where the weights of a tile and the gradients of its scores go, as the products after it read
+/// them.
 pub struct SoftmaxBackward {
     /// Weights, `[rows, columns]`.
     pub weights: PackedRhs,
@@ -102,9 +105,9 @@ pub struct SoftmaxBackward {
 }
 
 impl SoftmaxBackward {
-    /// Makes of `scores` the weights `p = e^(score - lse)` and of the weights' gradients those of the scores, `p (gradient -
-    /// delta)`, and puts them to `row` and `column`, a panel's first. `width` of every [`PANEL`] numbers are a row; what is in
-    /// them is lost.
+    /// Makes of `scores` the weights `p = e^(score - lse)` and of the weights' gradients those of
+    /// the scores, `p (gradient - delta)`, and puts them to `row` and `column`, a panel's first.
+    /// `width` of every [`PANEL`] numbers are a row; what is in them is lost.
     pub fn put(
         &mut self,
         (row, column): (usize, usize),
@@ -119,7 +122,8 @@ impl SoftmaxBackward {
             let weights = self.weights.place((row, column), rows.len(), width);
             let right = self.gradients.place((row, column), rows.len(), width);
             let (lines, line) = self.lines.place((row, column), rows.len(), width);
-            // SAFETY: the set has the instructions; the tiles hold these rows, and `place` checked that the others do.
+            // SAFETY: the set has the instructions; the tiles hold these rows, and `place` checked
+            // that the others do.
             unsafe { x86::differentiate(rows, scores, gradients, [weights, right], lines, line) };
             return;
         }
@@ -227,8 +231,9 @@ mod x86 {
     /// [`super::SoftmaxBackward::put`] of whole rows.
     ///
     /// # Safety
-    /// `scores` and `gradients` must hold as many rows of [`PANEL`] numbers as there are `rows`; `rights` must point to the units
-    /// of that many rows of a panel, `lines` to that many rows of units, `line` apart.
+    /// `scores` and `gradients` must hold as many rows of [`PANEL`] numbers as there are `rows`;
+    /// `rights` must point to the units of that many rows of a panel, `lines` to that many rows of
+    /// units, `line` apart.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
     pub unsafe fn differentiate(
         rows: &[RowStats],

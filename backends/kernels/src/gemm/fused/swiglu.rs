@@ -1,4 +1,5 @@
-//! Fused SwiGLU: `silu(x G^T) * (x U^T)`, the gate applied while the outputs of both GEMMs are in the cache.
+//! Fused SwiGLU: `silu(x G^T) * (x U^T)`, the gate applied while the outputs of both GEMMs are in
+//! the cache.
 #![allow(unsafe_code)]
 
 use crate::gemm::amx::task as tile_task;
@@ -9,7 +10,8 @@ use crate::gemm::tile::{PANEL, Precision};
 use crate::memory::arena;
 use crate::simd;
 
-/// `silu(x G^T) * (x U^T)`, `silu(z) = z / (1 + e^-z)` (Shazeer, arXiv 2002.05202), of `x` `[m, k]` into `output` `[m, n]`.
+/// `silu(x G^T) * (x U^T)`, `silu(z) = z / (1 + e^-z)` (Shazeer, arXiv 2002.05202), of `x` `[m, k]`
+/// into `output` `[m, n]`.
 ///
 /// # Panics
 /// As [`multiply`](crate::gemm::prepacked::multiply).
@@ -54,13 +56,15 @@ pub(in crate::gemm) fn swiglu_by(
         let size = rows.len() * columns;
         let mut both = arena::alloc(2 * size);
         let (gates, ups) = both.split_at_mut(size);
-        // SAFETY: the buffers have room for these rows of the panel's columns, and are this task's own.
+        // SAFETY: the buffers have room for these rows of the panel's columns, and are this task's
+        // own.
         tile_task(|| unsafe {
             left.times(rows.clone(), &gate, panel, gates.as_mut_ptr(), columns);
             left.times(rows.clone(), &up, panel, ups.as_mut_ptr(), columns);
         });
         for (i, row) in rows.enumerate() {
-            // SAFETY: a row of the panel's columns inside the output; no two tasks have a tile in common.
+            // SAFETY: a row of the panel's columns inside the output; no two tasks have a tile in
+            // common.
             let out = unsafe { std::slice::from_raw_parts_mut(output.at(row * n + panel * PANEL), columns) };
             let (gates, ups) = (&gates[i * columns..][..columns], &ups[i * columns..][..columns]);
             simd::simd(

@@ -98,7 +98,8 @@ unsafe fn tile<S: Step, const ROWS: usize, const VECTORS: usize>(
     // SAFETY: the caller's promise about `t`; masks keep loads and stores of `c` to its columns.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-        // A weight gradient lies in main memory: what it is added to is fetched while the sums are made.
+        // A weight gradient lies in main memory: what it is added to is fetched while the sums are
+        // made.
         for r in 0..ROWS {
             for v in 0..VECTORS {
                 _mm_prefetch::<_MM_HINT_T0>(t.c.wrapping_add((first + r) * t.c_stride + v * LANES).cast());

@@ -1,5 +1,5 @@
-//! Packed operands built tile by tile in reusable buffers, for chained single-thread GEMMs (attention): each reads
-//! results of the one before while they are in the cache.
+//! Packed operands built tile by tile in reusable buffers, for chained single-thread GEMMs
+//! (attention): each reads results of the one before while they are in the cache.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -39,7 +39,8 @@ impl PackedLhs {
         self.cols / self.precision.per_unit()
     }
 
-    /// Rounds `a` into the rows and columns from `row` and `column`, which is even; beside an odd last column comes a zero.
+    /// Rounds `a` into the rows and columns from `row` and `column`, which is even; beside an odd
+    /// last column comes a zero.
     pub fn put(&mut self, (row, column): (usize, usize), a: Mat<'_>) {
         let (stride, first) = (self.stride(), self.first((row, column), a.rows, a.cols));
         let part = Part { start: 0, along: a.cols, first: 0, across: a.rows };
@@ -63,7 +64,8 @@ impl PackedLhs {
         row * self.stride() + column / per_unit
     }
 
-    /// Where so many rows and columns from `row` and `column` go, and the units from one row to the next.
+    /// Where so many rows and columns from `row` and `column` go, and the units from one row to the
+    /// next.
     #[cfg(target_arch = "x86_64")]
     pub(in crate::gemm) fn place(&mut self, at: (usize, usize), rows: usize, cols: usize) -> (*mut u32, usize) {
         let (stride, first) = (self.stride(), self.first(at, rows, cols));
@@ -85,8 +87,8 @@ impl PackedRhs {
         (self.rows, self.cols) = (rows, cols);
     }
 
-    /// Rounds `b` into the rows from `row`, which is even, and all columns of the panel from `column`; beneath an odd last
-    /// row come zeros.
+    /// Rounds `b` into the rows from `row`, which is even, and all columns of the panel from
+    /// `column`; beneath an odd last row come zeros.
     pub fn put(&mut self, (row, column): (usize, usize), b: Mat<'_>) {
         let (isa, precision, vectors) = (self.isa, self.precision, b.cols.div_ceil(LANES));
         let first = self.first((row, column), b.rows, b.cols);
@@ -95,7 +97,8 @@ impl PackedRhs {
         pack::right(isa, precision, &b, part, vectors, &mut units[first..]);
     }
 
-    /// The unit of `row` and `column`, from where on there is room for as many rows of a panel of so many columns.
+    /// The unit of `row` and `column`, from where on there is room for as many rows of a panel of
+    /// so many columns.
     fn first(&self, (row, column): (usize, usize), rows: usize, cols: usize) -> usize {
         let per_unit = self.precision.per_unit();
         assert!(row.is_multiple_of(per_unit) && column.is_multiple_of(PANEL));
@@ -115,9 +118,10 @@ impl PackedRhs {
     }
 }
 
-/// `c = alpha a b` or, with `add`, `c += alpha a b`, of parts of `a` and `b` in the same precision: of `a` as many rows as
-/// `c` has from `row`, and the columns `along`; of `b` the rows from `first`, and as many columns as `c` has from `column`,
-/// where a panel starts. `along` and `first` start at a unit, and what completes the last unit is finite.
+/// `c = alpha a b` or, with `add`, `c += alpha a b`, of parts of `a` and `b` in the same precision:
+/// of `a` as many rows as `c` has from `row`, and the columns `along`; of `b` the rows from
+/// `first`, and as many columns as `c` has from `column`, where a panel starts. `along` and `first`
+/// start at a unit, and what completes the last unit is finite.
 pub fn multiply(
     c: MatMut<'_>,
     alpha: f32,
@@ -150,8 +154,8 @@ pub fn multiply(
                 alpha,
                 add: add || start > 0,
             };
-            // SAFETY: the rows and columns of `a` are inside of it, as its units then are; the panel has these units; `MatMut`
-            // checked its extent and is borrowed mutably.
+            // SAFETY: the rows and columns of `a` are inside of it, as its units then are; the
+            // panel has these units; `MatMut` checked its extent and is borrowed mutably.
             unsafe { microkernel::run(b.isa, b.precision, m, tile) };
         }
     };

@@ -1,5 +1,6 @@
-//! Operands packed whole, once, for many small GEMMs on the calling thread: where the same keys meet one block of
-//! queries after the other, packing them anew each time would take as long as the GEMMs.
+//! Operands packed whole, once, for many small GEMMs on the calling thread: where the same keys
+//! meet one block of queries after the other, packing them anew each time would take as long as the
+//! GEMMs.
 #![allow(unsafe_code)]
 
 use rayon::prelude::*;
@@ -42,8 +43,8 @@ impl PackedRhs {
         let size = units * b.cols.next_multiple_of(LANES);
         let mut room = Self::with_room(isa, precision, b.rows, b.cols);
         let start = room.start;
-        // PackedLhs that lie side by side are read whole and in their order, the next ones fetched meanwhile: reading some columns
-        // of each would wait for memory at every row.
+        // PackedLhs that lie side by side are read whole and in their order, the next ones fetched
+        // meanwhile: reading some columns of each would wait for memory at every row.
         let in_rows = b.col_stride == 1;
         let each = UNITS[usize::from(in_rows)];
         let panels = || (0..b.cols).step_by(PANEL).map(|first| (first, PANEL.min(b.cols - first)));
@@ -88,7 +89,8 @@ impl PackedRhs {
         PackedRhs { isa, precision, rows, cols, buffer, start }
     }
 
-    /// The panel of the columns from `column`, a multiple of [`PANEL`], from its unit `first` on, and its vectors.
+    /// The panel of the columns from `column`, a multiple of [`PANEL`], from its unit `first` on,
+    /// and its vectors.
     pub(in crate::gemm) fn panel(&self, column: usize, first: usize) -> (&[u32], usize) {
         let units = self.rows.div_ceil(self.precision.per_unit());
         let vectors = PANEL.min(self.cols - column).div_ceil(LANES);
@@ -107,10 +109,12 @@ impl<'a> PackedLhs<'a> {
     }
 }
 
-/// `c = alpha a b` or, with `add`, `c += alpha a b`, of the first rows of `b`, as many as `a` has columns, and its first
-/// columns, as many as `c` has; on the calling thread. The bits are those of [`crate::gemm::gemm`].
+/// `c = alpha a b` or, with `add`, `c += alpha a b`, of the first rows of `b`, as many as `a` has
+/// columns, and its first columns, as many as `c` has; on the calling thread. The bits are those of
+/// [`crate::gemm::gemm`].
 ///
-/// In bf16 a row that is left out beside one that is not (an odd number of rows) must be finite: it is multiplied by zero.
+/// In bf16 a row that is left out beside one that is not (an odd number of rows) must be finite: it
+/// is multiplied by zero.
 pub fn multiply(c: MatMut<'_>, alpha: f32, a: Mat<'_>, b: &PackedRhs, add: bool) {
     multiply_rows(c, alpha, &PackedLhs::new(b.precision, a, Threads::One), b, add);
 }
@@ -137,8 +141,8 @@ pub fn multiply_rows(c: MatMut<'_>, alpha: f32, PackedLhs(a): &PackedLhs<'_>, b:
                 alpha,
                 add: add || start > 0,
             };
-            // SAFETY: `Mat` and `MatMut` checked their extents and `c` is borrowed mutably; the panel holds its units
-            // from `first` on.
+            // SAFETY: `Mat` and `MatMut` checked their extents and `c` is borrowed mutably; the
+            // panel holds its units from `first` on.
             unsafe { microkernel::run(b.isa, b.precision, m, tile) };
         }
     };

@@ -108,7 +108,8 @@ unsafe fn along<T: Number, R: Round>(precision: Precision, p: *const T, n: usize
     }
 }
 
-/// One unit of 16 lines that lie side by side: `n` of them are there, `second` is set if the second half is.
+/// One unit of 16 lines that lie side by side: `n` of them are there, `second` is set if the second
+/// half is.
 ///
 /// # Safety
 /// `n` elements from `p`, and `step` further on where `second` is set, must be readable.
@@ -224,8 +225,8 @@ unsafe fn of<T: Number, R: Round>(
                     prefetch(from.wrapping_add(l * line).cast());
                 }
             }
-            // SAFETY: lines `i..i + have` and elements up to `part.along` are inside the operand; `i + want` lines
-            // and the units up to `units` are inside the output.
+            // SAFETY: lines `i..i + have` and elements up to `part.along` are inside the operand;
+            // `i + want` lines and the units up to `units` are inside the output.
             unsafe {
                 // Most blocks are whole: for them all bounds are constants.
                 if have == LANES && want == LANES && there >= LANES * per_unit {
@@ -241,8 +242,8 @@ unsafe fn of<T: Number, R: Round>(
 /// Columns of bf16 that lie side by side, two rows of them to a row of units.
 ///
 /// # Safety
-/// `part.along` rows of `part.across` elements, `step` apart, must be readable from `from`; the packed form must be
-/// inside the buffer at `out`.
+/// `part.along` rows of `part.across` elements, `step` apart, must be readable from `from`; the
+/// packed form must be inside the buffer at `out`.
 #[inline(always)]
 unsafe fn interleave(from: *const u16, step: usize, part: Part, layout: PackedLayout, out: *mut u32) {
     const WIDE: usize = 2 * LANES;
@@ -272,8 +273,8 @@ unsafe fn interleave(from: *const u16, step: usize, part: Part, layout: PackedLa
     }
 }
 
-/// One block of at most 16 lines, of which `have` are there and `want` are written, and at most 16 units, of which
-/// `there` elements are.
+/// One block of at most 16 lines, of which `have` are there and `want` are written, and at most 16
+/// units, of which `there` elements are.
 ///
 /// # Safety
 /// The elements must be readable from `from`, and the output lie inside the buffer at `to`.
@@ -356,7 +357,8 @@ pub unsafe fn narrow(x: &[f32], out: &mut [bf16]) {
 }
 
 /// # Safety
-/// The part must lie inside `lines` and its packed form inside `out`; the CPU must have the features.
+/// The part must lie inside `lines` and its packed form inside `out`; the CPU must have the
+/// features.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 pub unsafe fn pack_bf16<T: Number>(
     precision: Precision,

@@ -30,7 +30,8 @@ fn bytes(packed: &[u32]) -> &[u8] {
     bytemuck::cast_slice(packed)
 }
 
-/// The product of the same numbers by the kernels of `isa` that pack as they go; tiles sum in another order than vectors.
+/// The product of the same numbers by the kernels of `isa` that pack as they go; tiles sum in
+/// another order than vectors.
 fn unpacked(isa: Isa, precision: Precision, x: &[f32], w: &[bf16], (m, n, k): (usize, usize, usize)) -> Vec<f32> {
     let mut want = vec![0f32; m * n];
     let terms = vec![Term { alpha: 1.0, a: Mat::new(x, m, k), b: Mat::of(Elements::Bf16(w), n, k).t() }];

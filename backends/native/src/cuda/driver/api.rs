@@ -1,6 +1,8 @@
-//! The functions of NVIDIA's driver and of cuBLAS that are called, looked up by name in the libraries that were found.
+//! The functions of NVIDIA's driver and of cuBLAS that are called, looked up by name in the
+//! libraries that were found.
 //!
-//! Signatures and numbers are those of `cuda.h` and `cublas_v2.h` (13.0), which have not changed since 11.4.
+//! Signatures and numbers are those of `cuda.h` and `cublas_v2.h` (13.0), which have not changed
+//! since 11.4.
 #![allow(unsafe_code, non_snake_case)]
 
 use std::ffi::{c_char, c_int, c_longlong, c_uint, c_ulonglong, c_void};
@@ -30,11 +32,13 @@ macro_rules! functions {
             /// The name of one that is missing.
             ///
             /// # Safety
-            /// `library` must be the library that the table is of, and must stay loaded as long as the table is used.
+            /// `library` must be the library that the table is of, and must stay loaded as long as
+            /// the table is used.
             pub unsafe fn of(library: &Library) -> Result<Self, &'static str> {
                 Ok($table {
                     $($name: {
-                        // SAFETY: the signatures are those of the library's header; the caller says that it is that one.
+                        // SAFETY: the signatures are those of the library's header; the caller says
+                        // that it is that one.
                         let found = unsafe { library.get(concat!(stringify!($name), "\0").as_bytes()) };
                         *found.map_err(|_| stringify!($name))?
                     },)*
@@ -148,7 +152,8 @@ pub mod status {
     pub const OUT_OF_MEMORY: i32 = 2;
     /// `CUDA_ERROR_NO_DEVICE`.
     pub const NO_DEVICE: i32 = 100;
-    /// `CUDA_ERROR_UNSUPPORTED_PTX_VERSION`: the driver is older than the compiler that made the kernels.
+    /// `CUDA_ERROR_UNSUPPORTED_PTX_VERSION`: the driver is older than the compiler that made the
+    /// kernels.
     pub const UNSUPPORTED_PTX: i32 = 222;
 }
 

@@ -8,8 +8,8 @@ use super::api::{self, Address};
 use crate::cuda::device::{Element, Gemm, Matrix};
 use crate::error::Result;
 
-/// A product as cuBLAS takes it. Its matrices are column-major, so that ours are their transposes: it is asked for
-/// `C^T = op(B)^T op(A)^T`, the operands exchanged.
+/// A product as cuBLAS takes it. Its matrices are column-major, so that ours are their transposes:
+/// it is asked for `C^T = op(B)^T op(A)^T`, the operands exchanged.
 #[derive(Debug, PartialEq)]
 pub struct GemmCall {
     /// Rows of `C^T`.
@@ -94,7 +94,8 @@ mod tests {
     use crate::cuda::device::{DeviceBuffer, Gpu};
     use crate::cuda::emulator::Emulator;
 
-    /// `cublasGemmStridedBatchedEx` as cuBLAS's reference defines it, on the memory of the emulator, in f32.
+    /// `cublasGemmStridedBatchedEx` as cuBLAS's reference defines it, on the memory of the
+    /// emulator, in f32.
     fn column_major(call: &GemmCall, alpha: f32, beta: f32, batch: usize) {
         let at = |x: &Column, row: usize, column: usize, b: usize| -> *mut f32 {
             let (row, column) = if x.operation == api::blas::TRANSPOSED { (column, row) } else { (row, column) };

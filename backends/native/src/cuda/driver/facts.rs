@@ -94,7 +94,8 @@ pub(super) fn ok(cuda: &Cuda, what: &str, status: CudaStatus) -> Result<()> {
 
 pub(super) fn count(cuda: &Cuda) -> Result<i32> {
     let mut count = 0;
-    // SAFETY: initialised by `Driver::load`; the pointer is to an integer that lives through the call.
+    // SAFETY: initialised by `Driver::load`; the pointer is to an integer that lives through the
+    // call.
     match unsafe { (cuda.cuDeviceGetCount)(&mut count) } {
         0 if count > 0 => Ok(count),
         0 | api::status::NO_DEVICE => Err(missing(

@@ -48,7 +48,8 @@ pub struct FoundLibrary {
 }
 
 impl Wanted {
-    /// Looks for it in [`FOLDERS`], where the system looks, where the toolkit and Python's wheels put it.
+    /// Looks for it in [`FOLDERS`], where the system looks, where the toolkit and Python's wheels
+    /// put it.
     ///
     /// # Errors
     /// One line that names it, the places where it was looked for, and what to do.
@@ -64,7 +65,8 @@ impl Wanted {
                 if folder.is_some() && !path.is_file() {
                     continue;
                 }
-                // SAFETY: the libraries' initialisers are NVIDIA's, made to be loaded into any process.
+                // SAFETY: the libraries' initialisers are NVIDIA's, made to be loaded into any
+                // process.
                 match unsafe { Library::new(&path) } {
                     // Never unloaded: the driver does not take that well.
                     Ok(library) => return Ok(FoundLibrary { library: Box::leak(Box::new(library)), place: path }),
@@ -97,7 +99,8 @@ fn folders() -> Vec<(Option<PathBuf>, String)> {
         }
     };
     named(FOLDERS, &[""]);
-    // Dynamic loaders read this variable at the start of the process; folders added since then count as well.
+    // Dynamic loaders read this variable at the start of the process; folders added since then
+    // count as well.
     named("LD_LIBRARY_PATH", &[""]);
     all.push((None, "the system's library path".into()));
     let mut named = |variable: &str, below: &[&str]| {

@@ -56,12 +56,14 @@ pub type Run = unsafe extern "C" fn(
 ) -> c_int;
 
 impl Kernels {
-    /// Compiled once a process; kept from process to process under a name made of what went into them.
+    /// Compiled once a process; kept from process to process under a name made of what went into
+    /// them.
     pub fn get() -> Result<&'static Kernels> {
         static KERNELS: OnceLock<Result<Kernels, String>> = OnceLock::new();
         let kernels = KERNELS.get_or_init(|| {
             let path = compile()?;
-            // SAFETY: a library of our own sources; loading it runs the constructors of its table of kernels only.
+            // SAFETY: a library of our own sources; loading it runs the constructors of its table
+            // of kernels only.
             unsafe { Library::new(&path) }
                 .map(|library| Kernels { library })
                 .map_err(|e| format!("{}: {e}", path.display()))
@@ -71,7 +73,8 @@ impl Kernels {
 
     /// The types of a kernel's parameters.
     pub fn signature(&self, kernel: &CStr) -> Option<&'static str> {
-        // SAFETY: emulate.cpp exports it with this type; what it returns lives as long as the library, which stays.
+        // SAFETY: emulate.cpp exports it with this type; what it returns lives as long as the
+        // library, which stays.
         let signature = unsafe {
             let f = self.library.get::<Signature>(b"karat_emulate_signature").ok()?;
             let text = f(kernel.as_ptr());
@@ -86,7 +89,8 @@ impl Kernels {
     /// The names of all kernels.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
-        // SAFETY: emulate.cpp exports it with this type and returns names that live as long as the library, or null.
+        // SAFETY: emulate.cpp exports it with this type and returns names that live as long as the
+        // library, or null.
         unsafe {
             let Ok(next) = self.library.get::<Signature>(b"karat_emulate_next") else { return names };
             let mut name = next(std::ptr::null());
@@ -100,8 +104,8 @@ impl Kernels {
     }
 }
 
-/// Where compiled kernels are kept, by the variables of the environment. A folder that others may write to, as the system's for
-/// temporary files, is none: what lies there is loaded and run.
+/// Where compiled kernels are kept, by the variables of the environment. A folder that others may
+/// write to, as the system's for temporary files, is none: what lies there is loaded and run.
 ///
 /// # Errors
 /// If no variable names a folder, with what to do.

@@ -1,4 +1,5 @@
-//! The emulator's queue: launches, GEMMs and copies with owned arguments, so that a graph can replay them, and counts of each.
+//! The emulator's queue: launches, GEMMs and copies with owned arguments, so that a graph can
+//! replay them, and counts of each.
 
 use super::super::device::{Arg, Element, Gemm, Launch, Matrix, RawBuffer};
 
@@ -105,8 +106,8 @@ impl From<&Gemm<'_>> for GemmCopy {
     }
 }
 
-/// How often a device was asked for what, since it was opened. What a recording does when it is played counts once, as
-/// `played`.
+/// How often a device was asked for what, since it was opened. What a recording does when it is
+/// played counts once, as `played`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceCounts {
     /// Memory from the device.

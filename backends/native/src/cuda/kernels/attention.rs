@@ -10,7 +10,8 @@ const TILE: usize = 64;
 /// The same without: one a warp.
 const PLAIN_ROWS: usize = 4;
 
-/// Packed rows and how their heads lie: `starts` u32 `[rows + 1]`, where each row begins among the tokens.
+/// Packed rows and how their heads lie: `starts` u32 `[rows + 1]`, where each row begins among the
+/// tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct PackedRows<'a> {
     /// Rows' first tokens and the end.
@@ -23,7 +24,8 @@ pub struct PackedRows<'a> {
     pub tokens: usize,
     /// Numbers of heads.
     pub heads: Heads,
-    /// Elements from one token to the next in `q`, `k` and `v` (and `dq`, `dk`, `dv`); `heads * dim` each if dense.
+    /// Elements from one token to the next in `q`, `k` and `v` (and `dq`, `dk`, `dv`);
+    /// `heads * dim` each if dense.
     pub strides: [usize; 3],
 }
 
@@ -69,7 +71,8 @@ macro_rules! by_dim {
     };
 }
 
-/// Bytes of shared memory of the backward kernels: two tiles that stay, two stages of two that stream.
+/// Bytes of shared memory of the backward kernels: two tiles that stay, two stages of two that
+/// stream.
 fn backward_shared(dim: usize) -> usize {
     (2 * TILE + 4 * step(dim)) * (dim + 8) * 2
 }
@@ -78,7 +81,8 @@ fn step(dim: usize) -> usize {
     if dim > 64 { 32 } else { 64 }
 }
 
-/// Causal attention: `out` `[tokens, queries * dim]`, the log-sum-exps of the scores in `lse` f32 `[tokens, queries]`.
+/// Causal attention: `out` `[tokens, queries * dim]`, the log-sum-exps of the scores in `lse` f32
+/// `[tokens, queries]`.
 ///
 /// bf16 with head dims 16, 32, 64 and 128 runs on tensor cores, all else (dims up to 256) without.
 ///
@@ -97,8 +101,8 @@ pub fn attention(gpu: &dyn Gpu, t: Element, [q, k, v, out, lse]: [Arg<'_>; 5], r
     launch(gpu, rows.tokens, named!(t, "attention_plain"), geometry, &args)
 }
 
-/// Gradients of [`attention`]'s `q`, `k` and `v`, which lie like these; `delta` is scratch, f32 `[tokens, queries]`. Three
-/// launches.
+/// Gradients of [`attention`]'s `q`, `k` and `v`, which lie like these; `delta` is scratch, f32
+/// `[tokens, queries]`. Three launches.
 pub fn attention_backward(
     gpu: &dyn Gpu,
     t: Element,

@@ -10,13 +10,15 @@ use crate::ops::attention::Heads;
 /// Positions that a block goes through.
 const SPLIT: usize = 128;
 
-/// The `longest` to give [`scratch`] and [`decode`] where the longest sequence has `longest` positions and none will have more
-/// than `most`: of few kinds, so that launches stay the same over many steps. What is too much costs blocks that end at once.
+/// The `longest` to give [`scratch`] and [`decode`] where the longest sequence has `longest`
+/// positions and none will have more than `most`: of few kinds, so that launches stay the same over
+/// many steps. What is too much costs blocks that end at once.
 pub fn length_class(longest: usize, most: usize) -> usize {
     blocks(longest, SPLIT).next_power_of_two().min(blocks(most, SPLIT)) * SPLIT
 }
 
-/// Keys and values of one layer: `[slots, slot_stride]` each, a slot being positions of `keys * dim` elements back to back.
+/// Keys and values of one layer: `[slots, slot_stride]` each, a slot being positions of
+/// `keys * dim` elements back to back.
 #[derive(Clone, Copy, Debug)]
 pub struct Cache<'a> {
     /// Keys.
@@ -29,8 +31,8 @@ pub struct Cache<'a> {
     pub heads: Heads,
 }
 
-/// Writes rows of `k` and `v` into the cache: token `t` to position `positions[t]` of slot `slots[t]` (u32 `[tokens]`). Rows of
-/// `k` and `v` lie `strides` elements apart.
+/// Writes rows of `k` and `v` into the cache: token `t` to position `positions[t]` of slot
+/// `slots[t]` (u32 `[tokens]`). Rows of `k` and `v` lie `strides` elements apart.
 ///
 /// # Errors
 /// As [`Gpu::launch`]; so all functions here.
@@ -54,9 +56,10 @@ pub fn scratch(sequences: usize, longest: usize, heads: Heads) -> usize {
     sequences * heads.queries * blocks(longest, SPLIT) * (heads.dim + 2)
 }
 
-/// One query per sequence: `q` (rows `q_stride` elements apart), `out` `[sequences, queries * dim]`; sequence `s` attends to the
-/// first `lengths[s]` positions (at least 1, at most `longest`) of slot `slots[s]`, u32 `[sequences]` both. A sequence's result
-/// does not depend on `longest` or on the others. Two launches.
+/// One query per sequence: `q` (rows `q_stride` elements apart), `out`
+/// `[sequences, queries * dim]`; sequence `s` attends to the first `lengths[s]` positions (at least
+/// 1, at most `longest`) of slot `slots[s]`, u32 `[sequences]` both. A sequence's result does not
+/// depend on `longest` or on the others. Two launches.
 pub fn decode(
     gpu: &dyn Gpu,
     t: Element,
@@ -89,9 +92,10 @@ pub fn increment(gpu: &dyn Gpu, x: Arg<'_>, n: usize) -> Result<()> {
 /// Written by [`sample`] instead of an id where a logit is not a number.
 pub const NOT_A_NUMBER: u32 = u32::MAX;
 
-/// Picks a token for each row of `logits` `[rows, vocab]` into `ids` u32 `[rows]`, as [`crate::generate`] does: greedy at
-/// temperature 0, else the draw of generator row `numbers[row]` at `places[row]` (u32 `[rows]`). `weights` is scratch of
-/// 8 bytes for each logit; it may be null for greedy.
+/// Picks a token for each row of `logits` `[rows, vocab]` into `ids` u32 `[rows]`, as
+/// [`crate::generate`] does: greedy at temperature 0, else the draw of generator row `numbers[row]`
+/// at `places[row]` (u32 `[rows]`). `weights` is scratch of 8 bytes for each logit; it may be null
+/// for greedy.
 pub fn sample(
     gpu: &dyn Gpu,
     t: Element,

@@ -1,4 +1,5 @@
-//! Launches over all parameters at once: AdamW, the norm of the gradients and what it is clipped to.
+//! Launches over all parameters at once: AdamW, the norm of the gradients and what it is clipped
+//! to.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -10,7 +11,8 @@ use crate::ops::adamw::Update;
 /// Elements that a block takes; `cuda/optimizer.cu` has the same.
 const CHUNK: usize = 8192;
 
-/// A trained tensor without its gradient; all is f32 of `elements` elements, but for a split parameter. Buffers from their beginning.
+/// A trained tensor without its gradient; all is f32 of `elements` elements, but for a split
+/// parameter. Buffers from their beginning.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainedTensor<'a> {
     /// The parameter.
@@ -25,13 +27,14 @@ pub struct TrainedTensor<'a> {
     pub decays: bool,
 }
 
-/// Words of a tensor in the table, and which of them say where its gradient is and whether that is bf16.
+/// Words of a tensor in the table, and which of them say where its gradient is and whether that is
+/// bf16.
 const WORDS: usize = 8;
 const GRADIENT: usize = 3;
 const NARROW: usize = 7;
 
-/// The table of all trained tensors on a device. It holds addresses: the buffers must stay where they are, but for the
-/// gradients', which [`ParameterTable::point`] gives.
+/// The table of all trained tensors on a device. It holds addresses: the buffers must stay where
+/// they are, but for the gradients', which [`ParameterTable::point`] gives.
 #[derive(Debug)]
 pub struct ParameterTable {
     tensors: DeviceBuffer,
@@ -81,7 +84,8 @@ impl ParameterTable {
         })
     }
 
-    /// Says where the gradients are, in the order of the table, each f32 or bf16. Uploads the table if that has changed.
+    /// Says where the gradients are, in the order of the table, each f32 or bf16. Uploads the table
+    /// if that has changed.
     ///
     /// # Errors
     /// As [`Gpu::launch`].
@@ -98,13 +102,15 @@ impl ParameterTable {
         }
     }
 
-    /// The norm of all gradients, then the factor that clips it to `max_norm` (0: never): two f32, where both are NaN if a
-    /// gradient is not finite. They stay on the device; [`ParameterTable::adamw`] reads the factor there.
+    /// The norm of all gradients, then the factor that clips it to `max_norm` (0: never): two f32,
+    /// where both are NaN if a gradient is not finite. They stay on the device;
+    /// [`ParameterTable::adamw`] reads the factor there.
     pub fn norm_and_clip(&self) -> &DeviceBuffer {
         &self.clip
     }
 
-    /// Sums of squares of each tensor's gradient, f64, in the order of the table; made by [`ParameterTable::measure`].
+    /// Sums of squares of each tensor's gradient, f64, in the order of the table; made by
+    /// [`ParameterTable::measure`].
     pub fn sums_of_squares(&self) -> &DeviceBuffer {
         &self.of_tensor
     }
@@ -123,8 +129,8 @@ impl ParameterTable {
         gpu.launch("karat_clip", Launch::linear(1, 256), &args)
     }
 
-    /// Updates all parameters; `update.gradient_scale` is not read, the factor of [`ParameterTable::measure`] is. Where that is not
-    /// finite, nothing changes.
+    /// Updates all parameters; `update.gradient_scale` is not read, the factor of
+    /// [`ParameterTable::measure`] is. Where that is not finite, nothing changes.
     ///
     /// # Errors
     /// As [`Gpu::launch`].

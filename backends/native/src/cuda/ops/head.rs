@@ -10,7 +10,8 @@ use crate::error::Result;
 use crate::ops::cross_entropy::Target;
 use crate::tensor::{Gradient, Indices, StoredWeight, Tensor};
 
-/// Tokens whose logits exist at once: about 320 MiB of them in f32. Depends on the vocabulary alone.
+/// Tokens whose logits exist at once: about 320 MiB of them in f32. Depends on the vocabulary
+/// alone.
 pub fn chunk(vocab: usize) -> usize {
     ((80 << 20) / vocab.max(1)).clamp(128, 4096) / 128 * 128
 }
@@ -60,7 +61,8 @@ impl HeadOps for Cuda {
         Ok(logprobs.into_iter().zip(best).map(|(logprob, best)| Target { logprob, greedy: best != 0 }).collect())
     }
 
-    /// The projection's gradient over several chunks is summed in f32 whatever `dhead` keeps, and rounded once.
+    /// The projection's gradient over several chunks is summed in f32 whatever `dhead` keeps, and
+    /// rounded once.
     fn head_loss(
         &self,
         hidden: &Tensor,

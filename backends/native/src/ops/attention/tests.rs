@@ -66,8 +66,9 @@ fn in_bf16_forward_and_backward_are_those_of_f32_within_its_rounding() {
     let starts = [0, 150, 170, 171, 300];
     let (wide, narrow) = (run(Precision::F32, &starts), run(Precision::Bf16, &starts));
     for (name, at) in [("out", 4), ("dq", 5), ("dk", 6), ("dv", 7)] {
-        // Two products in a row, each with operands rounded by up to 2^-9 of themselves; the errors of a sum's terms have
-        // random signs, so the norm of all errors is what the bound holds for.
+        // Two products in a row, each with operands rounded by up to 2^-9 of themselves; the errors
+        // of a sum's terms have random signs, so the norm of all errors is what the bound holds
+        // for.
         let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
         let error = norm(&mut wide[at].iter().zip(&narrow[at]).map(|(a, b)| f64::from(a - b)));
         let size = norm(&mut wide[at].iter().map(|a| f64::from(*a)));

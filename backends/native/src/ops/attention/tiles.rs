@@ -1,8 +1,9 @@
-//! Tiled attention in bf16 (FlashAttention): scores leave the L1 cache as packed operands of the next GEMM.
+//! Tiled attention in bf16 (FlashAttention): scores leave the L1 cache as packed operands of the
+//! next GEMM.
 //!
-//! A tile is 64 queries by 64 keys. Keys come in blocks that stay in a core's cache with their gradients while all queries
-//! that see them pass by; the softmax is made up block by block, as in Milakov & Gimelshein, arXiv 1805.02867. A tile in
-//! which no query sees a key is never made.
+//! A tile is 64 queries by 64 keys. Keys come in blocks that stay in a core's cache with their
+//! gradients while all queries that see them pass by; the softmax is made up block by block, as in
+//! Milakov & Gimelshein, arXiv 1805.02867. A tile in which no query sees a key is never made.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -69,7 +70,8 @@ fn strips<'a, O>(starts: &[usize], heads: Heads, out: &'a mut [O], lse: &'a mut 
     all
 }
 
-/// The transposed `x`, packed from a copy: its own rows lie far apart, many of them in the same places of the cache.
+/// The transposed `x`, packed from a copy: its own rows lie far apart, many of them in the same
+/// places of the cache.
 fn turned(x: Mat<'_>) -> PackedRhs {
     let (rows, cols) = x.dims();
     let mut near = PackedLhs::room(BF16, rows, cols);
@@ -127,8 +129,8 @@ pub fn forward<O: Number>([q, k, v]: [Mat<'_>; 3], starts: &[usize], heads: Head
     strips(starts, heads, out, lse).into_iter().par_bridge().for_each(|strip| task(|| attend(strip)));
 }
 
-/// One query head of a row, or a part of its queries; those of a row are of about the same work and depend on the row and the
-/// model alone.
+/// One query head of a row, or a part of its queries; those of a row are of about the same work and
+/// depend on the row and the model alone.
 pub(super) fn tasks(starts: &[usize], heads: Heads) -> Vec<Task> {
     /// Tasks of a row at least, if it is long enough: more threads than that find nothing to do.
     const TASKS: usize = 16;
@@ -176,8 +178,8 @@ pub(super) fn backward<O: Number>(
     shares.into_iter().flat_map(OnceLock::into_inner).collect()
 }
 
-/// The gradient of the output as products read it, and the sum over each head of the output times its gradient, which is that
-/// over the weights times theirs, `[tokens, queries]`.
+/// The gradient of the output as products read it, and the sum over each head of the output times
+/// its gradient, which is that over the weights times theirs, `[tokens, queries]`.
 fn upstream<O: Number>((out, dout): (&[O], &[f32]), heads: Heads, rounded: &mut [bf16], deltas: &mut [f32]) {
     /// Tokens of a task.
     const TOKENS: usize = 16;

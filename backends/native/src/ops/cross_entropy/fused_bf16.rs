@@ -1,15 +1,18 @@
-//! Training in bf16, block by block of the vocabulary, each of which is read once: its logits, and their part of the
-//! gradient of the hidden states, are multiplied while they are in the cache, and are never in memory.
+//! Training in bf16, block by block of the vocabulary, each of which is read once: its logits, and
+//! their part of the gradient of the hidden states, are multiplied while they are in the cache, and
+//! are never in memory.
 //!
-//! The gradient of a token's hidden state is `scale (sum over the words of p W - W[target])`, and `p = e^l / Z` with a `Z`
-//! that is known after the last block. So `e^l` itself, rounded to bf16, is multiplied with the projection, and `Z` divides
-//! the sum (as in Milakov and Gimelshein, arXiv 1805.02867). To keep it within range it is `e^l 2^-m` with a whole number
-//! `m`, the logarithm of the first block's largest; should a later one be far larger, what is there is divided by a power of
-//! two, exactly. The target's own word is left out of sums and products alike and put in at the end in f32, where `1 - p` is
-//! the sum of all others over `Z`: what a token that is already predicted well still has to learn is not lost in rounding.
+//! The gradient of a token's hidden state is `scale (sum over the words of p W - W[target])`, and
+//! `p = e^l / Z` with a `Z` that is known after the last block. So `e^l` itself, rounded to bf16,
+//! is multiplied with the projection, and `Z` divides the sum (as in Milakov and Gimelshein, arXiv
+//! 1805.02867). To keep it within range it is `e^l 2^-m` with a whole number `m`, the logarithm of
+//! the first block's largest; should a later one be far larger, what is there is divided by a power
+//! of two, exactly. The target's own word is left out of sums and products alike and put in at the
+//! end in f32, where `1 - p` is the sum of all others over `Z`: what a token that is already
+//! predicted well still has to learn is not lost in rounding.
 //!
-//! Where the projection is trained, the `e^l 2^-m` are kept in bf16 until `Z` is known, and its gradient is their product with
-//! the hidden states times `scale 2^m / Z`.
+//! Where the projection is trained, the `e^l 2^-m` are kept in bf16 until `Z` is known, and its
+//! gradient is their product with the hidden states times `scale 2^m / Z`.
 
 use std::ops::Range;
 
@@ -24,7 +27,8 @@ use karat_kernels::memory::arena;
 use karat_kernels::memory::mmap::Elements;
 use karat_kernels::simd::{LANES, exp_shifted, max, simd, sum_of};
 
-/// Words of a block: its logits for a group of tokens, and its rows of the projection, fit into a core's cache.
+/// Words of a block: its logits for a group of tokens, and its rows of the projection, fit into a
+/// core's cache.
 const BLOCK: usize = 256;
 /// Tokens whose logits are computed before they are looked at: whole groups of rows of a product.
 const GROUP: usize = 96;
@@ -34,14 +38,15 @@ const PARTS: usize = 16;
 const ROOM: f32 = 40.0;
 const PRECISION: Precision = Precision::Bf16;
 
-/// Tokens that are trained on at once at most. Where the projection is `trained`, their exponentials take 96 MiB at most,
-/// unless these are fewer than 16; so it depends on the vocabulary alone.
+/// Tokens that are trained on at once at most. Where the projection is `trained`, their
+/// exponentials take 96 MiB at most, unless these are fewer than 16; so it depends on the
+/// vocabulary alone.
 pub fn chunk(vocab: usize, trained: bool) -> usize {
     if trained { ((48 << 20) / vocab.max(1)).clamp(16, 512) } else { 512 }
 }
 
-/// Bytes that training needs for `tokens` tokens of a chunk: the gradient of the hidden states by parts and, where the
-/// projection is `trained`, exponentials.
+/// Bytes that training needs for `tokens` tokens of a chunk: the gradient of the hidden states by
+/// parts and, where the projection is `trained`, exponentials.
 pub fn room(tokens: u64, vocab: u64, width: u64, trained: bool) -> u64 {
     let blocks = vocab.div_ceil(BLOCK as u64);
     let exponentials = if trained { 2 * blocks * BLOCK as u64 } else { 0 };
@@ -195,8 +200,9 @@ impl Chunk<'_> {
         outcomes.iter().map(|outcome| outcome.logprob).collect()
     }
 
-    /// Takes the words of some blocks: sums up `[tokens]`, their part of the gradient of the hidden states in units of `2^m`
-    /// to `sum` `[tokens, stride]`, and, where they are wanted, exponentials to `kept` `[blocks][tokens, words]`.
+    /// Takes the words of some blocks: sums up `[tokens]`, their part of the gradient of the hidden
+    /// states in units of `2^m` to `sum` `[tokens, stride]`, and, where they are wanted,
+    /// exponentials to `kept` `[blocks][tokens, words]`.
     fn part(
         &self,
         blocks: Range<usize>,
@@ -224,7 +230,8 @@ impl Chunk<'_> {
                 simd(
                     #[inline(always)]
                     || {
-                        // A plain loop: a closure in an iterator of its own would be compiled for the plainest instructions.
+                        // A plain loop: a closure in an iterator of its own would be compiled for
+                        // the plainest instructions.
                         for (t, row) in tokens.zip(logits.chunks_exact_mut(words)) {
                             let softmax = &mut softmaxes[t];
                             let exponent = whole_exponent(max(row));
@@ -262,7 +269,8 @@ impl Chunk<'_> {
         let top = parts.clone().map(|part| part.exponent).fold(f32::NEG_INFINITY, f32::max);
         let others: f64 = parts.clone().map(|part| part.others * power(part.exponent - top)).sum();
         let logit = parts.clone().find_map(|part| part.target).map_or(f64::NAN, f64::from);
-        // Beyond this size of logits, infinite ones among them, the exponentials mean nothing: that is to be seen.
+        // Beyond this size of logits, infinite ones among them, the exponentials mean nothing: that
+        // is to be seen.
         let sound = top.abs() < 1e6 && logit.abs() < 1e6;
         let others = if sound { others } else { f64::NAN };
         let offset = f64::from(top) * std::f64::consts::LN_2;
@@ -275,7 +283,8 @@ impl Chunk<'_> {
         }
     }
 
-    /// The gradient of the projection's rows from block `first` on: to `dhead`, or added to what is there.
+    /// The gradient of the projection's rows from block `first` on: to `dhead`, or added to what is
+    /// there.
     fn head_gradient(
         &self,
         first: usize,
@@ -323,7 +332,8 @@ fn lower(row: &mut [f32], factor: f32) {
     row.iter_mut().for_each(|x| *x *= factor);
 }
 
-/// Multiplies what blocks before have kept of token `t` of `n` by a power of two; what becomes too small is zero.
+/// Multiplies what blocks before have kept of token `t` of `n` by a power of two; what becomes too
+/// small is zero.
 #[cold]
 fn lower_kept(before: &mut [bf16], n: usize, t: usize, factor: f32) {
     for block in before.chunks_exact_mut(n * BLOCK) {
@@ -371,7 +381,8 @@ mod tests {
         norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b))) / norm(&mut a.iter().map(|a| f64::from(*a)))
     }
 
-    /// Log-probabilities and the two gradients in both precisions, of operands that bf16 holds exactly.
+    /// Log-probabilities and the two gradients in both precisions, of operands that bf16 holds
+    /// exactly.
     fn run_both(mut hidden: Vec<f32>, mut head: Vec<f32>, targets: &[u32], width: usize) -> [[Vec<f32>; 3]; 2] {
         hidden.iter_mut().chain(&mut head).for_each(|x| *x = bf16::from_f32(*x).to_f32());
         [Precision::F32, Precision::Bf16].map(|precision| {
@@ -387,7 +398,8 @@ mod tests {
         let (tokens, width, vocab) = (30, 16, 10_000);
         let targets: Vec<u32> = (0..tokens as u32).map(|t| t * 397 % vocab as u32).collect();
         for up in [true, false] {
-            // They grow, or shrink, by hundreds over the vocabulary: inside of a part, and from part to part.
+            // They grow, or shrink, by hundreds over the vocabulary: inside of a part, and from
+            // part to part.
             let mut head = noise(vocab * width, 2);
             for (word, row) in head.chunks_exact_mut(width).enumerate() {
                 let along = if up { word } else { vocab - 1 - word };
@@ -404,7 +416,8 @@ mod tests {
 
     #[test]
     fn a_model_that_has_blown_up_is_seen_in_loss_and_gradients() {
-        // Two words share the largest logit, 1e8; the target's logit is infinite; so is another word's.
+        // Two words share the largest logit, 1e8; the target's logit is infinite; so is another
+        // word's.
         for (x, target) in [(1e8, 0), (3e38, 0), (3e38, 2)] {
             let head = [8.0, 0.0, 8.0, 0.0, 0.0, 1.0];
             let mut dhidden = [0f32; 2];

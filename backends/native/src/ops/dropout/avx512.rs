@@ -1,5 +1,5 @@
-//! Drawing and using masks with AVX-512: sixteen blocks of the generator side by side, a bit of a mask register an
-//! element. The bits are those of the plain loops.
+//! Drawing and using masks with AVX-512: sixteen blocks of the generator side by side, a bit of a
+//! mask register an element. The bits are those of the plain loops.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -32,7 +32,8 @@ unsafe fn multiply(multiplier: u32, x: __m512i) -> (__m512i, __m512i) {
     }
 }
 
-/// Which of the numbers that [`Philox::fill_u16`] draws for `index` are at least `threshold`: a bit each, in order.
+/// Which of the numbers that [`Philox::fill_u16`] draws for `index` are at least `threshold`: a bit
+/// each, in order.
 ///
 /// # Safety
 /// [`here`] must hold.
@@ -67,7 +68,8 @@ pub unsafe fn draw(generator: &Philox, index: u64, [a, b]: [u32; 2], threshold: 
 /// See [`super::Mask::apply`].
 ///
 /// # Safety
-/// [`here`] must hold; there must be a word for every [`WORD`] elements of `y`, which is as long as `x`.
+/// [`here`] must hold; there must be a word for every [`WORD`] elements of `y`, which is as long as
+/// `x`.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn apply(words: &[u16], scale: f32, x: &[f32], y: &mut [f32], add: bool) {
     let n = y.len();

@@ -1,5 +1,6 @@
-//! A backend to begin from: the uniform model, under which all tokens are equally probable, whatever comes before them.
-//! A model's folder holds `vocab.txt`, one token a line. Its perplexity is what any trained model must be below.
+//! A backend to begin from: the uniform model, under which all tokens are equally probable,
+//! whatever comes before them. A model's folder holds `vocab.txt`, one token a line. Its perplexity
+//! is what any trained model must be below.
 
 use karat_backend::*;
 
@@ -58,7 +59,8 @@ impl Evaluator for Model {
         for (row, ids) in tokens.iter().enumerate() {
             check(ids, self.vocab)?;
             tell(sink, progress("score", row, tokens.rows()))?;
-            // A row's first token has no prefix. All the others tie, so the lowest id is the most probable one.
+            // A row's first token has no prefix. All the others tie, so the lowest id is the most
+            // probable one.
             scores.logprobs.extend(ids.iter().skip(1).map(|_| -(self.vocab as f32).ln()));
             scores.greedy.extend(ids.iter().skip(1).map(|&id| id == 0));
         }

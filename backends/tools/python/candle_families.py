@@ -2,12 +2,12 @@
 """Asks transformers and peft for the numbers that the families of the candle backend must meet.
 
     python3 -m venv VENV && VENV/bin/pip install torch transformers peft safetensors numpy
-    VENV/bin/python backends/candle/scripts/families.py            # writes backends/candle/tests/families.json
-    VENV/bin/python backends/candle/scripts/families.py --check    # exit 1 if that file says otherwise
+    VENV/bin/python backends/tools/python/candle_families.py            # writes backends/candle/tests/families.json
+    VENV/bin/python backends/tools/python/candle_families.py --check    # exit 1 if that file says otherwise
 
 Each model is tiny and has what is peculiar to its family: a window shorter than the rows, soft caps, grouped heads, biases,
 experts, multipliers, a rotated part of each head. Its weights and its adapter are drawn by the rule of
-`backends/model/scripts/references.py` under the names that transformers saves, and loaded from that file. Stored are the
+`config_references.py` under the names that transformers saves, and loaded from that file. Stored are the
 names and shapes of the tensors, log-probabilities of rows with and without the adapter, and what follows the first row
 greedily.
 """
@@ -25,11 +25,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent.parent / "model" / "scripts"))
-from references import rounded, row, weight, worst  # noqa: E402
+from config_references import rounded, row, weight, worst
 
-OUT = HERE.parent / "tests" / "families.json"
+OUT = Path(__file__).resolve().parents[2] / "candle" / "tests" / "families.json"
 NEW = 12
 LENGTHS = [30, 3, 80]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
