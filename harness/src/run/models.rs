@@ -21,7 +21,7 @@ pub(super) fn link(folder: &Path, models: &[(String, PathBuf)]) -> Result<()> {
     for entry in std::fs::read_dir(&links).map_err(|e| Error::io("read the folder", &links, e))?.flatten() {
         // Nothing but links is the run's here.
         if entry.path().is_symlink() {
-            std::fs::remove_file(entry.path()).map_err(|e| Error::io("remove", &entry.path(), e))?;
+            std::fs::remove_file(entry.path()).map_err(|e| Error::io("remove", entry.path(), e))?;
         }
     }
     for (name, model) in models {

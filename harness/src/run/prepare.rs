@@ -118,8 +118,9 @@ pub fn prepare(suite: &Suite) -> Result<Prepared> {
     let views: Vec<(&str, &[Record])> = cut.parts.iter().map(|(name, part)| (name.as_str(), &part[..])).collect();
     let mut audit = audit(&views, AuditOptions::default());
     audit.bad_rows.clone_from(&data.bad);
-    let mut parts = vec![("heldout", &heldout)];
+    let mut parts: Vec<(&str, &Examples)> = Vec::new();
     parts.extend(cut.parts.contains_key("train").then_some(("train", &train)));
+    parts.push(("heldout", &heldout));
     parts.extend(validation.as_ref().map(|validation| ("validation", validation)));
     for (name, examples) in &parts {
         audit.add_examples(name, examples);

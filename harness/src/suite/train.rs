@@ -176,11 +176,8 @@ impl Hyperparameters {
         }
         let AdamW { beta1, beta2, eps, weight_decay } = self.optimizer;
         let in_range = |x: f64| (0.0..1.0).contains(&x);
-        if !in_range(beta1)
-            || !in_range(beta2)
-            || !(eps > 0.0 && eps <= 1.0)
-            || !(weight_decay.is_finite() && weight_decay >= 0.0)
-        {
+        let decays = weight_decay.is_finite() && weight_decay >= 0.0;
+        if !(in_range(beta1) && in_range(beta2) && eps > 0.0 && eps <= 1.0 && decays) {
             return Err(Error::usage(format!(
                 "{place}: the optimizer needs betas in [0, 1), eps above 0 and at most 1, and weight_decay of at least 0"
             )));

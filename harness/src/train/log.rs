@@ -175,6 +175,16 @@ pub fn read(path: &Path) -> Result<Curves> {
         let event: Event = serde_json::from_str(line).map_err(|e| {
             Error::data("broken line in a training log").at(format!("{}:{}", path.display(), i + 1)).because(e)
         })?;
+        // A training takes each step once; the log of one that was resumed is cut where it goes on.
+        if let (Event::Step(step), Some(last)) = (&event, curves.steps.last())
+            && step.step <= last.step
+        {
+            return Err(Error::data(format!(
+                "step {} stands after step {} in this training log: it was changed afterwards",
+                step.step, last.step
+            ))
+            .at(format!("{}:{}", path.display(), i + 1)));
+        }
         curves.push(&event);
     }
     Ok(curves)
@@ -202,6 +212,21 @@ mod tests {
 
     fn evaluation(step: usize, loss: f64) -> Event {
         Event::Evaluation { step, loss, tokens: 3, seconds: 0.1 }
+    }
+
+    #[test]
+    fn a_step_that_stands_twice_in_a_log_is_refused_by_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.jsonl");
+        let (mut log, _) = EventLog::resume(&path, 0).unwrap();
+        for event in [step(1), evaluation(1, 2.0), step(2)] {
+            log.push(&event).unwrap();
+        }
+        drop(log);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.repeat(2)).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("step 1 stands after step 2") && error.contains("events.jsonl:4"), "{error}");
     }
 
     #[test]

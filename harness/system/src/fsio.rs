@@ -145,7 +145,7 @@ pub fn read_sealed_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T
     let broken = |e| Error::data("broken JSON").at(path.display()).because(e);
     if let Some(said) = object.shift_remove(SEAL) {
         let text = serde_json::to_string(&object).map_err(broken)?;
-        if said != Value::from(sha256(text.as_bytes())) {
+        if said.as_str() != Some(&sha256(text.as_bytes())) {
             return Err(Error::data("this file is not what was written: it was changed afterwards").at(path.display()));
         }
     }
