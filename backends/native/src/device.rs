@@ -83,7 +83,7 @@ pub struct Affine<'a> {
 /// The second GEMM of an adapter: `scale low b^T`.
 #[derive(Clone, Copy)]
 pub struct UpProjection<'a> {
-    /// `[tokens, r]`: [`Low::low`], or in the backward pass the gradient of the output,
+    /// `[tokens, r]`: [`DownProjected::low`], or in the backward pass the gradient of the output,
     /// `[tokens, out]`.
     pub low: &'a Tensor,
     /// `[out, r]`.

@@ -48,7 +48,7 @@ pub enum RowLayout {
     /// `instruction` + optional `input` (joined by a newline) ask; `output` answers. What the
     /// output holds in tags of reasoning ([`ThinkTags::cut`]) is the reasoning.
     Alpaca,
-    /// A list of [`Message`]s: an optional system turn (an empty one is none), then user and
+    /// A list of [`Message`](super::message::Message)s: an optional system turn (an empty one is none), then user and
     /// assistant in turn, an assistant last. Its `reasoning_content`, or what its content holds in
     /// tags, is the reasoning. `"weight": 0` of a turn says that it is not to be trained on; a row
     /// whose last turn has it is a bad one.

@@ -18,7 +18,7 @@ pub(super) struct Lhs<'a> {
 }
 
 enum Units<'a> {
-    /// The matrix itself, its rows without gaps inside: f32, or bf16 that are [`narrow`]'s.
+    /// The matrix itself, its rows without gaps inside: f32, or bf16 that are [`narrow`](super::narrow)'s.
     InPlace(&'a [u32]),
     /// Packed, in a lent buffer.
     Packed(Buffer),

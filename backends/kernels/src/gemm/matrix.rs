@@ -14,7 +14,7 @@ pub struct Mat<'a> {
     pub(super) cols: usize,
     pub(super) row_stride: usize,
     pub(super) col_stride: usize,
-    /// It is what [`narrow`] leaves, so that rows can be multiplied in bf16 where they lie.
+    /// It is what [`narrow`](super::narrow) leaves, so that rows can be multiplied in bf16 where they lie.
     pub(super) narrowed: bool,
 }
 
@@ -28,7 +28,7 @@ impl<'a> Mat<'a> {
         check(data.len(), rows, cols, cols);
         Mat { data, rows, cols, row_stride: cols, col_stride: 1, narrowed: false }
     }
-    /// A row-major matrix without gaps, of what [`narrow`] left: no subnormal numbers are among
+    /// A row-major matrix without gaps, of what [`narrow`](super::narrow) left: no subnormal numbers are among
     /// them.
     pub fn narrowed(data: &'a [bf16], rows: usize, cols: usize) -> Self {
         Mat { narrowed: true, ..Self::of(Elements::Bf16(data), rows, cols) }

@@ -70,7 +70,7 @@ impl Rendered {
 #[serde(rename_all = "kebab-case")]
 pub enum End {
     /// One padding token, as the recipe does. A model trained so must stop at it, see
-    /// [`Formatter::stop_ids`].
+    /// [`Formatter::stop_ids`](super::Formatter::stop_ids).
     Pad,
     /// The tokenizer's end token.
     Eos,
