@@ -160,7 +160,7 @@ fn a_broken_shard_or_index_gives_one_error_that_names_it() {
     let mut swapped = good.clone();
     let place = swapped["weight_map"]["model.norm.weight"].clone();
     swapped["weight_map"]["model.norm.weight"] = json!(shards.iter().find(|s| place != s.as_str()).unwrap());
-    change("it promises model.norm.weight in", swapped.to_string());
+    change("it promises \"model.norm.weight\" in", swapped.to_string());
     std::fs::write(&index, good.to_string()).unwrap();
     score(&cut);
 }
