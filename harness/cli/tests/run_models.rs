@@ -77,3 +77,10 @@ fn prompts_are_written_for_any_other_system_to_answer_and_its_texts_are_measured
         ["eval", "my-experiment.toml", "--set", "eval.items=0", "--predictions", "other=answers.jsonl", "--out", "o"];
     good(place.karat(&eval));
 }
+
+#[test]
+fn the_place_of_a_report_moves_no_terminal_whatever_its_name() {
+    let place = Place::new();
+    let text = good(place.karat(&["run", "my-experiment.toml", "--out", "\u{1b}[31m\n::error::x"]));
+    assert!(text.contains("report: ") && !text.contains('\u{1b}') && !text.contains("\n::error"), "{text}");
+}

@@ -88,7 +88,9 @@ pub fn say_coverage(report: &Report, output: &Output) {
 pub fn print(report: &Report, folder: &Path, output: &Output) -> Result<()> {
     say_coverage(report, output);
     let page = folder.join("report").join("report.html");
-    let text = format!("{}\nreport: {}\n", report::markdown::results_block(report).trim_end(), page.display());
+    // A name that was typed may move a terminal too.
+    let shown = report::legible(&page.display().to_string());
+    let text = format!("{}\nreport: {shown}\n", report::markdown::results_block(report).trim_end());
     let object = json!({ "folder": folder, "report": report });
     output.result(&object, &text)
 }
