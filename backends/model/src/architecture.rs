@@ -16,7 +16,6 @@ mod phi3;
 mod qwen_moe;
 mod reader;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use karat_backend::BackendError;
@@ -24,11 +23,11 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::CheckpointLayout;
 use crate::config::{Heads, ModelConfig, read_object};
-use crate::head::head_differs;
+use crate::head::Said;
 use crate::keys::Keys;
 use crate::peft::Linears;
 use crate::rope::{Rope, tables};
-use crate::{EMBEDDING, HEAD};
+use crate::tensors::{around, check_tensors};
 use reader::Reader;
 
 type Read = fn(&Reader<'_>) -> Result<Architecture, BackendError>;
@@ -306,13 +305,8 @@ impl Architecture {
 
     /// Names and shapes of all tensors; a tied head has none.
     pub fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> + '_ {
-        let table = vec![self.vocab_size, self.hidden_size];
-        let head = (!self.tied).then(|| (HEAD.to_owned(), table.clone()));
-        [(EMBEDDING.to_owned(), table)]
-            .into_iter()
-            .chain((0..self.layers.len()).flat_map(|i| self.layer_tensors(i)))
-            .chain([("model.norm.weight".to_owned(), vec![self.hidden_size])])
-            .chain(head)
+        let layers = (0..self.layers.len()).flat_map(|i| self.layer_tensors(i));
+        around([self.vocab_size, self.hidden_size], self.tied, layers)
     }
 
     /// The linear layers of attention and feed-forward, which can carry a LoRA. Routers and experts
@@ -335,7 +329,7 @@ impl Architecture {
     /// A tensor that is missing, of another shape or of a type that is not computed with, by its
     /// name.
     pub fn check_tensors(&self, files: &CheckpointLayout) -> Result<(), BackendError> {
-        self.tensors().try_for_each(|(name, shape)| files.find(&name, &shape).map(drop))
+        check_tensors(files, self.tensors(), self.layers.len())
     }
 
     /// Settles whether the head is the embedding, as [`ModelConfig::settle_head`] does.
@@ -343,12 +337,8 @@ impl Architecture {
     /// # Errors
     /// A head or an embedding that is misshapen or unreadable.
     pub fn settle_head(&mut self, files: &CheckpointLayout) -> Result<(), BackendError> {
-        if let (true, Some(said)) = (self.tied, head_differs(files, [self.vocab_size, self.hidden_size])?) {
-            self.tied = false;
-            self.raw.insert("tie_word_embeddings".into(), Value::Bool(false));
-            self.warnings.push(said);
-        }
-        Ok(())
+        let said = Said { tied: &mut self.tied, raw: &mut self.raw, warnings: &mut self.warnings };
+        said.settle(files, [self.vocab_size, self.hidden_size])
     }
 }
 
@@ -400,6 +390,3 @@ impl Norms {
         after_mlp: None,
     };
 }
-
-/// Tensors by their names.
-pub type Shapes = BTreeMap<String, Vec<usize>>;

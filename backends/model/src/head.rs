@@ -6,7 +6,7 @@ use std::io::{Read, Seek, SeekFrom};
 use crate::checkpoint::{CheckpointLayout, Location};
 use half::{bf16, f16};
 use karat_backend::{BackendError, Dtype};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::config::ModelConfig;
 use crate::{EMBEDDING, HEAD};
@@ -23,11 +23,31 @@ impl ModelConfig {
     /// # Errors
     /// A head or an embedding that is misshapen or unreadable.
     pub fn settle_head(&mut self, files: &CheckpointLayout) -> Result<(), BackendError> {
-        if !self.tied {
-            return Ok(());
-        }
-        if let Some(said) = head_differs(files, [self.vocab_size, self.hidden_size])? {
-            self.tied = false;
+        let said = Said { tied: &mut self.tied, raw: &mut self.raw, warnings: &mut self.warnings };
+        said.settle(files, [self.vocab_size, self.hidden_size])
+    }
+}
+
+/// A configuration's word on its head.
+pub(crate) struct Said<'a> {
+    /// The head is the embedding.
+    pub tied: &'a mut bool,
+    /// Every key of `config.json`.
+    pub raw: &'a mut Map<String, Value>,
+    /// Warnings of how the folder was read.
+    pub warnings: &'a mut Vec<String>,
+}
+
+impl Said<'_> {
+    /// [`ModelConfig::settle_head`] of a model whose embedding has `shape`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn settle(self, files: &CheckpointLayout, shape: [usize; 2]) -> Result<(), BackendError> {
+        if *self.tied
+            && let Some(said) = head_differs(files, shape)?
+        {
+            *self.tied = false;
             self.raw.insert("tie_word_embeddings".into(), Value::Bool(false));
             self.warnings.push(said);
         }
@@ -39,7 +59,7 @@ impl ModelConfig {
 ///
 /// # Errors
 /// A head or an embedding that is misshapen or unreadable.
-pub(crate) fn head_differs(files: &CheckpointLayout, shape: [usize; 2]) -> Result<Option<String>, BackendError> {
+fn head_differs(files: &CheckpointLayout, shape: [usize; 2]) -> Result<Option<String>, BackendError> {
     if files.shape(HEAD).is_none() {
         return Ok(None);
     }

@@ -42,13 +42,8 @@ impl ModelConfig {
 
     /// Names and shapes of all tensors; a tied head has none.
     pub fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> + '_ {
-        let table = vec![self.vocab_size, self.hidden_size];
-        let head = (!self.tied).then(|| (HEAD.to_owned(), table.clone()));
-        [(EMBEDDING.to_owned(), table)]
-            .into_iter()
-            .chain((0..self.layers).flat_map(|i| self.layer_tensors(i)))
-            .chain([("model.norm.weight".to_owned(), vec![self.hidden_size])])
-            .chain(head)
+        let layers = (0..self.layers).flat_map(|i| self.layer_tensors(i));
+        around([self.vocab_size, self.hidden_size], self.tied, layers)
     }
 
     /// The linear layers of attention and feed-forward, which can carry a LoRA.
@@ -78,15 +73,7 @@ impl ModelConfig {
     /// A tensor that is missing, of another shape or of a type that is not computed with, by its
     /// name.
     pub fn check_tensors(&self, files: &CheckpointLayout) -> Result<(), BackendError> {
-        for (name, shape) in self.tensors() {
-            files.find(&name, &shape).map_err(|mut error| {
-                if files.shape(&name).is_none() && name.starts_with("model.layers.") {
-                    error.message.push_str(&format!("; config.json says \"num_hidden_layers\" is {}", self.layers));
-                }
-                error
-            })?;
-        }
-        Ok(())
+        check_tensors(files, self.tensors(), self.layers)
     }
 
     /// Refuses tensors of `files` that the model has no place for; [`ModelConfig::settle_head`] has
@@ -124,6 +111,42 @@ impl ModelConfig {
             self.vocab_size
         )))
     }
+}
+
+/// Names and shapes of a model's tensors: those of its `layers` between an embedding of shape
+/// `table` and the final norm; a head that is not tied has the embedding's shape.
+pub(crate) fn around(
+    table: [usize; 2],
+    tied: bool,
+    layers: impl Iterator<Item = (String, Vec<usize>)>,
+) -> impl Iterator<Item = (String, Vec<usize>)> {
+    let head = (!tied).then(|| (HEAD.to_owned(), table.to_vec()));
+    [(EMBEDDING.to_owned(), table.to_vec())]
+        .into_iter()
+        .chain(layers)
+        .chain([("model.norm.weight".to_owned(), vec![table[1]])])
+        .chain(head)
+}
+
+/// Holds `tensors`, those of a model of so many `layers`, against `files`. Takes no memory and ends
+/// at the first that is not there, however many are asked for.
+///
+/// # Errors
+/// A tensor that is missing, of another shape or of a type that is not computed with, by its name.
+pub(crate) fn check_tensors(
+    files: &CheckpointLayout,
+    mut tensors: impl Iterator<Item = (String, Vec<usize>)>,
+    layers: usize,
+) -> Result<(), BackendError> {
+    tensors.try_for_each(|(name, shape)| match files.find(&name, &shape) {
+        Ok(_) => Ok(()),
+        Err(mut error) => {
+            if files.shape(&name).is_none() && name.starts_with("model.layers.") {
+                error.message.push_str(&format!("; config.json says \"num_hidden_layers\" is {layers}"));
+            }
+            Err(error)
+        }
+    })
 }
 
 /// Refuses tensors in `files` that are not `known` to the model. A head beside the embedding that
