@@ -55,18 +55,7 @@ pub fn run(
 ) -> Result<Report> {
     let _lock = folder::take(folder)?;
     let (suite, chosen) = &decided(suite, None, backends, observer)?;
-    let mut stages = Stages {
-        suite,
-        chosen,
-        folder,
-        backends,
-        observer,
-        cancel,
-        threads: 0,
-        base_sha256: None,
-        read: BTreeMap::new(),
-    };
-    stages.bound_threads();
+    let mut stages = Stages::new(suite, chosen, folder, backends, observer, cancel);
     let prepared = stages.data()?;
     let mut subjects = vec![Subject {
         name: "base".into(),
@@ -123,18 +112,7 @@ pub fn evaluate_brought(
         )));
         suite.model.base = std::path::absolute(&model).map_err(|e| Error::io("resolve", &model, e))?;
     }
-    let mut stages = Stages {
-        suite: &suite,
-        chosen: &chosen,
-        folder,
-        backends,
-        observer,
-        cancel,
-        threads: 0,
-        base_sha256: None,
-        read: BTreeMap::new(),
-    };
-    stages.bound_threads();
+    let mut stages = Stages::new(&suite, &chosen, folder, backends, observer, cancel);
     stages.doubt(&model, adapter.as_deref())?;
     let prepared = stages.data()?;
     stages.report(&prepared, vec![Subject { name, role: Role::Other, model, adapter, trained: None }])
@@ -162,12 +140,20 @@ struct Stages<'a> {
     read: BTreeMap<PathBuf, String>,
 }
 
-impl Stages<'_> {
-    /// Says if the suite asks for more threads than make sense here.
-    fn bound_threads(&mut self) {
-        let (threads, warning) = bounded_threads("model.threads", self.suite.model.threads);
-        self.threads = threads;
-        warning.into_iter().for_each(|text| self.observer.notice(Notice::Warning(text)));
+impl<'a> Stages<'a> {
+    /// The stages of `suite`, none of them done. Says if it asks for more threads than make sense
+    /// here.
+    fn new(
+        suite: &'a Suite,
+        chosen: &'a BTreeMap<String, String>,
+        folder: &'a Path,
+        backends: &'a dyn Backends,
+        observer: &'a mut dyn Observer,
+        cancel: &'a Cancel,
+    ) -> Self {
+        let (threads, warning) = bounded_threads("model.threads", suite.model.threads);
+        warning.into_iter().for_each(|text| observer.notice(Notice::Warning(text)));
+        Stages { suite, chosen, folder, backends, observer, cancel, threads, base_sha256: None, read: BTreeMap::new() }
     }
 
     /// Says what is wrong with a model that is brought along out of a training's folder: it was
