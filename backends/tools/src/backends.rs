@@ -12,6 +12,7 @@ use karat_native::NativeBackend;
 
 use crate::Done;
 use crate::args::Args;
+use crate::plan::plan;
 
 /// Rows and their tokens.
 const ROWS: usize = 8;
@@ -22,28 +23,6 @@ const ROUNDS: usize = 5;
 fn rows(vocabulary: usize) -> Tokens {
     let id = |row: usize, i: usize| ((i * i * 7 + 13 * row + i) % vocabulary) as u32;
     (0..ROWS).map(|row| (0..LENGTH).map(|i| id(row, i)).collect::<Vec<_>>()).collect()
-}
-
-fn plan(method: Method, output_dir: PathBuf) -> TrainPlan {
-    TrainPlan {
-        method,
-        steps: vec![vec![(0..ROWS as u32).collect()]; 3],
-        learning_rates: vec![1e-4; 3],
-        epochs: vec![1.0, 2.0, 3.0],
-        optimizer: AdamW::default(),
-        max_grad_norm: 1.0,
-        eval_every: 0,
-        eval_batch_size: 8,
-        save_every: 0,
-        save_total_limit: 0,
-        early_stopping: None,
-        recompute: false,
-        output_dir,
-        resume_from: None,
-        init_adapter: None,
-        seed: 1,
-        fingerprint: "beside native".into(),
-    }
 }
 
 /// Seconds of one pass over the rows.
@@ -72,7 +51,12 @@ fn seconds(backend: &dyn Backend, open: &OpenConfig, work: &str, out: &Path) -> 
         Flow::Continue
     };
     let trainer = session.trainer().ok_or_else(|| BackendError::failed("no trainer"))?;
-    trainer.train(data, LabelledView::new(none.view(), &[])?, &plan(method, out.to_owned()), &mut sink)?;
+    trainer.train(
+        data,
+        LabelledView::new(none.view(), &[])?,
+        &plan(method, vec![vec![(0..ROWS as u32).collect()]; 3], out.to_owned()),
+        &mut sink,
+    )?;
     Ok(best)
 }
 

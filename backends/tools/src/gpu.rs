@@ -32,6 +32,7 @@ use serde_json::{Value, json};
 
 use crate::Done;
 use crate::args::Args;
+use crate::plan::plan;
 
 fn device(args: &Args) -> Result<Cuda, Box<dyn Error>> {
     let found = match Asked::of(&args.text("device", "cuda:0"))? {
@@ -203,30 +204,17 @@ fn outcome(dir: &Path, device: &str, dtype: Dtype, method: &Method) -> Result<Ou
     let prompts: Tokens = [5, 70, 1].iter().zip(20..).map(|(n, s)| ids(*n, vocab, s)).collect();
     let greedy = GenerateConfig::greedy(24, vec![]);
     let texts = evaluator.generate(prompts.view(), &greedy, &mut |_: Event| Flow::Continue)?;
+    // Gradients of one micro-batch a step are kept in another way than sums of several.
+    let micro_batches = |s: u32| match method {
+        Method::Full => vec![vec![s % 7, (s + 3) % 7, (s + 1) % 7]],
+        _ => vec![vec![s % 7, (s + 3) % 7], vec![(s + 1) % 7]],
+    };
+    let out = dir.join(format!("out-{device}-{dtype}").replace(':', "-"));
     let plan = TrainPlan {
-        method: method.clone(),
-        // Gradients of one micro-batch a step are kept in another way than sums of several.
-        steps: (0..20u32)
-            .map(|s| match method {
-                Method::Full => vec![vec![s % 7, (s + 3) % 7, (s + 1) % 7]],
-                _ => vec![vec![s % 7, (s + 3) % 7], vec![(s + 1) % 7]],
-            })
-            .collect(),
         learning_rates: vec![1e-3; 20],
-        epochs: (1..=20).map(|s| f64::from(s) / 20.0).collect(),
-        optimizer: AdamW::default(),
-        max_grad_norm: 1.0,
-        eval_every: 0,
-        eval_batch_size: 8,
-        save_every: 0,
-        save_total_limit: 0,
-        early_stopping: None,
         recompute: true,
-        output_dir: dir.join(format!("out-{device}-{dtype}").replace(':', "-")),
-        resume_from: None,
-        init_adapter: None,
         seed: 7,
-        fingerprint: "parity".into(),
+        ..plan(method.clone(), (0..20).map(micro_batches).collect(), out)
     };
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     let none = Tokens::default();

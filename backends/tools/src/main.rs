@@ -21,6 +21,7 @@ mod gradients;
 mod metrics;
 mod onnx_export;
 mod onnx_worker;
+mod plan;
 mod speed;
 mod train;
 

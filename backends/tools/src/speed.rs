@@ -8,6 +8,7 @@ use karat_native::NativeBackend;
 
 use crate::Done;
 use crate::args::{Args, processor_seconds};
+use crate::plan::plan;
 
 /// Measures and prints.
 pub fn run(args: &Args) -> Done {
@@ -47,25 +48,7 @@ pub fn run(args: &Args) -> Done {
             let steps: Vec<Vec<Vec<u32>>> = (0..rows / 4)
                 .map(|s| (0..4 / micro).map(|m| (0..micro).map(|r| (s * 4 + m * micro + r) as u32).collect()).collect())
                 .collect();
-            let plan = TrainPlan {
-                method: method.clone(),
-                learning_rates: vec![1e-4; steps.len()],
-                epochs: (1..=steps.len()).map(|s| s as f64).collect(),
-                steps,
-                optimizer: AdamW::default(),
-                max_grad_norm: 1.0,
-                eval_every: 0,
-                eval_batch_size: 8,
-                save_every: 0,
-                save_total_limit: 1,
-                early_stopping: None,
-                recompute: false,
-                output_dir: dir.join("out"),
-                resume_from: None,
-                init_adapter: None,
-                seed: 1,
-                fingerprint: name.to_string(),
-            };
+            let plan = plan(method.clone(), steps, dir.join("out"));
             let data = LabelledView::new(tokens.view(), &labels)?;
             let none = Tokens::new();
             let eval = LabelledView::new(none.view(), &[])?;

@@ -14,6 +14,7 @@ use karat_native::NativeBackend;
 
 use crate::Done;
 use crate::args::{Args, processor_seconds};
+use crate::plan::plan;
 
 /// Trains and prints.
 pub fn run(args: &Args) -> Done {
@@ -43,25 +44,8 @@ pub fn run(args: &Args) -> Done {
         _ => Method::Full,
     };
     let out = std::env::temp_dir().join(format!("karat-measure-{}", std::process::id()));
-    let plan = TrainPlan {
-        method,
-        steps: (0..steps as u32).map(|s| vec![vec![s]]).collect(),
-        learning_rates: vec![1e-4; steps],
-        epochs: (1..=steps).map(|s| s as f64).collect(),
-        optimizer: AdamW::default(),
-        max_grad_norm: 1.0,
-        eval_every: 0,
-        eval_batch_size: 1,
-        save_every: 0,
-        save_total_limit: 1,
-        recompute: args.number("recompute", 0)? == 1,
-        output_dir: out.clone(),
-        resume_from: None,
-        init_adapter: None,
-        early_stopping: None,
-        seed: 1,
-        fingerprint: "measure".into(),
-    };
+    let rows = (0..steps as u32).map(|step| vec![vec![step]]).collect();
+    let plan = TrainPlan { recompute: args.number("recompute", 0)? == 1, ..plan(method, rows, out.clone()) };
     let none = Tokens::new();
     let (mut seconds, mut losses, mut warm) = (Vec::new(), Vec::new(), 0.0);
     let mut sink = |event: Event| {
