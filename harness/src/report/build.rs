@@ -8,8 +8,10 @@ use crate::error::{Error, Result};
 use crate::eval::stats::cluster_count;
 use crate::eval::{Item, ItemResult, metric};
 
+use super::compare::differing;
 use super::inputs::{Inputs, MetricInfo, ModelResults, ModelRun, TrainingRecord, best, example, finite, pairs, values};
 use super::model::*;
+use super::recommend::recommend;
 use super::{flips, general, significance, warning};
 
 /// Makes the report. Pure: the same inputs give the same report.
@@ -26,9 +28,10 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
 
     let models: Vec<Model> = runs.iter().map(|run| model(run, inputs.overfitting_margin)).collect();
     let metrics: Vec<Metric> = inputs.metrics.iter().map(|info| metric(info, &runs, inputs)).collect();
+    let pairs = pairs(&inputs.models, &inputs.pairs)?;
     let comparisons: Vec<Comparison> =
-        pairs(&inputs.models).map(|(a, b)| compare(&runs[a], &runs[b], &metrics, inputs)).collect();
-    let general = inputs.general.as_ref().map(|texts| general::general(texts, &inputs.models, &inputs.stats));
+        pairs.iter().map(|&(a, b)| compare(&runs[a], &runs[b], &metrics, inputs)).collect();
+    let general = inputs.general.as_ref().map(|texts| general::general(texts, &inputs.models, &pairs, &inputs.stats));
     let shared = shared_clusters(inputs.items);
     let sources = cluster_count(&inputs.items.iter().map(|i| i.cluster.as_str()).collect::<Vec<_>>());
     let mut warnings = inputs.warnings.clone();
@@ -44,6 +47,10 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
     let notes = warnings.iter().position(Warning::is_note).unwrap_or(warnings.len());
     warnings.splice(notes..notes, forgetting.into_iter().chain(stray));
 
+    let recommendation = inputs
+        .priorities
+        .as_ref()
+        .and_then(|priorities| recommend(priorities, &models, &metrics, &comparisons, general.as_ref()));
     let (flips, flipped) = flips::find(&comparisons, inputs, &runs);
     let mut data = inputs.data.clone();
     data.bad_rows.truncate(Data::LISTED_BAD_ROWS);
@@ -66,6 +73,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
         data,
         decoding: inputs.decoding.clone(),
         statistics: inputs.stats.clone(),
+        recommendation,
         general,
         flips,
         flipped,
@@ -133,6 +141,7 @@ fn model((run, results): &ModelResults<'_>, margin: f64) -> Model {
         name: run.name.clone(),
         role: run.role,
         checkpoint_sha256: run.checkpoint_sha256.clone(),
+        fingerprints: run.fingerprints.clone(),
         parameters: session.map(|s| s.parameters),
         adapter_parameters: session.map(|s| s.adapter_parameters),
         trainable_parameters: run.training.as_ref().map(|t| t.summary.trainable_parameters),
@@ -266,7 +275,10 @@ fn compare(
         baseline: baseline.0.name.clone(),
         candidate: candidate.0.name.clone(),
         metrics: significance::compare(paired, &inputs.stats),
-        allowed: Vec::new(),
+        allowed: {
+            let of = |run: &ModelResults<'_>| run.0.fingerprints.clone().unwrap_or_else(|| inputs.fingerprints.clone());
+            differing(&of(baseline), &of(candidate))
+        },
     }
 }
 

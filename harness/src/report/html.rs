@@ -84,11 +84,13 @@ fn view(report: &Report) -> Value {
         nav => data(nav),
         metrics,
         against => against.iter().map(names).collect::<Vec<_>>(),
+        compact => tables::compact(report),
         signatures => data(tables::signatures(report)),
         truncation_header => data(tables::truncation_header(l)),
         truncation => data(tables::truncation(report)),
         level => number::fixed(100.0 * report.statistics.confidence, 0),
     };
+    let frontier = if measured { plot::frontier_panels(report) } else { Vec::new() };
     let any_headline = report.metrics.iter().any(|m| m.headline);
     let bars = |wanted: &dyn Fn(&Metric) -> bool| -> Vec<Value> {
         let shown = report.metrics.iter().filter(|m| wanted(m));
@@ -113,6 +115,7 @@ fn view(report: &Report) -> Value {
         ..item_table(items, &against, report, l)
     };
     let foot = context! {
+        frontier => frontier.into_iter().map(svg).collect::<Vec<_>>(),
         cost_header => data(tables::cost_header(report)),
         costs => tables::costs(report).iter().map(|(model, cells)| context! {
             name => model.name.as_str(), color => color(report, &model.name), cells => data(cells),
@@ -193,6 +196,15 @@ fn general(general: &General, report: &Report) -> Value {
 }
 
 fn metric_row(metric: &Metric, report: &Report) -> Value {
+    let against = report.against_base();
+    let change = |comparison: &Comparison| match comparison.metrics.get(&metric.name) {
+        Some(c) => context! {
+            text => number::improvement(metric, c),
+            mark => c.mark.as_str(),
+            tone => tone(c.verdict),
+        },
+        None => context! { text => UNDEFINED },
+    };
     let values: Vec<Value> = report
         .models
         .iter()
@@ -201,22 +213,12 @@ fn metric_row(metric: &Metric, report: &Report) -> Value {
                 text => number::value(metric, v),
                 spread => number::plus_minus(metric, v),
                 best => metric.best.contains(&model.name),
+                change => against.iter().find(|c| c.candidate == model.name).map(|c| change(c)),
             },
             None => context! { text => UNDEFINED },
         })
         .collect();
-    let changes: Vec<Value> = report
-        .against_base()
-        .iter()
-        .map(|comparison| match comparison.metrics.get(&metric.name) {
-            Some(c) => context! {
-                text => number::improvement(metric, c),
-                mark => c.mark.as_str(),
-                tone => tone(c.verdict),
-            },
-            None => context! { text => UNDEFINED },
-        })
-        .collect();
+    let changes: Vec<Value> = against.iter().map(|comparison| change(comparison)).collect();
     context! {
         title => metric.title(report.language),
         arrow => metric.arrow(),
@@ -251,6 +253,7 @@ fn comparisons(report: &Report, l: &Labels) -> Vec<Value> {
     let table = |c: &Comparison| {
         context! {
             title => format!("{} {} {}", c.candidate, l.against, c.baseline),
+            allowed => c.allowed.iter().map(|m| sentences::allowed(m, report.language)).collect::<Vec<_>>(),
             rows => report.metrics.iter().filter_map(|m| row(m, c)).collect::<Vec<_>>(),
         }
     };

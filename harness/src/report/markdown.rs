@@ -66,8 +66,11 @@ pub fn results_block(report: &Report) -> String {
     format!("{}\n\n{table}\n<sub>{}</sub>\n", inline(&verdict), inline(report.language.labels().legend))
 }
 
-/// The table of all metrics and models.
+/// The table of all metrics and models; of many models one column each.
 pub fn results_table(report: &Report) -> String {
+    if tables::compact(report) {
+        return compact_table(report);
+    }
     let l = report.language.labels();
     let against = report.against_base();
     let mut header = vec![l.metric.to_string()];
@@ -78,18 +81,46 @@ pub fn results_table(report: &Report) -> String {
     for metric in &report.metrics {
         let mut row = vec![metric_title(metric, report.language)];
         row.extend(report.models.iter().map(|model| value_cell(metric, model)));
-        row.extend(against.iter().map(|comparison| match comparison.metrics.get(&metric.name) {
-            Some(c) => {
-                let change = number::improvement(metric, c);
-                // Marks are literal asterisks.
-                format!("{change} {}", c.mark.replace('*', "\\*")).trim().to_string()
+        row.extend(against.iter().map(|comparison| change_cell(metric, comparison)));
+        row.push(tables::sample_size(metric, report));
+        table.row(row);
+    }
+    table.finish()
+}
+
+/// A value and its change against the baseline, a column a model.
+fn compact_table(report: &Report) -> String {
+    let l = report.language.labels();
+    let against = report.against_base();
+    let mut header = vec![l.metric.to_string()];
+    header.extend(report.models.iter().map(|m| cell(&m.name)));
+    header.push("n".to_string());
+    let mut table = Table::new(header, 1);
+    for metric in &report.metrics {
+        let mut row = vec![metric_title(metric, report.language)];
+        row.extend(report.models.iter().map(|model| {
+            let value = plain_cell(metric, model);
+            match against.iter().find(|c| c.candidate == model.name) {
+                Some(comparison) => format!("{value}<br><sub>{}</sub>", change_cell(metric, comparison)),
+                None => value,
             }
-            None => UNDEFINED.to_string(),
         }));
         row.push(tables::sample_size(metric, report));
         table.row(row);
     }
     table.finish()
+}
+
+/// The relative change with its mark.
+fn change_cell(metric: &Metric, comparison: &Comparison) -> String {
+    match comparison.metrics.get(&metric.name) {
+        Some(c) => {
+            let change = number::improvement(metric, c);
+            // Marks are literal asterisks.
+            format!("{change} {}", c.mark.replace('*', "\\*")).trim().to_string()
+        }
+        None => UNDEFINED.to_string(),
+    }
 }
 
 fn metric_title(metric: &Metric, language: Language) -> String {
@@ -98,11 +129,17 @@ fn metric_title(metric: &Metric, language: Language) -> String {
     format!("{}{unit} {}", cell(metric.title(language)), metric.arrow()).trim_end().to_string()
 }
 
-fn value_cell(metric: &Metric, model: &Model) -> String {
+/// The value, the best in bold.
+fn plain_cell(metric: &Metric, model: &Model) -> String {
     let Some(value) = metric.models.get(&model.name) else { return UNDEFINED.to_string() };
     let text = number::value(metric, value);
-    let text = if metric.best.contains(&model.name) { format!("**{text}**") } else { text };
-    match number::plus_minus(metric, value) {
+    if metric.best.contains(&model.name) { format!("**{text}**") } else { text }
+}
+
+/// The same with its interval.
+fn value_cell(metric: &Metric, model: &Model) -> String {
+    let text = plain_cell(metric, model);
+    match metric.models.get(&model.name).and_then(|value| number::plus_minus(metric, value)) {
         Some(interval) => format!("{text} {interval}"),
         None => text,
     }
@@ -113,8 +150,16 @@ fn differences(md: &mut String, report: &Report, l: &Labels) {
         return;
     }
     let _ = writeln!(md, "## {}\n", l.differences);
+    let folded = report.comparisons.len() > tables::WIDE;
     for comparison in &report.comparisons {
-        let _ = writeln!(md, "### {} − {}\n", inline(&comparison.candidate), inline(&comparison.baseline));
+        let title = format!("{} − {}", inline(&comparison.candidate), inline(&comparison.baseline));
+        let _ = match folded {
+            true => writeln!(md, "<details><summary>{title}</summary>\n"),
+            false => writeln!(md, "### {title}\n"),
+        };
+        for m in &comparison.allowed {
+            let _ = writeln!(md, "{}\n", inline(&sentences::allowed(m, report.language)));
+        }
         let level = number::fixed(100.0 * report.statistics.confidence, 0);
         let header = [
             l.metric.into(),
@@ -134,7 +179,7 @@ fn differences(md: &mut String, report: &Report, l: &Labels) {
             let title = metric_title(metric, report.language);
             table.row(vec![title, d.n, d.difference, d.p, adjusted, d.wins, d.detectable, d.verdict.to_string()]);
         }
-        let _ = writeln!(md, "{}", table.finish());
+        let _ = writeln!(md, "{}{}", table.finish(), if folded { "\n</details>\n" } else { "" });
     }
     let _ = writeln!(md, "{}\n", l.detectable_help);
 }
@@ -260,22 +305,28 @@ fn adapters(md: &mut String, report: &Report, l: &Labels) {
 /// blank line.
 fn side_by_side(example: &ItemExample, models: &[Model], language: Language) -> String {
     let l = language.labels();
-    let mut head = format!("<th>{}</th>", l.reference);
-    let mut body = format!("<td>{}{}</td>", folded(&example.think, l), html(&example.answer));
-    for model in models {
-        let _ = write!(head, "<th>{}</th>", html(&model.name));
-        match example.models.get(&model.name) {
-            None => {
-                let _ = write!(body, "<td><em>{}</em></td>", l.no_result);
-            }
-            Some(text) => {
-                let note = sentences::state_note(text.thinking, text.stop, language);
-                let note = if note.is_empty() { note } else { format!("<em>{}</em><br>", html(&note)) };
-                let answer =
-                    if text.answer.is_empty() { format!("<em>{}</em>", l.no_answer) } else { html(&text.answer) };
-                let _ = write!(body, "<td>{note}{}{answer}</td>", folded(&text.think, l));
-            }
+    let text = |model: &Model| match example.models.get(&model.name) {
+        None => format!("<em>{}</em>", l.no_result),
+        Some(text) => {
+            let note = sentences::state_note(text.thinking, text.stop, language);
+            let note = if note.is_empty() { note } else { format!("<em>{}</em><br>", html(&note)) };
+            let answer = if text.answer.is_empty() { format!("<em>{}</em>", l.no_answer) } else { html(&text.answer) };
+            format!("{note}{}{answer}", folded(&text.think, l))
         }
+    };
+    let reference = format!("{}{}", folded(&example.think, l), html(&example.answer));
+    let texts = std::iter::once((l.reference.to_string(), reference))
+        .chain(models.iter().map(|model| (html(&model.name), text(model))));
+    // Columns of many models would be a word wide.
+    if models.len() > tables::WIDE {
+        let rows: String =
+            texts.map(|(name, text)| format!("<tr valign=\"top\"><th>{name}</th><td>{text}</td></tr>\n")).collect();
+        return format!("<table>\n{rows}</table>\n\n");
+    }
+    let (mut head, mut body) = (String::new(), String::new());
+    for (name, text) in texts {
+        let _ = write!(head, "<th>{name}</th>");
+        let _ = write!(body, "<td>{text}</td>");
     }
     format!("<table>\n<tr>{head}</tr>\n<tr valign=\"top\">{body}</tr>\n</table>\n\n")
 }

@@ -5,6 +5,15 @@ use super::i18n::sentences::{self, Labels};
 use super::model::{Cost, Direction, General, Language, Metric, MetricComparison, Model, Report, Verdict};
 use super::number::{self, UNDEFINED};
 
+/// With more models than this a table has one column a model, with the difference below the value:
+/// a column for each of both would be no table that anyone reads.
+pub(super) const WIDE: usize = 3;
+
+/// Whether a report's tables are of one column a model.
+pub(super) fn compact(report: &Report) -> bool {
+    report.models.len() > WIDE
+}
+
 /// One number where all models have the same, `18–20` where they differ.
 pub(super) fn sample_size(metric: &Metric, report: &Report) -> String {
     let sizes = || report.models.iter().filter_map(|m| Some(metric.models.get(&m.name)?.n));
@@ -89,10 +98,20 @@ fn points_gained(report: &Report, model: &Model) -> Option<f64> {
 /// The header of [`costs`]: the model and its cells.
 pub(super) fn cost_header(report: &Report) -> Vec<String> {
     let l = report.language.labels();
-    let mut header =
-        [l.model, l.device, l.trainable, l.train_time, l.train_speed, l.score_time, l.generate_time, l.speed, l.memory]
-            .map(String::from)
-            .to_vec();
+    let mut header = [
+        l.model,
+        l.device,
+        l.trainable,
+        l.train_time,
+        l.train_speed,
+        l.score_time,
+        l.generate_time,
+        l.speed,
+        l.memory,
+        l.disk,
+    ]
+    .map(String::from)
+    .to_vec();
     header.extend(weighed(report).map(|m| format!("{} {}", l.per_point, m.title(report.language))));
     header
 }
@@ -116,6 +135,7 @@ pub(super) fn costs(report: &Report) -> Vec<(&Model, Vec<String>)> {
                 seconds(cost.generate_seconds),
                 whole(cost.tokens_per_second()),
                 cost.peak_memory.map_or(UNDEFINED.into(), number::bytes),
+                cost.disk_bytes.map_or(UNDEFINED.into(), number::bytes),
             ];
             if weighed(report).is_some() {
                 let per_point = cost.train_seconds.zip(points_gained(report, model)).map(|(s, points)| s / points);

@@ -18,8 +18,10 @@ mod pipeline;
 mod predictions;
 mod prepare;
 mod recorded;
+mod renderings;
 mod report_inputs;
 mod session_cache;
+pub(crate) mod subject;
 mod train;
 
 pub use backends::{Backends, LoadedBackend, Origin, backend_error, opening_warnings};

@@ -18,6 +18,7 @@ use crate::fsio::{sha256, sha256_file};
 use crate::report::SplitRule;
 use crate::run::evaluate::Query;
 use crate::run::parts::{Cut, load};
+use crate::run::subject::rendering;
 use crate::suite::{GeneralConfig, Suite, TemplateChoice};
 
 /// Everything a suite's data becomes.
@@ -241,12 +242,12 @@ fn general(config: &GeneralConfig, formatter: &Formatter, max_length: usize) -> 
 
 /// Template, tokenizer and options of a suite.
 fn formatter(suite: &Suite) -> Result<Formatter> {
-    let data = &suite.data;
+    let (data, folder) = (&suite.data, rendering(suite)?);
     let template = match data.template {
-        TemplateChoice::Model => ChatTemplate::from_model_dir(&suite.model.base)?,
+        TemplateChoice::Model => ChatTemplate::from_model_dir(&folder)?,
         TemplateChoice::ChatmlRecipe => ChatTemplate::chatml_recipe(),
     };
-    let tokenizer = Tokenizer::from_model_dir(&suite.model.base)?;
+    let tokenizer = Tokenizer::from_model_dir(&folder)?;
     let options = FormatOptions {
         system: Some(data.system_prompt.clone()).filter(|s| !s.is_empty()),
         output: data.output,

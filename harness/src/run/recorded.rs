@@ -29,6 +29,9 @@ pub struct Recorded {
     pub checkpoint_sha256: String,
     /// What the evaluation took; none of texts that were brought along.
     pub effort: Option<Effort>,
+    /// Bytes of its files, of an adapter those of the adapter alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
     /// How it was trained, if in this run.
     pub training: Option<RecordedTraining>,
     /// What it generated.

@@ -39,6 +39,10 @@ pub struct EvalConfig {
     pub stop: Vec<StopToken>,
     /// Metrics, in the order of the report.
     pub metrics: Vec<String>,
+    /// What may differ between how models of the suite are asked: names of
+    /// [`MUST_BE_EQUAL`](crate::report::compare::MUST_BE_EQUAL). What does is told in the report.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
     /// Items shown in full.
     pub show: usize,
     /// Plain text that is not the task, to see what is forgotten.
@@ -72,6 +76,7 @@ impl Default for EvalConfig {
             enable_thinking: None,
             stop: Vec::new(),
             metrics: DEFAULT_METRICS.map(String::from).to_vec(),
+            allow: Vec::new(),
             show: 5,
             general: None,
         }
@@ -123,4 +128,16 @@ pub struct GateConfig {
     /// Non-inferiority margins by metric, in the metric's unit: a model may be worse than its
     /// baseline by at most this.
     pub margins: BTreeMap<String, f64>,
+}
+
+/// The `[verdict]` table: which model one would ship.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerdictConfig {
+    /// The metric that decides.
+    pub primary: String,
+    /// By metric, how much worse than the baseline a model may be at most, in the metric's unit;
+    /// `general_bits_per_byte` and `general_nll` are those of general text.
+    #[serde(default)]
+    pub floors: BTreeMap<String, f64>,
 }

@@ -3,7 +3,8 @@
 use crate::eval::think::ThinkState;
 
 use crate::backend::StopReason;
-use crate::report::model::{Comparison, Direction, Language, Report, Verdict, Warning};
+use crate::report::compare::Mismatch;
+use crate::report::model::{Comparison, Direction, FloorState, Language, Recommendation, Report, Verdict, Warning};
 use crate::report::number::{fixed, percent};
 
 macro_rules! labels {
@@ -126,6 +127,10 @@ labels! {
     learning_rate: "learning rate", "学习率";
     grad_norm: "gradient norm, before clipping", "梯度范数（裁剪前）";
     highest: "max", "最大";
+    disk: "On disk", "磁盘占用";
+    frontier: "Quality against cost", "质量与开销";
+    frontier_help: "Each mark is a model; the dashed line joins those that no cheaper model beats. Costs are drawn on a logarithmic scale.", "每个点为一个模型；虚线连接没有更便宜的模型能超过的那些模型。开销为对数刻度。";
+    values: "Values with their intervals", "各值及其区间";
     per_point: "train s per point of", "每提升一点的训练秒数：";
     leaks: "Leaks", "泄漏";
     more_bars: "The other metrics", "其他指标";
@@ -149,7 +154,7 @@ impl Language {
         }
     }
 
-    pub(in crate::report) fn pick<T>(self, en: T, zh: T) -> T {
+    pub(crate) fn pick<T>(self, en: T, zh: T) -> T {
         match self {
             Language::English => en,
             Language::Chinese => zh,
@@ -184,6 +189,17 @@ pub(in crate::report) fn verdict_word(verdict: Verdict, language: Language) -> &
         Verdict::Unclear => language.pick("no clear difference", "无明显差异"),
         Verdict::Undefined => language.pick("undefined", "无定义"),
     }
+}
+
+/// In what two compared models differ although they should be asked the same.
+pub(in crate::report) fn allowed(mismatch: &Mismatch, language: Language) -> String {
+    let Mismatch { what, first, second } = mismatch;
+    let short = |hash: &String| hash.chars().take(12).collect::<String>();
+    let (first, second) = (short(first), short(second));
+    language.pick(
+        format!("They were not asked the same: {what} {first} against {second}."),
+        format!("两者的评测条件不同：{what} {first} 与 {second}。"),
+    )
 }
 
 /// What to say of a text's end and thinking, empty where all is well.
@@ -290,7 +306,45 @@ fn findings(report: &Report, language: Language) -> String {
     for comparison in report.comparisons.iter().filter(|c| &c.baseline != anchor) {
         sentences.push(between(comparison, &outcome(report, comparison, language), language));
     }
+    sentences.extend(recommendation(report, language));
     sentences.join(language.pick(" ", ""))
+}
+
+/// What the suite's priorities come to.
+fn recommendation(report: &Report, language: Language) -> Option<String> {
+    let Recommendation { primary, baseline, ship, floors } = report.recommendation.as_ref()?;
+    let all = || report.metrics.iter().chain(report.general.iter().flat_map(|g| &g.metrics));
+    let title = |name: &str| all().find(|m| m.name == name).map_or(name.to_string(), |m| m.title(language).to_string());
+    let of = |wanted: FloorState| -> Vec<String> {
+        let found = floors.iter().filter(|floor| floor.state == wanted);
+        found.map(|floor| format!("{} ({})", floor.model, title(&floor.metric))).collect()
+    };
+    let list = |names: &[String]| language.list(&names.iter().map(String::as_str).collect::<Vec<_>>(), 6);
+    let (broken, open) = (of(FloorState::Broken), of(FloorState::Open));
+    let mut text = match ship {
+        Some(model) => language.pick(
+            format!("By the suite's priorities ({} decides) one would ship {model}.", title(primary)),
+            format!("按套件的优先级（以 {} 为准），应发布 {model}。", title(primary)),
+        ),
+        None => language.pick(
+            format!(
+                "By the suite's priorities one would keep {baseline}: no model is significantly better on {} and shown to \
+                 keep every floor.",
+                title(primary)
+            ),
+            format!("按套件的优先级应保留 {baseline}：没有模型既在 {} 上显著更好、又被证明守住全部底线。", title(primary)),
+        ),
+    };
+    if !broken.is_empty() {
+        text += &language.pick(format!(" Below a floor: {}.", list(&broken)), format!("低于底线：{}。", list(&broken)));
+    }
+    if !open.is_empty() {
+        text += &language.pick(
+            format!(" Floors that these items cannot show to be kept: {}.", list(&open)),
+            format!("现有条目不足以证明守住的底线：{}。", list(&open)),
+        );
+    }
+    Some(text)
 }
 
 fn against_anchor(names: &[&str], anchor: &str, outcome: &Outcome<'_>, language: Language) -> String {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::AdapterCheck;
+use super::{AdapterCheck, Fingerprints};
 use crate::eval::think::ThinkState;
 
 /// What part a model plays.
@@ -13,6 +13,8 @@ use crate::eval::think::ThinkState;
 pub enum Role {
     /// Before fine-tuning.
     Base,
+    /// Another model that the others are compared with.
+    Baseline,
     /// With a LoRA adapter.
     Lora,
     /// All parameters trained.
@@ -31,6 +33,9 @@ pub struct Model {
     /// SHA-256 over its checkpoint's files; empty, `null` in JSON, where nobody knows.
     #[serde(with = "super::unknown")]
     pub checkpoint_sha256: String,
+    /// What it was asked, where that is not what [`Report::fingerprints`](super::Report) say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprints: Option<Fingerprints>,
     /// Parameters of the model without the adapter; none where nobody knows.
     pub parameters: Option<u64>,
     /// Parameters of the adapter, 0 without one; none where nobody knows.
