@@ -54,7 +54,9 @@ use crate::report::Language;
 use crate::run::models as runs;
 
 pub use data::DataConfig;
-pub use eval::{DEFAULT_METRICS, EvalConfig, GateConfig, GeneralConfig, StatsConfig, VerdictConfig};
+pub use eval::{
+    Checkpoints, DEFAULT_METRICS, EvalConfig, GateConfig, GeneralConfig, NamedCheckpoints, StatsConfig, VerdictConfig,
+};
 pub use keys::training_keys;
 pub use model::{ModelSettings, TemplateChoice};
 pub use models::{ComparePair, ModelRole, NamedModel, NamedModels, SuiteModel, TrainMethod, TrainModel};

@@ -230,3 +230,57 @@ fn priorities_say_which_model_one_would_ship() {
     let page = std::fs::read_to_string(place.root.join("runs/many/report/report.md")).unwrap();
     assert!(page.contains("By the suite's priorities"), "{page}");
 }
+
+#[test]
+fn the_checkpoints_of_a_training_are_measured_over_its_steps() {
+    let place = Place::new();
+    let suite = "name = \"steps\"\n[data]\nfile = \"items.jsonl\"\n[model]\nbase = \"base\"\n[train]\nmax_steps = 6\n\
+        save_every = 2\nsave_total_limit = 0\n[train.full]\n[train.lora]\nr = 2\n[stats]\nresamples = 100\n[eval]\n\
+        checkpoints = \"all\"\nmax_new_tokens = 2\nmetrics = [\"nll\", \"rougeL\"]\n";
+    place.put("steps.toml", suite);
+    let run = |more: &[&str]| {
+        let told = good(place.karat(&[&["--json", "run", "steps.toml"], more].concat()));
+        serde_json::from_str::<Value>(&told).unwrap()["report"].clone()
+    };
+    let report = run(&[]);
+    for (at, name) in [(1, "lora"), (2, "full")] {
+        let checkpoints = report["models"][at]["training"]["checkpoints"].as_array().unwrap();
+        assert_eq!(checkpoints.iter().map(|c| c["step"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 4, 6], "{name}");
+        // The checkpoint that the tables speak of is one of them, with the same numbers.
+        let measured = &report["metrics"][0]["models"][name]["value"];
+        assert!(checkpoints.iter().any(|c| c["metrics"]["nll"]["value"] == *measured), "{name}: {checkpoints:?}");
+        assert_ne!(checkpoints[0]["metrics"]["nll"]["value"], checkpoints[2]["metrics"]["nll"]["value"], "{name}");
+    }
+    let page = std::fs::read_to_string(place.root.join("runs/steps/report/report.html")).unwrap();
+    assert!(page.contains("Checkpoints over the training"));
+    // Only some; the first run's answers serve.
+    let some = run(&["--set", "eval.checkpoints=[2]"]);
+    let steps = |report: &Value| report["models"][1]["training"]["checkpoints"].as_array().unwrap().len();
+    assert_eq!((steps(&report), steps(&some)), (3, 2), "the one that is named, and the model itself");
+    let last = run(&["--set", "eval.checkpoints=\"last\""]);
+    assert!(last["models"][1]["training"]["checkpoints"].is_null());
+    let nll = |report: &Value| report["metrics"][0]["models"]["lora"]["value"].clone();
+    assert_eq!(nll(&last), report["models"][1]["training"]["checkpoints"][2]["metrics"]["nll"]["value"]);
+    let missing = ["run", "steps.toml", "--set", "eval.checkpoints=[3]"];
+    refused(place.karat(&missing), 2, "names step 3, which lora did not keep");
+    refused(place.karat(&["run", "steps.toml", "--set", "eval.checkpoints=\"some\""]), 2, "a list of steps");
+}
+
+#[test]
+fn replicates_of_a_recipe_are_trained_with_their_own_seeds() {
+    let place = Place::new();
+    let suite = "name = \"seeds\"\n[data]\nfile = \"items.jsonl\"\nsplit = \"2:1\"\n[model]\nbase = \"base\"\n[train]\n\
+        max_steps = 2\nlearning_rate = 1e-2\nseeds = [1, 2, 3]\n[train.lora]\nr = 2\n[stats]\nresamples = 100\n[eval]\n\
+        max_new_tokens = 2\nmetrics = [\"nll\", \"rougeL\"]\n";
+    place.put("seeds.toml", suite);
+    let told = good(place.karat(&["--json", "run", "seeds.toml"]));
+    let report = &serde_json::from_str::<Value>(&told).unwrap()["report"];
+    assert_eq!(names(report, "name"), ["base", "lora.s1", "lora.s2", "lora.s3"]);
+    let value = |report: &Value, name: &str| report["metrics"][0]["models"][name]["value"].clone();
+    assert_ne!(value(report, "lora.s1"), value(report, "lora.s2"));
+    // One seed is that seed's model, under the plain name.
+    let told = good(place.karat(&["--json", "run", "seeds.toml", "--set", "train.seeds=[2]", "--out", "o"]));
+    let one = &serde_json::from_str::<Value>(&told).unwrap()["report"];
+    assert_eq!(value(one, "lora"), value(report, "lora.s2"));
+    refused(place.karat(&["run", "seeds.toml", "--set", "train.seeds=[2, 2]"]), 2, "names 2 twice");
+}

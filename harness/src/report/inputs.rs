@@ -37,6 +37,11 @@ pub struct Inputs<'a> {
     pub pairs: Vec<(String, String)>,
     /// The metrics, in the order of the rows.
     pub metrics: Vec<MetricInfo>,
+    /// Recipes that were trained with several seeds, and the names of their models.
+    pub recipes: Vec<(String, Vec<String>)>,
+    /// Pairs of recipes, or of a recipe and a model, to be compared beside every recipe with the
+    /// baseline.
+    pub recipe_pairs: Vec<(String, String)>,
     /// What the suite holds its models to, if it says.
     pub priorities: Option<Priorities>,
     /// Ids of the items shown in full; empty takes [`Inputs::EXAMPLES`] evenly spread over the
@@ -88,6 +93,9 @@ pub struct ModelRun {
     pub think_tags: ThinkTags,
     /// Its results, in any order; an item without one counts as missing.
     pub items: Vec<ItemResult>,
+    /// Its results sample by sample, where every item was answered several times; `items` then holds
+    /// their means and the first texts.
+    pub samples: Vec<Vec<ItemResult>>,
     /// Corpus values by metric name, for metrics that are pooled over the items. Metrics not named
     /// here are means.
     pub pooled: BTreeMap<String, Pooled>,
@@ -113,10 +121,25 @@ pub struct Pooled {
 pub struct TrainingRecord {
     /// Every optimizer step.
     pub events: Vec<StepEvent>,
+    /// The step of the checkpoint that the model is, if it is known.
+    pub step: Option<usize>,
+    /// Other checkpoints on the way, by rising step.
+    pub checkpoints: Vec<CheckpointRecord>,
     /// Evaluations: after which step, mean loss in nats a token.
     pub evaluations: Vec<(usize, f64)>,
     /// Totals.
     pub summary: TrainSummary,
+}
+
+/// Results of a checkpoint on the way of a training.
+#[derive(Clone, Debug)]
+pub struct CheckpointRecord {
+    /// After so many optimizer steps.
+    pub step: usize,
+    /// Its results, in any order.
+    pub items: Vec<ItemResult>,
+    /// Corpus values, as those of [`ModelRun::pooled`].
+    pub pooled: BTreeMap<String, Pooled>,
 }
 
 /// Name, unit and titles of a metric.

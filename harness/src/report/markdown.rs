@@ -41,6 +41,8 @@ pub fn render(report: &Report) -> String {
         truncation(&mut md, report, l);
     }
     differences(&mut md, report, l);
+    samples(&mut md, report, l);
+    recipes(&mut md, report, l);
     flips(&mut md, report, l);
     general(&mut md, report, l);
     training(&mut md, report, l);
@@ -101,8 +103,10 @@ fn compact_table(report: &Report) -> String {
         row.extend(report.models.iter().map(|model| {
             let value = plain_cell(metric, model);
             match against.iter().find(|c| c.candidate == model.name) {
-                Some(comparison) => format!("{value}<br><sub>{}</sub>", change_cell(metric, comparison)),
-                None => value,
+                Some(comparison) if value != UNDEFINED => {
+                    format!("{value}<br><sub>{}</sub>", change_cell(metric, comparison))
+                }
+                _ => value,
             }
         }));
         row.push(tables::sample_size(metric, report));
@@ -184,6 +188,31 @@ fn differences(md: &mut String, report: &Report, l: &Labels) {
     let _ = writeln!(md, "{}\n", l.detectable_help);
 }
 
+fn samples(md: &mut String, report: &Report, l: &Labels) {
+    let rows = tables::samples(report);
+    if rows.is_empty() {
+        return;
+    }
+    let _ = writeln!(md, "## {}\n\n{}\n", l.samples, l.samples_help);
+    let mut table = Table::new(tables::sample_header(l).map(String::from).to_vec(), 2);
+    rows.into_iter().for_each(|row| table.row(row.iter().map(|c| cell(c)).collect()));
+    let _ = writeln!(md, "{}", table.finish());
+}
+
+fn recipes(md: &mut String, report: &Report, l: &Labels) {
+    if report.recipes.is_empty() {
+        return;
+    }
+    let _ = writeln!(md, "## {}\n\n{}\n", l.recipes, l.recipes_help);
+    for comparison in &report.recipes {
+        let _ = writeln!(md, "### {}\n", inline(&tables::recipe_title(comparison, report.language)));
+        let mut table = Table::new(tables::recipe_header(report).iter().map(|c| cell(c)).collect(), 1);
+        let rows = tables::recipe(comparison, report);
+        rows.into_iter().for_each(|row| table.row(row.iter().map(|c| cell(c)).collect()));
+        let _ = writeln!(md, "{}", table.finish());
+    }
+}
+
 fn training(md: &mut String, report: &Report, l: &Labels) {
     let rows = tables::training(report);
     if rows.is_empty() {
@@ -197,6 +226,13 @@ fn training(md: &mut String, report: &Report, l: &Labels) {
         table.row([vec![cell(&model.name)], cells.to_vec(), vec![note]].concat());
     }
     let _ = writeln!(md, "{}", table.finish());
+    let rows = tables::checkpoints(report);
+    if !rows.is_empty() {
+        let _ = writeln!(md, "### {}\n\n{}\n", l.checkpoints, l.checkpoints_help);
+        let mut table = Table::new(tables::checkpoint_header(report).iter().map(|c| cell(c)).collect(), 1);
+        rows.into_iter().for_each(|row| table.row(row.iter().map(|c| cell(c)).collect()));
+        let _ = writeln!(md, "{}", table.finish());
+    }
 }
 
 fn cost(md: &mut String, report: &Report, l: &Labels) {

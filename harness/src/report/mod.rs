@@ -26,6 +26,8 @@ mod number;
 pub mod plot;
 mod provenance;
 mod recommend;
+mod replicates;
+mod samples;
 pub mod seed_compat;
 mod significance;
 pub mod splice;
@@ -35,7 +37,7 @@ mod write;
 
 pub use build::build;
 pub use escape::legible;
-pub use inputs::{GeneralText, Inputs, MetricInfo, ModelRun, Pooled, TrainingRecord};
+pub use inputs::{CheckpointRecord, GeneralText, Inputs, MetricInfo, ModelRun, Pooled, TrainingRecord};
 pub use model::*;
 pub use recommend::Priorities;
 pub use write::{REPORT_JSON, check_folder, write};

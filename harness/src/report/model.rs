@@ -16,6 +16,8 @@ mod inputs;
 mod items;
 mod metric;
 mod recommendation;
+mod replicates;
+mod samples;
 mod training;
 mod unknown;
 mod warning;
@@ -36,7 +38,9 @@ pub use inputs::{BadRow, Data, DataFile, Decoding, Fingerprints, Leak, SplitRule
 pub use items::{ExampleText, ItemExample, ItemRow, ItemValues};
 pub use metric::{Direction, Metric, MetricValue};
 pub use recommendation::{Floor, FloorState, Recommendation};
-pub use training::{CurvePoint, Evaluation, Model, Role, Training};
+pub use replicates::{RecipeComparison, RecipeMetric};
+pub use samples::{SampleValues, Samples};
+pub use training::{CheckpointValues, CurvePoint, Evaluation, Model, Role, Training};
 pub use warning::Warning;
 
 /// The version of the JSON this build writes and reads; raised even when a field is only added.
@@ -68,6 +72,12 @@ pub struct Report {
     /// Paired comparisons: every model against the baseline, full against LoRA, and those that the
     /// suite names.
     pub comparisons: Vec<Comparison>,
+    /// What several answers to each item show, if there were several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<Samples>,
+    /// Recipes that were trained with several seeds, compared over items and seeds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recipes: Vec<RecipeComparison>,
     /// Which model the suite's priorities speak for, if it has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recommendation: Option<Recommendation>,

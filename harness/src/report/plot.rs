@@ -7,12 +7,14 @@
 
 mod axis;
 mod bars;
+mod checkpoints;
 mod curves;
 mod frontier;
 mod strips;
 mod svg;
 
 pub use bars::{metric_bars, metric_panel};
+pub use checkpoints::checkpoint_panels;
 pub use curves::{curve_panel, training_curves};
 pub use frontier::frontier_panels;
 

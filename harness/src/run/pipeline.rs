@@ -1,29 +1,20 @@
 //! The whole way of a suite: data, training, evaluation, report.
 
+mod measure;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::backend::{GenerateConfig, OpenConfig, bounded_threads};
-use crate::data::companions;
-use crate::data::notes::stray_texts;
-use crate::data::tokens::Unnamed;
 use crate::error::{Error, Result};
-use crate::fsio::{self, sha256_digests, sha256_model};
+use crate::fsio;
 use crate::model_dir::ModelDir;
-use crate::report::{self, AdapterCheck, Environment, Report, Role, Warning};
-use crate::run::evaluate::{EvalJob, Evaluated, evaluate};
-use crate::run::external_predictions::{StoredModel, read_stored};
-use crate::run::machine::machine;
-use crate::run::recorded::{Recorded, RecordedTraining};
+use crate::report::{Report, Role};
 use crate::run::renderings::{Renderings, has_other_tokenizer};
-use crate::run::report_inputs::{Measured, plugin, report_measured, told};
 use crate::run::subject::{locate, rendering};
-use crate::run::train::{Base, EVALUATE_IT, TrainJob, Trained, plan, train};
-use crate::run::{
-    Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, SessionCache, adapter, decided, folder, left,
-    left_over, models, prepare,
-};
-use crate::suite::{CheckpointChoice, ModelRole, NamedModel, Suite, SuiteModel, TrainMethod, TrainModel};
+use crate::run::train::{Base, TrainJob, Trained, plan, train};
+use crate::run::{Backends, Cancel, Notice, Observer, Prepared, decided, folder, left, models, prepare};
+use crate::suite::{CheckpointChoice, Checkpoints, ModelRole, NamedModel, Suite, SuiteModel, TrainMethod, TrainModel};
 
 /// A model of the run: what is opened, and how it came to be.
 #[derive(Clone)]
@@ -258,7 +249,7 @@ impl<'a> Stages<'a> {
         if done[at].is_some() {
             return Ok(());
         }
-        let SuiteModel { name, entry } = &models[at];
+        let SuiteModel { name, entry, .. } = &models[at];
         let of_role = |usual: Role| match entry.role {
             Some(ModelRole::Base) => Role::Base,
             Some(ModelRole::Baseline) => Role::Baseline,
@@ -299,7 +290,7 @@ impl<'a> Stages<'a> {
         start: &Path,
         prepared: &Prepared,
     ) -> Result<Subject> {
-        let (suite, SuiteModel { name, entry }) = (self.suite, model);
+        let (suite, SuiteModel { name, entry, seed, .. }) = (self.suite, model);
         let TrainModel { method, hyperparameters, .. } = train_model;
         let backend = self.backends.backend(entry.backend.as_ref().unwrap_or(&suite.model.backend))?;
         let open = self.open(start, entry);
@@ -310,13 +301,14 @@ impl<'a> Stages<'a> {
         };
         self.started.insert(start.into(), base.sha256.clone());
         let (rows, eval) = (&prepared.train, &prepared.validation);
-        let mut plan = plan(rows, eval, train_model.backend_method(), hyperparameters, suite.seed, &backend, &base)?;
+        let mut plan = plan(rows, eval, train_model.backend_method(), hyperparameters, *seed, &backend, &base)?;
         let stage = self.folder.join("train").join(format!("{name}-{}", &plan.fingerprint[..12]));
         plan.output_dir.clone_from(&stage);
         let trained =
             train(TrainJob { name, backend: &backend, base, train: rows, eval, plan }, self.observer, self.cancel)?;
-        let best =
-            trained.summary.best_checkpoint.clone().filter(|_| hyperparameters.checkpoint == CheckpointChoice::Best);
+        let choice =
+            suite.eval.checkpoints.as_ref().and_then(Checkpoints::measured).unwrap_or(hyperparameters.checkpoint);
+        let best = trained.summary.best_checkpoint.clone().filter(|_| choice == CheckpointChoice::Best);
         let checkpoint = stage.join(best.unwrap_or_else(|| trained.summary.last_checkpoint.clone()));
         let (role, model, adapter) = match method {
             TrainMethod::Lora => (Role::Lora, start.to_path_buf(), Some(checkpoint)),
@@ -324,187 +316,6 @@ impl<'a> Stages<'a> {
         };
         let (trained, from) = (Some(trained), Some(start.to_path_buf()));
         Ok(Subject { name: name.clone(), role, model, adapter, trained, from, entry: entry.clone() })
-    }
-
-    /// SHA-256 over the files of a model folder, which is read once.
-    fn read(&mut self, folder: &Path) -> Result<String> {
-        if let Some(sha256) = self.read.get(folder) {
-            return Ok(sha256.clone());
-        }
-        let sha256 = sha256_model(folder)?;
-        self.read.insert(folder.into(), sha256.clone());
-        Ok(sha256)
-    }
-
-    /// SHA-256 over the files of `folder`, which `subject` is opened from: what training left
-    /// there, or what it started from, and still the same.
-    fn weights(&mut self, subject: &Subject, folder: &Path) -> Result<String> {
-        let name = left::name(folder);
-        let trained = subject.trained.as_ref();
-        let is_base = subject.from.as_deref() == Some(folder);
-        if let Some(found) = trained.filter(|_| !is_base).and_then(|trained| trained.found.get(&name)) {
-            return Ok(sha256_digests(found));
-        }
-        if let Some(files) = trained.filter(|_| !is_base).and_then(|trained| trained.left.get(&name)) {
-            let help = format!("put it back, or run with --fresh to train anew; {EVALUATE_IT}");
-            return Ok(sha256_digests(&left::hold(folder, files, fsio::is_of_model, &help)?));
-        }
-        let sha256 = self.read(folder)?;
-        match trained {
-            Some(trained) if is_base && !trained.base_sha256.is_empty() && trained.base_sha256 != sha256 => {
-                Err(Error::data(format!(
-                    "this is not the model that {} was trained from: a file was changed",
-                    subject.name
-                ))
-                .at(folder.display())
-                .help("put it back, or run again to train on what is there now"))
-            }
-            _ => Ok(sha256),
-        }
-    }
-
-    fn evaluate(
-        &mut self,
-        subject: &Subject,
-        prepared: &Prepared,
-        backend: &LoadedBackend,
-        sessions: &mut SessionCache,
-    ) -> Result<(Evaluated, Option<AdapterCheck>, String)> {
-        let mut open = self.open(&subject.model, &subject.entry);
-        open.adapter.clone_from(&subject.adapter);
-        open.options.clone_from(subject.entry.options.as_ref().unwrap_or(&self.suite.eval.options));
-        if let Some(device) = self.suite.eval.device.as_ref().filter(|_| subject.entry.device.is_none()) {
-            open.device.clone_from(device);
-        }
-        let mut key = BTreeMap::from([
-            ("weights".to_string(), self.weights(subject, &subject.model)?),
-            ("tokenizer".to_string(), prepared.formatter.tokenizer().sha256().to_string()),
-        ]);
-        if let Some(adapter) = &subject.adapter {
-            key.insert("adapter".into(), self.weights(subject, adapter)?);
-            let own = companions::differences(&subject.model, adapter)?;
-            if !own.is_empty() {
-                self.observer.notice(Notice::Warning(format!(
-                    "the adapter of {} has its own {}, which differs from the model's and is not used: a suite asks all \
-                     models the same; merge it (karat merge) and name the result as model.base to use its own",
-                    subject.name,
-                    own.join(" and ")
-                )));
-            }
-        }
-        let checkpoint = key.get("adapter").or(key.get("weights")).cloned().unwrap_or_default();
-        let job = EvalJob {
-            name: &subject.name,
-            backend,
-            open,
-            key,
-            queries: &prepared.queries,
-            beside: prepared.general.as_ref().map_or(&[], |g| g.windows.as_slice()),
-            generate: generate_config(self.suite, prepared),
-            tokenizer: prepared.formatter.tokenizer(),
-            folder: self.folder.join("eval"),
-        };
-        // Before hours are spent on an adapter that was not applied.
-        let adapter = adapter::check(&job, self.folder, sessions, self.observer, self.cancel)?;
-        let evaluated = evaluate(job, sessions, self.observer, self.cancel)?;
-        let (tokenizer, mut unnamed) = (prepared.formatter.tokenizer(), Unnamed::default());
-        for prediction in &evaluated.predictions {
-            unnamed.look(tokenizer, &prediction.id, prediction.ids.as_deref().unwrap_or_default());
-        }
-        let found = [unnamed.warning(), left_over(&subject.name, &evaluated.predictions, tokenizer)];
-        found.into_iter().flatten().for_each(|text| self.observer.notice(Notice::Warning(text)));
-        Ok((evaluated, adapter, checkpoint))
-    }
-
-    /// The texts of a model that are there already.
-    fn read_texts(&mut self, subject: &Subject, file: &Path, prepared: &Prepared) -> Result<StoredModel> {
-        let detail = format!("reading {}", file.display());
-        self.observer.notice(Notice::Stage { name: &format!("eval {}", subject.name), detail });
-        let mut stored = read_stored(file, Some(&subject.name), prepared)?;
-        match (stored.pop(), stored.is_empty()) {
-            (Some(mut model), true) => {
-                (model.recorded.name, model.recorded.role) = (subject.name.clone(), subject.role);
-                Ok(model)
-            }
-            _ => Err(Error::usage("there are results of several models here")
-                .at(file.display())
-                .help("name the file of one of them, as results/NAME.json")),
-        }
-    }
-
-    fn report(&mut self, renderings: &Renderings, subjects: Vec<Subject>) -> Result<Report> {
-        let results = self.folder.join("results");
-        let (mut measured, mut sessions) = (Vec::new(), SessionCache::default());
-        let mut plugins: Vec<LoadedBackend> = Vec::new();
-        let mut warnings: Vec<Warning> = renderings.warning(self.suite.language).into_iter().collect();
-        for subject in subjects {
-            if self.cancel.requested() {
-                return Err(Error::interrupted());
-            }
-            let prepared = renderings.of(&subject.name);
-            let one = if let Some(file) = &subject.entry.predictions {
-                let StoredModel { recorded, known, notes } = self.read_texts(&subject, file, prepared)?;
-                notes.iter().for_each(|note| self.observer.notice(Notice::Warning(note.english.clone())));
-                warnings.extend(notes.iter().map(|note| told(note, self.suite.language)));
-                Measured {
-                    recorded,
-                    prepared,
-                    asked: known.fingerprints(prepared, self.suite),
-                    unknown: known.is_unknown(),
-                }
-            } else {
-                let name = subject.entry.backend.as_deref().unwrap_or(self.suite.eval_backend());
-                let backend = self.backends.backend(name)?;
-                let (evaluated, adapter, checkpoint_sha256) =
-                    self.evaluate(&subject, prepared, &backend, &mut sessions)?;
-                let trained_by = subject.entry.backend.as_ref().unwrap_or(&self.suite.model.backend);
-                let trainer = subject.trained.as_ref().map(|_| self.backends.backend(trained_by)).transpose()?;
-                for used in [Some(backend), trainer].into_iter().flatten() {
-                    if plugins.iter().all(|known| known.backend.describe().name != used.backend.describe().name) {
-                        plugins.push(used);
-                    }
-                }
-                let Evaluated { predictions, references, beside: general, effort } = evaluated;
-                let disk_bytes = subject.place().and_then(|place| fsio::model_bytes(place).ok());
-                let Subject { name, role, trained, .. } = subject;
-                let training = trained.map(|t| RecordedTraining { summary: t.summary, curves: t.curves });
-                let effort = Some(effort);
-                let recorded = Recorded {
-                    name,
-                    role,
-                    checkpoint_sha256,
-                    effort,
-                    disk_bytes,
-                    training,
-                    predictions,
-                    references,
-                    general,
-                    adapter,
-                };
-                let asked = renderings.fingerprints(&recorded.name, self.suite);
-                Measured { recorded, prepared, asked, unknown: false }
-            };
-            one.recorded.write(&results)?;
-            let texts = one.recorded.predictions.iter().map(|p| (p.id.as_str(), p.text.as_str()));
-            if let Some(note) = stray_texts(&one.recorded.name, texts, &self.suite.data.think_tags) {
-                self.observer.notice(Notice::Warning(note.english));
-            }
-            measured.push(one);
-        }
-        sessions.close();
-        let environment = Environment {
-            karat: env!("CARGO_PKG_VERSION").into(),
-            machine: machine(),
-            plugins: plugins.iter().map(plugin).collect(),
-            paths: BTreeMap::from([("run".to_string(), self.folder.display().to_string())]),
-            notes: self.chosen.clone(),
-            ..Environment::default()
-        };
-        let report = report_measured(self.suite, &renderings.main, measured, warnings, environment)?;
-        let folder = self.folder.join("report");
-        report::write(&report, &folder)?;
-        self.observer.notice(Notice::Done { name: "report", detail: folder.join("report.html").display().to_string() });
-        Ok(report)
     }
 }
 

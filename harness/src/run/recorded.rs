@@ -36,6 +36,9 @@ pub struct Recorded {
     pub training: Option<RecordedTraining>,
     /// What it generated.
     pub predictions: Vec<Prediction>,
+    /// What it generated the second time and further, of a suite with `eval.samples`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<Vec<Prediction>>,
     /// How probable it found the references.
     pub references: Vec<ReferenceScore>,
     /// How probable it found the general text, window by window, if the suite has any.
@@ -54,6 +57,26 @@ pub struct RecordedTraining {
     pub summary: TrainSummary,
     /// Steps and evaluations.
     pub curves: Curves,
+    /// The step of the checkpoint that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<usize>,
+    /// Other checkpoints that were measured, by rising step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checkpoints: Vec<RecordedCheckpoint>,
+}
+
+/// A checkpoint on the way of a training, measured on the same items.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordedCheckpoint {
+    /// After so many optimizer steps.
+    pub step: usize,
+    /// SHA-256 over its files.
+    pub checkpoint_sha256: String,
+    /// What it generated.
+    pub predictions: Vec<Prediction>,
+    /// How probable it found the references.
+    pub references: Vec<ReferenceScore>,
 }
 
 impl Recorded {

@@ -55,7 +55,7 @@ impl Renderings {
             notes: Vec::new(),
         };
         let models = suite.all_models();
-        for SuiteModel { name, entry } in models.iter().filter(|m| m.entry.predictions.is_none()) {
+        for SuiteModel { name, entry, .. } in models.iter().filter(|m| m.entry.predictions.is_none()) {
             let (asking, note) = asking(entry, &models, suite, &main)?;
             renderings.notes.extend(note.map(|note| format!("{name}: {note}")));
             if asking == main {

@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 
 use crate::data::notes::Note;
 use crate::error::Result;
+use crate::eval::ItemResult;
 use crate::eval::stats::StatsOptions;
 use crate::fsio::sha256;
 use crate::report::{
-    self, BadRow, Cost, Data, DataFile, Decoding, Environment, Fingerprints, GeneralText, Inputs, Language, Leak,
-    ModelRun, Priorities, Report, TrainingRecord, Warning,
+    self, BadRow, CheckpointRecord, Cost, Data, DataFile, Decoding, Environment, Fingerprints, GeneralText, Inputs,
+    Language, Leak, ModelRun, Priorities, Report, TrainingRecord, Warning,
 };
 use crate::run::pipeline::generate_config;
-use crate::run::recorded::Recorded;
+use crate::run::recorded::{Recorded, RecordedCheckpoint};
 use crate::run::renderings::fingerprints;
 use crate::run::{LoadedBackend, Prepared, metrics};
 use crate::suite::{Suite, VerdictConfig};
@@ -137,6 +138,10 @@ fn inputs<'a>(
     warnings.extend(prepared.notes.iter().map(|note| told(note, suite.language)));
     let read: BTreeSet<&String> = models.iter().filter_map(|m| m.session.as_ref()).flat_map(|s| &s.warnings).collect();
     warnings.extend(read.into_iter().map(|text| Warning::Other { text: text.clone() }));
+    let recipes = suite.recipes();
+    let wanted = suite.compare.iter().map(|pair| (pair.baseline.clone(), pair.candidate.clone()));
+    let of_recipe = |name: &String| recipes.iter().any(|(recipe, _)| recipe == name);
+    let (recipe_pairs, pairs) = wanted.partition(|(baseline, candidate)| of_recipe(baseline) || of_recipe(candidate));
     // Only those that were generated: the texts of two models part at one of them.
     let generated: BTreeSet<u32> =
         models.iter().flat_map(|m| &m.items).flat_map(|r| r.prediction.ids.iter().flatten().copied()).collect();
@@ -152,7 +157,9 @@ fn inputs<'a>(
         },
         seeds: ["split", "train", "generate", "statistics"].map(|k| (k.to_string(), suite.seed)).into(),
         fingerprints: fingerprints(prepared, suite),
-        pairs: suite.compare.iter().map(|pair| (pair.baseline.clone(), pair.candidate.clone())).collect(),
+        pairs,
+        recipe_pairs,
+        recipes,
         data: Data {
             files: prepared
                 .files
@@ -240,10 +247,36 @@ pub(super) fn plugin(loaded: &LoadedBackend) -> report::PluginInfo {
 fn model_run(measured: Measured<'_>, suite: &Suite) -> Result<ModelRun> {
     let Measured { recorded, prepared, asked, .. } = measured;
     let Recorded {
-        name, role, checkpoint_sha256, effort, disk_bytes, training, predictions, references, adapter, ..
+        name,
+        role,
+        checkpoint_sha256,
+        effort,
+        disk_bytes,
+        training,
+        predictions,
+        samples,
+        references,
+        adapter,
+        ..
     } = recorded;
-    let results =
-        metrics::measure(&suite.data.think_tags, &suite.eval.metrics, &prepared.items, predictions, references)?;
+    let (names, options) = (&suite.eval.metrics, stats_options(suite));
+    let measure = |predictions, references| {
+        metrics::measure(&suite.data.think_tags, names, &prepared.items, predictions, references)
+    };
+    let mut checkpoints = Vec::new();
+    for RecordedCheckpoint { step, predictions, references, .. } in training.iter().flat_map(|t| t.checkpoints.clone())
+    {
+        let items = measure(predictions, references)?;
+        let pooled = metrics::pooled(names, &prepared.items, &items, &options);
+        checkpoints.push(CheckpointRecord { step, items, pooled });
+    }
+    let mut samples: Vec<Vec<ItemResult>> =
+        samples.into_iter().map(|again| measure(again, references.clone())).collect::<Result<_>>()?;
+    let mut results = measure(predictions, references)?;
+    if !samples.is_empty() {
+        samples.insert(0, results.clone());
+        metrics::average(&mut results, &samples);
+    }
     let summary = training.as_ref().map(|t| &t.summary);
     Ok(ModelRun {
         name,
@@ -252,8 +285,9 @@ fn model_run(measured: Measured<'_>, suite: &Suite) -> Result<ModelRun> {
         fingerprints: asked,
         adapter,
         think_tags: suite.data.think_tags.clone(),
-        pooled: metrics::pooled(&suite.eval.metrics, &prepared.items, &results, &stats_options(suite)),
+        pooled: metrics::pooled(names, &prepared.items, &results, &options),
         items: results,
+        samples,
         cost: Cost {
             train_seconds: summary.map(|s| s.seconds),
             score_seconds: effort.as_ref().map(|e| e.score_seconds),
@@ -265,6 +299,8 @@ fn model_run(measured: Measured<'_>, suite: &Suite) -> Result<ModelRun> {
         },
         session: effort.map(|e| e.session),
         training: training.map(|t| TrainingRecord {
+            step: t.step,
+            checkpoints,
             events: t.curves.steps,
             evaluations: t.curves.evaluations.iter().map(|e| (e.step, e.loss)).collect(),
             summary: t.summary,

@@ -73,12 +73,12 @@ impl Suite {
         if self.model.has_base() {
             model_dir::base_of_suite(&self.model.base, path)?;
         }
+        for (name, hyperparameters) in self.runs() {
+            hyperparameters.check(&name).map_err(|e| e.at(path.display()))?;
+        }
         check_models::check(self, path)?;
         if data.max_length < 2 {
             return fail(format!("data.max_length = {} leaves nothing to learn", data.max_length), "give at least 2");
-        }
-        for (name, hyperparameters) in self.runs() {
-            hyperparameters.check(&name).map_err(|e| e.at(path.display()))?;
         }
         if let Some(lora) = &self.train.lora {
             lora.check("train.lora").map_err(|e| e.at(format!("{}: train.lora", path.display())))?;
@@ -99,6 +99,19 @@ impl Suite {
                 format!("eval.allow names {other:?}, which nothing is compared by"),
                 &format!("it knows {}", MUST_BE_EQUAL.join(", ")),
             );
+        }
+        match self.eval.samples {
+            1 => {}
+            n @ (0 | 1025..) => {
+                return fail(format!("eval.samples = {n} must be between 1 and 1024"), "correct the value");
+            }
+            n if self.eval.temperature == 0.0 => {
+                return fail(
+                    format!("eval.samples = {n} asks for several answers, and greedy ones are all the same"),
+                    "set eval.temperature above 0, or leave eval.samples out",
+                );
+            }
+            _ => {}
         }
         let EvalConfig { temperature, top_p, max_new_tokens, batch_size, .. } = self.eval;
         let refused = |value: &dyn std::fmt::Display, checked: Result<(), String>| match checked {

@@ -46,9 +46,10 @@ pub(super) fn check(suite: &Suite, path: &Path) -> Result<()> {
         }
     }
     lineage(&models).map_err(|(name, what, help)| Error::usage(what).at(at(&name)).help(help))?;
+    let recipes = suite.recipes();
     for pair in &suite.compare {
         for name in [&pair.baseline, &pair.candidate] {
-            if !seen.contains_key(name.as_str()) {
+            if !seen.contains_key(name.as_str()) && recipes.iter().all(|(recipe, _)| recipe != name) {
                 return Err(unknown(&format!("[[compare]] names {name:?}"), name, &models).at(path.display()));
             }
         }
@@ -62,7 +63,8 @@ pub(super) fn check(suite: &Suite, path: &Path) -> Result<()> {
     if suite.models.is_empty() {
         return Ok(());
     }
-    for SuiteModel { name, entry } in models.iter().filter(|m| m.entry.path.is_some() || m.entry.adapter.is_some()) {
+    for SuiteModel { name, entry, .. } in models.iter().filter(|m| m.entry.path.is_some() || m.entry.adapter.is_some())
+    {
         if !(name == BASE && suite.model.has_base()) {
             subject::locate(entry).map_err(|e| {
                 let what = format!("models.{name}: {}", e.what());
@@ -82,7 +84,7 @@ fn unknown(what: &str, name: &str, models: &[SuiteModel]) -> Error {
 
 /// The first model that starts from what it cannot start from: its name, what is wrong, what to do.
 fn lineage(models: &[SuiteModel]) -> Result<(), (String, String, String)> {
-    for SuiteModel { name, entry } in models {
+    for SuiteModel { name, entry, .. } in models {
         let Some(train) = &entry.train else { continue };
         let mut here = match &train.from {
             Some(from) => from.clone(),

@@ -111,6 +111,10 @@ pub struct SuiteModel {
     pub name: String,
     /// What it is; exactly one of its four sources is there. `train.from` is filled in.
     pub entry: NamedModel,
+    /// The recipe that it is a replicate of, where that is trained with several seeds.
+    pub recipe: Option<String>,
+    /// The seed of its training.
+    pub seed: u64,
 }
 
 impl TrainModel {
@@ -129,7 +133,10 @@ impl Suite {
     /// model starts from is the base.
     pub fn all_models(&self) -> Vec<SuiteModel> {
         let mut models = Vec::new();
-        let mut push = |name: &str, entry: NamedModel| models.push(SuiteModel { name: name.into(), entry });
+        let seed = self.seed;
+        let mut push = |name: &str, entry: NamedModel| {
+            models.push(SuiteModel { name: name.into(), entry, recipe: None, seed });
+        };
         if self.model.has_base() {
             let path = Some(self.model.base.clone());
             push(BASE, NamedModel { path, role: Some(ModelRole::Base), ..NamedModel::default() });
@@ -156,7 +163,38 @@ impl Suite {
         {
             models[root].entry.role = Some(ModelRole::Base);
         }
-        models
+        models.into_iter().flat_map(replicates).collect()
+    }
+
+    /// The recipes that are trained with several seeds, and the names of their models, in order.
+    pub fn recipes(&self) -> Vec<(String, Vec<String>)> {
+        let mut recipes: Vec<(String, Vec<String>)> = Vec::new();
+        for SuiteModel { name, recipe, .. } in self.all_models() {
+            let Some(recipe) = recipe else { continue };
+            match recipes.last_mut().filter(|(last, _)| *last == recipe) {
+                Some((_, models)) => models.push(name),
+                None => recipes.push((recipe, vec![name])),
+            }
+        }
+        recipes
+    }
+}
+
+/// A trained model once for each of its seeds: `NAME.sSEED` if there are several.
+fn replicates(model: SuiteModel) -> Vec<SuiteModel> {
+    let seeds = model.entry.train.as_ref().map_or(&[][..], |train| &train.hyperparameters.seeds);
+    match seeds {
+        [] => vec![model],
+        [seed] => vec![SuiteModel { seed: *seed, ..model.clone() }],
+        seeds => {
+            let one = |seed: &u64| SuiteModel {
+                name: format!("{}.s{seed}", model.name),
+                recipe: Some(model.name.clone()),
+                seed: *seed,
+                ..model.clone()
+            };
+            seeds.iter().map(one).collect()
+        }
     }
 }
 

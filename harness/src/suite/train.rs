@@ -31,6 +31,9 @@ pub struct TrainSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hyperparameters {
+    /// Seeds of replicates: the recipe is trained once with each; none is the suite's seed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub seeds: Vec<u64>,
     /// Passes over the training items.
     pub epochs: f64,
     /// Optimizer steps, overriding `epochs`; 0 is off.
@@ -88,6 +91,7 @@ impl Default for Hyperparameters {
     /// clipping at 1.
     fn default() -> Self {
         Hyperparameters {
+            seeds: Vec::new(),
             epochs: 2.0,
             max_steps: 0,
             batch_size: 1,
@@ -184,6 +188,10 @@ impl Hyperparameters {
         }
         if !self.max_grad_norm.is_finite() || self.max_grad_norm < 0.0 {
             return Err(Error::usage(format!("{place}: max_grad_norm must be at least 0 (0 is off)")));
+        }
+        if let Some((at, seed)) = self.seeds.iter().enumerate().find(|(at, seed)| self.seeds[..*at].contains(seed)) {
+            let what = format!("{place}: seeds = {:?} names {seed} twice, at place {}", self.seeds, at + 1);
+            return Err(Error::usage(what).help("the same seed gives the same model"));
         }
         self.floor(place)?;
         self.early_stopping(place)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AdapterCheck, Fingerprints};
+use super::{AdapterCheck, Fingerprints, MetricValue};
 use crate::eval::think::ThinkState;
 
 /// What part a model plays.
@@ -77,9 +77,22 @@ pub struct Training {
     pub best: Option<Evaluation>,
     /// Name of the best checkpoint's folder.
     pub best_checkpoint: Option<String>,
+    /// The checkpoints that were measured on the items, by rising step, the model's own among them;
+    /// only where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checkpoints: Vec<CheckpointValues>,
     /// Whether the last evaluation is worse than the best by more than the margin; none where
     /// nothing was evaluated.
     pub overfitting: Option<bool>,
+}
+
+/// The metrics of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointValues {
+    /// After so many optimizer steps.
+    pub step: usize,
+    /// By metric name.
+    pub metrics: BTreeMap<String, MetricValue>,
 }
 
 /// One optimizer step.

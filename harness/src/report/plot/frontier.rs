@@ -87,7 +87,7 @@ fn panel(report: &Report, metric: &Metric, cost: &Cost) -> Option<String> {
     }
     let line: Vec<(f64, f64)> =
         frontier(&points, metric.direction).into_iter().map(|(c, q)| (x.at(c.ln()), y.at(q))).collect();
-    svg.polyline(&line, "guide stroke");
+    svg.polyline(&line, "frontier");
     let mut taken: Vec<(f64, f64, f64)> = Vec::new();
     for (model, c, q) in &points {
         let (px, py) = (x.at(c.ln()), y.at(*q));

@@ -21,6 +21,7 @@ const STYLE: &str = "\
 .karat-plot .whisker{stroke:var(--ink);stroke-width:1.5}\
 .karat-plot .line{fill:none;stroke-width:2.25;stroke-linejoin:round;stroke-linecap:round}\
 .karat-plot .strip{stroke-width:1.25}.karat-plot .thin{stroke-width:1.25;opacity:.55}.karat-plot .guide{stroke-width:1;stroke-dasharray:3 3}\
+.karat-plot .frontier{fill:none;stroke:var(--soft);stroke-width:1.25;stroke-dasharray:4 4}\
 .karat-plot .hollow{fill:var(--paper);stroke-width:2.25}\
 .karat-plot .c-base{--c:var(--base)}.karat-plot .c-lora{--c:var(--lora)}.karat-plot .c-full{--c:var(--full)}\
 .karat-plot .c-other{--c:var(--other)}.karat-plot .c-other2{--c:var(--other2)}.karat-plot .c-other3{--c:var(--other3)}.karat-plot .c-other4{--c:var(--other4)}.karat-plot .c-other5{--c:var(--other5)}\
