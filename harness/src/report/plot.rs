@@ -8,11 +8,13 @@
 mod axis;
 mod bars;
 mod curves;
+mod steps;
 mod strips;
 mod svg;
 
 pub use bars::{metric_bars, metric_panel};
 pub use curves::{curve_panel, training_curves};
+pub use steps::{step_panel, steps};
 
 use super::model::{Report, Role};
 
