@@ -88,6 +88,7 @@ pub mod report;
 pub mod run;
 pub mod suite;
 pub mod train;
+pub mod watch;
 
 pub use karat_backend as backend;
 pub use karat_backend::{abi, conformance};

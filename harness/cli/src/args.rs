@@ -11,6 +11,7 @@ mod suite;
 mod text;
 mod train;
 mod values;
+mod watch;
 
 use std::path::PathBuf;
 
@@ -25,6 +26,7 @@ pub use sampling::SamplingArgs;
 pub use suite::{DataArgs, EvalArgs, RunArgs, SuiteArgs};
 pub use text::{GenerateArgs, MetricsArgs, RowsArgs, ScoreArgs};
 pub use train::{MethodArg, TrainArgs};
+pub use watch::WatchArgs;
 
 /// What stands below `karat --help`.
 fn after_help() -> String {
@@ -91,6 +93,10 @@ pub enum Command {
     /// Gate a report against a baseline: exit code 0 pass, 3 regression, 4 inconclusive
     #[command(after_help = examples::CHECK)]
     Check(CheckArgs),
+    /// Follow a training of any trainer: evaluate and gate each checkpoint as it comes, in one
+    /// history
+    #[command(after_help = examples::WATCH)]
+    Watch(WatchArgs),
     /// Fold an adapter into its model's weights and write the model that results
     #[command(after_help = examples::MERGE)]
     Merge(MergeArgs),

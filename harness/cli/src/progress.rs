@@ -102,6 +102,7 @@ impl Observer for Progress<'_> {
             }
             // A model that is opened several times is read in the same way each time.
             Notice::Warning(text) if self.said.insert(text.clone()) => self.say(&format!("warning: {text}")),
+            Notice::Said(text) => self.say(&text),
             Notice::Backend { stage, total, event } => match event {
                 Event::Step(step) => self.step(stage, total.unwrap_or(step.step), step),
                 Event::Evaluation { step, loss, .. } => {

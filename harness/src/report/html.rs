@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::report::i18n::terms;
 
 const TEMPLATE: &str = include_str!("html/report.html");
-const STYLE: &str = include_str!("html/style.css");
+pub(super) const STYLE: &str = include_str!("html/style.css");
 const SCRIPT: &str = include_str!("html/script.js");
 
 /// The page, in the report's language.

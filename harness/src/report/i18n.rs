@@ -3,3 +3,4 @@
 
 pub(super) mod sentences;
 pub(super) mod terms;
+pub(super) mod timeline;

@@ -409,7 +409,7 @@ impl Table {
 }
 
 /// Text of strangers in running Markdown: one line, nothing in it is markup.
-fn inline(text: &str) -> String {
+pub(super) fn inline(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in escaped(text).chars() {
         match c {
@@ -425,7 +425,7 @@ fn inline(text: &str) -> String {
 }
 
 /// The same in a table's cell.
-fn cell(text: &str) -> String {
+pub(super) fn cell(text: &str) -> String {
     inline(text).trim().to_string()
 }
 

@@ -32,6 +32,7 @@ pub mod seed_compat;
 mod significance;
 pub mod splice;
 mod tables;
+pub mod timeline;
 mod warning;
 mod write;
 

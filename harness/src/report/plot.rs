@@ -10,6 +10,7 @@ mod bars;
 mod checkpoints;
 mod curves;
 mod frontier;
+mod steps;
 mod strips;
 mod svg;
 
@@ -17,6 +18,7 @@ pub use bars::{metric_bars, metric_panel};
 pub use checkpoints::checkpoint_panels;
 pub use curves::{curve_panel, training_curves};
 pub use frontier::frontier_panels;
+pub use steps::{step_panel, steps};
 
 use super::model::{Report, Role};
 

@@ -60,6 +60,8 @@ pub enum Notice<'a> {
     },
     /// Something the user should know.
     Warning(String),
+    /// A line for people that belongs to no stage.
+    Said(String),
 }
 
 /// Watches a run.

@@ -216,7 +216,7 @@ fn inputs<'a>(
 
 /// The suite without what is not part of the experiment: where its files lie, and how many threads
 /// work.
-fn comparable(suite: &Suite) -> Result<String> {
+pub(crate) fn comparable(suite: &Suite) -> Result<String> {
     let mut suite = suite.clone();
     let name = |p: &Path| p.file_name().map(PathBuf::from).unwrap_or_default();
     let data = &mut suite.data;

@@ -59,6 +59,12 @@ pub const CHECK: &str = "Examples:
   karat check medical-r1 --margin nll=0.05 --junit gate.xml
   karat check medical-r1 --bless --reason \"longer training\"";
 
+pub const WATCH: &str = "Examples:
+  karat watch outputs/sft --suite my-experiment.toml
+  karat watch outputs/sft --suite my-experiment.toml --once --fail-fast
+  karat watch outputs/sft --suite my-experiment.toml --baseline main:lora --margin nll=0.05
+  karat watch outputs/sft --suite my-experiment.toml --device cuda:1 --dtype bf16 --interval 60";
+
 pub const MERGE: &str = "Examples:
   karat merge --model Qwen3-0.6B --adapter trained/checkpoint-400 --out merged
   karat merge --model trained/checkpoint-400 --out merged";

@@ -68,6 +68,11 @@ pub fn option(text: &str) -> Result<(String, Value), String> {
     Ok((key.trim().into(), serde_json::from_str(value).unwrap_or_else(|_| Value::from(value))))
 }
 
+/// A time: `10`, `0.5`.
+pub fn seconds(text: &str) -> Result<std::time::Duration, String> {
+    std::time::Duration::try_from_secs_f64(not_negative(text)?).map_err(|e| e.to_string())
+}
+
 /// A size in bytes: `500000`, `500KB`, `2GB`.
 pub fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());

@@ -80,7 +80,8 @@ fn carry_out(args: &CheckArgs, output: &Output) -> Result<u8> {
     })
 }
 
-fn given_margins(given: &[String]) -> Result<BTreeMap<String, f64>> {
+/// Margins as they are typed: `METRIC=NUMBER`.
+pub(super) fn given_margins(given: &[String]) -> Result<BTreeMap<String, f64>> {
     let one = |margin: &String| {
         margin
             .split_once('=')

@@ -18,6 +18,7 @@ mod run;
 mod score;
 mod seed_compat;
 mod train;
+mod watch;
 
 use clap::CommandFactory;
 use karat::{Error, Result};
@@ -40,6 +41,7 @@ pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
         Command::Compare(args) => compare::run(&args, global, output),
         Command::Report(args) => report::run(&args, global, output),
         Command::Check(args) => check::run(&args, output),
+        Command::Watch(args) => watch::run(&args, global, output),
         Command::Merge(args) => merge::run(&args, global, output),
         Command::Metrics(args) => metrics::run(&args, output),
         Command::Import(args) => import::run(&args, global, output),
