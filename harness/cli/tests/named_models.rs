@@ -284,3 +284,56 @@ fn replicates_of_a_recipe_are_trained_with_their_own_seeds() {
     assert_eq!(value(one, "lora"), value(report, "lora.s2"));
     refused(place.karat(&["run", "seeds.toml", "--set", "train.seeds=[2, 2]"]), 2, "names 2 twice");
 }
+
+#[test]
+fn a_checkpoint_is_chosen_by_a_metric_of_the_validation_part_alone() {
+    let place = Place::new();
+    let suite = "name = \"chosen\"\n[data]\nfile = \"items.jsonl\"\nsplit = \"6:3:3\"\n[model]\nbase = \"base\"\n[train]\n\
+        max_steps = 6\nsave_every = 2\nsave_total_limit = 0\nlearning_rate = 1e-2\ncheckpoint_metric = \"nll\"\n\
+        [train.full]\n[stats]\nresamples = 100\n[eval]\nmax_new_tokens = 2\nmetrics = [\"rougeL\"]\n";
+    place.put("chosen.toml", suite);
+    let told = good(place.karat(&["--json", "run", "chosen.toml"]));
+    let report = &serde_json::from_str::<Value>(&told).unwrap()["report"];
+    let chosen = &report["models"][1]["training"]["chosen"];
+    let values = chosen["values"].as_array().unwrap();
+    assert_eq!((values.len(), &chosen["items"]), (3, &3.into()), "{chosen}");
+    let best = values.iter().min_by(|a, b| a[1].as_f64().unwrap().total_cmp(&b[1].as_f64().unwrap())).unwrap();
+    assert_eq!(chosen["step"], best[0], "{chosen}");
+    let link = place.root.join("runs/chosen/models/full").canonicalize().unwrap();
+    assert!(link.ends_with(format!("checkpoint-{}", chosen["step"])), "{}", link.display());
+    let page = std::fs::read_to_string(place.root.join("runs/chosen/report/report.md")).unwrap();
+    assert!(page.contains("on 3 validation items, not on the items below"), "{page}");
+    let two = ["run", "chosen.toml", "--set", "data.split=9:1"];
+    refused(place.karat(&two), 2, "held-out items choose nothing");
+    refused(place.karat(&["run", "chosen.toml", "--set", "train.checkpoint=\"last\""]), 2, "has no effect");
+}
+
+#[test]
+fn items_are_answered_several_times_at_a_temperature() {
+    let place = Place::new();
+    let suite = "name = \"sampled\"\n[data]\nheldout = \"items.jsonl\"\n[stats]\nresamples = 100\n[eval]\nsamples = 3\n\
+        temperature = 1.0\nmax_new_tokens = 4\nmetrics = [\"nll\", \"rougeL\", \"exact_match\"]\n[model]\nbase = \"base\"\n";
+    place.put("sampled.toml", suite);
+    let run = |more: &[&str]| {
+        let told = good(place.karat(&[&["--json", "run", "sampled.toml"], more].concat()));
+        serde_json::from_str::<Value>(&told).unwrap()["report"].clone()
+    };
+    let report = run(&[]);
+    let samples = &report["samples"];
+    assert_eq!(samples["count"], 3);
+    let exact = &samples["models"]["base"]["exact_match"];
+    assert_eq!(exact["pass_at"].as_object().unwrap().keys().collect::<Vec<_>>(), ["1", "2", "3"], "{exact}");
+    // What does not depend on what was generated has no samples, and the value of one answer.
+    assert!(samples["models"]["base"]["nll"].is_null());
+    let one = run(&["--set", "eval.samples=1", "--out", "one"]);
+    assert_eq!(report["metrics"][0], one["metrics"][0]);
+    assert!(one["samples"].is_null());
+    // The first answers are those of one; all of them are the same again.
+    let text = |folder: &str| std::fs::read_to_string(place.root.join(folder).join("results/base.json")).unwrap();
+    let (three, one): (Value, Value) =
+        (serde_json::from_str(&text("runs/sampled")).unwrap(), serde_json::from_str(&text("one")).unwrap());
+    assert_eq!(three["predictions"], one["predictions"]);
+    assert_ne!(three["samples"][0], three["samples"][1]);
+    assert_eq!(run(&["--out", "again"])["samples"], report["samples"]);
+    refused(place.karat(&["run", "sampled.toml", "--set", "eval.temperature=0.0"]), 2, "greedy ones are all the same");
+}

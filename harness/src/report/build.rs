@@ -214,6 +214,7 @@ fn training(record: &TrainingRecord, margin: f64) -> Training {
         evaluations,
         best,
         best_checkpoint: record.summary.best_checkpoint.as_deref().and_then(folder),
+        chosen: record.chosen.clone(),
         checkpoints: Vec::new(),
         overfitting,
     }

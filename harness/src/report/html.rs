@@ -103,6 +103,7 @@ fn view(report: &Report) -> Value {
         more_bars => bars(&|m| any_headline && !m.headline),
         comparisons => if measured { comparisons(report, l) } else { Vec::new() },
         curves => report.models.iter().filter_map(|m| plot::curve_panel(report, m)).map(svg).collect::<Vec<_>>(),
+        chosen => tables::chosen(report),
         checkpoints => plot::checkpoint_panels(report).into_iter().map(svg).collect::<Vec<_>>(),
         checkpoint_header => data(tables::checkpoint_header(report)),
         checkpoint_rows => data(tables::checkpoints(report)),

@@ -123,6 +123,8 @@ pub struct TrainingRecord {
     pub events: Vec<StepEvent>,
     /// The step of the checkpoint that the model is, if it is known.
     pub step: Option<usize>,
+    /// What that was chosen by, if not by the loss.
+    pub chosen: Option<ChosenBy>,
     /// Other checkpoints on the way, by rising step.
     pub checkpoints: Vec<CheckpointRecord>,
     /// Evaluations: after which step, mean loss in nats a token.

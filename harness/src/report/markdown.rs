@@ -226,6 +226,9 @@ fn training(md: &mut String, report: &Report, l: &Labels) {
         table.row([vec![cell(&model.name)], cells.to_vec(), vec![note]].concat());
     }
     let _ = writeln!(md, "{}", table.finish());
+    tables::chosen(report).iter().for_each(|sentence| {
+        let _ = writeln!(md, "{}\n", inline(sentence));
+    });
     let rows = tables::checkpoints(report);
     if !rows.is_empty() {
         let _ = writeln!(md, "### {}\n\n{}\n", l.checkpoints, l.checkpoints_help);

@@ -40,7 +40,7 @@ pub use metric::{Direction, Metric, MetricValue};
 pub use recommendation::{Floor, FloorState, Recommendation};
 pub use replicates::{RecipeComparison, RecipeMetric};
 pub use samples::{SampleValues, Samples};
-pub use training::{CheckpointValues, CurvePoint, Evaluation, Model, Role, Training};
+pub use training::{CheckpointValues, ChosenBy, CurvePoint, Evaluation, Model, Role, Training};
 pub use warning::Warning;
 
 /// The version of the JSON this build writes and reads; raised even when a field is only added.

@@ -156,6 +156,27 @@ pub(super) fn recipe_title(c: &RecipeComparison, language: Language) -> String {
     format!("{} {} {}", seeds(&c.candidate, c.candidate_seeds), l.against, seeds(&c.baseline, c.baseline_seeds))
 }
 
+/// Which checkpoints were chosen by a metric, in words.
+pub(super) fn chosen(report: &Report) -> Vec<String> {
+    let sentence = |model: &Model| {
+        let c = model.training.as_ref()?.chosen.as_ref()?;
+        let title = metric_title(report, &c.metric);
+        let info = report.metric(&c.metric);
+        let value =
+            |x: &Option<f64>| x.map_or(UNDEFINED.to_string(), |x| number::fixed(x, info.map_or(4, |m| m.decimals)));
+        let values: Vec<String> = c.values.iter().map(|(step, x)| format!("{step}: {}", value(x))).collect();
+        let (name, step, items, list) = (&model.name, c.step, c.items, values.join(", "));
+        Some(report.language.pick(
+            format!(
+                "The checkpoint of {name} (step {step}) was chosen by {title} on {items} validation items, not on the \
+                 items below ({list})."
+            ),
+            format!("{name} 的检查点（第 {step} 步）按 {items} 条验证集条目上的 {title} 选出，未使用下文的评测条目（{list}）。"),
+        ))
+    };
+    report.models.iter().filter_map(sentence).collect()
+}
+
 /// The header of [`checkpoints`]: the model, the step, the headline metrics.
 pub(super) fn checkpoint_header(report: &Report) -> Vec<String> {
     let l = report.language.labels();

@@ -38,7 +38,7 @@ pub use parity::{Parity, ParityJob, ParitySide, Parting, ScoreParity, TextParity
 pub use pipeline::{Brought, evaluate_brought, run};
 pub use predictions::{Store, is_store, read_store};
 pub use prepare::{GeneralTexts, Prepared, prepare};
-pub use recorded::{Recorded, RecordedCheckpoint, RecordedTraining};
+pub use recorded::{Recorded, RecordedCheckpoint, RecordedChoice, RecordedTraining};
 pub(crate) use report_inputs::comparable;
 pub use report_inputs::report_recorded;
 pub use session_cache::SessionCache;

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::fsio;
 use crate::model_dir::ModelDir;
 use crate::report::{Report, Role};
+use crate::run::recorded::RecordedChoice;
 use crate::run::renderings::{Renderings, has_other_tokenizer};
 use crate::run::subject::{locate, rendering};
 use crate::run::train::{Base, TrainJob, Trained, plan, train};
@@ -27,6 +28,8 @@ struct Subject {
     trained: Option<Trained>,
     /// The folder that its training started from.
     from: Option<PathBuf>,
+    /// What its checkpoint was chosen by, if not by the loss.
+    chosen: Option<RecordedChoice>,
     /// What its table says.
     entry: NamedModel,
 }
@@ -35,7 +38,17 @@ impl Subject {
     /// A model that exists.
     fn existing(name: String, role: Role, found: ModelDir, entry: NamedModel) -> Subject {
         let ModelDir { model, adapter } = found;
-        Subject { name, role, model, adapter, trained: None, from: None, entry }
+        Subject { name, role, model, adapter, trained: None, from: None, chosen: None, entry }
+    }
+
+    /// The same at another checkpoint of its training.
+    fn checkpoint(&self, step: usize, folder: PathBuf) -> Subject {
+        let mut other = Subject { name: format!("{}@{step}", self.name), ..self.clone() };
+        match &mut other.adapter {
+            Some(adapter) => *adapter = folder,
+            None => other.model = folder,
+        }
+        other
     }
 
     /// Where it lies, if it is no texts alone.
@@ -315,7 +328,17 @@ impl<'a> Stages<'a> {
             TrainMethod::Full => (Role::Full, checkpoint, None),
         };
         let (trained, from) = (Some(trained), Some(start.to_path_buf()));
-        Ok(Subject { name: name.clone(), role, model, adapter, trained, from, entry: entry.clone() })
+        let mut subject =
+            Subject { name: name.clone(), role, model, adapter, trained, from, chosen: None, entry: entry.clone() };
+        if let Some(metric) = hyperparameters.checkpoint_metric.as_ref().filter(|_| choice == CheckpointChoice::Best) {
+            let (folder, chosen) = self.choose(&subject, metric, prepared)?;
+            subject = Subject {
+                name: subject.name.clone(),
+                chosen: Some(chosen.clone()),
+                ..subject.checkpoint(chosen.step, folder)
+            };
+        }
+        Ok(subject)
     }
 }
 

@@ -322,6 +322,22 @@ fn query(formatter: &Formatter, record: &Record, example: Option<&Example>) -> R
 }
 
 impl Prepared {
+    /// The validation part as items that can be asked, with what is asked of each; none where there
+    /// is no such part.
+    ///
+    /// # Errors
+    /// A record that cannot be rendered.
+    pub fn validation_items(&self) -> Result<Option<(Vec<Item>, Vec<Query>)>> {
+        let Some(records) = self.parts.get("validation") else { return Ok(None) };
+        let (examples, error) = self.formatter.try_examples(records)?;
+        if let Some(error) = error {
+            return Err(error);
+        }
+        let by_id: HashMap<&str, &Example> = examples.examples.iter().map(|e| (e.id.as_str(), e)).collect();
+        let queries = records.iter().map(|r| query(&self.formatter, r, by_id.get(r.id.as_str()).copied()));
+        Ok(Some((records.iter().map(Record::to_item).collect(), queries.collect::<Result<_>>()?)))
+    }
+
     /// SHA-256 over ids, questions, references and options of the evaluated items, in order.
     pub fn data_fingerprint(&self) -> String {
         let mut text = String::new();

@@ -60,9 +60,26 @@ pub struct RecordedTraining {
     /// The step of the checkpoint that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<usize>,
+    /// What it was chosen by, if not by the loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<RecordedChoice>,
     /// Other checkpoints that were measured, by rising step.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checkpoints: Vec<RecordedCheckpoint>,
+}
+
+/// How a checkpoint was chosen by a metric.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordedChoice {
+    /// The metric.
+    pub metric: String,
+    /// Items of the validation part, which it was measured on.
+    pub items: usize,
+    /// The step that was chosen.
+    pub step: usize,
+    /// The value of each checkpoint; none where undefined.
+    pub values: Vec<(usize, Option<f64>)>,
 }
 
 /// A checkpoint on the way of a training, measured on the same items.

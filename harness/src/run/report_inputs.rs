@@ -9,8 +9,8 @@ use crate::eval::ItemResult;
 use crate::eval::stats::StatsOptions;
 use crate::fsio::sha256;
 use crate::report::{
-    self, BadRow, CheckpointRecord, Cost, Data, DataFile, Decoding, Environment, Fingerprints, GeneralText, Inputs,
-    Language, Leak, ModelRun, Priorities, Report, TrainingRecord, Warning,
+    self, BadRow, CheckpointRecord, ChosenBy, Cost, Data, DataFile, Decoding, Environment, Fingerprints, GeneralText,
+    Inputs, Language, Leak, ModelRun, Priorities, Report, TrainingRecord, Warning,
 };
 use crate::run::pipeline::generate_config;
 use crate::run::recorded::{Recorded, RecordedCheckpoint};
@@ -300,6 +300,7 @@ fn model_run(measured: Measured<'_>, suite: &Suite) -> Result<ModelRun> {
         session: effort.map(|e| e.session),
         training: training.map(|t| TrainingRecord {
             step: t.step,
+            chosen: t.chosen.map(|c| ChosenBy { metric: c.metric, items: c.items, step: c.step, values: c.values }),
             checkpoints,
             events: t.curves.steps,
             evaluations: t.curves.evaluations.iter().map(|e| (e.step, e.loss)).collect(),

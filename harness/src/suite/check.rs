@@ -76,6 +76,14 @@ impl Suite {
         for (name, hyperparameters) in self.runs() {
             hyperparameters.check(&name).map_err(|e| e.at(path.display()))?;
         }
+        let chooses = self.runs().into_iter().find(|(_, h)| h.checkpoint_metric.is_some());
+        let validates = data.validation.is_some() || data.heldout.is_some() || data.split.has_test();
+        if let Some((name, _)) = chooses.filter(|_| !validates) {
+            return fail(
+                format!("{name}.checkpoint_metric chooses by the validation part, and the data has none"),
+                "give three shares, as split = \"8:1:1\", or a file as data.validation: held-out items choose nothing",
+            );
+        }
         check_models::check(self, path)?;
         if data.max_length < 2 {
             return fail(format!("data.max_length = {} leaves nothing to learn", data.max_length), "give at least 2");

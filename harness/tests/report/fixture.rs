@@ -243,6 +243,7 @@ fn training(role: Role, seed: u64) -> TrainingRecord {
         .collect();
     TrainingRecord {
         step: Some(if full { 60 } else { 120 }),
+        chosen: None,
         checkpoints: vec![],
         events,
         evaluations,

@@ -77,6 +77,9 @@ pub struct Training {
     pub best: Option<Evaluation>,
     /// Name of the best checkpoint's folder.
     pub best_checkpoint: Option<String>,
+    /// What the checkpoint was chosen by, where not by the loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<ChosenBy>,
     /// The checkpoints that were measured on the items, by rising step, the model's own among them;
     /// only where there are several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -84,6 +87,19 @@ pub struct Training {
     /// Whether the last evaluation is worse than the best by more than the margin; none where
     /// nothing was evaluated.
     pub overfitting: Option<bool>,
+}
+
+/// A checkpoint chosen by a metric of the validation part.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChosenBy {
+    /// The metric.
+    pub metric: String,
+    /// Items of the validation part.
+    pub items: usize,
+    /// The step that was chosen.
+    pub step: usize,
+    /// The value of each checkpoint that was kept, by its step.
+    pub values: Vec<(usize, Option<f64>)>,
 }
 
 /// The metrics of a checkpoint.

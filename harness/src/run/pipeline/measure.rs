@@ -1,7 +1,7 @@
 //! The second half of a run: every model asked, and what it answered made a report.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Stages, Subject, generate_config};
 use crate::backend::GenerateConfig;
@@ -9,17 +9,17 @@ use crate::data::companions;
 use crate::data::notes::stray_texts;
 use crate::data::tokens::Unnamed;
 use crate::error::{Error, Result};
-use crate::eval::Prediction;
+use crate::eval::{Prediction, metric};
 use crate::fsio::{self, sha256, sha256_digests, sha256_model};
-use crate::report::{self, AdapterCheck, Environment, Report, Warning};
-use crate::run::evaluate::{EvalJob, Evaluated, evaluate};
+use crate::report::{self, AdapterCheck, Direction, Environment, Report, Warning};
+use crate::run::evaluate::{EvalJob, Evaluated, Query, evaluate};
 use crate::run::external_predictions::{StoredModel, read_stored};
 use crate::run::machine::machine;
-use crate::run::recorded::{Recorded, RecordedCheckpoint, RecordedTraining};
+use crate::run::recorded::{Recorded, RecordedCheckpoint, RecordedChoice, RecordedTraining};
 use crate::run::renderings::Renderings;
 use crate::run::report_inputs::{Measured, plugin, report_measured, told};
 use crate::run::train::{EVALUATE_IT, checkpoints};
-use crate::run::{LoadedBackend, Notice, Prepared, SessionCache, adapter, left, left_over};
+use crate::run::{LoadedBackend, Notice, Prepared, SessionCache, adapter, left, left_over, metrics};
 
 /// What stays open from one model to the next.
 #[derive(Default)]
@@ -30,11 +30,23 @@ struct Open {
 }
 
 /// How a model is asked, beside what the suite says.
-struct Asking {
+struct Asking<'a> {
     /// The seed of sampled answers.
     seed: u64,
     /// With the proof of its adapter.
     proven: bool,
+    /// What is asked.
+    queries: &'a [Query],
+    /// What is scored beside it.
+    beside: &'a [Query],
+}
+
+impl<'a> Asking<'a> {
+    /// All that a suite asks, once more.
+    fn all(prepared: &'a Prepared, seed: u64) -> Asking<'a> {
+        let beside = prepared.general.as_ref().map_or(&[][..], |g| g.windows.as_slice());
+        Asking { seed, proven: false, queries: &prepared.queries, beside }
+    }
 }
 
 impl Stages<'_> {
@@ -82,7 +94,8 @@ impl Stages<'_> {
         backend: &LoadedBackend,
         sessions: &mut SessionCache,
     ) -> Result<(Evaluated, Option<AdapterCheck>, String)> {
-        self.answers(subject, prepared, backend, sessions, &Asking { seed: self.suite.seed, proven: true })
+        let asking = Asking { proven: true, ..Asking::all(prepared, self.suite.seed) };
+        self.answers(subject, prepared, backend, sessions, &asking)
     }
 
     /// What a model answers the second time and further, if the suite asks for samples. Each time
@@ -99,7 +112,7 @@ impl Stages<'_> {
             let digest = sha256(format!("{} sample {sample}", self.suite.seed).as_bytes());
             // JSON numbers of other readers hold 53 bits.
             let seed = u64::from_str_radix(&digest[..13], 16).unwrap_or(sample as u64);
-            let asking = Asking { seed, proven: false };
+            let asking = Asking::all(prepared, seed);
             samples.push(self.answers(subject, prepared, backend, sessions, &asking)?.0.predictions);
         }
         Ok(samples)
@@ -112,7 +125,7 @@ impl Stages<'_> {
         prepared: &Prepared,
         backend: &LoadedBackend,
         sessions: &mut SessionCache,
-        asking: &Asking,
+        asking: &Asking<'_>,
     ) -> Result<(Evaluated, Option<AdapterCheck>, String)> {
         let mut open = self.open(&subject.model, &subject.entry);
         open.adapter.clone_from(&subject.adapter);
@@ -142,8 +155,8 @@ impl Stages<'_> {
             backend,
             open,
             key,
-            queries: &prepared.queries,
-            beside: prepared.general.as_ref().map_or(&[], |g| g.windows.as_slice()),
+            queries: asking.queries,
+            beside: asking.beside,
             generate: GenerateConfig { seed: asking.seed, ..generate_config(self.suite, prepared) },
             tokenizer: prepared.formatter.tokenizer(),
             folder: self.folder.join("eval"),
@@ -248,8 +261,9 @@ impl Stages<'_> {
         let Evaluated { predictions, references, beside: general, effort } = evaluated;
         let disk_bytes = subject.place().and_then(|place| fsio::model_bytes(place).ok());
         let step = subject.place().and_then(|place| left::step(place)).filter(|_| subject.trained.is_some());
-        let Subject { name, role, trained, .. } = subject;
-        let training = trained.map(|t| RecordedTraining { summary: t.summary, curves: t.curves, step, checkpoints });
+        let Subject { name, role, trained, chosen, .. } = subject;
+        let training =
+            trained.map(|t| RecordedTraining { summary: t.summary, curves: t.curves, step, chosen, checkpoints });
         Ok(Recorded {
             name,
             role,
@@ -263,6 +277,49 @@ impl Stages<'_> {
             general,
             adapter,
         })
+    }
+
+    /// The checkpoint of a training that is best by `metric` on the validation part: its folder, and
+    /// what it was chosen by. Of equals the first.
+    pub(super) fn choose(
+        &mut self,
+        subject: &Subject,
+        metric: &str,
+        prepared: &Prepared,
+    ) -> Result<(PathBuf, RecordedChoice)> {
+        let place = subject.place().ok_or_else(|| Error::failed("nothing was trained"))?;
+        let (items, queries) = prepared.validation_items()?.ok_or_else(|| {
+            Error::usage(format!("checkpoint_metric = {metric:?} chooses by the validation part, and there is none"))
+        })?;
+        let lower = metric::info(metric).is_some_and(|m| m.direction == Direction::Lower);
+        let backend = self.backends.backend(subject.entry.backend.as_deref().unwrap_or(self.suite.eval_backend()))?;
+        let (mut sessions, mut best) = (SessionCache::default(), None::<(f64, usize, PathBuf)>);
+        let mut values = Vec::new();
+        for (step, folder) in checkpoints(place.parent().unwrap_or(place))? {
+            let other = subject.checkpoint(step, folder.clone());
+            let asking = Asking { queries: &queries, beside: &[], ..Asking::all(prepared, self.suite.seed) };
+            let (found, ..) = self.answers(&other, prepared, &backend, &mut sessions, &asking)?;
+            let names = [metric.to_string()];
+            let (tags, Evaluated { predictions, references, .. }) = (&self.suite.data.think_tags, found);
+            let results = metrics::measure(tags, &names, &items, predictions, references)?;
+            let value = metric::aggregate(metric, &results);
+            values.push((step, value));
+            let Some(value) = value.filter(|v| v.is_finite()) else { continue };
+            let quality = if lower { -value } else { value };
+            if best.as_ref().is_none_or(|(known, ..)| quality > *known) {
+                best = Some((quality, step, folder));
+            }
+        }
+        let Some((_, step, folder)) = best else {
+            return Err(Error::data(format!(
+                "no checkpoint of {} has a value of {metric} on the validation part",
+                subject.name
+            ))
+            .help("choose by another metric, or by the loss: leave checkpoint_metric out"));
+        };
+        let detail = format!("step {step}, by {metric} of {} validation items", items.len());
+        self.observer.notice(Notice::Done { name: &format!("checkpoint {}", subject.name), detail });
+        Ok((folder, RecordedChoice { metric: metric.into(), items: items.len(), step, values }))
     }
 
     /// The other checkpoints of a training that `eval.checkpoints` names, by rising step.
@@ -299,18 +356,13 @@ impl Stages<'_> {
                 saved.len()
             )));
         }
-        let asking = Asking { seed: self.suite.seed, proven: false };
+        let asking = Asking::all(prepared, self.suite.seed);
         let mut recorded = Vec::new();
         for (step, folder) in saved.into_iter().filter(|(step, path)| choice.asks_for(*step) && path != place) {
             if self.cancel.requested() {
                 return Err(Error::interrupted());
             }
-            let mut other = subject.clone();
-            other.name = format!("{}@{step}", subject.name);
-            match &mut other.adapter {
-                Some(adapter) => *adapter = folder,
-                None => other.model = folder,
-            }
+            let other = subject.checkpoint(step, folder);
             let (Evaluated { predictions, references, .. }, checkpoint_sha256) =
                 self.answers(&other, prepared, backend, sessions, &asking).map(|(found, _, sha256)| (found, sha256))?;
             recorded.push(RecordedCheckpoint { step, checkpoint_sha256, predictions, references });
