@@ -21,7 +21,7 @@ pub use compare::{CompareArgs, ParityArgs};
 pub use convert::{AdapterModeArg, DtypeArg, ExportArgs, ImportArgs, MergeArgs};
 pub use doctor::DoctorArgs;
 pub use model::{ComputeArgs, ComputeDtype, ModelArgs, OpenArgs};
-pub use report::{Better, CheckArgs, CheckFormat, Format, LanguageArg, ReportArgs};
+pub use report::{Better, CheckArgs, CheckFormat, Format, LanguageArg, PowerArgs, ReportArgs};
 pub use sampling::SamplingArgs;
 pub use suite::{DataArgs, EvalArgs, RunArgs, SuiteArgs};
 pub use text::{GenerateArgs, MetricsArgs, RowsArgs, ScoreArgs};
@@ -97,6 +97,9 @@ pub enum Command {
     /// history
     #[command(after_help = examples::WATCH)]
     Watch(WatchArgs),
+    /// Show what a report's items can tell, and how many items would decide what they leave open
+    #[command(after_help = examples::POWER)]
+    Power(PowerArgs),
     /// Fold an adapter into its model's weights and write the model that results
     #[command(after_help = examples::MERGE)]
     Merge(MergeArgs),

@@ -250,7 +250,7 @@ fn metric_value(name: &str, run: &ModelResults<'_>, inputs: &Inputs<'_>) -> Metr
     let pooled = run.0.pooled.get(name);
     let (value, interval) = match pooled {
         Some(p) => (p.value.and_then(finite), p.interval),
-        None => match significance::mean_interval(&present, &clusters, &inputs.stats) {
+        None => match significance::mean_interval(name, &present, &clusters, &inputs.stats) {
             Some((mean, interval)) => (Some(mean), interval),
             None => (None, None),
         },

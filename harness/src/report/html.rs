@@ -267,6 +267,7 @@ fn comparisons(report: &Report, l: &Labels) -> Vec<Value> {
             title => format!("{} {} {}", c.candidate, l.against, c.baseline),
             allowed => c.allowed.iter().map(|m| sentences::allowed(m, report.language)).collect::<Vec<_>>(),
             rows => report.metrics.iter().filter_map(|m| row(m, c)).collect::<Vec<_>>(),
+            needed => sentences::needed(c, report, report.language),
         }
     };
     report.comparisons.iter().map(table).collect()

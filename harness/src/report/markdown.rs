@@ -183,7 +183,13 @@ fn differences(md: &mut String, report: &Report, l: &Labels) {
             let title = metric_title(metric, report.language);
             table.row(vec![title, d.n, d.difference, d.p, adjusted, d.wins, d.detectable, d.verdict.to_string()]);
         }
-        let _ = writeln!(md, "{}{}", table.finish(), if folded { "\n</details>\n" } else { "" });
+        let _ = writeln!(md, "{}", table.finish());
+        if let Some(sentence) = sentences::needed(comparison, report, report.language) {
+            let _ = writeln!(md, "{sentence}\n");
+        }
+        if folded {
+            let _ = writeln!(md, "</details>\n");
+        }
     }
     let _ = writeln!(md, "{}\n", l.detectable_help);
 }

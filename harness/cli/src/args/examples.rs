@@ -65,6 +65,11 @@ pub const WATCH: &str = "Examples:
   karat watch outputs/sft --suite my-experiment.toml --baseline main:lora --margin nll=0.05
   karat watch outputs/sft --suite my-experiment.toml --device cuda:1 --dtype bf16 --interval 60";
 
+pub const POWER: &str = "Examples:
+  karat power medical-r1
+  karat power runs/mine --margin rougeL=0.02 --margin exact_match=0.05
+  karat power report.json --baseline base --power 0.9";
+
 pub const MERGE: &str = "Examples:
   karat merge --model Qwen3-0.6B --adapter trained/checkpoint-400 --out merged
   karat merge --model trained/checkpoint-400 --out merged";
