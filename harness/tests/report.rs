@@ -91,7 +91,10 @@ fn equal_reports_are_equal_bytes_in_every_form() {
 
 #[test]
 fn another_schema_version_is_refused_with_what_to_do() {
-    let old = fixture::report().to_json().unwrap().replace("\"schema_version\": 2", "\"schema_version\": 99");
+    let old = fixture::report()
+        .to_json()
+        .unwrap()
+        .replace(&format!("\"schema_version\": {SCHEMA_VERSION}"), "\"schema_version\": 99");
     let error = Report::from_json(&old, "x/report.json").unwrap_err();
     assert!(error.to_string().contains("version 99"), "{error}");
     assert_eq!(error.place(), Some("x/report.json"));
@@ -99,7 +102,7 @@ fn another_schema_version_is_refused_with_what_to_do() {
     for text in ["{}", "no json", "[1]", "{\"schema_version\": \"1\"}"] {
         assert!(Report::from_json(text, "r").unwrap_err().to_string().contains("no report"), "{text}");
     }
-    let error = Report::from_json("{\"schema_version\": 2}", "r").unwrap_err();
+    let error = Report::from_json(&format!("{{\"schema_version\": {SCHEMA_VERSION}}}"), "r").unwrap_err();
     assert!(error.to_string().contains("damaged"), "{error}");
 }
 
@@ -578,8 +581,12 @@ fn csv_has_a_row_an_item_and_model_and_survives_quotes() {
 #[test]
 fn reports_of_different_questions_are_not_compared() {
     let a = fixture::report();
-    let same = compare::compare((&a, "base"), (&a, "lora"), &[]).unwrap();
-    assert_eq!(&same, a.comparison("base", "lora").unwrap(), "across reports as within one");
+    let pairs = [("base", "lora"), ("base", "full"), ("lora", "full")].map(|(b, c)| ((&a, b), (&a, c)));
+    let same = compare::compare_all(&pairs, &[]).unwrap();
+    assert!(same == a.comparisons, "across reports as within one");
+    // Fewer tests together are adjusted by less.
+    let alone = compare::compare((&a, "base"), (&a, "lora"), &[]).unwrap();
+    assert!(alone.metrics["exact"].p_adjusted < same[0].metrics["exact"].p_adjusted);
     let mut b = fixture::report();
     b.fingerprints.template = "00".repeat(32);
     b.fingerprints.decoding = String::new();

@@ -34,8 +34,10 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
     }
     let metrics: Vec<Metric> = inputs.metrics.iter().map(|info| metric(info, &runs, inputs)).collect();
     let pairs = pairs(&inputs.models, &inputs.pairs)?;
+    let paired = pairs.iter().map(|&(a, b)| paired(&runs[a], &runs[b], &metrics, inputs)).collect();
+    let compared = significance::compare_all(paired, &inputs.stats);
     let comparisons: Vec<Comparison> =
-        pairs.iter().map(|&(a, b)| compare(&runs[a], &runs[b], &metrics, inputs)).collect();
+        pairs.iter().zip(compared).map(|(&(a, b), metrics)| comparison(&runs[a], &runs[b], metrics, inputs)).collect();
     let general = inputs.general.as_ref().map(|texts| general::general(texts, &inputs.models, &pairs, &inputs.stats));
     let shared = shared_clusters(inputs.items);
     let sources = cluster_count(&inputs.items.iter().map(|i| i.cluster.as_str()).collect::<Vec<_>>());
@@ -283,30 +285,34 @@ fn truncation(name: &str, (run, results): &ModelResults<'_>, items: &[Item]) -> 
     metric::bounds(&run.think_tags, name, valued.iter().copied()).filter(|b| b.n_completed < valued.len())
 }
 
-fn compare(
+fn paired<'a>(
     baseline: &ModelResults<'_>,
     candidate: &ModelResults<'_>,
-    metrics: &[Metric],
+    metrics: &'a [Metric],
+    inputs: &Inputs<'a>,
+) -> Vec<significance::Paired<'a>> {
+    let one = |metric: &'a Metric| significance::Paired {
+        metric: &metric.name,
+        direction: metric.direction,
+        baseline: weighted(&metric.name, baseline, inputs.items),
+        candidate: weighted(&metric.name, candidate, inputs.items),
+        clusters: inputs.items.iter().map(|i| i.cluster.as_str()).collect(),
+    };
+    metrics.iter().map(one).collect()
+}
+
+fn comparison(
+    baseline: &ModelResults<'_>,
+    candidate: &ModelResults<'_>,
+    metrics: BTreeMap<String, MetricComparison>,
     inputs: &Inputs<'_>,
 ) -> Comparison {
-    let paired = metrics
-        .iter()
-        .map(|metric| significance::Paired {
-            metric: &metric.name,
-            direction: metric.direction,
-            baseline: weighted(&metric.name, baseline, inputs.items),
-            candidate: weighted(&metric.name, candidate, inputs.items),
-            clusters: inputs.items.iter().map(|i| i.cluster.as_str()).collect(),
-        })
-        .collect();
+    let asked = |run: &ModelResults<'_>| run.0.fingerprints.clone().unwrap_or_else(|| inputs.fingerprints.clone());
     Comparison {
         baseline: baseline.0.name.clone(),
         candidate: candidate.0.name.clone(),
-        metrics: significance::compare(paired, &inputs.stats),
-        allowed: {
-            let of = |run: &ModelResults<'_>| run.0.fingerprints.clone().unwrap_or_else(|| inputs.fingerprints.clone());
-            differing(&of(baseline), &of(candidate))
-        },
+        metrics,
+        allowed: differing(&asked(baseline), &asked(candidate)),
     }
 }
 

@@ -80,6 +80,9 @@ fn known(hash: &str) -> String {
     if hash.is_empty() { "unknown".to_string() } else { hash.to_string() }
 }
 
+/// A model of a report, by name.
+pub type Of<'a> = (&'a Report, &'a str);
+
 /// Compares the model `candidate` of one report with the model `baseline` of another (or the same),
 /// on all metrics that both have.
 ///
@@ -87,8 +90,37 @@ fn known(hash: &str) -> String {
 /// Any of [`mismatches`] that `allow` does not name; a model that is not there; metrics of one name
 /// and two directions. What was allowed stands in the comparison. Where the items differ, those
 /// present in both are paired.
-pub fn compare(baseline: (&Report, &str), candidate: (&Report, &str), allow: &[String]) -> Result<Comparison> {
-    let ((first, a), (second, b)) = (baseline, candidate);
+pub fn compare(baseline: Of<'_>, candidate: Of<'_>, allow: &[String]) -> Result<Comparison> {
+    let mut compared = compare_all(&[(baseline, candidate)], allow)?;
+    compared.pop().ok_or_else(|| Error::failed("nothing was compared"))
+}
+
+/// Several pairs of baseline and candidate, whose p-values are adjusted together; by the statistics
+/// options of the first.
+///
+/// # Errors
+/// As [`compare`].
+pub fn compare_all(pairs: &[(Of<'_>, Of<'_>)], allow: &[String]) -> Result<Vec<Comparison>> {
+    let Some(((first, _), _)) = pairs.first() else { return Ok(Vec::new()) };
+    let (mut paired, mut allowed) = (Vec::new(), Vec::new());
+    for &(baseline, candidate) in pairs {
+        allowed.push(comparable(baseline, candidate, allow)?);
+        paired.push(values(baseline, candidate)?);
+    }
+    let compared = significance::compare_all(paired, &first.statistics);
+    let found = pairs.iter().zip(compared).zip(allowed);
+    Ok(found
+        .map(|((((_, a), (_, b)), metrics), allowed)| Comparison {
+            baseline: a.to_string(),
+            candidate: b.to_string(),
+            metrics,
+            allowed,
+        })
+        .collect())
+}
+
+/// In what two models differ by the leave of `allow`.
+fn comparable(baseline: Of<'_>, candidate: Of<'_>, allow: &[String]) -> Result<Vec<Mismatch>> {
     for (report, name) in [baseline, candidate] {
         if report.model(name).is_none() {
             let names: Vec<&str> = report.models.iter().map(|m| m.name.as_str()).collect();
@@ -98,15 +130,19 @@ pub fn compare(baseline: (&Report, &str), candidate: (&Report, &str), allow: &[S
     }
     let (allowed, differing): (Vec<Mismatch>, Vec<Mismatch>) =
         mismatches_of(baseline, candidate).into_iter().partition(|m| allow.contains(&m.what));
-    if !differing.is_empty() {
-        let list: Vec<String> =
-            differing.iter().map(|m| format!("{} ({} against {})", m.what, m.first, m.second)).collect();
-        return Err(Error::usage(format!("the two reports cannot be compared: they differ in {}", list.join("; ")))
-            .help(format!(
-                "evaluate both models on the same data, prompts and settings, or compare them all the same with --allow {}",
-                differing.iter().map(|m| m.what.as_str()).collect::<Vec<_>>().join(",")
-            )));
+    if differing.is_empty() {
+        return Ok(allowed);
     }
+    let list: Vec<String> =
+        differing.iter().map(|m| format!("{} ({} against {})", m.what, m.first, m.second)).collect();
+    Err(Error::usage(format!("the two reports cannot be compared: they differ in {}", list.join("; "))).help(format!(
+        "evaluate both models on the same data, prompts and settings, or compare them all the same with --allow {}",
+        differing.iter().map(|m| m.what.as_str()).collect::<Vec<_>>().join(",")
+    )))
+}
+
+/// The values of two models, paired by item.
+fn values<'a>((first, a): Of<'a>, (second, b): Of<'a>) -> Result<Vec<Paired<'a>>> {
     let candidates: BTreeMap<&str, _> =
         second.items.iter().filter_map(|i| Some((i.id.as_str(), i.models.get(b)?))).collect();
     let mut paired = Vec::new();
@@ -123,10 +159,5 @@ pub fn compare(baseline: (&Report, &str), candidate: (&Report, &str), allow: &[S
             clusters: first.items.iter().map(|i| i.cluster.as_deref().unwrap_or(&i.id)).collect(),
         });
     }
-    Ok(Comparison {
-        baseline: a.to_string(),
-        candidate: b.to_string(),
-        metrics: significance::compare(paired, &first.statistics),
-        allowed,
-    })
+    Ok(paired)
 }

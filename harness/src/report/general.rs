@@ -53,29 +53,30 @@ pub(super) fn general(
         .collect();
     // Every text is a source of its own.
     let sources: Vec<String> = (0..asked.first().map_or(0, |m| scores(&m.name).len())).map(|i| i.to_string()).collect();
-    let comparisons = pairs
+    let pairs: Vec<(&String, &String)> = pairs
         .iter()
         .map(|&(a, b)| (&models[a].name, &models[b].name))
         .filter(|(a, b)| texts.scores.contains_key(*a) && texts.scores.contains_key(*b))
-        .map(|(a, b)| {
-            let paired = metrics.iter().zip(&MEASURES).map(|(metric, (.., terms))| {
-                let each =
-                    |name: &str| scores(name).iter().map(|s| Some((ratio(terms(s))?, Some(terms(s).1)))).collect();
-                Paired {
-                    metric: &metric.name,
-                    direction: Direction::Lower,
-                    baseline: each(a),
-                    candidate: each(b),
-                    clusters: sources.iter().map(String::as_str).collect(),
-                }
+        .collect();
+    let paired = |&(a, b): &(&String, &String)| -> Vec<Paired<'_>> {
+        let mut paired = Vec::new();
+        for (metric, (.., terms)) in metrics.iter().zip(&MEASURES) {
+            let each = |name: &str| scores(name).iter().map(|s| Some((ratio(terms(s))?, Some(terms(s).1)))).collect();
+            paired.push(Paired {
+                metric: &metric.name,
+                direction: Direction::Lower,
+                baseline: each(a),
+                candidate: each(b),
+                clusters: sources.iter().map(String::as_str).collect(),
             });
-            Comparison {
-                baseline: a.clone(),
-                candidate: b.clone(),
-                metrics: significance::compare(paired.collect(), stats),
-                allowed: Vec::new(),
-            }
-        })
+        }
+        paired
+    };
+    let compared = significance::compare_all(pairs.iter().map(paired).collect(), stats);
+    let comparisons = pairs
+        .into_iter()
+        .zip(compared)
+        .map(|((a, b), metrics)| Comparison { baseline: a.clone(), candidate: b.clone(), metrics, allowed: Vec::new() })
         .collect();
     let first = asked.first().map_or(&[][..], |m| scores(&m.name));
     General {

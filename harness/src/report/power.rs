@@ -158,11 +158,11 @@ fn pair(report: &Report, question: &Question, baseline: &str, candidate: &str) -
         .map(|metric| (metric, sides(&report.items, &metric.name, baseline, candidate)))
         .filter(|(_, sides)| !sides.0.is_empty())
         .collect();
-    // As many as were tested together; in a pair that the report does not compare, those with values.
-    let tested = report
-        .comparison(baseline, candidate)
-        .or_else(|| report.comparison(candidate, baseline))
-        .map_or(all.len(), |c| c.metrics.values().filter(|m| m.p_value.is_some()).count());
+    // As many as were tested together; with a pair that the report does not compare, those of the
+    // pair too.
+    let together = report.comparisons.iter().flat_map(|c| c.metrics.values()).filter(|m| m.p_value.is_some()).count();
+    let compared = report.comparison(baseline, candidate).or_else(|| report.comparison(candidate, baseline));
+    let tested = together + if compared.is_some() { 0 } else { all.len() };
     let level = adjusted_level(ALPHA, tested);
     let directed = all.into_iter().filter(|(metric, _)| metric.direction != Direction::Neutral);
     directed

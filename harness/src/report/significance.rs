@@ -1,5 +1,4 @@
-//! Significance of a difference: pairing, Holm over the metrics of a comparison, marks and
-//! verdicts.
+//! Significance of a difference: pairing, Holm over all that is tested together, marks and verdicts.
 
 use std::collections::BTreeMap;
 use std::hash::Hash;
@@ -71,21 +70,26 @@ pub(super) fn spread<C: Ord + Hash>(
     }
 }
 
-/// Compares every metric on the items that both models have a value for, then adjusts the p-values
-/// together; what is detectable follows from how many those are.
-pub(super) fn compare(metrics: Vec<Paired<'_>>, options: &StatsOptions) -> BTreeMap<String, MetricComparison> {
-    let mut compared: Vec<(&str, Direction, MetricComparison, Option<PairedSpread>)> = metrics
-        .into_iter()
-        .map(|m| {
+/// Compares every metric of every pair of models on the items that both have a value for, then
+/// adjusts the p-values together; what is detectable follows from how many those are. Many models
+/// are many chances to find a difference that is none.
+pub(super) fn compare_all(
+    pairs: Vec<Vec<Paired<'_>>>,
+    options: &StatsOptions,
+) -> Vec<BTreeMap<String, MetricComparison>> {
+    let mut found = vec![BTreeMap::new(); pairs.len()];
+    let mut compared: Vec<(usize, &str, Direction, MetricComparison, Option<PairedSpread>)> = Vec::new();
+    for (pair, metrics) in pairs.into_iter().enumerate() {
+        for m in metrics {
             let (comparison, spread) = one(&m, options);
-            (m.metric, m.direction, comparison, spread)
-        })
-        .collect();
-    let tested: Vec<usize> = (0..compared.len()).filter(|&i| compared[i].2.p_value.is_some()).collect();
-    let p: Vec<f64> = tested.iter().filter_map(|&i| compared[i].2.p_value).collect();
+            compared.push((pair, m.metric, m.direction, comparison, spread));
+        }
+    }
+    let tested: Vec<usize> = (0..compared.len()).filter(|&i| compared[i].3.p_value.is_some()).collect();
+    let p: Vec<f64> = tested.iter().filter_map(|&i| compared[i].3.p_value).collect();
     let level = adjusted_level(ALPHA, tested.len());
     for (&i, adjusted) in tested.iter().zip(holm(&p)) {
-        let (_, direction, c, spread) = &mut compared[i];
+        let (_, _, direction, c, spread) = &mut compared[i];
         c.p_adjusted = Some(adjusted);
         c.mark = mark(adjusted).to_string();
         c.verdict = verdict(*direction, adjusted, c.difference.unwrap_or(0.0));
@@ -97,7 +101,10 @@ pub(super) fn compare(metrics: Vec<Paired<'_>>, options: &StatsOptions) -> BTree
         let open = c.difference.filter(|_| c.verdict == Verdict::Unclear);
         c.needed = open.and_then(|difference| spread.needed(difference, level, POWER));
     }
-    compared.into_iter().map(|(name, _, c, _)| (name.to_string(), c)).collect()
+    for (pair, name, _, c, _) in compared {
+        found[pair].insert(name.to_string(), c);
+    }
+    found
 }
 
 fn one(metric: &Paired<'_>, options: &StatsOptions) -> (MetricComparison, Option<PairedSpread>) {

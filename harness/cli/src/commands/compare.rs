@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use karat::model_dir::given;
-use karat::report::compare::{compare, unknown};
+use karat::report::compare::{compare_all, unknown};
 use karat::report::{Comparison, Report, legible};
 use karat::run::{is_store, prepare, read_stored, report_pairs, report_stored};
 use karat::suite::Suite;
@@ -41,23 +41,24 @@ pub fn run(args: &CompareArgs, global: &Global, output: &Output) -> Result<u8> {
     }
     let (mut text, mut comparisons, mut unchecked) = (String::new(), Vec::new(), BTreeSet::new());
     let mut same = Vec::new();
-    for (i, first) in sides.iter().enumerate() {
-        for second in &sides[i + 1..] {
-            let mut comparison = compare((&first.report, &first.own), (&second.report, &second.own), &args.allow)?;
-            // What neither says of how it was made nobody can check: that is said, not refused.
-            unchecked.extend(unknown(&first.report, &second.report));
-            comparison.baseline.clone_from(&first.shown);
-            comparison.candidate.clone_from(&second.shown);
-            if let Some(what) = one_and_the_same(first, second) {
-                output.say(legible(&format!("warning: {} and {} are {what}", first.shown, second.shown)));
-                same.push(json!([first.shown, second.shown]));
-            }
-            if !text.is_empty() {
-                text.push('\n');
-            }
-            text.push_str(&table(first, &comparison));
-            comparisons.push(comparison);
+    let pairs: Vec<(&Side, &Side)> =
+        sides.iter().enumerate().flat_map(|(i, a)| sides[i + 1..].iter().map(move |b| (a, b))).collect();
+    let named: Vec<_> = pairs.iter().map(|(a, b)| ((&a.report, a.own.as_str()), (&b.report, b.own.as_str()))).collect();
+    let compared = compare_all(&named, &args.allow)?;
+    for ((first, second), mut comparison) in pairs.into_iter().zip(compared) {
+        // What neither says of how it was made nobody can check: that is said, not refused.
+        unchecked.extend(unknown(&first.report, &second.report));
+        comparison.baseline.clone_from(&first.shown);
+        comparison.candidate.clone_from(&second.shown);
+        if let Some(what) = one_and_the_same(first, second) {
+            output.say(legible(&format!("warning: {} and {} are {what}", first.shown, second.shown)));
+            same.push(json!([first.shown, second.shown]));
         }
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(&table(first, &comparison));
+        comparisons.push(comparison);
     }
     if !unchecked.is_empty() {
         let list = unchecked.iter().map(String::as_str).collect::<Vec<_>>().join(", ");

@@ -8,7 +8,7 @@ use crate::eval::stats::Undetectable;
 use crate::report::compare::Mismatch;
 
 /// A candidate against a baseline, over all metrics. p-values are Holm-adjusted over the metrics of
-/// one comparison.
+/// all comparisons of a report.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// The model compared with.
@@ -53,7 +53,7 @@ pub struct MetricComparison {
     pub test: PairedTest,
     /// Two-sided p of that test.
     pub p_value: Option<f64>,
-    /// The same, Holm-adjusted over the metrics of the comparison.
+    /// The same, Holm-adjusted over all that was tested together.
     pub p_adjusted: Option<f64>,
     /// `***` below 0.001, `**` below 0.01, `*` below 0.05 (adjusted), else empty.
     pub mark: String,
