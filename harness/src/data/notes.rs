@@ -5,7 +5,7 @@ use super::record::Record;
 use crate::eval::think::ThinkTags;
 
 /// One thing to know, in the languages of reports.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Note {
     /// In English, without a full stop.
     pub english: String,

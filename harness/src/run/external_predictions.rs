@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::backend::StopReason;
-use crate::data::notes::{self, Note};
+use crate::data::notes;
 use crate::error::{Error, Result};
 use crate::eval::metric::{self, Reads};
 use crate::eval::stats::StatsOptions;
@@ -23,7 +23,7 @@ use crate::eval::{Item, Prediction, ReferenceScore};
 use crate::fsio::{self, sha256};
 use crate::report::{self, Cost, Data, DataFile, Environment, Fingerprints, Inputs, Language, ModelRun, Report, Role};
 use crate::run::renderings::fingerprints;
-use crate::run::report_inputs::{brought_along, told};
+use crate::run::report_inputs::brought_along;
 use crate::run::{Prepared, Recorded, is_store, metrics, read_store, report_recorded};
 use crate::suite::{DEFAULT_METRICS, Suite};
 
@@ -72,8 +72,6 @@ pub struct StoredModel {
     pub recorded: Recorded,
     /// How far its origin is known.
     pub known: Known,
-    /// What a reader must know of how its texts were matched to the items.
-    pub notes: Vec<Note>,
 }
 
 /// A line of another origin. Other systems have the question under one of three names.
@@ -99,10 +97,7 @@ pub fn read_stored(path: &Path, name: Option<&str>, prepared: &Prepared) -> Resu
     if path.is_dir() {
         let inner = path.join("results");
         let recorded = Recorded::read_all(if inner.is_dir() { &inner } else { path })?;
-        return Ok(recorded
-            .into_iter()
-            .map(|recorded| StoredModel { recorded, known: Known::Run, notes: Vec::new() })
-            .collect());
+        return Ok(recorded.into_iter().map(|recorded| StoredModel { recorded, known: Known::Run }).collect());
     }
     let stem = || path.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
     if path.extension().is_some_and(|e| e == "json") {
@@ -111,7 +106,7 @@ pub fn read_stored(path: &Path, name: Option<&str>, prepared: &Prepared) -> Resu
             recorded.name = name.to_string();
             recorded.role = role(name);
         }
-        return Ok(vec![StoredModel { recorded, known: Known::Run, notes: Vec::new() }]);
+        return Ok(vec![StoredModel { recorded, known: Known::Run }]);
     }
     let name = name.map_or_else(stem, str::to_string);
     let model = if is_store(path) { from_store(path, name, prepared)? } else { from_lines(path, name, prepared)? };
@@ -134,6 +129,9 @@ fn recording(name: String, predictions: Vec<Prediction>, references: Vec<Referen
         role: role(&name),
         name,
         checkpoint_sha256: String::new(),
+        fingerprints: None,
+        brought: false,
+        notes: Vec::new(),
         effort: None,
         disk_bytes: None,
         training: None,
@@ -182,7 +180,7 @@ fn from_store(path: &Path, name: String, prepared: &Prepared) -> Result<StoredMo
     let decoding = key.get("decode").map_or_else(String::new, |settings| sha256(settings.as_bytes()));
     let mut recorded = recording(name, predictions, references);
     recorded.checkpoint_sha256 = key.get("adapter").or(key.get("weights")).cloned().unwrap_or_default();
-    Ok(StoredModel { recorded, known: Known::Store { decoding, prompts }, notes: Vec::new() })
+    Ok(StoredModel { recorded, known: Known::Store { decoding, prompts } })
 }
 
 fn from_lines(path: &Path, name: String, prepared: &Prepared) -> Result<StoredModel> {
@@ -240,7 +238,8 @@ fn from_lines(path: &Path, name: String, prepared: &Prepared) -> Result<StoredMo
     predictions.sort_by_key(|p| order.get(p.id.as_str()).copied());
     let notes = [notes::by_question(&name, &asked), notes::unmatched(&name, &unmatched)];
     let notes = notes.into_iter().flatten().collect();
-    Ok(StoredModel { recorded: recording(name, predictions, Vec::new()), known: Known::Nothing, notes })
+    let recorded = Recorded { notes, ..recording(name, predictions, Vec::new()) };
+    Ok(StoredModel { recorded, known: Known::Nothing })
 }
 
 /// The lines of a file, with their numbers; at least one.
@@ -291,7 +290,6 @@ pub fn report_stored(
     environment: Environment,
 ) -> Result<Report> {
     let known: Vec<(String, Known)> = models.iter().map(|m| (m.recorded.name.clone(), m.known.clone())).collect();
-    let notes: Vec<Note> = models.iter().flat_map(|m| m.notes.clone()).collect();
     let recorded = models.into_iter().map(|m| m.recorded).collect();
     let mut report = report_recorded(suite, prepared, recorded, environment)?;
     let ours = report.fingerprints.decoding.clone();
@@ -321,7 +319,6 @@ pub fn report_stored(
         // Seeds of what nobody carried out here.
         report.seeds.retain(|purpose, _| !matches!(purpose.as_str(), "train" | "generate"));
         report.warnings.extend(brought_along(&unknown, suite.language));
-        report.warnings.extend(notes.iter().map(|note| told(note, suite.language)));
     }
     Ok(report)
 }

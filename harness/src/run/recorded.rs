@@ -10,10 +10,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::TrainSummary;
+use crate::data::notes::Note;
 use crate::error::{Error, Result};
 use crate::eval::{Prediction, ReferenceScore};
 use crate::fsio;
-use crate::report::{AdapterCheck, Role};
+use crate::report::{AdapterCheck, Fingerprints, Role};
 use crate::run::evaluate::Effort;
 use crate::train::log::Curves;
 
@@ -27,6 +28,15 @@ pub struct Recorded {
     pub role: Role,
     /// SHA-256 over its checkpoint's files.
     pub checkpoint_sha256: String,
+    /// What it was asked, where that is not what the suite asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprints: Option<Fingerprints>,
+    /// Its texts were brought along: how they came about nobody knows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub brought: bool,
+    /// What a reader must know of how its texts were matched to the items.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<Note>,
     /// What the evaluation took; none of texts that were brought along.
     pub effort: Option<Effort>,
     /// Bytes of its files, of an adapter those of the adapter alone.

@@ -9,8 +9,8 @@ use crate::eval::ItemResult;
 use crate::eval::stats::StatsOptions;
 use crate::fsio::sha256;
 use crate::report::{
-    self, BadRow, CheckpointRecord, ChosenBy, Cost, Data, DataFile, Decoding, Environment, Fingerprints, GeneralText,
-    Inputs, Language, Leak, ModelRun, Priorities, Report, TrainingRecord, Warning,
+    self, BadRow, CheckpointRecord, ChosenBy, Cost, Data, DataFile, Decoding, Environment, GeneralText, Inputs,
+    Language, Leak, ModelRun, Priorities, Report, TrainingRecord, Warning,
 };
 use crate::run::pipeline::generate_config;
 use crate::run::recorded::{Recorded, RecordedCheckpoint};
@@ -18,16 +18,12 @@ use crate::run::renderings::fingerprints;
 use crate::run::{LoadedBackend, Prepared, metrics};
 use crate::suite::{Suite, VerdictConfig};
 
-/// The results of one model, and what it was asked.
+/// The results of one model, and the items as it was asked them.
 pub(super) struct Measured<'a> {
     /// What it did.
     pub recorded: Recorded,
-    /// The items as it was asked them.
+    /// The items.
     pub prepared: &'a Prepared,
-    /// Its fingerprints, where they are not the report's.
-    pub asked: Option<Fingerprints>,
-    /// Nobody knows how its texts came about.
-    pub unknown: bool,
 }
 
 /// Makes the report of recorded results, without any model: metrics, statistics, report. The
@@ -44,7 +40,7 @@ pub fn report_recorded(
     let order: Vec<String> = suite.all_models().into_iter().map(|model| model.name).collect();
     // Stable: models that the suite does not name stay as they are, after the others.
     recorded.sort_by_key(|r| order.iter().position(|name| *name == r.name).unwrap_or(order.len()));
-    let measured = recorded.into_iter().map(|recorded| Measured { recorded, prepared, asked: None, unknown: false });
+    let measured = recorded.into_iter().map(|recorded| Measured { recorded, prepared });
     report_measured(suite, prepared, measured.collect(), Vec::new(), environment)
 }
 
@@ -60,8 +56,10 @@ pub(super) fn report_measured(
     mut warnings: Vec<Warning>,
     environment: Environment,
 ) -> Result<Report> {
-    let unknown: Vec<&str> = measured.iter().filter(|m| m.unknown).map(|m| m.recorded.name.as_str()).collect();
+    let unknown: Vec<&str> = measured.iter().filter(|m| m.recorded.brought).map(|m| m.recorded.name.as_str()).collect();
     warnings.extend(brought_along(&unknown, suite.language));
+    let notes = measured.iter().flat_map(|m| &m.recorded.notes);
+    warnings.extend(notes.map(|note| told(note, suite.language)));
     let general = general_text(prepared, &measured)?;
     let models = measured.into_iter().map(|m| model_run(m, suite)).collect::<Result<Vec<_>>>()?;
     let mut inputs = Inputs { general, ..inputs(suite, prepared, models, environment)? };
@@ -245,11 +243,12 @@ pub(super) fn plugin(loaded: &LoadedBackend) -> report::PluginInfo {
 }
 
 fn model_run(measured: Measured<'_>, suite: &Suite) -> Result<ModelRun> {
-    let Measured { recorded, prepared, asked, .. } = measured;
+    let Measured { recorded, prepared } = measured;
     let Recorded {
         name,
         role,
         checkpoint_sha256,
+        fingerprints,
         effort,
         disk_bytes,
         training,
@@ -282,7 +281,7 @@ fn model_run(measured: Measured<'_>, suite: &Suite) -> Result<ModelRun> {
         name,
         role,
         checkpoint_sha256,
-        fingerprints: asked,
+        fingerprints,
         adapter,
         think_tags: suite.data.think_tags.clone(),
         pooled: metrics::pooled(names, &prepared.items, &results, &options),

@@ -17,7 +17,7 @@ use crate::run::external_predictions::{StoredModel, read_stored};
 use crate::run::machine::machine;
 use crate::run::recorded::{Recorded, RecordedCheckpoint, RecordedChoice, RecordedTraining};
 use crate::run::renderings::Renderings;
-use crate::run::report_inputs::{Measured, plugin, report_measured, told};
+use crate::run::report_inputs::{Measured, plugin, report_measured};
 use crate::run::train::{EVALUATE_IT, checkpoints};
 use crate::run::{LoadedBackend, Notice, Prepared, SessionCache, adapter, left, left_over, metrics};
 
@@ -183,14 +183,15 @@ impl Stages<'_> {
     }
 
     /// The texts of a model that are there already.
-    fn read_texts(&mut self, subject: &Subject, file: &Path, prepared: &Prepared) -> Result<StoredModel> {
+    fn read_texts(&mut self, subject: &Subject, file: &Path, prepared: &Prepared) -> Result<Recorded> {
         let detail = format!("reading {}", file.display());
         self.observer.notice(Notice::Stage { name: &format!("eval {}", subject.name), detail });
         let mut stored = read_stored(file, Some(&subject.name), prepared)?;
         match (stored.pop(), stored.is_empty()) {
-            (Some(mut model), true) => {
-                (model.recorded.name, model.recorded.role) = (subject.name.clone(), subject.role);
-                Ok(model)
+            (Some(StoredModel { recorded, known }), true) => {
+                let (name, role) = (subject.name.clone(), subject.role);
+                let fingerprints = known.fingerprints(prepared, self.suite).or(recorded.fingerprints.clone());
+                Ok(Recorded { name, role, fingerprints, brought: recorded.brought || known.is_unknown(), ..recorded })
             }
             _ => Err(Error::usage("there are results of several models here")
                 .at(file.display())
@@ -200,27 +201,22 @@ impl Stages<'_> {
 
     pub(super) fn report(&mut self, renderings: &Renderings, subjects: Vec<Subject>) -> Result<Report> {
         let results = self.folder.join("results");
-        let mut warnings: Vec<Warning> = renderings.warning(self.suite.language).into_iter().collect();
+        let warnings: Vec<Warning> = renderings.warning(self.suite.language).into_iter().collect();
         let (mut measured, mut open) = (Vec::new(), Open::default());
         for subject in subjects {
             if self.cancel.requested() {
                 return Err(Error::interrupted());
             }
             let prepared = renderings.of(&subject.name);
-            let one = match &subject.entry.predictions {
-                Some(file) => {
-                    let StoredModel { recorded, known, notes } = self.read_texts(&subject, file, prepared)?;
-                    notes.iter().for_each(|note| self.observer.notice(Notice::Warning(note.english.clone())));
-                    warnings.extend(notes.iter().map(|note| told(note, self.suite.language)));
-                    let (asked, unknown) = (known.fingerprints(prepared, self.suite), known.is_unknown());
-                    Measured { recorded, prepared, asked, unknown }
-                }
+            let recorded = match &subject.entry.predictions {
+                Some(file) => self.read_texts(&subject, file, prepared)?,
                 None => {
-                    let recorded = self.measure(subject, prepared, &mut open)?;
-                    let asked = renderings.fingerprints(&recorded.name, self.suite);
-                    Measured { recorded, prepared, asked, unknown: false }
+                    let fingerprints = renderings.fingerprints(&subject.name, self.suite);
+                    Recorded { fingerprints, ..self.measure(subject, prepared, &mut open)? }
                 }
             };
+            recorded.notes.iter().for_each(|note| self.observer.notice(Notice::Warning(note.english.clone())));
+            let one = Measured { recorded, prepared };
             one.recorded.write(&results)?;
             let texts = one.recorded.predictions.iter().map(|p| (p.id.as_str(), p.text.as_str()));
             if let Some(note) = stray_texts(&one.recorded.name, texts, &self.suite.data.think_tags) {
@@ -268,6 +264,9 @@ impl Stages<'_> {
             name,
             role,
             checkpoint_sha256,
+            fingerprints: None,
+            brought: false,
+            notes: Vec::new(),
             effort: Some(effort),
             disk_bytes,
             training,
