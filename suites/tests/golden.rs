@@ -126,6 +126,85 @@ fn the_committed_reports_are_those_of_the_committed_results() {
     }
 }
 
+/// The suite of five models, two of which are trained, from its committed results.
+fn five_models() -> Report {
+    let folder = karat_suites::dir().join("medical-r1-models");
+    let suite = Suite::load(folder.join("suite.toml").to_str().unwrap(), &[]).unwrap();
+    let prepared = prepare(&suite).unwrap();
+    let recorded = Recorded::read_all(&folder.join("golden")).unwrap();
+    report_recorded(&suite, &prepared, recorded, Environment::default()).unwrap().without_environment()
+}
+
+#[test]
+fn the_report_of_five_models_is_that_of_its_committed_results() {
+    let folder = repository().join("reports/medical-r1-models");
+    const KEPT: [&str; 2] = [REPORT_JSON, "report.md"];
+    let report = five_models();
+    let made = tempfile::tempdir().unwrap();
+    report::write(&report, made.path()).unwrap();
+    if std::env::var_os("KARAT_RENEW").is_some() {
+        std::fs::create_dir_all(&folder).unwrap();
+        for name in KEPT {
+            std::fs::copy(made.path().join(name), folder.join(name)).unwrap();
+        }
+    }
+    let read = |folder: &Path, name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    let json = |folder: &Path| serde_json::from_str::<Value>(&read(folder, REPORT_JSON)).unwrap();
+    let renew = "renew it: KARAT_RENEW=1 cargo test --workspace --test golden";
+    assert!(nearly_equal(&json(made.path()), &json(&folder)), "reports/medical-r1-models is not current; {renew}");
+    report::write(&Report::load(&folder).unwrap(), made.path()).unwrap();
+    assert_eq!(read(made.path(), "report.md"), read(&folder, "report.md"), "{renew}");
+}
+
+#[test]
+fn five_models_are_told_apart_by_what_they_are() {
+    let report = five_models();
+    let models: Vec<(&str, Role)> = report.models.iter().map(|m| (m.name.as_str(), m.role)).collect();
+    let roles = [Role::Base, Role::Lora, Role::Other, Role::Lora, Role::Full];
+    let names = ["base", "earlier", "nearest", "lora", "full"];
+    assert_eq!(models, names.into_iter().zip(roles).collect::<Vec<_>>());
+    assert_eq!(report.comparisons.len(), 5);
+    // Nobody knows how texts without a model were asked, and nothing of a model is claimed of them.
+    let nearest = report.comparison("base", "nearest").unwrap();
+    assert_eq!(nearest.allowed.len(), 3);
+    assert!(report.comparison("base", "lora").unwrap().allowed.is_empty());
+    assert!(nearest.metrics["nll"].difference.is_none());
+    let model = report.model("nearest").unwrap();
+    assert!(model.parameters.is_none() && model.checkpoint_sha256.is_empty());
+    let recommendation = report.recommendation.as_ref().unwrap();
+    assert!(["lora", "full"].contains(&recommendation.ship.as_deref().unwrap_or("lora")), "{recommendation:?}");
+}
+
+/// The answer of the training question that shares most pairs of characters with each held-out one.
+#[test]
+fn the_texts_without_a_model_are_those_of_the_nearest_training_question() {
+    use std::collections::HashSet;
+    let rows = |name: &str| -> Vec<Value> {
+        let text = std::fs::read_to_string(suite_dir().join(name)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let pairs = |row: &Value| -> HashSet<(char, char)> {
+        let question: Vec<char> = row["question"].as_str().unwrap().chars().collect();
+        question.windows(2).map(|pair| (pair[0], pair[1])).collect()
+    };
+    let (train, heldout) = (rows("train.jsonl"), rows("heldout.jsonl"));
+    let known: Vec<HashSet<(char, char)>> = train.iter().map(pairs).collect();
+    let text = std::fs::read_to_string(karat_suites::dir().join("medical-r1-models/nearest.jsonl")).unwrap();
+    for (line, row) in text.lines().zip(&heldout) {
+        let asked = pairs(row);
+        let likeness = |other: &HashSet<(char, char)>| {
+            let both = asked.intersection(other).count() as f64;
+            both / (asked.len() + other.len()) as f64
+        };
+        let best = (0..train.len()).rev().max_by(|&i, &j| likeness(&known[i]).total_cmp(&likeness(&known[j]))).unwrap();
+        let part = |name: &str| train[best][name].as_str().unwrap().to_string();
+        let candidate = format!("<think>{}</think>\n{}", part("think"), part("answer"));
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!((&line["id"], line["candidate"].as_str().unwrap()), (&row["id"], candidate.as_str()));
+    }
+    assert_eq!(text.lines().count(), heldout.len());
+}
+
 #[test]
 fn the_table_in_the_readme_is_current() {
     let report = Report::load(&repository().join("reports/medical-r1")).unwrap();

@@ -337,3 +337,51 @@ fn items_are_answered_several_times_at_a_temperature() {
     assert_eq!(run(&["--out", "again"])["samples"], report["samples"]);
     refused(place.karat(&["run", "sampled.toml", "--set", "eval.temperature=0.0"]), 2, "greedy ones are all the same");
 }
+
+#[test]
+fn a_plan_says_what_a_run_would_do_and_does_nothing() {
+    let place = Place::new();
+    let suite = format!(
+        "{HEAD}[models.start]\npath = \"base\"\n[models.r2]\ntrain = {{ method = \"lora\", r = 2, seeds = [3, 4] }}\n"
+    );
+    place.put("many.toml", &suite);
+    let text = good(place.karat(&["run", "many.toml", "--plan"]));
+    for said in [
+        "r2.s3",
+        "r2.s4",
+        "a LoRA of rank 2 trained on start: 2 steps",
+        "seed 4",
+        ", the base",
+        "four times out of five",
+    ] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+    assert!(!place.root.join("runs").exists());
+    let plan: Value = serde_json::from_str(&good(place.karat(&["--json", "run", "many.toml", "--plan"]))).unwrap();
+    assert_eq!(plan["models"][1]["training"]["steps"], 2, "{plan}");
+    assert!(plan["models"][1]["training"]["tokens"].as_u64().unwrap() > 0);
+    assert_eq!(plan["power"]["tests"], 4);
+    refused(place.karat(&["run", "many.toml", "--plan", "--fresh"]), 2, "--fresh");
+}
+
+#[test]
+fn models_that_are_evaluated_into_one_folder_stand_in_one_report() {
+    let place = with_adapter();
+    let eval = |more: &[&str]| {
+        let head = ["--json", "eval", "alone.toml", "--out", "gathered"];
+        let told = good(place.karat(&[&head[..], more].concat()));
+        serde_json::from_str::<Value>(&told).unwrap()["report"].clone()
+    };
+    eval(&["--model", "theirs", "--name", "tuned"]);
+    let report = eval(&["--model", "base", "--name", "base"]);
+    assert_eq!(names(&report, "name"), ["base", "tuned"]);
+    assert_eq!(report["comparisons"][0]["candidate"], "tuned");
+    let report = eval(&["--model", "base", "--name", "again"]);
+    assert_eq!(names(&report, "name"), ["base", "again", "tuned"]);
+    // The same numbers as alone; nothing of another question.
+    let value = |name: &str| report["metrics"][0]["models"][name]["value"].clone();
+    assert_eq!(value("again"), value("base"));
+    let other = ["--model", "base", "--name", "other", "--set", "eval.max_new_tokens=3"];
+    assert_eq!(names(&eval(&other), "name"), ["other"]);
+    refused(place.karat(&["compare", "gathered:none", "gathered:base"]), 2, "no model `none`");
+}

@@ -114,7 +114,7 @@ pub fn read_stored(path: &Path, name: Option<&str>, prepared: &Prepared) -> Resu
 }
 
 /// The part that a name says.
-fn role(name: &str) -> Role {
+pub(super) fn role(name: &str) -> Role {
     match name {
         "base" => Role::Base,
         "lora" => Role::Lora,

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::error::Result;
+use crate::eval::stats::{PairedSpread, StatsOptions, adjusted_level, cluster_count};
 use crate::run::renderings::Renderings;
 use crate::suite::{ModelRole, NamedModel, Suite, SuiteModel, TrainMethod};
 use crate::train::plan::{PlanOptions, order};
@@ -20,8 +21,48 @@ pub struct Outline {
     pub max_new_tokens: usize,
     /// The models, in the order of the columns.
     pub models: Vec<PlannedModel>,
+    /// What so many items can tell; none where nothing is compared.
+    pub power: Option<PlannedPower>,
     /// What the user should know.
     pub notes: Vec<String>,
+}
+
+/// What the items of a run to come can tell, before a value is known.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct PlannedPower {
+    /// Tests whose p-values are adjusted together: metrics times pairs of models.
+    pub tests: usize,
+    /// The share of items on which two models are taken to differ in a right-or-wrong metric.
+    pub discordant: f64,
+    /// The smallest true difference of such shares that is found four times out of five; none where
+    /// none would be.
+    pub share: Option<f64>,
+    /// The same of a mean, in standard deviations of the paired differences.
+    pub deviations: Option<f64>,
+}
+
+/// Two models differ on this share of items, where nobody knows better.
+const DISCORDANT: f64 = 0.2;
+
+fn power(units: usize, tests: usize, suite: &Suite) -> Option<PlannedPower> {
+    let (n, level) = (units as u64, adjusted_level(0.05, tests));
+    let options = StatsOptions { seed: suite.seed, resamples: 1, confidence: suite.stats.confidence };
+    let differ = (DISCORDANT * units as f64).round() as u64;
+    let means = PairedSpread::SignFlip {
+        units: n,
+        differ: n,
+        deviation: 1.0,
+        standard_error: 1.0 / (units as f64).sqrt(),
+        weights: 0.0,
+        anchor: None,
+    };
+    let shares = PairedSpread::Mcnemar { units: n, differ };
+    (tests > 0 && units > 1).then(|| PlannedPower {
+        tests,
+        discordant: DISCORDANT,
+        share: shares.detectable(level, 0.8, &options).ok(),
+        deviations: means.detectable(level, 0.8, &options).ok(),
+    })
 }
 
 /// A model of a run to come.
@@ -90,10 +131,13 @@ pub fn outline(suite: &Suite) -> Result<Outline> {
         models.push(PlannedModel { what: described(&entry), role: entry.role, name, backend, training });
     }
     let clusters: Vec<&str> = prepared.items.iter().map(|item| item.cluster.as_str()).collect();
+    let sources = cluster_count(&clusters);
+    let pairs = models.len().saturating_sub(1) + suite.compare.len();
     Ok(Outline {
         suite: suite.name.clone(),
         items: prepared.items.len(),
-        sources: crate::eval::stats::cluster_count(&clusters),
+        sources,
+        power: power(sources, pairs * suite.eval.metrics.len(), suite),
         max_new_tokens: suite.eval.max_new_tokens,
         models,
         notes: prepared.notes.iter().map(|note| note.english.clone()).chain(renderings.notes.clone()).collect(),

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::fsio;
 use crate::model_dir::ModelDir;
 use crate::report::{Report, Role};
+use crate::run::external_predictions::role;
 use crate::run::recorded::RecordedChoice;
 use crate::run::renderings::{Renderings, has_other_tokenizer};
 use crate::run::subject::{locate, rendering};
@@ -113,6 +114,34 @@ pub fn evaluate_brought(
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<Report> {
+    evaluate_one(suite, brought, folder, backends, observer, cancel, false)
+}
+
+/// As [`evaluate_brought`], with the other models that were measured so in the same folder beside
+/// it: those that were asked the same. A model called `base` is what the others are compared with.
+///
+/// # Errors
+/// As [`evaluate_brought`].
+pub fn evaluate_beside(
+    suite: &Suite,
+    brought: Brought,
+    folder: &Path,
+    backends: &dyn Backends,
+    observer: &mut dyn Observer,
+    cancel: &Cancel,
+) -> Result<Report> {
+    evaluate_one(suite, brought, folder, backends, observer, cancel, true)
+}
+
+fn evaluate_one(
+    suite: &Suite,
+    brought: Brought,
+    folder: &Path,
+    backends: &dyn Backends,
+    observer: &mut dyn Observer,
+    cancel: &Cancel,
+    gathers: bool,
+) -> Result<Report> {
     let Brought { name, model, adapter } = brought;
     let name_ok = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.starts_with('.') || !name.chars().all(name_ok) {
@@ -137,7 +166,9 @@ pub fn evaluate_brought(
     stages.doubt(&model, adapter.as_deref())?;
     let renderings = stages.data(|suite| Ok(Renderings::single(prepare(suite)?, suite)))?;
     let found = ModelDir { model, adapter };
-    stages.report(&renderings, vec![Subject::existing(name, Role::Other, found, NamedModel::default())])
+    let role = if gathers { role(&name) } else { Role::Other };
+    stages.gathers = gathers;
+    stages.report(&renderings, vec![Subject::existing(name, role, found, NamedModel::default())])
 }
 
 struct Stages<'a> {
@@ -148,6 +179,8 @@ struct Stages<'a> {
     backends: &'a dyn Backends,
     observer: &'a mut dyn Observer,
     cancel: &'a Cancel,
+    /// The report has the other results of the folder beside those that are made.
+    gathers: bool,
     /// Worker threads of a session.
     threads: usize,
     /// SHA-256 over the model folders that a training started from, as they were read for it.
@@ -170,7 +203,7 @@ impl<'a> Stages<'a> {
         let (threads, warning) = bounded_threads("model.threads", suite.model.threads);
         warning.into_iter().for_each(|text| observer.notice(Notice::Warning(text)));
         let (started, read) = (BTreeMap::new(), BTreeMap::new());
-        Stages { suite, chosen, folder, backends, observer, cancel, threads, started, read }
+        Stages { suite, chosen, folder, backends, observer, cancel, gathers: false, threads, started, read }
     }
 
     /// Says what is wrong with a model that is brought along out of a training's folder: it was

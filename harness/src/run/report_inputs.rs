@@ -9,8 +9,8 @@ use crate::eval::ItemResult;
 use crate::eval::stats::StatsOptions;
 use crate::fsio::sha256;
 use crate::report::{
-    self, BadRow, CheckpointRecord, ChosenBy, Cost, Data, DataFile, Decoding, Environment, GeneralText, Inputs,
-    Language, Leak, ModelRun, Priorities, Report, TrainingRecord, Warning,
+    self, BadRow, CheckpointRecord, ChosenBy, Cost, Data, DataFile, Decoding, Environment, Fingerprints, GeneralText,
+    Inputs, Language, Leak, ModelRun, Priorities, Report, TrainingRecord, Warning,
 };
 use crate::run::pipeline::generate_config;
 use crate::run::recorded::{Recorded, RecordedCheckpoint};
@@ -61,7 +61,8 @@ pub(super) fn report_measured(
     let notes = measured.iter().flat_map(|m| &m.recorded.notes);
     warnings.extend(notes.map(|note| told(note, suite.language)));
     let general = general_text(prepared, &measured)?;
-    let models = measured.into_iter().map(|m| model_run(m, suite)).collect::<Result<Vec<_>>>()?;
+    let ours = fingerprints(prepared, suite);
+    let models = measured.into_iter().map(|m| model_run(m, suite, &ours)).collect::<Result<Vec<_>>>()?;
     let mut inputs = Inputs { general, ..inputs(suite, prepared, models, environment)? };
     inputs.warnings.extend(warnings);
     let mut report = report::build(&inputs)?;
@@ -242,7 +243,7 @@ pub(super) fn plugin(loaded: &LoadedBackend) -> report::PluginInfo {
     }
 }
 
-fn model_run(measured: Measured<'_>, suite: &Suite) -> Result<ModelRun> {
+fn model_run(measured: Measured<'_>, suite: &Suite, ours: &Fingerprints) -> Result<ModelRun> {
     let Measured { recorded, prepared } = measured;
     let Recorded {
         name,
@@ -281,7 +282,7 @@ fn model_run(measured: Measured<'_>, suite: &Suite) -> Result<ModelRun> {
         name,
         role,
         checkpoint_sha256,
-        fingerprints,
+        fingerprints: fingerprints.filter(|theirs| theirs != ours),
         adapter,
         think_tags: suite.data.think_tags.clone(),
         pooled: metrics::pooled(names, &prepared.items, &results, &options),

@@ -8,7 +8,7 @@ use karat::import::gguf_in;
 use karat::model_dir::{ModelDir, given};
 use karat::report::{self, Environment};
 use karat::run::{
-    AUTO, Backends, Brought, evaluate_brought, left_over, machine, prepare, read_stored, report_stored, take,
+    AUTO, Backends, Brought, evaluate_beside, left_over, machine, prepare, read_stored, report_stored, take,
 };
 use karat::suite::{Overrides, Suite};
 
@@ -40,7 +40,7 @@ pub fn run(args: &EvalArgs, global: &Global, output: &Output) -> Result<u8> {
     let cancel = cancel_on_interrupt()?;
     let mut progress = Progress::new(output);
     let brought = Brought { name: args.name.clone(), model, adapter };
-    let report = evaluate_brought(&suite, brought, &folder, &plugins, &mut progress, &cancel)
+    let report = evaluate_beside(&suite, brought, &folder, &plugins, &mut progress, &cancel)
         .map_err(|e| interrupted(e, &folder))?;
     drop(progress);
     if let Some(reports) = &args.reports {

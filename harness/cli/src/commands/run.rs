@@ -64,6 +64,21 @@ fn plan(suite: &Suite, output: &Output) -> Result<u8> {
         };
         let _ = writeln!(text, "{role}");
     }
+    if let Some(power) = &plan.power {
+        let units = if plan.sources < plan.items { "sources" } else { "items" };
+        let share =
+            power.share.map_or("no difference of shares".into(), |d| format!("a difference of shares of {d:.3}"));
+        let mean = power.deviations.map_or("no difference of means".into(), |d| {
+            format!("a difference of means of {d:.2} of its standard deviation between {units}")
+        });
+        let _ = writeln!(
+            text,
+            "of {} tests adjusted together these items find, four times out of five, {share} (two models taken to differ on \
+             {:.0} % of them) and {mean}; after a run `karat power` knows better",
+            power.tests,
+            100.0 * power.discordant,
+        );
+    }
     let object = serde_json::to_value(&plan).map_err(|e| Error::failed("could not write the plan").because(e))?;
     output.result(&object, &text)?;
     Ok(0)

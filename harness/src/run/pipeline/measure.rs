@@ -16,7 +16,7 @@ use crate::run::evaluate::{EvalJob, Evaluated, Query, evaluate};
 use crate::run::external_predictions::{StoredModel, read_stored};
 use crate::run::machine::machine;
 use crate::run::recorded::{Recorded, RecordedCheckpoint, RecordedChoice, RecordedTraining};
-use crate::run::renderings::Renderings;
+use crate::run::renderings::{Renderings, fingerprints};
 use crate::run::report_inputs::{Measured, plugin, report_measured};
 use crate::run::train::{EVALUATE_IT, checkpoints};
 use crate::run::{LoadedBackend, Notice, Prepared, SessionCache, adapter, left, left_over, metrics};
@@ -211,7 +211,8 @@ impl Stages<'_> {
             let recorded = match &subject.entry.predictions {
                 Some(file) => self.read_texts(&subject, file, prepared)?,
                 None => {
-                    let fingerprints = renderings.fingerprints(&subject.name, self.suite);
+                    let own = self.gathers.then(|| fingerprints(prepared, self.suite));
+                    let fingerprints = renderings.fingerprints(&subject.name, self.suite).or(own);
                     Recorded { fingerprints, ..self.measure(subject, prepared, &mut open)? }
                 }
             };
@@ -225,6 +226,9 @@ impl Stages<'_> {
             measured.push(one);
         }
         open.sessions.close();
+        if self.gathers {
+            self.gather(&results, &renderings.main, &mut measured)?;
+        }
         let environment = Environment {
             karat: env!("CARGO_PKG_VERSION").into(),
             machine: machine(),
@@ -238,6 +242,28 @@ impl Stages<'_> {
         report::write(&report, &folder)?;
         self.observer.notice(Notice::Done { name: "report", detail: folder.join("report.html").display().to_string() });
         Ok(report)
+    }
+
+    /// Puts the other models that were measured in this folder beside those of `measured`, if they
+    /// were asked the same.
+    fn gather<'p>(&mut self, results: &Path, prepared: &'p Prepared, measured: &mut Vec<Measured<'p>>) -> Result<()> {
+        let ours = fingerprints(prepared, self.suite);
+        let mut beside = Vec::new();
+        for recorded in Recorded::read_all(results)? {
+            if measured.iter().any(|one| one.recorded.name == recorded.name) {
+                continue;
+            }
+            match &recorded.fingerprints {
+                Some(theirs) if *theirs == ours => beside.push(Measured { recorded, prepared }),
+                _ => self.observer.notice(Notice::Warning(format!(
+                    "{} was measured in this folder too, but asked otherwise: it is left out of the report",
+                    recorded.name
+                ))),
+            }
+        }
+        measured.append(&mut beside);
+        measured.sort_by(|a, b| (a.recorded.role, &a.recorded.name).cmp(&(b.recorded.role, &b.recorded.name)));
+        Ok(())
     }
 
     /// Evaluates a model, and the other checkpoints of its training that the suite asks for.
