@@ -124,11 +124,8 @@ fn a_checkpoint_that_is_removed_while_it_is_read_is_said_and_the_others_are_meas
     };
     let found = once(place, &suite, Box::new(rotate));
     assert_eq!(found.outcome.unwrap().exit_code(), 0);
-    let gone = [
-        ("checkpoint-1", Status::Measured),
-        ("checkpoint-2", Status::Vanished),
-        ("checkpoint-3", Status::Measured),
-    ];
+    let gone =
+        [("checkpoint-1", Status::Measured), ("checkpoint-2", Status::Vanished), ("checkpoint-3", Status::Measured)];
     assert_eq!(status(&found.entries), gone);
     assert_eq!(found.opened, ["base", "checkpoint-1", "checkpoint-2", "checkpoint-3"]);
     // Written once more, it is measured.

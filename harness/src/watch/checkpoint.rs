@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -263,8 +263,20 @@ fn unfinished(folder: &Path, name: &str) -> Option<String> {
     match read_header(&path) {
         Ok(_) => None,
         Err(_) if !path.is_file() => Some(format!("{name} is not there")),
-        Err(error) => error.what().starts_with("truncated").then(|| format!("{name} is {}", error.what())),
+        Err(error) => {
+            let cut = error.what().starts_with("truncated") && !states_nonsense(&path);
+            cut.then(|| format!("{name} is {}", error.what()))
+        }
     }
+}
+
+/// Whether a file begins with the length of a header that no safetensors file has: it will not
+/// become one by what is still written.
+fn states_nonsense(path: &Path) -> bool {
+    const LARGEST_HEADER: u64 = 100_000_000;
+    let mut length = [0; 8];
+    let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut length));
+    read.is_ok() && u64::from_le_bytes(length) > LARGEST_HEADER
 }
 
 /// What is missing of the shards that the index names; none of an index that cannot be read, which
