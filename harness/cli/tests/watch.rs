@@ -31,8 +31,9 @@ fn place() -> Place {
 
 /// `karat watch out --suite suite.toml` with `more`, in a hurry.
 fn watching(place: &Place, more: &[&str]) -> Command {
-    let args = ["watch", "out", "--suite", "./suite.toml", "--interval", "0.02", "--quiet-time", "0.05"];
-    place.karat(&[&args[..], more].concat())
+    let quiet = if more.contains(&"--quiet-time") { &[][..] } else { &["--quiet-time", "0.05"] };
+    let args = ["watch", "out", "--suite", "./suite.toml", "--interval", "0.02"];
+    place.karat(&[&args[..], quiet, more].concat())
 }
 
 /// The lines of the history, each of which must be whole.
@@ -57,7 +58,7 @@ fn report(place: &Place) -> Value {
 fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
     while !done() {
-        assert!(began.elapsed() < Duration::from_secs(60), "{what} took too long");
+        assert!(began.elapsed() < Duration::from_secs(240), "{what} took too long");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -126,11 +127,12 @@ fn whole_checkpoints_are_evaluated_once_in_the_order_of_their_steps() {
 #[test]
 fn a_slow_trainer_is_followed_and_no_checkpoint_is_read_before_it_is_whole() {
     let place = place();
-    let mut watch = watching(&place, &["--quiet-time", "0.3"]);
-    let mut child = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Longer than the trainer ever rests, also on a machine that is at its limit.
+    let mut command = watching(&place, &["--quiet-time", "1.2"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // The folder is not there yet when the watch begins.
     wait("the baseline", || place.root.join("runs/mine-out/watch.json").is_file());
-    let trainer = Trainer::slow(&place.root, Duration::from_millis(60));
+    let trainer = Trainer::slow(&place.root, Duration::from_millis(30));
     for (i, layout) in [Layout::Sharded, Layout::IndexFirst, Layout::OneFile].into_iter().enumerate() {
         trainer.save(&format!("checkpoint-{}", 100 * (i + 1)), layout, Weights::Like(i as u8 + 1));
         wait("a checkpoint", || history(&place).len() == i + 1);
@@ -146,7 +148,7 @@ fn a_slow_trainer_is_followed_and_no_checkpoint_is_read_before_it_is_whole() {
     let all = ["checkpoint-100 measured pass", "checkpoint-200 measured pass", "checkpoint-300 measured pass"];
     assert_eq!(lines(&place), all, "{}", said(&output));
     assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 3, "a line a checkpoint: {}", said(&output));
-    assert!(said(&output).contains("there is no folder yet; waiting"), "{}", said(&output));
+    assert!(said(&output).contains("there is no such folder yet"), "{}", said(&output));
 }
 
 #[test]
@@ -179,7 +181,7 @@ fn a_broken_checkpoint_is_a_line_of_its_own_and_is_tried_again_when_its_bytes_ch
     trainer.save("checkpoint-2", Layout::OneFile, Weights::Like(2));
     trainer.save("checkpoint-3", Layout::CutShort, Weights::Like(3));
     let text = refused(watching(&place, &["--once"]), 6, "checkpoint-1  not measured  (");
-    assert!(text.contains("model.safetensors: not a safetensors file"), "{text}");
+    assert!(text.contains("(out/checkpoint-1/model.safetensors: "), "{text}");
     assert!(
         text.contains("left out: checkpoint-3 is not whole: model-00002-of-00002.safetensors is truncated"),
         "{text}"
@@ -253,10 +255,10 @@ fn what_is_no_training_is_one_clear_error() {
     refused(place.karat(&["watch", "items.jsonl", "--suite", "./suite.toml"]), 2, "this is a file");
     refused(watching(&place, &["--once", "--out", "out"]), 2, "does not write into the folder that it watches");
     refused(watching(&place, &["--once", "--out", "base"]), 2, "no folder of a watch");
-    refused(watching(&place, &["--once", "--margin", "other=1"]), 2, "has no metric `other`");
     refused(watching(&place, &["--quiet-time", "-1"]), 2, "at least 0");
     // Nothing was measured: the settings may still change.
     trainer.save("checkpoint-2", Layout::OneFile, Weights::Like(1));
+    refused(watching(&place, &["--once", "--margin", "other=1"]), 2, "has no metric `other`");
     good(watching(&place, &["--once"]));
     let twice = watching(&place, &["--once", "--set", "eval.max_new_tokens=1"]);
     refused(twice, 2, "is of another suite");

@@ -159,6 +159,13 @@ impl Timeline {
         all.filter(|(i, entry)| newest[entry.name.as_str()] == *i).map(|(_, entry)| entry).collect()
     }
 
+    /// What tables call the metrics by which a checkpoint regresses.
+    pub(super) fn regressed(&self, entry: &Entry) -> Vec<String> {
+        let title =
+            |name: &str| self.metrics.iter().find(|m| m.name == name).map(|m| m.title(self.language).to_string());
+        entry.regressed().into_iter().map(|name| title(name).unwrap_or_else(|| name.to_string())).collect()
+    }
+
     /// The metrics that are drawn and stand in the table: the headline metrics, or all.
     pub(super) fn shown(&self) -> Vec<&Metric> {
         let headline: Vec<&Metric> = self.metrics.iter().filter(|metric| metric.headline).collect();

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -263,8 +263,20 @@ fn unfinished(folder: &Path, name: &str) -> Option<String> {
     match read_header(&path) {
         Ok(_) => None,
         Err(_) if !path.is_file() => Some(format!("{name} is not there")),
-        Err(error) => error.what().starts_with("truncated").then(|| format!("{name} is {}", error.what())),
+        Err(error) => {
+            let cut = error.what().starts_with("truncated") && !states_nonsense(&path);
+            cut.then(|| format!("{name} is {}", error.what()))
+        }
     }
+}
+
+/// Whether a file begins with the length of a header that no safetensors file has: it will not
+/// become one by what is still written.
+fn states_nonsense(path: &Path) -> bool {
+    const LARGEST_HEADER: u64 = 100_000_000;
+    let mut length = [0; 8];
+    let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut length));
+    read.is_ok() && u64::from_le_bytes(length) > LARGEST_HEADER
 }
 
 /// What is missing of the shards that the index names; none of an index that cannot be read, which
@@ -278,10 +290,152 @@ fn unfinished_shards(folder: &Path) -> Option<String> {
     Some(format!("{what}; the index names {} shards", named.len()))
 }
 
+/// Holds the headers of the weights against their files: what is wrong with them is wrong with the
+/// data, whoever opens it.
+///
+/// # Errors
+/// [`ErrorKind::Data`](crate::ErrorKind::Data), with what is wrong.
+pub fn check_weights(checkpoint: &Checkpoint) -> Result<()> {
+    let folder = &checkpoint.path;
+    let weights = names(folder).into_iter().filter(|name| is_weights(name) && name.ends_with(".safetensors"));
+    weights.map(|name| read_header(&folder.join(name)).map(drop)).collect()
+}
+
 /// SHA-256 over the content of all that a model is read from: weights, configuration, tokenizer.
 ///
 /// # Errors
 /// I/O.
 pub fn digest(checkpoint: &Checkpoint) -> Result<String> {
     Ok(fsio::sha256_digests(&fsio::digests(&checkpoint.path, is_read)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A safetensors file with one tensor of `name`.
+    fn weights(name: &str) -> Vec<u8> {
+        let header = json!({name: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).to_string();
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[1; 4]].concat()
+    }
+
+    fn put(folder: &Path, files: &[(&str, &[u8])]) {
+        fs::create_dir_all(folder).unwrap();
+        files.iter().for_each(|(name, bytes)| fs::write(folder.join(name), bytes).unwrap());
+    }
+
+    fn at(path: &Path) -> Checkpoint {
+        Checkpoint { name: "checkpoint-1".into(), step: Some(1), path: path.into() }
+    }
+
+    /// What is missing; none where all is there.
+    fn lacks(path: &Path) -> Option<String> {
+        match look(&at(path)).unwrap() {
+            State::Whole(_) => None,
+            State::Partial(what, _) => Some(what),
+            State::Gone => panic!("gone"),
+        }
+    }
+
+    #[test]
+    fn checkpoints_are_found_in_the_order_of_their_steps_and_other_folders_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let others =
+            ["tmp-checkpoint-9", "checkpoint-best", "checkpoint-", "runs", "checkpoint-3.old", ".checkpoint-4"];
+        for name in ["checkpoint-1000", "checkpoint-200", "step_30", "global_step-4"].iter().chain(&others) {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        fs::write(folder.path().join("checkpoint-7"), "a file").unwrap();
+        let names = || find(folder.path()).unwrap().into_iter().map(|c| (c.name, c.step)).collect::<Vec<_>>();
+        let in_order: Vec<(String, Option<u64>)> =
+            [("global_step-4", 4), ("step_30", 30), ("checkpoint-200", 200), ("checkpoint-1000", 1000)]
+                .map(|(name, step)| (name.to_string(), Some(step)))
+                .into();
+        assert_eq!(names(), in_order);
+        put(folder.path(), &[("adapter_model.safetensors", b""), ("trainer_state.json", br#"{"global_step": 1000}"#)]);
+        assert_eq!(names()[4..], [(FINAL.to_string(), Some(1000))]);
+        fs::remove_file(folder.path().join("trainer_state.json")).unwrap();
+        assert_eq!(names()[4..], [(FINAL.to_string(), None)]);
+        assert_eq!(find(&folder.path().join("missing")).unwrap(), []);
+        let own = folder.path().join("checkpoint-200");
+        put(&own, &[("model.safetensors", b"")]);
+        assert_eq!(find(&own).unwrap()[0].step, Some(200), "one checkpoint may be named itself");
+    }
+
+    #[test]
+    fn a_checkpoint_is_whole_when_its_last_byte_is_there_in_whatever_order_files_come() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("checkpoint-1");
+        let index = json!({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}).to_string();
+        let (a, b) = (weights("a"), weights("b"));
+        let files: [(&str, &[u8]); 4] =
+            [("config.json", b"{}"), ("1.safetensors", &a), ("2.safetensors", &b), (INDEX, index.as_bytes())];
+        for first in 0..4 {
+            let _ = fs::remove_dir_all(&path);
+            for k in 0..4 {
+                let (name, bytes) = files[(first + k) % 4];
+                // Half of a shard is seen by its size; half of a small file by the quiet time alone.
+                put(&path, &[(name, &bytes[..bytes.len() / 2])]);
+                assert!(lacks(&path).is_some() || !name.ends_with(".safetensors"), "half of {name}");
+                put(&path, &[(name, bytes)]);
+                assert_eq!(lacks(&path).is_none(), k == 3, "{name}: {:?}", lacks(&path));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("checkpoint-1");
+        let whole = weights("a");
+        let cases: [(&[(&str, &[u8])], &str); 7] = [
+            (&[("optimizer.pt", b"x")], "there is neither config.json nor adapter_config.json"),
+            (&[("config.json", b"{}")], "there are no weights (model.safetensors)"),
+            (&[("config.json", b"{}"), ("model-00001-of-00002.safetensors", &whole)], "there are shards, and no"),
+            (&[("config.json", b"{}"), (WEIGHTS, &whole[..whole.len() - 1])], "model.safetensors is truncated"),
+            (&[("config.json", b"{}"), (WEIGHTS, b"")], "model.safetensors is truncated: 0 bytes"),
+            (&[("adapter_config.json", b"{}")], "there is no adapter_model.safetensors"),
+            (&[("adapter_config.json", b"{}"), (ADAPTER, &whole[..9])], "adapter_model.safetensors is truncated"),
+        ];
+        for (files, word) in cases {
+            let _ = fs::remove_dir_all(&path);
+            put(&path, files);
+            let what = lacks(&path).unwrap();
+            assert!(what.starts_with(word), "{what}");
+        }
+        // What will never be whole is for whoever opens it to refuse.
+        for bytes in [&[7; 64][..], &[0; 64]] {
+            put(&path, &[("config.json", b"{}"), (WEIGHTS, bytes)]);
+            assert_eq!(lacks(&path), None);
+            assert_eq!(check_weights(&at(&path)).unwrap_err().kind(), crate::ErrorKind::Data);
+        }
+        fs::remove_dir_all(&path).unwrap();
+        assert_eq!(look(&at(&path)).unwrap(), State::Gone);
+    }
+
+    #[test]
+    fn a_checkpoint_is_known_by_what_a_model_is_read_from_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_path_buf();
+        put(&path, &[("config.json", b"{}"), (WEIGHTS, &weights("a")), ("tokenizer.json", b"{}")]);
+        let final_model = Checkpoint { name: FINAL.into(), ..at(&path) };
+        let seen = |checkpoint: &Checkpoint| match look(checkpoint).unwrap() {
+            State::Whole(seen) => seen,
+            other => panic!("{other:?}"),
+        };
+        let (before, bytes) = (seen(&final_model), digest(&final_model).unwrap());
+        put(
+            &path,
+            &[("trainer_log.jsonl", b"{}"), ("all_results.json", b"{}"), ("README.md", b"#"), ("optimizer.pt", b"")],
+        );
+        assert_eq!((seen(&final_model), digest(&final_model).unwrap()), (before.clone(), bytes.clone()));
+        // Written anew with the same bytes it looks different and is the same.
+        put(&path, &[("tokenizer.json", b"{}")]);
+        assert_ne!(seen(&final_model).stamp, before.stamp);
+        assert_eq!(digest(&final_model).unwrap(), bytes);
+        put(&path, &[("tokenizer.json", b"[]")]);
+        assert_ne!(digest(&final_model).unwrap(), bytes);
+        assert!(!seen(&final_model).is_quiet(Duration::from_secs(60)) && seen(&final_model).is_quiet(Duration::ZERO));
+    }
 }

@@ -20,6 +20,8 @@ use crate::report::timeline::{Entry, Status};
 
 /// The file's name.
 pub const HISTORY: &str = "history.jsonl";
+/// How often bytes that a backend fails on are tried.
+const ATTEMPTS: usize = 3;
 /// What stands between a line and its digest.
 const SEAL: &str = ",\"sha256\":\"";
 
@@ -62,8 +64,8 @@ impl History {
         Ok(History { path, file, entries, tried: BTreeSet::new() })
     }
 
-    /// Adds an entry; it is on the disk when this returns. A failure that is the last word already
-    /// is not said twice.
+    /// Adds an entry; it is on the disk when this returns. A mistake of the command line that is the
+    /// last word already is not said twice.
     ///
     /// # Errors
     /// I/O, such as a full disk; the lines before it stay.
@@ -71,7 +73,8 @@ impl History {
         self.tried.insert(entry.digest.clone());
         let again =
             |last: &Entry| (last.status, &last.digest, &last.error) == (entry.status, &entry.digest, &entry.error);
-        if entry.status == Status::Failed && self.last(&entry.name).is_some_and(again) {
+        if entry.error.as_ref().is_some_and(|e| e.exit_code == exit::USAGE) && self.last(&entry.name).is_some_and(again)
+        {
             return Ok(());
         }
         let fail = |e| Error::io("append to the history", &self.path, e);
@@ -99,13 +102,20 @@ impl History {
     }
 
     /// The last word on these bytes, under whatever name: that they were measured, or could not be.
-    /// Failures but of the data itself may have had to do with the machine (its memory was taken)
-    /// or with the command line: a later call tries again.
+    /// A failure of the backend may have had to do with the machine (its memory was taken), so that
+    /// later calls try again, but not for ever; one of the command line may be mended there.
     pub fn of_digest(&self, digest: &str) -> Option<&Entry> {
-        let mut all = self.entries.iter().rev();
-        let last = all.find(|entry| entry.digest == digest && entry.status != Status::Vanished)?;
-        let of_the_data = last.error.as_ref().is_some_and(|error| error.exit_code == exit::DATA);
-        (last.status != Status::Failed || of_the_data || self.tried.contains(digest)).then_some(last)
+        let of_it = |entry: &&Entry| entry.digest == digest && entry.status != Status::Vanished;
+        let last = self.entries.iter().rev().find(of_it)?;
+        if last.status != Status::Failed || self.tried.contains(digest) {
+            return Some(last);
+        }
+        let settled = match last.error.as_ref().map(|error| error.exit_code) {
+            Some(exit::DATA) => true,
+            Some(exit::USAGE) => false,
+            _ => self.entries.iter().filter(of_it).count() >= ATTEMPTS,
+        };
+        settled.then_some(last)
     }
 
     /// Whether the files of a checkpoint are those that its last entry was made of, by their names,
@@ -233,13 +243,24 @@ mod tests {
         assert_eq!(known(&history), [true, true, true, false, false], "not twice in one call");
         let mut history = History::open(folder.path()).unwrap();
         assert_eq!(known(&history), [true, true, false, false, false]);
-        history.append(entry("checkpoint-3", "memory", Status::Failed, Some(5))).unwrap();
-        assert_eq!((known(&history)[2], history.entries().len()), (true, 4), "the same words stand there once");
-        let history = History::open(folder.path()).unwrap();
+        for known_then in [false, true] {
+            history.append(entry("checkpoint-3", "memory", Status::Failed, Some(5))).unwrap();
+            history = History::open(folder.path()).unwrap();
+            assert_eq!(known(&history)[2], known_then, "it is not tried for ever");
+        }
+        for _ in 0..5 {
+            history.append(entry("checkpoint-5", "base", Status::Failed, Some(2))).unwrap();
+            history = History::open(folder.path()).unwrap();
+            assert_eq!(
+                (history.of_digest("base"), history.entries().len()),
+                (None, 7),
+                "the same words stand there once"
+            );
+        }
         let at = |name: &str| Checkpoint { name: name.into(), step: None, path: PathBuf::new() };
         assert!(history.knows(&at("checkpoint-1"), "stamp of measured"));
         assert!(!history.knows(&at("checkpoint-1"), "stamp of another"));
-        assert!(!history.knows(&at("checkpoint-3"), "stamp of memory"));
+        assert!(!history.knows(&at("checkpoint-5"), "stamp of base"));
     }
 
     #[test]

@@ -22,7 +22,10 @@ pub const TABLE: [(u8, &str); 8] = [
     (GOOD, "good"),
     (FAILURE, "unexpected failure"),
     (USAGE, "the command line or the suite file makes no sense"),
-    (REGRESSION, "regression (karat check); backends that disagree (karat compare --backends)"),
+    (
+        REGRESSION,
+        "regression (karat check, karat watch --fail-fast); backends that disagree (karat compare --backends)",
+    ),
     (INCONCLUSIVE, "inconclusive (karat check)"),
     (BACKEND, "a backend cannot be loaded, or it failed"),
     (DATA, "bad input data"),

@@ -45,7 +45,7 @@ const ENGLISH: Words = Words {
     curves: "Metrics over the steps",
     curves_help: "Whiskers are bootstrap intervals of a value; the dashed line is the baseline. The verdict rests on paired differences, which are more exact than the whiskers.",
     gates: "What the verdicts rest on",
-    checks: ["verdict", "metric", "baseline", "now", "gain [interval]", "margin"],
+    checks: ["Verdict", "Metric", "Baseline", "Now", "Gain [interval]", "Margin"],
     legend: "↑ higher is better, ↓ lower is better; ± is half the width of the bootstrap interval of a value. A checkpoint passes if the whole interval of its paired gain over the baseline lies above minus the margin, and regresses if all of it lies below.",
     chosen: "A checkpoint that is chosen by these numbers is chosen on the held-out items: measure it on others before you publish how good it is.",
     pass: "pass",
@@ -130,35 +130,39 @@ pub(in crate::report) fn summary(timeline: &Timeline) -> String {
             if let Some(newest) = newest {
                 let how = match newest.verdict {
                     Some(MarginVerdict::Pass) => "is not worse than the baseline by more than the margins".to_string(),
-                    Some(MarginVerdict::Regress) => format!("regresses in {}", newest.regressed().join(", ")),
+                    Some(MarginVerdict::Regress) => format!("regresses in {}", timeline.regressed(newest).join(", ")),
                     _ => "cannot be told from the baseline within the margins by so many items".to_string(),
                 };
                 text.push_str(&format!(" The newest, {}, {how}.", newest.name));
             }
             text
         }
-        Language::Chinese => chinese(current.is_empty(), [measured, pass, open, worse, failed], base, newest.copied()),
+        Language::Chinese => {
+            chinese(timeline, current.is_empty(), [measured, pass, open, worse, failed], newest.copied())
+        }
     }
 }
 
 fn chinese(
+    timeline: &Timeline,
     empty: bool,
     [measured, pass, open, worse, failed]: [usize; 5],
-    base: &str,
     newest: Option<&Entry>,
 ) -> String {
     if empty {
         return "尚未评测任何检查点。".into();
     }
-    let mut text =
-        format!("相对 {base} 评测了 {measured} 个检查点：{pass} 个通过，{open} 个无法判定，{worse} 个退化。");
+    let mut text = format!(
+        "相对 {} 评测了 {measured} 个检查点：{pass} 个通过，{open} 个无法判定，{worse} 个退化。",
+        timeline.baseline
+    );
     if failed > 0 {
         text.push_str(&format!("{failed} 个未能评测。"));
     }
     if let Some(newest) = newest {
         let how = match newest.verdict {
             Some(MarginVerdict::Pass) => "与基线相比未变差超过界值".to_string(),
-            Some(MarginVerdict::Regress) => format!("在 {} 上退化", newest.regressed().join("、")),
+            Some(MarginVerdict::Regress) => format!("在 {} 上退化", timeline.regressed(newest).join("、")),
             _ => "以现有条目数无法判定是否变差超过界值".to_string(),
         };
         text.push_str(&format!("最新的 {} {how}。", newest.name));

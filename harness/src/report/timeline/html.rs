@@ -72,7 +72,7 @@ fn checkpoint(row: &Row<'_>, timeline: &Timeline) -> Value {
         },
         cells => Value::from(Serde(&row.values)),
         seconds => row.seconds.as_str(),
-        notes => Value::from(Serde(rows::notes(entry, words(timeline.language)))),
+        notes => Value::from(Serde(rows::notes(timeline, entry))),
         report => entry.report.as_deref().map(|folder| format!("{folder}/report.html")),
     }
 }
@@ -85,8 +85,7 @@ fn gate(row: &Row<'_>, timeline: &Timeline) -> Value {
         let (verdict, tone) = (words.verdict(check.verdict), tone(Some(check.verdict)));
         context! { title, baseline, now, gain, margin, verdict, tone }
     });
-    let open = row.entry.verdict == Some(MarginVerdict::Regress);
-    context! { name => row.entry.name.as_str(), verdict => row.verdict, open, rows => rows.collect::<Vec<_>>() }
+    context! { name => row.entry.name.as_str(), verdict => row.verdict, rows => rows.collect::<Vec<_>>() }
 }
 
 fn tone(verdict: Option<MarginVerdict>) -> &'static str {

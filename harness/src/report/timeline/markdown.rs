@@ -8,6 +8,9 @@ use super::rows::{self, rows};
 use super::{Entry, Timeline};
 use crate::eval::stats::MarginVerdict;
 
+/// Of so many of the checkpoints that do not pass, the newest, the checks are shown; the page has all.
+const DETAILED: usize = 3;
+
 /// The whole page, in the timeline's language.
 pub fn render(timeline: &Timeline) -> String {
     let (words, l) = (words(timeline.language), timeline.language.labels());
@@ -21,8 +24,8 @@ pub fn render(timeline: &Timeline) -> String {
     }
     md.push_str(&results_table(timeline));
     let _ = writeln!(md, "\n<sub>{} {}</sub>\n", inline(words.legend), inline(words.chosen));
-    for entry in timeline.current().into_iter().rev() {
-        let Some(gate) = entry.gate.as_ref().filter(|_| entry.verdict != Some(MarginVerdict::Pass)) else { continue };
+    let open = timeline.current().into_iter().rev().filter(|entry| entry.verdict != Some(MarginVerdict::Pass));
+    for (entry, gate) in open.filter_map(|entry| Some((entry, entry.gate.as_ref()?))).take(DETAILED) {
         let _ = writeln!(md, "### {} {} {}\n", cell(&entry.name), l.against, cell(&timeline.baseline));
         let _ = writeln!(md, "| {} |", words.checks.join(" | "));
         let _ = writeln!(md, "| :-- | :-- | --: | --: | --: | --: |");
@@ -70,6 +73,6 @@ pub fn results_table(timeline: &Timeline) -> String {
 }
 
 fn notes(entry: &Entry, timeline: &Timeline) -> String {
-    let notes = rows::notes(entry, words(timeline.language));
+    let notes = rows::notes(timeline, entry);
     if notes.is_empty() { String::new() } else { format!(" ({})", cell(&notes.join("; "))) }
 }

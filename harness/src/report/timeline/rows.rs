@@ -99,16 +99,16 @@ pub fn line(timeline: &Timeline, entry: &Entry) -> String {
             text.push_str(&format!("  {} {}{spread}", metric.name, number::value(metric, value)));
         }
     }
-    for note in notes(entry, words) {
+    for note in notes(timeline, entry) {
         text.push_str(&format!("  ({note})"));
     }
     legible(&text)
 }
 
 /// What else must be said of a checkpoint.
-pub(super) fn notes(entry: &Entry, words: &Words) -> Vec<String> {
-    let mut notes = Vec::new();
-    let regressed = entry.regressed();
+pub(super) fn notes(timeline: &Timeline, entry: &Entry) -> Vec<String> {
+    let (words, mut notes) = (words(timeline.language), Vec::new());
+    let regressed = timeline.regressed(entry);
     if !regressed.is_empty() {
         notes.push(format!("{}: {}", words.worse_by, regressed.join(", ")));
     }
