@@ -33,7 +33,7 @@ pub use folder::{remove, take};
 pub use leftover::left_over;
 pub use machine::machine;
 pub use observe::{Cancel, Notice, Observer, StageSink};
-pub use outline::{Outline, PlannedModel, PlannedPower, PlannedTraining, outline};
+pub use outline::{Outline, PlannedModel, PlannedPower, PlannedTraining, outline, planned_power};
 pub use parity::{Parity, ParityJob, ParitySide, Parting, ScoreParity, TextParity, TokenParity, parity};
 pub use pipeline::{Brought, evaluate_beside, evaluate_brought, run};
 pub use predictions::{Store, is_store, read_store};

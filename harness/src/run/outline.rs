@@ -44,7 +44,11 @@ pub struct PlannedPower {
 /// Two models differ on this share of items, where nobody knows better.
 const DISCORDANT: f64 = 0.2;
 
-fn power(units: usize, tests: usize, suite: &Suite) -> Option<PlannedPower> {
+/// What so many `units` (items, or sources where items share some) can tell of the models of
+/// `suite`; none where nothing is compared.
+pub fn planned_power(units: usize, suite: &Suite) -> Option<PlannedPower> {
+    let pairs = suite.all_models().len().saturating_sub(1) + suite.compare.len();
+    let tests = pairs * suite.eval.metrics.len();
     let (n, level) = (units as u64, adjusted_level(0.05, tests));
     let options = StatsOptions { seed: suite.seed, resamples: 1, confidence: suite.stats.confidence };
     let differ = (DISCORDANT * units as f64).round() as u64;
@@ -132,12 +136,11 @@ pub fn outline(suite: &Suite) -> Result<Outline> {
     }
     let clusters: Vec<&str> = prepared.items.iter().map(|item| item.cluster.as_str()).collect();
     let sources = cluster_count(&clusters);
-    let pairs = models.len().saturating_sub(1) + suite.compare.len();
     Ok(Outline {
         suite: suite.name.clone(),
         items: prepared.items.len(),
         sources,
-        power: power(sources, pairs * suite.eval.metrics.len(), suite),
+        power: planned_power(sources, suite),
         max_new_tokens: suite.eval.max_new_tokens,
         models,
         notes: prepared.notes.iter().map(|note| note.english.clone()).chain(renderings.notes.clone()).collect(),

@@ -27,6 +27,9 @@ pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
         output.say(format!("wrote {} prompts to {}", prepared.items.len(), file.display()));
     }
     summary(&prepared, &mut text);
+    if let Some(told) = super::run::told_power(&suite, &prepared) {
+        let _ = writeln!(text, "{told}");
+    }
     for record in prepared.parts.get("train").into_iter().flatten().take(args.show) {
         let example = prepared.formatter.example(record)?;
         let tokenizer = prepared.formatter.tokenizer();

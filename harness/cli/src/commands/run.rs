@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use karat::eval::stats::cluster_count;
 use karat::report::{self, Report};
-use karat::run::{outline, remove, run as carry_out};
+use karat::run::{PlannedPower, Prepared, outline, planned_power, remove, run as carry_out};
 use karat::suite::{ModelRole, Overrides, Suite};
 use karat::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
@@ -65,23 +66,32 @@ fn plan(suite: &Suite, output: &Output) -> Result<u8> {
         let _ = writeln!(text, "{role}");
     }
     if let Some(power) = &plan.power {
-        let units = if plan.sources < plan.items { "sources" } else { "items" };
-        let share =
-            power.share.map_or("no difference of shares".into(), |d| format!("a difference of shares of {d:.3}"));
-        let mean = power.deviations.map_or("no difference of means".into(), |d| {
-            format!("a difference of means of {d:.2} of its standard deviation between {units}")
-        });
-        let _ = writeln!(
-            text,
-            "of {} tests adjusted together these items find, four times out of five, {share} (two models taken to differ on \
-             {:.0} % of them) and {mean}; after a run `karat power` knows better",
-            power.tests,
-            100.0 * power.discordant,
-        );
+        let _ = writeln!(text, "{}", in_words(power, plan.sources < plan.items));
     }
     let object = serde_json::to_value(&plan).map_err(|e| Error::failed("could not write the plan").because(e))?;
     output.result(&object, &text)?;
     Ok(0)
+}
+
+/// What the items of a suite can tell, before anything runs; none where nothing is compared.
+pub fn told_power(suite: &Suite, prepared: &Prepared) -> Option<String> {
+    let clusters: Vec<&str> = prepared.items.iter().map(|item| item.cluster.as_str()).collect();
+    let sources = cluster_count(&clusters);
+    planned_power(sources, suite).map(|power| in_words(&power, sources < prepared.items.len()))
+}
+
+fn in_words(power: &PlannedPower, of_sources: bool) -> String {
+    let units = if of_sources { "sources" } else { "items" };
+    let share = power.share.map_or("no difference of shares".into(), |d| format!("a difference of shares of {d:.3}"));
+    let mean = power.deviations.map_or("no difference of means".into(), |d| {
+        format!("one of means of {d:.2} standard deviations between {units}")
+    });
+    format!(
+        "of {} tests adjusted together these items find, four times out of five, {share} (where two models differ on {:.0} % of \
+         them) and {mean}; after a run `karat power` knows better",
+        power.tests,
+        100.0 * power.discordant,
+    )
 }
 
 /// The suite with its flags applied, beside those of `typed`.

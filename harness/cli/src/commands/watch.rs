@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use karat::gate::{Rules, baseline};
 use karat::report::timeline::{Entry, Timeline, line, results_table};
 use karat::report::{Report, legible};
+use karat::run::rendering;
 use karat::suite::{Overrides, Suite};
 use karat::watch::{Outcome, Watch, only, watch};
 use karat::{Error, ErrorKind, Result};
@@ -21,7 +22,9 @@ pub fn run(args: &WatchArgs, global: &Global, output: &Output) -> Result<u8> {
     let typed = Overrides { eval_backend: args.open.backend.clone(), ..computed(&args.open) };
     let named =
         SuiteArgs { suite: args.suite.clone(), set: args.set.clone(), language: args.language, strict: args.strict };
-    let suite = load_suite(&named, typed)?;
+    let mut suite = load_suite(&named, typed)?;
+    // Of a suite of named models the base is the one that the others are compared with.
+    suite.model.base = rendering(&suite)?;
     let mut margins = suite.gate.margins.clone();
     margins.extend(given_margins(&args.margin)?);
     let baseline = args.baseline.as_deref().map(|spec| reference(spec, args, &suite)).transpose()?;
