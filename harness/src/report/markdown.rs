@@ -136,7 +136,7 @@ fn differences(md: &mut String, report: &Report, l: &Labels) {
         }
         let _ = writeln!(md, "{}", table.finish());
         if let Some(sentence) = sentences::needed(comparison, report, report.language) {
-            let _ = writeln!(md, "{sentence}\n");
+            let _ = writeln!(md, "{}\n", inline(&sentence));
         }
     }
     let _ = writeln!(md, "{}\n", l.detectable_help);
