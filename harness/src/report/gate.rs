@@ -3,8 +3,8 @@
 //! A gate is *non-inferiority*, not "p > 0.05": a metric passes if the whole interval of its paired
 //! difference lies above minus the margin, regresses if the whole interval lies below, and is
 //! inconclusive otherwise: so many items cannot tell. What they could have told stands beside it
-//! (the minimum detectable difference), and how many would decide. A model none of whose values
-//! changed, in any metric, passes: it is the baseline's. A model, metric or item that the baseline has and
+//! (the minimum detectable difference), and how many would decide. Texts that did not change, by any
+//! metric of any item, pass: they are the baseline's. A model, metric or item that the baseline has and
 //! the report has not is a regression; reports of other data, prompts, template or decoding are
 //! refused, unless that is allowed by name. What neither side knows (the prompts of texts that were
 //! brought along) cannot differ, and is named; a metric that has no value in the baseline (the
@@ -42,6 +42,7 @@ use super::compare::{Mismatch, mismatches, unknown};
 use super::model::{Direction, Metric, Report};
 use super::significance;
 use crate::error::{Error, Result};
+use crate::eval::metric::{self, Reads};
 use crate::eval::stats::{Gate, MarginVerdict, cluster_count, clustered_non_inferiority, mean, pooled_non_inferiority};
 
 pub use baseline::Baseline;
@@ -75,8 +76,9 @@ pub struct Check {
     pub allowance: Option<f64>,
     /// What is missing.
     pub missing: Option<String>,
-    /// The model has the baseline's values in every metric of every item. It passes as the same
-    /// model; of shares that happen to be equal alone so few items could not tell.
+    /// The model answers as the baseline's did: every metric of its texts (or of its likelihoods,
+    /// where the metric reads those) has the same value on every item. It passes as the same model;
+    /// of shares that happen to be equal alone so few items could not tell.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unchanged: bool,
 }
@@ -248,21 +250,27 @@ struct Values<'a> {
 }
 
 impl Values<'_> {
-    /// Whether a model's values are the baseline's on every item and metric, up to the last bits of
-    /// another machine. Values that are all 0 or 1 do not show that a model is the same.
-    fn unchanged(&self, model: &str) -> bool {
+    /// Whether a model answers as the baseline's did: every value of every metric that reads texts
+    /// the same, as many tokens in each, and for a metric that reads likelihoods every likelihood,
+    /// up to the last bits of another machine. Values that are all 0 or 1 do not show it.
+    fn unchanged(&self, model: &str, metric: &str) -> bool {
         const LAST_BITS: f64 = 1e-6;
+        let reads_likelihoods =
+            |name: &str| metric::info(name).is_some_and(|m| matches!(m.reads, Reads::Reference | Reads::Options));
+        let likelihoods = reads_likelihoods(metric);
         let mut graded = false;
         let same = self.baseline.iter().all(|(id, old)| {
             let Some(old) = old.models.get(model) else { return true };
             let Some(new) = self.report.get(id).and_then(|item| item.models.get(model)) else { return false };
-            old.metrics.iter().all(|(metric, before)| match (before, new.metrics.get(metric)) {
-                (Some(before), Some(Some(after))) => {
-                    graded |= *before != 0.0 && *before != 1.0;
-                    (before - after).abs() <= LAST_BITS * before.abs().max(after.abs())
-                }
-                (before, after) => *before == after.copied().flatten(),
-            })
+            let mut beside = old.metrics.iter().filter(|(name, _)| reads_likelihoods(name) == likelihoods);
+            (likelihoods || old.tokens == new.tokens)
+                && beside.all(|(name, before)| match (before, new.metrics.get(name)) {
+                    (Some(before), Some(Some(after))) => {
+                        graded |= *before != 0.0 && *before != 1.0;
+                        (before - after).abs() <= LAST_BITS * before.abs().max(after.abs())
+                    }
+                    (before, after) => *before == after.copied().flatten(),
+                })
         });
         same && graded
     }
@@ -350,7 +358,7 @@ fn one(
     }
     check.allowance = allowance;
     let gate = gate.widened(allowance.unwrap_or(0.0));
-    check.unchanged = values.unchanged(model);
+    check.unchanged = values.unchanged(model, &metric.name);
     check.verdict = match gate.verdict {
         // One item, or one source, has no spread to resample: whatever it shows, it shows nothing of
         // the next.

@@ -5,7 +5,7 @@
 //! Two methods mend that, and each fails where the other holds (`docs/statistics.md` has the
 //! simulation):
 //!
-//! - Student's `t` interval, from the (linearised, clustered) standard error. It holds for
+//! - Student's `t` interval, from the jackknife's standard error. It holds for
 //!   differences of which most are 0, where a bootstrap sees too little; it leaves out one tail of
 //!   skewed values.
 //! - The bias-corrected and accelerated bootstrap (BCa: Efron 1987, JASA 82; DiCiccio and Efron
@@ -65,7 +65,6 @@ pub fn ratio_interval(terms: &[(f64, f64)], options: &StatsOptions) -> Interval 
         &Statistic {
             units: terms.len(),
             estimate,
-            standard_error: ratio_standard_error(terms, estimate, weight),
             of: |draw: &[usize]| {
                 let (value, weight) = draw.iter().fold((0.0, 0.0), |(v, w), &i| (v + terms[i].0, w + terms[i].1));
                 value / weight
@@ -97,8 +96,6 @@ pub(super) struct Statistic<O, W> {
     pub units: usize,
     /// Its value over all of them.
     pub estimate: f64,
-    /// Standard error of that.
-    pub standard_error: f64,
     /// Its value over a draw of them.
     pub of: O,
     /// Its value without one of them.
@@ -116,9 +113,16 @@ where
         return Interval { low: f64::NAN, high: f64::NAN };
     }
     let drawn = resampled(n, options, &statistic.of);
-    let (estimate, standard_error) = (statistic.estimate, statistic.standard_error);
-    let acceleration = acceleration(n, &statistic.without);
-    Drawn { units: n, drawn, estimate, standard_error, freedom: n as f64 - 1.0, acceleration }.interval(options)
+    let jackknife = Jackknife::of((0..n).map(&statistic.without).collect());
+    Drawn {
+        units: n,
+        drawn,
+        estimate: statistic.estimate,
+        standard_error: jackknife.standard_error,
+        freedom: n as f64 - 1.0,
+        acceleration: jackknife.acceleration,
+    }
+    .interval(options)
 }
 
 /// Resamples of a statistic and what is known of it besides.
@@ -172,15 +176,26 @@ fn bias(sorted: &[f64], estimate: f64) -> f64 {
     normal::quantile((f64::midpoint(below, up_to) / n).clamp(0.5 / n, 1.0 - 0.5 / n))
 }
 
-/// Acceleration from the jackknife: `sum d^3 / (6 (sum d^2)^(3/2))`, `d` the mean of the values
-/// without one unit less each of them; 0 where they do not vary.
-pub(super) fn acceleration(n: usize, without: impl Fn(usize) -> f64) -> f64 {
-    let values: Vec<f64> = (0..n).map(without).collect();
-    let mean = mean(&values);
-    let squares = sum(values.iter().map(|v| (mean - v).powi(2)));
-    let cubes = sum(values.iter().map(|v| (mean - v).powi(3)));
-    let acceleration = cubes / (6.0 * squares.powf(1.5));
-    if acceleration.is_finite() { acceleration } else { 0.0 }
+/// What the values without one unit each say of a statistic.
+pub(super) struct Jackknife {
+    /// `sqrt((n - 1) / n * sum d^2)`, `d` the mean of those values less each: of a mean the usual
+    /// one; of a ratio it makes up for what heavy units take from their own residuals.
+    pub standard_error: f64,
+    /// `sum d^3 / (6 (sum d^2)^(3/2))`; 0 where they do not vary.
+    pub acceleration: f64,
+}
+
+impl Jackknife {
+    pub fn of(without: Vec<f64>) -> Self {
+        let (n, mean) = (without.len() as f64, mean(&without));
+        let squares = sum(without.iter().map(|v| (mean - v).powi(2)));
+        let cubes = sum(without.iter().map(|v| (mean - v).powi(3)));
+        let acceleration = cubes / (6.0 * squares.powf(1.5));
+        Jackknife {
+            standard_error: ((n - 1.0) / n * squares).sqrt(),
+            acceleration: if acceleration.is_finite() { acceleration } else { 0.0 },
+        }
+    }
 }
 
 #[cfg(test)]

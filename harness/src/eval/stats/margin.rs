@@ -35,8 +35,8 @@ pub struct Gate {
     /// Loss that is accepted, at least 0.
     pub margin: f64,
     /// The smallest true difference that a test at the interval's level finds four times out of
-    /// five ([`PairedSpread::detectable`]); NaN where there is none.
-    pub minimum_detectable: f64,
+    /// five ([`PairedSpread::detectable`]); none where there is none.
+    pub minimum_detectable: Option<f64>,
     /// How many items, or sources where some share one, would pass a model that is as good as its
     /// baseline four times out of five ([`PairedSpread::needed_for_margin`]); none where nobody can
     /// say.
@@ -121,7 +121,7 @@ impl Gate {
         spread: &PairedSpread,
         options: &StatsOptions,
     ) -> Gate {
-        let minimum_detectable = spread.detectable(1.0 - options.confidence, POWER, options).unwrap_or(f64::NAN);
+        let minimum_detectable = spread.detectable(1.0 - options.confidence, POWER, options).ok();
         let needed = spread.needed_for_margin(margin, options.confidence, POWER);
         Gate { verdict: MarginVerdict::Inconclusive, n, gain, interval, margin, minimum_detectable, needed }
     }

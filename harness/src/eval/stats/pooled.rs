@@ -8,7 +8,7 @@
 
 use std::hash::Hash;
 
-use super::interval::{Statistic, covering, unit_standard_error};
+use super::interval::{Statistic, covering};
 use super::{
     Interval, PairedSpread, StatsOptions, by_cluster, clustered_sign_flip_p, clustered_standard_error, mean, sum,
 };
@@ -78,7 +78,7 @@ pub fn compare_pooled<C: Ord + Hash>(
     PooledComparison {
         baseline: scale.value(from),
         candidate: scale.value(to),
-        interval: interval(&a, &b, clusters, scale, unit_standard_error(&residuals, clusters), options),
+        interval: interval(&a, &b, clusters, scale, options),
         p_value: clustered_sign_flip_p(&differences, clusters, options),
         standard_error: clustered_standard_error(&residuals, clusters),
         spread,
@@ -114,7 +114,6 @@ fn interval<C: Ord>(
     b: &[(f64, f64)],
     clusters: &[C],
     scale: PooledScale,
-    standard_error: f64,
     options: &StatsOptions,
 ) -> Interval {
     let units = |side: &[(f64, f64)]| by_cluster(clusters.iter().zip(side.iter().copied()));
@@ -127,7 +126,6 @@ fn interval<C: Ord>(
         &Statistic {
             units: a.len(),
             estimate: value(all_b) - value(all_a),
-            standard_error,
             of: |draw: &[usize]| {
                 let drawn =
                     |side: &[(f64, f64)]| draw.iter().fold((0.0, 0.0), |(v, w), &i| (v + side[i].0, w + side[i].1));

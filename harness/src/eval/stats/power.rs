@@ -12,7 +12,7 @@ use super::contingency::{Agreement, mcnemar_exact};
 use super::interval::unit_standard_error;
 use super::normal::quantile as normal_quantile;
 use super::resampling::EXACT_UP_TO;
-use super::student::{self, incomplete_beta, t_test_power};
+use super::student::{self, incomplete_beta, power_beyond, t_test_power};
 use super::summary::{standard_deviation, standard_error};
 use super::{StatsOptions, by_cluster, cluster_count};
 
@@ -81,8 +81,12 @@ impl PairedSpread {
     /// a source.
     pub fn of<C: Ord + Hash>(a: &[f64], b: &[f64], clusters: &[C]) -> Self {
         let sources = cluster_count(clusters);
-        if let Some(counts) = Agreement::of(a, b).filter(|_| sources == a.len()) {
-            return PairedSpread::Mcnemar { units: a.len() as u64, differ: counts.only_a + counts.only_b };
+        if let Some(counts) = Agreement::of(a, b) {
+            let differ = counts.only_a + counts.only_b;
+            // Where nothing differs the two tests are one, over sources.
+            if sources == a.len() || (differ == 0 && sources > 1) {
+                return PairedSpread::Mcnemar { units: sources as u64, differ };
+            }
         }
         let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| b - a).collect();
         let even = vec![1.0; differences.len()];
@@ -103,12 +107,16 @@ impl PairedSpread {
         // Of the mean over items: a unit's share in it is its sum over all items.
         let scale = terms.len() as f64 / differences.len() as f64;
         let rate = differing.len() as f64 / terms.len() as f64;
+        // What is left of equal differences by rounding is no spread.
+        let greatest = differences.iter().chain(residuals).fold(0.0f64, |most, d| most.max(d.abs()));
+        let spread =
+            Some(unit_standard_error(residuals, clusters)).filter(|e| !(*e <= 1e-13 * greatest)).unwrap_or(0.0);
         let sizes: Vec<f64> = terms.iter().map(|t| t.1 * scale).collect();
         PairedSpread::SignFlip {
             units: terms.len() as u64,
             differ: differing.len() as u64,
             deviation: standard_deviation(&differing) * scale * rate,
-            standard_error: unit_standard_error(residuals, clusters),
+            standard_error: spread,
             weights: Some(standard_error(&sizes)).filter(|w| w.is_finite()).unwrap_or(0.0),
             anchor,
         }
@@ -149,7 +157,9 @@ impl PairedSpread {
                 let effect = if rate < 1.0 && differ < FEW {
                     sparse_effect(units, rate, deviation / standard_error, level, power, options)
                 } else {
-                    Some(least(1e6, |effect| t_test_power(effect, differ as f64 - 1.0, reached) >= power))
+                    let freedom = differ as f64 - 1.0;
+                    let t = -student::quantile(reached / 2.0, freedom);
+                    Some(least(1e6, |effect| power_beyond(effect, freedom, t) >= power))
                 };
                 // The share of the spread that the difference itself adds by the weights.
                 let left = effect.map_or(0.0, |effect| 1.0 - (effect * weights).powi(2));
@@ -303,19 +313,18 @@ const FEW: u64 = 40;
 /// differ, over their binomial number. None if there are too few of them too often. `relative` is
 /// their deviation over that standard error, which is of all units.
 fn sparse_effect(units: u64, rate: f64, relative: f64, level: f64, power: f64, options: &StatsOptions) -> Option<f64> {
-    // Of so many that differ: their probability, degrees of freedom, level, and effect per effect.
+    // Of so many that differ: their probability, degrees of freedom, critical value, and their effect
+    // per effect.
     let given: Vec<(f64, f64, f64, f64)> = (2..=units)
         .filter_map(|k| {
             let mass = probability(k, units, rate);
             let reached = reached_level(k, level, options.resamples).ok().filter(|_| mass > 1e-9)?;
-            Some((mass, k as f64 - 1.0, reached, (k as f64).sqrt() / relative))
+            let freedom = k as f64 - 1.0;
+            Some((mass, freedom, -student::quantile(reached / 2.0, freedom), (k as f64).sqrt() / relative))
         })
         .collect();
     let found = |effect: f64| {
-        given
-            .iter()
-            .map(|(mass, freedom, reached, per)| mass * t_test_power(effect * per, *freedom, *reached))
-            .sum::<f64>()
+        given.iter().map(|(mass, freedom, t, per)| mass * power_beyond(effect * per, *freedom, *t)).sum::<f64>()
     };
     let all: f64 = given.iter().map(|g| g.0).sum();
     (all > power && found(1e3) >= power).then(|| least(1e3, |effect| found(effect) >= power))

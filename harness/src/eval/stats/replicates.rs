@@ -11,7 +11,7 @@ use std::hash::Hash;
 
 use rayon::prelude::*;
 
-use super::interval::{Drawn, acceleration, unit_standard_error};
+use super::interval::{Drawn, Jackknife, unit_standard_error};
 use super::random::Random;
 use super::summary::{mean, standard_deviation, sum};
 use super::{PairedComparison, StatsOptions, by_cluster, cluster_count, compare_paired, student};
@@ -259,7 +259,7 @@ impl Variance {
 fn acceleration_of<C: Ord>(differences: &[f64], clusters: &[C]) -> f64 {
     let terms = by_cluster(clusters.iter().zip(differences.iter().map(|&d| (d, 1.0))));
     let (total, weight) = (sum(terms.iter().map(|t| t.0)), differences.len() as f64);
-    acceleration(terms.len(), |i| (total - terms[i].0) / (weight - terms[i].1))
+    Jackknife::of(terms.iter().map(|t| (total - t.0) / (weight - t.1)).collect()).acceleration
 }
 
 /// The differences of two-level resamples, sorted. Items are drawn as of every bootstrap.

@@ -83,7 +83,11 @@ pub(super) fn incomplete_beta(a: f64, b: f64, x: f64) -> f64 {
 ///
 /// Integrated over `s` by Simpson's rule to some 7 digits.
 pub fn t_test_power(effect: f64, df: f64, alpha: f64) -> f64 {
-    let t = -quantile(alpha / 2.0, df);
+    power_beyond(effect, df, -quantile(alpha / 2.0, df))
+}
+
+/// `P(|T| > t)` of the same.
+pub(super) fn power_beyond(effect: f64, df: f64, t: f64) -> f64 {
     given_spread(df, |s| normal::cumulative(effect - t * s) + normal::cumulative(-effect - t * s))
 }
 

@@ -35,7 +35,7 @@ pub fn sentence(check: &Check, confidence: f64) -> String {
     };
     let level = percent(confidence);
     let values = format!("{} -> {}", number(check.baseline), number(check.value));
-    let same = if check.unchanged { ", every value of the model being the baseline's" } else { "" };
+    let same = if check.unchanged { ", the model answering as the baseline's" } else { "" };
     let noise = match check.allowance {
         None | Some(0.0) => String::new(),
         Some(a) => format!(", of which {} each way is what the backend changes by itself", plain(a)),
@@ -273,9 +273,7 @@ fn needed(check: &Check, gate: &Gate) -> String {
 }
 
 fn detectable(gate: &Gate) -> String {
-    // Without spread the approximation says 0, which no test can see.
-    let seen = Some(gate.minimum_detectable).filter(|d| d.is_finite() && *d > 0.0);
-    number(seen)
+    number(gate.minimum_detectable)
 }
 
 /// Text of strangers in a Markdown table.

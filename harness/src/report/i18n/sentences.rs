@@ -479,7 +479,11 @@ pub(in crate::report) fn needed(comparison: &Comparison, report: &Report, langua
         return None;
     }
     let list = language.list(&open.iter().map(String::as_str).collect::<Vec<_>>(), 12);
-    let (what, unit) = if clustered { ("sources", "来源数") } else { ("items", "条数") };
+    let (what, unit) = match clustered {
+        // Of a metric that few items have the others may share no source.
+        true => ("items, or sources where items share one", "条数（同源条目按来源计）"),
+        false => ("items", "条数"),
+    };
     Some(language.pick(
         format!("What is unclear here would be decided four times out of five, if the differences are as observed, by so many {what}: {list}."),
         format!("此处未定的差异若与观测相同，要有五分之四把握作出判定，所需{unit}为：{list}。"),
