@@ -59,7 +59,7 @@ fn the_verdict_is_the_interval_against_the_margin() {
     assert_eq!(judge(0.05, 0.001, 0.02).verdict, MarginVerdict::Regress);
     let unclear = judge(0.01, 0.1, 0.02);
     assert_eq!(unclear.verdict, MarginVerdict::Inconclusive, "not significantly worse is no pass");
-    assert!(unclear.gate.unwrap().minimum_detectable > 0.02);
+    assert!(unclear.gate.unwrap().minimum_detectable.unwrap() > 0.02);
     // A gain of any size passes, also without margin.
     assert_eq!(judge(-0.5, 0.1, 0.0).verdict, MarginVerdict::Pass);
 }
@@ -97,15 +97,25 @@ fn items_of_one_source_are_no_more_than_the_source() {
     assert_eq!((together.verdict, together.sources), (MarginVerdict::Inconclusive, Some(4)), "{together:?}");
     let (alone, gate) = (alone.gate.unwrap(), together.gate.unwrap());
     assert_eq!((gate.n, gate.gain), (24, alone.gain));
-    let ends = [gate.interval.low + 0.1, gate.interval.high - 0.1];
-    assert!(ends.iter().all(|d| d.abs() < 1e-9), "four of one way are drawn often enough: {gate:?}");
-    assert!(gate.minimum_detectable > 2.0 * alone.minimum_detectable);
+    // Student's with three degrees of freedom: 3.18 times a standard error of 0.0577.
+    let ends = [gate.interval.low + 0.1837, gate.interval.high - 0.1837];
+    assert!(ends.iter().all(|d| d.abs() < 1e-3), "{gate:?}");
+    assert!(
+        gate.minimum_detectable.is_none() && alone.minimum_detectable.is_some(),
+        "four sources can show nothing: {gate:?}"
+    );
     // A baseline of before sources were kept is judged by the report's.
     assert_eq!(judge(&of_four_sources(report), &singly(fixture::report())), together);
     let said = text::sentence(&together, 0.95);
-    let needed = (4.0 * (gate.minimum_detectable / 0.06).powi(2)).ceil();
+    let needed = gate.needed.unwrap();
+    // (1.96 + 0.84)^2 times the sources' variance over the margin's square, and some for Student.
+    assert!((28..34).contains(&needed), "{needed}");
     assert!(said.contains("24 items of 4 sources cannot tell"), "{said}");
-    assert!(said.ends_with(&format!("about {needed} such sources would detect the margin")), "{said}");
+    assert!(said.contains(&format!("about {needed} such sources would decide four times out of five")), "{said}");
+    assert!(
+        text::table(&check(&of_four_sources(fixture::report()), &of_four_sources(fixture::report()), &rules).unwrap())
+            .contains("would decide")
+    );
 }
 
 #[test]
@@ -117,6 +127,24 @@ fn items_that_are_all_of_one_source_say_nothing() {
     assert_eq!((check.verdict, check.sources), (MarginVerdict::Inconclusive, Some(1)));
     let said = text::sentence(check, 0.95);
     assert!(said.contains("24 items of 1 source cannot tell") && !said.contains("NaN"), "{said}");
+}
+
+#[test]
+fn few_equal_outcomes_are_no_proof_unless_the_model_is_the_same() {
+    let baseline = singly(fixture::report());
+    let rules = rules(&[("exact", 0.1)]);
+    let judge = |report: &Report| find(&check(report, &baseline, &rules).unwrap(), "lora", "exact").clone();
+    let same = judge(&baseline);
+    assert!(same.unchanged && same.verdict == MarginVerdict::Pass, "{same:?}");
+    assert!(text::sentence(&same, 0.95).contains("the model answering as the baseline's"));
+    // Another model that happens to be right on the same items.
+    let other = judge(&singly(with("lora", "rouge_l", |_, x| x + 0.05)));
+    assert_eq!((other.unchanged, other.verdict), (false, MarginVerdict::Inconclusive), "{other:?}");
+    // Likelihoods alone say nothing of texts.
+    assert!(judge(&singly(with("lora", "nll_answer", |_, x| x + 0.5))).unchanged);
+    let gate = other.gate.unwrap();
+    assert!(gate.interval.low < -0.13 && gate.needed == Some(35), "{gate:?}");
+    assert!(text::sentence(&other, 0.95).contains("about 35 items would decide"), "{}", text::sentence(&other, 0.95));
 }
 
 #[test]
@@ -156,8 +184,12 @@ fn a_certificate_is_read_and_an_inconclusive_check_says_how_many_items_it_takes(
     let checks = check(&singly(report), &singly(fixture::report()), &Rules::default()).unwrap();
     let said = text::sentence(find(&checks, "lora", "nll_answer"), 0.95);
     let gate = find(&checks, "lora", "nll_answer").gate.unwrap();
-    let needed = (24.0 * (gate.minimum_detectable / 0.02).powi(2)).ceil();
-    assert!(said.ends_with(&format!("about {needed} items would detect the margin")), "{said}");
+    let needed = gate.needed.unwrap();
+    assert!((190..215).contains(&needed), "{needed}");
+    assert!(
+        said.ends_with(&format!("about {needed} items would decide four times out of five if the two are equal")),
+        "{said}"
+    );
 }
 
 #[test]
@@ -461,7 +493,7 @@ fn a_step_summary_and_annotations_hold_every_failure_and_no_foreign_markup() {
     let bars = |line: &str| line.replace("\\|", "").matches('|').count();
     let table: Vec<&str> = page.lines().filter(|l| l.starts_with('|')).collect();
     assert_eq!(table.len(), 2 + 6);
-    assert!(table.iter().all(|line| bars(line) == 10), "{page}");
+    assert!(table.iter().all(|line| bars(line) == 11), "{page}");
     let commands = annotations(&checks, "medical-r1", Path::new("suites/medical-r1/suite.toml"));
     assert_eq!(commands.lines().count(), 4, "{commands}");
     for (line, level) in commands.lines().zip(["warning", "error", "error", "notice"]) {

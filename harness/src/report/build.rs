@@ -193,7 +193,7 @@ fn metric(info: &MetricInfo, runs: &[ModelResults<'_>], inputs: &Inputs<'_>) -> 
             let pooled = run.0.pooled.get(&info.name);
             let (value, interval) = match pooled {
                 Some(p) => (p.value.and_then(finite), p.interval),
-                None => match significance::mean_interval(&present, &clusters, &inputs.stats) {
+                None => match significance::mean_interval(&info.name, &present, &clusters, &inputs.stats) {
                     Some((mean, interval)) => (Some(mean), interval),
                     None => (None, None),
                 },

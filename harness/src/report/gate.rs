@@ -1,9 +1,10 @@
 //! The gate: is a new report at least as good as a baseline, within a stated margin?
 //!
-//! A gate is *non-inferiority*, not "p > 0.05": a metric passes if the whole bootstrap interval of
-//! its paired difference lies above minus the margin, regresses if the whole interval lies below,
-//! and is inconclusive otherwise: so many items cannot tell. What they could have told stands
-//! beside it (the minimum detectable difference). A model, metric or item that the baseline has and
+//! A gate is *non-inferiority*, not "p > 0.05": a metric passes if the whole interval of its paired
+//! difference lies above minus the margin, regresses if the whole interval lies below, and is
+//! inconclusive otherwise: so many items cannot tell. What they could have told stands beside it
+//! (the minimum detectable difference), and how many would decide. Texts that did not change, by any
+//! metric of any item, pass: they are the baseline's. A model, metric or item that the baseline has and
 //! the report has not is a regression; reports of other data, prompts, template or decoding are
 //! refused, unless that is allowed by name. What neither side knows (the prompts of texts that were
 //! brought along) cannot differ, and is named; a metric that has no value in the baseline (the
@@ -41,6 +42,7 @@ use super::compare::{Mismatch, mismatches, unknown};
 use super::model::{Direction, Metric, Report};
 use super::significance;
 use crate::error::{Error, Result};
+use crate::eval::metric::{self, Reads};
 use crate::eval::stats::{Gate, MarginVerdict, cluster_count, clustered_non_inferiority, mean, pooled_non_inferiority};
 
 pub use baseline::Baseline;
@@ -74,6 +76,11 @@ pub struct Check {
     pub allowance: Option<f64>,
     /// What is missing.
     pub missing: Option<String>,
+    /// The model answers as the baseline's did: every metric of its texts (or of its likelihoods,
+    /// where the metric reads those) has the same value on every item. It passes as the same model;
+    /// of shares that happen to be equal alone so few items could not tell.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unchanged: bool,
 }
 
 /// All verdicts of a gate.
@@ -180,8 +187,8 @@ fn margin(metric: &Metric, rules: &Rules) -> Option<f64> {
     }
 }
 
-/// Checks what [`plan`] names: not worse by more than the margin, by the whole bootstrap interval
-/// of the paired difference.
+/// Checks what [`plan`] names: not worse by more than the margin, by the whole interval of
+/// the paired difference.
 ///
 /// # Errors
 /// Those of [`plan`]; reports of other data, prompts, template or decoding, naming each.
@@ -242,6 +249,33 @@ struct Values<'a> {
     baseline: BTreeMap<&'a str, &'a super::model::ItemRow>,
 }
 
+impl Values<'_> {
+    /// Whether a model answers as the baseline's did: every value of every metric that reads texts
+    /// the same, as many tokens in each, and for a metric that reads likelihoods every likelihood,
+    /// up to the last bits of another machine. Values that are all 0 or 1 do not show it.
+    fn unchanged(&self, model: &str, metric: &str) -> bool {
+        const LAST_BITS: f64 = 1e-6;
+        let reads_likelihoods =
+            |name: &str| metric::info(name).is_some_and(|m| matches!(m.reads, Reads::Reference | Reads::Options));
+        let likelihoods = reads_likelihoods(metric);
+        let mut graded = false;
+        let same = self.baseline.iter().all(|(id, old)| {
+            let Some(old) = old.models.get(model) else { return true };
+            let Some(new) = self.report.get(id).and_then(|item| item.models.get(model)) else { return false };
+            let mut beside = old.metrics.iter().filter(|(name, _)| reads_likelihoods(name) == likelihoods);
+            (likelihoods || old.tokens == new.tokens)
+                && beside.all(|(name, before)| match (before, new.metrics.get(name)) {
+                    (Some(before), Some(Some(after))) => {
+                        graded |= *before != 0.0 && *before != 1.0;
+                        (before - after).abs() <= LAST_BITS * before.abs().max(after.abs())
+                    }
+                    (before, after) => *before == after.copied().flatten(),
+                })
+        });
+        same && graded
+    }
+}
+
 fn by_item(report: &Report) -> BTreeMap<&str, &super::model::ItemRow> {
     report.items.iter().map(|i| (i.id.as_str(), i)).collect()
 }
@@ -265,6 +299,7 @@ fn one(
         sources: None,
         allowance: None,
         missing: None,
+        unchanged: false,
     };
     if report.model(model).is_none() {
         check.missing = Some(format!("the report has no model `{model}`"));
@@ -323,9 +358,14 @@ fn one(
     }
     check.allowance = allowance;
     let gate = gate.widened(allowance.unwrap_or(0.0));
-    // One item, or one source, has no spread to resample: whatever it shows, it shows nothing of
-    // the next.
-    check.verdict = if gate.n < 2 || check.sources == Some(1) { MarginVerdict::Inconclusive } else { gate.verdict };
+    check.unchanged = values.unchanged(model, &metric.name);
+    check.verdict = match gate.verdict {
+        // One item, or one source, has no spread to resample: whatever it shows, it shows nothing of
+        // the next.
+        _ if gate.n < 2 || check.sources == Some(1) => MarginVerdict::Inconclusive,
+        MarginVerdict::Inconclusive if check.unchanged && allowance.unwrap_or(0.0) <= margin => MarginVerdict::Pass,
+        verdict => verdict,
+    };
     check.gate = Some(Gate { verdict: check.verdict, ..gate });
     check
 }

@@ -7,7 +7,7 @@ use super::inputs::{GeneralText, ModelRun, best, finite, pairs};
 use super::model::{Comparison, Direction, General, Metric, MetricValue};
 use super::significance::{self, Paired};
 use crate::eval::PartScore;
-use crate::eval::stats::{StatsOptions, bootstrap_ratio_ci};
+use crate::eval::stats::{StatsOptions, ratio_interval};
 
 /// What one measure of a text is: its sum and its weight.
 type Terms = fn(&PartScore) -> (f64, f64);
@@ -87,7 +87,7 @@ fn ratio((sum, weight): (f64, f64)) -> Option<f64> {
 fn value(scores: &[PartScore], terms: Terms, stats: &StatsOptions) -> MetricValue {
     let terms: Vec<(f64, f64)> = scores.iter().map(terms).filter(|t| t.1 > 0.0).collect();
     let all = terms.iter().fold((0.0, 0.0), |(sum, weight), t| (sum + t.0, weight + t.1));
-    let interval = (terms.len() > 1).then(|| bootstrap_ratio_ci(&terms, stats));
+    let interval = (terms.len() > 1).then(|| ratio_interval(&terms, stats));
     MetricValue {
         value: ratio(all),
         pooled: true,

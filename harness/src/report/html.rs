@@ -252,6 +252,7 @@ fn comparisons(report: &Report, l: &Labels) -> Vec<Value> {
         context! {
             title => format!("{} {} {}", c.candidate, l.against, c.baseline),
             rows => report.metrics.iter().filter_map(|m| row(m, c)).collect::<Vec<_>>(),
+            needed => sentences::needed(c, report, report.language),
         }
     };
     report.comparisons.iter().map(table).collect()

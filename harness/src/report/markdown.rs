@@ -135,6 +135,9 @@ fn differences(md: &mut String, report: &Report, l: &Labels) {
             table.row(vec![title, d.n, d.difference, d.p, adjusted, d.wins, d.detectable, d.verdict.to_string()]);
         }
         let _ = writeln!(md, "{}", table.finish());
+        if let Some(sentence) = sentences::needed(comparison, report, report.language) {
+            let _ = writeln!(md, "{}\n", inline(&sentence));
+        }
     }
     let _ = writeln!(md, "{}\n", l.detectable_help);
 }

@@ -6,14 +6,15 @@ use std::hash::Hash;
 
 use crate::eval::metric::{self, Corpus};
 use crate::eval::stats::{
-    self, Agreement, Interval, PooledComparison, PooledScale, StatsOptions, cluster_count, clustered_mean_ci,
-    clustered_sign_flip_p, clustered_standard_error, compare_pooled, detectable_with, holm,
+    self, Agreement, Interval, PairedSpread, PooledComparison, PooledScale, StatsOptions, adjusted_level,
+    cluster_count, clustered_mean_interval, clustered_sign_flip_p, clustered_standard_error, compare_pooled,
+    difference_interval, holm,
 };
 
 use super::model::{Direction, MetricComparison, PairedTest, Verdict};
 
 /// Adjusted p-values below this are called significant.
-const ALPHA: f64 = 0.05;
+pub(super) const ALPHA: f64 = 0.05;
 /// A true difference of the reported size is found four times out of five.
 const POWER: f64 = 0.8;
 
@@ -52,23 +53,54 @@ pub(super) fn compare_pooled_metric<C: Ord + Hash>(
     Some(compare_pooled(&terms(baseline)?, &terms(candidate)?, clusters, scale, options))
 }
 
+/// The difference of two sides' values of a metric, candidate minus baseline, and what a test of it
+/// has to work with.
+pub(super) fn spread<C: Ord + Hash>(
+    metric: &str,
+    [baseline, candidate]: [&[Weighted]; 2],
+    clusters: &[C],
+) -> (f64, PairedSpread) {
+    // One resample: of the interval nothing is asked.
+    let options = StatsOptions { resamples: 1, ..StatsOptions::default() };
+    match compare_pooled_metric(metric, [baseline, candidate], clusters, &options) {
+        Some(pooled) => (pooled.candidate - pooled.baseline, pooled.spread),
+        None => {
+            let (a, b) = (values(baseline), values(candidate));
+            (stats::mean(&b) - stats::mean(&a), PairedSpread::of(&a, &b, clusters))
+        }
+    }
+}
+
 /// Compares every metric on the items that both models have a value for, then adjusts the p-values
-/// together.
+/// together; what is detectable follows from how many those are.
 pub(super) fn compare(metrics: Vec<Paired<'_>>, options: &StatsOptions) -> BTreeMap<String, MetricComparison> {
-    let mut compared: Vec<(&str, Direction, MetricComparison)> =
-        metrics.into_iter().map(|m| (m.metric, m.direction, one(&m, options))).collect();
+    let mut compared: Vec<(&str, Direction, MetricComparison, Option<PairedSpread>)> = metrics
+        .into_iter()
+        .map(|m| {
+            let (comparison, spread) = one(&m, options);
+            (m.metric, m.direction, comparison, spread)
+        })
+        .collect();
     let tested: Vec<usize> = (0..compared.len()).filter(|&i| compared[i].2.p_value.is_some()).collect();
     let p: Vec<f64> = tested.iter().filter_map(|&i| compared[i].2.p_value).collect();
+    let level = adjusted_level(ALPHA, tested.len());
     for (&i, adjusted) in tested.iter().zip(holm(&p)) {
-        let (_, direction, c) = &mut compared[i];
+        let (_, direction, c, spread) = &mut compared[i];
         c.p_adjusted = Some(adjusted);
         c.mark = mark(adjusted).to_string();
         c.verdict = verdict(*direction, adjusted, c.difference.unwrap_or(0.0));
+        let Some(spread) = spread else { continue };
+        match spread.detectable(level, POWER, options) {
+            Ok(difference) => c.detectable = Some(difference),
+            Err(reason) => c.undetectable = Some(reason),
+        }
+        let open = c.difference.filter(|_| c.verdict == Verdict::Unclear);
+        c.needed = open.and_then(|difference| spread.needed(difference, level, POWER));
     }
-    compared.into_iter().map(|(name, _, c)| (name.to_string(), c)).collect()
+    compared.into_iter().map(|(name, _, c, _)| (name.to_string(), c)).collect()
 }
 
-fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
+fn one(metric: &Paired<'_>, options: &StatsOptions) -> (MetricComparison, Option<PairedSpread>) {
     let both = metric.baseline.iter().zip(&metric.candidate).zip(&metric.clusters);
     let (sides, clusters): ((Vec<_>, Vec<_>), Vec<&str>) =
         both.filter_map(|((a, b), cluster)| Some((((*a)?, (*b)?), *cluster))).unzip();
@@ -90,20 +122,23 @@ fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
         mark: String::new(),
         improvement_percent: None,
         detectable: None,
+        undetectable: None,
+        needed: None,
         wins: a.iter().zip(&b).filter(|(a, b)| sign * (**b - **a) > 0.0).count(),
         losses: a.iter().zip(&b).filter(|(a, b)| sign * (**b - **a) < 0.0).count(),
         verdict: Verdict::Undefined,
     };
     if a.is_empty() {
-        return comparison;
+        return (comparison, None);
     }
     let count = cluster_count(&clusters);
     comparison.clusters = Some(count).filter(|count| *count < a.len());
     let sign_flip = if comparison.clusters.is_some() { PairedTest::ClusteredSignFlip } else { PairedTest::SignFlip };
     let pooled = compare_pooled_metric(metric.metric, [&sides.0, &sides.1], &clusters, options);
-    let (from, to, difference, interval, (test, p), error) = match pooled {
+    let (from, to, difference, interval, (test, p), error, spread) = match pooled {
         Some(p) => {
-            (p.baseline, p.candidate, p.candidate - p.baseline, p.interval, (sign_flip, p.p_value), p.standard_error)
+            let difference = p.candidate - p.baseline;
+            (p.baseline, p.candidate, difference, p.interval, (sign_flip, p.p_value), p.standard_error, p.spread)
         }
         None => {
             let differences: Vec<f64> = a.iter().zip(&b).map(|(a, b)| b - a).collect();
@@ -113,9 +148,10 @@ fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
             };
             // Where every item is its own source these are the plain interval, test and error, to
             // the bit.
-            let interval = clustered_mean_ci(&differences, &clusters, options);
+            let interval = difference_interval(&a, &b, &clusters, options);
             let error = clustered_standard_error(&differences, &clusters);
-            (stats::mean(&a), stats::mean(&b), stats::mean(&differences), interval, test, error)
+            let spread = PairedSpread::of(&a, &b, &clusters);
+            (stats::mean(&a), stats::mean(&b), stats::mean(&differences), interval, test, error, spread)
         }
     };
     let finite = |x: f64| Some(x).filter(|x| x.is_finite());
@@ -126,9 +162,7 @@ fn one(metric: &Paired<'_>, options: &StatsOptions) -> MetricComparison {
     comparison.test = test;
     comparison.p_value = finite(p);
     comparison.standard_error = finite(error);
-    // Without spread the approximation says 0, which no test can see.
-    comparison.detectable = finite(detectable_with(error, options.confidence, POWER)).filter(|d| *d > 0.0);
-    comparison
+    (comparison, Some(spread))
 }
 
 fn mark(p: f64) -> &'static str {
@@ -150,9 +184,10 @@ fn verdict(direction: Direction, p: f64, difference: f64) -> Verdict {
     }
 }
 
-/// The mean of `values` and its bootstrap interval, whole `clusters` being drawn (none for a single
-/// one); none without values.
+/// The mean of a metric's values and its interval within the metric's range, whole `clusters` being
+/// drawn (none for a single one); none without values.
 pub(super) fn mean_interval(
+    metric: &str,
     values: &[f64],
     clusters: &[&str],
     options: &StatsOptions,
@@ -161,7 +196,8 @@ pub(super) fn mean_interval(
         [] => None,
         [x] => Some((*x, None)),
         _ => {
-            let Interval { low, high } = clustered_mean_ci(values, clusters, options);
+            let interval = clustered_mean_interval(values, clusters, options);
+            let Interval { low, high } = metric::info(metric).map_or(interval, |m| m.within_range(interval));
             Some((stats::mean(values), Some((low, high)).filter(|i| i.0.is_finite() && i.1.is_finite())))
         }
     }

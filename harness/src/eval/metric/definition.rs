@@ -1,6 +1,7 @@
 //! A metric as an object: name, unit, direction, range, titles, its input and its value.
 
 use super::sample::Sample;
+use crate::eval::stats::Interval;
 use crate::eval::{PartScore, ReferenceScore};
 
 /// Which way is better.
@@ -111,6 +112,13 @@ pub struct MetricDef {
 }
 
 impl MetricDef {
+    /// The part of an interval of a value that values can lie in.
+    pub fn within_range(&self, interval: Interval) -> Interval {
+        // `clamp` keeps what is not a number.
+        let [low, high] = [interval.low, interval.high].map(|end| end.clamp(self.range.0, self.range.1));
+        Interval { low, high }
+    }
+
     pub(super) const fn new(
         name: &'static str,
         (unit, range): (&'static str, (f64, f64)),

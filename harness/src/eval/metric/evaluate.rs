@@ -8,7 +8,7 @@ use super::definition::ItemValue;
 use super::sample::Sample;
 use super::{Corpus, MetricDef, info, registry};
 use crate::Result;
-use crate::eval::stats::{Interval, StatsOptions, bootstrap_ratio_ci, by_cluster};
+use crate::eval::stats::{Interval, StatsOptions, by_cluster, ratio_interval};
 use crate::eval::think::{self, ThinkTags};
 use crate::eval::{Item, ItemResult, Prediction, ReferenceScore};
 
@@ -67,7 +67,7 @@ pub fn aggregate<'a>(name: &str, results: impl IntoIterator<Item = &'a ItemResul
     Some(if info(name)?.corpus == Corpus::ExpOfPooled { mean.exp() } else { mean })
 }
 
-/// [`aggregate`] with its bootstrap interval, whole items being drawn, and with them all others of
+/// [`aggregate`] with its interval within the metric's range, whole items being drawn, and with them all others of
 /// their cluster; `cluster_of` an item's id names it.
 pub fn aggregate_with_interval<'a>(
     name: &str,
@@ -80,11 +80,12 @@ pub fn aggregate_with_interval<'a>(
     let clusters: Vec<&str> = with_value.map(|r| cluster_of(r.prediction.id.as_str())).collect();
     let terms = terms(name, results).map(|terms| by_cluster(clusters.into_iter().zip(terms)));
     let interval = terms.filter(|t| t.len() > 1 && value.is_some()).map(|terms| {
-        let Interval { low, high } = bootstrap_ratio_ci(&terms, options);
-        match info(name).map(|m| m.corpus) {
+        let Interval { low, high } = ratio_interval(&terms, options);
+        let interval = match info(name).map(|m| m.corpus) {
             Some(Corpus::ExpOfPooled) => Interval { low: low.exp(), high: high.exp() },
             _ => Interval { low, high },
-        }
+        };
+        info(name).map_or(interval, |m| m.within_range(interval))
     });
     (value, interval)
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Interval, StatsOptions, bootstrap_ratio_ci, sign_flip_p};
+use super::{StatsOptions, sign_flip_p};
 
 /// Sum and number of the values of each cluster, in the order in which clusters appear.
 pub fn by_cluster<C: Ord>(terms: impl IntoIterator<Item = (C, (f64, f64))>) -> Vec<(f64, f64)> {
@@ -35,12 +35,6 @@ fn sums<C: Ord>(values: &[f64], clusters: &[C]) -> Vec<(f64, f64)> {
     by_cluster(clusters.iter().zip(values.iter().map(|&v| (v, 1.0))))
 }
 
-/// Percentile bootstrap interval of the mean, whole clusters being drawn with replacement. NaN
-/// below two clusters: one source says nothing of others.
-pub fn clustered_mean_ci<C: Ord>(values: &[f64], clusters: &[C], options: &StatsOptions) -> Interval {
-    bootstrap_ratio_ci(&sums(values, clusters), options)
-}
-
 /// Two-sided p of the sign-flip permutation test, a cluster's differences changing their sign
 /// together. NaN below two clusters of several items.
 pub fn clustered_sign_flip_p<C: Ord>(differences: &[f64], clusters: &[C], options: &StatsOptions) -> f64 {
@@ -54,14 +48,14 @@ pub fn clustered_sign_flip_p<C: Ord>(differences: &[f64], clusters: &[C], option
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::stats::bootstrap_mean_ci;
+    use crate::eval::stats::{clustered_mean_interval, mean_interval};
 
     #[test]
     fn clusters_of_one_item_change_no_bit() {
         let values: Vec<f64> = (0..37).map(|i| f64::from(i * i % 11) / 7.0 - 0.5).collect();
         let alone: Vec<usize> = (0..values.len()).rev().collect();
         let options = StatsOptions { resamples: 500, ..StatsOptions::default() };
-        assert_eq!(clustered_mean_ci(&values, &alone, &options), bootstrap_mean_ci(&values, &options));
+        assert_eq!(clustered_mean_interval(&values, &alone, &options), mean_interval(&values, &options));
         assert_eq!(clustered_sign_flip_p(&values, &alone, &options), sign_flip_p(&values, &options));
     }
 
@@ -75,9 +69,9 @@ mod tests {
         // significant.
         assert_eq!(clustered_sign_flip_p(&copied, &sources, &options), sign_flip_p(&once, &options));
         assert!(sign_flip_p(&copied, &options) < 0.01);
-        let (all, one) = (clustered_mean_ci(&copied, &sources, &options), bootstrap_mean_ci(&once, &options));
+        let (all, one) = (clustered_mean_interval(&copied, &sources, &options), mean_interval(&once, &options));
         assert!((all.low - one.low).abs() < 1e-12 && (all.high - one.high).abs() < 1e-12);
-        assert!(clustered_mean_ci(&copied, &vec![0; 100], &options).low.is_nan(), "one source");
+        assert!(clustered_mean_interval(&copied, &vec![0; 100], &options).low.is_nan(), "one source");
         assert_eq!(cluster_count(&sources), 5);
     }
 }

@@ -2,27 +2,38 @@
 //! the same seed on any number of threads.
 //!
 //! Below a few hundred items the central limit theorem flatters (Bowyer et al., arXiv 2503.01747):
-//! intervals are bootstrapped, p-values exact or by permutation. A gate is non-inferiority with a
-//! stated margin ([`non_inferiority`]), not "p > 0.05".
+//! intervals are the wider of Student's and an accelerated bootstrap ([`mean_interval`]), of shares
+//! score intervals ([`wilson`], [`tango`]); p-values are exact or by permutation. A gate is
+//! non-inferiority with a stated margin ([`non_inferiority`]), not "p > 0.05". What all of it keeps
+//! of its promises, simulated, stands in `docs/statistics.md`.
 
 pub mod normal;
 pub mod random;
+pub mod simulation;
+pub mod student;
 
 mod clustered;
 mod contingency;
+mod interval;
+mod margin;
 mod pooled;
 mod power;
+mod replicates;
 mod resampling;
+mod samples;
+mod shares;
 mod summary;
 
-pub use clustered::{by_cluster, cluster_count, clustered_mean_ci, clustered_sign_flip_p};
+pub use clustered::{by_cluster, cluster_count, clustered_sign_flip_p};
 pub use contingency::{Agreement, holm, mcnemar_exact};
+pub use interval::{clustered_mean_interval, difference_interval, mean_interval, ratio_interval};
+pub use margin::{Gate, MarginVerdict, clustered_non_inferiority, non_inferiority, pooled_non_inferiority};
 pub use pooled::{PooledComparison, PooledScale, compare_pooled};
-pub use power::{
-    Gate, MarginVerdict, clustered_non_inferiority, detectable_with, minimum_detectable_difference, non_inferiority,
-    pooled_non_inferiority,
-};
+pub use power::{PairedSpread, Undetectable, adjusted_level, mcnemar_power};
+pub use replicates::{Components, ReplicatedComparison, compare_replicated};
 pub use resampling::{EXACT_UP_TO, Outcomes, bootstrap_mean_ci, bootstrap_ratio_ci, outcomes, sign_flip_p};
+pub use samples::{SampleSpread, pass_at_k, sample_spread};
+pub use shares::{tango, wilson};
 pub use summary::{clustered_standard_error, mean, quantile, standard_deviation, standard_error, sum};
 
 use crate::{Error, Result};
@@ -51,8 +62,8 @@ pub struct PairedComparison {
 pub struct StatsOptions {
     /// Seed of the bootstrap and of the permutations.
     pub seed: u64,
-    /// Resamples of the percentile bootstrap, and permutations where they are not enumerated; at
-    /// most [`StatsOptions::MOST_RESAMPLES`], for each is kept until its quantiles are taken.
+    /// Resamples of the bootstrap, and permutations where they are not enumerated; at most
+    /// [`StatsOptions::MOST_RESAMPLES`], for each is kept until its quantiles are taken.
     pub resamples: usize,
     /// Coverage of the interval, e.g. 0.95.
     pub confidence: f64,
@@ -107,7 +118,7 @@ pub fn compare_paired(a: &[f64], b: &[f64], options: &StatsOptions) -> Result<Pa
         return Err(Error::data(what).help("leave items without a finite value out of both sides"));
     }
     let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| b - a).collect();
-    let interval = bootstrap_mean_ci(&differences, options);
+    let interval = difference_interval(a, b, &(0..a.len()).collect::<Vec<_>>(), options);
     Ok(PairedComparison {
         n: a.len(),
         mean_a: mean(a),

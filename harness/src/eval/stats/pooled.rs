@@ -8,8 +8,10 @@
 
 use std::hash::Hash;
 
-use super::resampling::resample;
-use super::{Interval, StatsOptions, by_cluster, clustered_sign_flip_p, clustered_standard_error, mean};
+use super::interval::{Statistic, covering};
+use super::{
+    Interval, PairedSpread, StatsOptions, by_cluster, clustered_sign_flip_p, clustered_standard_error, mean, sum,
+};
 
 /// What becomes of a pooled value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +44,8 @@ pub struct PooledComparison {
     pub baseline: f64,
     /// The second side's.
     pub candidate: f64,
-    /// Percentile bootstrap interval of the second less the first, whole clusters being drawn with
-    /// numerators and denominators. NaN below two clusters.
+    /// Interval of the second less the first, whole clusters being drawn with numerators and
+    /// denominators. NaN below two clusters.
     pub interval: Interval,
     /// Two-sided p of the sign-flip permutation test of the items' shares in the difference, a
     /// cluster's together; before `exp`.
@@ -51,6 +53,8 @@ pub struct PooledComparison {
     /// Standard error of the difference, by linearisation (Cochran, Sampling Techniques, section
     /// 6.4) and clustered.
     pub standard_error: f64,
+    /// What the test has to work with.
+    pub spread: PairedSpread,
 }
 
 /// Compares the pooled values of two sides, each given as `(value, weight)` of the same items. NaN
@@ -63,20 +67,39 @@ pub fn compare_pooled<C: Ord + Hash>(
     options: &StatsOptions,
 ) -> PooledComparison {
     let (a, b) = (shares(baseline), shares(candidate));
-    let pooled = |side: &[(f64, f64)]| mean(&side.iter().map(|s| s.0).collect::<Vec<_>>());
     let (from, to) = (pooled(&a), pooled(&b));
-    let both = || a.iter().zip(&b);
-    let differences: Vec<f64> = both().map(|(a, b)| b.0 - a.0).collect();
-    // What an item adds to the difference beyond its share of both means; the mean of these is 0.
-    let residuals: Vec<f64> =
-        both().map(|(a, b)| scale.slope(to) * (b.0 - b.1 * to) - scale.slope(from) * (a.0 - a.1 * from)).collect();
+    let (differences, residuals) = influence(&a, &b, scale);
+    let spread = {
+        let plain = influence(&a, &b, PooledScale::Linear).1;
+        let weights: Vec<f64> = a.iter().zip(&b).map(|(a, b)| f64::midpoint(a.1, b.1)).collect();
+        let anchor = (scale == PooledScale::Exp).then(|| scale.value(from));
+        PairedSpread::sign_flip(&differences, &plain, &weights, anchor, clusters)
+    };
     PooledComparison {
         baseline: scale.value(from),
         candidate: scale.value(to),
         interval: interval(&a, &b, clusters, scale, options),
         p_value: clustered_sign_flip_p(&differences, clusters, options),
         standard_error: clustered_standard_error(&residuals, clusters),
+        spread,
     }
+}
+
+/// The mean of the shares: the pooled value, before `exp`.
+fn pooled(shares: &[(f64, f64)]) -> f64 {
+    mean(&shares.iter().map(|s| s.0).collect::<Vec<_>>())
+}
+
+/// Of every item what it adds to the difference, before `exp`, which is what signs are flipped of;
+/// and what it adds beyond its share of both values, of which the mean is 0 and the spread that of
+/// the difference.
+fn influence(a: &[(f64, f64)], b: &[(f64, f64)], scale: PooledScale) -> (Vec<f64>, Vec<f64>) {
+    let (from, to) = (pooled(a), pooled(b));
+    let both = || a.iter().zip(b);
+    let differences = both().map(|(a, b)| b.0 - a.0).collect();
+    let residuals =
+        both().map(|(a, b)| scale.slope(to) * (b.0 - b.1 * to) - scale.slope(from) * (a.0 - a.1 * from)).collect();
+    (differences, residuals)
 }
 
 /// `(f_i v_i, f_i)` of every `(v_i, w_i)`.
@@ -93,24 +116,31 @@ fn interval<C: Ord>(
     scale: PooledScale,
     options: &StatsOptions,
 ) -> Interval {
-    let (a, b) =
-        (by_cluster(clusters.iter().zip(a.iter().copied())), by_cluster(clusters.iter().zip(b.iter().copied())));
-    if options.resamples == 0 {
-        return Interval { low: f64::NAN, high: f64::NAN };
-    }
-    resample(a.len(), options, |draw| {
-        let pooled = |side: &[(f64, f64)]| {
-            let (value, weight) = draw.iter().fold((0.0, 0.0), |(v, w), &i| (v + side[i].0, w + side[i].1));
-            scale.value(value / weight)
-        };
-        pooled(&b) - pooled(&a)
-    })
+    let units = |side: &[(f64, f64)]| by_cluster(clusters.iter().zip(side.iter().copied()));
+    let (a, b) = (units(a), units(b));
+    let whole = |side: &[(f64, f64)]| (sum(side.iter().map(|t| t.0)), sum(side.iter().map(|t| t.1)));
+    let (all_a, all_b) = (whole(&a), whole(&b));
+    let value = |(value, weight): (f64, f64)| scale.value(value / weight);
+    let without = |all: (f64, f64), one: (f64, f64)| value((all.0 - one.0, all.1 - one.1));
+    covering(
+        &Statistic {
+            units: a.len(),
+            estimate: value(all_b) - value(all_a),
+            of: |draw: &[usize]| {
+                let drawn =
+                    |side: &[(f64, f64)]| draw.iter().fold((0.0, 0.0), |(v, w), &i| (v + side[i].0, w + side[i].1));
+                value(drawn(&b)) - value(drawn(&a))
+            },
+            without: |i: usize| without(all_b, b[i]) - without(all_a, a[i]),
+        },
+        options,
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::stats::{clustered_mean_ci, sign_flip_p};
+    use crate::eval::stats::{clustered_mean_interval, sign_flip_p};
 
     fn options() -> StatsOptions {
         StatsOptions { resamples: 4000, ..StatsOptions::default() }
@@ -128,9 +158,9 @@ mod tests {
         let ours = compare_pooled(&weighted(&a), &weighted(&b), &clusters, PooledScale::Linear, &options());
         let differences: Vec<f64> = a.iter().zip(&b).map(|(a, b)| b - a).collect();
         let near = |x: f64, y: f64| (x - y).abs() < 1e-12;
-        let plain = clustered_mean_ci(&differences, &clusters, &options());
+        let plain = clustered_mean_interval(&differences, &clusters, &options());
         assert!(near(ours.candidate - ours.baseline, mean(&differences)));
-        assert!(near(ours.interval.low, plain.low) && near(ours.interval.high, plain.high));
+        assert!(near(ours.interval.low, plain.low) && near(ours.interval.high, plain.high), "{ours:?} {plain:?}");
         assert_eq!(ours.p_value, clustered_sign_flip_p(&differences, &clusters, &options()));
         assert!(near(ours.standard_error, clustered_standard_error(&differences, &clusters)));
     }

@@ -34,13 +34,20 @@ pub fn bootstrap_ratio_ci(terms: &[(f64, f64)], options: &StatsOptions) -> Inter
     })
 }
 
-/// The interval of a statistic over resamples of `n` items; stream k of the seed draws resample k,
-/// so threads do not matter. NaN below two items: one drawn again and again is always itself, which
-/// says nothing of others.
-pub(super) fn resample(n: usize, options: &StatsOptions, statistic: impl Fn(&[usize]) -> f64 + Sync) -> Interval {
+/// The percentile interval of a statistic over resamples of `n` items. NaN below two items: one
+/// drawn again and again is always itself, which says nothing of others.
+fn resample(n: usize, options: &StatsOptions, statistic: impl Fn(&[usize]) -> f64 + Sync) -> Interval {
     if n < 2 {
         return Interval { low: f64::NAN, high: f64::NAN };
     }
+    let values = resampled(n, options, statistic);
+    let tail = (1.0 - options.confidence) / 2.0;
+    Interval { low: quantile(&values, tail), high: quantile(&values, 1.0 - tail) }
+}
+
+/// The values, sorted, of a statistic over resamples of `n` items, which are at least one; stream k
+/// of the seed draws resample k, so threads do not matter.
+pub(super) fn resampled(n: usize, options: &StatsOptions, statistic: impl Fn(&[usize]) -> f64 + Sync) -> Vec<f64> {
     let mut values: Vec<f64> = (0..options.resamples as u64)
         .into_par_iter()
         .map_init(
@@ -53,8 +60,7 @@ pub(super) fn resample(n: usize, options: &StatsOptions, statistic: impl Fn(&[us
         )
         .collect();
     values.sort_by(f64::total_cmp);
-    let tail = (1.0 - options.confidence) / 2.0;
-    Interval { low: quantile(&values, tail), high: quantile(&values, 1.0 - tail) }
+    values
 }
 
 /// Two-sided p of the hypothesis that differences are as likely positive as negative: the share of

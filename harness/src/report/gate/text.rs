@@ -35,19 +35,20 @@ pub fn sentence(check: &Check, confidence: f64) -> String {
     };
     let level = percent(confidence);
     let values = format!("{} -> {}", number(check.baseline), number(check.value));
+    let same = if check.unchanged { ", the model answering as the baseline's" } else { "" };
     let noise = match check.allowance {
         None | Some(0.0) => String::new(),
         Some(a) => format!(", of which {} each way is what the backend changes by itself", plain(a)),
     };
     let seen = match detectable(gate).as_str() {
-        "-" => String::new(),
+        "-" => needed(check, gate),
         seen => match check.sources {
             None => format!(", n = {} detects {seen}{}", gate.n, needed(check, gate)),
             Some(_) => format!(", {} detect {seen}{}", size(check, gate), needed(check, gate)),
         },
     };
     format!(
-        "{what}: {how}: {values}, gain {} ({level} % interval [{}, {}]{noise}){seen}",
+        "{what}: {how}{same}: {values}, gain {} ({level} % interval [{}, {}]{noise}){seen}",
         signed(gate.gain),
         signed(gate.interval.low),
         signed(gate.interval.high),
@@ -165,7 +166,7 @@ fn notes(checks: &Checks) -> Vec<String> {
     notes
 }
 
-const COLUMNS: usize = 9;
+const COLUMNS: usize = 10;
 
 fn header(checks: &Checks) -> [String; COLUMNS] {
     let level = percent(checks.confidence);
@@ -179,6 +180,7 @@ fn header(checks: &Checks) -> [String; COLUMNS] {
         "margin".into(),
         "detectable".into(),
         "n".into(),
+        "would decide".into(),
     ]
 }
 
@@ -200,6 +202,10 @@ fn rows(checks: &Checks) -> Vec<[String; COLUMNS]> {
             gate.map_or_else(none, |g| match c.sources {
                 None => g.n.to_string(),
                 Some(sources) => format!("{} of {sources} sources", g.n),
+            }),
+            gate.and_then(|g| undecided(c, g)?.needed).map_or_else(none, |needed| match c.sources {
+                None => needed.to_string(),
+                Some(_) => format!("{needed} sources"),
             }),
         ]
     };
@@ -241,26 +247,33 @@ fn plural(n: usize) -> &'static str {
     if n == 1 { "" } else { "s" }
 }
 
-/// How many items would see a loss of the margin's size: the detectable difference falls with the
-/// root of their number. Where items share sources it falls with the number of sources: more items
-/// of the same ones teach little.
+/// The gate, if more items might decide it.
+fn undecided<'a>(check: &Check, gate: &'a Gate) -> Option<&'a Gate> {
+    (check.verdict == MarginVerdict::Inconclusive && gate.needed.is_some_and(|n| n > drawn(check, gate)))
+        .then_some(gate)
+}
+
+/// What is drawn: items, or the sources that they share. More items of the same sources teach
+/// little.
+fn drawn(check: &Check, gate: &Gate) -> u64 {
+    check.sources.unwrap_or(gate.n) as u64
+}
+
+/// How many items would decide an inconclusive check.
 fn needed(check: &Check, gate: &Gate) -> String {
-    let times = (gate.minimum_detectable / gate.margin).powi(2);
-    let (drawn, what) = match check.sources {
-        None => (gate.n, "items"),
-        Some(sources) => (sources, "such sources"),
-    };
-    if gate.verdict == MarginVerdict::Inconclusive && times.is_finite() && times > 1.0 {
-        format!(", about {} {what} would detect the margin", (times * drawn as f64).ceil())
-    } else {
-        String::new()
+    let what = if check.sources.is_some() { "such sources" } else { "items" };
+    match gate.needed {
+        _ if check.verdict != MarginVerdict::Inconclusive || drawn(check, gate) < 2 => String::new(),
+        None => ", and how many items would decide is not known".to_string(),
+        Some(n) if n > drawn(check, gate) => {
+            format!(", about {n} {what} would decide four times out of five if the two are equal")
+        }
+        Some(_) => ", so many would have decided four times out of five if the two were equal".to_string(),
     }
 }
 
 fn detectable(gate: &Gate) -> String {
-    // Without spread the approximation says 0, which no test can see.
-    let seen = Some(gate.minimum_detectable).filter(|d| d.is_finite() && *d > 0.0);
-    number(seen)
+    number(gate.minimum_detectable)
 }
 
 /// Text of strangers in a Markdown table.

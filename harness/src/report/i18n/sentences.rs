@@ -21,7 +21,7 @@ labels! {
     results: "Results", "评测结果";
     metric: "Metric", "指标";
     against: "vs", "相对";
-    legend: "↑ higher is better, ↓ lower is better; best in bold. ± is half the width of the bootstrap interval of a value. Improvements are relative changes over the items both models have a value for, positive where better; where the baseline is 0, the difference itself. Significance of the paired difference (sign-flip permutation test, of right-or-wrong metrics McNemar's exact test; Holm-adjusted over the metrics of a comparison): * p < 0.05, ** p < 0.01, *** p < 0.001.", "↑ 越高越好，↓ 越低越好；最佳值加粗。± 为该值自助法区间宽度的一半。提升为两模型共有条目上的相对变化，正值表示变好；基线为 0 时为差值本身。配对差异的显著性（符号翻转置换检验，0/1 指标用 McNemar 精确检验；对同一比较内的指标做 Holm 校正）：* p < 0.05，** p < 0.01，*** p < 0.001。";
+    legend: "↑ higher is better, ↓ lower is better; best in bold. ± is half the width of the interval of a value. Improvements are relative changes over the items both models have a value for, positive where better; where the baseline is 0, the difference itself. Significance of the paired difference (sign-flip permutation test, of right-or-wrong metrics McNemar's exact test; Holm-adjusted over the metrics of a comparison): * p < 0.05, ** p < 0.01, *** p < 0.001.", "↑ 越高越好，↓ 越低越好；最佳值加粗。± 为该值区间宽度的一半。提升为两模型共有条目上的相对变化，正值表示变好；基线为 0 时为差值本身。配对差异的显著性（符号翻转置换检验，0/1 指标用 McNemar 精确检验；对同一比较内的指标做 Holm 校正）：* p < 0.05，** p < 0.01，*** p < 0.001。";
     signature: "Signature", "签名";
     truncation: "Reasoning that was never closed", "未闭合的思考";
     truncation_help: "A text whose reasoning was never closed has no answer and scores as an empty one. Beside the value over all items stand the one over the items whose reasoning was closed (not the same items for every model), and what the value would be if every unclosed text had the lowest, or the highest, value there is.", "思考未闭合的文本没有回答，按空回答计分。除全部条目的得分外，另列思考已闭合条目的得分（各模型的条目不尽相同），以及未闭合文本全部取最低值或最高值时的得分。";
@@ -40,7 +40,7 @@ labels! {
     adjusted_p: "adjusted p", "校正 p";
     wins_losses: "better / worse items", "变好 / 变差条数";
     detectable: "detectable", "可检出差异";
-    detectable_help: "“Detectable” is the smallest true difference that so many items find four times out of five (two-sided 5 %).", "“可检出差异”指在该条数下有五分之四把握检出的最小真实差异（双侧 5 %）。";
+    detectable_help: "“Detectable” is the smallest true difference that this test of so many items finds four times out of five, whatever the other metrics show (two-sided 5 %, divided by the number of metrics tested together).", "“可检出差异”指该检验在该条数下、无论其他指标如何，有五分之四把握检出的最小真实差异（双侧 5 %，除以同时检验的指标数）。";
     verdict: "verdict", "结论";
     training: "Training", "训练";
     model: "Model", "模型";
@@ -369,6 +369,36 @@ fn between(comparison: &Comparison, outcome: &Outcome<'_>, language: Language) -
             ),
         },
     }
+}
+
+/// How many items would decide what a comparison leaves open, of its headline metrics; none where
+/// nothing is, or nobody can say.
+pub(in crate::report) fn needed(comparison: &Comparison, report: &Report, language: Language) -> Option<String> {
+    let mut clustered = false;
+    let open: Vec<String> = report
+        .metrics
+        .iter()
+        .filter(|m| m.headline)
+        .filter_map(|metric| {
+            let c = comparison.metrics.get(&metric.name)?;
+            let needed = c.needed?;
+            clustered |= c.clusters.is_some();
+            Some(format!("{} {needed}", metric.title(language)))
+        })
+        .collect();
+    if open.is_empty() {
+        return None;
+    }
+    let list = language.list(&open.iter().map(String::as_str).collect::<Vec<_>>(), 12);
+    let (what, unit) = match clustered {
+        // Of a metric that few items have the others may share no source.
+        true => ("items, or sources where items share one", "条数（同源条目按来源计）"),
+        false => ("items", "条数"),
+    };
+    Some(language.pick(
+        format!("What is unclear here would be decided four times out of five, if the differences are as observed, by so many {what}: {list}."),
+        format!("此处未定的差异若与观测相同，要有五分之四把握作出判定，所需{unit}为：{list}。"),
+    ))
 }
 
 /// A warning as a sentence.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::eval::stats::Undetectable;
 use crate::report::compare::Mismatch;
 
 /// A candidate against a baseline, over all metrics. p-values are Holm-adjusted over the metrics of
@@ -59,9 +60,16 @@ pub struct MetricComparison {
     /// The difference in percent of the baseline's value; positive where it is better, or larger if
     /// the metric has no direction. None where the baseline is zero.
     pub improvement_percent: Option<f64>,
-    /// The smallest true difference found four times out of five with these items (two-sided 5 %,
-    /// normal approximation).
+    /// The smallest true difference that this test of these items finds four times out of five at
+    /// the level of Holm's worst case: two-sided 5 % over the metrics tested together.
     pub detectable: Option<f64>,
+    /// Why no difference, however large, would be found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undetectable: Option<Undetectable>,
+    /// How many items (sources, where some share one) would find a true difference of the size
+    /// observed four times out of five, at that level; only where the verdict is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needed: Option<u64>,
     /// Items on which the candidate is better.
     pub wins: usize,
     /// Items on which it is worse.
