@@ -13,6 +13,7 @@
 //! | `onnx-export` | the export of a checkpoint |
 //! | `onnx-worker` | ONNX Runtime, for `python/onnx_bench.py` |
 //! | `metrics` | metrics beside the Python packages that they reproduce |
+//! | `statistics` | what intervals, tests and gates keep of their promises, simulated: the table of `docs/statistics.md` |
 
 mod args;
 mod backends;
@@ -23,6 +24,7 @@ mod onnx_export;
 mod onnx_worker;
 mod plan;
 mod speed;
+mod statistics;
 mod train;
 
 use std::error::Error;
@@ -47,8 +49,9 @@ fn run(mut words: impl Iterator<Item = String>) -> Done {
         "onnx-export" => onnx_export::run(&Args::read(words)?),
         "onnx-worker" => onnx_worker::run(),
         "metrics" => metrics::run(&Args::read(words)?),
+        "statistics" => statistics::run(&Args::read(words)?),
         other => Err(format!(
-            "{other:?} is no command: train, gradients, speed, backends, gpu, onnx-export, onnx-worker or metrics"
+            "{other:?} is no command: train, gradients, speed, backends, gpu, onnx-export, onnx-worker, metrics or statistics"
         )
         .into()),
     }
