@@ -20,7 +20,7 @@ pub use compare::{CompareArgs, ParityArgs};
 pub use convert::{AdapterModeArg, DtypeArg, ExportArgs, ImportArgs, MergeArgs};
 pub use doctor::DoctorArgs;
 pub use model::{ComputeArgs, ComputeDtype, ModelArgs, OpenArgs};
-pub use report::{Better, CheckArgs, CheckFormat, Format, LanguageArg, ReportArgs};
+pub use report::{Better, CheckArgs, CheckFormat, Format, LanguageArg, PowerArgs, ReportArgs};
 pub use sampling::SamplingArgs;
 pub use suite::{DataArgs, EvalArgs, RunArgs, SuiteArgs};
 pub use text::{GenerateArgs, MetricsArgs, RowsArgs, ScoreArgs};
@@ -91,6 +91,9 @@ pub enum Command {
     /// Gate a report against a baseline: exit code 0 pass, 3 regression, 4 inconclusive
     #[command(after_help = examples::CHECK)]
     Check(CheckArgs),
+    /// Show what a report's items can tell, and how many items would decide what they leave open
+    #[command(after_help = examples::POWER)]
+    Power(PowerArgs),
     /// Fold an adapter into its model's weights and write the model that results
     #[command(after_help = examples::MERGE)]
     Merge(MergeArgs),

@@ -463,7 +463,7 @@ fn what_is_typed_with_quotes_and_lines_arrives_as_it_was_typed() {
 #[test]
 fn every_command_shows_what_to_type() {
     for command in [
-        "run", "data", "train", "score", "generate", "export", "eval", "compare", "report", "check", "merge",
+        "run", "data", "train", "score", "generate", "export", "eval", "compare", "report", "check", "power", "merge",
         "metrics", "import", "doctor",
     ] {
         let help = ok(&[command, "--help"]);

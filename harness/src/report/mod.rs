@@ -24,6 +24,7 @@ pub mod markdown;
 mod model;
 mod number;
 pub mod plot;
+pub mod power;
 mod provenance;
 pub mod seed_compat;
 mod significance;

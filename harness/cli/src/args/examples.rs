@@ -59,6 +59,11 @@ pub const CHECK: &str = "Examples:
   karat check medical-r1 --margin nll=0.05 --junit gate.xml
   karat check medical-r1 --bless --reason \"longer training\"";
 
+pub const POWER: &str = "Examples:
+  karat power medical-r1
+  karat power runs/mine --margin rougeL=0.02 --margin exact_match=0.05
+  karat power report.json --baseline base --power 0.9";
+
 pub const MERGE: &str = "Examples:
   karat merge --model Qwen3-0.6B --adapter trained/checkpoint-400 --out merged
   karat merge --model trained/checkpoint-400 --out merged";

@@ -176,3 +176,20 @@ pub struct CheckArgs {
     #[arg(long, value_name = "FILE")]
     pub junit: Option<PathBuf>,
 }
+
+#[derive(Args)]
+pub struct PowerArgs {
+    /// A suite's name, a run folder or a report.json [default: the only run below runs/]
+    #[arg(value_name = "SUITE|REPORT")]
+    pub what: Option<String>,
+    /// Non-inferiority margin of a metric in its unit, e.g. --margin rougeL=0.02 (may be repeated)
+    /// [default: those of the suite's [gate.margins], then those of the units]
+    #[arg(long, value_name = "METRIC=X")]
+    pub margin: Vec<String>,
+    /// How often a true difference is to be found, and an equal model to pass
+    #[arg(long, value_name = "SHARE", default_value_t = 0.8, value_parser = values::share)]
+    pub power: f64,
+    /// Compare every other model with this one [default: the report's own comparisons]
+    #[arg(long, value_name = "MODEL")]
+    pub baseline: Option<String>,
+}

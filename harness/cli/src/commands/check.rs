@@ -80,7 +80,7 @@ fn carry_out(args: &CheckArgs, output: &Output) -> Result<u8> {
     })
 }
 
-fn given_margins(given: &[String]) -> Result<BTreeMap<String, f64>> {
+pub fn given_margins(given: &[String]) -> Result<BTreeMap<String, f64>> {
     let one = |margin: &String| {
         margin
             .split_once('=')

@@ -12,6 +12,7 @@ mod import;
 mod merge;
 mod metrics;
 mod parity;
+mod power;
 mod report;
 mod rows;
 mod run;
@@ -40,6 +41,7 @@ pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
         Command::Compare(args) => compare::run(&args, global, output),
         Command::Report(args) => report::run(&args, global, output),
         Command::Check(args) => check::run(&args, output),
+        Command::Power(args) => power::run(&args, output),
         Command::Merge(args) => merge::run(&args, global, output),
         Command::Metrics(args) => metrics::run(&args, output),
         Command::Import(args) => import::run(&args, global, output),
