@@ -169,3 +169,44 @@ fn the_certificate_that_the_doctor_writes_is_what_the_gate_reads() {
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).1.contains("the certificate is of carbon"), "{}", said(&output).1);
 }
+
+#[test]
+fn power_says_what_these_items_can_tell_and_how_many_would_tell_more() {
+    let project = project();
+    let folder = project.path();
+    let output = karat(folder, &["power", "medical-r1", "--margin", "rougeL=0.05"], &[]);
+    let (out, err) = said(&output);
+    assert_eq!(output.status.code(), Some(0), "{err}");
+    for what in [
+        "lora against base",
+        "full against lora",
+        "needed for margin",
+        "of 63 sources",
+        "unknown",
+        "nothing is detectable of",
+    ] {
+        assert!(out.contains(what), "{what}: {out}");
+    }
+    let output =
+        karat(folder, &["--json", "power", "medical-r1", "--margin", "rougeL=0.05", "--baseline", "full"], &[]);
+    let answer: Value = serde_json::from_str(&said(&output).0).unwrap();
+    let row = |metric: &str| {
+        let rows = answer["rows"].as_array().unwrap();
+        rows.iter().find(|r| r["candidate"] == "lora" && r["metric"] == metric).unwrap().clone()
+    };
+    assert!(answer["rows"].as_array().unwrap().iter().all(|r| r["baseline"] == "full"));
+    let (rouge, decision) = (row("rougeL"), row("decision"));
+    assert_eq!((rouge["margin"].as_f64(), rouge["sources"].as_u64()), (Some(0.05), Some(63)));
+    assert!(rouge["needed_for_margin"].as_u64().unwrap() > 63 && rouge["detectable"].as_f64().unwrap() > 0.05);
+    assert!(decision["n"] == 26 && decision["needed_for_margin"].as_u64().unwrap() > 189);
+    for (arguments, code) in [
+        (&["--margin", "rougeL=0"][..], 2),
+        (&["--margin", "typo=0.1"], 2),
+        (&["--power", "0.3"], 2),
+        (&["--baseline", "nobody"], 2),
+    ] {
+        let output = karat(folder, &[&["power", "medical-r1"][..], arguments].concat(), &[]);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", said(&output).1);
+        assert!(said(&output).1.contains("help:"), "{arguments:?}");
+    }
+}

@@ -115,7 +115,8 @@ fn check(report: &Report, question: &Question) -> Result<()> {
                 .help(format!("its metrics are: {}", names.join(", "))));
         };
         if metric.direction == Direction::Neutral {
-            return Err(Error::usage(format!("`{name}` is neither better high nor low: it has no margin")));
+            return Err(Error::usage(format!("`{name}` is neither better high nor low: it has no margin"))
+                .help("leave its margin out"));
         }
         if !(margin.is_finite() && margin > 0.0) {
             return Err(Error::usage(format!("the margin of `{name}` is {margin}; it must be above 0"))
@@ -123,7 +124,8 @@ fn check(report: &Report, question: &Question) -> Result<()> {
         }
     }
     if !(question.power > 0.5 && question.power < 1.0) {
-        return Err(Error::usage(format!("a power of {} must be above 0.5 and below 1", question.power)));
+        return Err(Error::usage(format!("a power of {} must be above 0.5 and below 1", question.power))
+            .help("0.8 is usual: four times out of five"));
     }
     match question.baseline.as_deref().filter(|base| report.model(base).is_none()) {
         None => Ok(()),

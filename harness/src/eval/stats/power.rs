@@ -109,8 +109,9 @@ impl PairedSpread {
         let rate = differing.len() as f64 / terms.len() as f64;
         // What is left of equal differences by rounding is no spread.
         let greatest = differences.iter().chain(residuals).fold(0.0f64, |most, d| most.max(d.abs()));
-        let spread =
-            Some(unit_standard_error(residuals, clusters)).filter(|e| !(*e <= 1e-13 * greatest)).unwrap_or(0.0);
+        let spread = Some(unit_standard_error(residuals, clusters))
+            .filter(|e| *e > 1e-13 * greatest || e.is_nan())
+            .unwrap_or(0.0);
         let sizes: Vec<f64> = terms.iter().map(|t| t.1 * scale).collect();
         PairedSpread::SignFlip {
             units: terms.len() as u64,
@@ -148,7 +149,9 @@ impl PairedSpread {
                 Ok(least(1.0, |d| mcnemar_power(units, rate.max(d), d, level) >= power))
             }
             PairedSpread::SignFlip { units, .. } if units < 2 => Err(Undetectable::OneSource),
-            PairedSpread::SignFlip { standard_error, differ, .. } if differ > 0 && !(standard_error > 0.0) => {
+            PairedSpread::SignFlip { standard_error, differ, .. }
+                if differ > 0 && (standard_error.is_nan() || standard_error <= 0.0) =>
+            {
                 Err(Undetectable::NoSpread)
             }
             PairedSpread::SignFlip { units, differ, deviation, standard_error, weights, anchor } => {
