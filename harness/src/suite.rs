@@ -32,11 +32,13 @@
 //! alone.
 
 mod check;
+mod check_models;
 mod data;
 mod eval;
 mod keys;
 pub mod limits;
 mod model;
+mod models;
 mod overrides;
 mod parse;
 mod toml_errors;
@@ -49,11 +51,15 @@ use toml::{Table, Value};
 
 use crate::error::{Error, Result};
 use crate::report::Language;
+use crate::run::models as runs;
 
 pub use data::DataConfig;
-pub use eval::{DEFAULT_METRICS, EvalConfig, GateConfig, GeneralConfig, StatsConfig};
+pub use eval::{
+    Checkpoints, DEFAULT_METRICS, EvalConfig, GateConfig, GeneralConfig, NamedCheckpoints, StatsConfig, VerdictConfig,
+};
 pub use keys::training_keys;
 pub use model::{ModelSettings, TemplateChoice};
+pub use models::{ComparePair, ModelRole, NamedModel, NamedModels, SuiteModel, TrainMethod, TrainModel};
 pub use overrides::Overrides;
 pub use parse::parse_setting;
 use parse::{check_spans, find, inherit_hyperparameters, refuse_places};
@@ -82,10 +88,17 @@ pub struct Suite {
     /// What is learnt and asked.
     pub data: DataConfig,
     /// What is fine-tuned, and by which backend.
+    #[serde(default)]
     pub model: ModelSettings,
     /// How it is fine-tuned.
     #[serde(default)]
     pub train: TrainSection,
+    /// More models, by name.
+    #[serde(default, skip_serializing_if = "NamedModels::is_empty")]
+    pub models: NamedModels,
+    /// More comparisons than every model with the baseline.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub compare: Vec<ComparePair>,
     /// How it is measured.
     #[serde(default)]
     pub eval: EvalConfig,
@@ -95,6 +108,9 @@ pub struct Suite {
     /// What counts as a regression: metric name to rule.
     #[serde(default)]
     pub gate: GateConfig,
+    /// Which model one would ship.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<VerdictConfig>,
 }
 
 fn default_seed() -> u64 {
@@ -191,14 +207,29 @@ impl Suite {
         if let Some(general) = &mut self.eval.general {
             general.file = folder.join(&general.file);
         }
-        self.model.base = folder.join(&self.model.base);
+        if self.model.has_base() {
+            self.model.base = folder.join(&self.model.base);
+        }
+        for (_, model) in &mut self.models.0 {
+            let NamedModel { path, adapter, predictions, .. } = model;
+            for path in [path, adapter, predictions].into_iter().flatten() {
+                *path = match runs::resolve(path) {
+                    // `RUN:NAME` is of a run in the working folder, or below its `runs`.
+                    Ok(found) if found != *path => found,
+                    _ => folder.join(&*path),
+                };
+            }
+        }
     }
 
-    /// The training runs of this suite, by name, in order: `lora`, then `full`.
-    pub fn runs(&self) -> Vec<(&'static str, &Hyperparameters)> {
-        let lora = self.train.lora.as_ref().map(|l| ("lora", &l.hyperparameters));
-        let full = self.train.full.as_ref().map(|f| ("full", &f.hyperparameters));
-        lora.into_iter().chain(full).collect()
+    /// What this suite trains: the key of the table, and the hyperparameters.
+    pub fn runs(&self) -> Vec<(String, &Hyperparameters)> {
+        let lora = self.train.lora.as_ref().map(|l| ("train.lora".to_string(), &l.hyperparameters));
+        let full = self.train.full.as_ref().map(|f| ("train.full".to_string(), &f.hyperparameters));
+        let named = self.models.0.iter();
+        let named =
+            named.filter_map(|(name, m)| Some((format!("models.{name}.train"), &m.train.as_ref()?.hyperparameters)));
+        lora.into_iter().chain(full).chain(named).collect()
     }
 
     /// The backend that evaluates.

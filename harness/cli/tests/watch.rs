@@ -81,7 +81,10 @@ fn whole_checkpoints_are_evaluated_once_in_the_order_of_their_steps() {
     let text = good(watching(&place, &["--once"]));
     let all = ["checkpoint-200 measured pass", "checkpoint-1000 measured pass", "final same pass"];
     assert_eq!(lines(&place), all, "{text}");
-    assert!(text.starts_with("checkpoint-200  pass  nll ") && text.contains("| 1,000 | checkpoint-1000 | pass |"), "{text}");
+    assert!(
+        text.starts_with("checkpoint-200  pass  nll ") && text.contains("| 1,000 | checkpoint-1000 | pass |"),
+        "{text}"
+    );
     let entry = &history(&place)[0];
     assert_eq!((&entry["step"], entry["gate"]["checks"].as_array().map(Vec::len)), (&200.into(), Some(2)));
     assert!(entry["metrics"]["nll"]["ci_low"].as_f64() < entry["metrics"]["nll"]["value"].as_f64());
@@ -93,7 +96,14 @@ fn whole_checkpoints_are_evaluated_once_in_the_order_of_their_steps() {
     let stored = place.root.join("runs/mine-out/baseline/report/report.json");
     let before = modified(&stored);
     let json: Value = serde_json::from_str(&good(place.karat(&[
-        "--json", "watch", "out", "--suite", "./suite.toml", "--once", "--quiet-time", "0",
+        "--json",
+        "watch",
+        "out",
+        "--suite",
+        "./suite.toml",
+        "--once",
+        "--quiet-time",
+        "0",
     ])))
     .unwrap();
     assert_eq!((lines(&place).len(), modified(&stored)), (3, before));
@@ -172,7 +182,10 @@ fn a_broken_checkpoint_is_a_line_of_its_own_and_is_tried_again_when_its_bytes_ch
     trainer.save("checkpoint-3", Layout::CutShort, Weights::Like(3));
     let text = refused(watching(&place, &["--once"]), 6, "checkpoint-1  not measured  (");
     assert!(text.contains("(out/checkpoint-1/model.safetensors: "), "{text}");
-    assert!(text.contains("left out: checkpoint-3 is not whole: model-00002-of-00002.safetensors is truncated"), "{text}");
+    assert!(
+        text.contains("left out: checkpoint-3 is not whole: model-00002-of-00002.safetensors is truncated"),
+        "{text}"
+    );
     let lines_of_both = ["checkpoint-1 failed -", "checkpoint-2 measured pass"];
     assert_eq!(lines(&place), lines_of_both);
     // Not tried forever, and still what is wrong here.
@@ -196,7 +209,10 @@ fn adapters_are_measured_on_the_base_they_name_and_those_of_another_are_refused(
     other["base_model_name_or_path"] = "Qwen/Qwen3-0.6B".into();
     std::fs::write(&config, other.to_string()).unwrap();
     let said = refused(watching(&place, &["--once"]), 2, "checkpoint-2  not measured  (");
-    assert!(said.contains("this adapter is of another base: of \"Qwen/Qwen3-0.6B\"") && said.contains("/base"), "{said}");
+    assert!(
+        said.contains("this adapter is of another base: of \"Qwen/Qwen3-0.6B\"") && said.contains("/base"),
+        "{said}"
+    );
     assert!(said.contains("--adapter-base DIR"), "{said}");
     assert_eq!(lines(&place).len(), 2, "{said}");
     good(watching(&place, &["--once", "--adapter-base", "base"]));

@@ -54,6 +54,32 @@ pub fn stray<'r>(records: impl IntoIterator<Item = &'r Record>, tags: &ThinkTags
     })
 }
 
+/// The items whose texts of the model `name` were found by their question, for want of an id.
+pub fn by_question(name: &str, items: &[String]) -> Option<Note> {
+    (!items.is_empty()).then(|| Note {
+        english: format!("{} texts of {name} were matched to items by their question, not by id", items.len()),
+        chinese: format!("{name} 有 {} 条文本按问题（而非编号）与条目匹配", items.len()),
+    })
+}
+
+/// The lines of texts of the model `name` that are of no item.
+pub fn unmatched(name: &str, lines: &[usize]) -> Option<Note> {
+    let shown: Vec<String> = lines.iter().take(NAMED).map(usize::to_string).collect();
+    let (shown, more) = (shown.join(", "), lines.len() > NAMED);
+    (!lines.is_empty()).then(|| Note {
+        english: format!(
+            "{} texts of {name} are of no item of the suite and were left out: line {shown}{}",
+            lines.len(),
+            if more { " and others" } else { "" }
+        ),
+        chinese: format!(
+            "{name} 有 {} 条文本不属于套件中的任何条目，已略去：第 {shown} 行{}",
+            lines.len(),
+            if more { "等" } else { "" }
+        ),
+    })
+}
+
 /// The texts of the model `name`, by id, whose answers hold a tag of reasoning.
 pub fn stray_texts<'t>(
     name: &str,

@@ -111,6 +111,11 @@ impl SplitParts {
     pub const NINE_ONE: SplitParts = SplitParts { train: 9, validation: 1, test: None };
     /// The other recipe's 8:1:1.
     pub const EIGHT_ONE_ONE: SplitParts = SplitParts { train: 8, validation: 1, test: Some(1) };
+
+    /// Whether there is a third share.
+    pub fn has_test(&self) -> bool {
+        self.test.is_some()
+    }
 }
 
 impl FromStr for SplitParts {

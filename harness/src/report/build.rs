@@ -8,9 +8,11 @@ use crate::error::{Error, Result};
 use crate::eval::stats::cluster_count;
 use crate::eval::{Item, ItemResult, metric};
 
+use super::compare::differing;
 use super::inputs::{Inputs, MetricInfo, ModelResults, ModelRun, TrainingRecord, best, example, finite, pairs, values};
 use super::model::*;
-use super::{flips, general, significance, warning};
+use super::recommend::recommend;
+use super::{flips, general, replicates, samples, significance, warning};
 
 /// Makes the report. Pure: the same inputs give the same report.
 ///
@@ -24,11 +26,17 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
     let runs =
         inputs.models.iter().map(|m| Ok((m, by_item(m, inputs.items)?))).collect::<Result<Vec<ModelResults<'_>>>>()?;
 
-    let models: Vec<Model> = runs.iter().map(|run| model(run, inputs.overfitting_margin)).collect();
+    let mut models: Vec<Model> = runs.iter().map(|run| model(run, inputs.overfitting_margin)).collect();
+    for (model, run) in models.iter_mut().zip(&runs) {
+        if let Some(training) = &mut model.training {
+            training.checkpoints = checkpoints(run, inputs)?;
+        }
+    }
     let metrics: Vec<Metric> = inputs.metrics.iter().map(|info| metric(info, &runs, inputs)).collect();
+    let pairs = pairs(&inputs.models, &inputs.pairs)?;
     let comparisons: Vec<Comparison> =
-        pairs(&inputs.models).map(|(a, b)| compare(&runs[a], &runs[b], &metrics, inputs)).collect();
-    let general = inputs.general.as_ref().map(|texts| general::general(texts, &inputs.models, &inputs.stats));
+        pairs.iter().map(|&(a, b)| compare(&runs[a], &runs[b], &metrics, inputs)).collect();
+    let general = inputs.general.as_ref().map(|texts| general::general(texts, &inputs.models, &pairs, &inputs.stats));
     let shared = shared_clusters(inputs.items);
     let sources = cluster_count(&inputs.items.iter().map(|i| i.cluster.as_str()).collect::<Vec<_>>());
     let mut warnings = inputs.warnings.clone();
@@ -44,6 +52,11 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
     let notes = warnings.iter().position(Warning::is_note).unwrap_or(warnings.len());
     warnings.splice(notes..notes, forgetting.into_iter().chain(stray));
 
+    let recipes = replicates::compare(inputs, &runs, &metrics, |name, run| weighted(name, run, inputs.items))?;
+    let recommendation = inputs
+        .priorities
+        .as_ref()
+        .and_then(|priorities| recommend(priorities, &models, &metrics, &comparisons, general.as_ref()));
     let (flips, flipped) = flips::find(&comparisons, inputs, &runs);
     let mut data = inputs.data.clone();
     data.bad_rows.truncate(Data::LISTED_BAD_ROWS);
@@ -66,6 +79,9 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Report> {
         data,
         decoding: inputs.decoding.clone(),
         statistics: inputs.stats.clone(),
+        samples: samples::samples(inputs)?,
+        recipes,
+        recommendation,
         general,
         flips,
         flipped,
@@ -97,6 +113,25 @@ fn check_names<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<(
         }
     }
     Ok(())
+}
+
+/// The metrics of a training's checkpoints, the model itself among them; none of one alone.
+fn checkpoints(run: &ModelResults<'_>, inputs: &Inputs<'_>) -> Result<Vec<CheckpointValues>> {
+    let Some(record) = run.0.training.as_ref().filter(|record| !record.checkpoints.is_empty()) else {
+        return Ok(Vec::new());
+    };
+    let values = |step: usize, run: &ModelResults<'_>| CheckpointValues {
+        step,
+        metrics: inputs.metrics.iter().map(|m| (m.name.clone(), metric_value(&m.name, run, inputs))).collect(),
+    };
+    let mut all: Vec<CheckpointValues> = record.step.map(|step| values(step, run)).into_iter().collect();
+    for checkpoint in &record.checkpoints {
+        let other = ModelRun { items: checkpoint.items.clone(), pooled: checkpoint.pooled.clone(), ..run.0.clone() };
+        let by_item = by_item(&other, inputs.items)?;
+        all.push(values(checkpoint.step, &(&other, by_item)));
+    }
+    all.sort_by_key(|checkpoint| checkpoint.step);
+    Ok(all)
 }
 
 fn by_item<'a>(run: &'a ModelRun, items: &[Item]) -> Result<BTreeMap<&'a str, &'a ItemResult>> {
@@ -133,6 +168,7 @@ fn model((run, results): &ModelResults<'_>, margin: f64) -> Model {
         name: run.name.clone(),
         role: run.role,
         checkpoint_sha256: run.checkpoint_sha256.clone(),
+        fingerprints: run.fingerprints.clone(),
         parameters: session.map(|s| s.parameters),
         adapter_parameters: session.map(|s| s.adapter_parameters),
         trainable_parameters: run.training.as_ref().map(|t| t.summary.trainable_parameters),
@@ -178,38 +214,15 @@ fn training(record: &TrainingRecord, margin: f64) -> Training {
         evaluations,
         best,
         best_checkpoint: record.summary.best_checkpoint.as_deref().and_then(folder),
+        chosen: record.chosen.clone(),
+        checkpoints: Vec::new(),
         overfitting,
     }
 }
 
 fn metric(info: &MetricInfo, runs: &[ModelResults<'_>], inputs: &Inputs<'_>) -> Metric {
-    let models: BTreeMap<String, MetricValue> = runs
-        .iter()
-        .map(|run| {
-            let values = values(&info.name, run, inputs.items);
-            let with_value =
-                values.iter().zip(inputs.items).filter_map(|(v, item)| Some(((*v)?, item.cluster.as_str())));
-            let (present, clusters): (Vec<f64>, Vec<&str>) = with_value.unzip();
-            let pooled = run.0.pooled.get(&info.name);
-            let (value, interval) = match pooled {
-                Some(p) => (p.value.and_then(finite), p.interval),
-                None => match significance::mean_interval(&present, &clusters, &inputs.stats) {
-                    Some((mean, interval)) => (Some(mean), interval),
-                    None => (None, None),
-                },
-            };
-            let value = MetricValue {
-                value,
-                pooled: pooled.is_some(),
-                n: present.len(),
-                missing: values.len() - present.len(),
-                ci_low: interval.and_then(|i| finite(i.0)),
-                ci_high: interval.and_then(|i| finite(i.1)),
-                truncation: truncation(&info.name, run, inputs.items),
-            };
-            (run.0.name.clone(), value)
-        })
-        .collect();
+    let models: BTreeMap<String, MetricValue> =
+        runs.iter().map(|run| (run.0.name.clone(), metric_value(&info.name, run, inputs))).collect();
     Metric {
         name: info.name.clone(),
         title_en: info.title_en.clone(),
@@ -226,6 +239,30 @@ fn metric(info: &MetricInfo, runs: &[ModelResults<'_>], inputs: &Inputs<'_>) -> 
             &models,
         ),
         models,
+    }
+}
+
+/// The value of a metric over all items of a model.
+fn metric_value(name: &str, run: &ModelResults<'_>, inputs: &Inputs<'_>) -> MetricValue {
+    let values = values(name, run, inputs.items);
+    let with_value = values.iter().zip(inputs.items).filter_map(|(v, item)| Some(((*v)?, item.cluster.as_str())));
+    let (present, clusters): (Vec<f64>, Vec<&str>) = with_value.unzip();
+    let pooled = run.0.pooled.get(name);
+    let (value, interval) = match pooled {
+        Some(p) => (p.value.and_then(finite), p.interval),
+        None => match significance::mean_interval(&present, &clusters, &inputs.stats) {
+            Some((mean, interval)) => (Some(mean), interval),
+            None => (None, None),
+        },
+    };
+    MetricValue {
+        value,
+        pooled: pooled.is_some(),
+        n: present.len(),
+        missing: values.len() - present.len(),
+        ci_low: interval.and_then(|i| finite(i.0)),
+        ci_high: interval.and_then(|i| finite(i.1)),
+        truncation: truncation(name, run, inputs.items),
     }
 }
 
@@ -266,7 +303,10 @@ fn compare(
         baseline: baseline.0.name.clone(),
         candidate: candidate.0.name.clone(),
         metrics: significance::compare(paired, &inputs.stats),
-        allowed: Vec::new(),
+        allowed: {
+            let of = |run: &ModelResults<'_>| run.0.fingerprints.clone().unwrap_or_else(|| inputs.fingerprints.clone());
+            differing(&of(baseline), &of(candidate))
+        },
     }
 }
 

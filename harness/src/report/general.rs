@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::f64::consts::LN_2;
 
-use super::inputs::{GeneralText, ModelRun, best, finite, pairs};
+use super::inputs::{GeneralText, ModelRun, best, finite};
 use super::model::{Comparison, Direction, General, Metric, MetricValue};
 use super::significance::{self, Paired};
 use crate::eval::PartScore;
@@ -23,7 +23,13 @@ const MEASURES: [(&str, &str, &str, &str, Terms); 2] = [
 /// Decimals of all of them in tables.
 const DECIMALS: usize = 3;
 
-pub(super) fn general(texts: &GeneralText, models: &[ModelRun], stats: &StatsOptions) -> General {
+/// `pairs` are the places of baseline and candidate among `models`.
+pub(super) fn general(
+    texts: &GeneralText,
+    models: &[ModelRun],
+    pairs: &[(usize, usize)],
+    stats: &StatsOptions,
+) -> General {
     let asked: Vec<&ModelRun> = models.iter().filter(|m| texts.scores.contains_key(&m.name)).collect();
     let scores = |name: &str| texts.scores.get(name).map_or(&[][..], Vec::as_slice);
     let metrics: Vec<Metric> = MEASURES
@@ -47,8 +53,9 @@ pub(super) fn general(texts: &GeneralText, models: &[ModelRun], stats: &StatsOpt
         .collect();
     // Every text is a source of its own.
     let sources: Vec<String> = (0..asked.first().map_or(0, |m| scores(&m.name).len())).map(|i| i.to_string()).collect();
-    let comparisons = pairs(models)
-        .map(|(a, b)| (&models[a].name, &models[b].name))
+    let comparisons = pairs
+        .iter()
+        .map(|&(a, b)| (&models[a].name, &models[b].name))
         .filter(|(a, b)| texts.scores.contains_key(*a) && texts.scores.contains_key(*b))
         .map(|(a, b)| {
             let paired = metrics.iter().zip(&MEASURES).map(|(metric, (.., terms))| {

@@ -58,6 +58,8 @@ fn view(report: &Report) -> Value {
     let nav: Vec<(&str, &str)> = [
         (!metrics.is_empty(), "results", l.results),
         (measured && !report.comparisons.is_empty(), "differences", l.differences),
+        (report.samples.is_some(), "samples", l.samples),
+        (!report.recipes.is_empty(), "recipes", l.recipes),
         (!report.flips.is_empty(), "flips", l.flips),
         (report.general.is_some(), "general", l.general),
         (!trained.is_empty(), "training", l.training),
@@ -76,7 +78,7 @@ fn view(report: &Report) -> Value {
         script_hash => format!("sha256-{}", base64::engine::general_purpose::STANDARD.encode(Sha256::digest(SCRIPT))),
         title => title.as_str(),
         suite => report.suite.name.as_str(),
-        verdict => sentences::verdict(report, language),
+        verdict => sentences::verdict_lines(report, language),
         description => report.suite.description.as_str(),
         models => report.models.iter().map(|m| context! { name => m.name.as_str(), color => color(report, &m.name) }).collect::<Vec<_>>(),
         item_count => number::grouped(report.items.len() as u64),
@@ -84,11 +86,13 @@ fn view(report: &Report) -> Value {
         nav => data(nav),
         metrics,
         against => against.iter().map(names).collect::<Vec<_>>(),
+        compact => tables::compact(report),
         signatures => data(tables::signatures(report)),
         truncation_header => data(tables::truncation_header(l)),
         truncation => data(tables::truncation(report)),
         level => number::fixed(100.0 * report.statistics.confidence, 0),
     };
+    let frontier = if measured { plot::frontier_panels(report) } else { Vec::new() };
     let any_headline = report.metrics.iter().any(|m| m.headline);
     let bars = |wanted: &dyn Fn(&Metric) -> bool| -> Vec<Value> {
         let shown = report.metrics.iter().filter(|m| wanted(m));
@@ -99,7 +103,17 @@ fn view(report: &Report) -> Value {
         more_bars => bars(&|m| any_headline && !m.headline),
         comparisons => if measured { comparisons(report, l) } else { Vec::new() },
         curves => report.models.iter().filter_map(|m| plot::curve_panel(report, m)).map(svg).collect::<Vec<_>>(),
+        chosen => tables::chosen(report),
+        checkpoints => plot::checkpoint_panels(report).into_iter().map(svg).collect::<Vec<_>>(),
+        checkpoint_header => data(tables::checkpoint_header(report)),
+        checkpoint_rows => data(tables::checkpoints(report)),
         training => trained.iter().map(|(model, cells)| training_row(report, model, cells)).collect::<Vec<_>>(),
+        sample_header => data(tables::sample_header(l)),
+        samples => data(tables::samples(report)),
+        recipe_header => data(tables::recipe_header(report)),
+        recipes => report.recipes.iter().map(|c| context! {
+            title => tables::recipe_title(c, report.language), rows => data(tables::recipe(c, report)),
+        }).collect::<Vec<_>>(),
         flips => data(tables::flips(report)),
         flip_choices => flip_choices(report),
         flipped => report.flipped.iter().take(SHOWN_FLIPS).map(|f| flipped(f, report, l)).collect::<Vec<_>>(),
@@ -113,6 +127,7 @@ fn view(report: &Report) -> Value {
         ..item_table(items, &against, report, l)
     };
     let foot = context! {
+        frontier => frontier.into_iter().map(svg).collect::<Vec<_>>(),
         cost_header => data(tables::cost_header(report)),
         costs => tables::costs(report).iter().map(|(model, cells)| context! {
             name => model.name.as_str(), color => color(report, &model.name), cells => data(cells),
@@ -193,6 +208,15 @@ fn general(general: &General, report: &Report) -> Value {
 }
 
 fn metric_row(metric: &Metric, report: &Report) -> Value {
+    let against = report.against_base();
+    let change = |comparison: &Comparison| match comparison.metrics.get(&metric.name) {
+        Some(c) => context! {
+            text => number::improvement(metric, c),
+            mark => c.mark.as_str(),
+            tone => tone(c.verdict),
+        },
+        None => context! { text => UNDEFINED },
+    };
     let values: Vec<Value> = report
         .models
         .iter()
@@ -201,22 +225,12 @@ fn metric_row(metric: &Metric, report: &Report) -> Value {
                 text => number::value(metric, v),
                 spread => number::plus_minus(metric, v),
                 best => metric.best.contains(&model.name),
+                change => against.iter().find(|c| c.candidate == model.name).map(|c| change(c)),
             },
             None => context! { text => UNDEFINED },
         })
         .collect();
-    let changes: Vec<Value> = report
-        .against_base()
-        .iter()
-        .map(|comparison| match comparison.metrics.get(&metric.name) {
-            Some(c) => context! {
-                text => number::improvement(metric, c),
-                mark => c.mark.as_str(),
-                tone => tone(c.verdict),
-            },
-            None => context! { text => UNDEFINED },
-        })
-        .collect();
+    let changes: Vec<Value> = against.iter().map(|comparison| change(comparison)).collect();
     context! {
         title => metric.title(report.language),
         arrow => metric.arrow(),
@@ -251,6 +265,7 @@ fn comparisons(report: &Report, l: &Labels) -> Vec<Value> {
     let table = |c: &Comparison| {
         context! {
             title => format!("{} {} {}", c.candidate, l.against, c.baseline),
+            allowed => c.allowed.iter().map(|m| sentences::allowed(m, report.language)).collect::<Vec<_>>(),
             rows => report.metrics.iter().filter_map(|m| row(m, c)).collect::<Vec<_>>(),
         }
     };

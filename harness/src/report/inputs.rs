@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use crate::backend::{SessionInfo, StepEvent, TrainSummary};
+use crate::error::{Error, Result};
 use crate::eval::stats::StatsOptions;
 use crate::eval::think::ThinkTags;
 use crate::eval::{Item, ItemResult, PartScore};
 
 use super::model::*;
 use super::number::fixed;
+use super::recommend::Priorities;
 
 /// All that a report is made of.
 #[derive(Clone, Debug)]
@@ -31,8 +33,17 @@ pub struct Inputs<'a> {
     pub items: &'a [Item],
     /// The models, in the order of the columns: base, lora, full.
     pub models: Vec<ModelRun>,
+    /// Pairs to be compared beside the usual ones: the names of baseline and candidate.
+    pub pairs: Vec<(String, String)>,
     /// The metrics, in the order of the rows.
     pub metrics: Vec<MetricInfo>,
+    /// Recipes that were trained with several seeds, and the names of their models.
+    pub recipes: Vec<(String, Vec<String>)>,
+    /// Pairs of recipes, or of a recipe and a model, to be compared beside every recipe with the
+    /// baseline.
+    pub recipe_pairs: Vec<(String, String)>,
+    /// What the suite holds its models to, if it says.
+    pub priorities: Option<Priorities>,
     /// Ids of the items shown in full; empty takes [`Inputs::EXAMPLES`] evenly spread over the
     /// data.
     pub examples: Vec<String>,
@@ -74,12 +85,17 @@ pub struct ModelRun {
     pub role: Role,
     /// SHA-256 over its checkpoint's files; empty where nobody knows.
     pub checkpoint_sha256: String,
+    /// What it was asked, where that is not what [`Inputs::fingerprints`] say.
+    pub fingerprints: Option<Fingerprints>,
     /// What its session said; none of texts that were brought along.
     pub session: Option<SessionInfo>,
     /// Which tags hold its reasoning.
     pub think_tags: ThinkTags,
     /// Its results, in any order; an item without one counts as missing.
     pub items: Vec<ItemResult>,
+    /// Its results sample by sample, where every item was answered several times; `items` then holds
+    /// their means and the first texts.
+    pub samples: Vec<Vec<ItemResult>>,
     /// Corpus values by metric name, for metrics that are pooled over the items. Metrics not named
     /// here are means.
     pub pooled: BTreeMap<String, Pooled>,
@@ -105,10 +121,27 @@ pub struct Pooled {
 pub struct TrainingRecord {
     /// Every optimizer step.
     pub events: Vec<StepEvent>,
+    /// The step of the checkpoint that the model is, if it is known.
+    pub step: Option<usize>,
+    /// What that was chosen by, if not by the loss.
+    pub chosen: Option<ChosenBy>,
+    /// Other checkpoints on the way, by rising step.
+    pub checkpoints: Vec<CheckpointRecord>,
     /// Evaluations: after which step, mean loss in nats a token.
     pub evaluations: Vec<(usize, f64)>,
     /// Totals.
     pub summary: TrainSummary,
+}
+
+/// Results of a checkpoint on the way of a training.
+#[derive(Clone, Debug)]
+pub struct CheckpointRecord {
+    /// After so many optimizer steps.
+    pub step: usize,
+    /// Its results, in any order.
+    pub items: Vec<ItemResult>,
+    /// Corpus values, as those of [`ModelRun::pooled`].
+    pub pooled: BTreeMap<String, Pooled>,
 }
 
 /// Name, unit and titles of a metric.
@@ -133,21 +166,34 @@ pub struct MetricInfo {
 /// A model with its results by item id.
 pub(super) type ModelResults<'a> = (&'a ModelRun, BTreeMap<&'a str, &'a ItemResult>);
 
-/// Base first, then full against LoRA; without these roles every model against the first.
-pub(super) fn pairs(models: &[ModelRun]) -> impl Iterator<Item = (usize, usize)> {
+/// Every model against the one that they are compared with (the baseline, else the base, else the
+/// first), then full against LoRA where there is one of each, then the `wanted` ones.
+///
+/// # Errors
+/// Data, for a wanted pair of a model that is not there.
+pub(super) fn pairs(models: &[ModelRun], wanted: &[(String, String)]) -> Result<Vec<(usize, usize)>> {
     let of = |role: Role| models.iter().enumerate().filter(move |(_, m)| m.role == role).map(|(i, _)| i);
-    let base = of(Role::Base).next();
-    let anchor = base.or(if models.is_empty() { None } else { Some(0) });
+    let anchor = of(Role::Baseline).chain(of(Role::Base)).next().or(if models.is_empty() { None } else { Some(0) });
     let mut pairs: Vec<(usize, usize)> =
         anchor.into_iter().flat_map(|a| (0..models.len()).filter(move |&b| b != a).map(move |b| (a, b))).collect();
-    for lora in of(Role::Lora) {
-        for full in of(Role::Full) {
-            if !pairs.contains(&(lora, full)) && !pairs.contains(&(full, lora)) {
-                pairs.push((lora, full));
-            }
+    let mut push = |pair: (usize, usize)| {
+        if !pairs.contains(&pair) && !pairs.contains(&(pair.1, pair.0)) {
+            pairs.push(pair);
         }
+    };
+    let only = |role: Role| of(role).next().filter(|_| of(role).count() == 1);
+    if let (Some(lora), Some(full)) = (only(Role::Lora), only(Role::Full)) {
+        push((lora, full));
     }
-    pairs.into_iter()
+    let find = |name: &String| {
+        let missing =
+            || Error::data(format!("the pair to be compared names `{name}`, which is no model of the report"));
+        models.iter().position(|m| m.name == *name).ok_or_else(missing)
+    };
+    for (baseline, candidate) in wanted {
+        push((find(baseline)?, find(candidate)?));
+    }
+    Ok(pairs)
 }
 
 pub(super) fn finite(x: f64) -> Option<f64> {

@@ -16,20 +16,29 @@ use super::tables;
 pub fn table(report: &Report) -> String {
     let l = report.language.labels();
     let against = report.against_base();
-    let columns = report.models.len() + against.len() + 1;
+    // Of many models the marks stand at the values.
+    let compact = tables::compact(report);
+    let beside = if compact { Vec::new() } else { against.clone() };
+    let columns = report.models.len() + beside.len() + 1;
     let label: String = report.suite.name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
     let mut tex = String::from("% \\usepackage{booktabs}\n");
     begin(&mut tex, &sentences::verdict(report, report.language), &label, &format!("l{}", "r".repeat(columns)));
     let mut header = vec![l.metric.to_string()];
     header.extend(report.models.iter().map(|m| m.name.clone()));
-    header.extend(against.iter().map(|c| format!("{} {} {}", c.candidate, l.against, c.baseline)));
+    header.extend(beside.iter().map(|c| format!("{} {} {}", c.candidate, l.against, c.baseline)));
     header.push("n".to_string());
     row(&mut tex, &header.iter().map(|h| escaped(h)).collect::<Vec<_>>());
     tex.push_str("\\midrule\n");
     for metric in &report.metrics {
         let mut cells = vec![title(metric, report)];
-        cells.extend(report.models.iter().map(|m| value(metric, &m.name)));
-        cells.extend(against.iter().map(|c| match c.metrics.get(&metric.name) {
+        cells.extend(report.models.iter().map(|m| {
+            let compared = against.iter().find(|c| compact && c.candidate == m.name);
+            match compared.and_then(|c| c.metrics.get(&metric.name)).filter(|c| !c.mark.is_empty()) {
+                Some(c) => format!("{}\\textsuperscript{{{}}}", value(metric, &m.name), c.mark),
+                None => value(metric, &m.name),
+            }
+        }));
+        cells.extend(beside.iter().map(|c| match c.metrics.get(&metric.name) {
             Some(c) => {
                 let change = escaped(&number::improvement(metric, c));
                 if c.mark.is_empty() { change } else { format!("{change}\\textsuperscript{{{}}}", c.mark) }

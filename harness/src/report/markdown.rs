@@ -41,6 +41,8 @@ pub fn render(report: &Report) -> String {
         truncation(&mut md, report, l);
     }
     differences(&mut md, report, l);
+    samples(&mut md, report, l);
+    recipes(&mut md, report, l);
     flips(&mut md, report, l);
     general(&mut md, report, l);
     training(&mut md, report, l);
@@ -66,8 +68,11 @@ pub fn results_block(report: &Report) -> String {
     format!("{}\n\n{table}\n<sub>{}</sub>\n", inline(&verdict), inline(report.language.labels().legend))
 }
 
-/// The table of all metrics and models.
+/// The table of all metrics and models; of many models one column each.
 pub fn results_table(report: &Report) -> String {
+    if tables::compact(report) {
+        return compact_table(report);
+    }
     let l = report.language.labels();
     let against = report.against_base();
     let mut header = vec![l.metric.to_string()];
@@ -78,18 +83,48 @@ pub fn results_table(report: &Report) -> String {
     for metric in &report.metrics {
         let mut row = vec![metric_title(metric, report.language)];
         row.extend(report.models.iter().map(|model| value_cell(metric, model)));
-        row.extend(against.iter().map(|comparison| match comparison.metrics.get(&metric.name) {
-            Some(c) => {
-                let change = number::improvement(metric, c);
-                // Marks are literal asterisks.
-                format!("{change} {}", c.mark.replace('*', "\\*")).trim().to_string()
+        row.extend(against.iter().map(|comparison| change_cell(metric, comparison)));
+        row.push(tables::sample_size(metric, report));
+        table.row(row);
+    }
+    table.finish()
+}
+
+/// A value and its change against the baseline, a column a model.
+fn compact_table(report: &Report) -> String {
+    let l = report.language.labels();
+    let against = report.against_base();
+    let mut header = vec![l.metric.to_string()];
+    header.extend(report.models.iter().map(|m| cell(&m.name)));
+    header.push("n".to_string());
+    let mut table = Table::new(header, 1);
+    for metric in &report.metrics {
+        let mut row = vec![metric_title(metric, report.language)];
+        row.extend(report.models.iter().map(|model| {
+            let value = plain_cell(metric, model);
+            match against.iter().find(|c| c.candidate == model.name) {
+                Some(comparison) if value != UNDEFINED => {
+                    format!("{value}<br><sub>{}</sub>", change_cell(metric, comparison))
+                }
+                _ => value,
             }
-            None => UNDEFINED.to_string(),
         }));
         row.push(tables::sample_size(metric, report));
         table.row(row);
     }
     table.finish()
+}
+
+/// The relative change with its mark.
+fn change_cell(metric: &Metric, comparison: &Comparison) -> String {
+    match comparison.metrics.get(&metric.name) {
+        Some(c) => {
+            let change = number::improvement(metric, c);
+            // Marks are literal asterisks.
+            format!("{change} {}", c.mark.replace('*', "\\*")).trim().to_string()
+        }
+        None => UNDEFINED.to_string(),
+    }
 }
 
 fn metric_title(metric: &Metric, language: Language) -> String {
@@ -98,11 +133,17 @@ fn metric_title(metric: &Metric, language: Language) -> String {
     format!("{}{unit} {}", cell(metric.title(language)), metric.arrow()).trim_end().to_string()
 }
 
-fn value_cell(metric: &Metric, model: &Model) -> String {
+/// The value, the best in bold.
+fn plain_cell(metric: &Metric, model: &Model) -> String {
     let Some(value) = metric.models.get(&model.name) else { return UNDEFINED.to_string() };
     let text = number::value(metric, value);
-    let text = if metric.best.contains(&model.name) { format!("**{text}**") } else { text };
-    match number::plus_minus(metric, value) {
+    if metric.best.contains(&model.name) { format!("**{text}**") } else { text }
+}
+
+/// The same with its interval.
+fn value_cell(metric: &Metric, model: &Model) -> String {
+    let text = plain_cell(metric, model);
+    match metric.models.get(&model.name).and_then(|value| number::plus_minus(metric, value)) {
         Some(interval) => format!("{text} {interval}"),
         None => text,
     }
@@ -113,8 +154,16 @@ fn differences(md: &mut String, report: &Report, l: &Labels) {
         return;
     }
     let _ = writeln!(md, "## {}\n", l.differences);
+    let folded = report.comparisons.len() > tables::WIDE;
     for comparison in &report.comparisons {
-        let _ = writeln!(md, "### {} − {}\n", inline(&comparison.candidate), inline(&comparison.baseline));
+        let title = format!("{} − {}", inline(&comparison.candidate), inline(&comparison.baseline));
+        let _ = match folded {
+            true => writeln!(md, "<details><summary>{title}</summary>\n"),
+            false => writeln!(md, "### {title}\n"),
+        };
+        for m in &comparison.allowed {
+            let _ = writeln!(md, "{}\n", inline(&sentences::allowed(m, report.language)));
+        }
         let level = number::fixed(100.0 * report.statistics.confidence, 0);
         let header = [
             l.metric.into(),
@@ -134,9 +183,34 @@ fn differences(md: &mut String, report: &Report, l: &Labels) {
             let title = metric_title(metric, report.language);
             table.row(vec![title, d.n, d.difference, d.p, adjusted, d.wins, d.detectable, d.verdict.to_string()]);
         }
-        let _ = writeln!(md, "{}", table.finish());
+        let _ = writeln!(md, "{}{}", table.finish(), if folded { "\n</details>\n" } else { "" });
     }
     let _ = writeln!(md, "{}\n", l.detectable_help);
+}
+
+fn samples(md: &mut String, report: &Report, l: &Labels) {
+    let rows = tables::samples(report);
+    if rows.is_empty() {
+        return;
+    }
+    let _ = writeln!(md, "## {}\n\n{}\n", l.samples, l.samples_help);
+    let mut table = Table::new(tables::sample_header(l).map(String::from).to_vec(), 2);
+    rows.into_iter().for_each(|row| table.row(row.iter().map(|c| cell(c)).collect()));
+    let _ = writeln!(md, "{}", table.finish());
+}
+
+fn recipes(md: &mut String, report: &Report, l: &Labels) {
+    if report.recipes.is_empty() {
+        return;
+    }
+    let _ = writeln!(md, "## {}\n\n{}\n", l.recipes, l.recipes_help);
+    for comparison in &report.recipes {
+        let _ = writeln!(md, "### {}\n", inline(&tables::recipe_title(comparison, report.language)));
+        let mut table = Table::new(tables::recipe_header(report).iter().map(|c| cell(c)).collect(), 1);
+        let rows = tables::recipe(comparison, report);
+        rows.into_iter().for_each(|row| table.row(row.iter().map(|c| cell(c)).collect()));
+        let _ = writeln!(md, "{}", table.finish());
+    }
 }
 
 fn training(md: &mut String, report: &Report, l: &Labels) {
@@ -152,6 +226,16 @@ fn training(md: &mut String, report: &Report, l: &Labels) {
         table.row([vec![cell(&model.name)], cells.to_vec(), vec![note]].concat());
     }
     let _ = writeln!(md, "{}", table.finish());
+    tables::chosen(report).iter().for_each(|sentence| {
+        let _ = writeln!(md, "{}\n", inline(sentence));
+    });
+    let rows = tables::checkpoints(report);
+    if !rows.is_empty() {
+        let _ = writeln!(md, "### {}\n\n{}\n", l.checkpoints, l.checkpoints_help);
+        let mut table = Table::new(tables::checkpoint_header(report).iter().map(|c| cell(c)).collect(), 1);
+        rows.into_iter().for_each(|row| table.row(row.iter().map(|c| cell(c)).collect()));
+        let _ = writeln!(md, "{}", table.finish());
+    }
 }
 
 fn cost(md: &mut String, report: &Report, l: &Labels) {
@@ -260,22 +344,28 @@ fn adapters(md: &mut String, report: &Report, l: &Labels) {
 /// blank line.
 fn side_by_side(example: &ItemExample, models: &[Model], language: Language) -> String {
     let l = language.labels();
-    let mut head = format!("<th>{}</th>", l.reference);
-    let mut body = format!("<td>{}{}</td>", folded(&example.think, l), html(&example.answer));
-    for model in models {
-        let _ = write!(head, "<th>{}</th>", html(&model.name));
-        match example.models.get(&model.name) {
-            None => {
-                let _ = write!(body, "<td><em>{}</em></td>", l.no_result);
-            }
-            Some(text) => {
-                let note = sentences::state_note(text.thinking, text.stop, language);
-                let note = if note.is_empty() { note } else { format!("<em>{}</em><br>", html(&note)) };
-                let answer =
-                    if text.answer.is_empty() { format!("<em>{}</em>", l.no_answer) } else { html(&text.answer) };
-                let _ = write!(body, "<td>{note}{}{answer}</td>", folded(&text.think, l));
-            }
+    let text = |model: &Model| match example.models.get(&model.name) {
+        None => format!("<em>{}</em>", l.no_result),
+        Some(text) => {
+            let note = sentences::state_note(text.thinking, text.stop, language);
+            let note = if note.is_empty() { note } else { format!("<em>{}</em><br>", html(&note)) };
+            let answer = if text.answer.is_empty() { format!("<em>{}</em>", l.no_answer) } else { html(&text.answer) };
+            format!("{note}{}{answer}", folded(&text.think, l))
         }
+    };
+    let reference = format!("{}{}", folded(&example.think, l), html(&example.answer));
+    let texts = std::iter::once((l.reference.to_string(), reference))
+        .chain(models.iter().map(|model| (html(&model.name), text(model))));
+    // Columns of many models would be a word wide.
+    if models.len() > tables::WIDE {
+        let rows: String =
+            texts.map(|(name, text)| format!("<tr valign=\"top\"><th>{name}</th><td>{text}</td></tr>\n")).collect();
+        return format!("<table>\n{rows}</table>\n\n");
+    }
+    let (mut head, mut body) = (String::new(), String::new());
+    for (name, text) in texts {
+        let _ = write!(head, "<th>{name}</th>");
+        let _ = write!(body, "<td>{text}</td>");
     }
     format!("<table>\n<tr>{head}</tr>\n<tr valign=\"top\">{body}</tr>\n</table>\n\n")
 }

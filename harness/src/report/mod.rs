@@ -25,6 +25,9 @@ mod model;
 mod number;
 pub mod plot;
 mod provenance;
+mod recommend;
+mod replicates;
+mod samples;
 pub mod seed_compat;
 mod significance;
 pub mod splice;
@@ -35,8 +38,9 @@ mod write;
 
 pub use build::build;
 pub use escape::legible;
-pub use inputs::{GeneralText, Inputs, MetricInfo, ModelRun, Pooled, TrainingRecord};
+pub use inputs::{CheckpointRecord, GeneralText, Inputs, MetricInfo, ModelRun, Pooled, TrainingRecord};
 pub use model::*;
+pub use recommend::Priorities;
 pub use write::{REPORT_JSON, check_folder, write};
 
 /// What a report does not cover, in one English sentence: models with items that they have no

@@ -15,6 +15,9 @@ mod general;
 mod inputs;
 mod items;
 mod metric;
+mod recommendation;
+mod replicates;
+mod samples;
 mod training;
 mod unknown;
 mod warning;
@@ -34,11 +37,14 @@ pub use general::General;
 pub use inputs::{BadRow, Data, DataFile, Decoding, Fingerprints, Leak, SplitRule, Suite};
 pub use items::{ExampleText, ItemExample, ItemRow, ItemValues};
 pub use metric::{Direction, Metric, MetricValue};
-pub use training::{CurvePoint, Evaluation, Model, Role, Training};
+pub use recommendation::{Floor, FloorState, Recommendation};
+pub use replicates::{RecipeComparison, RecipeMetric};
+pub use samples::{SampleValues, Samples};
+pub use training::{CheckpointValues, ChosenBy, CurvePoint, Evaluation, Model, Role, Training};
 pub use warning::Warning;
 
 /// The version of the JSON this build writes and reads; raised even when a field is only added.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 /// The whole report of one run: one set of items, one or more models, compared in pairs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,8 +69,18 @@ pub struct Report {
     pub models: Vec<Model>,
     /// The metrics, in the order of the rows of every table.
     pub metrics: Vec<Metric>,
-    /// Paired comparisons: LoRA against base, full against base, full against LoRA.
+    /// Paired comparisons: every model against the baseline, full against LoRA, and those that the
+    /// suite names.
     pub comparisons: Vec<Comparison>,
+    /// What several answers to each item show, if there were several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<Samples>,
+    /// Recipes that were trained with several seeds, compared over items and seeds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recipes: Vec<RecipeComparison>,
+    /// Which model the suite's priorities speak for, if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recommendation: Option<Recommendation>,
     /// General text beside the target, if the suite has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub general: Option<General>,
@@ -159,6 +175,17 @@ impl Report {
         self.models.iter().find(|m| m.name == name)
     }
 
+    /// What the model of that name was asked.
+    pub fn fingerprints_of(&self, name: &str) -> &Fingerprints {
+        self.model(name).and_then(|model| model.fingerprints.as_ref()).unwrap_or(&self.fingerprints)
+    }
+
+    /// The model that the others are compared with.
+    pub fn baseline(&self) -> Option<&Model> {
+        let of = |role: Role| self.models.iter().find(|m| m.role == role);
+        of(Role::Baseline).or(of(Role::Base))
+    }
+
     /// The metric of that name.
     pub fn metric(&self, name: &str) -> Option<&Metric> {
         self.metrics.iter().find(|m| m.name == name)
@@ -177,7 +204,7 @@ impl Report {
 
     /// Those of `comparisons` that are with the base model.
     pub fn against_base_of<'a>(&self, comparisons: &'a [Comparison]) -> Vec<&'a Comparison> {
-        let base = self.models.iter().find(|m| m.role == Role::Base);
+        let base = self.baseline();
         comparisons.iter().filter(|c| base.is_none_or(|b| b.name == c.baseline)).collect()
     }
 }

@@ -105,8 +105,10 @@ pub(super) fn bytes(n: u64) -> String {
     let n = n as f64;
     if n >= 1024.0 * 1024.0 * 1024.0 {
         format!("{} GiB", fixed(n / 1024.0 / 1024.0 / 1024.0, 2))
-    } else {
+    } else if n >= 1024.0 * 1024.0 {
         format!("{} MiB", fixed(n / 1024.0 / 1024.0, 0))
+    } else {
+        format!("{} KiB", fixed(n / 1024.0, 0))
     }
 }
 

@@ -2,12 +2,26 @@
 //! same ones.
 
 use super::i18n::sentences::{self, Labels};
-use super::model::{Cost, Direction, General, Language, Metric, MetricComparison, Model, Report, Verdict};
+use super::model::{
+    Cost, Direction, General, Language, Metric, MetricComparison, Model, RecipeComparison, Report, Verdict,
+};
 use super::number::{self, UNDEFINED};
 
-/// One number where all models have the same, `18–20` where they differ.
+/// With more models than this a table has one column a model, with the difference below the value:
+/// a column for each of both would be no table that anyone reads.
+pub(super) const WIDE: usize = 3;
+
+/// Whether a report's tables are of one column a model.
+pub(super) fn compact(report: &Report) -> bool {
+    report.models.len() > WIDE
+}
+
+/// One number where all models that have a value have the same, `18–20` where they differ.
 pub(super) fn sample_size(metric: &Metric, report: &Report) -> String {
-    let sizes = || report.models.iter().filter_map(|m| Some(metric.models.get(&m.name)?.n));
+    let all = || report.models.iter().filter_map(|m| Some(metric.models.get(&m.name)?.n));
+    // A model without a single value shows as that.
+    let none_has = all().all(|n| n == 0);
+    let sizes = || all().filter(move |n| none_has || *n > 0);
     match (sizes().min(), sizes().max()) {
         (Some(a), Some(b)) if a == b => a.to_string(),
         (Some(a), Some(b)) => format!("{a}–{b}"),
@@ -70,6 +84,126 @@ pub(super) fn training(report: &Report) -> Vec<(&Model, [String; 7])> {
         .collect()
 }
 
+/// The header of [`samples`].
+pub(super) fn sample_header(l: &Labels) -> [&'static str; 6] {
+    [l.metric, l.model, l.sample_mean, l.sample_spread, l.item_spread, l.pass_at]
+}
+
+/// The rows of the table of samples, metric by metric.
+pub(super) fn samples(report: &Report) -> Vec<[String; 6]> {
+    let Some(samples) = &report.samples else { return Vec::new() };
+    let row = |metric: &Metric, model: &Model| {
+        let v = samples.models.get(&model.name)?.get(&metric.name)?;
+        let value = |x: f64| number::fixed(x, metric.decimals);
+        let pass: Vec<String> = v.pass_at.iter().map(|(k, x)| format!("{k}: {}", number::fixed(*x, 3))).collect();
+        Some([
+            format!("{} {}", metric.title(report.language), metric.arrow()).trim_end().to_string(),
+            model.name.clone(),
+            format!("{} (n = {})", value(v.mean), v.n),
+            value(v.between_samples.sqrt()),
+            value(v.between_items.sqrt()),
+            if pass.is_empty() { UNDEFINED.to_string() } else { pass.join(", ") },
+        ])
+    };
+    report.metrics.iter().flat_map(|metric| report.models.iter().filter_map(move |model| row(metric, model))).collect()
+}
+
+/// The header of [`recipe`].
+pub(super) fn recipe_header(report: &Report) -> [String; 7] {
+    let l = report.language.labels();
+    let difference = format!("{} [{} %]", l.difference, number::fixed(100.0 * report.statistics.confidence, 0));
+    [
+        l.metric.into(),
+        "n".into(),
+        difference,
+        l.adjusted_p.into(),
+        l.seed_share.into(),
+        l.seed_difference.into(),
+        String::new(),
+    ]
+}
+
+/// The rows of a comparison of recipes.
+pub(super) fn recipe(comparison: &RecipeComparison, report: &Report) -> Vec<[String; 7]> {
+    let l = report.language.labels();
+    let row = |metric: &Metric| {
+        let c = comparison.metrics.get(&metric.name)?;
+        let value = |x: f64| number::fixed(x, metric.decimals);
+        let interval = match (c.ci_low, c.ci_high) {
+            (Some(low), Some(high)) => format!(" [{}, {}]", value(low), value(high)),
+            _ => String::new(),
+        };
+        Some([
+            format!("{} {}", metric.title(report.language), metric.arrow()).trim_end().to_string(),
+            c.n.to_string(),
+            format!("{}{interval}", number::signed(c.difference, metric.decimals)),
+            number::p_value(c.p_adjusted),
+            c.seed_share.map_or(UNDEFINED.into(), |share| format!("{} %", number::fixed(100.0 * share, 0))),
+            c.seed_difference.map_or(UNDEFINED.into(), value),
+            if c.within_seeds == Some(true) { l.within_seeds.to_string() } else { String::new() },
+        ])
+    };
+    report.metrics.iter().filter_map(row).collect()
+}
+
+/// What two recipes are called above their table.
+pub(super) fn recipe_title(c: &RecipeComparison, language: Language) -> String {
+    let l = language.labels();
+    let seeds = |name: &str, n: usize| match n {
+        1 => name.to_string(),
+        n => language.pick(format!("{name} ({n} seeds)"), format!("{name}（{n} 个种子）")),
+    };
+    format!("{} {} {}", seeds(&c.candidate, c.candidate_seeds), l.against, seeds(&c.baseline, c.baseline_seeds))
+}
+
+/// Which checkpoints were chosen by a metric, in words.
+pub(super) fn chosen(report: &Report) -> Vec<String> {
+    let sentence = |model: &Model| {
+        let c = model.training.as_ref()?.chosen.as_ref()?;
+        let title = metric_title(report, &c.metric);
+        let info = report.metric(&c.metric);
+        let value =
+            |x: &Option<f64>| x.map_or(UNDEFINED.to_string(), |x| number::fixed(x, info.map_or(4, |m| m.decimals)));
+        let values: Vec<String> = c.values.iter().map(|(step, x)| format!("{step}: {}", value(x))).collect();
+        let (name, step, items, list) = (&model.name, c.step, c.items, values.join(", "));
+        Some(report.language.pick(
+            format!(
+                "The checkpoint of {name} (step {step}) was chosen by {title} on {items} validation items, not on the \
+                 items below ({list})."
+            ),
+            format!("{name} 的检查点（第 {step} 步）按 {items} 条验证集条目上的 {title} 选出，未使用下文的评测条目（{list}）。"),
+        ))
+    };
+    report.models.iter().filter_map(sentence).collect()
+}
+
+/// The header of [`checkpoints`]: the model, the step, the headline metrics.
+pub(super) fn checkpoint_header(report: &Report) -> Vec<String> {
+    let l = report.language.labels();
+    let metrics = headline(report).into_iter().map(|m| format!("{} {}", m.title(report.language), m.arrow()));
+    [l.model, l.steps].map(String::from).into_iter().chain(metrics.map(|m| m.trim_end().to_string())).collect()
+}
+
+/// The checkpoints that were measured, model by model.
+pub(super) fn checkpoints(report: &Report) -> Vec<Vec<String>> {
+    let metrics = headline(report);
+    let mut rows = Vec::new();
+    for model in &report.models {
+        for checkpoint in model.training.iter().flat_map(|t| &t.checkpoints) {
+            let value = |m: &&Metric| checkpoint.metrics.get(&m.name).map_or(UNDEFINED.into(), |v| number::value(m, v));
+            let cells = [model.name.clone(), number::grouped(checkpoint.step as u64)];
+            rows.push(cells.into_iter().chain(metrics.iter().map(value)).collect());
+        }
+    }
+    rows
+}
+
+/// The headline metrics; all, if none is one.
+fn headline(report: &Report) -> Vec<&Metric> {
+    let headline: Vec<&Metric> = report.metrics.iter().filter(|m| m.headline).collect();
+    if headline.is_empty() { report.metrics.iter().collect() } else { headline }
+}
+
 /// The metric by which cost is weighed: the first headline metric, in percent or as a share, that
 /// more of is better.
 fn weighed(report: &Report) -> Option<&Metric> {
@@ -89,10 +223,20 @@ fn points_gained(report: &Report, model: &Model) -> Option<f64> {
 /// The header of [`costs`]: the model and its cells.
 pub(super) fn cost_header(report: &Report) -> Vec<String> {
     let l = report.language.labels();
-    let mut header =
-        [l.model, l.device, l.trainable, l.train_time, l.train_speed, l.score_time, l.generate_time, l.speed, l.memory]
-            .map(String::from)
-            .to_vec();
+    let mut header = [
+        l.model,
+        l.device,
+        l.trainable,
+        l.train_time,
+        l.train_speed,
+        l.score_time,
+        l.generate_time,
+        l.speed,
+        l.memory,
+        l.disk,
+    ]
+    .map(String::from)
+    .to_vec();
     header.extend(weighed(report).map(|m| format!("{} {}", l.per_point, m.title(report.language))));
     header
 }
@@ -116,6 +260,7 @@ pub(super) fn costs(report: &Report) -> Vec<(&Model, Vec<String>)> {
                 seconds(cost.generate_seconds),
                 whole(cost.tokens_per_second()),
                 cost.peak_memory.map_or(UNDEFINED.into(), number::bytes),
+                cost.disk_bytes.map_or(UNDEFINED.into(), number::bytes),
             ];
             if weighed(report).is_some() {
                 let per_point = cost.train_seconds.zip(points_gained(report, model)).map(|(s, points)| s / points);

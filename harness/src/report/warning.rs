@@ -24,7 +24,7 @@ pub(super) fn find(
     }
     if models.len() == 1 {
         found.push(Warning::OneModel);
-    } else if models.iter().all(|m| m.role != Role::Base) {
+    } else if models.iter().all(|m| !matches!(m.role, Role::Base | Role::Baseline)) {
         found.push(Warning::NoBase);
     }
     found.extend(models.iter().filter_map(|model| yes_to_no(&model.name, metrics)));

@@ -1,19 +1,21 @@
 //! The proof of an adapter in every run that has one: that the backend applied it, and that the
 //! weights with the adapter merged into them, as they would be shipped, are the same model.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use karat_system::safetensors::read_header;
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Capability, Event, Flow, GenerateConfig, OpenConfig, Scores, Session, TEMPORARY_MODEL, Tokens};
+use crate::backend::{Capability, Event, GenerateConfig, OpenConfig, Scores, TEMPORARY_MODEL, Tokens};
 use crate::error::{Error, Result};
+use crate::eval::Prediction;
 use crate::fsio::{self, PassingFolder, sha256};
 use crate::report::{AdapterCheck, MergedCheck};
 use crate::run::evaluate::{EvalJob, evaluator, scores};
-use crate::run::{Cancel, Notice, Observer, SessionCache, backend_error};
+use crate::run::{Cancel, Notice, Observer, SessionCache, StageSink, backend_error};
 
 /// Items that are looked at, evenly spread over the data.
 const PROBES: usize = 12;
@@ -38,55 +40,142 @@ fn digest(key: &str, check: &AdapterCheck) -> Result<String> {
     Ok(sha256(format!("{key} {text}").as_bytes()))
 }
 
-/// Looks at the adapter of `job` on a few of its queries; what an earlier run found is reused.
-/// `scratch` is a folder in which the merged model may lie for as long as the check takes.
+/// The probe of an adapter: a few fixed queries of a job.
+struct Probe<'a> {
+    job: &'a EvalJob<'a>,
+    /// Which queries of the job.
+    rows: Vec<usize>,
+    references: Tokens,
+    prompts: Tokens,
+    greedy: GenerateConfig,
+    stage: String,
+}
+
+/// What was found of an adapter before its model was evaluated.
+pub(super) enum Proof {
+    /// An earlier run found all there is to find.
+    Known(AdapterCheck),
+    /// The adapter was applied: scores of the probe with it, and what it changes at most and on
+    /// average.
+    Applied { with: Scores, largest: f64, mean: f64 },
+}
+
+impl<'a> Probe<'a> {
+    fn new(job: &'a EvalJob<'a>) -> Probe<'a> {
+        let (n, wanted) = (job.queries.len(), job.queries.len().min(PROBES));
+        let rows: Vec<usize> = (0..wanted).map(|k| k * n / wanted).collect();
+        let most = job.generate.max_new_tokens.min(PROBE_TOKENS);
+        Probe {
+            references: rows.iter().map(|&i| &job.queries[i].reference).collect(),
+            prompts: rows.iter().map(|&i| &job.queries[i].prompt).collect(),
+            greedy: GenerateConfig::greedy(most, job.generate.stop_ids.clone()),
+            stage: format!("adapter {}", job.name),
+            rows,
+            job,
+        }
+    }
+
+    /// What the answers of the model `weights` depend on.
+    fn key(&self, weights: &BTreeMap<String, String>, asked: &str) -> String {
+        let open = &self.job.open;
+        // The options decide how a backend applies an adapter.
+        let session = format!("{} {} {:?}", open.dtype, open.device, open.options);
+        let plugin = self.job.backend.origin.sha256.as_deref().unwrap_or_default();
+        let descriptor = self.job.backend.backend.describe();
+        sha256(format!("{weights:?} {descriptor:?} {plugin} {session} {asked}").as_bytes())
+    }
+
+    /// The key of all that is found, and where it is kept.
+    fn file(&self) -> (String, PathBuf) {
+        let asked = format!("{:?} {:?} {}", self.references, self.prompts, self.greedy.deciding());
+        let key = self.key(&self.job.key, &asked);
+        let file = self.job.folder.join(format!("adapter-{}-{}.json", self.job.name, &key[..12]));
+        (key, file)
+    }
+
+    /// Scores of the probe under the model without the adapter, which all adapters on it share.
+    fn base(&self, sessions: &mut SessionCache, observer: &mut dyn Observer, cancel: &Cancel) -> Result<Scores> {
+        #[derive(Serialize, Deserialize)]
+        struct Kept {
+            key: String,
+            logprobs: Vec<f32>,
+            greedy: Vec<bool>,
+        }
+        let mut weights = self.job.key.clone();
+        weights.remove("adapter");
+        let key = self.key(&weights, &format!("{:?}", self.references));
+        let file = self.job.folder.join(format!("probe-{}.json", &key[..12]));
+        if file.is_file()
+            && let Ok(kept) = fsio::read_sealed_json::<Kept>(&file)
+            && kept.key == key
+        {
+            return Ok(Scores { logprobs: kept.logprobs, greedy: kept.greedy });
+        }
+        let without = OpenConfig { adapter: None, ..self.job.open.clone() };
+        let (found, _) = self.ask(sessions, &without, false, observer, cancel)?;
+        let kept = Kept { key, logprobs: found.logprobs.clone(), greedy: found.greedy.clone() };
+        fsio::write_sealed_json(&file, &kept)?;
+        Ok(found)
+    }
+
+    /// Scores the references and, if asked to, continues the prompts.
+    fn ask(
+        &self,
+        sessions: &mut SessionCache,
+        open: &OpenConfig,
+        generates: bool,
+        observer: &mut dyn Observer,
+        cancel: &Cancel,
+    ) -> Result<(Scores, Vec<Vec<u32>>)> {
+        let session = sessions.session(self.job.backend, open)?;
+        let longest = session.info().max_positions;
+        let evaluator = evaluator(session, &self.job.backend.backend.describe().name)?;
+        let keep = |_: &Event| Ok(());
+        let mut sink = StageSink { stage: &self.stage, total: None, observer, cancel, keep, error: None };
+        let place = |row: usize| format!("row {row} of the adapter's probe");
+        let references = self.references.view();
+        let scores = scores(evaluator, references, "scoring the adapter's probe failed", &place, &mut sink)?;
+        if !generates {
+            return Ok((scores, Vec::new()));
+        }
+        let fitting: Tokens = self.prompts.view().iter().filter(|p| p.len() < longest).collect();
+        let completions = evaluator
+            .generate(fitting.view(), &self.greedy, &mut sink)
+            .map_err(|e| backend_error("continuing the adapter's probe failed", e))?;
+        Ok((scores, completions.into_iter().map(|c| c.ids).collect()))
+    }
+}
+
+/// Proves on a few queries of `job` that its adapter is applied, before hours are spent on it; what
+/// an earlier run found is reused. None without an adapter.
 ///
 /// # Errors
 /// An adapter with weights other than zero that changes no log-probability: the backend did not
 /// apply it, and a report would quietly say that LoRA changes nothing. The backend's errors;
 /// interrupted; I/O.
-pub(super) fn check(
+pub(super) fn prove(
     job: &EvalJob<'_>,
-    scratch: &Path,
     sessions: &mut SessionCache,
     observer: &mut dyn Observer,
     cancel: &Cancel,
-) -> Result<Option<AdapterCheck>> {
+) -> Result<Option<Proof>> {
     let Some(adapter) = &job.open.adapter else { return Ok(None) };
-    let (n, wanted) = (job.queries.len(), job.queries.len().min(PROBES));
-    let probes: Vec<_> = (0..wanted).map(|k| &job.queries[k * n / wanted]).collect();
-    let references: Tokens = probes.iter().map(|q| &q.reference).collect();
-    let prompts: Tokens = probes.iter().map(|q| &q.prompt).collect();
-    let descriptor = job.backend.backend.describe();
-    let greedy = GenerateConfig::greedy(job.generate.max_new_tokens.min(PROBE_TOKENS), job.generate.stop_ids.clone());
-
-    let asked = format!("{:?} {:?} {}", references, prompts, greedy.deciding());
-    // The options decide how a backend applies an adapter.
-    let session = format!("{} {} {:?}", job.open.dtype, job.open.device, job.open.options);
-    let plugin = job.backend.origin.sha256.as_deref().unwrap_or_default();
-    let key = format!("{:?} {descriptor:?} {plugin} {session} {asked}", job.key);
-    let key = sha256(key.as_bytes());
-    let file = job.folder.join(format!("adapter-{}-{}.json", job.name, &key[..12]));
-    let stage = format!("adapter {}", job.name);
+    let probe = Probe::new(job);
+    let (key, file) = probe.file();
     if file.is_file() {
         let stored: Stored = fsio::read_json(&file)?;
         if stored.key == key && stored.sha256 == digest(&key, &stored.check)? {
-            observer.notice(Notice::Reused { name: &stage, detail: format!("{} items", stored.check.items) });
+            observer.notice(Notice::Reused { name: &probe.stage, detail: format!("{} items", stored.check.items) });
             warn_of_merging(job, &stored.check, observer);
-            return Ok(Some(stored.check));
+            return Ok(Some(Proof::Known(stored.check)));
         }
     }
-    observer.notice(Notice::Stage { name: &stage, detail: format!("{wanted} items with it, without it, merged") });
-
-    let ask = |sessions: &mut SessionCache, open: &OpenConfig, generates: bool| {
-        let session = sessions.session(job.backend, open)?;
-        ask(session, &descriptor.name, &references, generates.then_some((&prompts, &greedy)), cancel)
-    };
-    let without = OpenConfig { adapter: None, ..job.open.clone() };
-    let (base, _) = ask(sessions, &without, false)?;
-    let (with, texts) = ask(sessions, &job.open, true)?;
-    let (largest_change, mean_change) = differences(&base, &with);
-    if largest_change == 0.0 && !with.logprobs.is_empty() && !is_zero(adapter)? {
+    let detail = format!("{} items with it and without it", probe.rows.len());
+    observer.notice(Notice::Stage { name: &probe.stage, detail });
+    let base = probe.base(sessions, observer, cancel)?;
+    let (with, _) = probe.ask(sessions, &job.open, false, observer, cancel)?;
+    let (largest, mean) = differences(&base, &with);
+    if largest == 0.0 && !with.logprobs.is_empty() && !is_zero(adapter)? {
         return Err(Error::backend(format!(
             "the adapter of {} was not applied: its weights are not zero, and every log-probability equals the base model's",
             job.name
@@ -94,41 +183,81 @@ pub(super) fn check(
         .at(adapter.display())
         .help("report this backend; no number of this adapter can be believed"));
     }
-    let merged = if descriptor.capabilities.contains(&Capability::Merge) {
+    let detail = format!("applied: log-probabilities change by up to {largest:.2} nats");
+    observer.notice(Notice::Done { name: &probe.stage, detail });
+    Ok(Some(Proof::Applied { with, largest, mean }))
+}
+
+/// The rest of the proof, once the model is evaluated: the adapter merged into its weights says the
+/// same. What the model wrote with the adapter is among its `predictions`, if those are greedy.
+/// `scratch` is a folder in which the merged model may lie for as long as the check takes.
+///
+/// # Errors
+/// The backend's errors; interrupted; I/O.
+pub(super) fn merged(
+    proof: Proof,
+    job: &EvalJob<'_>,
+    predictions: &[Prediction],
+    scratch: &Path,
+    sessions: &mut SessionCache,
+    observer: &mut dyn Observer,
+    cancel: &Cancel,
+) -> Result<AdapterCheck> {
+    let (with, largest_change, mean_change) = match proof {
+        Proof::Known(check) => return Ok(check),
+        Proof::Applied { with, largest, mean } => (with, largest, mean),
+    };
+    let probe = Probe::new(job);
+    let wanted = probe.rows.len();
+    let merged = if job.backend.backend.describe().capabilities.contains(&Capability::Merge) {
+        let detail = format!("{wanted} items merged into the weights");
+        observer.notice(Notice::Stage { name: &probe.stage, detail });
+        let known: Option<Vec<Vec<u32>>> = if job.generate.temperature == 0.0 {
+            let begun = |row: &usize| Some(predictions.get(*row)?.ids.as_ref()?.iter().copied());
+            let cut = |ids: Option<_>| ids.map(|ids| Iterator::take(ids, probe.greedy.max_new_tokens).collect());
+            probe.rows.iter().map(|row| cut(begun(row))).collect()
+        } else {
+            None
+        };
         std::fs::create_dir_all(scratch).map_err(|e| Error::io("create the folder", scratch, e))?;
         // Dropping it removes it, whatever fails below.
         let purpose = TEMPORARY_MODEL.trim_start_matches(fsio::PASSING).trim_end_matches('-');
         let folder =
             PassingFolder::new_in(scratch, purpose).map_err(|e| Error::io("create a folder in", scratch, e))?;
         let into = folder.path().join("merged");
+        let texts = match known {
+            Some(texts) => texts.into_iter().filter(|text: &Vec<u32>| !text.is_empty()).collect(),
+            None => probe.ask(sessions, &job.open, true, observer, cancel)?.1,
+        };
         sessions.close();
         drop(job.backend.open(&OpenConfig { merge_into: Some(into.clone()), ..job.open.clone() })?);
         // What is opened is what was written: the files as they would be shipped.
-        let (scores, merged_texts) = ask(sessions, &OpenConfig { model: into, ..without }, true)?;
+        let shipped = OpenConfig { model: into, adapter: None, ..job.open.clone() };
+        let (scores, merged_texts) = probe.ask(sessions, &shipped, true, observer, cancel)?;
         let (largest_difference, mean_difference) = differences(&with, &scores);
         Some(MergedCheck {
             largest_difference,
             mean_difference,
             argmax_flips: with.greedy.iter().zip(&scores.greedy).filter(|(a, b)| a != b).count() as u64,
             changed_texts: texts.iter().zip(&merged_texts).filter(|(a, b)| a != b).count(),
-            max_new_tokens: greedy.max_new_tokens,
+            max_new_tokens: probe.greedy.max_new_tokens,
         })
     } else {
         None
     };
     let check = AdapterCheck { items: wanted, tokens: with.logprobs.len() as u64, largest_change, mean_change, merged };
-    let merged = check.merged.as_ref().map_or_else(String::new, |m| {
-        format!(
-            ", merged differs by at most {:.1e} nats, {} of {wanted} texts change",
+    if let Some(m) = &check.merged {
+        let detail = format!(
+            "merged differs by at most {:.1e} nats, {} of {wanted} texts change",
             m.largest_difference, m.changed_texts
-        )
-    });
-    let detail = format!("applied: log-probabilities change by up to {:.2} nats{merged}", check.largest_change);
-    observer.notice(Notice::Done { name: &stage, detail });
+        );
+        observer.notice(Notice::Done { name: &probe.stage, detail });
+    }
     warn_of_merging(job, &check, observer);
+    let (key, file) = probe.file();
     let stored = Stored { sha256: digest(&key, &check)?, key, check };
     fsio::write_json(&file, &stored)?;
-    Ok(Some(stored.check))
+    Ok(stored.check)
 }
 
 /// Says that the merged weights are another model, where they are, and what to do.
@@ -141,32 +270,6 @@ fn warn_of_merging(job: &EvalJob<'_>, check: &AdapterCheck, observer: &mut dyn O
          nats, where it changes them by up to {:.2}; use it beside its base{or}",
         merged.largest_difference, check.largest_change
     )));
-}
-
-/// Scores the references and, if asked to, continues the prompts.
-fn ask(
-    session: &mut Box<dyn Session>,
-    backend: &str,
-    references: &Tokens,
-    generates: Option<(&Tokens, &GenerateConfig)>,
-    cancel: &Cancel,
-) -> Result<(Scores, Vec<Vec<u32>>)> {
-    let longest = session.info().max_positions;
-    let evaluator = evaluator(session, backend)?;
-    let mut sink = |_: Event| if cancel.requested() { Flow::Stop } else { Flow::Continue };
-    let place = |row: usize| format!("row {row} of the adapter's probe");
-    let scores = scores(evaluator, references.view(), "scoring the adapter's probe failed", &place, &mut sink)?;
-    let texts = match generates {
-        Some((prompts, config)) => {
-            let fitting: Tokens = prompts.view().iter().filter(|p| p.len() < longest).collect();
-            let completions = evaluator
-                .generate(fitting.view(), config, &mut sink)
-                .map_err(|e| backend_error("continuing the adapter's probe failed", e))?;
-            completions.into_iter().map(|c| c.ids).collect()
-        }
-        None => Vec::new(),
-    };
-    Ok((scores, texts))
 }
 
 /// Largest and mean absolute difference of two lists of log-probabilities.

@@ -12,7 +12,8 @@ use crate::backend::{Capability, Descriptor, Dtype};
 use crate::error::{Error, Result};
 use crate::fsio;
 use crate::import::{gguf_in, has_gguf_weights};
-use crate::suite::Suite;
+use crate::run::subject::{locate, rendering};
+use crate::suite::{Suite, TrainMethod, TrainModel};
 
 /// The name that asks for a choice.
 pub const AUTO: &str = "auto";
@@ -132,26 +133,51 @@ pub fn decided(
     observer: &mut dyn Observer,
 ) -> Result<(Suite, BTreeMap<String, String>)> {
     let (mut suite, mut said) = (suite.clone(), BTreeMap::new());
-    let model = evaluated.unwrap_or(&suite.model.base).to_path_buf();
-    let mut decide = |key: &str, name: &mut String, capabilities: &[Capability], (dtype, device): (Dtype, &str)| {
-        let chosen = choose(&Asked { model: &model, capabilities, dtype, device }, backends)?;
-        *name = chosen.name.into();
-        observer.notice(Notice::Done { name: key, detail: chosen.why.clone() });
-        said.insert(key.into(), chosen.why);
-        Ok::<_, Error>(())
+    let model = match evaluated {
+        Some(model) => model.to_path_buf(),
+        None => rendering(&suite)?,
     };
+    let mut decide =
+        |key: &str, name: &mut String, model: &Path, capabilities: &[Capability], (dtype, device): (Dtype, &str)| {
+            let chosen = choose(&Asked { model, capabilities, dtype, device }, backends)?;
+            *name = chosen.name.into();
+            observer.notice(Notice::Done { name: key, detail: chosen.why.clone() });
+            said.insert(key.into(), chosen.why);
+            Ok::<_, Error>(())
+        };
     let on = (suite.model.dtype, suite.model.device.clone());
     let scores = [Capability::Score, Capability::Generate];
     if suite.model.backend == AUTO {
         let trains = evaluated.is_none();
-        let lora = suite.train.lora.as_ref().filter(|_| trains).map(|_| Capability::TrainLora);
-        let full = suite.train.full.as_ref().filter(|_| trains).map(|_| Capability::TrainFull);
+        // Models of a backend of their own are asked for below.
+        let trained = suite.all_models().into_iter().filter(|model| trains && model.entry.backend.is_none());
+        let methods: Vec<TrainMethod> = trained.filter_map(|model| Some(model.entry.train?.method)).collect();
+        let lora = methods.contains(&TrainMethod::Lora).then_some(Capability::TrainLora);
+        let full = methods.contains(&TrainMethod::Full).then_some(Capability::TrainFull);
         let beside = if suite.eval.backend.is_empty() { &scores[..] } else { &[] };
         let capabilities: Vec<Capability> = lora.into_iter().chain(full).chain(beside.iter().copied()).collect();
-        decide("model.backend", &mut suite.model.backend, &capabilities, (on.0, &on.1))?;
+        decide("model.backend", &mut suite.model.backend, &model, &capabilities, (on.0, &on.1))?;
     }
     if suite.eval.backend == AUTO {
-        decide("eval.backend", &mut suite.eval.backend, &scores, (on.0, &on.1))?;
+        decide("eval.backend", &mut suite.eval.backend, &model, &scores, (on.0, &on.1))?;
+    }
+    for (name, entry) in suite.models.0.iter_mut().filter(|(_, entry)| entry.backend.as_deref() == Some(AUTO)) {
+        let mut capabilities = scores.to_vec();
+        let own = match &entry.train {
+            Some(TrainModel { method, .. }) => {
+                capabilities.push(match method {
+                    TrainMethod::Lora => Capability::TrainLora,
+                    TrainMethod::Full => Capability::TrainFull,
+                });
+                model.clone()
+            }
+            None => locate(entry)?.model,
+        };
+        let device = entry.device.clone().unwrap_or_else(|| on.1.clone());
+        let mut backend = AUTO.to_string();
+        let key = format!("models.{name}.backend");
+        decide(&key, &mut backend, &own, &capabilities, (entry.dtype.unwrap_or(on.0), &device))?;
+        entry.backend = Some(backend);
     }
     Ok((suite, said))
 }

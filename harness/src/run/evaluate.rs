@@ -63,6 +63,7 @@ impl Query {
 }
 
 /// One model to be evaluated.
+#[derive(Clone)]
 pub struct EvalJob<'a> {
     /// `base`, `lora`, `full`.
     pub name: &'a str,

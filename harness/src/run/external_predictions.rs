@@ -14,15 +14,16 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::backend::StopReason;
+use crate::data::notes::{self, Note};
 use crate::error::{Error, Result};
 use crate::eval::metric::{self, Reads};
 use crate::eval::stats::StatsOptions;
 use crate::eval::think::{self, ThinkTags};
 use crate::eval::{Item, Prediction, ReferenceScore};
 use crate::fsio::{self, sha256};
-use crate::report::{
-    self, Cost, Data, DataFile, Environment, Fingerprints, Inputs, Language, ModelRun, Report, Role, Warning,
-};
+use crate::report::{self, Cost, Data, DataFile, Environment, Fingerprints, Inputs, Language, ModelRun, Report, Role};
+use crate::run::renderings::fingerprints;
+use crate::run::report_inputs::{brought_along, told};
 use crate::run::{Prepared, Recorded, is_store, metrics, read_store, report_recorded};
 use crate::suite::{DEFAULT_METRICS, Suite};
 
@@ -43,6 +44,27 @@ pub enum Known {
     Nothing,
 }
 
+impl Known {
+    /// What such texts are known to have been asked, where it is not what the suite asks.
+    pub(super) fn fingerprints(&self, prepared: &Prepared, suite: &Suite) -> Option<Fingerprints> {
+        let ours = fingerprints(prepared, suite);
+        let found = match self {
+            Known::Run => return None,
+            Known::Store { decoding, prompts: true } => Fingerprints { decoding: decoding.clone(), ..ours.clone() },
+            Known::Store { decoding, prompts: false } => {
+                Fingerprints { data: ours.data.clone(), decoding: decoding.clone(), ..Fingerprints::default() }
+            }
+            Known::Nothing => Fingerprints { data: ours.data.clone(), ..Fingerprints::default() },
+        };
+        Some(found).filter(|found| *found != ours)
+    }
+
+    /// Whether nobody knows how they came about.
+    pub(super) fn is_unknown(&self) -> bool {
+        *self == Known::Nothing
+    }
+}
+
 /// A model of which there are texts.
 #[derive(Clone, Debug)]
 pub struct StoredModel {
@@ -50,12 +72,16 @@ pub struct StoredModel {
     pub recorded: Recorded,
     /// How far its origin is known.
     pub known: Known,
+    /// What a reader must know of how its texts were matched to the items.
+    pub notes: Vec<Note>,
 }
 
-/// A line of another origin.
+/// A line of another origin. Other systems have the question under one of three names.
 #[derive(Deserialize)]
 struct Line {
-    id: Value,
+    id: Option<Value>,
+    #[serde(alias = "prompt", alias = "input")]
+    question: Option<String>,
     candidate: Option<String>,
     text: Option<String>,
     reference: Option<String>,
@@ -73,7 +99,10 @@ pub fn read_stored(path: &Path, name: Option<&str>, prepared: &Prepared) -> Resu
     if path.is_dir() {
         let inner = path.join("results");
         let recorded = Recorded::read_all(if inner.is_dir() { &inner } else { path })?;
-        return Ok(recorded.into_iter().map(|recorded| StoredModel { recorded, known: Known::Run }).collect());
+        return Ok(recorded
+            .into_iter()
+            .map(|recorded| StoredModel { recorded, known: Known::Run, notes: Vec::new() })
+            .collect());
     }
     let stem = || path.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
     if path.extension().is_some_and(|e| e == "json") {
@@ -82,7 +111,7 @@ pub fn read_stored(path: &Path, name: Option<&str>, prepared: &Prepared) -> Resu
             recorded.name = name.to_string();
             recorded.role = role(name);
         }
-        return Ok(vec![StoredModel { recorded, known: Known::Run }]);
+        return Ok(vec![StoredModel { recorded, known: Known::Run, notes: Vec::new() }]);
     }
     let name = name.map_or_else(stem, str::to_string);
     let model = if is_store(path) { from_store(path, name, prepared)? } else { from_lines(path, name, prepared)? };
@@ -106,8 +135,10 @@ fn recording(name: String, predictions: Vec<Prediction>, references: Vec<Referen
         name,
         checkpoint_sha256: String::new(),
         effort: None,
+        disk_bytes: None,
         training: None,
         predictions,
+        samples: Vec::new(),
         references,
         general: Vec::new(),
         adapter: None,
@@ -151,25 +182,38 @@ fn from_store(path: &Path, name: String, prepared: &Prepared) -> Result<StoredMo
     let decoding = key.get("decode").map_or_else(String::new, |settings| sha256(settings.as_bytes()));
     let mut recorded = recording(name, predictions, references);
     recorded.checkpoint_sha256 = key.get("adapter").or(key.get("weights")).cloned().unwrap_or_default();
-    Ok(StoredModel { recorded, known: Known::Store { decoding, prompts } })
+    Ok(StoredModel { recorded, known: Known::Store { decoding, prompts }, notes: Vec::new() })
 }
 
 fn from_lines(path: &Path, name: String, prepared: &Prepared) -> Result<StoredModel> {
     let items: BTreeMap<&str, &Item> = prepared.items.iter().map(|i| (i.id.as_str(), i)).collect();
+    // None where two items ask the same.
+    let mut by_question: BTreeMap<&str, Option<&Item>> = BTreeMap::new();
+    for item in &prepared.items {
+        by_question.entry(item.question.trim()).and_modify(|found| *found = None).or_insert(Some(item));
+    }
     let mut seen = BTreeSet::new();
-    let mut predictions = Vec::new();
-    for (number, line) in lines(path)? {
+    let (mut predictions, mut asked, mut unmatched) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, mut line) in lines(path)? {
         let here = || format!("{}:{number}", path.display());
-        let (prediction, reference) = prediction(line).map_err(|e| e.at(here()))?;
-        let Some(item) = items.get(prediction.id.as_str()) else {
+        let question = line.question.take();
+        let (mut prediction, reference) = prediction(line).map_err(|e| e.at(here()))?;
+        let item = match items.get(prediction.id.as_str()) {
+            Some(item) => *item,
             // Its row was left out, and named among the bad lines.
-            if prepared.left_out.contains(&prediction.id) {
-                continue;
-            }
-            return Err(Error::data(format!("`{}` is no item of the suite's data", prediction.id))
-                .at(here())
-                .help("these texts were made from other data"));
+            None if prepared.left_out.contains(&prediction.id) => continue,
+            None => match question.as_deref().and_then(|question| *by_question.get(question.trim())?) {
+                Some(item) => {
+                    asked.push(item.id.clone());
+                    item
+                }
+                None => {
+                    unmatched.push(number);
+                    continue;
+                }
+            },
         };
+        prediction.id.clone_from(&item.id);
         let same = |reference: &String| {
             let whole = think::join(&item.think, &item.answer);
             let parts = prepared.formatter.options().think_tags.split(reference);
@@ -186,10 +230,17 @@ fn from_lines(path: &Path, name: String, prepared: &Prepared) -> Result<StoredMo
         }
         predictions.push(prediction);
     }
+    if let (true, [first, ..]) = (predictions.is_empty(), unmatched.as_slice()) {
+        return Err(Error::data("none of these texts is of an item of the suite")
+            .at(format!("{}:{first}", path.display()))
+            .help("a line is matched by its id, else by its question: karat data SUITE --prompts FILE writes both"));
+    }
     let order: BTreeMap<&str, usize> =
         prepared.items.iter().enumerate().map(|(i, item)| (item.id.as_str(), i)).collect();
     predictions.sort_by_key(|p| order.get(p.id.as_str()).copied());
-    Ok(StoredModel { recorded: recording(name, predictions, Vec::new()), known: Known::Nothing })
+    let notes = [notes::by_question(&name, &asked), notes::unmatched(&name, &unmatched)];
+    let notes = notes.into_iter().flatten().collect();
+    Ok(StoredModel { recorded: recording(name, predictions, Vec::new()), known: Known::Nothing, notes })
 }
 
 /// The lines of a file, with their numbers; at least one.
@@ -204,7 +255,7 @@ fn lines(path: &Path) -> Result<Vec<(usize, Line)>> {
             Error::data("broken line of predictions")
                 .at(format!("{}:{}", path.display(), number + 1))
                 .because(e)
-                .help(r#"lines are {"id", "candidate"}, perhaps with "reference", "ids" and "stop""#)
+                .help(r#"lines are {"id", "candidate"}, perhaps with "question", "reference", "ids" and "stop""#)
         })?;
         lines.push((number + 1, line));
     }
@@ -216,9 +267,11 @@ fn lines(path: &Path) -> Result<Vec<(usize, Line)>> {
 
 fn prediction(line: Line) -> Result<(Prediction, Option<String>)> {
     let id = match line.id {
-        Value::String(id) => id,
-        Value::Number(id) => id.to_string(),
-        other => return Err(Error::data(format!("the id {other} is neither a text nor a number"))),
+        Some(Value::String(id)) => id,
+        Some(Value::Number(id)) => id.to_string(),
+        // Matched by its question, if it has one.
+        None => String::new(),
+        Some(other) => return Err(Error::data(format!("the id {other} is neither a text nor a number"))),
     };
     let text = match (line.candidate, line.text) {
         (Some(text), None) | (None, Some(text)) => text,
@@ -238,6 +291,7 @@ pub fn report_stored(
     environment: Environment,
 ) -> Result<Report> {
     let known: Vec<(String, Known)> = models.iter().map(|m| (m.recorded.name.clone(), m.known.clone())).collect();
+    let notes: Vec<Note> = models.iter().flat_map(|m| m.notes.clone()).collect();
     let recorded = models.into_iter().map(|m| m.recorded).collect();
     let mut report = report_recorded(suite, prepared, recorded, environment)?;
     let ours = report.fingerprints.decoding.clone();
@@ -266,17 +320,8 @@ pub fn report_stored(
     if !unknown.is_empty() {
         // Seeds of what nobody carried out here.
         report.seeds.retain(|purpose, _| !matches!(purpose.as_str(), "train" | "generate"));
-        let list = unknown.join(", ");
-        report.warnings.push(Warning::Other {
-            text: match suite.language {
-                Language::English => format!(
-                    "The texts of {list} were brought along: how they were asked and decoded is not known here."
-                ),
-                Language::Chinese => {
-                    format!("{list} 的文本来自外部：其提示与解码方式未知。")
-                }
-            },
-        });
+        report.warnings.extend(brought_along(&unknown, suite.language));
+        report.warnings.extend(notes.iter().map(|note| told(note, suite.language)));
     }
     Ok(report)
 }
@@ -339,6 +384,8 @@ pub fn report_pairs(path: &Path, name: &str) -> Result<Report> {
             name: name.to_string(),
             role: Role::Other,
             checkpoint_sha256: String::new(),
+            fingerprints: None,
+            samples: Vec::new(),
             session: None,
             think_tags: tags,
             items: results,
@@ -347,6 +394,10 @@ pub fn report_pairs(path: &Path, name: &str) -> Result<Report> {
             adapter: None,
             cost: Cost::default(),
         }],
+        pairs: Vec::new(),
+        recipes: Vec::new(),
+        recipe_pairs: Vec::new(),
+        priorities: None,
         metrics: metrics::describe(&names),
         examples: Vec::new(),
         general: None,

@@ -103,11 +103,12 @@ pub fn remove(folder: &Path, suite: &Suite) -> Result<()> {
     if let Some(other) = names.iter().find(|n| !OURS.contains(&n.as_str()) && !n.starts_with(fsio::PASSING)) {
         return refuse(format!("there is {other:?} here, which no run wrote"));
     }
-    let data = &suite.data;
+    let (data, all_models) = (&suite.data, suite.all_models());
     let inputs = [&data.file, &data.train, &data.validation, &data.heldout].into_iter().flatten();
     let real = |path: &Path| path.canonicalize().map_err(|e| Error::io("resolve", path, e));
     let general = suite.eval.general.as_ref().map(|general| &general.file);
-    for input in inputs.chain(general).chain([&suite.model.base]) {
+    let models = all_models.iter().flat_map(|m| [&m.entry.path, &m.entry.adapter, &m.entry.predictions]).flatten();
+    for input in inputs.chain(general).chain(models) {
         if real(input)?.starts_with(real(folder)?) {
             return refuse(format!("the suite reads {} from this folder", input.display()));
         }

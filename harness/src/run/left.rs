@@ -10,6 +10,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::backend::state::checkpoint_step;
 use crate::backend::{Method, Weights};
 use crate::error::{Error, Result};
 use crate::fsio::{self, Digests, sha256};
@@ -133,6 +134,11 @@ pub(super) fn settings(job: &TrainJob<'_>) -> Result<BTreeMap<String, String>> {
     set("device", base.open.device.clone());
     set("dtype", base.open.dtype.to_string());
     Ok(settings)
+}
+
+/// The step of a checkpoint's folder, by its name.
+pub(super) fn step(folder: &Path) -> Option<usize> {
+    folder.file_name().and_then(|name| name.to_str()).and_then(checkpoint_step)
 }
 
 /// The name of a folder.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::eval::metric::{self, Corpus};
-use crate::eval::stats::StatsOptions;
+use crate::eval::stats::{self, StatsOptions};
 use crate::eval::think::ThinkTags;
 use crate::eval::{Item, ItemResult, Prediction, ReferenceScore};
 use crate::report::{MetricInfo, Pooled};
@@ -38,6 +38,29 @@ pub fn measure(
             Ok(ItemResult { prediction, reference, metrics })
         })
         .collect()
+}
+
+/// Makes every value of `results` the mean over `samples`, of which each has the same items: of
+/// those samples that have a value.
+pub fn average(results: &mut [ItemResult], samples: &[Vec<ItemResult>]) {
+    let by_id = |sample: &'_ Vec<ItemResult>| -> BTreeMap<String, usize> {
+        sample.iter().enumerate().map(|(at, r)| (r.prediction.id.clone(), at)).collect()
+    };
+    let places: Vec<BTreeMap<String, usize>> = samples.iter().map(by_id).collect();
+    for result in results {
+        let id = &result.prediction.id;
+        let all: Vec<&ItemResult> =
+            samples.iter().zip(&places).filter_map(|(sample, places)| Some(&sample[*places.get(id)?])).collect();
+        for (name, value) in &mut result.metrics {
+            let values: Vec<f64> = all.iter().filter_map(|r| r.metrics.get(name).copied()?).collect();
+            // Equal values stay what they are to the bit.
+            if let Some(first) = values.first()
+                && values.iter().any(|v| v != first)
+            {
+                *value = Some(stats::mean(&values));
+            }
+        }
+    }
 }
 
 /// The corpus values of metrics that are pooled over the items, with their intervals.

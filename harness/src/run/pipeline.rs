@@ -1,33 +1,60 @@
 //! The whole way of a suite: data, training, evaluation, report.
 
+mod measure;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::backend::{GenerateConfig, Method, OpenConfig, bounded_threads};
-use crate::data::companions;
-use crate::data::notes::stray_texts;
-use crate::data::tokens::Unnamed;
+use crate::backend::{GenerateConfig, OpenConfig, bounded_threads};
 use crate::error::{Error, Result};
-use crate::fsio::{self, sha256_digests, sha256_model};
-use crate::report::{self, AdapterCheck, Environment, Report, Role};
-use crate::run::evaluate::{EvalJob, Evaluated, evaluate};
-use crate::run::machine::machine;
-use crate::run::recorded::{Recorded, RecordedTraining};
-use crate::run::report_inputs::{plugin, report_recorded};
-use crate::run::train::{Base, EVALUATE_IT, TrainJob, Trained, plan, train};
-use crate::run::{
-    Backends, Cancel, LoadedBackend, Notice, Observer, Prepared, SessionCache, adapter, decided, folder, left,
-    left_over, models, prepare,
-};
-use crate::suite::{CheckpointChoice, Suite};
+use crate::fsio;
+use crate::model_dir::ModelDir;
+use crate::report::{Report, Role};
+use crate::run::recorded::RecordedChoice;
+use crate::run::renderings::{Renderings, has_other_tokenizer};
+use crate::run::subject::{locate, rendering};
+use crate::run::train::{Base, TrainJob, Trained, plan, train};
+use crate::run::{Backends, Cancel, Notice, Observer, Prepared, decided, folder, left, models, prepare};
+use crate::suite::{CheckpointChoice, Checkpoints, ModelRole, NamedModel, Suite, SuiteModel, TrainMethod, TrainModel};
 
 /// A model of the run: what is opened, and how it came to be.
+#[derive(Clone)]
 struct Subject {
     name: String,
     role: Role,
+    /// Empty for texts that are there already.
     model: PathBuf,
     adapter: Option<PathBuf>,
     trained: Option<Trained>,
+    /// The folder that its training started from.
+    from: Option<PathBuf>,
+    /// What its checkpoint was chosen by, if not by the loss.
+    chosen: Option<RecordedChoice>,
+    /// What its table says.
+    entry: NamedModel,
+}
+
+impl Subject {
+    /// A model that exists.
+    fn existing(name: String, role: Role, found: ModelDir, entry: NamedModel) -> Subject {
+        let ModelDir { model, adapter } = found;
+        Subject { name, role, model, adapter, trained: None, from: None, chosen: None, entry }
+    }
+
+    /// The same at another checkpoint of its training.
+    fn checkpoint(&self, step: usize, folder: PathBuf) -> Subject {
+        let mut other = Subject { name: format!("{}@{step}", self.name), ..self.clone() };
+        match &mut other.adapter {
+            Some(adapter) => *adapter = folder,
+            None => other.model = folder,
+        }
+        other
+    }
+
+    /// Where it lies, if it is no texts alone.
+    fn place(&self) -> Option<&PathBuf> {
+        self.adapter.as_ref().or(Some(&self.model)).filter(|place| !place.as_os_str().is_empty())
+    }
 }
 
 /// A model that the user brings along to be evaluated instead of the suite's.
@@ -56,29 +83,19 @@ pub fn run(
     let _lock = folder::take(folder)?;
     let (suite, chosen) = &decided(suite, None, backends, observer)?;
     let mut stages = Stages::new(suite, chosen, folder, backends, observer, cancel);
-    let prepared = stages.data()?;
-    let mut subjects = vec![Subject {
-        name: "base".into(),
-        role: Role::Base,
-        model: suite.model.base.clone(),
-        adapter: None,
-        trained: None,
-    }];
-    for (name, _) in suite.runs() {
-        subjects.push(stages.train(name, &prepared)?);
+    let renderings = stages.data(Renderings::new)?;
+    let models = suite.all_models();
+    let mut subjects: Vec<Option<Subject>> = vec![None; models.len()];
+    for at in 0..models.len() {
+        stages.subject(at, &models, &renderings, &mut subjects)?;
     }
-    // Results of a model that the suite no longer trains would be taken for results of this run.
-    for name in ["lora", "full"].into_iter().filter(|name| subjects.iter().all(|s| s.name != *name)) {
-        let stale = folder.join("results").join(format!("{name}.json"));
-        if stale.is_file() {
-            std::fs::remove_file(&stale).map_err(|e| Error::io("remove", &stale, e))?;
-        }
-    }
-    let models: Vec<(String, PathBuf)> =
-        subjects.iter().map(|s| (s.name.clone(), s.adapter.as_ref().unwrap_or(&s.model).clone())).collect();
-    let report = stages.report(&prepared, subjects)?;
-    models::link(folder, &models)?;
-    let names: Vec<String> = models.iter().map(|(name, _)| format!("{}:{name}", folder.display())).collect();
+    let subjects: Vec<Subject> = subjects.into_iter().flatten().collect();
+    stages.forget(&subjects)?;
+    let places: Vec<(String, PathBuf)> =
+        subjects.iter().filter_map(|s| Some((s.name.clone(), s.place()?.clone()))).collect();
+    let report = stages.report(&renderings, subjects)?;
+    models::link(folder, &places)?;
+    let names: Vec<String> = places.iter().map(|(name, _)| format!("{}:{name}", folder.display())).collect();
     stages.observer.notice(Notice::Done { name: "models", detail: format!("--model {}", names.join(", ")) });
     Ok(report)
 }
@@ -105,7 +122,11 @@ pub fn evaluate_brought(
     }
     let _lock = folder::take(folder)?;
     let (mut suite, chosen) = decided(suite, Some(&model), backends, observer)?;
-    if has_other_tokenizer(&model, &suite.model.base)? {
+    let renders = rendering(&suite)?;
+    if !suite.model.has_base() {
+        suite.model.base.clone_from(&renders);
+    }
+    if has_other_tokenizer(&model, &renders)? {
         observer.notice(Notice::Warning(format!(
             "{} has a tokenizer of its own: it is asked in its own tokens and template, not in those of the suite's base",
             model.display()
@@ -114,14 +135,9 @@ pub fn evaluate_brought(
     }
     let mut stages = Stages::new(&suite, &chosen, folder, backends, observer, cancel);
     stages.doubt(&model, adapter.as_deref())?;
-    let prepared = stages.data()?;
-    stages.report(&prepared, vec![Subject { name, role: Role::Other, model, adapter, trained: None }])
-}
-
-/// Whether `model` has a tokenizer, and not the one of `base`.
-fn has_other_tokenizer(model: &Path, base: &Path) -> Result<bool> {
-    let (theirs, ours) = (model.join("tokenizer.json"), base.join("tokenizer.json"));
-    Ok(theirs.is_file() && (!ours.is_file() || fsio::sha256_file(&theirs)? != fsio::sha256_file(&ours)?))
+    let renderings = stages.data(|suite| Ok(Renderings::single(prepare(suite)?, suite)))?;
+    let found = ModelDir { model, adapter };
+    stages.report(&renderings, vec![Subject::existing(name, Role::Other, found, NamedModel::default())])
 }
 
 struct Stages<'a> {
@@ -134,8 +150,8 @@ struct Stages<'a> {
     cancel: &'a Cancel,
     /// Worker threads of a session.
     threads: usize,
-    /// SHA-256 over the suite's base model, once it has been read for training.
-    base_sha256: Option<String>,
+    /// SHA-256 over the model folders that a training started from, as they were read for it.
+    started: BTreeMap<PathBuf, String>,
     /// SHA-256 over the model folders that have been read for evaluation.
     read: BTreeMap<PathBuf, String>,
 }
@@ -153,7 +169,8 @@ impl<'a> Stages<'a> {
     ) -> Self {
         let (threads, warning) = bounded_threads("model.threads", suite.model.threads);
         warning.into_iter().for_each(|text| observer.notice(Notice::Warning(text)));
-        Stages { suite, chosen, folder, backends, observer, cancel, threads, base_sha256: None, read: BTreeMap::new() }
+        let (started, read) = (BTreeMap::new(), BTreeMap::new());
+        Stages { suite, chosen, folder, backends, observer, cancel, threads, started, read }
     }
 
     /// Says what is wrong with a model that is brought along out of a training's folder: it was
@@ -174,10 +191,11 @@ impl<'a> Stages<'a> {
         Ok(())
     }
 
-    fn data(&mut self) -> Result<Prepared> {
+    fn data(&mut self, render: impl FnOnce(&Suite) -> Result<Renderings>) -> Result<Renderings> {
         let detail = format!("reading the data of {}", self.suite.name);
         self.observer.notice(Notice::Stage { name: "data", detail });
-        let prepared = prepare(self.suite)?;
+        let renderings = render(self.suite)?;
+        let prepared = &renderings.main;
         let effective = format!("{}{}", folder::HEAD, self.suite.to_toml()?);
         fsio::write_atomic(&self.folder.join(folder::SUITE), effective.as_bytes())?;
         fsio::write_json(&self.folder.join("data.json"), &prepared.audit)?;
@@ -191,9 +209,8 @@ impl<'a> Stages<'a> {
                 first.reason
             )));
         }
-        for note in &prepared.notes {
-            self.observer.notice(Notice::Warning(note.english.clone()));
-        }
+        let notes = prepared.notes.iter().map(|note| &note.english).chain(&renderings.notes);
+        notes.for_each(|note| self.observer.notice(Notice::Warning(note.clone())));
         self.observer.notice(Notice::Done {
             name: "data",
             detail: format!(
@@ -205,190 +222,123 @@ impl<'a> Stages<'a> {
             ),
         });
         // Reading the data takes no orders, and opening a model takes long.
-        if self.cancel.requested() { Err(Error::interrupted()) } else { Ok(prepared) }
+        if self.cancel.requested() { Err(Error::interrupted()) } else { Ok(renderings) }
     }
 
-    fn open(&self, model: &Path) -> OpenConfig {
+    /// Results of a model that the suite no longer has would be taken for results of this run.
+    fn forget(&self, subjects: &[Subject]) -> Result<()> {
+        let results = self.folder.join("results");
+        for entry in std::fs::read_dir(&results).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+            let is_result = path.extension().is_some_and(|e| e == "json");
+            if is_result && subjects.iter().all(|s| Some(&s.name) != name.as_ref()) {
+                std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&self, model: &Path, entry: &NamedModel) -> OpenConfig {
         let config = &self.suite.model;
         OpenConfig {
-            device: config.device.clone(),
-            dtype: config.dtype,
+            device: entry.device.clone().unwrap_or_else(|| config.device.clone()),
+            dtype: entry.dtype.unwrap_or(config.dtype),
             threads: self.threads,
             seed: self.suite.seed,
             ..OpenConfig::new(model)
         }
     }
 
-    fn train(&mut self, name: &str, prepared: &Prepared) -> Result<Subject> {
-        let suite = self.suite;
-        let train_section = &suite.train;
-        let (method, hyperparameters) = match (name, &train_section.lora, &train_section.full) {
-            ("lora", Some(lora), _) => (Method::Lora(lora.adapter.clone()), &lora.hyperparameters),
-            (_, _, Some(full)) => (Method::Full, &full.hyperparameters),
-            _ => return Err(Error::failed(format!("the suite has no training run {name}"))),
+    /// Puts the model number `at` into `done`, trained if the suite trains it, after the one that
+    /// it starts from.
+    fn subject(
+        &mut self,
+        at: usize,
+        models: &[SuiteModel],
+        renderings: &Renderings,
+        done: &mut [Option<Subject>],
+    ) -> Result<()> {
+        if done[at].is_some() {
+            return Ok(());
+        }
+        let SuiteModel { name, entry, .. } = &models[at];
+        let of_role = |usual: Role| match entry.role {
+            Some(ModelRole::Base) => Role::Base,
+            Some(ModelRole::Baseline) => Role::Baseline,
+            None => usual,
         };
-        let backend = self.backends.backend(&suite.model.backend)?;
-        let open = self.open(&suite.model.base);
-        // LoRA and full start from the same files.
-        let base = match self.base_sha256.take() {
-            Some(sha256) => Base { open, sha256 },
+        done[at] = Some(match &entry.train {
+            Some(train) => {
+                let from = models.iter().position(|model| Some(&model.name) == train.from.as_ref());
+                let from = from.ok_or_else(|| Error::failed(format!("{name} starts from no model of the suite")))?;
+                self.subject(from, models, renderings, done)?;
+                let start = done[from].as_ref().map(|from| from.model.clone()).unwrap_or_default();
+                let mut subject = self.train(&models[at], train, &start, renderings.of(name))?;
+                subject.role = of_role(subject.role);
+                subject
+            }
+            None if entry.predictions.is_some() => {
+                let nowhere = ModelDir { model: PathBuf::new(), adapter: None };
+                Subject::existing(name.clone(), of_role(Role::Other), nowhere, entry.clone())
+            }
+            None => {
+                // The base of a suite was looked at when the suite was read.
+                let found = match name == "base" && self.suite.model.has_base() {
+                    true => ModelDir { model: self.suite.model.base.clone(), adapter: None },
+                    false => locate(entry)?,
+                };
+                self.doubt(&found.model, found.adapter.as_deref())?;
+                let usual = if found.adapter.is_some() { Role::Lora } else { Role::Other };
+                Subject::existing(name.clone(), of_role(usual), found, entry.clone())
+            }
+        });
+        Ok(())
+    }
+
+    fn train(
+        &mut self,
+        model: &SuiteModel,
+        train_model: &TrainModel,
+        start: &Path,
+        prepared: &Prepared,
+    ) -> Result<Subject> {
+        let (suite, SuiteModel { name, entry, seed, .. }) = (self.suite, model);
+        let TrainModel { method, hyperparameters, .. } = train_model;
+        let backend = self.backends.backend(entry.backend.as_ref().unwrap_or(&suite.model.backend))?;
+        let open = self.open(start, entry);
+        // Several start from the same files.
+        let base = match self.started.get(start) {
+            Some(sha256) => Base { open, sha256: sha256.clone() },
             None => Base::of(open)?,
         };
-        self.base_sha256 = Some(base.sha256.clone());
-        let mut plan =
-            plan(&prepared.train, &prepared.validation, method, hyperparameters, suite.seed, &backend, &base)?;
+        self.started.insert(start.into(), base.sha256.clone());
+        let (rows, eval) = (&prepared.train, &prepared.validation);
+        let mut plan = plan(rows, eval, train_model.backend_method(), hyperparameters, *seed, &backend, &base)?;
         let stage = self.folder.join("train").join(format!("{name}-{}", &plan.fingerprint[..12]));
         plan.output_dir.clone_from(&stage);
-        let job = TrainJob { name, backend: &backend, base, train: &prepared.train, eval: &prepared.validation, plan };
-        let trained = train(job, self.observer, self.cancel)?;
-        let best =
-            trained.summary.best_checkpoint.clone().filter(|_| hyperparameters.checkpoint == CheckpointChoice::Best);
+        let trained =
+            train(TrainJob { name, backend: &backend, base, train: rows, eval, plan }, self.observer, self.cancel)?;
+        let choice =
+            suite.eval.checkpoints.as_ref().and_then(Checkpoints::measured).unwrap_or(hyperparameters.checkpoint);
+        let best = trained.summary.best_checkpoint.clone().filter(|_| choice == CheckpointChoice::Best);
         let checkpoint = stage.join(best.unwrap_or_else(|| trained.summary.last_checkpoint.clone()));
-        let (role, model, adapter) = match name {
-            "lora" => (Role::Lora, suite.model.base.clone(), Some(checkpoint)),
-            _ => (Role::Full, checkpoint, None),
+        let (role, model, adapter) = match method {
+            TrainMethod::Lora => (Role::Lora, start.to_path_buf(), Some(checkpoint)),
+            TrainMethod::Full => (Role::Full, checkpoint, None),
         };
-        Ok(Subject { name: name.into(), role, model, adapter, trained: Some(trained) })
-    }
-
-    /// SHA-256 over the files of a model folder, which is read once.
-    fn read(&mut self, folder: &Path) -> Result<String> {
-        if let Some(sha256) = self.read.get(folder) {
-            return Ok(sha256.clone());
-        }
-        let sha256 = sha256_model(folder)?;
-        self.read.insert(folder.into(), sha256.clone());
-        Ok(sha256)
-    }
-
-    /// SHA-256 over the files of `folder`, which `subject` is opened from: what training left
-    /// there, or what it started from, and still the same.
-    fn weights(&mut self, subject: &Subject, folder: &Path) -> Result<String> {
-        let name = left::name(folder);
-        let trained = subject.trained.as_ref();
-        let is_base = *folder == *self.suite.model.base;
-        if let Some(found) = trained.filter(|_| !is_base).and_then(|trained| trained.found.get(&name)) {
-            return Ok(sha256_digests(found));
-        }
-        if let Some(files) = trained.filter(|_| !is_base).and_then(|trained| trained.left.get(&name)) {
-            let help = format!("put it back, or run with --fresh to train anew; {EVALUATE_IT}");
-            return Ok(sha256_digests(&left::hold(folder, files, fsio::is_of_model, &help)?));
-        }
-        let sha256 = self.read(folder)?;
-        match trained {
-            Some(trained) if is_base && !trained.base_sha256.is_empty() && trained.base_sha256 != sha256 => {
-                Err(Error::data(format!(
-                    "this is not the model that {} was trained from: a file was changed",
-                    subject.name
-                ))
-                .at(folder.display())
-                .help("put it back, or run again to train on what is there now"))
-            }
-            _ => Ok(sha256),
-        }
-    }
-
-    fn evaluate(
-        &mut self,
-        subject: &Subject,
-        prepared: &Prepared,
-        backend: &LoadedBackend,
-        sessions: &mut SessionCache,
-    ) -> Result<(Evaluated, Option<AdapterCheck>, String)> {
-        let mut open = self.open(&subject.model);
-        open.adapter.clone_from(&subject.adapter);
-        open.options.clone_from(&self.suite.eval.options);
-        if let Some(device) = &self.suite.eval.device {
-            open.device.clone_from(device);
-        }
-        let mut key = BTreeMap::from([
-            ("weights".to_string(), self.weights(subject, &subject.model)?),
-            ("tokenizer".to_string(), prepared.formatter.tokenizer().sha256().to_string()),
-        ]);
-        if let Some(adapter) = &subject.adapter {
-            key.insert("adapter".into(), self.weights(subject, adapter)?);
-            let own = companions::differences(&subject.model, adapter)?;
-            if !own.is_empty() {
-                self.observer.notice(Notice::Warning(format!(
-                    "the adapter of {} has its own {}, which differs from the model's and is not used: a suite asks all \
-                     models the same; merge it (karat merge) and name the result as model.base to use its own",
-                    subject.name,
-                    own.join(" and ")
-                )));
-            }
-        }
-        let checkpoint = key.get("adapter").or(key.get("weights")).cloned().unwrap_or_default();
-        let job = EvalJob {
-            name: &subject.name,
-            backend,
-            open,
-            key,
-            queries: &prepared.queries,
-            beside: prepared.general.as_ref().map_or(&[], |g| g.windows.as_slice()),
-            generate: generate_config(self.suite, prepared),
-            tokenizer: prepared.formatter.tokenizer(),
-            folder: self.folder.join("eval"),
-        };
-        // Before hours are spent on an adapter that was not applied.
-        let adapter = adapter::check(&job, self.folder, sessions, self.observer, self.cancel)?;
-        let evaluated = evaluate(job, sessions, self.observer, self.cancel)?;
-        let (tokenizer, mut unnamed) = (prepared.formatter.tokenizer(), Unnamed::default());
-        for prediction in &evaluated.predictions {
-            unnamed.look(tokenizer, &prediction.id, prediction.ids.as_deref().unwrap_or_default());
-        }
-        let found = [unnamed.warning(), left_over(&subject.name, &evaluated.predictions, tokenizer)];
-        found.into_iter().flatten().for_each(|text| self.observer.notice(Notice::Warning(text)));
-        Ok((evaluated, adapter, checkpoint))
-    }
-
-    fn report(&mut self, prepared: &Prepared, subjects: Vec<Subject>) -> Result<Report> {
-        let backend = self.backends.backend(self.suite.eval_backend())?;
-        let results = self.folder.join("results");
-        let (mut recorded, mut sessions) = (Vec::new(), SessionCache::default());
-        for subject in subjects {
-            if self.cancel.requested() {
-                return Err(Error::interrupted());
-            }
-            let (evaluated, adapter, checkpoint_sha256) = self.evaluate(&subject, prepared, &backend, &mut sessions)?;
-            let Evaluated { predictions, references, beside: general, effort } = evaluated;
-            let Subject { name, role, trained, .. } = subject;
-            let training = trained.map(|t| RecordedTraining { summary: t.summary, curves: t.curves });
-            let one = Recorded {
-                name,
-                role,
-                checkpoint_sha256,
-                effort: Some(effort),
-                training,
-                predictions,
-                references,
-                general,
-                adapter,
+        let (trained, from) = (Some(trained), Some(start.to_path_buf()));
+        let mut subject =
+            Subject { name: name.clone(), role, model, adapter, trained, from, chosen: None, entry: entry.clone() };
+        if let Some(metric) = hyperparameters.checkpoint_metric.as_ref().filter(|_| choice == CheckpointChoice::Best) {
+            let (folder, chosen) = self.choose(&subject, metric, prepared)?;
+            subject = Subject {
+                name: subject.name.clone(),
+                chosen: Some(chosen.clone()),
+                ..subject.checkpoint(chosen.step, folder)
             };
-            one.write(&results)?;
-            let texts = one.predictions.iter().map(|p| (p.id.as_str(), p.text.as_str()));
-            if let Some(note) = stray_texts(&one.name, texts, &self.suite.data.think_tags) {
-                self.observer.notice(Notice::Warning(note.english));
-            }
-            recorded.push(one);
         }
-        sessions.close();
-        let mut plugins = vec![backend];
-        if self.suite.model.backend != self.suite.eval_backend() {
-            plugins.push(self.backends.backend(&self.suite.model.backend)?);
-        }
-        let environment = Environment {
-            karat: env!("CARGO_PKG_VERSION").into(),
-            machine: machine(),
-            plugins: plugins.iter().map(plugin).collect(),
-            paths: BTreeMap::from([("run".to_string(), self.folder.display().to_string())]),
-            notes: self.chosen.clone(),
-            ..Environment::default()
-        };
-        let report = report_recorded(self.suite, prepared, recorded, environment)?;
-        let folder = self.folder.join("report");
-        report::write(&report, &folder)?;
-        self.observer.notice(Notice::Done { name: "report", detail: folder.join("report.html").display().to_string() });
-        Ok(report)
+        Ok(subject)
     }
 }
 

@@ -18,6 +18,7 @@ use crate::fsio::{sha256, sha256_file};
 use crate::report::SplitRule;
 use crate::run::evaluate::Query;
 use crate::run::parts::{Cut, load};
+use crate::run::subject::rendering;
 use crate::suite::{GeneralConfig, Suite, TemplateChoice};
 
 /// Everything a suite's data becomes.
@@ -241,12 +242,12 @@ fn general(config: &GeneralConfig, formatter: &Formatter, max_length: usize) -> 
 
 /// Template, tokenizer and options of a suite.
 fn formatter(suite: &Suite) -> Result<Formatter> {
-    let data = &suite.data;
+    let (data, folder) = (&suite.data, rendering(suite)?);
     let template = match data.template {
-        TemplateChoice::Model => ChatTemplate::from_model_dir(&suite.model.base)?,
+        TemplateChoice::Model => ChatTemplate::from_model_dir(&folder)?,
         TemplateChoice::ChatmlRecipe => ChatTemplate::chatml_recipe(),
     };
-    let tokenizer = Tokenizer::from_model_dir(&suite.model.base)?;
+    let tokenizer = Tokenizer::from_model_dir(&folder)?;
     let options = FormatOptions {
         system: Some(data.system_prompt.clone()).filter(|s| !s.is_empty()),
         output: data.output,
@@ -321,6 +322,22 @@ fn query(formatter: &Formatter, record: &Record, example: Option<&Example>) -> R
 }
 
 impl Prepared {
+    /// The validation part as items that can be asked, with what is asked of each; none where there
+    /// is no such part.
+    ///
+    /// # Errors
+    /// A record that cannot be rendered.
+    pub fn validation_items(&self) -> Result<Option<(Vec<Item>, Vec<Query>)>> {
+        let Some(records) = self.parts.get("validation") else { return Ok(None) };
+        let (examples, error) = self.formatter.try_examples(records)?;
+        if let Some(error) = error {
+            return Err(error);
+        }
+        let by_id: HashMap<&str, &Example> = examples.examples.iter().map(|e| (e.id.as_str(), e)).collect();
+        let queries = records.iter().map(|r| query(&self.formatter, r, by_id.get(r.id.as_str()).copied()));
+        Ok(Some((records.iter().map(Record::to_item).collect(), queries.collect::<Result<_>>()?)))
+    }
+
     /// SHA-256 over ids, questions, references and options of the evaluated items, in order.
     pub fn data_fingerprint(&self) -> String {
         let mut text = String::new();

@@ -29,10 +29,16 @@ pub struct Recorded {
     pub checkpoint_sha256: String,
     /// What the evaluation took; none of texts that were brought along.
     pub effort: Option<Effort>,
+    /// Bytes of its files, of an adapter those of the adapter alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
     /// How it was trained, if in this run.
     pub training: Option<RecordedTraining>,
     /// What it generated.
     pub predictions: Vec<Prediction>,
+    /// What it generated the second time and further, of a suite with `eval.samples`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<Vec<Prediction>>,
     /// How probable it found the references.
     pub references: Vec<ReferenceScore>,
     /// How probable it found the general text, window by window, if the suite has any.
@@ -51,6 +57,43 @@ pub struct RecordedTraining {
     pub summary: TrainSummary,
     /// Steps and evaluations.
     pub curves: Curves,
+    /// The step of the checkpoint that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<usize>,
+    /// What it was chosen by, if not by the loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<RecordedChoice>,
+    /// Other checkpoints that were measured, by rising step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checkpoints: Vec<RecordedCheckpoint>,
+}
+
+/// How a checkpoint was chosen by a metric.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordedChoice {
+    /// The metric.
+    pub metric: String,
+    /// Items of the validation part, which it was measured on.
+    pub items: usize,
+    /// The step that was chosen.
+    pub step: usize,
+    /// The value of each checkpoint; none where undefined.
+    pub values: Vec<(usize, Option<f64>)>,
+}
+
+/// A checkpoint on the way of a training, measured on the same items.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordedCheckpoint {
+    /// After so many optimizer steps.
+    pub step: usize,
+    /// SHA-256 over its files.
+    pub checkpoint_sha256: String,
+    /// What it generated.
+    pub predictions: Vec<Prediction>,
+    /// How probable it found the references.
+    pub references: Vec<ReferenceScore>,
 }
 
 impl Recorded {

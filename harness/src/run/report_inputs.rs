@@ -3,44 +3,110 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use crate::data::notes::Note;
 use crate::error::Result;
+use crate::eval::ItemResult;
 use crate::eval::stats::StatsOptions;
 use crate::fsio::sha256;
 use crate::report::{
-    self, BadRow, Cost, Data, DataFile, Decoding, Environment, Fingerprints, GeneralText, Inputs, Language, Leak,
-    ModelRun, Report, TrainingRecord, Warning,
+    self, BadRow, CheckpointRecord, ChosenBy, Cost, Data, DataFile, Decoding, Environment, Fingerprints, GeneralText,
+    Inputs, Language, Leak, ModelRun, Priorities, Report, TrainingRecord, Warning,
 };
 use crate::run::pipeline::generate_config;
-use crate::run::recorded::Recorded;
+use crate::run::recorded::{Recorded, RecordedCheckpoint};
+use crate::run::renderings::fingerprints;
 use crate::run::{LoadedBackend, Prepared, metrics};
-use crate::suite::Suite;
+use crate::suite::{Suite, VerdictConfig};
 
-/// Makes the report of recorded results, without any model: metrics, statistics, report.
-/// `environment` is what is volatile about it.
+/// The results of one model, and what it was asked.
+pub(super) struct Measured<'a> {
+    /// What it did.
+    pub recorded: Recorded,
+    /// The items as it was asked them.
+    pub prepared: &'a Prepared,
+    /// Its fingerprints, where they are not the report's.
+    pub asked: Option<Fingerprints>,
+    /// Nobody knows how its texts came about.
+    pub unknown: bool,
+}
+
+/// Makes the report of recorded results, without any model: metrics, statistics, report. The
+/// models stand in the order of the suite. `environment` is what is volatile about it.
 ///
 /// # Errors
 /// Results that do not belong to the suite's items, a metric that does not exist.
 pub fn report_recorded(
     suite: &Suite,
     prepared: &Prepared,
-    recorded: Vec<Recorded>,
+    mut recorded: Vec<Recorded>,
     environment: Environment,
 ) -> Result<Report> {
-    let general = general_text(prepared, &recorded)?;
-    let models = recorded.into_iter().map(|r| model_run(r, suite, prepared)).collect::<Result<Vec<_>>>()?;
-    let mut report = report::build(&Inputs { general, ..inputs(suite, prepared, models, environment)? })?;
+    let order: Vec<String> = suite.all_models().into_iter().map(|model| model.name).collect();
+    // Stable: models that the suite does not name stay as they are, after the others.
+    recorded.sort_by_key(|r| order.iter().position(|name| *name == r.name).unwrap_or(order.len()));
+    let measured = recorded.into_iter().map(|recorded| Measured { recorded, prepared, asked: None, unknown: false });
+    report_measured(suite, prepared, measured.collect(), Vec::new(), environment)
+}
+
+/// As [`report_recorded`], of models that were not all asked the same; `prepared` is what the suite
+/// asks, `warnings` are what the caller found.
+///
+/// # Errors
+/// As [`report_recorded`].
+pub(super) fn report_measured(
+    suite: &Suite,
+    prepared: &Prepared,
+    measured: Vec<Measured<'_>>,
+    mut warnings: Vec<Warning>,
+    environment: Environment,
+) -> Result<Report> {
+    let unknown: Vec<&str> = measured.iter().filter(|m| m.unknown).map(|m| m.recorded.name.as_str()).collect();
+    warnings.extend(brought_along(&unknown, suite.language));
+    let general = general_text(prepared, &measured)?;
+    let models = measured.into_iter().map(|m| model_run(m, suite)).collect::<Result<Vec<_>>>()?;
+    let mut inputs = Inputs { general, ..inputs(suite, prepared, models, environment)? };
+    inputs.warnings.extend(warnings);
+    let mut report = report::build(&inputs)?;
     // No examples named would be some chosen.
     report.examples.truncate(suite.eval.show);
     Ok(report)
 }
 
+/// What is said of texts of unknown origin.
+pub(super) fn brought_along(names: &[&str], language: Language) -> Option<Warning> {
+    if names.is_empty() {
+        return None;
+    }
+    let text = language.pick(
+        format!(
+            "The texts of {} were brought along: how they were asked and decoded is not known here.",
+            names.join(", ")
+        ),
+        format!("{} 的文本来自外部：其提示与解码方式未知。", names.join(", ")),
+    );
+    Some(Warning::Other { text })
+}
+
 /// The general text and what every model that was asked finds of it.
-fn general_text(prepared: &Prepared, recorded: &[Recorded]) -> Result<Option<GeneralText>> {
+fn general_text(prepared: &Prepared, measured: &[Measured<'_>]) -> Result<Option<GeneralText>> {
     let Some(texts) = &prepared.general else { return Ok(None) };
-    let asked = recorded.iter().filter(|r| !r.general.is_empty());
-    let scores = asked.map(|r| Ok((r.name.clone(), texts.by_text(&r.general)?))).collect::<Result<_>>()?;
+    let mut scores = BTreeMap::new();
+    for Measured { recorded, prepared, .. } in measured.iter().filter(|m| !m.recorded.general.is_empty()) {
+        // In windows of its own tokens.
+        let texts = prepared.general.as_ref().unwrap_or(texts);
+        scores.insert(recorded.name.clone(), texts.by_text(&recorded.general)?);
+    }
     let file = DataFile { name: texts.name.clone(), sha256: texts.sha256.clone(), rows: texts.texts as u64 };
     Ok(Some(GeneralText { file, scores }))
+}
+
+/// A note as a report's warning.
+pub(super) fn told(note: &Note, language: Language) -> Warning {
+    let text = match language {
+        Language::English => sentence(&note.english),
+        Language::Chinese => format!("{}。", note.chinese),
+    };
+    Warning::Other { text }
 }
 
 /// A fragment as a sentence.
@@ -69,14 +135,13 @@ fn inputs<'a>(
     if dropped > 0 {
         warnings.push(Warning::Dropped { count: dropped });
     }
-    warnings.extend(prepared.notes.iter().map(|note| Warning::Other {
-        text: match suite.language {
-            Language::English => sentence(&note.english),
-            Language::Chinese => format!("{}。", note.chinese),
-        },
-    }));
+    warnings.extend(prepared.notes.iter().map(|note| told(note, suite.language)));
     let read: BTreeSet<&String> = models.iter().filter_map(|m| m.session.as_ref()).flat_map(|s| &s.warnings).collect();
     warnings.extend(read.into_iter().map(|text| Warning::Other { text: text.clone() }));
+    let recipes = suite.recipes();
+    let wanted = suite.compare.iter().map(|pair| (pair.baseline.clone(), pair.candidate.clone()));
+    let of_recipe = |name: &String| recipes.iter().any(|(recipe, _)| recipe == name);
+    let (recipe_pairs, pairs) = wanted.partition(|(baseline, candidate)| of_recipe(baseline) || of_recipe(candidate));
     // Only those that were generated: the texts of two models part at one of them.
     let generated: BTreeSet<u32> =
         models.iter().flat_map(|m| &m.items).flat_map(|r| r.prediction.ids.iter().flatten().copied()).collect();
@@ -91,12 +156,10 @@ fn inputs<'a>(
             sha256: sha256(comparable(suite)?.as_bytes()),
         },
         seeds: ["split", "train", "generate", "statistics"].map(|k| (k.to_string(), suite.seed)).into(),
-        fingerprints: Fingerprints {
-            data: prepared.data_fingerprint(),
-            prompts: prepared.prompts_fingerprint(),
-            template: prepared.template_fingerprint(),
-            decoding: sha256(generate.deciding().as_bytes()),
-        },
+        fingerprints: fingerprints(prepared, suite),
+        pairs,
+        recipe_pairs,
+        recipes,
         data: Data {
             files: prepared
                 .files
@@ -137,6 +200,10 @@ fn inputs<'a>(
         stats: stats_options(suite),
         items: &prepared.items,
         models,
+        priorities: suite
+            .verdict
+            .as_ref()
+            .map(|VerdictConfig { primary, floors }| Priorities { primary: primary.clone(), floors: floors.clone() }),
         metrics: metrics::describe(&suite.eval.metrics),
         examples: (0..shown).map(|k| items[k * items.len() / shown].id.clone()).collect(),
         general: None,
@@ -160,6 +227,9 @@ pub(crate) fn comparable(suite: &Suite) -> Result<String> {
         general.file = name(&general.file);
     }
     suite.model.base = name(&suite.model.base);
+    for (_, model) in &mut suite.models.0 {
+        [&mut model.path, &mut model.adapter, &mut model.predictions].into_iter().flatten().for_each(|p| *p = name(p));
+    }
     suite.model.threads = 0;
     suite.to_toml()
 }
@@ -174,29 +244,64 @@ pub(super) fn plugin(loaded: &LoadedBackend) -> report::PluginInfo {
     }
 }
 
-fn model_run(recorded: Recorded, suite: &Suite, prepared: &Prepared) -> Result<ModelRun> {
-    let Recorded { name, role, checkpoint_sha256, effort, training, predictions, references, adapter, .. } = recorded;
-    let results =
-        metrics::measure(&suite.data.think_tags, &suite.eval.metrics, &prepared.items, predictions, references)?;
+fn model_run(measured: Measured<'_>, suite: &Suite) -> Result<ModelRun> {
+    let Measured { recorded, prepared, asked, .. } = measured;
+    let Recorded {
+        name,
+        role,
+        checkpoint_sha256,
+        effort,
+        disk_bytes,
+        training,
+        predictions,
+        samples,
+        references,
+        adapter,
+        ..
+    } = recorded;
+    let (names, options) = (&suite.eval.metrics, stats_options(suite));
+    let measure = |predictions, references| {
+        metrics::measure(&suite.data.think_tags, names, &prepared.items, predictions, references)
+    };
+    let mut checkpoints = Vec::new();
+    for RecordedCheckpoint { step, predictions, references, .. } in training.iter().flat_map(|t| t.checkpoints.clone())
+    {
+        let items = measure(predictions, references)?;
+        let pooled = metrics::pooled(names, &prepared.items, &items, &options);
+        checkpoints.push(CheckpointRecord { step, items, pooled });
+    }
+    let mut samples: Vec<Vec<ItemResult>> =
+        samples.into_iter().map(|again| measure(again, references.clone())).collect::<Result<_>>()?;
+    let mut results = measure(predictions, references)?;
+    if !samples.is_empty() {
+        samples.insert(0, results.clone());
+        metrics::average(&mut results, &samples);
+    }
     let summary = training.as_ref().map(|t| &t.summary);
     Ok(ModelRun {
         name,
         role,
         checkpoint_sha256,
+        fingerprints: asked,
         adapter,
         think_tags: suite.data.think_tags.clone(),
-        pooled: metrics::pooled(&suite.eval.metrics, &prepared.items, &results, &stats_options(suite)),
+        pooled: metrics::pooled(names, &prepared.items, &results, &options),
         items: results,
+        samples,
         cost: Cost {
             train_seconds: summary.map(|s| s.seconds),
             score_seconds: effort.as_ref().map(|e| e.score_seconds),
             generate_seconds: effort.as_ref().map(|e| e.generate_seconds),
             generated_tokens: effort.as_ref().map(|e| e.generated_tokens),
+            disk_bytes,
             peak_memory: summary.and_then(|s| s.peak_memory).or(effort.as_ref().and_then(|e| e.peak_memory)),
             ..Cost::default()
         },
         session: effort.map(|e| e.session),
         training: training.map(|t| TrainingRecord {
+            step: t.step,
+            chosen: t.chosen.map(|c| ChosenBy { metric: c.metric, items: c.items, step: c.step, values: c.values }),
+            checkpoints,
             events: t.curves.steps,
             evaluations: t.curves.evaluations.iter().map(|e| (e.step, e.loss)).collect(),
             summary: t.summary,

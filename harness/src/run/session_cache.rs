@@ -9,7 +9,14 @@ use crate::run::{LoadedBackend, backend_error};
 /// asked in turn; any other opens a session for each, after the one before is gone.
 #[derive(Default)]
 pub struct SessionCache {
-    held: Option<(OpenConfig, Box<dyn Session>)>,
+    held: Option<Held>,
+}
+
+/// An open session: of which backend, how, and itself.
+struct Held {
+    backend: String,
+    open: OpenConfig,
+    session: Box<dyn Session>,
 }
 
 impl SessionCache {
@@ -19,10 +26,10 @@ impl SessionCache {
     /// # Errors
     /// The backend's: the model cannot be opened, or the adapter not be applied.
     pub fn session(&mut self, backend: &LoadedBackend, open: &OpenConfig) -> Result<&mut Box<dyn Session>> {
+        let descriptor = backend.backend.describe();
+        let exchanges = descriptor.capabilities.contains(&Capability::ExchangeAdapter);
         let kept = match self.held.take() {
-            Some((was, session)) if backend.backend.describe().capabilities.contains(&Capability::ExchangeAdapter) => {
-                exchange(was, session, open)?
-            }
+            Some(held) if exchanges && held.backend == descriptor.name => exchange(held.open, held.session, open)?,
             // Dropped before the next one is opened: two models may not fit.
             _ => None,
         };
@@ -30,7 +37,7 @@ impl SessionCache {
             Some(session) => session,
             None => backend.open(open)?,
         };
-        Ok(&mut self.held.insert((open.clone(), session)).1)
+        Ok(&mut self.held.insert(Held { backend: descriptor.name, open: open.clone(), session }).session)
     }
 
     /// Frees the memory of the session that is there.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::lora::InitLora;
 use crate::backend::peft::read_adapter_config;
-use crate::backend::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState, checkpoint_step};
+use crate::backend::state::{RUN_STATE, RunState, TRAINER_STATE, TrainerState};
 use crate::backend::{
     BackendError, Event, Level, LoraConfig, Method, OpenConfig, SessionInfo, TrainPlan, TrainSummary, Weights,
 };
@@ -468,27 +468,32 @@ fn belongs(
         .help(format!("give --out another folder, or remove {}", folder.display())))
 }
 
-/// The checkpoint with the highest step in `folder`. Checkpoints appear under their final name only
-/// when complete, so the name is enough.
+/// The checkpoint with the highest step in `folder`.
 ///
 /// # Errors
 /// If the folder cannot be read.
 pub fn last_checkpoint(folder: &Path) -> Result<Option<(usize, PathBuf)>> {
+    Ok(checkpoints(folder)?.pop())
+}
+
+/// The checkpoints in `folder` with their steps, by rising step; none where there is no folder.
+/// Checkpoints appear under their final name only when complete, so the name is enough.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub(super) fn checkpoints(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(Error::io("read the folder", folder, e)),
     };
-    let mut last = None;
+    let mut found = Vec::new();
     for entry in entries {
         let path = entry.map_err(|e| Error::io("read the folder", folder, e))?.path();
-        let step = path.file_name().and_then(|n| n.to_str()).and_then(checkpoint_step);
-        if let Some(step) = step
-            && path.is_dir()
-            && last.as_ref().is_none_or(|(s, _)| *s < step)
-        {
-            last = Some((step, path));
+        if let Some(step) = left::step(&path).filter(|_| path.is_dir()) {
+            found.push((step, path));
         }
     }
-    Ok(last)
+    found.sort();
+    Ok(found)
 }

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use super::{EvalConfig, Suite, limits};
+use super::{EvalConfig, Suite, check_models, limits};
 use crate::error::{Error, Result};
 use crate::eval::stats::StatsOptions;
 use crate::model_dir;
+use crate::report::compare::MUST_BE_EQUAL;
 
 impl Suite {
     pub(super) fn check(&self, path: &Path) -> Result<()> {
@@ -34,8 +35,8 @@ impl Suite {
             (None, None, Some(_)) if self.runs().is_empty() && data.validation.is_none() => {}
             (None, None, Some(_)) => {
                 return fail(
-                    "[data] has `heldout` and no `train`, but [train] trains something".into(),
-                    "give `train` too, or leave out [train.lora] and [train.full]",
+                    "[data] has `heldout` and no `train`, but the suite trains something".into(),
+                    "give `train` too, or leave out [train.lora], [train.full] and models with a `train` table",
                 );
             }
             _ => {
@@ -69,12 +70,23 @@ impl Suite {
                     .help(format!("paths in a suite are relative to the suite file{near}")));
             }
         }
-        model_dir::base_of_suite(&self.model.base, path)?;
-        if data.max_length < 2 {
-            return fail(format!("data.max_length = {} leaves nothing to learn", data.max_length), "give at least 2");
+        if self.model.has_base() {
+            model_dir::base_of_suite(&self.model.base, path)?;
         }
         for (name, hyperparameters) in self.runs() {
-            hyperparameters.check(&format!("train.{name}")).map_err(|e| e.at(path.display()))?;
+            hyperparameters.check(&name).map_err(|e| e.at(path.display()))?;
+        }
+        let chooses = self.runs().into_iter().find(|(_, h)| h.checkpoint_metric.is_some());
+        let validates = data.validation.is_some() || data.heldout.is_some() || data.split.has_test();
+        if let Some((name, _)) = chooses.filter(|_| !validates) {
+            return fail(
+                format!("{name}.checkpoint_metric chooses by the validation part, and the data has none"),
+                "give three shares, as split = \"8:1:1\", or a file as data.validation: held-out items choose nothing",
+            );
+        }
+        check_models::check(self, path)?;
+        if data.max_length < 2 {
+            return fail(format!("data.max_length = {} leaves nothing to learn", data.max_length), "give at least 2");
         }
         if let Some(lora) = &self.train.lora {
             lora.check("train.lora").map_err(|e| e.at(format!("{}: train.lora", path.display())))?;
@@ -88,6 +100,26 @@ impl Suite {
                 format!("gate.margins.{metric} = {margin} must be a number of at least 0"),
                 "correct the value",
             );
+        }
+        self.check_verdict(path)?;
+        if let Some(other) = self.eval.allow.iter().find(|what| !MUST_BE_EQUAL.contains(&what.as_str())) {
+            return fail(
+                format!("eval.allow names {other:?}, which nothing is compared by"),
+                &format!("it knows {}", MUST_BE_EQUAL.join(", ")),
+            );
+        }
+        match self.eval.samples {
+            1 => {}
+            n @ (0 | 1025..) => {
+                return fail(format!("eval.samples = {n} must be between 1 and 1024"), "correct the value");
+            }
+            n if self.eval.temperature == 0.0 => {
+                return fail(
+                    format!("eval.samples = {n} asks for several answers, and greedy ones are all the same"),
+                    "set eval.temperature above 0, or leave eval.samples out",
+                );
+            }
+            _ => {}
         }
         let EvalConfig { temperature, top_p, max_new_tokens, batch_size, .. } = self.eval;
         let refused = |value: &dyn std::fmt::Display, checked: Result<(), String>| match checked {
@@ -117,5 +149,34 @@ impl Suite {
             );
         }
         Ok(())
+    }
+
+    /// Refuses priorities that nothing is measured for.
+    fn check_verdict(&self, path: &Path) -> Result<()> {
+        let Some(verdict) = &self.verdict else { return Ok(()) };
+        let general = ["general_nll", "general_bits_per_byte"];
+        let of_general = |name: &str| self.eval.general.is_some() && general.contains(&name);
+        let measured = |name: &String| self.eval.metrics.contains(name) || of_general(name);
+        let fail = |what: String, help: String| Err(Error::usage(what).at(path.display()).help(help));
+        if let Some(name) = std::iter::once(&verdict.primary).chain(verdict.floors.keys()).find(|name| !measured(name))
+        {
+            return match general.contains(&name.as_str()) {
+                true => fail(
+                    format!("[verdict] names {name}, but the suite has no general text"),
+                    "give it as [eval.general] file = \"FILE\"".into(),
+                ),
+                false => fail(
+                    format!("[verdict] names {name:?}, which the suite does not measure"),
+                    format!("add it to eval.metrics, or name one of {}", self.eval.metrics.join(", ")),
+                ),
+            };
+        }
+        match verdict.floors.iter().find(|(_, floor)| !floor.is_finite() || **floor < 0.0) {
+            Some((metric, floor)) => fail(
+                format!("verdict.floors.{metric} = {floor} must be a number of at least 0"),
+                "it says how much worse than the baseline a model may be".into(),
+            ),
+            None => Ok(()),
+        }
     }
 }

@@ -13,7 +13,8 @@ use toml::Table;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    DataConfig, EvalConfig, GateConfig, GeneralConfig, Hyperparameters, ModelSettings, StatsConfig, Suite, toml_errors,
+    DataConfig, EvalConfig, GateConfig, GeneralConfig, Hyperparameters, ModelSettings, NamedModel, StatsConfig, Suite,
+    TrainMethod, VerdictConfig, parse::NAMED_TRAIN_KEYS, toml_errors,
 };
 use crate::backend::AdamW;
 use crate::backend::LoraConfig;
@@ -70,16 +71,23 @@ fn of_suite(path: &[&str]) -> Option<Vec<&'static str>> {
             training(rest)
         }
         ["train", rest @ ..] => training(rest),
+        ["models", _] => Some(keys_of::<NamedModel>().to_vec()),
+        ["models", _, "train"] => {
+            Some([NAMED_TRAIN_KEYS.as_slice(), LoraConfig::KEYS.as_slice(), keys_of::<Hyperparameters>()].concat())
+        }
+        ["models", _, "train", "adapter"] => Some(LoraConfig::KEYS.to_vec()),
+        ["models", _, "train", "hyperparameters", rest @ ..] | ["models", _, "train", rest @ ..] => training(rest),
         ["eval"] => Some(keys_of::<EvalConfig>().to_vec()),
         ["eval", "general"] => Some(keys_of::<GeneralConfig>().to_vec()),
         ["stats"] => Some(keys_of::<StatsConfig>().to_vec()),
         ["gate"] => Some(keys_of::<GateConfig>().to_vec()),
+        ["verdict"] => Some(keys_of::<VerdictConfig>().to_vec()),
         _ => None,
     }
 }
 
 /// The tables of a suite in which a key may have been meant.
-const TABLES: [&[&str]; 9] = [
+const TABLES: [&[&str]; 10] = [
     &["data"],
     &["data", "fields"],
     &["model"],
@@ -89,6 +97,7 @@ const TABLES: [&[&str]; 9] = [
     &["eval"],
     &["stats"],
     &["gate"],
+    &["verdict"],
 ];
 
 /// Keys under the names that other trainers have for them.
@@ -219,7 +228,7 @@ impl Language {
 /// Stored suites have the tables of a run nested; people need not know.
 fn is_known(known: &[&str], path: &[&str], key: &str) -> bool {
     let nested = match path {
-        ["train", "lora"] => ["adapter", "hyperparameters"].contains(&key),
+        ["train", "lora"] | ["models", _, "train"] => ["adapter", "hyperparameters"].contains(&key),
         ["train", "full"] => key == "hyperparameters",
         _ => false,
     };
@@ -271,6 +280,14 @@ fn check_value(at: &[&str], written: &str) -> Result<(), String> {
     let run = match at {
         ["train", "lora" | "full", "hyperparameters" | "adapter", rest @ ..] => rest,
         ["train", "lora" | "full", rest @ ..] | ["train", rest @ ..] => rest,
+        ["models", _, "train", "hyperparameters" | "adapter", rest @ ..] => rest,
+        ["models", _, "train", key @ ("method" | "from")] => return check_method(key, written),
+        ["models", _, "train", rest @ ..] => rest,
+        ["models", _, key, rest @ ..] if *key != "train" => {
+            let path = std::iter::once(key).chain(rest).map(|part| toml::Value::from(*part).to_string());
+            let alone = format!("{} = {written}", path.collect::<Vec<_>>().join("."));
+            return toml::from_str::<NamedModel>(&alone).map(drop).map_err(|e| told(&e));
+        }
         _ => return Ok(()),
     };
     let [first, ..] = run else { return Ok(()) };
@@ -280,7 +297,22 @@ fn check_value(at: &[&str], written: &str) -> Result<(), String> {
         true => toml::from_str::<LoraConfig>(&alone).map(drop),
         false => toml::from_str::<Hyperparameters>(&alone).map(drop),
     };
-    checked.map_err(|e| e.message().trim().replace('\n', " "))
+    checked.map_err(|e| told(&e))
+}
+
+/// `method` and `from` of a named model's training.
+fn check_method(key: &str, written: &str) -> Result<(), String> {
+    #[derive(Deserialize)]
+    #[allow(dead_code)]
+    struct Named {
+        method: Option<TrainMethod>,
+        from: Option<String>,
+    }
+    toml::from_str::<Named>(&format!("{key} = {written}")).map(drop).map_err(|e| told(&e))
+}
+
+fn told(error: &toml::de::Error) -> String {
+    error.message().trim().replace('\n', " ")
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `[model]`: what is trained and where.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,8 @@ pub enum TemplateChoice {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSettings {
-    /// The base model's folder.
+    /// The base model's folder; empty where `[models]` names the models.
+    #[serde(default, skip_serializing_if = "is_none")]
     pub base: PathBuf,
     /// The backend that trains.
     #[serde(default = "default_backend")]
@@ -35,6 +36,24 @@ pub struct ModelSettings {
     /// Worker threads; 0 is all cores.
     #[serde(default)]
     pub threads: usize,
+}
+
+fn is_none(path: &Path) -> bool {
+    path.as_os_str().is_empty()
+}
+
+impl ModelSettings {
+    /// Whether a base is named here.
+    pub fn has_base(&self) -> bool {
+        !is_none(&self.base)
+    }
+}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        let (backend, device) = (default_backend(), default_device());
+        ModelSettings { base: PathBuf::new(), backend, device, dtype: Dtype::default(), threads: 0 }
+    }
 }
 
 fn default_backend() -> String {

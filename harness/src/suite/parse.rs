@@ -7,7 +7,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::toml_errors::toml_error;
-use super::{DataConfig, EvalConfig, GateConfig, ModelSettings, StatsConfig, keys};
+use super::{ComparePair, DataConfig, EvalConfig, GateConfig, ModelSettings, StatsConfig, VerdictConfig, keys};
 use crate::backend::LoraConfig;
 use crate::error::{Error, Result};
 use crate::report::Language;
@@ -59,7 +59,8 @@ const ADAPTER_KEYS: [&str; 12] = LoraConfig::KEYS;
 /// effective suite) are understood too. Returns the shared hyperparameters, for a run that an
 /// override adds.
 pub(super) fn inherit_hyperparameters(table: &mut Table, path: &Path) -> Result<Table> {
-    let Some(Value::Table(train)) = table.get_mut("train") else { return Ok(Table::new()) };
+    let train = table.entry("train").or_insert_with(|| Value::Table(Table::new()));
+    let Value::Table(train) = train else { return Ok(Table::new()) };
     let mut shared = std::mem::take(train);
     let runs: Vec<(&str, Value)> =
         ["lora", "full"].into_iter().filter_map(|k| shared.remove(k).map(|v| (k, v))).collect();
@@ -69,13 +70,40 @@ pub(super) fn inherit_hyperparameters(table: &mut Table, path: &Path) -> Result<
         };
         train.insert(name.into(), Value::Table(nest(name, run, &shared)));
     }
-    if train.is_empty() && !shared.is_empty() {
-        return Err(Error::usage("[train] has settings, but neither [train.lora] nor [train.full] is there")
-            .at(path.display())
-            .help("add an empty [train.lora] or [train.full] table to train with these settings"));
+    let mut trains = !train.is_empty();
+    if let Some(Value::Table(models)) = table.get_mut("models") {
+        for (name, model) in models {
+            let Some(train) = model.get_mut("train") else { continue };
+            let Value::Table(own) = train else {
+                return Err(Error::usage(format!("models.{name}.train must be a table"))
+                    .at(path.display())
+                    .help("for example train = { method = \"lora\", r = 16 }"));
+            };
+            *own = nest_named(std::mem::take(own), &shared);
+            trains = true;
+        }
+    }
+    if !trains && !shared.is_empty() {
+        return Err(Error::usage("[train] has settings, but nothing is trained").at(path.display()).help(
+            "add an empty [train.lora] or [train.full] table, or a model with a `train` table, to train with these \
+                 settings",
+        ));
     }
     Ok(shared)
 }
+
+/// The nested `train` table of a named model.
+fn nest_named(mut own: Table, shared: &Table) -> Table {
+    let kept: Vec<(String, Value)> =
+        NAMED_TRAIN_KEYS.iter().filter_map(|key| Some(((*key).to_string(), own.remove(*key)?))).collect();
+    let is_lora = kept.iter().any(|(key, value)| key == "method" && value.as_str() == Some("lora"));
+    let mut nested = nest(if is_lora { "lora" } else { "full" }, own, shared);
+    nested.extend(kept);
+    nested
+}
+
+/// Keys of a named model's `train` table beside the adapter's and the hyperparameters.
+pub(super) const NAMED_TRAIN_KEYS: [&str; 2] = ["method", "from"];
 
 /// The nested table of a run: the shared hyperparameters, its own on top of them.
 fn nest(name: &str, mut run: Table, shared: &Table) -> Table {
@@ -158,23 +186,31 @@ pub(super) fn check_spans(text: &str, path: &Path) -> Result<()> {
         #[serde(default)]
         seed: u64,
         data: DataConfig,
+        #[serde(default)]
         model: ModelSettings,
         #[serde(default)]
         train: Table,
+        // Checked key by key, as those of `[train]` are.
+        #[serde(default)]
+        models: Table,
+        #[serde(default)]
+        compare: Vec<ComparePair>,
         #[serde(default)]
         eval: EvalConfig,
         #[serde(default)]
         stats: StatsConfig,
         #[serde(default)]
         gate: GateConfig,
+        #[serde(default)]
+        verdict: Option<VerdictConfig>,
     }
     toml::from_str::<Written>(text).map(drop).map_err(|e| toml_error(&e, text, path))
 }
 
-/// Applies one `key.path=value`. The value is TOML; what is not TOML is a string. In `train.lora`
-/// and `train.full` the flat keys of the file are understood, `false` leaves the run out, and a
-/// shared `train.KEY` reaches both. A run that the file does not have begins with the `shared`
-/// hyperparameters.
+/// Applies one `key.path=value`. The value is TOML; what is not TOML is a string. In `train.lora`,
+/// `train.full` and `models.NAME.train` the flat keys of the file are understood, `false` leaves
+/// the run or the model out, and a shared `train.KEY` reaches all of them. A run that the file does
+/// not have begins with the `shared` hyperparameters.
 pub(super) fn set(table: &mut Table, shared: &mut Table, assignment: &str) -> Result<()> {
     let Some((key, value)) = assignment.split_once('=') else {
         return Err(Error::usage(format!("--set {assignment:?} is not of the form key=value"))
@@ -217,17 +253,50 @@ pub(super) fn set(table: &mut Table, shared: &mut Table, assignment: &str) -> Re
         }
         ["train", rest @ ..] if !matches!(rest.first(), Some(&("lora" | "full")) | None) => {
             let present = |run: &&str| table.get("train").and_then(|t| t.get(run)).is_some();
-            let runs: Vec<&str> = ["lora", "full"].into_iter().filter(present).collect();
+            let mut runs: Vec<Vec<String>> =
+                ["lora", "full"].into_iter().filter(present).map(|run| vec!["train".into(), run.into()]).collect();
+            let models = table.get("models").and_then(Value::as_table).into_iter().flatten();
+            let trained = models.filter(|(_, model)| model.get("train").is_some());
+            runs.extend(trained.map(|(name, _)| vec!["models".into(), name.clone(), "train".into()]));
             if runs.is_empty() {
                 return Err(Error::usage(format!(
-                    "--set {assignment:?} sets what LoRA and full share, but the suite trains neither"
+                    "--set {assignment:?} sets what all trained models share, but the suite trains none"
                 ))
                 .help("add one before it, for example --set train.lora={}"));
             }
-            for run in runs {
-                insert(table, &[&["train", run, "hyperparameters"], rest].concat(), value.clone())?;
+            for run in &runs {
+                let run: Vec<&str> = run.iter().map(String::as_str).chain(["hyperparameters"]).collect();
+                insert(table, &[&run[..], rest].concat(), value.clone())?;
             }
             insert(shared, rest, value)
+        }
+        ["models", name] if value == Value::Boolean(false) => {
+            if let Some(Value::Table(models)) = table.get_mut("models") {
+                models.remove(*name);
+            }
+            Ok(())
+        }
+        ["models", name] => match value {
+            Value::Table(mut model) => {
+                if let Some(Value::Table(train)) = model.get_mut("train") {
+                    *train = nest_named(std::mem::take(train), shared);
+                }
+                insert(table, &["models", name], Value::Table(model))
+            }
+            value => insert(table, &["models", name], value),
+        },
+        ["models", name, "train"] => match value {
+            Value::Table(train) => insert(table, &["models", name, "train"], Value::Table(nest_named(train, shared))),
+            value => insert(table, &["models", name, "train"], value),
+        },
+        ["models", name, "train", map @ ("rank_pattern" | "alpha_pattern"), rest @ ..] => {
+            insert(table, &["models", name, "train", "adapter", map, &rest.join(".")], value)
+        }
+        ["models", name, "train", first, rest @ ..]
+            if !NAMED_TRAIN_KEYS.contains(first) && !["adapter", "hyperparameters"].contains(first) =>
+        {
+            let group = if ADAPTER_KEYS.contains(first) { "adapter" } else { "hyperparameters" };
+            insert(table, &[&["models", name, "train", group, first], rest].concat(), value)
         }
         path => insert(table, path, value),
     }

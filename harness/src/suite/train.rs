@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::LoraConfig;
 use crate::backend::{AdamW, EarlyStopping};
 use crate::error::{Error, Result};
+use crate::report::Direction;
 use crate::train::plan::MOST_BATCHES;
 use crate::train::schedule::Schedule;
 
@@ -31,6 +32,9 @@ pub struct TrainSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hyperparameters {
+    /// Seeds of replicates: the recipe is trained once with each; none is the suite's seed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub seeds: Vec<u64>,
     /// Passes over the training items.
     pub epochs: f64,
     /// Optimizer steps, overriding `epochs`; 0 is off.
@@ -73,6 +77,10 @@ pub struct Hyperparameters {
     pub shuffle: bool,
     /// Measure the checkpoint with the lowest evaluation loss (`best`) or the last one (`last`).
     pub checkpoint: CheckpointChoice,
+    /// What `best` goes by instead of the loss: a metric, of the checkpoints that were kept, on the
+    /// validation part. The held-out items, on which the result is claimed, have no say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_metric: Option<String>,
 }
 
 fn is_zero(count: &usize) -> bool {
@@ -88,6 +96,7 @@ impl Default for Hyperparameters {
     /// clipping at 1.
     fn default() -> Self {
         Hyperparameters {
+            seeds: Vec::new(),
             epochs: 2.0,
             max_steps: 0,
             batch_size: 1,
@@ -107,6 +116,7 @@ impl Default for Hyperparameters {
             recompute: true,
             shuffle: true,
             checkpoint: CheckpointChoice::Best,
+            checkpoint_metric: None,
         }
     }
 }
@@ -184,6 +194,23 @@ impl Hyperparameters {
         }
         if !self.max_grad_norm.is_finite() || self.max_grad_norm < 0.0 {
             return Err(Error::usage(format!("{place}: max_grad_norm must be at least 0 (0 is off)")));
+        }
+        if let Some((at, seed)) = self.seeds.iter().enumerate().find(|(at, seed)| self.seeds[..*at].contains(seed)) {
+            let what = format!("{place}: seeds = {:?} names {seed} twice, at place {}", self.seeds, at + 1);
+            return Err(Error::usage(what).help("the same seed gives the same model"));
+        }
+        if let Some(metric) = &self.checkpoint_metric {
+            crate::eval::metric::check_names(std::slice::from_ref(metric))?;
+            if crate::eval::metric::info(metric).is_some_and(|m| m.direction == Direction::Neutral) {
+                let what = format!("{place}: checkpoint_metric = {metric:?} is neither better high nor low");
+                return Err(Error::usage(what).help("name a metric that has a direction"));
+            }
+            if self.checkpoint == CheckpointChoice::Last {
+                return Err(Error::usage(format!(
+                    "{place}: checkpoint_metric has no effect with checkpoint = \"last\""
+                ))
+                .help("leave one of them out"));
+            }
         }
         self.floor(place)?;
         self.early_stopping(place)?;

@@ -224,6 +224,25 @@ pub fn sha256_model(folder: &Path) -> Result<String> {
     Ok(sha256_digests(&digests(folder, is_of_model)?))
 }
 
+/// Bytes of the files of a model's folder ([`is_of_model`]).
+///
+/// # Errors
+/// If the folder or a file of it cannot be read.
+pub fn model_bytes(folder: &Path) -> Result<u64> {
+    let read = |e| Error::io("read the folder", folder, e);
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder).map_err(read)? {
+        let entry = entry.map_err(read)?;
+        let name = entry.file_name();
+        // Of what a link leads to.
+        let metadata = fs::metadata(entry.path()).map_err(read)?;
+        if metadata.is_file() && is_of_model(&name.to_string_lossy()) {
+            bytes += metadata.len();
+        }
+    }
+    Ok(bytes)
+}
+
 /// Lowercase hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()

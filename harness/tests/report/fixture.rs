@@ -187,6 +187,8 @@ pub fn model(name: &str, role: Role, items: &[Item], seed: u64) -> ModelRun {
         name: name.into(),
         role,
         checkpoint_sha256: format!("{seed:02x}").repeat(32),
+        fingerprints: None,
+        samples: vec![],
         think_tags: ThinkTags::default(),
         session: Some(SessionInfo {
             device: "cpu".into(),
@@ -240,6 +242,9 @@ fn training(role: Role, seed: u64) -> TrainingRecord {
         })
         .collect();
     TrainingRecord {
+        step: Some(if full { 60 } else { 120 }),
+        chosen: None,
+        checkpoints: vec![],
         events,
         evaluations,
         summary: TrainSummary {
@@ -292,6 +297,10 @@ pub fn inputs(items: &[Item], models: Vec<ModelRun>) -> Inputs<'_> {
         stats: StatsOptions { seed: 1, resamples: 2000, confidence: 0.95 },
         items,
         models,
+        pairs: vec![],
+        recipes: vec![],
+        recipe_pairs: vec![],
+        priorities: None,
         metrics: metrics(),
         examples: vec![],
         general: None,

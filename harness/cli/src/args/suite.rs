@@ -37,6 +37,9 @@ pub struct RunArgs {
     /// Also write the reports here
     #[arg(long, value_name = "DIR")]
     pub reports: Option<PathBuf>,
+    /// Say what would be done - models, steps, tokens, items - and do nothing
+    #[arg(long, conflicts_with_all = ["fresh", "reports"])]
+    pub plan: bool,
 }
 
 #[derive(Args)]

@@ -65,6 +65,7 @@ fn measure(args: &EvalArgs, suite: &Suite, output: &Output) -> Result<u8> {
         models.extend(read_stored(path, name, &prepared)?);
     }
     for model in &models {
+        model.notes.iter().for_each(|note| output.say(format!("warning: {}", note.english)));
         let texts = model.recorded.predictions.iter().map(|p| (p.id.as_str(), p.text.as_str()));
         if let Some(note) = stray_texts(&model.recorded.name, texts, &suite.data.think_tags) {
             output.say(format!("warning: {}", note.english));

@@ -1,22 +1,26 @@
 //! `karat run`: the main job.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use karat::report::{self, Report};
-use karat::run::{remove, run as carry_out};
-use karat::suite::{Overrides, Suite};
+use karat::run::{outline, remove, run as carry_out};
+use karat::suite::{ModelRole, Overrides, Suite};
 use karat::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
 use crate::args::{Global, OpenArgs, RunArgs, SuiteArgs};
 use crate::host::{Plugins, WEIGHTS, cancel_on_interrupt, element};
-use crate::output::Output;
+use crate::output::{Output, shown};
 use crate::progress::Progress;
 
 pub fn run(args: &RunArgs, global: &Global, output: &Output) -> Result<u8> {
     let typed = Overrides { backend: args.open.backend.clone(), ..computed(&args.open) };
     let suite = load_suite(&args.suite, typed)?;
+    if args.plan {
+        return plan(&suite, output);
+    }
     let folder = run_folder(&suite, args.out.as_deref())?;
     // Not after hours of work.
     args.reports.iter().try_for_each(|reports| report::check_folder(reports))?;
@@ -32,6 +36,36 @@ pub fn run(args: &RunArgs, global: &Global, output: &Output) -> Result<u8> {
         report::write(&report.without_environment(), reports)?;
     }
     print(&report, &folder, output)?;
+    Ok(0)
+}
+
+/// Says what a run would do.
+fn plan(suite: &Suite, output: &Output) -> Result<u8> {
+    let plan = outline(suite)?;
+    plan.notes.iter().for_each(|note| output.say(format!("warning: {note}")));
+    let mut text = format!("{} items", plan.items);
+    if plan.sources < plan.items {
+        let _ = write!(text, " from {} sources", plan.sources);
+    }
+    let _ = writeln!(text, ", up to {} new tokens each", plan.max_new_tokens);
+    let width = plan.models.iter().map(|m| m.name.chars().count()).max().unwrap_or(0);
+    for model in &plan.models {
+        let _ = write!(text, "  {:<width$}  {}", shown(&model.name), shown(&model.what));
+        if let Some(t) = model.training {
+            let _ = write!(text, ": {} steps over {} rows, {} tokens, seed {}", t.steps, t.rows, t.tokens, t.seed);
+        }
+        if let Some(backend) = &model.backend {
+            let _ = write!(text, " ({backend})");
+        }
+        let role = match model.role {
+            Some(ModelRole::Base) => ", the base",
+            Some(ModelRole::Baseline) => ", the baseline",
+            None => "",
+        };
+        let _ = writeln!(text, "{role}");
+    }
+    let object = serde_json::to_value(&plan).map_err(|e| Error::failed("could not write the plan").because(e))?;
+    output.result(&object, &text)?;
     Ok(0)
 }
 

@@ -19,12 +19,8 @@ use crate::progress::Progress;
 
 pub fn run(args: &WatchArgs, global: &Global, output: &Output) -> Result<u8> {
     let typed = Overrides { eval_backend: args.open.backend.clone(), ..computed(&args.open) };
-    let named = SuiteArgs {
-        suite: args.suite.clone(),
-        set: args.set.clone(),
-        language: args.language,
-        strict: args.strict,
-    };
+    let named =
+        SuiteArgs { suite: args.suite.clone(), set: args.set.clone(), language: args.language, strict: args.strict };
     let suite = load_suite(&named, typed)?;
     let mut margins = suite.gate.margins.clone();
     margins.extend(given_margins(&args.margin)?);

@@ -64,7 +64,8 @@ impl Trainer {
         let in_shard = |tensors: &[Tensor], shard: &str| -> Vec<(String, Value)> {
             tensors.iter().map(|(name, ..)| (name.clone(), shard.into())).collect()
         };
-        let map: Map<String, Value> = [in_shard(first, shards[0]), in_shard(second, shards[1])].concat().into_iter().collect();
+        let map: Map<String, Value> =
+            [in_shard(first, shards[0]), in_shard(second, shards[1])].concat().into_iter().collect();
         let index = json!({"metadata": {}, "weight_map": map}).to_string();
         match (layout, weights) {
             (Layout::OneFile, Weights::Garbage) => self.put(&folder, "model.safetensors", &[7; 4096]),

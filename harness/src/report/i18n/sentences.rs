@@ -3,7 +3,10 @@
 use crate::eval::think::ThinkState;
 
 use crate::backend::StopReason;
-use crate::report::model::{Comparison, Direction, Language, Report, Verdict, Warning};
+use crate::report::compare::Mismatch;
+use crate::report::model::{
+    Comparison, Direction, FloorState, Language, RecipeComparison, Recommendation, Report, Verdict, Warning,
+};
 use crate::report::number::{fixed, percent};
 
 macro_rules! labels {
@@ -126,6 +129,24 @@ labels! {
     learning_rate: "learning rate", "学习率";
     grad_norm: "gradient norm, before clipping", "梯度范数（裁剪前）";
     highest: "max", "最大";
+    samples: "Several answers to each item", "每条目多次回答";
+    samples_help: "Every item was answered several times, each time with a seed of its own; the values above are means over the answers. Spreads are standard deviations: of the answers to one item, and of items. pass@k is the probability that at least one of k answers is right.", "每个条目以不同种子回答多次；上文各值为多次回答的均值。离散度为标准差：同一条目各次回答之间，以及条目之间。pass@k 为 k 次回答中至少一次正确的概率。";
+    sample_mean: "mean", "均值";
+    sample_spread: "spread of answers", "回答间标准差";
+    item_spread: "spread of items", "条目间标准差";
+    pass_at: "pass@k", "pass@k";
+    recipes: "Recipes over seeds", "多随机种子下的配方";
+    recipes_help: "Every recipe was trained once with each of its seeds. The interval is two-level: of other items and of other seeds. The share is the part of the difference's variance that is the choice of seeds; beside it, by how much two seeds of one recipe differ.", "每个配方以每个随机种子各训练一次。区间为两层：既考虑其他条目，也考虑其他种子。占比为差值方差中来自种子的部分；其旁为同一配方两个种子之间的差。";
+    seed_share: "variance that is the seed", "种子占方差";
+    seed_difference: "two seeds differ by", "两个种子之差";
+    within_seeds: "less than two seeds", "小于种子之差";
+    checkpoints: "Checkpoints over the training", "训练过程中的检查点";
+    checkpoints_help: "The checkpoints that were kept, on the same held-out items. They show the way of a training; choosing one by them would be choosing by the items that the result is claimed on.", "保留的检查点在相同留出条目上的结果。它们展示训练过程；若据此挑选检查点，就等于用报告结果所依据的条目来挑选。";
+    disk: "On disk", "磁盘占用";
+    frontier: "Quality against cost", "质量与开销";
+    frontier_help: "Each mark is a model; the dashed line joins those that no cheaper model beats. Costs are drawn on a logarithmic scale.", "每个点为一个模型；虚线连接没有更便宜的模型能超过的那些模型。开销为对数刻度。";
+    between: " ", "";
+    values: "Values with their intervals", "各值及其区间";
     per_point: "train s per point of", "每提升一点的训练秒数：";
     leaks: "Leaks", "泄漏";
     more_bars: "The other metrics", "其他指标";
@@ -149,7 +170,7 @@ impl Language {
         }
     }
 
-    pub(in crate::report) fn pick<T>(self, en: T, zh: T) -> T {
+    pub(crate) fn pick<T>(self, en: T, zh: T) -> T {
         match self {
             Language::English => en,
             Language::Chinese => zh,
@@ -184,6 +205,17 @@ pub(in crate::report) fn verdict_word(verdict: Verdict, language: Language) -> &
         Verdict::Unclear => language.pick("no clear difference", "无明显差异"),
         Verdict::Undefined => language.pick("undefined", "无定义"),
     }
+}
+
+/// In what two compared models differ although they should be asked the same.
+pub(in crate::report) fn allowed(mismatch: &Mismatch, language: Language) -> String {
+    let Mismatch { what, first, second } = mismatch;
+    let short = |hash: &String| hash.chars().take(12).collect::<String>();
+    let (first, second) = (short(first), short(second));
+    language.pick(
+        format!("They were not asked the same: {what} {first} against {second}."),
+        format!("两者的评测条件不同：{what} {first} 与 {second}。"),
+    )
 }
 
 /// What to say of a text's end and thinking, empty where all is well.
@@ -257,21 +289,22 @@ pub(in crate::report) fn coverage(report: &Report, language: Language) -> Option
 
 /// The report in a few sentences: what was not measured, then what came of the rest.
 pub(in crate::report) fn verdict(report: &Report, language: Language) -> String {
-    let found = findings(report, language);
-    match coverage(report, language) {
-        Some(coverage) => format!("{coverage}{}{found}", language.pick(" ", "")),
-        None => found,
-    }
+    verdict_lines(report, language).join(language.pick(" ", ""))
 }
 
-fn findings(report: &Report, language: Language) -> String {
+/// The same, sentence by sentence.
+pub(in crate::report) fn verdict_lines(report: &Report, language: Language) -> Vec<String> {
+    coverage(report, language).into_iter().chain(findings(report, language)).collect()
+}
+
+fn findings(report: &Report, language: Language) -> Vec<String> {
     if report.items.is_empty() {
-        return language.pick("No item was evaluated.", "没有评测任何条目。").to_string();
+        return vec![language.pick("No item was evaluated.", "没有评测任何条目。").to_string()];
     }
     let Some(first) = report.comparisons.first() else {
-        return language
-            .pick("One model was measured; there is nothing to compare.", "只评测了一个模型，没有可比较的对象。")
-            .to_string();
+        let alone = language
+            .pick("One model was measured; there is nothing to compare.", "只评测了一个模型，没有可比较的对象。");
+        return vec![alone.to_string()];
     };
     let anchor = &first.baseline;
     let mut sentences = Vec::new();
@@ -290,7 +323,63 @@ fn findings(report: &Report, language: Language) -> String {
     for comparison in report.comparisons.iter().filter(|c| &c.baseline != anchor) {
         sentences.push(between(comparison, &outcome(report, comparison, language), language));
     }
-    sentences.join(language.pick(" ", ""))
+    sentences.extend(report.recipes.iter().filter_map(|recipe| within_seeds(recipe, report, language)));
+    sentences.extend(recommendation(report, language));
+    sentences
+}
+
+/// The headline metrics by which two recipes differ by less than two seeds of one.
+fn within_seeds(recipe: &RecipeComparison, report: &Report, language: Language) -> Option<String> {
+    let within = |name: &str| recipe.metrics.get(name).is_some_and(|c| c.within_seeds == Some(true));
+    let shown = report.metrics.iter().filter(|m| m.headline && within(&m.name));
+    let names: Vec<&str> = shown.map(|m| m.title(language)).collect();
+    let list = language.list(&names, 6);
+    (!names.is_empty()).then(|| {
+        language.pick(
+            format!(
+                "{} and {} differ by less than two seeds of one recipe do on {list}.",
+                recipe.candidate, recipe.baseline
+            ),
+            format!("{} 与 {} 在 {list} 上的差异小于同一配方两个种子之间的差异。", recipe.candidate, recipe.baseline),
+        )
+    })
+}
+
+/// What the suite's priorities come to.
+fn recommendation(report: &Report, language: Language) -> Option<String> {
+    let Recommendation { primary, baseline, ship, floors } = report.recommendation.as_ref()?;
+    let all = || report.metrics.iter().chain(report.general.iter().flat_map(|g| &g.metrics));
+    let title = |name: &str| all().find(|m| m.name == name).map_or(name.to_string(), |m| m.title(language).to_string());
+    let of = |wanted: FloorState| -> Vec<String> {
+        let found = floors.iter().filter(|floor| floor.state == wanted);
+        found.map(|floor| format!("{} ({})", floor.model, title(&floor.metric))).collect()
+    };
+    let list = |names: &[String]| language.list(&names.iter().map(String::as_str).collect::<Vec<_>>(), 6);
+    let (broken, open) = (of(FloorState::Broken), of(FloorState::Open));
+    let mut text = match ship {
+        Some(model) => language.pick(
+            format!("By the suite's priorities ({} decides) one would ship {model}.", title(primary)),
+            format!("按套件的优先级（以 {} 为准），应发布 {model}。", title(primary)),
+        ),
+        None => language.pick(
+            format!(
+                "By the suite's priorities one would keep {baseline}: no model is significantly better on {} and shown to \
+                 keep every floor.",
+                title(primary)
+            ),
+            format!("按套件的优先级应保留 {baseline}：没有模型既在 {} 上显著更好、又被证明守住全部底线。", title(primary)),
+        ),
+    };
+    if !broken.is_empty() {
+        text += &language.pick(format!(" Below a floor: {}.", list(&broken)), format!("低于底线：{}。", list(&broken)));
+    }
+    if !open.is_empty() {
+        text += &language.pick(
+            format!(" Floors that these items cannot show to be kept: {}.", list(&open)),
+            format!("现有条目不足以证明守住的底线：{}。", list(&open)),
+        );
+    }
+    Some(text)
 }
 
 fn against_anchor(names: &[&str], anchor: &str, outcome: &Outcome<'_>, language: Language) -> String {

@@ -68,6 +68,9 @@ pub struct Cost {
     /// Peak memory in bytes.
     #[serde(default)]
     pub peak_memory: Option<u64>,
+    /// Bytes of its files: of the adapter alone where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
     /// The device it ran on; empty, `null` in JSON, where nobody knows.
     #[serde(default, with = "super::unknown")]
     pub device: String,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::AdapterCheck;
+use super::{AdapterCheck, Fingerprints, MetricValue};
 use crate::eval::think::ThinkState;
 
 /// What part a model plays.
@@ -13,6 +13,8 @@ use crate::eval::think::ThinkState;
 pub enum Role {
     /// Before fine-tuning.
     Base,
+    /// Another model that the others are compared with.
+    Baseline,
     /// With a LoRA adapter.
     Lora,
     /// All parameters trained.
@@ -31,6 +33,9 @@ pub struct Model {
     /// SHA-256 over its checkpoint's files; empty, `null` in JSON, where nobody knows.
     #[serde(with = "super::unknown")]
     pub checkpoint_sha256: String,
+    /// What it was asked, where that is not what [`Report::fingerprints`](super::Report) say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprints: Option<Fingerprints>,
     /// Parameters of the model without the adapter; none where nobody knows.
     pub parameters: Option<u64>,
     /// Parameters of the adapter, 0 without one; none where nobody knows.
@@ -72,9 +77,38 @@ pub struct Training {
     pub best: Option<Evaluation>,
     /// Name of the best checkpoint's folder.
     pub best_checkpoint: Option<String>,
+    /// What the checkpoint was chosen by, where not by the loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<ChosenBy>,
+    /// The checkpoints that were measured on the items, by rising step, the model's own among them;
+    /// only where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checkpoints: Vec<CheckpointValues>,
     /// Whether the last evaluation is worse than the best by more than the margin; none where
     /// nothing was evaluated.
     pub overfitting: Option<bool>,
+}
+
+/// A checkpoint chosen by a metric of the validation part.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChosenBy {
+    /// The metric.
+    pub metric: String,
+    /// Items of the validation part.
+    pub items: usize,
+    /// The step that was chosen.
+    pub step: usize,
+    /// The value of each checkpoint that was kept, by its step.
+    pub values: Vec<(usize, Option<f64>)>,
+}
+
+/// The metrics of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointValues {
+    /// After so many optimizer steps.
+    pub step: usize,
+    /// By metric name.
+    pub metrics: BTreeMap<String, MetricValue>,
 }
 
 /// One optimizer step.

@@ -12,8 +12,8 @@ const MARGIN: f64 = 16.0;
 /// Scoped under `.karat-plot`, so that an inlined drawing colours nothing else on its page. Print
 /// is light.
 const STYLE: &str = "\
-.karat-plot{--ink:#1f2328;--soft:#59636e;--grid:#d8dde3;--paper:#fff;--base:#8a9099;--lora:#0072b2;--full:#c25700;--other:#00805e;--other2:#a3497f;--other3:#8f7a00}\
-@media screen and (prefers-color-scheme:dark){.karat-plot{--ink:#e6edf3;--soft:#9aa4af;--grid:#363d46;--paper:#15181c;--base:#7f8894;--lora:#56b4e9;--full:#e69f00;--other:#2fc39a;--other2:#dd94bd;--other3:#e8dd55}}\
+.karat-plot{--ink:#1f2328;--soft:#59636e;--grid:#d8dde3;--paper:#fff;--base:#8a9099;--lora:#0072b2;--full:#c25700;--other:#00805e;--other2:#a3497f;--other3:#8f7a00;--other4:#6a51c7;--other5:#a8352f}\
+@media screen and (prefers-color-scheme:dark){.karat-plot{--ink:#e6edf3;--soft:#9aa4af;--grid:#363d46;--paper:#15181c;--base:#7f8894;--lora:#56b4e9;--full:#e69f00;--other:#2fc39a;--other2:#dd94bd;--other3:#e8dd55;--other4:#a99bf0;--other5:#f08a80}}\
 .karat-plot text{font:13px system-ui,-apple-system,'Segoe UI','Noto Sans','Noto Sans CJK SC','PingFang SC','Microsoft YaHei',sans-serif;fill:var(--ink)}\
 .karat-plot .soft{fill:var(--soft)}.karat-plot .head{font-weight:600}\
 .karat-plot .grid{stroke:var(--grid);stroke-width:1}\
@@ -21,9 +21,10 @@ const STYLE: &str = "\
 .karat-plot .whisker{stroke:var(--ink);stroke-width:1.5}\
 .karat-plot .line{fill:none;stroke-width:2.25;stroke-linejoin:round;stroke-linecap:round}\
 .karat-plot .strip{stroke-width:1.25}.karat-plot .thin{stroke-width:1.25;opacity:.55}.karat-plot .guide{stroke-width:1;stroke-dasharray:3 3}\
+.karat-plot .frontier{fill:none;stroke:var(--soft);stroke-width:1.25;stroke-dasharray:4 4}\
 .karat-plot .hollow{fill:var(--paper);stroke-width:2.25}\
 .karat-plot .c-base{--c:var(--base)}.karat-plot .c-lora{--c:var(--lora)}.karat-plot .c-full{--c:var(--full)}\
-.karat-plot .c-other{--c:var(--other)}.karat-plot .c-other2{--c:var(--other2)}.karat-plot .c-other3{--c:var(--other3)}\
+.karat-plot .c-other{--c:var(--other)}.karat-plot .c-other2{--c:var(--other2)}.karat-plot .c-other3{--c:var(--other3)}.karat-plot .c-other4{--c:var(--other4)}.karat-plot .c-other5{--c:var(--other5)}\
 .karat-plot .fill{fill:var(--c)}.karat-plot .stroke{stroke:var(--c)}";
 
 /// A drawing under construction; `y` grows downwards.

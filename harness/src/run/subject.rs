@@ -1,0 +1,43 @@
+//! The models of a suite as they are opened: where each lies, and whose tokenizer and template ask
+//! them.
+
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+use crate::import::{gguf_in, gguf_view};
+use crate::model_dir::ModelDir;
+use crate::suite::{ModelRole, NamedModel, Suite, SuiteModel};
+
+/// Where a model that exists lies: its folder, and an adapter on it. A GGUF file is the folder that
+/// stands for it.
+///
+/// # Errors
+/// As [`ModelDir::resolve`]; usage, for a model that has no folder.
+pub fn locate(entry: &NamedModel) -> Result<ModelDir> {
+    let (Some(named), adapter) = (entry.path.as_ref().or(entry.adapter.as_ref()), entry.adapter.as_deref()) else {
+        return Err(Error::usage("this model has no folder").help("give path or adapter"));
+    };
+    match gguf_in(named) {
+        Some(file) => Ok(ModelDir { model: gguf_view(&file)?, adapter: adapter.map(Into::into) }),
+        None => ModelDir::resolve(named, entry.path.as_ref().and(adapter)),
+    }
+}
+
+/// The folder whose tokenizer and template ask all models that do not bring their own: the base of
+/// the suite, else its first model that exists.
+///
+/// # Errors
+/// As [`locate`]; usage, for a suite of texts alone.
+pub fn rendering(suite: &Suite) -> Result<PathBuf> {
+    if suite.model.has_base() {
+        return Ok(suite.model.base.clone());
+    }
+    let models = suite.all_models();
+    let exists = |model: &&SuiteModel| model.entry.path.is_some() || model.entry.adapter.is_some();
+    let of = |role| models.iter().filter(exists).find(|model| model.entry.role == Some(role));
+    match of(ModelRole::Base).or_else(|| models.iter().find(exists)) {
+        Some(model) => Ok(locate(&model.entry)?.model),
+        None => Err(Error::usage("no model of this suite has a folder, so there is no tokenizer and no chat template")
+            .help("name the model that wrote the texts, or its base: [model] base = \"FOLDER\"")),
+    }
+}
