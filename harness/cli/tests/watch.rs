@@ -159,7 +159,7 @@ fn a_regression_ends_the_watch_if_asked_and_is_still_one_when_it_is_called_again
     trainer.save("checkpoint-2", Layout::OneFile, Weights::Broken);
     trainer.save("checkpoint-3", Layout::OneFile, Weights::Like(3));
     let text = refused(watching(&place, &["--fail-fast"]), 3, "checkpoint-2 regresses: the watch ends");
-    assert!(text.contains("(worse in: nll"), "{text}");
+    assert!(text.contains("(worse in: Reference NLL"), "{text}");
     let two = ["checkpoint-1 measured pass", "checkpoint-2 measured regress"];
     assert_eq!(lines(&place), two, "{text}");
     refused(watching(&place, &["--once", "--fail-fast"]), 3, "checkpoint-2 regresses");

@@ -52,7 +52,7 @@ pub struct Timeline {
     pub confidence: f64,
     /// The metrics, in the order of the columns, each with the value of the baseline.
     pub metrics: Vec<Metric>,
-    /// By step; those of unknown step last, and those of one step as they were found.
+    /// In the order in which they were found.
     pub checkpoints: Vec<Entry>,
 }
 
@@ -136,8 +136,6 @@ impl Entry {
 impl Timeline {
     /// What `entries`, the lines of a history, say beside `baseline`, the report of one model.
     pub fn new(baseline: &Report, folder: &str, language: Language, entries: &[Entry]) -> Timeline {
-        let mut checkpoints = entries.to_vec();
-        checkpoints.sort_by_key(|entry| (entry.step.is_none(), entry.step));
         Timeline {
             timeline_version: TIMELINE_VERSION,
             language,
@@ -147,16 +145,20 @@ impl Timeline {
             items: baseline.items.len(),
             confidence: baseline.statistics.confidence,
             metrics: baseline.metrics.clone(),
-            checkpoints,
+            checkpoints: entries.to_vec(),
         }
     }
 
-    /// The newest entry of each checkpoint, in order: what was overwritten is history.
+    /// The newest entry of each checkpoint, by step, of unknown step last: what was overwritten is
+    /// history.
     pub fn current(&self) -> Vec<&Entry> {
         let newest: BTreeMap<&str, usize> =
             self.checkpoints.iter().enumerate().map(|(i, entry)| (entry.name.as_str(), i)).collect();
         let all = self.checkpoints.iter().enumerate();
-        all.filter(|(i, entry)| newest[entry.name.as_str()] == *i).map(|(_, entry)| entry).collect()
+        let mut current: Vec<&Entry> =
+            all.filter(|(i, entry)| newest[entry.name.as_str()] == *i).map(|(_, entry)| entry).collect();
+        current.sort_by_key(|entry| (entry.step.is_none(), entry.step));
+        current
     }
 
     /// What tables call the metrics by which a checkpoint regresses.

@@ -323,7 +323,7 @@ impl Follower<'_> {
     fn changed(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         self.looked.remove(&checkpoint.path);
         self.observer.notice(Notice::Said(format!("{} changed while it was read: once more later", checkpoint.name)));
-        Ok(())
+        self.sleep()
     }
 
     /// Whether the trainer has removed it. A folder is removed file by file: what is not as it was is
