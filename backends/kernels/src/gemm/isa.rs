@@ -1,7 +1,7 @@
 //! Instruction sets: the best one of this CPU, or the one that [`VARIABLE`] names.
 #![allow(unsafe_code)]
 
-use super::tile::LANES;
+use super::tile::{DEPTH, LANES, Precision};
 
 /// The instructions that are used, each set including those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
@@ -70,6 +70,19 @@ impl Isa {
             #[cfg(test)]
             Isa::Emulated => units.next_multiple_of(LANES),
             _ => units,
+        }
+    }
+
+    /// Units of the inner dimension that are summed before they are added to the output. Tiles go on
+    /// for as long as a panel fits the second cache: an output that is read again costs them more
+    /// than operands from there.
+    pub(super) fn depth(self, precision: Precision) -> usize {
+        const OF_TILES: usize = 4 * DEPTH;
+        match (self, precision) {
+            (Isa::AmxBf16, Precision::Bf16) => OF_TILES,
+            #[cfg(test)]
+            (Isa::Emulated, Precision::Bf16) => OF_TILES,
+            _ => DEPTH,
         }
     }
 
