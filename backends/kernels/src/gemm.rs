@@ -299,7 +299,8 @@ fn columns_of(
     next: Option<(&Mat<'_>, Range<usize>)>,
 ) {
     debug_assert!(task.columns.end <= to.cols && task.columns.len() <= PANEL);
-    let (vectors, depth, k) = (task.columns.len().div_ceil(LANES), isa.depth(precision) * precision.per_unit(), term.a.cols);
+    let (vectors, depth, k) =
+        (task.columns.len().div_ceil(LANES), isa.depth(precision) * precision.per_unit(), term.a.cols);
     let unpacked = in_rows(isa, precision, &term.b).filter(|_| task.rows.len() <= FEW && tail.is_none());
     let after = tail.map_or(0, |(tail, _)| tail.a.cols.div_ceil(precision.per_unit()));
     let units = depth.min(k).div_ceil(precision.per_unit());
@@ -370,7 +371,8 @@ fn rows_of(
     debug_assert!(task.columns == (0..to.cols));
     let (depth, k, rows) = (isa.depth(precision) * precision.per_unit(), term.a.cols, task.rows.len());
     // Rows a power of two apart would share few places of the cache.
-    let stride_of = |a: &Mat<'_>| isa.row_stride(isa.depth(precision).min(a.cols.div_ceil(precision.per_unit()))) + LANES;
+    let stride_of =
+        |a: &Mat<'_>| isa.row_stride(isa.depth(precision).min(a.cols.div_ceil(precision.per_unit()))) + LANES;
     let room_of = |a: &Mat<'_>| if in_place(precision, a).is_some() { 0 } else { rows * stride_of(a) };
     let after = tail.map_or(0, |(tail, _)| room_of(&tail.a));
     with_lines(room_of(&term.a) + after, |lines| {

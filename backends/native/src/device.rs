@@ -228,6 +228,9 @@ pub trait TensorOps {
     fn dropout(&self, x: &Tensor, mask: &Mask) -> Result<Dropped>;
     /// `dx += dropout(dy)` under the same mask.
     fn dropout_add(&self, dx: &Tensor, dy: &Tensor, mask: &Mask) -> Result<()>;
+    /// `dx += dropout(dlow a)` under the same mask: the gradient of what entered an adapter, where
+    /// `dlow` is that of what its first matrix `a` made of it.
+    fn dropout_add_dx(&self, dx: &Tensor, dlow: &Tensor, a: &Tensor, mask: &Mask) -> Result<()>;
 
     /// The L2 norm of every row of `w + delta`, into `norms` `[out]`.
     fn merged_norms(&self, norms: &Tensor, w: &dyn StoredWeight, delta: LoraPair<'_>) -> Result<()>;

@@ -465,12 +465,15 @@ impl Upstream<'_> {
             return device.linear_dx(dx, &self.inner, weight, Some(DownGradient { dlow, a: &lora.a }));
         };
         let dx = device.linear_dx(dx, &self.dy, weight, None)?;
-        let mut dropped = device.linear_dx(None, dlow, &lora.a, None)?;
-        if let Some([scaled, whole]) = &self.scaled {
-            device.subtract(scaled, whole)?;
-            dropped = device.linear_dx(Some(dropped), scaled, weight, None)?;
+        match &self.scaled {
+            None => device.dropout_add_dx(&dx, dlow, &lora.a, mask)?,
+            Some([scaled, whole]) => {
+                let dropped = device.linear_dx(None, dlow, &lora.a, None)?;
+                device.subtract(scaled, whole)?;
+                let dropped = device.linear_dx(Some(dropped), scaled, weight, None)?;
+                device.dropout_add(&dx, &dropped, mask)?;
+            }
         }
-        device.dropout_add(&dx, &dropped, mask)?;
         Ok(dx)
     }
 }
