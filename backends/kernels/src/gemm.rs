@@ -2,7 +2,7 @@
 //!
 //! An element of a product is the same bits whatever the other rows and columns are, on any number
 //! of threads and any instruction set but AMX's tiles ([`amx`]): it is one chain of fused
-//! multiply-adds over each block of the inner dimension ([`DEPTH`]), the blocks' sums added in
+//! multiply-adds over each block of the inner dimension ([`tile::DEPTH`]), the blocks' sums added in
 //! order ([`microkernel`] says how for bf16). A product may have several terms,
 //! `c = a1 b1 + a2 b2`: they are then summed while a tile of the output is in the cache; in bf16 a
 //! short one ([`SHORT`]) goes on with the last chain of the term before it, while its sums are in
@@ -47,7 +47,7 @@ use self::pack::whole::PackedRhs;
 use self::prefetch::Prefetcher;
 use self::scratch::with_lines;
 pub use self::tile::Precision;
-use self::tile::{DEPTH, LANES, PANEL, Tail, Tile, Unpacked};
+use self::tile::{LANES, PANEL, Tail, Tile, Unpacked};
 use crate::memory::mmap::Elements;
 
 /// Largest K for which a bf16 term is accumulated into the registers of the term before it, if both
@@ -299,10 +299,12 @@ fn columns_of(
     next: Option<(&Mat<'_>, Range<usize>)>,
 ) {
     debug_assert!(task.columns.end <= to.cols && task.columns.len() <= PANEL);
-    let (vectors, depth, k) = (task.columns.len().div_ceil(LANES), DEPTH * precision.per_unit(), term.a.cols);
+    let (vectors, depth, k) =
+        (task.columns.len().div_ceil(LANES), isa.depth(precision) * precision.per_unit(), term.a.cols);
     let unpacked = in_rows(isa, precision, &term.b).filter(|_| task.rows.len() <= FEW && tail.is_none());
     let after = tail.map_or(0, |(tail, _)| tail.a.cols.div_ceil(precision.per_unit()));
-    with_lines(if unpacked.is_some() { 0 } else { (DEPTH + after) * PANEL }, |lines| {
+    let units = depth.min(k).div_ceil(precision.per_unit());
+    with_lines(if unpacked.is_some() { 0 } else { (units + after) * PANEL }, |lines| {
         let (panel, rest) = lines.split_at_mut(lines.len() - after * PANEL);
         let part_of = |start, along| Part { start, along, first: task.columns.start, across: task.columns.len() };
         let last = tail.map_or(Tail::NONE, |(tail, left)| {
@@ -367,9 +369,10 @@ fn rows_of(
     add: bool,
 ) {
     debug_assert!(task.columns == (0..to.cols));
-    let (depth, k, rows) = (DEPTH * precision.per_unit(), term.a.cols, task.rows.len());
+    let (depth, k, rows) = (isa.depth(precision) * precision.per_unit(), term.a.cols, task.rows.len());
     // Rows a power of two apart would share few places of the cache.
-    let stride_of = |a: &Mat<'_>| isa.row_stride(DEPTH.min(a.cols.div_ceil(precision.per_unit()))) + LANES;
+    let stride_of =
+        |a: &Mat<'_>| isa.row_stride(isa.depth(precision).min(a.cols.div_ceil(precision.per_unit()))) + LANES;
     let room_of = |a: &Mat<'_>| if in_place(precision, a).is_some() { 0 } else { rows * stride_of(a) };
     let after = tail.map_or(0, |(tail, _)| room_of(&tail.a));
     with_lines(room_of(&term.a) + after, |lines| {

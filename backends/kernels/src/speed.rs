@@ -14,6 +14,7 @@ use half::bf16;
 
 use crate::gemm::isa::Isa;
 use crate::gemm::{Gemm, Mat, MatMut, Precision, Term, Threads, gemms, narrow};
+use crate::memory::arena::{self, Buffer};
 use crate::memory::mmap::Elements;
 use crate::testing::noise;
 pub use limit::limit;
@@ -68,21 +69,34 @@ pub const SHAPES: [GemmShape; 4] = [
 /// The rank of an adapter.
 const RANK: usize = 8;
 
-/// Numbers as a precision reads them without rounding.
+/// Numbers as a precision reads them without rounding, in the arena: where a model has its own, in
+/// pages as large as theirs.
 enum Numbers {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
+    F32(Buffer),
+    /// Two to an element.
+    Bf16(Buffer),
+}
+
+/// `n` numbers of the arena, all of them written to.
+fn room(n: usize) -> Buffer {
+    let mut room = arena::alloc(n);
+    room.fill(0.0);
+    room
 }
 
 impl Numbers {
     fn new(precision: Precision, n: usize, seed: u64) -> Self {
         let wide = noise(n, seed);
         match precision {
-            Precision::F32 => Numbers::F32(wide),
+            Precision::F32 => {
+                let mut numbers = room(n);
+                numbers.copy_from_slice(&wide);
+                Numbers::F32(numbers)
+            }
             Precision::Bf16 => {
-                let mut rounded = vec![bf16::ZERO; n];
-                narrow(&wide, &mut rounded);
-                Numbers::Bf16(rounded)
+                let mut numbers = room(n.div_ceil(2));
+                narrow(&wide, &mut bytemuck::cast_slice_mut(&mut numbers)[..n]);
+                Numbers::Bf16(numbers)
             }
         }
     }
@@ -90,7 +104,7 @@ impl Numbers {
     fn mat(&self, rows: usize, cols: usize) -> Mat<'_> {
         match self {
             Numbers::F32(x) => Mat::of(Elements::F32(x), rows, cols),
-            Numbers::Bf16(x) => Mat::narrowed(x, rows, cols),
+            Numbers::Bf16(x) => Mat::narrowed(&bytemuck::cast_slice(x)[..rows * cols], rows, cols),
         }
     }
 }
@@ -103,7 +117,7 @@ pub struct GemmCase {
     low: Numbers,
     /// Of each layer the weight `[outputs, inputs]`, the adapter's second matrix `[outputs, rank]`,
     /// and the output.
-    layers: Vec<(Numbers, Numbers, Vec<f32>)>,
+    layers: Vec<(Numbers, Numbers, Buffer)>,
     rounded: Vec<bf16>,
     turn: usize,
 }
@@ -114,7 +128,7 @@ impl GemmCase {
         let GemmShape { rows, inputs, outputs } = shape;
         let layer = |seed: usize| {
             let of = |n, more| Numbers::new(precision, n, 2 * seed as u64 + more);
-            (of(outputs * inputs, 10), of(outputs * RANK, 11), vec![0.0; rows * outputs])
+            (of(outputs * inputs, 10), of(outputs * RANK, 11), room(rows * outputs))
         };
         GemmCase {
             precision,
@@ -218,7 +232,7 @@ mod tests {
     fn a_case_makes_the_product_that_its_mode_names() {
         let shape = GemmShape { rows: 3, inputs: 5, outputs: 4 };
         let mut case = GemmCase::new(Precision::F32, shape, 1);
-        let of = |case: &GemmCase| case.layers[0].2.clone();
+        let of = |case: &GemmCase| case.layers[0].2.to_vec();
         case.run(GemmMode::Plain);
         let plain = of(&case);
         case.run(GemmMode::Add);

@@ -80,6 +80,19 @@ pub struct Affine<'a> {
     pub lora: Option<UpProjection<'a>>,
 }
 
+/// A weight's gradient: `dw += alpha dy^T x`.
+#[derive(Clone, Copy)]
+pub struct WeightGradient<'a> {
+    /// `[out, in]`.
+    pub dw: &'a Gradient,
+    /// Factor.
+    pub alpha: f32,
+    /// `[tokens, out]`.
+    pub dy: &'a Tensor,
+    /// `[tokens, in]`.
+    pub x: &'a Tensor,
+}
+
 /// The second GEMM of an adapter: `scale low b^T`.
 #[derive(Clone, Copy)]
 pub struct UpProjection<'a> {
@@ -228,6 +241,9 @@ pub trait TensorOps {
     fn dropout(&self, x: &Tensor, mask: &Mask) -> Result<Dropped>;
     /// `dx += dropout(dy)` under the same mask.
     fn dropout_add(&self, dx: &Tensor, dy: &Tensor, mask: &Mask) -> Result<()>;
+    /// `dx += dropout(dlow a)` under the same mask: the gradient of what entered an adapter, where
+    /// `dlow` is that of what its first matrix `a` made of it.
+    fn dropout_add_dx(&self, dx: &Tensor, dlow: &Tensor, a: &Tensor, mask: &Mask) -> Result<()>;
 
     /// The L2 norm of every row of `w + delta`, into `norms` `[out]`.
     fn merged_norms(&self, norms: &Tensor, w: &dyn StoredWeight, delta: LoraPair<'_>) -> Result<()>;
@@ -263,6 +279,10 @@ pub trait LinearOps {
     ) -> Result<Tensor>;
     /// `dw += alpha dy^T x`.
     fn linear_dw(&self, dw: &Gradient, alpha: f32, dy: &Tensor, x: &Tensor) -> Result<()>;
+    /// [`LinearOps::linear_dw`] of several small ones at once.
+    fn linear_dws(&self, of: &[WeightGradient<'_>]) -> Result<()> {
+        of.iter().try_for_each(|of| self.linear_dw(of.dw, of.alpha, of.dy, of.x))
+    }
     /// `db += sum of the rows of dy`.
     fn bias_gradient(&self, db: &Gradient, dy: &Tensor) -> Result<()>;
     /// Input of the up-projections. Where GEMMs round their operands it has been multiplied by all

@@ -13,6 +13,7 @@ pub use karat_model::train::Dropout;
 use crate::cpu;
 use crate::device::{
     Affine, Device, DownGradient, DownProjected, DownProjection, Dropped, LoraPair, Mask, Precision, UpProjection,
+    WeightGradient,
 };
 use crate::error::Result;
 use crate::ops::dropout::Key;
@@ -410,15 +411,20 @@ fn adapter_gradients(
     let products: Vec<_> =
         adapters.iter().map(|(up, (lora, _))| UpProjection { low: &up.inner, b: &lora.b, scale: lora.scale }).collect();
     let dlows = device.lora_down_gradients(&products)?;
-    for ((up, (lora, adapted)), dlow) in adapters.iter().zip(&dlows) {
-        if let Some(db) = gradients.of(&lora.b_name) {
-            device.linear_dw(db, adapted.low.scale, &up.inner, &adapted.low.low)?;
+    let mut entered = Vec::with_capacity(adapters.len());
+    for (_, (_, adapted)) in &adapters {
+        entered.push(dropped(device, x, adapted.mask.as_ref())?);
+    }
+    let mut of = Vec::with_capacity(2 * adapters.len());
+    for (((up, (lora, adapted)), dlow), dropped) in adapters.iter().zip(&dlows).zip(&entered) {
+        if let Some(dw) = gradients.of(&lora.b_name) {
+            of.push(WeightGradient { dw, alpha: adapted.low.scale, dy: &up.inner, x: &adapted.low.low });
         }
-        if let Some(da) = gradients.of(&lora.a_name) {
-            let dropped = dropped(device, x, adapted.mask.as_ref())?;
-            device.linear_dw(da, dropped.factor, dlow, &dropped.x)?;
+        if let Some(dw) = gradients.of(&lora.a_name) {
+            of.push(WeightGradient { dw, alpha: dropped.factor, dy: dlow, x: &dropped.x });
         }
     }
+    device.linear_dws(&of)?;
     Ok(dlows)
 }
 
@@ -465,12 +471,15 @@ impl Upstream<'_> {
             return device.linear_dx(dx, &self.inner, weight, Some(DownGradient { dlow, a: &lora.a }));
         };
         let dx = device.linear_dx(dx, &self.dy, weight, None)?;
-        let mut dropped = device.linear_dx(None, dlow, &lora.a, None)?;
-        if let Some([scaled, whole]) = &self.scaled {
-            device.subtract(scaled, whole)?;
-            dropped = device.linear_dx(Some(dropped), scaled, weight, None)?;
+        match &self.scaled {
+            None => device.dropout_add_dx(&dx, dlow, &lora.a, mask)?,
+            Some([scaled, whole]) => {
+                let dropped = device.linear_dx(None, dlow, &lora.a, None)?;
+                device.subtract(scaled, whole)?;
+                let dropped = device.linear_dx(Some(dropped), scaled, weight, None)?;
+                device.dropout_add(&dx, &dropped, mask)?;
+            }
         }
-        device.dropout_add(&dx, &dropped, mask)?;
         Ok(dx)
     }
 }

@@ -2,13 +2,15 @@
 peak memory and their ratios.
 
     python side_by_side.py MODEL --measure target/release/karat-tools [--method full|lora] [--pairs 5] [--steps 3]
-                           [--length 512] [--threads 2] [--karat bf16,f32] [--torch float32,bfloat16,autocast]
+                           [--length 512] [--threads 2] [--karat bf16,f32]
+                           [--torch float32,bfloat16,autocast,bfloat16+compile]
                            [--recompute 0,1] [--dropout 0|0.1] [--json FILE]
 
 Each measurement is a process of its own; one pair is one of each side, and pairs alternate, because single processes of
 PyTorch differ by up to 30 % on small machines and so does what neighbours leave of the machine. Medians are printed. The
 items are rows of `length` random ids, all trained on, batch 1, drawn by the same generator on both sides; the first step
-of a process warms up and is not counted. With --json the measurements are kept in FILE and those that it already holds
+of a process warms up and is not counted. A mode with +compile runs the model through torch.compile: the passes that compile
+it come before the first step, change no weight, and their seconds are a column of their own. With --json the measurements are kept in FILE and those that it already holds
 of the same sides count too, so that rounds can be spread over quiet minutes. AdamW as torch has it, fused; gradients clipped to norm 1.
 
 LoRA is the recipe's: r 8, alpha 32, all seven projections. With dropout 0.1 peft's adapters are f32 (its default), with
@@ -32,8 +34,9 @@ def torch_side(a):
 
     torch.set_num_threads(a.threads)
     torch.manual_seed(1)
-    autocast = a.mode == "autocast"
-    dtype = torch.bfloat16 if a.mode == "bfloat16" else torch.float32
+    mode, _, compiled = a.mode.partition("+")
+    autocast = mode == "autocast"
+    dtype = torch.bfloat16 if mode == "bfloat16" else torch.float32
     base = torch.bfloat16 if autocast and a.method == "lora" else dtype
     model = AutoModelForCausalLM.from_pretrained(a.model, dtype=base, attn_implementation="sdpa")
     if a.method == "lora":
@@ -53,6 +56,15 @@ def torch_side(a):
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
     state, vocab = 12345, model.config.vocab_size
+    compiling = time.perf_counter()
+    if compiled:
+        model = torch.compile(model)
+        for _ in range(2):
+            ids = torch.zeros((1, a.length), dtype=torch.long)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.zero_grad(set_to_none=True)
+    compiling = time.perf_counter() - compiling
     seconds, losses = [], []
     for step in range(a.steps + 1):
         if step == 1:
@@ -75,7 +87,8 @@ def torch_side(a):
     status = Path("/proc/self/status").read_text()
     peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
     print(json.dumps({"tokens_per_second": a.length / statistics.median(seconds[1:]), "peak": peak, "losses": losses,
-                      "tokens_per_processor_second": a.length * a.steps / processor}))
+                      "tokens_per_processor_second": a.length * a.steps / processor,
+                      "seconds_to_compile": compiling if compiled else 0.0}))
 
 
 def run(command):
@@ -136,15 +149,17 @@ def main():
             "tokens_per_second": statistics.median(speeds), "low": min(speeds), "high": max(speeds),
             "per_processor_second": statistics.median(g["tokens_per_processor_second"] for g in got),
             "peak_gb": statistics.median(g["peak"] for g in got) / 1e9, "losses": got[0]["losses"],
+            "seconds_to_compile": statistics.median(g.get("seconds_to_compile", 0.0) for g in got),
         }
     ours = [n for n in summary if n.startswith("karat")]
     theirs = [n for n in summary if n.startswith("torch")]
     print(f"{Path(a.model).name}, {a.method}, length {a.length}, {a.threads} threads, dropout {a.dropout}, "
           f"{min(len(got) for got in results.values())} rounds")
-    print(f"{'':28} tokens/s   (low to high)   a CPU second   peak GB   last loss")
+    print(f"{'':28} tokens/s   (low to high)   a CPU second   peak GB   last loss   s to compile")
     for name, s in summary.items():
         print(f"{name:28} {s['tokens_per_second']:8.0f}   ({s['low']:.0f} to {s['high']:.0f})"
-              f"{s['per_processor_second']:12.0f}{s['peak_gb']:14.2f}   {s['losses'][-1]:.4f}")
+              f"{s['per_processor_second']:12.0f}{s['peak_gb']:14.2f}   {s['losses'][-1]:.4f}"
+              f"{s['seconds_to_compile']:15.0f}")
     for mine in ours:
         for other in theirs:
             ratios = [m["tokens_per_second"] / t["tokens_per_second"] for m, t in zip(results[mine], results[other])]

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `train` | training of a model folder, for `python/side_by_side.py` |
 //! | `gradients` | the gradients of one batch, for `python/exactness.py` |
+//! | `kernels` | GEMMs of layers by shape and mode, for `python/gemm_speed.py` |
 //! | `speed` | training, scoring and generation of random weights |
 //! | `backends` | the candle backend beside the native one |
 //! | `gpu SECTION` | a GPU: `scripts/gpu-checks` of the native backend runs all sections |
@@ -19,6 +20,7 @@ mod args;
 mod backends;
 mod gpu;
 mod gradients;
+mod kernels;
 mod metrics;
 mod onnx_export;
 mod onnx_worker;
@@ -40,6 +42,7 @@ fn run(mut words: impl Iterator<Item = String>) -> Done {
     match command.as_str() {
         "train" => train::run(&Args::read(words)?),
         "gradients" => gradients::run(&Args::read(words)?),
+        "kernels" => kernels::run(&Args::read(words)?),
         "speed" => speed::run(&Args::read(words)?),
         "backends" => backends::run(&Args::read(words)?),
         "gpu" => {
@@ -52,6 +55,7 @@ fn run(mut words: impl Iterator<Item = String>) -> Done {
         "statistics" => statistics::run(&Args::read(words)?),
         other => Err(format!(
             "{other:?} is no command: train, gradients, speed, backends, gpu, onnx-export, onnx-worker, metrics or statistics"
+            "{other:?} is no command: train, gradients, kernels, speed, backends, gpu, onnx-export, onnx-worker or metrics"
         )
         .into()),
     }

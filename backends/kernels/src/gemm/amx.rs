@@ -13,8 +13,8 @@
 //! CPU, the assembly itself on any with AVX-512 (`trapped`), and a CPU that has the tiles is
 //! compared with it before they are used.
 //!
-//! No CPU with tiles was at hand when this was written. Bochs 3.1, which models a Sapphire Rapids
-//! in software of its own, and an Emerald Rapids agreed with the emulation to the bit.
+//! Bochs 3.1, which models a Sapphire Rapids in software of its own, and an Emerald Rapids agree
+//! with the emulation to the bit.
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop, reason = "the formula's indices")]
 #![cfg_attr(

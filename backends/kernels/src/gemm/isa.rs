@@ -1,7 +1,7 @@
 //! Instruction sets: the best one of this CPU, or the one that [`VARIABLE`] names.
 #![allow(unsafe_code)]
 
-use super::tile::LANES;
+use super::tile::{DEPTH, LANES, Precision};
 
 /// The instructions that are used, each set including those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
@@ -61,16 +61,28 @@ impl Isa {
         })
     }
 
+    /// Whether products in bf16 are made on tiles.
+    pub(super) fn has_tiles(self) -> bool {
+        #[cfg(test)]
+        if self == Isa::Emulated {
+            return true;
+        }
+        self == Isa::AmxBf16
+    }
+
     /// Units from the start of one packed row of a left operand to that of the next, if it has so
     /// many: for tiles whole cache lines, since one whose rows straddle them takes two to four
     /// times as long to load.
     pub(super) fn row_stride(self, units: usize) -> usize {
-        match self {
-            Isa::AmxBf16 => units.next_multiple_of(LANES),
-            #[cfg(test)]
-            Isa::Emulated => units.next_multiple_of(LANES),
-            _ => units,
-        }
+        if self.has_tiles() { units.next_multiple_of(LANES) } else { units }
+    }
+
+    /// Units of the inner dimension that are summed before they are added to the output. Tiles go on
+    /// for as long as a panel fits the second cache: an output that is read again costs them more
+    /// than operands from there.
+    pub(super) fn depth(self, precision: Precision) -> usize {
+        const OF_TILES: usize = 4 * DEPTH;
+        if self.has_tiles() && precision == Precision::Bf16 { OF_TILES } else { DEPTH }
     }
 
     /// A remark on the choice of [`Isa::of_this_cpu`], if there is one to make.

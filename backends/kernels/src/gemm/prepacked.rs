@@ -21,7 +21,6 @@ use super::matrix::Mat;
 use super::microkernel;
 use super::pack::{self, Part};
 use super::scratch::with_lines;
-use super::tile::DEPTH;
 use super::tile::{LANES, PANEL, Precision, Tile};
 use crate::memory::arena::{self, Buffer};
 
@@ -226,7 +225,7 @@ impl<'a> InputRows<'a> {
             Units::InPlace(data) => data,
             Units::Packed(data) => data,
         };
-        let depth = DEPTH * self.precision.per_unit();
+        let depth = self.isa.depth(self.precision) * self.precision.per_unit();
         // An inner dimension of nothing still says what the output is.
         for start in (0..self.k.max(1)).step_by(depth) {
             let along = depth.min(self.k - start);

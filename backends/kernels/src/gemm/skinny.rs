@@ -1,23 +1,27 @@
-//! Skinny bf16 GEMM, of few columns (LoRA ranks): every element a dot product along the rows of
-//! both operands.
+//! Skinny bf16 GEMM, of few columns (LoRA ranks): on vectors every element is a dot product along
+//! the rows of both operands.
 //!
 //! The other kernels give each column a lane, so that most of a vector would be empty, and the
 //! right operand would be packed for little arithmetic. Here lanes run along the inner dimension: a
-//! row of the left operand is read once, in its order, for all columns.
+//! row of the left operand is read once, in its order, for all columns. Tiles are fast enough for
+//! it to matter no more that they are half empty: they do what they do elsewhere.
 //!
 //! A lane sums every sixteenth pair, `s = a1 b1 + s; s = a0 b0 + s` as [`super::microkernel`] has
 //! it; the lanes are then added by halves, `l + (l + 8)` first. So the bits are the same on every
-//! instruction set, the tiles of AMX included, which are not used here.
+//! instruction set but that of the tiles.
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop, reason = "constant bounds, so that registers are used instead of memory")]
+
+use std::ops::Range;
 
 use super::executor::Threads;
 use super::isa::Isa;
 use super::lhs::{Lhs, left};
-use super::matrix::Mat;
+use super::matrix::{Mat, MatMut};
+use super::pack::whole::{self, PackedRhs};
 use super::pack::{self, Part};
-use super::tile::LANES;
-use super::tile::Precision;
+use super::tile::{LANES, PANEL, Precision};
+use crate::memory::arena;
 
 /// SkinnyRhs that are summed at once.
 const COLUMNS: usize = 8;
@@ -26,11 +30,20 @@ const ROWS: usize = 3;
 
 /// The columns of one or several matrices `[k, columns]`, rounded, each along the inner dimension.
 pub struct SkinnyRhs {
-    units: Vec<u32>,
-    /// Units from one column to the next: whole vectors.
-    stride: usize,
+    columns: Columns,
     k: usize,
     n: usize,
+}
+
+enum Columns {
+    /// One after the other, for dot products.
+    Lying {
+        units: Vec<u32>,
+        /// Units from one column to the next: whole vectors.
+        stride: usize,
+    },
+    /// In panels, for tiles.
+    Panels(PackedRhs),
 }
 
 impl SkinnyRhs {
@@ -39,19 +52,44 @@ impl SkinnyRhs {
     /// # Panics
     /// If the matrices have not `k` rows.
     pub fn new(k: usize, matrices: &[Mat<'_>]) -> Self {
+        Self::by(Isa::of_this_cpu(), k, matrices)
+    }
+
+    fn by(isa: Isa, k: usize, matrices: &[Mat<'_>]) -> Self {
         let n = matrices.iter().map(|matrix| matrix.dims().1).sum::<usize>();
-        let stride = k.div_ceil(2).next_multiple_of(LANES);
-        let mut units = vec![0; n.next_multiple_of(COLUMNS) * stride];
-        let mut first = 0;
-        for matrix in matrices {
-            let (rows, columns) = matrix.dims();
+        for (rows, _) in matrices.iter().map(Mat::dims) {
             assert!(rows == k, "a matrix of {rows} rows for {k}");
-            let part = Part { start: 0, along: k, first: 0, across: columns };
-            let to = &mut units[first * stride..];
-            pack::left(Isa::of_this_cpu(), Precision::Bf16, &matrix.t(), part, stride, to);
-            first += columns;
         }
-        SkinnyRhs { units, stride, k, n }
+        let put = |precision: Precision, stride: usize, units: &mut [u32]| {
+            let mut first = 0;
+            for matrix in matrices {
+                let part = Part { start: 0, along: k, first: 0, across: matrix.dims().1 };
+                pack::left(isa, precision, &matrix.t(), part, stride, &mut units[first * stride..]);
+                first += part.across;
+            }
+        };
+        let panels = |of: Mat<'_>| {
+            let mut made = PackedRhs::with_room(isa, Precision::Bf16, k, n);
+            for first in (0..n).step_by(PANEL) {
+                made.put((0, first), of.part(0..k, first..n.min(first + PANEL)));
+            }
+            Columns::Panels(made)
+        };
+        let columns = match matrices {
+            [one] if isa.has_tiles() => panels(*one),
+            _ if isa.has_tiles() => {
+                let mut beside = arena::alloc(n * k);
+                put(Precision::F32, k, bytemuck::cast_slice_mut(&mut beside));
+                panels(Mat::new(&beside, n, k).t())
+            }
+            _ => {
+                let stride = k.div_ceil(2).next_multiple_of(LANES);
+                let mut units = vec![0; n.next_multiple_of(COLUMNS) * stride];
+                put(Precision::Bf16, stride, &mut units);
+                Columns::Lying { units, stride }
+            }
+        };
+        SkinnyRhs { columns, k, n }
     }
 
     /// How many there are.
@@ -71,11 +109,17 @@ pub fn gemm(x: Mat<'_>, w: &SkinnyRhs, out: &mut [f32]) {
 fn gemm_by(isa: Isa, x: Mat<'_>, w: &SkinnyRhs, out: &mut [f32]) {
     let (rows, k) = x.dims();
     assert!(k == w.k && out.len() == rows * w.n, "{rows} x {k} by {} x {} into {}", w.k, w.n, out.len());
+    let (units, stride) = match &w.columns {
+        Columns::Panels(_) if w.n == 0 => return,
+        Columns::Panels(columns) => return whole::multiply(MatMut::new(out, rows, w.n), 1.0, x, columns, false),
+        Columns::Lying { units, stride } => (units, *stride),
+    };
     let x = left(isa, Precision::Bf16, x, Threads::One);
     for first in (0..rows).step_by(ROWS) {
         for column in (0..w.n).step_by(COLUMNS) {
             let (rows, columns) = ((rows - first).min(ROWS), (w.n - column).min(COLUMNS));
-            let sums = block(isa, &x, first, rows, w, column);
+            let of_w = &units[column * stride..][..COLUMNS * stride];
+            let sums = block(isa, &x, first..first + rows, of_w, k.div_ceil(2));
             for (r, sums) in sums.iter().take(rows).enumerate() {
                 let to = &mut out[(first + r) * w.n + column..][..columns];
                 // So few numbers of an unknown count would be a call.
@@ -88,17 +132,16 @@ fn gemm_by(isa: Isa, x: Mat<'_>, w: &SkinnyRhs, out: &mut [f32]) {
     }
 }
 
-/// The sums of `rows` rows from `first` on with the columns from `column` on.
-fn block(isa: Isa, x: &Lhs<'_>, first: usize, rows: usize, w: &SkinnyRhs, column: usize) -> [[f32; COLUMNS]; ROWS] {
+/// The sums of some rows with some columns, of `units` units each.
+fn block(isa: Isa, x: &Lhs<'_>, rows: Range<usize>, w: &[u32], units: usize) -> [[f32; COLUMNS]; ROWS] {
     // What is beyond the last row is the last row again.
-    let of_x: [*const u32; ROWS] = std::array::from_fn(|r| x.row(first + r.min(rows - 1)));
-    let of_w = w.units[column * w.stride..(column + COLUMNS) * w.stride].as_ptr();
-    let units = w.k.div_ceil(2);
+    let of_x: [*const u32; ROWS] = std::array::from_fn(|r| x.row(rows.start + r.min(rows.len() - 1)));
+    let stride = w.len() / COLUMNS;
     #[cfg(target_arch = "x86_64")]
     if matches!(isa, Isa::Avx512Bf16 | Isa::AmxBf16) {
         // SAFETY: the set was found on this CPU; rows of `x` have `units` units, columns of `w`
         // whole vectors of them.
-        return unsafe { x86::block(of_x, of_w, w.stride, units) };
+        return unsafe { x86::block(of_x, w.as_ptr(), stride, units) };
     }
     let _ = isa;
     let mut sums = [[0f32; COLUMNS]; ROWS];
@@ -109,7 +152,7 @@ fn block(isa: Isa, x: &Lhs<'_>, first: usize, rows: usize, w: &SkinnyRhs, column
                 // SAFETY: a row of the left operand has so many units.
                 let a = unsafe { std::slice::from_raw_parts(of_x[r], units) };
                 for (c, sum) in sums.iter_mut().enumerate() {
-                    *sum = plainly(a, &w.units[(column + c) * w.stride..][..units]);
+                    *sum = plainly(a, &w[c * stride..][..units]);
                 }
             }
         },
@@ -195,7 +238,7 @@ mod tests {
     use crate::testing::noise;
 
     #[test]
-    fn elements_are_dot_products_with_the_same_bits_on_every_set_and_beside_any_others() {
+    fn elements_are_dot_products_with_the_same_bits_on_every_set_without_tiles_and_beside_any_others() {
         for (m, k, ranks) in
             [(1, 1, vec![1]), (7, 70, vec![8, 3, 1]), (5, 1101, vec![8, 8]), (48, 96, vec![16]), (3, 0, vec![4])]
         {
@@ -212,30 +255,42 @@ mod tests {
             let all: Vec<&[f32]> = weights.iter().flat_map(|w| w.chunks_exact(k.max(1))).collect();
             let lying: Vec<Mat<'_>> = weights.iter().zip(&ranks).map(|(w, r)| Mat::new(w, *r, k).t()).collect();
             let standing: Vec<Mat<'_>> = turned.iter().zip(&ranks).map(|(w, r)| Mat::new(w, k, *r)).collect();
-            let mut results = Vec::new();
-            for w in [SkinnyRhs::new(k, &lying), SkinnyRhs::new(k, &standing)] {
-                assert_eq!(w.count(), n);
-                for x in [Mat::new(&x, m, k), Mat::narrowed(&narrow, m, k)] {
-                    for isa in [Isa::Portable, Isa::of_this_cpu()] {
+            let by = |isa: Isa| {
+                let mut results = Vec::new();
+                for w in [SkinnyRhs::by(isa, k, &lying), SkinnyRhs::by(isa, k, &standing)] {
+                    assert_eq!(w.count(), n);
+                    for x in [Mat::new(&x, m, k), Mat::narrowed(&narrow, m, k)] {
                         let mut out = vec![9f32; m * n];
                         gemm_by(isa, x, &w, &mut out);
                         results.push(out);
                     }
                 }
-            }
-            assert!(results.iter().all(|other| *other == results[0]), "{m} x {k} by {ranks:?}");
-            for (i, row) in results[0].chunks_exact(n).enumerate() {
-                for (j, got) in row.iter().enumerate() {
-                    let rounded = |x: f32| f64::from(bf16::from_f32(x).to_f32());
-                    let terms = (0..k).map(|l| rounded(x[i * k + l]) * rounded(all[j][l]));
-                    let (want, size) = terms.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()));
-                    assert!((f64::from(*got) - want).abs() <= 1e-6 * size, "{m} x {k}: {got}, want {want}");
+                results
+            };
+            let check = |isa: Isa, result: &[f32]| {
+                for (i, row) in result.chunks_exact(n).enumerate() {
+                    for (j, got) in row.iter().enumerate() {
+                        let rounded = |x: f32| f64::from(bf16::from_f32(x).to_f32());
+                        let terms = (0..k).map(|l| rounded(x[i * k + l]) * rounded(all[j][l]));
+                        let (want, size) = terms.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()));
+                        assert!((f64::from(*got) - want).abs() <= 1e-6 * size, "{m} x {k}: {got}, want {want}");
+                    }
+                    // Alone, a row and a column are what they are beside others.
+                    let mut alone = vec![9f32; ranks[0]];
+                    let w = SkinnyRhs::by(isa, k, &lying[..1]);
+                    gemm_by(isa, Mat::new(&x, m, k).part(i..i + 1, 0..k), &w, &mut alone);
+                    assert_eq!(alone, row[..ranks[0]]);
                 }
-                // Alone, a row and a column are what they are beside others.
-                let mut alone = vec![9f32; ranks[0]];
-                let w = SkinnyRhs::new(k, &lying[..1]);
-                gemm(Mat::new(&x, m, k).part(i..i + 1, 0..k), &w, &mut alone);
-                assert_eq!(alone, row[..ranks[0]]);
+            };
+            let this = Isa::of_this_cpu();
+            let (vectors, tiles) = match this.has_tiles() {
+                true => (Isa::Avx512Bf16, this),
+                false => (this, Isa::Emulated),
+            };
+            for alike in [[Isa::Portable, vectors], [Isa::Emulated, tiles]] {
+                let results = alike.map(by).concat();
+                assert!(results.iter().all(|other| *other == results[0]), "{m} x {k} by {ranks:?} on {alike:?}");
+                check(alike[1], &results[0]);
             }
         }
     }

@@ -65,7 +65,7 @@ fn products_of_all_layouts_match_f64() {
                     let mut c = vec![1f32; m * n];
                     gemm(precision, MatMut::new(&mut c, m, n), 0.5, a, b, true, Threads::Pool);
                     gemm(precision, MatMut::new(&mut c, m, n), 1.0, a, b, true, Threads::One);
-                    // A chain of `DEPTH` sums in f32 errs by a few units in the last place of its
+                    // A chain of so many sums in f32 errs by a few units in the last place of its
                     // size.
                     for (i, c) in c.iter().enumerate() {
                         let error = (f64::from(*c) - 1.0 - 1.5 * want[i]).abs();
@@ -182,8 +182,8 @@ fn a_short_term_goes_on_with_the_chain_of_the_one_before_it() {
     for (m, n, k, r) in [(5, 70, 130, 8), (130, 200, 2200, 3), (200, 1100, 64, 64), (300, 40, 1024, 1), (40, 90, 0, 8)]
     {
         let (a, b, low, up) = (noise(m * k, 1), noise(k * n, 2), noise(m * r, 3), noise(r * n, 4));
-        let depth = 2 * DEPTH;
         for isa in sets().into_iter().chain([Isa::Emulated]) {
+            let depth = 2 * isa.depth(Precision::Bf16);
             // A term ends with a unit, on tiles with a tile of units.
             let k_whole = k.next_multiple_of(if isa == Isa::Emulated { 32 } else { 2 });
             // The same units one after the other, from where the last block of the first term

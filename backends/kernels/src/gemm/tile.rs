@@ -1,7 +1,7 @@
 //! One tile of a GEMM: the sizes that packed operands and microkernels agree on, and where a tile
 //! lies in memory.
 
-/// Units of the inner dimension that are summed before they are added to the output.
+/// Units of the inner dimension that vectors sum before they are added to the output.
 pub const DEPTH: usize = 512;
 /// Columns that a panel of the packed right operand has at most.
 pub const PANEL: usize = 64;

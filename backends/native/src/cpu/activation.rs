@@ -12,6 +12,8 @@ use crate::ops::number::Number;
 use crate::ops::{elementwise, embedding, norm, swiglu};
 use crate::profile::Timer;
 use crate::tensor::{Gradient, Indices, StoredWeight, Tensor, activation, dims, edit, tensor, view};
+use karat_kernels::gemm::pack::whole::{PackedRhs, multiply};
+use karat_kernels::gemm::{Mat, MatMut};
 use karat_kernels::lora::{self, LoraDelta};
 use karat_kernels::memory::arena;
 use karat_kernels::memory::mmap::Elements;
@@ -231,6 +233,19 @@ impl TensorOps for Cpu {
         let (_timer, mask) = (Timer::new("dropout, gradient", 0.0), drawn(mask)?);
         let dy = view(dy)?;
         edit(dx, |dx| mask.apply(&dy, dx, true))
+    }
+
+    fn dropout_add_dx(&self, dx: &Tensor, dlow: &Tensor, a: &Tensor, mask: &Mask) -> Result<()> {
+        let ((tokens, r), (_, width)) = (dims(dlow)?, dims(a)?);
+        let _timer = Timer::product("dropout, gradient", [tokens, width, r]);
+        let (mask, dlow, a) = (drawn(mask)?, Operand::of(dlow)?, view(a)?);
+        let (dlow, a) = (dlow.mat(tokens, r), PackedRhs::new(self.precision, Mat::new(&a, r, width)));
+        edit(dx, |dx| {
+            mask.add_made(dx, width, |rows, made| {
+                let to = MatMut::new(made, rows.len(), width);
+                multiply(to, 1.0, dlow.part(rows, 0..r), &a, false);
+            });
+        })
     }
 
     fn merged_norms(&self, norms: &Tensor, w: &dyn StoredWeight, delta: LoraPair<'_>) -> Result<()> {

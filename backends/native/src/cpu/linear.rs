@@ -3,8 +3,10 @@
 use karat_backend::BackendError;
 
 use super::bf16::{Bf16Storage, Operand};
-use super::{Cpu, add_to, edit_gradient};
-use crate::device::{Affine, DownGradient, DownProjected, DownProjection, LinearOps, Precision, UpProjection};
+use super::{Cpu, add_to, edit_gradient, made};
+use crate::device::{
+    Affine, DownGradient, DownProjected, DownProjection, LinearOps, Precision, UpProjection, WeightGradient,
+};
 use crate::error::Result;
 use crate::ops::elementwise;
 use crate::ops::lora_down::{DownOutput, LoraDown, lora_down};
@@ -127,6 +129,48 @@ impl LinearOps for Cpu {
         add_to(dw, |dw, add| {
             gemm(self.precision, MatMut::new(dw, n_out, n_in), alpha, a.t(), b, add, Threads::Pool);
         })
+    }
+
+    fn linear_dws(&self, of: &[WeightGradient<'_>]) -> Result<()> {
+        if self.precision == Precision::F32 {
+            return of.iter().try_for_each(|of| self.linear_dw(of.dw, of.alpha, of.dy, of.x));
+        }
+        if of.is_empty() {
+            return Ok(());
+        }
+        let timer = Timer::new("products: dy^T x", work_of(of.iter().map(|of| (of.dy, of.x)))?);
+        let mut held = Vec::with_capacity(of.len());
+        for of in of {
+            let ((tokens, n_out), (_, n_in)) = (dims(of.dy)?, dims(of.x)?);
+            let lying = n_in <= TALL && n_in < n_out;
+            let room = match lying || of.dw.lock().is_none() {
+                true if lying => Some(arena::alloc(n_in * n_out)),
+                true => Some(arena::alloc_gradient(n_in * n_out)),
+                false => None,
+            };
+            held.push((Operand::of(of.dy)?, Operand::of(of.x)?, [tokens, n_out, n_in], lying, room));
+        }
+        let mut jobs = Vec::with_capacity(of.len());
+        for (of, (dy, x, [tokens, n_out, n_in], lying, room)) in of.iter().zip(&mut held) {
+            let (dy, x) = (dy.mat(*tokens, *n_out), x.mat(*tokens, *n_in));
+            let Some(room) = room else { continue };
+            // As in `linear_dw`.
+            let (c, term) = match lying {
+                true => (MatMut::new(room, *n_in, *n_out), Term { alpha: 1.0, a: x.t(), b: dy }),
+                false => (MatMut::new(room, *n_out, *n_in), Term { alpha: of.alpha, a: dy.t(), b: x }),
+            };
+            jobs.push(Gemm { c, add: false, terms: vec![term] });
+        }
+        gemms(self.precision, jobs, Threads::Pool);
+        drop(timer);
+        for (of, (.., [_, _, n_in], lying, room)) in of.iter().zip(held) {
+            match room {
+                Some(room) if lying => add_to(of.dw, |dw, add| elementwise::turn(dw, of.alpha, &room, n_in, add))?,
+                Some(room) => *of.dw.lock() = Some(made(of.dw, room)?),
+                None => self.linear_dw(of.dw, of.alpha, of.dy, of.x)?,
+            }
+        }
+        Ok(())
     }
 
     fn bias_gradient(&self, db: &Gradient, dy: &Tensor) -> Result<()> {

@@ -17,10 +17,11 @@ use rayon::prelude::*;
 pub use self::activation::{merged, merged_norms};
 use crate::device::{CacheBudget, CacheShape, Device, KvCache, Optimizer, Parameter, Precision};
 use crate::error::Result;
+use crate::ops::adamw::sum_of_squares;
 use crate::ops::elementwise;
 use crate::tensor::{Gradient, HostStorage, Tensor, activation, edit, tensor, view};
 use karat_kernels::gemm::isa::Isa;
-use karat_kernels::memory::arena;
+use karat_kernels::memory::arena::{self, Buffer};
 use karat_kernels::memory::mmap::Elements;
 
 /// Sequences decoded together where the caller leaves the choice.
@@ -70,12 +71,22 @@ impl Cpu {
 fn add_to(gradient: &Gradient, f: impl FnOnce(&mut [f32], bool)) -> Result<()> {
     let mut sum = gradient.lock();
     if let Some(sum) = &*sum {
+        gradient.set_squares(None);
         return edit(sum, |sum| f(sum, true));
     }
     let mut data = arena::alloc_gradient(gradient.dims().iter().product());
     f(&mut data, false);
-    *sum = Some(activation(data, gradient.dims())?);
+    *sum = Some(made(gradient, data)?);
     Ok(())
+}
+
+/// What is in `gradient` from now on; its squares are summed now if that is all of it, while it is in
+/// the caches: the norm of the gradients would read it from memory.
+fn made(gradient: &Gradient, data: Buffer) -> Result<Tensor> {
+    /// Elements that the second caches of a few cores hold.
+    const NEAR: usize = 1 << 21;
+    gradient.set_squares((gradient.once() && data.len() <= NEAR).then(|| sum_of_squares(&data)));
+    activation(data, gradient.dims())
 }
 
 /// [`add_to`] for what can only add: the memory holds zeros at first.
@@ -120,8 +131,8 @@ impl Device for Cpu {
     fn frozen(&self, _: Elements<'_>, _: &[usize]) -> Result<Option<Tensor>> {
         Ok(None)
     }
-    fn gradient(&self, t: &Tensor, _one_batch: bool) -> Result<Gradient> {
-        Ok(Gradient::lent(t.dims()))
+    fn gradient(&self, t: &Tensor, one_batch: bool) -> Result<Gradient> {
+        Ok(Gradient::lent_once(t.dims(), one_batch))
     }
     fn optimizer(&self, parameters: Vec<Parameter>) -> Result<Box<dyn Optimizer>> {
         Ok(Box::new(optimizer::AdamW { device: *self, parameters }))

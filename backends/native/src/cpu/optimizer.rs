@@ -17,7 +17,10 @@ pub struct AdamW {
 
 impl Optimizer for AdamW {
     fn step(&self, gradients: &[&Gradient], max_norm: f64, update: &Update) -> Result<Vec<f64>> {
-        let of = |gradient: &&Gradient| gradient.sum().map_or(Ok(0.0), |sum| sum_of_squares(&sum));
+        let of = |gradient: &&Gradient| match (gradient.squares(), gradient.sum()) {
+            (Some(squares), _) => Ok(squares),
+            (None, sum) => sum.map_or(Ok(0.0), |sum| sum_of_squares(&sum)),
+        };
         let sums: Vec<f64> = gradients.iter().map(of).collect::<Result<_>>()?;
         if sums.iter().any(|sum| !sum.is_finite()) {
             return Ok(sums);

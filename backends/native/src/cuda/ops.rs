@@ -10,7 +10,7 @@ use super::device::{DeviceBuffer, Element, Gemm, Matrix};
 use super::kernels::{self, Groups};
 use super::storage::{DeviceIndices, start};
 use super::{Cuda, CudaStorage, here, stored};
-use crate::device::{Dropped, LoraPair, Mask, ReadBy, RmsNormed, TensorOps};
+use crate::device::{Dropped, LinearOps, LoraPair, Mask, ReadBy, RmsNormed, TensorOps};
 use crate::error::Result;
 use crate::ops::dropout::Key;
 use crate::tensor::{Gradient, Indices, StoredWeight, Tensor};
@@ -198,6 +198,11 @@ impl TensorOps for Cuda {
         let (dx, dy) = (here(dx)?, here(dy)?);
         let arguments = [dy.arg(), dx.arg()];
         kernels::dropout(&*self.gpu, dx.element(), arguments, dx.elem_count(), mask.p, mask.key, true)
+    }
+
+    fn dropout_add_dx(&self, dx: &Tensor, dlow: &Tensor, a: &Tensor, mask: &Mask) -> Result<()> {
+        let dropped = self.linear_dx(None, dlow, a, None)?;
+        self.dropout_add(dx, &dropped, mask)
     }
 
     fn merged_norms(&self, norms: &Tensor, w: &dyn StoredWeight, delta: LoraPair<'_>) -> Result<()> {

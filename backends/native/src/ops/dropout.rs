@@ -5,7 +5,10 @@
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
+use std::ops::Range;
+
 use half::bf16;
+use karat_kernels::memory::arena;
 use karat_kernels::philox::{Philox, WIDE};
 use rayon::prelude::*;
 
@@ -38,14 +41,24 @@ pub struct Mask {
     scale: f32,
 }
 
-/// The bits of one call of the generator, as words of a mask.
-fn draw(generator: &Philox, index: u64, stream: [u32; 2], threshold: u16) -> [u16; BLOCK / WORD] {
+/// The bits of calls of the generator from `index` on, as words of a mask.
+fn draw(generator: &Philox, index: u64, stream: [u32; 2], threshold: u16, words: &mut [[u16; BLOCK / WORD]]) {
     #[cfg(target_arch = "x86_64")]
     if avx512::here() {
+        let (fours, rest) = words.as_chunks_mut::<4>();
+        let after = index + 4 * fours.len() as u64;
         // SAFETY: the CPU has what it takes.
-        return unsafe { avx512::draw(generator, index, stream, threshold) };
+        unsafe {
+            for (four, index) in fours.iter_mut().zip((index..).step_by(4)) {
+                *four = avx512::draw(generator, index, stream, threshold);
+            }
+            for (one, index) in rest.iter_mut().zip(after..) {
+                [*one] = avx512::draw(generator, index, stream, threshold);
+            }
+        }
+        return;
     }
-    draw_plainly(generator, index, stream, threshold)
+    words.iter_mut().zip(index..).for_each(|(words, index)| *words = draw_plainly(generator, index, stream, threshold));
 }
 
 fn draw_plainly(generator: &Philox, index: u64, [a, b]: [u32; 2], threshold: u16) -> [u16; BLOCK / WORD] {
@@ -70,6 +83,16 @@ fn apply_plainly(words: &[u16], scale: f32, x: &[f32], y: &mut [f32], add: bool)
     }
 }
 
+/// [`Mask::apply`] on the calling thread.
+fn apply_here(words: &[u16], scale: f32, x: &[f32], y: &mut [f32], add: bool) {
+    #[cfg(target_arch = "x86_64")]
+    if avx512::here() {
+        // SAFETY: the CPU has what it takes; all three are of the same elements.
+        return unsafe { avx512::apply(words, scale, x, y, add) };
+    }
+    apply_plainly(words, scale, x, y, add);
+}
+
 fn keep_plainly(words: &[u16], x: &[bf16], y: &mut [bf16]) {
     y.iter_mut().zip(x).enumerate().for_each(|(i, (y, x))| *y = if is_kept(words, i) { *x } else { bf16::ZERO });
 }
@@ -89,9 +112,8 @@ impl Mask {
             let skipped = (first % WORDS as u64) as usize;
             let mut cut = [0u16; CHUNK / WORD + 2 * WORDS];
             let needed = skipped + words.len() + usize::from(shift > 0);
-            for (i, cut) in cut.chunks_exact_mut(WORDS).take(needed.div_ceil(WORDS)).enumerate() {
-                cut.copy_from_slice(&draw(&generator, first / WORDS as u64 + i as u64, stream, threshold));
-            }
+            let drawn = &mut cut.as_chunks_mut().0[..needed.div_ceil(WORDS)];
+            draw(&generator, first / WORDS as u64, stream, threshold, drawn);
             for (word, pair) in words.iter_mut().zip(cut[skipped..].windows(2)) {
                 *word = ((u32::from(pair[0]) | u32::from(pair[1]) << 16) >> shift) as u16;
             }
@@ -108,13 +130,19 @@ impl Mask {
     /// backward pass).
     pub fn apply(&self, x: &[f32], y: &mut [f32], add: bool) {
         let chunks = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(self.words.par_chunks(CHUNK / WORD));
-        chunks.for_each(|((y, x), words)| {
-            #[cfg(target_arch = "x86_64")]
-            if avx512::here() {
-                // SAFETY: the CPU has what it takes; chunks of all three are of the same elements.
-                return unsafe { avx512::apply(words, self.scale, x, y, add) };
-            }
-            apply_plainly(words, self.scale, x, y, add);
+        chunks.for_each(|((y, x), words)| apply_here(words, self.scale, x, y, add));
+    }
+
+    /// `y += x / (1 - p)` where an element is kept, for rows of `width` elements that `make` makes:
+    /// those of the rows that it is given the numbers of.
+    pub fn add_made(&self, y: &mut [f32], width: usize, make: impl Fn(Range<usize>, &mut [f32]) + Sync) {
+        /// Rows at a time: words of the mask begin with the first of them.
+        const ROWS: usize = 2 * WORD;
+        let parts = y.par_chunks_mut(ROWS * width).zip(self.words.par_chunks(ROWS / WORD * width));
+        parts.enumerate().for_each(|(part, (y, words))| {
+            let mut x = arena::alloc(y.len());
+            make(part * ROWS..part * ROWS + y.len() / width, &mut x);
+            apply_here(words, self.scale, &x, y, true);
         });
     }
 
@@ -184,6 +212,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_made_row_by_row_is_added_as_a_whole_would_be() {
+        for (rows, width) in [(1, 5), (33, 7), (100, 48)] {
+            let (x, mask) = (noise(rows * width, 1), Mask::draw(rows * width, 0.3, KEY));
+            let [mut whole, mut parts] = [0; 2].map(|_| noise(rows * width, 2));
+            mask.apply(&x, &mut whole, true);
+            mask.add_made(&mut parts, width, |rows, made| {
+                made.copy_from_slice(&x[rows.start * width..rows.end * width]);
+            });
+            assert_eq!(whole, parts);
+        }
+    }
+
+    #[test]
     fn an_element_is_kept_by_its_own_sixteen_bits_of_the_stream() {
         let (n, p) = (3 * BLOCK + 5, 0.3);
         for first in [0, 1, 40, 130, 1 << 33] {
@@ -216,7 +257,9 @@ mod tests {
                 for (i, words) in words.chunks_exact(BLOCK / WORD).enumerate() {
                     let index = u64::from(u32::MAX) / 16 + i as u64;
                     // SAFETY: `here` was asked.
-                    assert_eq!(unsafe { avx512::draw(&Philox::new(9), index, [3, 4], threshold) }, words);
+                    let drawn: [[u16; BLOCK / WORD]; 1] =
+                        unsafe { avx512::draw(&Philox::new(9), index, [3, 4], threshold) };
+                    assert_eq!(drawn[0], words);
                 }
                 for add in [false, true] {
                     let [mut a, mut b] = [0, 1].map(|_| noise(n, 2));

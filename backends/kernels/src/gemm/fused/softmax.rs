@@ -199,27 +199,35 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
     pub unsafe fn exp_block(scores: &[f32], seen: usize, row: &mut OnlineSoftmax, out: &mut [u16]) {
         let (x, to, width) = (scores.as_ptr(), out.as_mut_ptr(), out.len());
-        // SAFETY: masks keep to the scores that are seen and to the numbers of `out`.
-        let load = |at: usize| unsafe { _mm512_maskz_loadu_ps(lanes(seen.saturating_sub(at)), x.wrapping_add(at)) };
+        // Plain loops: a closure that a function of the library calls is not compiled into it, and
+        // vectors go through memory.
         let mut tops = [_mm512_set1_ps(row.top); 2];
         for at in (0..seen).step_by(2 * LANES) {
             for (half, tops) in tops.iter_mut().enumerate() {
                 let at = at + half * LANES;
-                *tops = _mm512_mask_max_ps(*tops, lanes(seen.saturating_sub(at)), load(at), *tops);
+                let counts = lanes(seen.saturating_sub(at));
+                // SAFETY: the mask keeps to the scores that are seen.
+                let scores = unsafe { _mm512_maskz_loadu_ps(counts, x.wrapping_add(at)) };
+                *tops = _mm512_mask_max_ps(*tops, counts, scores, *tops);
             }
         }
         let top = _mm512_reduce_max_ps(_mm512_max_ps(tops[0], tops[1]));
         let tops = _mm512_set1_ps(top);
         let mut sum = _mm512_setzero_ps();
         for at in (0..width).step_by(2 * LANES) {
-            let [low, high] = [at, at + LANES].map(|at| {
-                let e = _mm512_maskz_mov_ps(lanes(seen.saturating_sub(at)), exp(_mm512_sub_ps(load(at), tops)));
-                sum = _mm512_add_ps(sum, e);
-                e
-            });
+            let mut made = [_mm512_setzero_ps(); 2];
+            for (half, made) in made.iter_mut().enumerate() {
+                let at = at + half * LANES;
+                let counts = lanes(seen.saturating_sub(at));
+                // SAFETY: as above.
+                let scores = unsafe { _mm512_maskz_loadu_ps(counts, x.wrapping_add(at)) };
+                *made = _mm512_maskz_mov_ps(counts, exp(_mm512_sub_ps(scores, tops)));
+                sum = _mm512_add_ps(sum, *made);
+            }
+            let [low, high] = made;
             let rest = width - at;
             let there = if rest >= 2 * LANES { u32::MAX } else { (1u32 << rest) - 1 };
-            // SAFETY: as above.
+            // SAFETY: the mask keeps to the numbers of `out`.
             unsafe { _mm512_mask_storeu_epi16(to.wrapping_add(at).cast(), there, round(low, high)) };
         }
         let mut all = [0f32; LANES];
@@ -254,13 +262,15 @@ mod x86 {
                     let at = (2 * pair + i) * PANEL + column;
                     let counts = lanes(known.seen.saturating_sub(column));
                     // SAFETY: the caller's promise.
-                    let [score, gradient] = [scores, gradients].map(|x| unsafe { _mm512_loadu_ps(x.as_ptr().add(at)) });
+                    let (score, gradient) = unsafe {
+                        (_mm512_loadu_ps(scores.as_ptr().add(at)), _mm512_loadu_ps(gradients.as_ptr().add(at)))
+                    };
                     let e = exp(_mm512_sub_ps(score, _mm512_set1_ps(known.lse)));
                     let d = _mm512_mul_ps(e, _mm512_sub_ps(gradient, _mm512_set1_ps(known.delta)));
                     p[i] = _mm512_maskz_mov_ps(counts, e);
                     ds[i] = _mm512_maskz_mov_ps(counts, d);
                 }
-                let [p, ds] = [p, ds].map(|x| round(x[0], x[1]));
+                let (p, ds) = (round(p[0], p[1]), round(ds[0], ds[1]));
                 for (to, x) in rights.into_iter().zip([p, ds]) {
                     // SAFETY: the caller's promise.
                     unsafe {

@@ -10,7 +10,6 @@ use crate::gemm::matrix::{Mat, MatMut};
 use crate::gemm::microkernel;
 use crate::gemm::pack::whole::PackedRhs;
 use crate::gemm::pack::{self, Part};
-use crate::gemm::tile::DEPTH;
 use crate::gemm::tile::{LANES, PANEL, Precision, Tile};
 use crate::memory::arena::{self, Buffer};
 
@@ -136,9 +135,10 @@ pub fn multiply(
     );
     assert!(along.start.is_multiple_of(per_unit) && first.is_multiple_of(per_unit) && column.is_multiple_of(PANEL));
     let units: &[u32] = bytemuck::cast_slice(&a.buffer);
+    let depth = b.isa.depth(b.precision);
     let of_panel = |at: usize| {
-        for start in (0..k).step_by(DEPTH * per_unit) {
-            let units_here = (DEPTH * per_unit).min(k - start).div_ceil(per_unit);
+        for start in (0..k).step_by(depth * per_unit) {
+            let units_here = (depth * per_unit).min(k - start).div_ceil(per_unit);
             let (panel, vectors) = b.panel(column + at, (first + start) / per_unit);
             assert!(panel.len() >= units_here * vectors * LANES && at + PANEL.min(n - at) <= b.cols - column);
             let tile = Tile {

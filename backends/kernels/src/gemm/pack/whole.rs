@@ -13,7 +13,6 @@ use crate::gemm::matrix::{Mat, MatMut};
 use crate::gemm::microkernel;
 use crate::gemm::pack::{self, Part};
 use crate::gemm::prefetch::Prefetcher;
-use crate::gemm::tile::DEPTH;
 use crate::gemm::tile::{LANES, PANEL, Precision, Tile};
 use crate::memory::arena::{self, Buffer};
 
@@ -123,13 +122,13 @@ pub fn multiply(c: MatMut<'_>, alpha: f32, a: Mat<'_>, b: &PackedRhs, add: bool)
 pub fn multiply_rows(c: MatMut<'_>, alpha: f32, PackedLhs(a): &PackedLhs<'_>, b: &PackedRhs, add: bool) {
     let (m, n, k) = (c.rows, c.cols, a.of.cols);
     assert!(a.of.rows == m && n <= b.cols && k <= b.rows, "{m}x{n} from {}x{k} and {}x{}", a.of.rows, b.rows, b.cols);
-    let per_unit = b.precision.per_unit();
+    let (per_unit, depth) = (b.precision.per_unit(), b.isa.depth(b.precision));
     let of_panel = |column: usize| {
-        for start in (0..k.max(1)).step_by(DEPTH * per_unit) {
+        for start in (0..k.max(1)).step_by(depth * per_unit) {
             let first = start / per_unit;
             let (panel, vectors) = b.panel(column, first);
             let tile = Tile {
-                units: (DEPTH * per_unit).min(k - start).div_ceil(per_unit),
+                units: (depth * per_unit).min(k - start).div_ceil(per_unit),
                 a: a.row(0).wrapping_add(first),
                 a_stride: a.stride,
                 b: panel.as_ptr(),

@@ -32,36 +32,45 @@ unsafe fn multiply(multiplier: u32, x: __m512i) -> (__m512i, __m512i) {
     }
 }
 
-/// Which of the numbers that [`Philox::fill_u16`] draws for `index` are at least `threshold`: a bit
-/// each, in order.
+/// Which of the numbers that [`Philox::fill_u16`] draws for `N` indices from `first` on are at least
+/// `threshold`: a bit each, in order. A round waits for the one before it; several indices at a time
+/// fill that time.
 ///
 /// # Safety
 /// [`here`] must hold.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub unsafe fn draw(generator: &Philox, index: u64, [a, b]: [u32; 2], threshold: u16) -> [u16; 8] {
-    let places: [u64; 16] = std::array::from_fn(|l| index.wrapping_mul(16).wrapping_add(l as u64));
-    let counters = [places.map(|n| n as u32), places.map(|n| (n >> 32) as u32)];
-    // SAFETY: the features are enabled; the loads are of arrays of 16 words.
+pub unsafe fn draw<const N: usize>(generator: &Philox, first: u64, [a, b]: [u32; 2], threshold: u16) -> [[u16; 8]; N] {
+    // SAFETY: the features are enabled; there are no memory accesses.
     unsafe {
-        let [mut c0, mut c1] = counters.each_ref().map(|words| _mm512_loadu_si512(words.as_ptr().cast()));
-        let [mut c2, mut c3] = [a, b].map(|word| _mm512_set1_epi32(word as i32));
+        let lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        let mut counters: [[__m512i; 4]; N] = std::array::from_fn(|i| {
+            // The lowest four bits are free for the lanes.
+            let place = first.wrapping_add(i as u64).wrapping_mul(16);
+            let [low, high] = [place as u32, (place >> 32) as u32].map(|word| _mm512_set1_epi32(word as i32));
+            let [c2, c3] = [a, b].map(|word| _mm512_set1_epi32(word as i32));
+            [_mm512_or_si512(low, lanes), high, c2, c3]
+        });
         let mut k = generator.key();
         for _ in 0..ROUNDS {
             let [k0, k1] = k.map(|word| _mm512_set1_epi32(word as i32));
-            let (high0, low0) = multiply(MULTIPLIERS[0], c0);
-            let (high1, low1) = multiply(MULTIPLIERS[1], c2);
-            c0 = _mm512_ternarylogic_epi32::<0x96>(high1, c1, k0);
-            c2 = _mm512_ternarylogic_epi32::<0x96>(high0, c3, k1);
-            (c1, c3) = (low1, low0);
+            for c in &mut counters {
+                let (high0, low0) = multiply(MULTIPLIERS[0], c[0]);
+                let (high1, low1) = multiply(MULTIPLIERS[1], c[2]);
+                let c0 = _mm512_ternarylogic_epi32::<0x96>(high1, c[1], k0);
+                let c2 = _mm512_ternarylogic_epi32::<0x96>(high0, c[3], k1);
+                *c = [c0, low1, c2, low0];
+            }
             k = [k[0].wrapping_add(WEYL[0]), k[1].wrapping_add(WEYL[1])];
         }
         let (threshold, half) = (_mm512_set1_epi32(i32::from(threshold)), _mm512_set1_epi32(0xffff));
-        let mut words = [0; 8];
-        for (words, c) in words.chunks_exact_mut(2).zip([c0, c1, c2, c3]) {
-            words[0] = _mm512_cmpge_epu32_mask(_mm512_and_si512(c, half), threshold);
-            words[1] = _mm512_cmpge_epu32_mask(_mm512_srli_epi32::<16>(c), threshold);
+        let mut all = [[0; 8]; N];
+        for (words, c) in all.iter_mut().zip(counters) {
+            for (words, c) in words.chunks_exact_mut(2).zip(c) {
+                words[0] = _mm512_cmpge_epu32_mask(_mm512_and_si512(c, half), threshold);
+                words[1] = _mm512_cmpge_epu32_mask(_mm512_srli_epi32::<16>(c), threshold);
+            }
         }
-        words
+        all
     }
 }
 
