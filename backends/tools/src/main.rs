@@ -54,8 +54,8 @@ fn run(mut words: impl Iterator<Item = String>) -> Done {
         "metrics" => metrics::run(&Args::read(words)?),
         "statistics" => statistics::run(&Args::read(words)?),
         other => Err(format!(
-            "{other:?} is no command: train, gradients, speed, backends, gpu, onnx-export, onnx-worker, metrics or statistics"
-            "{other:?} is no command: train, gradients, kernels, speed, backends, gpu, onnx-export, onnx-worker or metrics"
+            "{other:?} is no command: train, gradients, kernels, speed, backends, gpu, onnx-export, onnx-worker, metrics \
+             or statistics"
         )
         .into()),
     }
