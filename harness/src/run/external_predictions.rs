@@ -190,6 +190,8 @@ fn from_lines(path: &Path, name: String, prepared: &Prepared) -> Result<StoredMo
     for item in &prepared.items {
         by_question.entry(item.question.trim()).and_modify(|found| *found = None).or_insert(Some(item));
     }
+    let heldout = prepared.parts.get("heldout").into_iter().flatten();
+    let unasked: BTreeSet<&str> = heldout.map(|record| record.id.as_str()).collect();
     let mut seen = BTreeSet::new();
     let (mut predictions, mut asked, mut unmatched) = (Vec::new(), Vec::new(), Vec::new());
     for (number, mut line) in lines(path)? {
@@ -198,8 +200,9 @@ fn from_lines(path: &Path, name: String, prepared: &Prepared) -> Result<StoredMo
         let (mut prediction, reference) = prediction(line).map_err(|e| e.at(here()))?;
         let item = match items.get(prediction.id.as_str()) {
             Some(item) => *item,
-            // Its row was left out, and named among the bad lines.
-            None if prepared.left_out.contains(&prediction.id) => continue,
+            // Its row was left out, and named among the bad lines; or it is one of the held-out items
+            // that the suite does not ask.
+            None if prepared.left_out.contains(&prediction.id) || unasked.contains(prediction.id.as_str()) => continue,
             None => match question.as_deref().and_then(|question| *by_question.get(question.trim())?) {
                 Some(item) => {
                     asked.push(item.id.clone());
