@@ -411,20 +411,14 @@ fn adapter_gradients(
     let products: Vec<_> =
         adapters.iter().map(|(up, (lora, _))| UpProjection { low: &up.inner, b: &lora.b, scale: lora.scale }).collect();
     let dlows = device.lora_down_gradients(&products)?;
-    let mut entered = Vec::with_capacity(adapters.len());
-    for (_, (_, adapted)) in &adapters {
-        entered.push(dropped(device, x, adapted.mask.as_ref())?);
-    }
-    let mut of = Vec::with_capacity(2 * adapters.len());
-    for (((up, (lora, adapted)), dlow), dropped) in adapters.iter().zip(&dlows).zip(&entered) {
-        if let Some(dw) = gradients.of(&lora.b_name) {
-            of.push(WeightGradient { dw, alpha: adapted.low.scale, dy: &up.inner, x: &adapted.low.low });
-        }
-        if let Some(dw) = gradients.of(&lora.a_name) {
-            of.push(WeightGradient { dw, alpha: dropped.factor, dy: dlow, x: &dropped.x });
-        }
-    }
-    device.linear_dws(&of)?;
+    let entered = adapters.iter().map(|(_, (_, adapted))| dropped(device, x, adapted.mask.as_ref()));
+    let entered: Vec<Dropped> = entered.collect::<Result<_>>()?;
+    let of = adapters.iter().zip(&dlows).zip(&entered).flat_map(|(((up, (lora, adapted)), dlow), dropped)| {
+        let of = |name, alpha, dy, x| gradients.of(name).map(|dw| WeightGradient { dw, alpha, dy, x });
+        let db = of(&lora.b_name, adapted.low.scale, &up.inner, &adapted.low.low);
+        db.into_iter().chain(of(&lora.a_name, dropped.factor, dlow, &dropped.x))
+    });
+    device.linear_dws(&of.collect::<Vec<_>>())?;
     Ok(dlows)
 }
 
@@ -471,15 +465,13 @@ impl Upstream<'_> {
             return device.linear_dx(dx, &self.inner, weight, Some(DownGradient { dlow, a: &lora.a }));
         };
         let dx = device.linear_dx(dx, &self.dy, weight, None)?;
-        match &self.scaled {
-            None => device.dropout_add_dx(&dx, dlow, &lora.a, mask)?,
-            Some([scaled, whole]) => {
-                let dropped = device.linear_dx(None, dlow, &lora.a, None)?;
-                device.subtract(scaled, whole)?;
-                let dropped = device.linear_dx(Some(dropped), scaled, weight, None)?;
-                device.dropout_add(&dx, &dropped, mask)?;
-            }
-        }
+        let Some([scaled, whole]) = &self.scaled else {
+            return device.dropout_add_dx(&dx, dlow, &lora.a, mask).map(|()| dx);
+        };
+        let dropped = device.linear_dx(None, dlow, &lora.a, None)?;
+        device.subtract(scaled, whole)?;
+        let dropped = device.linear_dx(Some(dropped), scaled, weight, None)?;
+        device.dropout_add(&dx, &dropped, mask)?;
         Ok(dx)
     }
 }
