@@ -328,8 +328,8 @@ mod tests {
             assert_eq!(error.kind(), crate::ErrorKind::Usage);
             error.to_string()
         };
-        assert!(fails("", &["train.epochs=3"]).contains("trains neither"));
-        assert!(fails("[train]\nepochs = 3\n", &[]).contains("neither"));
+        assert!(fails("", &["train.epochs=3"]).contains("trains none"));
+        assert!(fails("[train]\nepochs = 3\n", &[]).contains("nothing is trained"));
         let both = "[data]\nfile = \"all.jsonl\"\nvalidation = \"validation.jsonl\"\n";
         assert!(fails(both, &[]).contains("validation"));
         let three = "[data]\ntrain = \"all.jsonl\"\nheldout = \"heldout.jsonl\"\nsplit = \"8:1:1\"\n";

@@ -158,7 +158,7 @@ fn texts_of_a_run_and_of_elsewhere_are_measured_without_a_model() {
         refused(&args.iter().map(String::as_str).collect::<Vec<_>>(), 6, words);
     };
     fails(lines.replacen("\"candidate\"", "\"candidat\"", 1), &["plain.jsonl:1", "candidate"]);
-    fails(lines.replacen("\"id\":\"", "\"id\":\"no-", 1), &["plain.jsonl:1", "no item"]);
+    fails(lines.replace("\"id\":\"", "\"id\":\"no-"), &["plain.jsonl:1", "no-", "by its question"]);
     fails(format!("{lines}{}", lines.lines().next().unwrap()), &["a second text"]);
     fails(lines.replacen("\"candidate\"", "\"reference\":\"x\",\"candidate\"", 1), &["plain.jsonl:1", "reference"]);
 }

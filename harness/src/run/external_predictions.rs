@@ -209,7 +209,7 @@ fn from_lines(path: &Path, name: String, prepared: &Prepared) -> Result<StoredMo
                     item
                 }
                 None => {
-                    unmatched.push(number);
+                    unmatched.push((number, prediction.id));
                     continue;
                 }
             },
@@ -231,15 +231,19 @@ fn from_lines(path: &Path, name: String, prepared: &Prepared) -> Result<StoredMo
         }
         predictions.push(prediction);
     }
-    if let (true, [first, ..]) = (predictions.is_empty(), unmatched.as_slice()) {
-        return Err(Error::data("none of these texts is of an item of the suite")
+    if let (true, [(first, id), ..]) = (predictions.is_empty(), unmatched.as_slice()) {
+        let what = format!("none of these texts is of an item of the suite; the first says `{id}`");
+        return Err(Error::data(what)
             .at(format!("{}:{first}", path.display()))
             .help("a line is matched by its id, else by its question: karat data SUITE --prompts FILE writes both"));
     }
     let order: BTreeMap<&str, usize> =
         prepared.items.iter().enumerate().map(|(i, item)| (item.id.as_str(), i)).collect();
     predictions.sort_by_key(|p| order.get(p.id.as_str()).copied());
-    let notes = [notes::by_question(&name, &asked), notes::unmatched(&name, &unmatched)];
+    let notes = [
+        notes::by_question(&name, &asked),
+        notes::unmatched(&name, &unmatched.iter().map(|(line, _)| *line).collect::<Vec<_>>()),
+    ];
     let notes = notes.into_iter().flatten().collect();
     let recorded = Recorded { notes, ..recording(name, predictions, Vec::new()) };
     Ok(StoredModel { recorded, known: Known::Nothing })

@@ -8,12 +8,12 @@
 
 use std::hash::Hash;
 
-use super::contingency::{Agreement, mcnemar_exact};
+use super::contingency::Agreement;
 use super::interval::unit_standard_error;
 use super::mcnemar::{least_one_way, mcnemar_power, probability};
 use super::normal::quantile as normal_quantile;
 use super::resampling::EXACT_UP_TO;
-use super::student::{self, incomplete_beta, power_beyond, t_test_power};
+use super::student::{self, power_beyond, t_test_power};
 use super::summary::{standard_deviation, standard_error};
 use super::{StatsOptions, by_cluster, cluster_count};
 
@@ -329,6 +329,7 @@ fn from_about(about: f64, holds: impl Fn(u64) -> bool) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::contingency::mcnemar_exact;
     use super::*;
     use crate::eval::stats::random::Random;
     use crate::eval::stats::{sign_flip_p, standard_error};

@@ -80,9 +80,9 @@ fn worth<C: Ord + Hash>(values: &[f64], clusters: &[C], confidence: f64) -> Opti
 }
 
 /// [`wilson`] of values that are all 0 or 1, with as many items as they are worth where they share
-/// sources. None of other values, and of one source.
+/// sources. None of other values, of one item and of one source.
 pub(super) fn share_interval<C: Ord + Hash>(values: &[f64], clusters: &[C], confidence: f64) -> Option<Interval> {
-    if values.is_empty() || values.iter().any(|v| *v != 0.0 && *v != 1.0) {
+    if values.len() < 2 || values.iter().any(|v| *v != 0.0 && *v != 1.0) {
         return None;
     }
     let worth = worth(values, clusters, confidence)?;
@@ -98,7 +98,7 @@ pub(super) fn share_difference_interval<C: Ord + Hash>(
     clusters: &[C],
     confidence: f64,
 ) -> Option<Interval> {
-    let counts = Agreement::of(a, b).filter(|_| !a.is_empty())?;
+    let counts = Agreement::of(a, b).filter(|_| a.len() > 1)?;
     let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| b - a).collect();
     let worth = worth(&differences, clusters, confidence)?;
     let scale = worth / a.len() as f64;
