@@ -297,8 +297,8 @@ fn unfinished_shards(folder: &Path) -> Option<String> {
 /// [`ErrorKind::Data`](crate::ErrorKind::Data), with what is wrong.
 pub fn check_weights(checkpoint: &Checkpoint) -> Result<()> {
     let folder = &checkpoint.path;
-    let weights = names(folder).into_iter().filter(|name| is_weights(name) && name.ends_with(".safetensors"));
-    weights.map(|name| read_header(&folder.join(name)).map(drop)).collect()
+    let mut weights = names(folder).into_iter().filter(|name| is_weights(name) && name.ends_with(".safetensors"));
+    weights.try_for_each(|name| read_header(&folder.join(name)).map(drop))
 }
 
 /// SHA-256 over the content of all that a model is read from: weights, configuration, tokenizer.
@@ -389,7 +389,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("checkpoint-1");
         let whole = weights("a");
-        let cases: [(&[(&str, &[u8])], &str); 7] = [
+        type Files<'a> = &'a [(&'a str, &'a [u8])];
+        let cases: [(Files<'_>, &str); 7] = [
             (&[("optimizer.pt", b"x")], "there is neither config.json nor adapter_config.json"),
             (&[("config.json", b"{}")], "there are no weights (model.safetensors)"),
             (&[("config.json", b"{}"), ("model-00001-of-00002.safetensors", &whole)], "there are shards, and no"),

@@ -48,7 +48,11 @@ pub fn run(args: &WatchArgs, global: &Global, output: &Output) -> Result<u8> {
     let mut each = |timeline: &Timeline, entry: &Entry| {
         let line = line(timeline, entry);
         // With --json the one object comes at the end.
-        if output.json() { Ok(output.say(line)) } else { output.data(&line) }
+        if output.json() {
+            output.say(line);
+            return Ok(());
+        }
+        output.data(&line)
     };
     let outcome = watch(&watched, &plugins, &mut progress, &mut each, &cancel).map_err(|error| match error.kind() {
         ErrorKind::Interrupted => error.help("run the same command again to go on"),

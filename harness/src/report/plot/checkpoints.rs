@@ -20,8 +20,11 @@ pub fn checkpoint_panels(report: &Report) -> Vec<String> {
     shown.filter_map(|metric| panel(report, metric)).collect()
 }
 
+/// A checkpoint in a plot: its step, the value, and the ends of its interval.
+type Point = (f64, f64, Option<(f64, f64)>);
+
 /// The checkpoints of a model with their steps and values.
-fn points(model: &Model, metric: &Metric) -> Vec<(f64, f64, Option<(f64, f64)>)> {
+fn points(model: &Model, metric: &Metric) -> Vec<Point> {
     let checkpoints = model.training.iter().flat_map(|training| &training.checkpoints);
     let point = |c: &CheckpointValues| {
         let value = c.metrics.get(&metric.name)?;
@@ -31,7 +34,7 @@ fn points(model: &Model, metric: &Metric) -> Vec<(f64, f64, Option<(f64, f64)>)>
 }
 
 fn panel(report: &Report, metric: &Metric) -> Option<String> {
-    let lines: Vec<(&Model, Vec<(f64, f64, Option<(f64, f64)>)>)> =
+    let lines: Vec<(&Model, Vec<Point>)> =
         report.models.iter().map(|model| (model, points(model, metric))).filter(|(_, p)| p.len() > 1).collect();
     if lines.is_empty() {
         return None;
