@@ -174,17 +174,17 @@ fn the_certificate_that_the_doctor_writes_is_what_the_gate_reads() {
 fn power_says_what_these_items_can_tell_and_how_many_would_tell_more() {
     let project = project();
     let folder = project.path();
+    // As many resamples as the suite draws: with few no p is as small as 69 tests together ask.
+    let file = folder.join("runs/medical-r1/report/report.json");
+    let mut report: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    report["statistics"]["resamples"] = 100_000.into();
+    std::fs::write(&file, report.to_string()).unwrap();
     let output = karat(folder, &["power", "medical-r1", "--margin", "rougeL=0.05"], &[]);
     let (out, err) = said(&output);
     assert_eq!(output.status.code(), Some(0), "{err}");
-    for what in [
-        "lora against base",
-        "full against lora",
-        "needed for margin",
-        "of 63 sources",
-        "unknown",
-        "nothing is detectable of",
-    ] {
+    for what in
+        ["lora against base", "full against lora", "needed for margin", "of 63 sources", "nothing is detectable of"]
+    {
         assert!(out.contains(what), "{what}: {out}");
     }
     let output =
