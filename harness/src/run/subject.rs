@@ -27,7 +27,7 @@ pub fn locate(entry: &NamedModel) -> Result<ModelDir> {
 /// the suite, else its first model that exists.
 ///
 /// # Errors
-/// As [`locate`]; usage, for a suite of texts alone.
+/// As [`ModelDir::resolve`]; usage, for a suite of texts alone.
 pub fn rendering(suite: &Suite) -> Result<PathBuf> {
     if suite.model.has_base() {
         return Ok(suite.model.base.clone());

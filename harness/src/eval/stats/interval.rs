@@ -35,7 +35,7 @@ pub fn mean_interval(values: &[f64], options: &StatsOptions) -> Interval {
 }
 
 /// The interval of the mean of values of which those of one cluster are related: a score interval
-/// where all are 0 or 1, else the one of [this module](self). NaN below two clusters: one source
+/// where all are 0 or 1, else the further of `t` and BCa. NaN below two clusters: one source
 /// says nothing of others.
 pub fn clustered_mean_interval<C: Ord + Hash>(values: &[f64], clusters: &[C], options: &StatsOptions) -> Interval {
     share_interval(values, clusters, options.confidence)
