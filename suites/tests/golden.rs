@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use karat::backend::{Event, Flow, GenerateConfig, Method, OpenConfig, Tokens};
 use karat::eval::stats::MarginVerdict;
@@ -35,9 +36,14 @@ fn golden() -> (Suite, Prepared, Vec<Recorded>) {
     (suite, prepared, recorded)
 }
 
+/// Made once for all tests: its resamples take a while.
 fn golden_report() -> Report {
-    let (suite, prepared, recorded) = golden();
-    report_recorded(&suite, &prepared, recorded, Environment::default()).unwrap().without_environment()
+    static MADE: OnceLock<Report> = OnceLock::new();
+    let make = || {
+        let (suite, prepared, recorded) = golden();
+        report_recorded(&suite, &prepared, recorded, Environment::default()).unwrap().without_environment()
+    };
+    MADE.get_or_init(make).clone()
 }
 
 /// By how much numbers may differ: the last bits of another machine's `exp` and `ln`. What is
@@ -128,11 +134,15 @@ fn the_committed_reports_are_those_of_the_committed_results() {
 
 /// The suite of five models, two of which are trained, from its committed results.
 fn five_models() -> Report {
-    let folder = karat_suites::dir().join("medical-r1-models");
-    let suite = Suite::load(folder.join("suite.toml").to_str().unwrap(), &[]).unwrap();
-    let prepared = prepare(&suite).unwrap();
-    let recorded = Recorded::read_all(&folder.join("golden")).unwrap();
-    report_recorded(&suite, &prepared, recorded, Environment::default()).unwrap().without_environment()
+    static MADE: OnceLock<Report> = OnceLock::new();
+    let make = || {
+        let folder = karat_suites::dir().join("medical-r1-models");
+        let suite = Suite::load(folder.join("suite.toml").to_str().unwrap(), &[]).unwrap();
+        let prepared = prepare(&suite).unwrap();
+        let recorded = Recorded::read_all(&folder.join("golden")).unwrap();
+        report_recorded(&suite, &prepared, recorded, Environment::default()).unwrap().without_environment()
+    };
+    MADE.get_or_init(make).clone()
 }
 
 #[test]
