@@ -153,6 +153,10 @@ fn what_models_cannot_be_is_one_error_with_its_name() {
         ("[models.start]\npath = \"base\"\nroel = \"base\"\n", "did you mean `role`?"),
         ("[models.start]\npath = \"base\"\nrole = \"main\"\n", "many.toml:12"),
         ("[models.start]\npath = \"bsae\"\n", "did you mean"),
+        ("[models]\nstart = 3\n", "many.toml:11"),
+        ("[models.start]\npath = \"base\"\n[models.t]\nadapter = \"base\"\n", "so it is no adapter"),
+        ("[models.start]\npath = \"base\"\noptions = { library = \"/tmp/x.so\" }\n", "names code to load"),
+        ("[models.start]\npath = \"base\"\noptions = { cache_dir = \"/tmp/x\" }\n", "names a folder to write"),
         ("[models.\"a/b\"]\npath = \"base\"\n", "cannot name a file"),
         ("[models.a]\npath = \"base\"\n[models.a]\npath = \"base\"\n", "duplicate key"),
         (

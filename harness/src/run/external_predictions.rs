@@ -96,6 +96,11 @@ struct Line {
 pub fn read_stored(path: &Path, name: Option<&str>, prepared: &Prepared) -> Result<Vec<StoredModel>> {
     if path.is_dir() {
         let inner = path.join("results");
+        if path.join("config.json").is_file() || path.join("adapter_config.json").is_file() {
+            return Err(Error::usage("this folder holds a model, not texts")
+                .at(path.display())
+                .help("give a run's folder, its results, or a file of texts; a model is named by path or adapter"));
+        }
         let recorded = Recorded::read_all(if inner.is_dir() { &inner } else { path })?;
         return Ok(recorded.into_iter().map(|recorded| StoredModel { recorded, known: Known::Run }).collect());
     }

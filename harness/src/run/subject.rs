@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 use crate::import::{gguf_in, gguf_view};
-use crate::model_dir::ModelDir;
+use crate::model_dir::{ModelDir, adapter_folder};
 use crate::suite::{ModelRole, NamedModel, Suite, SuiteModel};
 
 /// Where a model that exists lies: its folder, and an adapter on it. A GGUF file is the folder that
@@ -17,6 +17,9 @@ pub fn locate(entry: &NamedModel) -> Result<ModelDir> {
     let (Some(named), adapter) = (entry.path.as_ref().or(entry.adapter.as_ref()), entry.adapter.as_deref()) else {
         return Err(Error::usage("this model has no folder").help("give path or adapter"));
     };
+    if let Some(adapter) = adapter {
+        adapter_folder(adapter)?;
+    }
     match gguf_in(named) {
         Some(file) => Ok(ModelDir { model: gguf_view(&file)?, adapter: adapter.map(Into::into) }),
         None => ModelDir::resolve(named, entry.path.as_ref().and(adapter)),

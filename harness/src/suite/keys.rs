@@ -280,6 +280,7 @@ fn check_value(at: &[&str], written: &str) -> Result<(), String> {
     let run = match at {
         ["train", "lora" | "full", "hyperparameters" | "adapter", rest @ ..] => rest,
         ["train", "lora" | "full", rest @ ..] | ["train", rest @ ..] => rest,
+        ["models", _] => return Err("a model is a table, such as { path = \"FOLDER\" }".into()),
         ["models", _, "train", "hyperparameters" | "adapter", rest @ ..] => rest,
         ["models", _, "train", key @ ("method" | "from")] => return check_method(key, written),
         ["models", _, "train", rest @ ..] => rest,

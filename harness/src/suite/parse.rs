@@ -150,12 +150,17 @@ fn overlay(under: &mut Table, over: Table) {
 /// is written, where the suite is run. The command line may say it
 /// (`--set eval.options.library=PATH`), and so may the environment.
 pub(super) fn refuse_places(table: &Table, path: &Path) -> Result<()> {
-    let named = table.get("eval").and_then(|eval| eval.get("options")).and_then(Value::as_table);
-    let found = named.and_then(|options| options.keys().find_map(|key| Some((key, names_place(key)?))));
-    let Some((key, what)) = found else { return Ok(()) };
-    Err(Error::usage(format!("eval.options.{key} names {what}, which a suite file cannot do"))
-        .at(path.display())
-        .help(format!("remove it, and give it on the command line: --set eval.options.{key}=PATH")))
+    let of_models = table.get("models").and_then(Value::as_table).into_iter().flatten();
+    let of_models = of_models.map(|(name, model)| (format!("models.{name}"), Some(model)));
+    for (owner, table) in std::iter::once(("eval".to_string(), table.get("eval"))).chain(of_models) {
+        let named = table.and_then(|table| table.get("options")).and_then(Value::as_table);
+        let found = named.and_then(|options| options.keys().find_map(|key| Some((key, names_place(key)?))));
+        let Some((key, what)) = found else { continue };
+        return Err(Error::usage(format!("{owner}.options.{key} names {what}, which a suite file cannot do"))
+            .at(path.display())
+            .help(format!("remove it, and give it on the command line: --set {owner}.options.{key}=PATH")));
+    }
+    Ok(())
 }
 
 /// The kind of place of this machine that a backend's option names, by the contract's rule

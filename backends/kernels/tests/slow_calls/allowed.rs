@@ -133,6 +133,13 @@ pub const ALLOWED: &[Allowed] = &[
         most: 2,
         reason: "attention in bf16: the logarithm of a sum of exponentials, once for every query of a head",
     },
+    // The same where that is expanded into the loop over its tasks.
+    Allowed {
+        within: "rayon::iter::for_each::ForEachConsumer",
+        calls: LOG,
+        most: 2,
+        reason: "attention in bf16: the logarithm of a sum of exponentials, once for every query of a head",
+    },
     Allowed {
         within: "pulp::x86::",
         calls: EXP,
