@@ -53,6 +53,7 @@ use crate::error::{Error, Result};
 use crate::report::Language;
 use crate::run::models as runs;
 
+pub(crate) use check_models::names_file;
 pub use data::DataConfig;
 pub use eval::{
     Checkpoints, DEFAULT_METRICS, EvalConfig, GateConfig, GeneralConfig, NamedCheckpoints, StatsConfig, VerdictConfig,

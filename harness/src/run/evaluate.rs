@@ -293,6 +293,13 @@ pub fn scores(
         .help("the weights hold numbers that are not finite, or are too large: look at the checkpoint"))
 }
 
+/// A seed of its own for `purpose`, which follows from `seed`.
+pub(super) fn derived_seed(seed: u64, purpose: &str) -> u64 {
+    let digest = sha256(format!("{seed} {purpose}").as_bytes());
+    // JSON numbers of other readers hold 53 bits.
+    u64::from_str_radix(&digest[..13], 16).unwrap_or(seed)
+}
+
 /// An item's id with a digest of the ids it stands for, so that a changed prompt is another row.
 fn row_id(id: &str, ids: &[u32], extra: &[usize]) -> String {
     let mut bytes: Vec<u8> = ids.iter().flat_map(|i| i.to_le_bytes()).collect();
@@ -399,11 +406,7 @@ fn calls(job: &EvalJob<'_>, rows: &[usize]) -> Vec<(Vec<usize>, u64)> {
     let length = |&i: &usize| (std::cmp::Reverse(job.queries[i].prompt.len()), i);
     let mut all: Vec<usize> = (0..job.queries.len()).collect();
     all.sort_by_key(length);
-    let seed_of = |chunk: usize| {
-        let digest = sha256(format!("{seed} sampled in call {chunk}").as_bytes());
-        // JSON numbers of other readers hold 53 bits.
-        u64::from_str_radix(&digest[..13], 16).unwrap_or(seed)
-    };
+    let seed_of = |chunk: usize| derived_seed(seed, &format!("sampled in call {chunk}"));
     let chunks = all.chunks(SAMPLE_CHUNK).enumerate();
     let wanted = chunks.filter(|(_, chunk)| chunk.iter().any(|i| rows.contains(i)));
     wanted.map(|(number, chunk)| (chunk.to_vec(), seed_of(number))).collect()

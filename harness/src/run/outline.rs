@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::eval::stats::{PairedSpread, StatsOptions, adjusted_level, cluster_count};
 use crate::run::renderings::Renderings;
 use crate::suite::{ModelRole, NamedModel, Suite, SuiteModel, TrainMethod};
-use crate::train::plan::{PlanOptions, order};
+use crate::train::plan::order;
 
 /// A run laid out.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -111,16 +111,7 @@ pub fn outline(suite: &Suite) -> Result<Outline> {
         let rows = &renderings.of(&name).train;
         let training = match &entry.train {
             Some(train) => {
-                let h = &train.hyperparameters;
-                let options = PlanOptions {
-                    batch_size: h.batch_size,
-                    accumulation: h.accumulation,
-                    epochs: h.epochs,
-                    max_steps: (h.max_steps > 0).then_some(h.max_steps),
-                    seed,
-                    shuffle: h.shuffle,
-                };
-                let steps = order(rows.len(), &options)?.steps;
+                let steps = order(rows.len(), &train.hyperparameters.plan_options(seed))?.steps;
                 let view = rows.tokens();
                 let lengths: Vec<u64> = view.iter().map(|ids| ids.len() as u64).collect();
                 let tokens = steps.iter().flatten().flatten().map(|&row| lengths[row as usize]).sum();

@@ -16,7 +16,9 @@ use crate::run::renderings::{Renderings, has_other_tokenizer};
 use crate::run::subject::{locate, rendering};
 use crate::run::train::{Base, TrainJob, Trained, plan, train};
 use crate::run::{Backends, Cancel, Notice, Observer, Prepared, decided, folder, left, models, prepare};
-use crate::suite::{CheckpointChoice, Checkpoints, ModelRole, NamedModel, Suite, SuiteModel, TrainMethod, TrainModel};
+use crate::suite::{
+    CheckpointChoice, Checkpoints, ModelRole, NamedModel, Suite, SuiteModel, TrainMethod, TrainModel, names_file,
+};
 
 /// A model of the run: what is opened, and how it came to be.
 #[derive(Clone)]
@@ -143,8 +145,7 @@ fn evaluate_one(
     gathers: bool,
 ) -> Result<Report> {
     let Brought { name, model, adapter } = brought;
-    let name_ok = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.starts_with('.') || !name.chars().all(name_ok) {
+    if !names_file(&name) {
         return Err(
             Error::usage(format!("the name {name:?} cannot name a file")).help("use letters, digits, '-' and '_'")
         );

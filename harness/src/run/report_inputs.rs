@@ -63,7 +63,7 @@ pub(super) fn report_measured(
     let general = general_text(prepared, &measured)?;
     let ours = fingerprints(prepared, suite);
     let models = measured.into_iter().map(|m| model_run(m, suite, &ours)).collect::<Result<Vec<_>>>()?;
-    let mut inputs = Inputs { general, ..inputs(suite, prepared, models, environment)? };
+    let mut inputs = Inputs { general, ..inputs(suite, prepared, models, ours, environment)? };
     inputs.warnings.extend(warnings);
     let mut report = report::build(&inputs)?;
     // No examples named would be some chosen.
@@ -119,6 +119,7 @@ fn inputs<'a>(
     suite: &Suite,
     prepared: &'a Prepared,
     models: Vec<ModelRun>,
+    fingerprints: Fingerprints,
     environment: Environment,
 ) -> Result<Inputs<'a>> {
     let generate = generate_config(suite, prepared);
@@ -155,7 +156,7 @@ fn inputs<'a>(
             sha256: sha256(comparable(suite)?.as_bytes()),
         },
         seeds: ["split", "train", "generate", "statistics"].map(|k| (k.to_string(), suite.seed)).into(),
-        fingerprints: fingerprints(prepared, suite),
+        fingerprints,
         pairs,
         recipe_pairs,
         recipes,

@@ -20,7 +20,7 @@ use crate::run::left::{self, Left};
 use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, backend_error, opening_warnings};
 use crate::suite::Hyperparameters;
 use crate::train::log::{Curves, EventLog, read};
-use crate::train::plan::{Order, PlanOptions, fingerprint, order};
+use crate::train::plan::{Order, fingerprint, order};
 
 /// One training run.
 pub struct TrainJob<'a> {
@@ -76,15 +76,7 @@ pub fn plan(
     backend: &LoadedBackend,
     base: &Base,
 ) -> Result<TrainPlan> {
-    let options = PlanOptions {
-        batch_size: h.batch_size,
-        accumulation: h.accumulation,
-        epochs: h.epochs,
-        max_steps: (h.max_steps > 0).then_some(h.max_steps),
-        seed,
-        shuffle: h.shuffle,
-    };
-    let Order { steps, epochs } = order(train.len(), &options)?;
+    let Order { steps, epochs } = order(train.len(), &h.plan_options(seed))?;
     let learning_rates = h.learning_rates(steps.len())?;
     let early_stopping = h.early_stopping("train")?;
     if early_stopping.is_some() && eval.is_empty() {

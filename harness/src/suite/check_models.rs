@@ -75,6 +75,12 @@ pub(super) fn check(suite: &Suite, path: &Path) -> Result<()> {
     subject::rendering(suite).map(drop).map_err(|e| if e.place().is_none() { e.at(path.display()) } else { e })
 }
 
+/// Whether a model of this name can have its results in a file of that name.
+pub(crate) fn names_file(name: &str) -> bool {
+    let name_ok = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !name.is_empty() && !name.starts_with('.') && name.chars().all(name_ok)
+}
+
 /// The error for a name that no model has.
 fn unknown(what: &str, name: &str, models: &[SuiteModel]) -> Error {
     let names: Vec<&str> = models.iter().map(|m| m.name.as_str()).collect();
@@ -129,8 +135,7 @@ fn lineage(models: &[SuiteModel]) -> Result<(), (String, String, String)> {
 impl NamedModel {
     /// Refuses an entry that is of no kind or of two, or has settings without effect.
     fn check(&self, name: &str) -> Result<()> {
-        let name_ok = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if name.is_empty() || name.starts_with('.') || !name.chars().all(name_ok) {
+        if !names_file(name) {
             let what = format!("the model's name {name:?} cannot name a file");
             return Err(Error::usage(what).help("use letters, digits, '-', '_' and '.'"));
         }

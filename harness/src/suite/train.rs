@@ -6,7 +6,7 @@ use crate::backend::LoraConfig;
 use crate::backend::{AdamW, EarlyStopping};
 use crate::error::{Error, Result};
 use crate::report::Direction;
-use crate::train::plan::MOST_BATCHES;
+use crate::train::plan::{MOST_BATCHES, PlanOptions};
 use crate::train::schedule::Schedule;
 
 /// Most rows that are taken together: far beyond any memory, and small enough to be multiplied.
@@ -215,6 +215,18 @@ impl Hyperparameters {
         self.floor(place)?;
         self.early_stopping(place)?;
         Ok(())
+    }
+
+    /// How the rows of a training with `seed` are laid out.
+    pub fn plan_options(&self, seed: u64) -> PlanOptions {
+        PlanOptions {
+            batch_size: self.batch_size,
+            accumulation: self.accumulation,
+            epochs: self.epochs,
+            max_steps: (self.max_steps > 0).then_some(self.max_steps),
+            seed,
+            shuffle: self.shuffle,
+        }
     }
 
     /// Where the schedule ends, as a share of the peak.

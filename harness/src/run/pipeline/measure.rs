@@ -10,9 +10,9 @@ use crate::data::notes::stray_texts;
 use crate::data::tokens::Unnamed;
 use crate::error::{Error, Result};
 use crate::eval::{Prediction, metric};
-use crate::fsio::{self, sha256, sha256_digests, sha256_model};
+use crate::fsio::{self, sha256_digests, sha256_model};
 use crate::report::{self, AdapterCheck, Direction, Environment, Report, Warning};
-use crate::run::evaluate::{EvalJob, Evaluated, Query, evaluate};
+use crate::run::evaluate::{EvalJob, Evaluated, Query, derived_seed, evaluate};
 use crate::run::external_predictions::{StoredModel, read_stored};
 use crate::run::machine::machine;
 use crate::run::recorded::{Recorded, RecordedCheckpoint, RecordedChoice, RecordedTraining};
@@ -109,10 +109,7 @@ impl Stages<'_> {
     ) -> Result<Vec<Vec<Prediction>>> {
         let mut samples = Vec::new();
         for sample in 1..self.suite.eval.samples {
-            let digest = sha256(format!("{} sample {sample}", self.suite.seed).as_bytes());
-            // JSON numbers of other readers hold 53 bits.
-            let seed = u64::from_str_radix(&digest[..13], 16).unwrap_or(sample as u64);
-            let asking = Asking::all(prepared, seed);
+            let asking = Asking::all(prepared, derived_seed(self.suite.seed, &format!("sample {sample}")));
             samples.push(self.answers(subject, prepared, backend, sessions, &asking)?.0.predictions);
         }
         Ok(samples)
