@@ -280,6 +280,7 @@ fn replicates_of_a_recipe_are_trained_with_their_own_seeds() {
     let told = good(place.karat(&["--json", "run", "seeds.toml"]));
     let report = &serde_json::from_str::<Value>(&told).unwrap()["report"];
     assert_eq!(names(report, "name"), ["base", "lora.s1", "lora.s2", "lora.s3"]);
+    assert_eq!(report["seeds"]["train lora.s2"], 2, "{}", report["seeds"]);
     let value = |report: &Value, name: &str| report["metrics"][0]["models"][name]["value"].clone();
     assert_ne!(value(report, "lora.s1"), value(report, "lora.s2"));
     // One seed is that seed's model, under the plain name.

@@ -99,6 +99,16 @@ fn general_text(prepared: &Prepared, measured: &[Measured<'_>]) -> Result<Option
     Ok(Some(GeneralText { file, scores }))
 }
 
+/// Every seed by purpose; of a training with a seed of its own, that one too.
+fn seeds(suite: &Suite) -> BTreeMap<String, u64> {
+    let mut seeds: BTreeMap<String, u64> =
+        ["split", "train", "generate", "statistics"].map(|k| (k.to_string(), suite.seed)).into();
+    let models = suite.all_models().into_iter();
+    let own = models.filter(|model| model.entry.train.is_some() && model.seed != suite.seed);
+    seeds.extend(own.map(|model| (format!("train {}", model.name), model.seed)));
+    seeds
+}
+
 /// A note as a report's warning.
 pub(super) fn told(note: &Note, language: Language) -> Warning {
     let text = match language {
@@ -155,7 +165,7 @@ fn inputs<'a>(
             description: suite.description.clone(),
             sha256: sha256(comparable(suite)?.as_bytes()),
         },
-        seeds: ["split", "train", "generate", "statistics"].map(|k| (k.to_string(), suite.seed)).into(),
+        seeds: seeds(suite),
         fingerprints,
         pairs,
         recipe_pairs,
