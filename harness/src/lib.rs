@@ -69,6 +69,7 @@
 //!           eval/base-<key>/               scores.jsonl, effort.json; the key is over all that decides a number
 //!           eval/base-<key>/decode-<key>/  predictions.jsonl, effort.json; the key is over the decode settings too
 //!           results/base.json ...          one model's part of the report, enough to make it again without the model
+//!           track/                         what trackers read, one folder each (track)
 //!           report/                        report.json, report.md, report.html, items.csv, metrics.svg, curves.svg
 //! ```
 //!
@@ -87,6 +88,7 @@ pub mod plugin;
 pub mod report;
 pub mod run;
 pub mod suite;
+pub mod track;
 pub mod train;
 pub mod watch;
 

@@ -42,6 +42,7 @@ mod models;
 mod overrides;
 mod parse;
 mod toml_errors;
+mod track;
 mod train;
 
 use std::path::{Path, PathBuf};
@@ -65,6 +66,7 @@ pub use overrides::Overrides;
 pub use parse::parse_setting;
 use parse::{check_spans, find, inherit_hyperparameters, refuse_places};
 use toml_errors::toml_error;
+pub use track::TrackConfig;
 pub use train::{CheckpointChoice, FullTrain, Hyperparameters, LoraTrain, TrainSection};
 
 /// An experiment, fully resolved: paths are absolute, defaults are filled in.
@@ -112,6 +114,9 @@ pub struct Suite {
     /// Which model one would ship.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<VerdictConfig>,
+    /// Which trackers are written for.
+    #[serde(default, skip_serializing_if = "TrackConfig::is_default")]
+    pub track: TrackConfig,
 }
 
 fn default_seed() -> u64 {
@@ -207,6 +212,9 @@ impl Suite {
         }
         if let Some(general) = &mut self.eval.general {
             general.file = folder.join(&general.file);
+        }
+        if let Some(dir) = &mut self.track.dir {
+            *dir = std::path::absolute(&*dir).unwrap_or_else(|_| folder.join(&*dir));
         }
         if self.model.has_base() {
             self.model.base = folder.join(&self.model.base);
@@ -369,6 +377,28 @@ mod tests {
                 assert!(error.to_string().contains(name), "{key}={value}: {error}");
             }
         }
+    }
+
+    #[test]
+    fn trackers_are_known_by_name_and_no_part_of_the_experiment() {
+        let folder = place();
+        let tracked = "[track]\nto = [\"tensorboard\", \"swanlab\"]\nname = \"mine\"\n";
+        let suite = parse_in(folder.path(), tracked, &["track.samples=1"]).unwrap();
+        assert_eq!((suite.track.to.len(), suite.track.samples), (2, 1));
+        let plain = parse_in(folder.path(), "", &[]).unwrap();
+        assert_eq!(plain.track.samples, 3);
+        assert!(!plain.to_toml().unwrap().contains("track"));
+        let comparable = |suite: &Suite| crate::run::comparable(suite).unwrap();
+        assert_eq!(comparable(&suite), comparable(&plain));
+        let error = |text: &str| parse_in(folder.path(), text, &[]).unwrap_err().to_string();
+        let unknown = error("[track]\nto = [\"tensorbord\"]\n");
+        assert!(unknown.contains("suite.toml:5:") && unknown.contains("known are tensorboard, swanlab"), "{unknown}");
+        assert!(error("[track]\nname = \"../x\"\n").contains("track.name"));
+        // Where is written, the command line alone says.
+        assert!(error("[track]\ndir = \"/tmp\"\n").contains("track.dir"));
+        let elsewhere = parse_in(folder.path(), "", &["track.dir=/tmp/x"]).unwrap();
+        assert_eq!(elsewhere.track.dir.as_deref(), Some(Path::new("/tmp/x")));
+        assert!(!elsewhere.to_toml().unwrap().contains("/tmp/x"));
     }
 
     #[test]

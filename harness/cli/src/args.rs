@@ -9,6 +9,7 @@ mod report;
 mod sampling;
 mod suite;
 mod text;
+mod track;
 mod train;
 mod values;
 mod watch;
@@ -25,6 +26,7 @@ pub use report::{Better, CheckArgs, CheckFormat, Format, LanguageArg, PowerArgs,
 pub use sampling::SamplingArgs;
 pub use suite::{DataArgs, EvalArgs, RunArgs, SuiteArgs};
 pub use text::{GenerateArgs, MetricsArgs, RowsArgs, ScoreArgs};
+pub use track::{TrackArgs, TrackerArg};
 pub use train::{MethodArg, TrainArgs};
 pub use watch::WatchArgs;
 
@@ -97,6 +99,9 @@ pub enum Command {
     /// history
     #[command(after_help = examples::WATCH)]
     Watch(WatchArgs),
+    /// Write a run for experiment trackers: TensorBoard, SwanLab
+    #[command(after_help = examples::TRACK)]
+    Track(TrackArgs),
     /// Show what a report's items can tell, and how many items would decide what they leave open
     #[command(after_help = examples::POWER)]
     Power(PowerArgs),

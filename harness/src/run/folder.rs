@@ -9,16 +9,18 @@ use crate::fsio;
 use crate::report::REPORT_JSON;
 use crate::run::models::MODELS;
 use crate::suite::Suite;
+use crate::track::Tracking;
 
 /// The first line of the effective suite in a run folder, by which it is told from one that
 /// somebody wrote.
 pub(super) const HEAD: &str =
     "# The effective suite of a run: defaults, file and overrides. Each run writes it anew.\n";
 /// The effective suite in a run folder.
-pub(super) const SUITE: &str = "suite.toml";
+pub(crate) const SUITE: &str = "suite.toml";
 
 /// What a run puts into its folder.
-const OURS: [&str; 8] = [SUITE, "data.json", "train", "eval", "results", MODELS, "report", fsio::LOCK];
+const OURS: [&str; 9] =
+    [SUITE, "data.json", "train", "eval", "results", MODELS, "report", Tracking::FOLDER, fsio::LOCK];
 
 /// Takes hold of a folder for a run: it is new or empty, or a run's. What a run that was killed
 /// left half written there is removed. Held until the returned file is dropped.

@@ -15,6 +15,7 @@ use crate::backend::{Method, Weights};
 use crate::error::{Error, Result};
 use crate::fsio::{self, Digests, sha256};
 use crate::run::TrainJob;
+use crate::track::Extent;
 use crate::train::plan::rows_sha256;
 
 /// Where it stands in a stage's folder.
@@ -22,11 +23,14 @@ pub(super) const FILE: &str = "training.json";
 
 /// A training, as its folder keeps it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Left {
+pub(crate) struct Left {
     /// The plan's fingerprint.
     pub fingerprint: String,
     /// Everything the fingerprint is over, by name; what has no short form as its SHA-256.
     pub settings: BTreeMap<String, String>,
+    /// How much it is; nothing where an earlier version did not say.
+    #[serde(default)]
+    pub extent: Extent,
     /// The files of each checkpoint, by the checkpoint's name.
     pub checkpoints: BTreeMap<String, Digests>,
 }

@@ -1,9 +1,15 @@
 //! How a run is watched and stopped: one stream of notices, one flag.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
-use crate::backend::{Event, EventSink, Flow};
+use crate::backend::{Event, EventSink, Flow, TrainSummary};
+use crate::eval::Prediction;
+use crate::report::Report;
+use crate::track::Extent;
+use crate::train::log::Curves;
 
 /// A request to stop, shared by everything that works for a run. Set it from a signal handler.
 #[derive(Clone, Debug, Default)]
@@ -62,6 +68,54 @@ pub enum Notice<'a> {
     Warning(String),
     /// A line for people that belongs to no stage.
     Said(String),
+    /// A training begins, goes on, or was done before.
+    Begun(Begun<'a>),
+    /// A training is done.
+    Trained {
+        /// The model's name.
+        name: &'a str,
+        /// Its totals.
+        summary: &'a TrainSummary,
+        /// Its curves.
+        curves: &'a Curves,
+    },
+    /// The models were measured.
+    Reported {
+        /// All that was found.
+        report: &'a Report,
+        /// The models, and a few of their texts.
+        answered: &'a [Answered],
+    },
+}
+
+/// A training before its first step of this call.
+#[derive(Clone, Copy, Debug)]
+pub struct Begun<'a> {
+    /// The model's name.
+    pub name: &'a str,
+    /// The plan's fingerprint.
+    pub fingerprint: &'a str,
+    /// Everything the fingerprint is over, by name.
+    pub settings: &'a BTreeMap<String, String>,
+    /// How much it is.
+    pub extent: Extent,
+    /// What was done before this call.
+    pub curves: &'a Curves,
+    /// The step of the checkpoint that it goes on from; none where it begins anew or was done.
+    pub after: Option<usize>,
+    /// When the last entry of the curves was written; none where there is none.
+    pub written: Option<SystemTime>,
+}
+
+/// A model that was measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answered {
+    /// Its name.
+    pub name: String,
+    /// After so many optimizer steps; 0 where it was not trained here.
+    pub step: usize,
+    /// The texts of the first items.
+    pub predictions: Vec<Prediction>,
 }
 
 /// Watches a run.

@@ -19,6 +19,7 @@ use crate::run::{Backends, Cancel, Notice, Observer, Prepared, decided, folder, 
 use crate::suite::{
     CheckpointChoice, Checkpoints, ModelRole, NamedModel, Suite, SuiteModel, TrainMethod, TrainModel, names_file,
 };
+use crate::track::{Follower, Tracking};
 
 /// A model of the run: what is opened, and how it came to be.
 #[derive(Clone)]
@@ -85,7 +86,15 @@ pub fn run(
 ) -> Result<Report> {
     let _lock = folder::take(folder)?;
     let (suite, chosen) = &decided(suite, None, backends, observer)?;
-    let mut stages = Stages::new(suite, chosen, folder, backends, observer, cancel);
+    let run = std::path::absolute(folder).map_err(|e| Error::io("resolve", folder, e))?;
+    let mut follower = Follower::new(observer, Tracking::of_suite(suite, &run)?)?;
+    let result = carry_out(Stages::new(suite, chosen, folder, backends, &mut follower, cancel));
+    follower.end(&result);
+    result
+}
+
+fn carry_out(mut stages: Stages<'_>) -> Result<Report> {
+    let (suite, folder) = (stages.suite, stages.folder);
     let renderings = stages.data(Renderings::new)?;
     let models = suite.all_models();
     let mut subjects: Vec<Option<Subject>> = vec![None; models.len()];

@@ -16,7 +16,7 @@ use crate::run::pipeline::generate_config;
 use crate::run::recorded::{Recorded, RecordedCheckpoint};
 use crate::run::renderings::fingerprints;
 use crate::run::{LoadedBackend, Prepared, metrics};
-use crate::suite::{Suite, VerdictConfig};
+use crate::suite::{Suite, TrackConfig, VerdictConfig};
 
 /// The results of one model, and the items as it was asked them.
 pub(super) struct Measured<'a> {
@@ -241,6 +241,7 @@ pub(crate) fn comparable(suite: &Suite) -> Result<String> {
         [&mut model.path, &mut model.adapter, &mut model.predictions].into_iter().flatten().for_each(|p| *p = name(p));
     }
     suite.model.threads = 0;
+    suite.track = TrackConfig::default();
     suite.to_toml()
 }
 

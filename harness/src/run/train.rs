@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,10 +16,12 @@ use crate::backend::{
 use crate::data::examples::LabelledRows;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fsio::{self, Digests};
+use crate::run::extent::extent;
 use crate::run::folder::names;
 use crate::run::left::{self, Left};
-use crate::run::{Cancel, LoadedBackend, Notice, Observer, StageSink, backend_error, opening_warnings};
+use crate::run::{Begun, Cancel, LoadedBackend, Notice, Observer, StageSink, backend_error, opening_warnings};
 use crate::suite::Hyperparameters;
+use crate::track::Tracking;
 use crate::train::log::{Curves, EventLog, read};
 use crate::train::plan::{Order, fingerprint, order};
 
@@ -159,7 +162,7 @@ pub fn start_from_adapter(plan: &mut TrainPlan, folder: &Path) -> Result<()> {
 }
 
 /// Rows of an evaluation batch during training.
-const EVAL_BATCH: usize = 16;
+pub(super) const EVAL_BATCH: usize = 16;
 
 /// What a training run gave.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -195,7 +198,7 @@ pub struct Trained {
 /// The marker and summary of a finished stage.
 pub(crate) const DONE: &str = "done.json";
 /// The log of a stage.
-const EVENTS: &str = "events.jsonl";
+pub(crate) const EVENTS: &str = "events.jsonl";
 
 /// Carries out a training run, or goes on with it, or finds it done.
 ///
@@ -208,6 +211,8 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
     let _lock = fsio::lock(&folder)?;
     fsio::remove_rests(&folder)?;
     let stage = format!("train {}", job.name);
+    let name = job.name;
+    let written = modified(&folder.join(EVENTS));
     if let Some(mut done) = finished(&folder, &job.plan.fingerprint)? {
         done.curves = read(&folder.join(EVENTS))?;
         let steps = done.summary.steps;
@@ -216,9 +221,13 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
         }
         let detail = format!("{} steps in {}", done.summary.steps, folder.display());
         observer.notice(Notice::Reused { name: &stage, detail });
+        let Left { fingerprint, settings, extent, .. } = Left::read(&folder)?.unwrap_or_default();
+        let (fingerprint, settings, curves) = (&fingerprint, &settings, &done.curves);
+        observer.notice(Notice::Begun(Begun { name, fingerprint, settings, extent, curves, after: None, written }));
+        observer.notice(Notice::Trained { name, summary: &done.summary, curves });
         return Ok(done);
     }
-    let settings = left::settings(&job)?;
+    let (settings, extent) = (left::settings(&job)?, extent(&job));
     let TrainJob { mut plan, base, .. } = job;
     let resume = last_checkpoint(&folder)?;
     let mut left = Left::read(&folder)?.unwrap_or_default();
@@ -236,7 +245,7 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
     }
     let kept =
         if left.fingerprint == plan.fingerprint { std::mem::take(&mut left.checkpoints) } else { BTreeMap::new() };
-    let mut left = Left { fingerprint: plan.fingerprint.clone(), settings, checkpoints: kept };
+    let mut left = Left { fingerprint: plan.fingerprint.clone(), settings, extent, checkpoints: kept };
     match &resume {
         // A kill came between the checkpoint and its hashes, or an earlier version wrote it.
         Some((_, checkpoint)) if !left.checkpoints.contains_key(&left::name(checkpoint)) => {
@@ -250,6 +259,7 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
     {
         log = EventLog::start(&folder.join(EVENTS), &curves)?;
     }
+    let after = resume.as_ref().map(|(step, _)| *step);
     plan.resume_from = resume.map(|(_, path)| path);
     let earlier_seconds = curves.seconds();
     let total = plan.steps.len();
@@ -259,6 +269,9 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
     };
     let detail = format!("{} items, {total} steps{from}", job.train.len());
     observer.notice(Notice::Stage { name: &stage, detail });
+    let (fingerprint, settings) = (&left.fingerprint, &left.settings);
+    let written = written.filter(|_| after.is_some());
+    observer.notice(Notice::Begun(Begun { name, fingerprint, settings, extent, curves: &curves, after, written }));
 
     let mut session = job.backend.open(&base.open)?;
     let info = session.info();
@@ -337,7 +350,13 @@ pub fn train(job: TrainJob<'_>, observer: &mut dyn Observer, cancel: &Cancel) ->
         name: &stage,
         detail: format!("{}, {rate:.0} tokens/s{loss}", steps_done(trained.summary.steps, total)),
     });
+    observer.notice(Notice::Trained { name, summary: &trained.summary, curves: &trained.curves });
     Ok(trained)
+}
+
+/// When a file was last written.
+fn modified(path: &Path) -> Option<SystemTime> {
+    path.metadata().and_then(|metadata| metadata.modified()).ok()
 }
 
 fn steps_done(steps: usize, planned: usize) -> String {
@@ -382,7 +401,9 @@ pub(super) const EVALUATE_IT: &str =
 /// Refuses a folder with files that no training wrote.
 fn check_folder(folder: &Path) -> Result<()> {
     let names = names(folder)?;
-    let ours = |n: &&String| n.starts_with("checkpoint-") || [DONE, EVENTS, left::FILE].contains(&n.as_str());
+    let ours = |n: &&String| {
+        n.starts_with("checkpoint-") || [DONE, EVENTS, left::FILE, Tracking::FOLDER].contains(&n.as_str())
+    };
     let foreign = names.iter().filter(|n| !n.starts_with('.')).find(|n| !ours(n));
     // A copy may have lost the hidden lock, but a training's folder holds nothing else.
     match foreign {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{EvalConfig, Suite, check_models, limits};
+use super::{EvalConfig, Suite, check_models, limits, names_file};
 use crate::error::{Error, Result};
 use crate::eval::stats::StatsOptions;
 use crate::model_dir;
@@ -102,6 +102,9 @@ impl Suite {
             );
         }
         self.check_verdict(path)?;
+        if let Some(name) = self.track.name.as_ref().filter(|name| !names_file(name)) {
+            return fail(format!("track.name = {name:?} cannot name a folder"), "use letters, digits, '-' and '_'");
+        }
         if let Some(other) = self.eval.allow.iter().find(|what| !MUST_BE_EQUAL.contains(&what.as_str())) {
             return fail(
                 format!("eval.allow names {other:?}, which nothing is compared by"),

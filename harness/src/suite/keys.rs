@@ -14,7 +14,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     DataConfig, EvalConfig, GateConfig, GeneralConfig, Hyperparameters, ModelSettings, NamedModel, StatsConfig, Suite,
-    TrainMethod, VerdictConfig, parse::NAMED_TRAIN_KEYS, toml_errors,
+    TrackConfig, TrainMethod, VerdictConfig, parse::NAMED_TRAIN_KEYS, toml_errors,
 };
 use crate::backend::AdamW;
 use crate::backend::LoraConfig;
@@ -82,12 +82,13 @@ fn of_suite(path: &[&str]) -> Option<Vec<&'static str>> {
         ["stats"] => Some(keys_of::<StatsConfig>().to_vec()),
         ["gate"] => Some(keys_of::<GateConfig>().to_vec()),
         ["verdict"] => Some(keys_of::<VerdictConfig>().to_vec()),
+        ["track"] => Some(keys_of::<TrackConfig>().to_vec()),
         _ => None,
     }
 }
 
 /// The tables of a suite in which a key may have been meant.
-const TABLES: [&[&str]; 10] = [
+const TABLES: [&[&str]; 11] = [
     &["data"],
     &["data", "fields"],
     &["model"],
@@ -98,6 +99,7 @@ const TABLES: [&[&str]; 10] = [
     &["stats"],
     &["gate"],
     &["verdict"],
+    &["track"],
 ];
 
 /// Keys under the names that other trainers have for them.

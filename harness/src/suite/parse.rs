@@ -7,7 +7,9 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::toml_errors::toml_error;
-use super::{ComparePair, DataConfig, EvalConfig, GateConfig, ModelSettings, StatsConfig, VerdictConfig, keys};
+use super::{
+    ComparePair, DataConfig, EvalConfig, GateConfig, ModelSettings, StatsConfig, TrackConfig, VerdictConfig, keys,
+};
 use crate::backend::LoraConfig;
 use crate::error::{Error, Result};
 use crate::report::Language;
@@ -150,6 +152,11 @@ fn overlay(under: &mut Table, over: Table) {
 /// is written, where the suite is run. The command line may say it
 /// (`--set eval.options.library=PATH`), and so may the environment.
 pub(super) fn refuse_places(table: &Table, path: &Path) -> Result<()> {
+    if table.get("track").is_some_and(|track| track.get("dir").is_some()) {
+        return Err(Error::usage("track.dir names a folder to write, which a suite file cannot do")
+            .at(path.display())
+            .help("remove it, and give it on the command line: --set track.dir=DIR"));
+    }
     let of_models = table.get("models").and_then(Value::as_table).into_iter().flatten();
     let of_models = of_models.map(|(name, model)| (format!("models.{name}"), Some(model)));
     for (owner, table) in std::iter::once(("eval".to_string(), table.get("eval"))).chain(of_models) {
@@ -208,6 +215,8 @@ pub(super) fn check_spans(text: &str, path: &Path) -> Result<()> {
         gate: GateConfig,
         #[serde(default)]
         verdict: Option<VerdictConfig>,
+        #[serde(default)]
+        track: TrackConfig,
     }
     toml::from_str::<Written>(text).map(drop).map_err(|e| toml_error(&e, text, path))
 }

@@ -65,6 +65,11 @@ pub const WATCH: &str = "Examples:
   karat watch outputs/sft --suite my-experiment.toml --baseline main:lora --margin nll=0.05
   karat watch outputs/sft --suite my-experiment.toml --device cuda:1 --dtype bf16 --interval 60";
 
+pub const TRACK: &str = "Examples:
+  karat track medical-r1 --to tensorboard
+  karat track runs/mine --to tensorboard,swanlab --out curves
+  karat track trained --to swanlab --project my-models";
+
 pub const POWER: &str = "Examples:
   karat power medical-r1
   karat power runs/mine --margin rougeL=0.02 --margin exact_match=0.05

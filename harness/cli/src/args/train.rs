@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{OpenArgs, values};
+use super::{OpenArgs, TrackerArg, values};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum MethodArg {
@@ -58,6 +58,9 @@ pub struct TrainArgs {
     /// A bad line of data is an error
     #[arg(long)]
     pub strict: bool,
+    /// Write for these trackers too, separated by commas: below `track` in --out
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "TRACKER")]
+    pub track: Vec<TrackerArg>,
     /// Where checkpoints go; an interrupted training goes on from the last one there
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,

@@ -18,6 +18,7 @@ mod rows;
 mod run;
 mod score;
 mod seed_compat;
+mod track;
 mod train;
 mod watch;
 
@@ -43,6 +44,7 @@ pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
         Command::Report(args) => report::run(&args, global, output),
         Command::Check(args) => check::run(&args, output),
         Command::Watch(args) => watch::run(&args, global, output),
+        Command::Track(args) => track::run(&args, output),
         Command::Power(args) => power::run(&args, output),
         Command::Merge(args) => merge::run(&args, global, output),
         Command::Metrics(args) => metrics::run(&args, output),

@@ -16,6 +16,7 @@ use karat::data::tokens::Tokenizer;
 use karat::model_dir::{adapter_folder, base_to_train, given, given_file};
 use karat::run::{Base, TrainJob, adapter_config, plan, start_from_adapter, train};
 use karat::suite::{Hyperparameters, LoraTrain, limits, parse_setting};
+use karat::track::{Follower, Tracking};
 use karat::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -129,10 +130,10 @@ pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
         MethodArg::Full => Method::Full,
         MethodArg::Lora => Method::Lora(settings.lora.adapter.clone()),
     };
-    let out = std::path::absolute(&args.out).map_err(|e| Error::io("resolve", &args.out, e))?;
+    let run = std::path::absolute(&args.out).map_err(|e| Error::io("resolve", &args.out, e))?;
     let base = Base::of(open)?;
     let mut plan: TrainPlan = plan(&train_rows, &eval_rows, method, &hyperparameters, args.seed, &backend, &base)?;
-    plan.output_dir = out;
+    plan.output_dir.clone_from(&run);
     if let Some(adapter) = &args.init_adapter {
         let own = companions::differences(&args.model, adapter)?;
         if !own.is_empty() && !args.ids {
@@ -147,7 +148,11 @@ pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
     let cancel = cancel_on_interrupt()?;
     let mut progress = Progress::new(output);
     let job = TrainJob { name, backend: &backend, base, train: &train_rows, eval: &eval_rows, plan };
-    let trained = train(job, &mut progress, &cancel)?;
+    let tracking = Tracking { to: args.track.iter().map(|&tracker| tracker.into()).collect(), ..Tracking::new(&run) };
+    let mut follower = Follower::new(&mut progress, tracking)?;
+    let trained = train(job, &mut follower, &cancel);
+    follower.end(&trained);
+    let trained = trained?;
     drop(progress);
     let last = trained.curves.steps.last();
     let best = trained.summary.best_checkpoint.as_ref().map(|p| args.out.join(p));

@@ -19,7 +19,7 @@ use crate::run::recorded::{Recorded, RecordedCheckpoint, RecordedChoice, Recorde
 use crate::run::renderings::{Renderings, fingerprints};
 use crate::run::report_inputs::{Measured, plugin, report_measured};
 use crate::run::train::{EVALUATE_IT, checkpoints};
-use crate::run::{LoadedBackend, Notice, Prepared, SessionCache, adapter, left, left_over, metrics};
+use crate::run::{Answered, LoadedBackend, Notice, Prepared, SessionCache, adapter, left, left_over, metrics};
 
 /// What stays open from one model to the next.
 #[derive(Default)]
@@ -234,11 +234,24 @@ impl Stages<'_> {
             notes: self.chosen.clone(),
             ..Environment::default()
         };
+        let answered: Vec<Answered> = measured.iter().map(|one| self.answered(one)).collect();
         let report = report_measured(self.suite, &renderings.main, measured, warnings, environment)?;
         let folder = self.folder.join("report");
         report::write(&report, &folder)?;
+        self.observer.notice(Notice::Reported { report: &report, answered: &answered });
         self.observer.notice(Notice::Done { name: "report", detail: folder.join("report.html").display().to_string() });
         Ok(report)
+    }
+
+    /// What trackers show of a model: its first texts.
+    fn answered(&self, one: &Measured<'_>) -> Answered {
+        let Recorded { name, training, predictions, .. } = &one.recorded;
+        let of_item = |item: &crate::eval::Item| predictions.iter().find(|p| p.id == item.id).cloned();
+        Answered {
+            name: name.clone(),
+            step: training.as_ref().and_then(|training| training.step).unwrap_or(0),
+            predictions: one.prepared.items.iter().filter_map(of_item).take(self.suite.track.samples).collect(),
+        }
     }
 
     /// Puts the other models that were measured in this folder beside those of `measured`, if they
