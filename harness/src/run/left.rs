@@ -6,7 +6,7 @@
 //! reported as what the training made.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -138,6 +138,36 @@ pub(super) fn settings(job: &TrainJob<'_>) -> Result<BTreeMap<String, String>> {
     set("device", base.open.device.clone());
     set("dtype", base.open.dtype.to_string());
     Ok(settings)
+}
+
+/// The checkpoint with the highest step in `folder`.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn last_checkpoint(folder: &Path) -> Result<Option<(usize, PathBuf)>> {
+    Ok(checkpoints(folder)?.pop())
+}
+
+/// The checkpoints in `folder` with their steps, by rising step; none where there is no folder.
+/// Checkpoints appear under their final name only when complete, so the name is enough.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub(super) fn checkpoints(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io("read the folder", folder, e)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io("read the folder", folder, e))?.path();
+        if let Some(step) = step(&path).filter(|_| path.is_dir()) {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// The step of a checkpoint's folder, by its name.

@@ -33,6 +33,7 @@ pub use external_predictions::{Known, StoredModel, read_stored, report_pairs, re
 pub(crate) use folder::SUITE as STORED_SUITE;
 pub use folder::{remove, take};
 pub(crate) use left::Left;
+pub use left::last_checkpoint;
 pub use leftover::left_over;
 pub use machine::machine;
 pub use observe::{Answered, Begun, Cancel, Notice, Observer, StageSink};
@@ -46,5 +47,5 @@ pub(crate) use report_inputs::comparable;
 pub use report_inputs::report_recorded;
 pub use session_cache::SessionCache;
 pub use subject::rendering;
-pub use train::{Base, TrainJob, Trained, adapter_config, last_checkpoint, plan, start_from_adapter, train};
+pub use train::{Base, TrainJob, Trained, adapter_config, plan, start_from_adapter, train};
 pub(crate) use train::{DONE, EVENTS};

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fsio::{self, Digests};
 use crate::run::extent::extent;
 use crate::run::folder::names;
-use crate::run::left::{self, Left};
+use crate::run::left::{self, Left, last_checkpoint};
 use crate::run::{Begun, Cancel, LoadedBackend, Notice, Observer, StageSink, backend_error, opening_warnings};
 use crate::suite::Hyperparameters;
 use crate::track::Tracking;
@@ -479,34 +479,4 @@ fn belongs(
     Err(Error::usage(format!("this folder holds checkpoints of another training: {what}"))
         .at(checkpoint.display())
         .help(format!("give --out another folder, or remove {}", folder.display())))
-}
-
-/// The checkpoint with the highest step in `folder`.
-///
-/// # Errors
-/// If the folder cannot be read.
-pub fn last_checkpoint(folder: &Path) -> Result<Option<(usize, PathBuf)>> {
-    Ok(checkpoints(folder)?.pop())
-}
-
-/// The checkpoints in `folder` with their steps, by rising step; none where there is no folder.
-/// Checkpoints appear under their final name only when complete, so the name is enough.
-///
-/// # Errors
-/// If the folder cannot be read.
-pub(super) fn checkpoints(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(Error::io("read the folder", folder, e)),
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|e| Error::io("read the folder", folder, e))?.path();
-        if let Some(step) = left::step(&path).filter(|_| path.is_dir()) {
-            found.push((step, path));
-        }
-    }
-    found.sort();
-    Ok(found)
 }

@@ -11,7 +11,7 @@ use super::*;
 use crate::backend::{Event, StepEvent, TrainSummary};
 use crate::error::Error;
 use crate::run::{Begun, Notice, Observer};
-use crate::train::log::{Curves, EvaluationPoint};
+use crate::train::log::Curves;
 
 /// What tensorboard 2.21.0 (`event_pb2`, `RecordWriter`) and swanlab 0.10.3 (`record_pb2`,
 /// `DataStoreWriter`) make of the same entries.

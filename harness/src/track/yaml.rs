@@ -42,10 +42,10 @@ mod tests {
 
     #[test]
     fn a_small_number_stays_a_number_and_chinese_stays_readable() {
-        let value = serde_json::json!({"suite": {"lr": 1e-5, "huge": 1e20, "r": 8, "on": true}, "系统": ["医学\n\"专家\"", null]});
+        let value = serde_json::json!({"suite": {"eps": 1e-12, "huge": 1e20, "r": 8, "on": true}, "系统": ["医学\n\"专家\"", null]});
         assert_eq!(
             config(&value),
-            "\"suite\":\n  value: {\"lr\": 1.0e-5, \"huge\": 1.0e+20, \"r\": 8, \"on\": true}\n  desc: ''\n  sort: 0\n\
+            "\"suite\":\n  value: {\"eps\": 1.0e-12, \"huge\": 1.0e+20, \"r\": 8, \"on\": true}\n  desc: ''\n  sort: 0\n\
              \"系统\":\n  value: [\"医学\\n\\\"专家\\\"\", null]\n  desc: ''\n  sort: 1\n"
         );
     }

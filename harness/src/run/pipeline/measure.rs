@@ -14,11 +14,12 @@ use crate::fsio::{self, sha256_digests, sha256_model};
 use crate::report::{self, AdapterCheck, Direction, Environment, Report, Warning};
 use crate::run::evaluate::{EvalJob, Evaluated, Query, derived_seed, evaluate};
 use crate::run::external_predictions::{StoredModel, read_stored};
+use crate::run::left::checkpoints;
 use crate::run::machine::machine;
 use crate::run::recorded::{Recorded, RecordedCheckpoint, RecordedChoice, RecordedTraining};
 use crate::run::renderings::{Renderings, fingerprints};
 use crate::run::report_inputs::{Measured, plugin, report_measured};
-use crate::run::train::{EVALUATE_IT, checkpoints};
+use crate::run::train::EVALUATE_IT;
 use crate::run::{Answered, LoadedBackend, Notice, Prepared, SessionCache, adapter, left, left_over, metrics};
 
 /// What stays open from one model to the next.
