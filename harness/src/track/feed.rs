@@ -131,8 +131,7 @@ impl<'a> Follower<'a> {
 
     fn warn(&mut self, failures: Vec<String>) {
         for failure in failures {
-            let text =
-                format!("{failure}; the run goes on without it, and karat track writes it later, of this run too");
+            let text = format!("{failure}; the run goes on without it, and karat track writes all of it afterwards");
             self.observer.notice(Notice::Warning(text));
         }
     }

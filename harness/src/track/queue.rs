@@ -79,12 +79,15 @@ impl Drop for Queue {
     }
 }
 
+/// A tracker's files.
+type Open = (TrackerName, Box<dyn Sink>);
+
 /// The thread's own.
 struct Writer {
     /// Those that have not failed.
     trackers: BTreeSet<TrackerName>,
     /// By model.
-    open: BTreeMap<String, Vec<(TrackerName, Box<dyn Sink>)>>,
+    open: BTreeMap<String, Vec<Open>>,
     /// Since when something is.
     unflushed: Option<Instant>,
     warn: Sender<String>,
