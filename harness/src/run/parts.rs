@@ -1,13 +1,13 @@
 //! The parts of a suite's data: its files read, the rows that cannot be used left out, the rest
 //! split.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use rayon::prelude::*;
 
 use crate::data::examples::{BadRecord, Formatter, Reasoning, rephrased};
-use crate::data::fields::Reading;
-use crate::data::record::{BadRow, Dataset, Record};
+use crate::data::files::{self, Part};
+use crate::data::record::{BadRow, Dataset, Record, SourceFile};
 use crate::data::split::split;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::SplitRule;
@@ -15,10 +15,14 @@ use crate::suite::Suite;
 
 /// The files as they were read.
 pub(super) struct Loaded {
-    /// One file to be cut, or training, held-out and perhaps validation items.
-    pub(super) files: Vec<File>,
+    /// Rows to be cut, or training, held-out and perhaps validation items.
+    pub(super) files: Vec<Rows>,
     pub(super) bad: Vec<BadRow>,
     pub(super) earlier_weights: usize,
+    /// Rows of which earlier turns of the assistant are not trained on.
+    pub(super) untrained_turns: usize,
+    /// What is to be known of how the files were found.
+    pub(super) found: Vec<String>,
     /// Records that have reasoning in their file.
     pub(super) with_think: usize,
     /// Ids of rows that could not be read or rendered.
@@ -29,13 +33,9 @@ pub(super) struct Loaded {
     seen: HashSet<(String, usize)>,
 }
 
-/// A file of rows.
-pub(super) struct File {
-    /// As it was named.
-    path: String,
-    /// The last part of that.
-    pub(super) name: String,
-    pub(super) sha256: String,
+/// The rows of one file or several that belong together.
+pub(super) struct Rows {
+    pub(super) sources: Vec<SourceFile>,
     /// The usable ones.
     pub(super) records: Vec<Record>,
 }
@@ -43,7 +43,7 @@ pub(super) struct File {
 /// The records in parts.
 pub(super) struct Cut {
     pub(super) parts: BTreeMap<String, Vec<Record>>,
-    /// Which of the files a part is of.
+    /// Which of the files' rows a part is of.
     pub(super) source: BTreeMap<&'static str, usize>,
     /// How they came about, in words.
     pub(super) rule: SplitRule,
@@ -52,32 +52,44 @@ pub(super) struct Cut {
 /// Reads the files.
 pub(super) fn load(suite: &Suite) -> Result<Loaded> {
     let data = &suite.data;
-    let reading = Reading { fields: &data.fields, tags: &data.think_tags, strict: data.strict };
-    let paths = match (&data.file, &data.train, &data.heldout) {
-        (Some(file), ..) => vec![file],
-        (None, None, Some(heldout)) => vec![heldout],
-        (None, Some(train), Some(heldout)) => [train, heldout].into_iter().chain(&data.validation).collect(),
+    let reading = data.reading();
+    let all = match (&data.file, &data.train, &data.heldout) {
+        (Some(file), ..) => vec![(Part::Train, file)],
+        (None, None, Some(heldout)) => vec![(Part::Test, heldout)],
+        (None, Some(train), Some(heldout)) => {
+            let validation = data.validation.iter().map(|paths| (Part::Validation, paths));
+            [(Part::Train, train), (Part::Test, heldout)].into_iter().chain(validation).collect()
+        }
         _ => return Err(Error::usage("[data] needs either `file`, or `train` and `heldout`")),
     };
     let mut loaded = Loaded {
         files: Vec::new(),
         bad: Vec::new(),
         earlier_weights: 0,
+        untrained_turns: 0,
+        found: Vec::new(),
         with_think: 0,
         left_out: BTreeSet::new(),
         error: None,
         seen: HashSet::new(),
     };
-    for path in paths {
-        let Dataset { mut records, bad, bad_ids, sha256, source, earlier_weights } = reading.read(path)?;
+    for (part, paths) in all {
+        let mut files = Vec::new();
+        for path in paths.iter() {
+            let found = files::found(path, part)?;
+            files.extend(found.files);
+            loaded.found.extend(found.note);
+        }
+        let Dataset { mut records, bad, bad_ids, files, earlier_weights, untrained_turns } =
+            reading.read_files(&files)?;
         loaded.earlier_weights += earlier_weights;
+        loaded.untrained_turns += if part == Part::Test { 0 } else { untrained_turns };
         loaded.with_think += records.iter().filter(|record| !record.think.trim().is_empty()).count();
         if data.reasoning == Reasoning::Drop {
             // A reference without reasoning is also what is measured against.
             records.iter_mut().for_each(|record| record.think.clear());
         }
-        let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        loaded.files.push(File { path: source, name, sha256, records });
+        loaded.files.push(Rows { sources: files, records });
         bad.into_iter().for_each(|row| loaded.push_bad(row));
         loaded.left_out.extend(bad_ids);
     }
@@ -98,18 +110,18 @@ impl Loaded {
     /// # Errors
     /// With `strict`, the first.
     pub(super) fn leave_out(&mut self, bad: Vec<(usize, BadRecord)>, error: Option<Error>, strict: bool) -> Result<()> {
-        let mut lines: Vec<HashSet<usize>> = vec![HashSet::new(); self.files.len()];
-        for (file, BadRecord { id, line, reason }) in bad {
-            let row = BadRow { file: self.files[file].path.clone(), line, reason };
+        let mut lines: Vec<HashSet<(usize, usize)>> = vec![HashSet::new(); self.files.len()];
+        for (rows, BadRecord { id, file, line, reason }) in bad {
+            let row = BadRow { file: self.files[rows].sources[file].path.clone(), line, reason };
             if strict {
                 return Err(row.into());
             }
-            lines[file].insert(line);
+            lines[rows].insert((file, line));
             self.left_out.insert(id);
             self.push_bad(row);
         }
         for (file, lines) in self.files.iter_mut().zip(&lines) {
-            file.records.retain(|record| !lines.contains(&record.line));
+            file.records.retain(|record| !lines.contains(&(record.file, record.line)));
         }
         self.error = self.error.take().or(error);
         Ok(())
@@ -134,8 +146,13 @@ impl Loaded {
 
     /// The bad rows in the order of their files and lines.
     pub(super) fn sort_bad(&mut self) {
-        let files = &self.files;
-        self.bad.sort_by_key(|row| (files.iter().position(|file| file.path == row.file), row.line));
+        let sources = self.files.iter().flat_map(|rows| &rows.sources).map(|source| source.path.as_str());
+        // The first of a file that serves twice.
+        let mut places = HashMap::new();
+        for (at, path) in sources.enumerate() {
+            places.entry(path).or_insert(at);
+        }
+        self.bad.sort_by_key(|row| (places.get(row.file.as_str()).copied(), row.line));
     }
 
     /// Cuts the records into `train`, `heldout` and perhaps `validation`, of which none may be
@@ -213,7 +230,8 @@ impl Loaded {
             }
             (None, None) => {}
         }
-        let source = self.files.iter().map(|file| file.name.as_str()).collect::<Vec<_>>().join(", ");
+        let names = self.files.iter().flat_map(|rows| &rows.sources).map(SourceFile::name);
+        let source = names.collect::<Vec<_>>().join(", ");
         Error::data(what).at(source).help("give more items or another split")
     }
 }

@@ -40,10 +40,12 @@ pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
         let _ = writeln!(text, "{}", shown_lines(&format!("{}|{}", part(prompt)?, part(answer)?)));
     }
     let object = json!({
-        "files": prepared.files.iter().map(|(name, sha256, rows)| json!({"name": name, "sha256": sha256, "rows": rows}))
+        "files": prepared.files.iter()
+            .map(|file| json!({"name": file.name, "sha256": file.sha256, "rows": file.rows, "read_as": file.read_as}))
             .collect::<Vec<_>>(),
         "split_rule": prepared.split_rule,
         "audit": prepared.audit,
+        "lengths": prepared.lengths,
         "evaluated_items": prepared.items.len(),
         "notes": prepared.notes.iter().map(|note| note.english.as_str()).collect::<Vec<_>>(),
     });
@@ -59,7 +61,7 @@ fn write_prompts(prepared: &Prepared, file: &Path) -> Result<()> {
     for item in &prepared.items {
         let Some(record) = records.get(item.id.as_str()) else { continue };
         let prompt = prepared.formatter.prompt(record)?;
-        let messages = prepared.formatter.question(record);
+        let messages = prepared.formatter.question(record)?;
         let line = json!({"id": item.id, "messages": messages, "prompt": prompt.text, "ids": prompt.ids});
         let _ = writeln!(lines, "{line}");
     }
@@ -74,8 +76,9 @@ pub fn say_notes(prepared: &Prepared, output: &Output) {
 }
 
 fn summary(prepared: &Prepared, text: &mut String) {
-    for (name, sha256, rows) in &prepared.files {
-        let _ = writeln!(text, "{}: {rows} items (sha256 {})", shown(name), &sha256[..12]);
+    for file in &prepared.files {
+        let (name, hash) = (shown(&file.name), &file.sha256[..12]);
+        let _ = writeln!(text, "{name}: {} items, read as: {} (sha256 {hash})", file.rows, file.read_as);
     }
     let _ = writeln!(text, "split: {}", prepared.split_rule.describe(Language::English));
     for (name, split) in &prepared.audit.splits {
@@ -89,6 +92,14 @@ fn summary(prepared: &Prepared, text: &mut String) {
             split.with_think,
             split.truncated.len(),
             split.dropped.len()
+        );
+    }
+    let _ = writeln!(text, "{}", shown_lines(&prepared.lengths.describe()));
+    if prepared.untrained_turns > 0 {
+        let rows = prepared.untrained_turns;
+        let _ = writeln!(
+            text,
+            "of {rows} rows only the last turn is trained on; data.train_on = \"all\" trains the earlier ones too"
         );
     }
     let _ = writeln!(text, "evaluated: {} items", prepared.items.len());
