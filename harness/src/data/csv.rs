@@ -34,7 +34,7 @@ pub(super) fn rows(text: &mut dyn BufRead, delimiter: u8, take: Take<'_>) -> Res
     let mut records = Records::new(delimiter);
     let Some(header) = records.next(text)? else { return Ok(()) };
     let help = "give a file whose first line names the columns";
-    let broken = |what: String| Stop::Broken(Broken { line: 1, what, help });
+    let broken = |what: String| Stop::Broken(Broken { line: Some(1), what, help });
     let mut names: Vec<String> = Vec::new();
     if header.is_too_long() {
         return Err(broken("the first line is too long to name columns".into()));

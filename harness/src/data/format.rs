@@ -180,7 +180,7 @@ pub(super) fn refused(format: Format, reading: &Reading<'_>) -> Option<Error> {
     match format {
         Format::Preference if reading.preference == Preference::Refuse => Some(
             Error::data("the rows are preference pairs (chosen, rejected), which are not trained on as pairs")
-                .help("to train on the chosen answers alone, set data.preference = \"chosen\""),
+                .help("to train on the chosen answers alone, set data.preference = \"chosen\" (karat train: --chosen)"),
         ),
         Format::Text => Some(
             Error::data("the rows are plain texts (text), which ask and answer nothing")

@@ -73,7 +73,7 @@ impl<'a> Gatherer<'a> {
             (Some((form, first)), Some(found)) if form != found => {
                 let what = format!("the row is of the form {found}, the one on line {first} of the form {form}");
                 return Err(Error::data(what).at(format_args!("{}:{line}", self.file.source)).help(format!(
-                    "part the file by form; or set data.format = \"{form}\", which makes rows of other forms bad ones"
+                    "part the file by form; or set data.format = \"{form}\" (karat train: --format), which makes rows of other forms bad ones"
                 )));
             }
             (Some(_), _) => {}

@@ -10,9 +10,10 @@ use serde_json::{Map, Value};
 use super::message::kind;
 use super::record::{MOST_BYTES, Parsed, fits};
 
-/// What a reader of rows met that ends the file: at which line, what, and what to do.
+/// What a reader of rows met that ends the file: at which line, where that is its place, what, and what
+/// to do.
 pub(super) struct Broken {
-    pub(super) line: usize,
+    pub(super) line: Option<usize>,
     pub(super) what: String,
     pub(super) help: &'static str,
 }
@@ -39,7 +40,8 @@ impl From<crate::Error> for Stop {
     }
 }
 
-/// Who takes rows: the line (or row) at which one begins, from 1, and the row.
+/// Who takes rows: the line on which one begins, or of an array or a Parquet file its number, from 1, and
+/// the row.
 pub(super) type Take<'a> = &'a mut dyn FnMut(usize, Parsed) -> crate::Result<()>;
 
 /// Skips a byte-order mark.
@@ -68,7 +70,7 @@ pub(super) fn rows(text: &mut dyn BufRead, take: Take<'_>) -> Result<(), Stop> {
     });
     if is_object {
         return Err(Stop::Broken(Broken {
-            line: 1,
+            line: Some(1),
             what: "this is one JSON object over many lines, not rows".into(),
             help: "write one object a line with `jq -c .`; if the rows are a list in it, with `jq -c '.data[]'`",
         }));
@@ -123,13 +125,14 @@ fn read_line(text: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Result<Option<us
 }
 
 /// Where a reader of an array is.
+#[derive(Clone, Copy, PartialEq)]
 enum Place {
     /// Before the `[`.
     Start,
     /// Before an element; whether the list may end here.
     Element { may_end: bool },
-    /// Within an element.
-    Within(Element),
+    /// Within an element that began on this line.
+    Within(usize),
     /// Behind an element.
     Behind,
     /// Behind the `]`.
@@ -137,8 +140,9 @@ enum Place {
 }
 
 /// An element as it is read.
+#[derive(Default)]
 struct Element {
-    line: usize,
+    /// At most [`MOST_BYTES`] and one more of it.
     text: Vec<u8>,
     bytes: usize,
     /// Brackets that are open.
@@ -148,90 +152,94 @@ struct Element {
 }
 
 impl Element {
-    fn begin(line: usize, text: Vec<u8>) -> Self {
-        Element { line, text, bytes: 0, depth: 0, in_string: false, escaped: false }
+    fn clear(&mut self) {
+        let mut text = std::mem::take(&mut self.text);
+        text.clear();
+        *self = Element { text, ..Element::default() };
     }
 
-    /// Takes a byte of a bracketed element; whether it was its last.
-    fn push(&mut self, byte: u8) -> bool {
-        self.bytes += 1;
-        if self.text.len() <= MOST_BYTES {
-            self.text.push(byte);
+    /// Takes bytes up to the element's last; how many, and whether that was among them.
+    fn push(&mut self, bytes: &[u8]) -> (usize, bool) {
+        let mut taken = 0;
+        let mut is_whole = false;
+        for &byte in bytes {
+            taken += 1;
+            match (self.in_string, byte) {
+                (true, _) if self.escaped => self.escaped = false,
+                (true, b'\\') => self.escaped = true,
+                (_, b'"') => self.in_string = !self.in_string,
+                (false, b'{' | b'[') => self.depth += 1,
+                (false, b'}' | b']') => self.depth = self.depth.saturating_sub(1),
+                _ => {}
+            }
+            if self.depth == 0 && !self.in_string {
+                is_whole = true;
+                break;
+            }
         }
-        match (self.in_string, byte) {
-            (true, _) if self.escaped => self.escaped = false,
-            (true, b'\\') => self.escaped = true,
-            (true, b'"') => self.in_string = false,
-            (true, _) => {}
-            (false, b'"') => self.in_string = true,
-            (false, b'{' | b'[') => self.depth += 1,
-            (false, b'}' | b']') => self.depth = self.depth.saturating_sub(1),
-            _ => {}
-        }
-        self.depth == 0 && !self.in_string
+        let kept = taken.min((MOST_BYTES + 1).saturating_sub(self.text.len()));
+        self.text.extend(&bytes[..kept]);
+        self.bytes += taken;
+        (taken, is_whole)
     }
 }
 
-const REPAIR: &str = "write one JSON object a line instead, e.g. with `jq -c '.[]'`, which names what is wrong";
-
-/// The elements of one array.
+/// The elements of one array, numbered from 1: several may stand on one line.
 fn array(text: &mut dyn BufRead, take: Take<'_>) -> Result<(), Stop> {
-    let mut place = Place::Start;
-    let (mut line, mut spare) = (1, Vec::new());
+    let (mut place, mut element) = (Place::Start, Element::default());
+    let (mut line, mut number) = (1, 0);
+    let broken = |line: usize, what: &str| {
+        let help = "write one JSON object a line instead, e.g. with `jq -c '.[]'`, which names what is wrong";
+        Stop::Broken(Broken { line: None, what: format!("{what}, on line {line}"), help })
+    };
     loop {
         let buffer = match text.fill_buf() {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             buffer => buffer?,
         };
-        if buffer.is_empty() {
-            let broken = |line, what: &str| Stop::Broken(Broken { line, what: what.into(), help: REPAIR });
+        let read = buffer.len();
+        let mut rest = buffer;
+        while let Some((&byte, behind)) = rest.split_first() {
+            if let Place::Within(_) = place {
+                let (taken, is_whole) = element.push(rest);
+                line += rest[..taken].iter().filter(|&&b| b == b'\n').count();
+                rest = &rest[taken..];
+                if is_whole {
+                    number += 1;
+                    take(number, fits(element.bytes).and_then(|()| parse_object(&element.text)))?;
+                    place = Place::Behind;
+                }
+                continue;
+            }
+            let next = match (place, byte) {
+                (_, b'\n') => {
+                    line += 1;
+                    place
+                }
+                (_, byte) if byte.is_ascii_whitespace() => place,
+                (Place::Start, _) => Place::Element { may_end: true },
+                (Place::Element { .. }, b'{' | b'[' | b'"') => {
+                    element.clear();
+                    place = Place::Within(line);
+                    continue;
+                }
+                (Place::Element { may_end: true } | Place::Behind, b']') => Place::End,
+                (Place::Behind, b',') => Place::Element { may_end: false },
+                (Place::Element { .. }, _) => return Err(broken(line, "a row of the JSON array is no object")),
+                (Place::End, _) => return Err(broken(line, "something follows the end of the JSON array")),
+                _ => return Err(broken(line, "neither a comma nor the end of the JSON array follows a row")),
+            };
+            place = next;
+            rest = behind;
+        }
+        text.consume(read);
+        if read == 0 {
             return match place {
                 Place::End => Ok(()),
-                Place::Within(element) => {
-                    Err(broken(element.line, "the JSON array ends within the row that begins here"))
-                }
+                Place::Within(begun) => Err(broken(begun, "the JSON array ends within the row that begins here")),
                 _ => Err(broken(line, "the JSON array has no end: the file is cut off")),
             };
         }
-        let read = buffer.len();
-        for &byte in buffer {
-            line += usize::from(byte == b'\n');
-            place = match place {
-                Place::Within(mut element) => match element.push(byte) {
-                    true => {
-                        let Element { line, text, bytes, .. } = element;
-                        take(line, fits(bytes).and_then(|()| parse_object(&text)))?;
-                        spare = text;
-                        Place::Behind
-                    }
-                    false => Place::Within(element),
-                },
-                place if byte.is_ascii_whitespace() => place,
-                Place::Start => Place::Element { may_end: true },
-                Place::Element { .. } if matches!(byte, b'{' | b'[' | b'"') => {
-                    spare.clear();
-                    let mut element = Element::begin(line, std::mem::take(&mut spare));
-                    element.push(byte);
-                    Place::Within(element)
-                }
-                Place::Element { may_end: true } if byte == b']' => Place::End,
-                Place::Behind if byte == b',' => Place::Element { may_end: false },
-                Place::Behind if byte == b']' => Place::End,
-                Place::Element { .. } => {
-                    let what = "a row of the JSON array is no object".into();
-                    return Err(Stop::Broken(Broken { line, what, help: REPAIR }));
-                }
-                Place::Behind => {
-                    let what = "neither a comma nor the array's end follows a row".into();
-                    return Err(Stop::Broken(Broken { line, what, help: REPAIR }));
-                }
-                Place::End => {
-                    let what = "something follows the end of the JSON array".into();
-                    return Err(Stop::Broken(Broken { line, what, help: REPAIR }));
-                }
-            };
-        }
-        text.consume(read);
     }
 }
 

@@ -77,7 +77,10 @@ fn parquet_rows(path: &Path, _: Take<'_>) -> Result<String> {
 fn stopped(stop: Stop, source: &str) -> Error {
     match stop {
         Stop::Io(error) => Error::io("read the data set", source, error),
-        Stop::Broken(Broken { line, what, help }) => Error::data(what).at(format_args!("{source}:{line}")).help(help),
+        Stop::Broken(Broken { line, what, help }) => {
+            let place = line.map_or(source.to_string(), |line| format!("{source}:{line}"));
+            Error::data(what).at(place).help(help)
+        }
         Stop::Taker(error) => error,
     }
 }

@@ -55,7 +55,8 @@ pub struct Record {
     /// Which of the data set's files it is of.
     #[serde(skip)]
     pub file: usize,
-    /// The line in the file on which it begins, or its row of a Parquet file; counts from 1.
+    /// The line in the file on which it begins, or its number in a JSON array or a Parquet file; counts
+    /// from 1.
     pub line: usize,
 }
 
@@ -79,7 +80,7 @@ impl Record {
 pub struct BadRow {
     /// The file as it was named.
     pub file: String,
-    /// The line on which it begins, or the row of a Parquet file; counts from 1.
+    /// The line on which it begins, or its number in a JSON array or a Parquet file; counts from 1.
     pub line: usize,
     /// A lowercase fragment.
     pub reason: String,

@@ -112,9 +112,11 @@ pub fn remove(folder: &Path, suite: &Suite) -> Result<()> {
         }
     }
     let real = |path: &Path| path.canonicalize().map_err(|e| Error::io("resolve", path, e));
-    let general = suite.eval.general.as_ref().map(|general| &general.file);
+    if let Some(general) = &suite.eval.general {
+        inputs.extend(files::found(&general.file, files::Part::Test)?.files);
+    }
     let models = all_models.iter().flat_map(|m| [&m.entry.path, &m.entry.adapter, &m.entry.predictions]).flatten();
-    for input in inputs.iter().chain(general).chain(models) {
+    for input in inputs.iter().chain(models) {
         if real(input)?.starts_with(real(folder)?) {
             return refuse(format!("the suite reads {} from this folder", input.display()));
         }

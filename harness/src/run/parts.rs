@@ -43,6 +43,8 @@ pub(super) struct Rows {
 /// The records in parts.
 pub(super) struct Cut {
     pub(super) parts: BTreeMap<String, Vec<Record>>,
+    /// Records of the training part beyond the limit.
+    pub(super) unused: Vec<Record>,
     /// Which of the files' rows a part is of.
     pub(super) source: BTreeMap<&'static str, usize>,
     /// How they came about, in words.
@@ -156,60 +158,68 @@ impl Loaded {
     }
 
     /// Cuts the records into `train`, `heldout` and perhaps `validation`, of which none may be
-    /// empty; where nothing is trained, held-out items may stand alone.
+    /// empty; where nothing is trained, held-out items may stand alone. The records are moved, not
+    /// copied: [`Loaded::restore`] takes them back.
     pub(super) fn cut(&mut self, suite: &Suite) -> Result<Cut> {
-        let take = |records: &[Record], rows: &[usize]| rows.iter().map(|&i| records[i].clone()).collect::<Vec<_>>();
         let shares = String::from(suite.data.split);
         let seed = suite.seed;
         let mut source = BTreeMap::from([("train", 0), ("heldout", 0), ("validation", 0)]);
-        let records = &self.files[0].records;
-        if suite.data.file.is_none() && suite.data.train.is_none() {
-            let parts = BTreeMap::from([("heldout".to_string(), records.clone())]);
-            return match records.is_empty() {
-                true => Err(self.empty("heldout")),
-                false => Ok(Cut { parts, source, rule: SplitRule::HeldoutAlone }),
-            };
-        }
-        let rows = split(records.len(), i128::from(seed), suite.data.split);
+        let mut files = self.files.iter_mut().map(|rows| std::mem::take(&mut rows.records));
+        let (records, heldout, own_validation) = (files.next().unwrap_or_default(), files.next(), files.next());
         let mut parts = BTreeMap::new();
-        let rule = match &self.files[1..] {
-            [] if rows.test.is_empty() => {
-                parts.insert("train".to_string(), take(records, &rows.train));
-                parts.insert("heldout".to_string(), take(records, &rows.validation));
-                SplitRule::Shuffled { seed, shares, heldout_gives_loss: true }
-            }
-            [] => {
-                parts.insert("train".to_string(), take(records, &rows.train));
-                parts.insert("validation".to_string(), take(records, &rows.validation));
-                parts.insert("heldout".to_string(), take(records, &rows.test));
-                SplitRule::Shuffled { seed, shares, heldout_gives_loss: false }
-            }
-            [heldout, validation @ ..] => {
-                parts.insert("heldout".to_string(), heldout.records.clone());
-                source.insert("heldout", 1);
-                match validation {
-                    [validation, ..] => {
-                        parts.insert("validation".to_string(), validation.records.clone());
-                        source.insert("validation", 2);
-                        parts.insert("train".to_string(), records.clone());
-                        SplitRule::OwnFiles
-                    }
-                    [] => {
-                        parts.insert("train".to_string(), take(records, &rows.train));
-                        parts.insert("validation".to_string(), take(records, &rows.validation));
-                        SplitRule::HeldoutFile { seed, shares }
-                    }
+        let rule = if suite.data.file.is_none() && suite.data.train.is_none() {
+            parts.insert("heldout".to_string(), records);
+            SplitRule::HeldoutAlone
+        } else if let Some(validation) = own_validation {
+            source.extend([("heldout", 1), ("validation", 2)]);
+            parts.insert("train".to_string(), records);
+            parts.insert("heldout".to_string(), heldout.unwrap_or_default());
+            parts.insert("validation".to_string(), validation);
+            SplitRule::OwnFiles
+        } else {
+            let rows = split(records.len(), i128::from(seed), suite.data.split);
+            let mut left: Vec<Option<Record>> = records.into_iter().map(Some).collect();
+            let mut take = |rows: &[usize]| rows.iter().filter_map(|&i| left[i].take()).collect::<Vec<_>>();
+            parts.insert("train".to_string(), take(&rows.train));
+            match heldout {
+                Some(heldout) => {
+                    parts.insert("validation".to_string(), take(&rows.validation));
+                    parts.insert("heldout".to_string(), heldout);
+                    source.insert("heldout", 1);
+                    SplitRule::HeldoutFile { seed, shares }
+                }
+                None if rows.test.is_empty() => {
+                    parts.insert("heldout".to_string(), take(&rows.validation));
+                    SplitRule::Shuffled { seed, shares, heldout_gives_loss: true }
+                }
+                None => {
+                    parts.insert("validation".to_string(), take(&rows.validation));
+                    parts.insert("heldout".to_string(), take(&rows.test));
+                    SplitRule::Shuffled { seed, shares, heldout_gives_loss: false }
                 }
             }
         };
+        let mut unused = Vec::new();
         if suite.data.train_limit > 0
             && let Some(train) = parts.get_mut("train")
+            && train.len() > suite.data.train_limit
         {
-            train.truncate(suite.data.train_limit);
+            unused = train.split_off(suite.data.train_limit);
         }
         match parts.iter().find(|(_, records): &(_, &Vec<Record>)| records.is_empty()) {
             Some((name, _)) => Err(self.empty(name)),
-            None => Ok(Cut { parts, source, rule }),
+            None => Ok(Cut { parts, unused, source, rule }),
+        }
+    }
+
+    /// Takes the records of a cut back, in the order of their files.
+    pub(super) fn restore(&mut self, cut: Cut) {
+        let Cut { parts, unused, source, .. } = cut;
+        for (part, records) in parts.into_iter().chain([("train".to_string(), unused)]) {
+            self.files[source[part.as_str()]].records.extend(records);
+        }
+        for rows in &mut self.files {
+            rows.records.sort_by_key(|record| (record.file, record.line));
         }
     }
 

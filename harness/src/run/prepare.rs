@@ -73,16 +73,21 @@ pub struct PreparedFile {
     pub rows: usize,
 }
 
-fn prepared_files(rows: Rows) -> Vec<PreparedFile> {
-    let mut usable = vec![0; rows.sources.len()];
-    rows.records.iter().for_each(|record| usable[record.file] += 1);
+/// The files of all parts, with the usable rows of each.
+fn prepared_files(files: Vec<Rows>, cut: &Cut) -> Vec<PreparedFile> {
+    let mut usable: Vec<Vec<usize>> = files.iter().map(|rows| vec![0; rows.sources.len()]).collect();
+    for (part, records) in &cut.parts {
+        records.iter().for_each(|record| usable[cut.source[part.as_str()]][record.file] += 1);
+    }
+    cut.unused.iter().for_each(|record| usable[cut.source["train"]][record.file] += 1);
+    let sources = files.into_iter().flat_map(|rows| rows.sources);
     let file = |(source, rows): (SourceFile, usize)| PreparedFile {
         name: source.name(),
         sha256: source.sha256,
         read_as: source.read_as,
         rows,
     };
-    rows.sources.into_iter().zip(usable).map(file).collect()
+    sources.zip(usable.into_iter().flatten()).map(file).collect()
 }
 
 /// Plain texts as they are scored.
@@ -140,6 +145,7 @@ pub fn prepare(suite: &Suite) -> Result<Prepared> {
         if rendered.bad.is_empty() {
             break (cut, rendered);
         }
+        data.restore(cut);
         data.leave_out(rendered.bad, rendered.error, suite.data.strict)?;
         // Where only some of many rows are used, others take the place of bad ones and may be bad
         // as well: then all are tried.
@@ -176,15 +182,15 @@ pub fn prepare(suite: &Suite) -> Result<Prepared> {
     Ok(Prepared {
         general,
         lengths,
-        train: train.rows(),
-        validation: validation.as_ref().unwrap_or(&heldout).rows(),
+        train: train.into_rows(),
+        validation: validation.unwrap_or(heldout).into_rows(),
         formatter,
         items,
         queries,
         audit,
         bad: data.bad,
         left_out: data.left_out,
-        files: data.files.into_iter().flat_map(prepared_files).collect(),
+        files: prepared_files(data.files, &cut),
         untrained_turns: data.untrained_turns,
         parts: cut.parts,
         split_rule: cut.rule,

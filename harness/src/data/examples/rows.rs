@@ -100,6 +100,15 @@ impl Examples {
         }
     }
 
+    /// As a trainer's rows, without a second copy of all of them.
+    pub fn into_rows(self) -> LabelledRows {
+        let mut rows = LabelledRows::default();
+        for example in self.examples {
+            rows.push(&example.ids, &example.labels).expect("an example has one label per id");
+        }
+        rows
+    }
+
     /// As a trainer's rows.
     pub fn rows(&self) -> LabelledRows {
         let mut rows = LabelledRows::default();

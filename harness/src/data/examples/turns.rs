@@ -95,9 +95,14 @@ impl Formatter {
         let messages = self.with_question(record, turns);
         let text = self.render(&messages, true)?;
         let before = self.render(&messages[..self.place(record, at)], true)?;
-        // Where the turn does not begin as the generation prompt does, it begins somewhere later.
-        let turn = text.strip_prefix(&before).unwrap_or(&text);
-        Ok(turn.find(answer.trim()).is_some_and(|end| turn[..end].contains(think.trim())))
+        // Up to the token that ends it; where it does not begin as the generation prompt does, it begins
+        // somewhere later.
+        let turn = text.strip_prefix(&before).map_or(text.as_str(), |turn| {
+            let stops = self.tokenizer.stop_ids().iter().filter_map(|&id| turn.find(&self.tokenizer.text_of(id)?));
+            &turn[..stops.min().unwrap_or(turn.len())]
+        });
+        let think = think.trim();
+        Ok(turn.find(think).is_some_and(|at| turn[at + think.len()..].contains(answer.trim())))
     }
 
     /// Where a turn of the history stands among the messages.
