@@ -114,7 +114,7 @@ fn rows_of_an_array_are_counted_and_what_ends_it_early_has_its_line() {
         (format!("[{good}"), "has no end: the file is cut off, on line 1"),
         (format!("[{good},\n{{\"question\": \""), "ends within the row that begins here, on line 2"),
         (format!("[{good}\n{good}]"), "neither a comma nor the end of the JSON array follows a row, on line 2"),
-        (format!("[{good}]\n\n{good}"), "something follows the end of the JSON array, on line 3"),
+        (format!("[\n{good}]\n\n{good}"), "something follows the end of the JSON array, on line 4"),
         (format!("[{good},]"), "no object, on line 1"),
         (format!("[{good}, 1]"), "no object, on line 1"),
         ("[]".into(), "empty"),
@@ -350,7 +350,7 @@ fn a_footer_that_is_nothing_but_levels_is_refused() {
     // Thrift compact: version 1, then a schema of groups with one child each.
     let levels = 200_000u32;
     let mut footer = vec![0x15, 0x02, 0x19, 0xfc];
-    let mut varint = |mut n: u32| {
+    let varint = |mut n: u32| {
         let mut bytes = Vec::new();
         while n >= 0x80 {
             bytes.push((n as u8 & 0x7f) | 0x80);

@@ -56,7 +56,8 @@ TEMPLATES = {
     {% generation %}
 {% if message.reasoning_content %}{{ '<think>\\n' + message.reasoning_content.strip('\\n') + '\\n</think>\\n\\n' }}{% endif %}
 {{ message.content }}<|im_end|>
-    {% endgeneration %}
+    {%- endgeneration %}
+{{ '\\n' -}}
 {% else %}
 <|im_start|>{{ message.role }}
 {{ message.content }}<|im_end|>

@@ -1,7 +1,7 @@
 //! Forms of rows: question and answer, chats, instructions, pairs of texts, found by their keys.
 //!
 //! The form is a file's, not a row's: the first row that has one decides, a row of another form is
-//! an error ([`super::gather`]), and a row that has none is a bad one. What a file was read as is
+//! an error, and a row that has none is a bad one. What a file was read as is
 //! told.
 
 use std::fmt;

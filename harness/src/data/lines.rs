@@ -61,7 +61,7 @@ pub(super) fn rows(text: &mut dyn BufRead, take: Take<'_>) -> Result<(), Stop> {
     let is_array = start.strip_prefix(b"[").is_some_and(|rest| {
         let rest = rest.trim_ascii_start();
         rest.first().is_none_or(|byte| matches!(byte, b'{' | b']'))
-    });
+    }) && !is_bad_row(start);
     // No row on a line of its own begins so; its rows would be read as far as they happen to stand
     // on lines.
     let is_object = start.strip_prefix(b"{").is_some_and(|rest| {
@@ -76,6 +76,13 @@ pub(super) fn rows(text: &mut dyn BufRead, take: Take<'_>) -> Result<(), Stop> {
         }));
     }
     if is_array { array(text, take) } else { lines(text, take) }
+}
+
+/// Whether the first line is a list by itself, with more lines behind: a bad row of many.
+fn is_bad_row(start: &[u8]) -> bool {
+    let Some(end) = start.iter().position(|&b| b == b'\n') else { return false };
+    let (first, rest) = (start[..end].trim_ascii_end(), start[end..].trim_ascii());
+    first.ends_with(b"]") && !rest.is_empty() && serde_json::from_slice::<serde::de::IgnoredAny>(first).is_ok()
 }
 
 /// Numbered lines without their ends; blank ones at the end are none.

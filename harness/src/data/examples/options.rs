@@ -53,7 +53,7 @@ pub enum TrainOn {
     /// Every one, but for those with `"weight": 0` and those of a prompt whose completion is given
     /// apart. Where the template marks them (`{% generation %}`), what it marks is what is trained on,
     /// as with TRL's `assistant_only_loss`; else each from where its turn begins to the token that ends
-    /// it.
+    /// it. An example ends with the token that ends its last turn, whatever is marked behind it.
     All,
 }
 
