@@ -325,10 +325,10 @@ fn no_byte_of_a_parquet_file_makes_reading_panic() {
     for name in ["chats.parquet", "columns.parquet", "choices.parquet"] {
         let whole = std::fs::read(vectors.join(name)).unwrap();
         let path = folder.path().join(name);
-        for at in 0..whole.len() {
+        for at in (0..whole.len()).step_by(2) {
             let mut bytes = whole.clone();
             bytes[at] ^= 1 << (at % 8);
-            if at % 3 == 0 {
+            if at % 6 == 0 {
                 bytes[at] = 0xff;
             }
             std::fs::write(&path, &bytes).unwrap();
@@ -341,7 +341,7 @@ fn no_byte_of_a_parquet_file_makes_reading_panic() {
             }
         }
     }
-    assert!(refused > 1000 && read > 100, "{refused} refused, {read} read");
+    assert!(refused > 500 && read > 50, "{refused} refused, {read} read");
 }
 
 #[cfg(feature = "parquet")]

@@ -79,12 +79,15 @@ fn an_array_of_sharegpt_and_alpaca_lines_go_through_data_and_plan() {
         let args = [&["data", "suite.toml", "--show", "100"], set].concat();
         told(&karat(folder, &args))
     };
-    assert!(!shown(&["--set", "data.train_on=all"]).contains("only the last turn"));
+    let all = shown(&["--set", "data.train_on=all"]);
+    assert!(!all.contains("only the last turn"));
+    assert!(all.contains("not trained on | trained on | not trained on | trained on)"), "{all}");
     // One form for all: the other files have no usable row.
     let forced = karat(folder, &["data", "suite.toml", "--set", "data.format=alpaca"]);
     assert_eq!(forced.status.code(), Some(6));
     assert!(
-        said(&forced).contains("chats.json") && said(&forced).contains("\"instruction\" is missing"),
+        said(&forced).contains("chats.json")
+            && said(&forced).contains("\"instruction\" is missing; the columns are \"id\", \"system\""),
         "{}",
         said(&forced)
     );

@@ -96,12 +96,17 @@ impl<'a> Gatherer<'a> {
         Ok(())
     }
 
-    fn wait(&mut self, line: usize, row: Map<String, Value>) -> Result<()> {
+    /// Notes the columns of a row, for what is said if no row is good.
+    fn note(&mut self, row: &Map<String, Value>) {
         for name in row.keys() {
             if self.file.columns.len() < NAMED && !self.file.columns.contains(name) {
                 self.file.columns.push(short(name.clone()));
             }
         }
+    }
+
+    fn wait(&mut self, line: usize, row: Map<String, Value>) -> Result<()> {
+        self.note(&row);
         let row = (self.file.waiting.len() < KEPT).then_some(row);
         self.file.waiting.push((line, row));
         Ok(())
@@ -109,6 +114,9 @@ impl<'a> Gatherer<'a> {
 
     fn read(&mut self, line: usize, row: Map<String, Value>) -> Result<()> {
         let form = self.file.form.map_or(Format::Columns, |(form, _)| form);
+        if self.forced.is_some() && self.rows.records.len() == self.file.good_before {
+            self.note(&row);
+        }
         let id = layout::label(&row, &self.reading.fields.id).ok().flatten();
         let place = (self.files.len(), line);
         match self.rows.take(place, &self.files, row, form, self.reading) {
@@ -135,14 +143,14 @@ impl<'a> Gatherer<'a> {
     pub(super) fn end(&mut self, sha256: String) -> Result<()> {
         let found = std::mem::take(&mut self.file.columns);
         let mut columns = String::new();
+        if !found.is_empty() {
+            let names: Vec<String> = found.iter().map(|name| format!("{name:?}")).collect();
+            columns = format!("; the columns are {}", names.join(", "));
+        }
         if self.file.form.is_none() {
             // Read as what they come nearest to, the rows say what they lack.
             let waiting = std::mem::take(&mut self.file.waiting);
             let near = waiting.iter().find_map(|(_, row)| format::nearest(row.as_ref()?, self.reading.fields));
-            if !found.is_empty() {
-                let names: Vec<String> = found.iter().map(|name| format!("{name:?}")).collect();
-                columns = format!("; the columns are {}", names.join(", "));
-            }
             let said = |error: Error| {
                 let what = format!("{}{columns}", error.what());
                 Err(super::examples::rephrased(error, what).help(KNOWN))

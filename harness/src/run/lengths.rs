@@ -49,7 +49,7 @@ impl Lengths {
             let items = examples.examples.len() + examples.dropped.len();
             let mut longest: Vec<(String, usize)> =
                 examples.truncated.iter().cloned().zip(examples.full_lens.iter().copied()).collect();
-            longest.sort_by(|a, b| b.1.cmp(&a.1));
+            longest.sort_by_key(|item| std::cmp::Reverse(item.1));
             let whole = examples.examples.iter().map(|example| example.full_len).max().unwrap_or(0);
             lengths.keeps_all = lengths.keeps_all.max(whole).max(longest.first().map_or(0, |item| item.1));
             let cut = longest.len();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
+use karat::backend::IGNORE;
 use karat::data::record::Record;
 use karat::report::Language;
 use karat::run::{Prepared, prepare};
@@ -35,9 +36,16 @@ pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
         let tokenizer = prepared.formatter.tokenizer();
         let part = |ids: &[u32]| tokenizer.decode(ids, false);
         let (id, tokens) = (shown(&record.id), example.ids.len());
-        let _ = writeln!(text, "\n--- {id} ({tokens} tokens; not trained on | trained on)");
-        let (prompt, answer) = example.ids.split_at(example.prompt_len);
-        let _ = writeln!(text, "{}", shown_lines(&format!("{}|{}", part(prompt)?, part(answer)?)));
+        let runs = example.labels.chunk_by(|a, b| (*a == IGNORE) == (*b == IGNORE));
+        let (mut parts, mut rest) = (Vec::new(), &example.ids[..]);
+        for run in runs {
+            let (ids, behind) = rest.split_at(run.len());
+            parts.push(part(ids)?);
+            rest = behind;
+        }
+        let kinds = ["not trained on", "trained on"].into_iter().cycle().take(parts.len()).collect::<Vec<_>>();
+        let _ = writeln!(text, "\n--- {id} ({tokens} tokens; {})", kinds.join(" | "));
+        let _ = writeln!(text, "{}", shown_lines(&parts.join("|")));
     }
     let object = json!({
         "files": prepared.files.iter()
