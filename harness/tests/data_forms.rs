@@ -94,7 +94,7 @@ fn one_conversation_in_every_form_is_one_record() {
         (Format::Columns, &short, json!({"question": "Q2", "thinking": "T", "answer": "A2", "output": "no"})),
     ];
     for (format, expected, row) in rows {
-        let data = read(&[row.clone()]);
+        let data = read(std::slice::from_ref(&row));
         assert_eq!((data.files[0].read_as, &turns(&data)), (format, expected), "{row}");
         assert_eq!(data.records[0].history.iter().filter(|turn| turn.role == "system").count(), expected.len() / 5);
     }
@@ -109,7 +109,7 @@ fn one_conversation_in_every_form_is_one_record() {
         (&short, json!({"prompt": "Q2", "chosen": chat(true).as_array().unwrap()[3..], "rejected": "B"})),
     ];
     for (expected, row) in pairs {
-        let data = read_as(&CHOSEN, &[row.clone()]).unwrap();
+        let data = read_as(&CHOSEN, std::slice::from_ref(&row)).unwrap();
         assert_eq!((data.files[0].read_as, &turns(&data)), (Format::Preference, expected), "{row}");
     }
 }
