@@ -41,6 +41,7 @@ mod model;
 mod models;
 mod overrides;
 mod parse;
+mod paths;
 mod toml_errors;
 mod track;
 mod train;
@@ -65,6 +66,7 @@ pub use models::{ComparePair, ModelRole, NamedModel, NamedModels, SuiteModel, Tr
 pub use overrides::Overrides;
 pub use parse::parse_setting;
 use parse::{check_spans, find, inherit_hyperparameters, refuse_places};
+pub use paths::Paths;
 use toml_errors::toml_error;
 pub use track::TrackConfig;
 pub use train::{CheckpointChoice, FullTrain, Hyperparameters, LoraTrain, TrainSection};
@@ -206,8 +208,7 @@ impl Suite {
     }
 
     fn resolve_paths(&mut self, folder: &Path) {
-        let data = &mut self.data;
-        for path in [&mut data.file, &mut data.train, &mut data.validation, &mut data.heldout].into_iter().flatten() {
+        for path in self.data.paths_mut() {
             *path = folder.join(&*path);
         }
         if let Some(general) = &mut self.eval.general {

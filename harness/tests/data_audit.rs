@@ -14,6 +14,7 @@ fn records(questions: &[&str]) -> Vec<Record> {
         id: format!("{i}"),
         instruction: None,
         history: Vec::new(),
+        trained: Vec::new(),
         question_keys: Default::default(),
         answer_keys: Default::default(),
         question: (*question).to_string(),
@@ -22,6 +23,7 @@ fn records(questions: &[&str]) -> Vec<Record> {
         cluster: format!("{i}"),
         choice: None,
         decision: None,
+        file: 0,
         line: i + 1,
     };
     questions.iter().enumerate().map(row).collect()

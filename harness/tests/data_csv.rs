@@ -25,7 +25,7 @@ fn quoted_cells_and_empty_ones_are_the_rows_of_json_lines() {
     assert_eq!(csv.records.iter().map(|r| r.line).collect::<Vec<_>>(), [2, 4]);
     csv.records.iter_mut().zip(&lines.records).for_each(|(a, b)| a.line = b.line);
     assert_eq!(csv.records, lines.records);
-    assert_eq!(csv.sha256, karat::fsio::sha256(CSV.as_bytes()));
+    assert_eq!(csv.files[0].sha256, karat::fsio::sha256(CSV.as_bytes()));
 
     // Without quotes a line ends the row, and with it the reasoning.
     let alpaca = "instruction,input,output\nAdd,1 + 1,<think>\nhm\n</think>\n2\n";

@@ -28,6 +28,7 @@ fn record(think: &str, answer: &str) -> Record {
         id: "r1".into(),
         instruction: Some("not shown".into()),
         history: Vec::new(),
+        trained: Vec::new(),
         question: "问?".into(),
         question_keys: Default::default(),
         think: think.into(),
@@ -36,6 +37,7 @@ fn record(think: &str, answer: &str) -> Record {
         cluster: "r1".into(),
         choice: None,
         decision: None,
+        file: 0,
         line: 1,
     }
 }

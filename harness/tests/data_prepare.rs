@@ -61,7 +61,7 @@ fn a_row_that_cannot_be_rendered_is_as_one_that_was_never_there() {
         assert_eq!(ids(&with), ids(&without));
         assert_eq!((with.train, with.validation), (without.train, without.validation));
         assert_eq!(with.queries, without.queries);
-        assert_eq!((with.files[0].2, with.items.len()), (100, without.items.len()));
+        assert_eq!((with.files[0].rows, with.items.len()), (100, without.items.len()));
         let bad: Vec<(usize, &str)> = with.bad.iter().map(|row| (row.line, row.reason.as_str())).collect();
         assert_eq!(bad.len(), 2, "{bad:?}");
         assert!(bad[0].0 == 32 && bad[0].1.contains("not the beginning"), "{bad:?}");

@@ -148,7 +148,7 @@ fn chats(contents: &[&str], tags: &ThinkTags) -> Dataset {
     let text: String = contents.iter().map(|content| format!("{}\n", row(content))).collect();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
-    Reading { fields: &Fields::messages(), tags, strict: false }.read(file.path()).unwrap()
+    Reading::new(&Fields::messages(), tags).read(file.path()).unwrap()
 }
 
 #[test]

@@ -84,7 +84,7 @@ fn byte_order_mark_crlf_and_blank_last_lines_are_fine() {
     let windows = read(format!("\u{feff}{GOOD}\r\n{}\r\n\r\n  \n\n", GOOD.replace('想', "思"))).unwrap();
     assert_eq!(windows.records, plain.records);
     assert!(windows.bad.is_empty());
-    assert_ne!(windows.sha256, plain.sha256, "the hash is of the bytes");
+    assert_ne!(windows.files[0].sha256, plain.files[0].sha256, "the hash is of the bytes");
 }
 
 #[test]
@@ -98,8 +98,11 @@ fn a_file_without_a_good_row_says_why_and_what_to_do() {
     }
     let error = read("{}\n{}").unwrap_err();
     assert_eq!(error.what(), "none of the 2 lines is a usable row; line 1: \"question\" is missing");
-    let array = read(format!("[\n{GOOD}\n]").replace('{', " [").replace('}', "]")).unwrap_err();
-    assert!(array.help_text().unwrap().contains("jq"), "{array}");
+    let wrapped = read(format!("{{\n  \"data\": [\n{GOOD}\n]\n}}")).unwrap_err();
+    assert!(wrapped.what().contains("one JSON object over many lines"), "{wrapped}");
+    assert!(wrapped.help_text().unwrap().contains("jq"), "{wrapped}");
+    let wrapped = read(format!("{{\"data\": [{GOOD}]}}")).unwrap_err();
+    assert!(wrapped.what().contains("the columns are \"data\""), "{wrapped}");
     let missing = read_jsonl("no/such/file.jsonl", &Fields::default(), false).unwrap_err();
     assert_eq!(missing.place(), Some("no/such/file.jsonl"));
 }

@@ -194,6 +194,6 @@ fn a_weight_of_an_earlier_turn_is_told_where_it_asks_for_training() {
     };
     let data = read(&[turns(0), turns(1)]);
     assert_eq!((data.records.len(), data.earlier_weights), (2, 1));
-    assert!(notes::earlier_weights(1).unwrap().english.contains("only the last turn"));
+    assert!(notes::earlier_weights(1).unwrap().english.contains("data.train_on"));
     assert!(notes::earlier_weights(0).is_none());
 }

@@ -392,7 +392,7 @@ fn forgetting_is_named_only_where_it_is_significant() {
     let full: Vec<PartScore> = (0..30).map(|i| score(20.0 + noise(i + 1))).collect();
     let mut inputs = fixture::inputs(&items, fixture::three_models(&items));
     inputs.general = Some(GeneralText {
-        file: DataFile { name: "general.jsonl".into(), sha256: "ee".repeat(32), rows: 30 },
+        file: DataFile { name: "general.jsonl".into(), sha256: "ee".repeat(32), rows: 30, read_as: None },
         scores: [("base".to_string(), base), ("lora".to_string(), lora), ("full".to_string(), full)].into(),
     });
     let report = build(&inputs).unwrap();

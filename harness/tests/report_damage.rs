@@ -20,7 +20,7 @@ fn original() -> Report {
     let mut inputs = fixture::inputs(&items, fixture::three_models(&items));
     inputs.stats.resamples = 100;
     inputs.general = Some(karat::report::GeneralText {
-        file: karat::report::DataFile { name: "general.jsonl".into(), sha256: "ee".repeat(32), rows: 3 },
+        file: karat::report::DataFile { name: "general.jsonl".into(), sha256: "ee".repeat(32), rows: 3, read_as: None },
         scores: ["base", "lora"]
             .map(|name| {
                 let score =

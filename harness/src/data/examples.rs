@@ -4,8 +4,9 @@
 mod options;
 mod response;
 mod rows;
+mod turns;
 
-pub use options::{Choices, End, FormatOptions, OutputFormat, RECIPE_SYSTEM, Reasoning, Rendered};
+pub use options::{Choices, End, FormatOptions, OutputFormat, RECIPE_SYSTEM, Reasoning, Rendered, TrainOn};
 pub use rows::{BadRecord, Examples, LabelledRows};
 
 use std::ops::Range;
@@ -37,8 +38,8 @@ pub struct Example {
     pub id: String,
     /// Token ids, at most `max_length`.
     pub ids: Vec<u32>,
-    /// The id at each position of the response, [`IGNORE`] on the prompt. Same length as `ids`, not
-    /// shifted.
+    /// The id at each position that is trained on, else [`IGNORE`]: the response, and with
+    /// [`TrainOn::All`] the assistant's earlier turns. Same length as `ids`, not shifted.
     pub labels: Vec<i32>,
     /// How many ids are the prompt.
     pub prompt_len: usize,
@@ -155,7 +156,7 @@ impl Formatter {
     }
 
     fn try_prompt(&self, record: &Record) -> Result<RenderedPrompt> {
-        let text = self.render(&self.question(record), true)?;
+        let text = self.render(&self.question(record)?, true)?;
         let ids = self.tokenizer.encode(&text)?;
         Ok(RenderedPrompt { text, ids })
     }
@@ -175,6 +176,7 @@ impl Formatter {
     fn try_example(&self, record: &Record) -> Result<Example> {
         let prompt = self.try_prompt(record)?;
         let (response, tokens) = self.response(record, &prompt)?;
+        let trained = self.trained(record, &prompt, (&response, &tokens))?;
         let prompt_len = prompt.ids.len();
         let mut ids = prompt.ids;
         let (tail, mut spans): (Vec<u32>, Vec<Range<usize>>) = tokens.into_iter().unzip();
@@ -192,9 +194,14 @@ impl Formatter {
         ids.truncate(self.options.max_length);
         let prompt_len = prompt_len.min(ids.len());
         spans.truncate(ids.len() - prompt_len);
-        let mut labels = vec![IGNORE; prompt_len];
-        for &id in &ids[prompt_len..] {
-            labels.push(i32::try_from(id).map_err(|_| Error::data(format!("the id {id} is too large")))?);
+        // The end that is put behind the response is trained on.
+        let flags = trained.prompt.iter().chain(&trained.response).copied().chain([true]);
+        let mut labels = Vec::with_capacity(ids.len());
+        for (&id, is_trained) in ids.iter().zip(flags) {
+            labels.push(match is_trained {
+                true => i32::try_from(id).map_err(|_| Error::data(format!("the id {id} is too large")))?,
+                false => IGNORE,
+            });
         }
         let think_tokens = spans.iter().take_while(|span| span.start < response.think_bytes).count();
         // How far into the text the kept tokens reach; a character cut in half counts in full.
@@ -304,13 +311,20 @@ impl Formatter {
     }
 
     /// The turns up to the question, as the template is given them.
-    pub fn question(&self, record: &Record) -> Vec<Message> {
+    ///
+    /// # Errors
+    /// If an earlier turn is to be trained on and the template drops its reasoning.
+    pub fn question(&self, record: &Record) -> Result<Vec<Message>> {
+        Ok(self.with_question(record, self.told_history(record)?))
+    }
+
+    /// The turns of a record with this history.
+    fn with_question(&self, record: &Record, history: Vec<Message>) -> Vec<Message> {
         let mut messages = Vec::new();
         if let Some(system) = &self.options.system {
             messages.push(Message::new("system", system));
         }
-        let kept = record.history.iter().filter(|turn| turn.role != "system" || self.options.system.is_none());
-        messages.extend(kept.cloned().map(joined));
+        messages.extend(history.into_iter().filter(|turn| turn.role != "system" || self.options.system.is_none()));
         let mut question = record.question.clone();
         if let Some(choice) = record.choice.as_ref().filter(|_| self.options.choices == Choices::Letter) {
             for (at, option) in choice.options.iter().enumerate() {
@@ -322,13 +336,16 @@ impl Formatter {
     }
 
     fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let options = RenderOptions {
+        self.template.render(messages, &self.render_options(add_generation_prompt))
+    }
+
+    fn render_options(&self, add_generation_prompt: bool) -> RenderOptions {
+        RenderOptions {
             add_generation_prompt,
             enable_thinking: self.options.enable_thinking,
             now: self.options.now,
             ..RenderOptions::default()
-        };
-        self.template.render(messages, &options)
+        }
     }
 }
 

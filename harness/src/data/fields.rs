@@ -1,14 +1,19 @@
 //! The fields of a row: which keys of a file mean what, and how rows are read by them.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+use super::examples::TrainOn;
+use super::format::{Format, Preference};
 use crate::eval::think::ThinkTags;
 
-/// Which keys of a JSON row mean what.
+/// Which keys of a row mean what. A key that is not there as it is written is looked for in any
+/// letter case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Fields {
-    /// How the row is laid out.
+    /// How the row is laid out, where [`Format`] does not say it: `columns` leaves it to the keys
+    /// that are found.
     pub layout: RowLayout,
     /// Key of the id (a string or an integer), optional in the data.
     pub id: String,
@@ -83,13 +88,58 @@ impl Fields {
     }
 }
 
+impl Fields {
+    /// Whether a file's own names for question or answer are given.
+    pub(super) fn names_columns(&self) -> bool {
+        let usual = Fields::default();
+        self.layout == RowLayout::Columns && (self.question != usual.question || self.answer != usual.answer)
+    }
+}
+
 /// How the rows of a file are read.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading<'a> {
     /// Which keys mean what.
     pub fields: &'a Fields,
+    /// What a row is.
+    pub format: Format,
+    /// What is made of preference pairs.
+    pub preference: Preference,
+    /// Which turns of a conversation are trained on.
+    pub train_on: TrainOn,
     /// Which tags part reasoning from answers.
     pub tags: &'a ThinkTags,
     /// A bad row is an error.
     pub strict: bool,
+}
+
+impl<'a> Reading<'a> {
+    /// Rows whose form is found by their keys, of which the last turn is trained on and bad ones are
+    /// left out.
+    pub fn new(fields: &'a Fields, tags: &'a ThinkTags) -> Self {
+        let (format, preference, train_on) = Default::default();
+        Reading { fields, format, preference, train_on, tags, strict: false }
+    }
+}
+
+/// The value of `key` in a row, none of null: under that key, else under the only one that differs
+/// in letter case alone.
+///
+/// # Errors
+/// The names, if several do.
+pub(super) fn value<'r>(row: &'r Map<String, Value>, key: &str) -> Result<Option<&'r Value>, String> {
+    if let Some(value) = row.get(key) {
+        return Ok(Some(value).filter(|value| !value.is_null()));
+    }
+    let mut found = row.iter().filter(|(name, _)| same_name(name, key));
+    match (found.next(), found.next()) {
+        (Some((first, _)), Some((second, _))) => {
+            Err(format!("{first:?} and {second:?} differ in letter case alone, and neither is {key:?}"))
+        }
+        (found, _) => Ok(found.map(|(_, value)| value).filter(|value| !value.is_null())),
+    }
+}
+
+fn same_name(name: &str, key: &str) -> bool {
+    name.eq_ignore_ascii_case(key) || (!name.is_ascii() && name.to_lowercase() == key.to_lowercase())
 }

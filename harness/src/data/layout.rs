@@ -1,123 +1,125 @@
-//! Row layouts: question, reasoning and answer, and the turns before them, in each.
+//! Row layouts: question, reasoning and answer, and the turns before them, in each form.
+
+mod chats;
+mod pairs;
 
 use serde_json::{Map, Value};
 
-use super::fields::{Reading, RowLayout};
-use super::message::{Message, kind};
+use super::fields::{Fields, Reading, RowLayout, value};
+use super::format::Format;
+use super::message::{self, Message, kind};
 use crate::eval::choice;
 use crate::eval::think::{Cut, ThinkState, ThinkTags};
+use chats::Turn;
 
 /// Longest id and cluster, in bytes: they name files, rows of tables and lines of logs.
 const MOST_LABEL: usize = 1024;
 
-/// What the row says, or why it is none.
-pub(super) fn read(row: &Map<String, Value>, reading: &Reading<'_>) -> Result<Body, String> {
-    match reading.fields.layout {
-        RowLayout::Columns => columns(row, reading),
-        RowLayout::Alpaca => alpaca(row, reading),
-        RowLayout::Messages => messages(row, reading),
+/// What a row of a form says, or why it is none.
+pub(super) fn read(row: &Map<String, Value>, form: Format, reading: &Reading<'_>) -> Result<Body, String> {
+    for key in MORE_THAN_TEXT {
+        if value(row, key)?.is_some_and(|found| !message::is_empty(found)) {
+            return Err(format!("{key:?} is not read: a row is text alone here"));
+        }
+    }
+    match form {
+        Format::Auto | Format::Columns => columns(row, reading),
+        Format::Alpaca => alpaca(row, reading),
+        Format::Messages => chats::messages(row, reading),
+        Format::Sharegpt => chats::sharegpt(row, reading),
+        Format::PromptCompletion => pairs::completion(row, reading),
+        Format::Preference => pairs::preference(row, reading),
+        Format::Text => Err("\"text\" asks and answers nothing".into()),
     }
 }
+
+/// Columns that make a row more than its texts, where they are not empty.
+const MORE_THAN_TEXT: [&str; 6] = ["tools", "images", "image", "videos", "audios", "audio"];
 
 /// What a row says.
 #[derive(Default)]
 pub(super) struct Body {
     pub(super) instruction: Option<String>,
     pub(super) history: Vec<Message>,
+    /// Turns of the history that are trained on.
+    pub(super) trained: Vec<usize>,
     pub(super) question: String,
     pub(super) question_keys: Map<String, Value>,
     pub(super) think: String,
     pub(super) answer: String,
     pub(super) answer_keys: Map<String, Value>,
-    /// An earlier turn asks to be trained on.
+    /// An earlier turn asks to be trained on and is not.
     pub(super) earlier_weight: bool,
 }
 
 fn columns(row: &Map<String, Value>, reading: &Reading<'_>) -> Result<Body, String> {
     let fields = reading.fields;
     let (instruction, question) = (optional(row, &fields.instruction)?, required(row, &fields.question)?);
-    let think = optional(row, &fields.think)?;
+    let think = think(row, fields)?;
     let (think, answer) = part_reasoning(think, required(row, &fields.answer)?, &fields.answer, reading.tags)?;
     Ok(Body { instruction, question, think, answer, ..Body::default() })
 }
 
+/// The keys are Alpaca's, unless the layout of the fields names them.
 fn alpaca(row: &Map<String, Value>, reading: &Reading<'_>) -> Result<Body, String> {
     let fields = reading.fields;
+    let (input, output) = match fields.layout {
+        RowLayout::Alpaca => (fields.question.as_str(), fields.answer.as_str()),
+        _ => ("input", "output"),
+    };
     let instruction = required(row, &fields.instruction)?;
-    let question = match optional(row, &fields.question)?.filter(|input| !input.trim().is_empty()) {
+    let question = match optional(row, input)?.filter(|input| !input.trim().is_empty()) {
         Some(input) => format!("{instruction}\n{input}"),
         None => instruction,
     };
-    let (think, answer) = part_reasoning(None, required(row, &fields.answer)?, &fields.answer, reading.tags)?;
-    Ok(Body { question, think, answer, ..Body::default() })
+    let output_text = required(row, output)?;
+    let mut turns: Vec<Turn> = system(row)?.into_iter().map(Turn::plain).collect();
+    for (i, pair) in history(row)?.into_iter().enumerate() {
+        for (role, text) in ["user", "assistant"].into_iter().zip(pair) {
+            if text.trim().is_empty() {
+                return Err(format!("a text of pair {} of \"history\" is empty", i + 1));
+            }
+            turns.push(Turn::plain(Message::new(role, text)));
+        }
+    }
+    turns.push(Turn::plain(Message::new("user", question)));
+    let answer = Message { reasoning_content: think(row, fields)?, ..Message::new("assistant", output_text) };
+    turns.push(Turn::plain(answer));
+    chats::conversation(turns, output, reading)
 }
 
-fn messages(row: &Map<String, Value>, reading: &Reading<'_>) -> Result<Body, String> {
-    let key = &reading.fields.messages;
-    let turns = match row.get(key) {
-        Some(Value::Array(turns)) => turns,
-        Some(other) => return Err(format!("{key:?} must be a list, found {}", kind(other))),
-        None => return Err(format!("{key:?} is missing")),
+/// The pairs of question and answer before an Alpaca row's own.
+fn history(row: &Map<String, Value>) -> Result<Vec<[String; 2]>, String> {
+    let wrong = || "\"history\" must be a list of [question, answer] pairs".to_string();
+    let pairs = match value(row, "history")? {
+        None => return Ok(Vec::new()),
+        Some(Value::String(text)) if text.trim().is_empty() => return Ok(Vec::new()),
+        Some(Value::Array(pairs)) => pairs,
+        Some(_) => return Err(wrong()),
     };
-    let mut parsed = Vec::with_capacity(turns.len());
-    for (i, turn) in turns.iter().enumerate() {
-        let place = |reason: String| format!("message {}: {reason}", i + 1);
-        let turn = turn.as_object().ok_or_else(|| place(format!("expected an object, found {}", kind(turn))))?;
-        let blank = |value: &Value| value.is_null() || value.as_str().is_some_and(|text| text.trim().is_empty());
-        // An empty system turn is no turn: exporters write one where there was none.
-        if turn.get("role").and_then(Value::as_str) == Some("system") && turn.get("content").is_none_or(blank) {
-            continue;
-        }
-        let turn = Message::try_from(turn.clone()).map_err(place)?;
-        let weight = weight(&turn.keys).map_err(place)?;
-        if turn.content.trim().is_empty() {
-            return Err(place("\"content\" is empty".into()));
-        }
-        parsed.push((turn, weight));
-    }
-    let mut parsed = parsed.into_iter().peekable();
-    let system = parsed.next_if(|(turn, _)| turn.role == "system").map(|(turn, _)| turn);
-    let mut turns: Vec<_> = parsed.collect();
-    for (i, (turn, _)) in turns.iter().enumerate() {
-        let (role, expected) = (&turn.role, if i % 2 == 0 { "user" } else { "assistant" });
-        if role != expected {
-            return Err(format!(
-                "after the optional system message, message {} must be of {expected}, found {role}",
-                i + 1
-            ));
-        }
-    }
-    if turns.len() % 2 == 1 {
-        return Err("the last message must be of assistant".into());
-    }
-    let (Some((answer, answer_weight)), Some((question, _))) = (turns.pop(), turns.pop()) else {
-        return Err(format!("{key:?} has no question and answer"));
-    };
-    if answer_weight == Some(false) {
-        return Err("\"weight\" 0 of the last message leaves nothing to train on".into());
-    }
-    let earlier_weight = turns.iter().any(|(turn, weight)| turn.role == "assistant" && *weight == Some(true));
-    let Message { content, reasoning_content, keys: answer_keys, .. } = answer;
-    let (think, answer) = part_reasoning(reasoning_content, content, "content", reading.tags)?;
-    Ok(Body {
-        instruction: None,
-        history: system.into_iter().chain(turns.into_iter().map(|(turn, _)| turn)).collect(),
-        question: question.content,
-        question_keys: question.keys,
-        think,
-        answer,
-        answer_keys,
-        earlier_weight,
-    })
+    pairs
+        .iter()
+        .map(|pair| match pair.as_array().map(Vec::as_slice) {
+            Some([Value::String(asked), Value::String(answered)]) => Ok([asked.clone(), answered.clone()]),
+            _ => Err(wrong()),
+        })
+        .collect()
 }
 
-/// Whether a turn is to be trained on, where it says so: OpenAI's `weight`, 0 or 1.
-fn weight(keys: &Map<String, Value>) -> Result<Option<bool>, String> {
-    match keys.get("weight").map(|weight| (weight, weight.as_f64())) {
-        None => Ok(None),
-        Some((_, Some(weight))) if weight == 0.0 || weight == 1.0 => Ok(Some(weight != 0.0)),
-        Some((other, _)) => Err(format!("\"weight\" must be 0 or 1, found {other}")),
+/// The system turn that a row has beside its texts, if it has one.
+fn system(row: &Map<String, Value>) -> Result<Option<Message>, String> {
+    let text = optional(row, "system")?.filter(|text| !text.trim().is_empty());
+    Ok(text.map(|text| Message::new("system", text)))
+}
+
+/// The reasoning that has a column of its own: the fields', else under a usual name.
+fn think(row: &Map<String, Value>, fields: &Fields) -> Result<Option<String>, String> {
+    for key in [fields.think.as_str()].into_iter().chain(message::REASONING) {
+        if let Some(text) = optional(row, key)?.filter(|text| !text.trim().is_empty()) {
+            return Ok(Some(text));
+        }
     }
+    Ok(None)
 }
 
 /// Reasoning and answer of a row: the reasoning that has a key of its own, else what stands in tags
@@ -159,8 +161,8 @@ fn required(row: &Map<String, Value>, key: &str) -> Result<String, String> {
 }
 
 fn optional(row: &Map<String, Value>, key: &str) -> Result<Option<String>, String> {
-    match row.get(key) {
-        None | Some(Value::Null) => Ok(None),
+    match value(row, key)? {
+        None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(other) => Err(format!("{key:?} must be a string, found {}", kind(other))),
     }
@@ -172,7 +174,7 @@ pub(super) fn options(row: &Map<String, Value>, key: &str) -> Result<Option<Vec<
         Value::String(text) => Ok(text.clone()),
         other => Err(format!("option {name} of {key:?} must be a string, found {}", kind(other))),
     };
-    match row.get(key) {
+    match value(row, key)? {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Array(list)) => {
             list.iter().enumerate().map(|(i, v)| text((i + 1).to_string(), v)).collect::<Result<_, _>>().map(Some)
@@ -193,7 +195,7 @@ pub(super) fn options(row: &Map<String, Value>, key: &str) -> Result<Option<Vec<
 }
 
 pub(super) fn label(row: &Map<String, Value>, key: &str) -> Result<Option<String>, String> {
-    match row.get(key) {
+    match value(row, key)? {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) if text.trim().is_empty() => Err(format!("{key:?} is empty")),
         Some(Value::String(text)) if text.len() > MOST_LABEL => {

@@ -139,8 +139,10 @@ fn text(key: &str, value: Value) -> Result<String, String> {
     }
 }
 
-fn is_empty(value: &Value) -> bool {
+pub(super) fn is_empty(value: &Value) -> bool {
     match value {
+        Value::Null => true,
+        Value::Object(map) => map.is_empty(),
         Value::Array(list) => list.is_empty(),
         Value::String(text) => text.is_empty(),
         _ => false,

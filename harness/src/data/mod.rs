@@ -8,17 +8,25 @@
 
 pub mod audit;
 pub mod bpe;
+mod card;
 pub mod companions;
 pub mod csv;
 pub mod examples;
 pub mod fields;
+pub mod files;
+pub mod format;
+mod gather;
 mod layout;
+mod lines;
 pub mod message;
 pub mod notes;
+#[cfg(feature = "parquet")]
+mod parquet;
 pub mod pretraining;
 pub mod read;
 pub mod record;
 pub mod split;
 pub mod template;
 pub mod tokens;
+mod unpack;
 pub(crate) mod untrusted;

@@ -101,9 +101,29 @@ pub fn stray_texts<'t>(
 /// How many rows ask for an earlier turn to be trained on.
 pub fn earlier_weights(rows: usize) -> Option<Note> {
     (rows > 0).then(|| Note {
-        english: format!("{rows} rows give an earlier turn \"weight\" 1: only the last turn of a row is trained on"),
-        chinese: format!("{rows} 行给较早的轮次 \"weight\" 1：只训练每行的最后一轮"),
+        english: format!(
+            "{rows} rows give an earlier turn \"weight\" 1, which is not trained on: data.train_on = \"last\" is the last turn of a row, \
+             \"all\" every one"
+        ),
+        chinese: format!("{rows} 行给较早的轮次 \"weight\" 1，但未训练：data.train_on = \"last\" 只训练每行的最后一轮，\"all\" 训练每一轮"),
     })
+}
+
+/// Items of more tokens than the model has positions.
+pub fn beyond(longest: usize, holds: usize) -> Option<Note> {
+    Some(Note {
+        english: format!(
+            "items of up to {longest} tokens are kept, and the model holds {holds}: set data.max_length = {holds}, which cuts them"
+        ),
+        chinese: format!(
+            "保留的条目最长 {longest} 个词元，而模型最多容纳 {holds}：请设 data.max_length = {holds} 以截断"
+        ),
+    })
+}
+
+/// How the files of the data were found, where there is something to know.
+pub fn found(what: &str) -> Note {
+    Note { english: what.into(), chinese: format!("数据文件：{what}") }
 }
 
 fn named(ids: &[&str], others: &str) -> String {

@@ -1,60 +1,97 @@
 //! Rows that are no questions: plain text for pretraining, and ids that were tokenized elsewhere.
 
-use std::path::Path;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::examples::LabelledRows;
-use super::record::{BadRow, fits, lines, parse_object};
+use super::fields::value;
+use super::read::{self, ENDINGS};
+use super::record::{BadRow, Parsed, fits};
 use super::tokens::Tokenizer;
+use super::unpack;
 use crate::backend::IGNORE;
 use crate::{Error, Result};
 
-/// Reads documents: from a `.jsonl` file the `text` of every row, from any other file the
-/// paragraphs, which blank lines part.
+/// Reads documents: from a file of rows (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`) the `text` of
+/// every row, from any other file the paragraphs, which blank lines part; also packed (`.gz`, `.zst`).
 ///
 /// # Errors
 /// If the file cannot be read, is not UTF-8, holds no document, or a row has no `text`.
 pub fn read_texts(path: impl AsRef<Path>) -> Result<Vec<String>> {
     let path = path.as_ref();
-    let bytes = std::fs::read(path).map_err(|e| Error::io("read the text", path, e))?;
     let mut texts = Vec::new();
-    if path.extension().is_some_and(|extension| extension == "jsonl") {
-        for (line, row) in lines(&bytes) {
-            let wrong = |reason: String| Error::data(reason).at(format_args!("{}:{line}", path.display()));
-            match parse_object(row).map_err(wrong)?.remove("text") {
-                Some(Value::String(text)) => {
-                    fits(text.len()).map_err(wrong)?;
-                    texts.push(text);
-                }
-                _ => return Err(wrong("\"text\" is missing or not a string".into())),
-            }
-        }
+    if ENDINGS.contains(&unpack::ending(path).0.as_str()) {
+        read::each_row(path, &mut |line, row| {
+            texts.push(
+                text_of(row).map_err(|reason| Error::data(reason).at(format_args!("{}:{line}", path.display())))?,
+            );
+            Ok(())
+        })?;
     } else {
+        let mut file = unpack::open(path)?;
+        let mut bytes = Vec::new();
+        if let Err(error) = file.text.read_to_end(&mut bytes) {
+            return Err(file.failed(error));
+        }
         let text = std::str::from_utf8(&bytes).map_err(|e| {
             let line = bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
             Error::data("invalid UTF-8").at(format_args!("{}:{line}", path.display())).because(e)
         })?;
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n");
-        let mut paragraph = String::new();
-        for (number, line) in text.lines().chain([""]).enumerate() {
-            if !line.trim().is_empty() {
-                if !paragraph.is_empty() {
-                    paragraph.push('\n');
-                }
-                paragraph.push_str(line);
-                fits(paragraph.len()).map_err(|reason| {
-                    Error::data(reason)
-                        .at(format_args!("{}:{}", path.display(), number + 1))
-                        .help("blank lines part a text into documents")
-                })?;
-            } else if !paragraph.is_empty() {
-                texts.push(std::mem::take(&mut paragraph));
-            }
-        }
+        texts = paragraphs(text.strip_prefix('\u{feff}').unwrap_or(text), path)?;
     }
     if texts.iter().all(|text| text.trim().is_empty()) {
         return Err(Error::data("the file holds no text").at(path.display()).help("give a file with text to train on"));
+    }
+    Ok(texts)
+}
+
+/// [`read_texts`] of several files, one after the other.
+///
+/// # Errors
+/// As there.
+pub fn read_texts_of(paths: &[PathBuf]) -> Result<Vec<String>> {
+    let mut texts = Vec::new();
+    for path in paths {
+        texts.extend(read_texts(path)?);
+    }
+    Ok(texts)
+}
+
+/// The text of a row.
+fn text_of(row: Parsed) -> Result<String, String> {
+    let row = row?;
+    match value(&row, "text")? {
+        Some(Value::String(text)) => {
+            fits(text.len())?;
+            Ok(text.clone())
+        }
+        _ => {
+            let names: Vec<String> = row.keys().take(24).map(|name| format!("{name:?}")).collect();
+            Err(format!("\"text\" is missing or not a string; the columns are {}", names.join(", ")))
+        }
+    }
+}
+
+/// What blank lines part.
+fn paragraphs(text: &str, path: &Path) -> Result<Vec<String>> {
+    let text = text.replace("\r\n", "\n");
+    let (mut texts, mut paragraph) = (Vec::new(), String::new());
+    for (number, line) in text.lines().chain([""]).enumerate() {
+        if !line.trim().is_empty() {
+            if !paragraph.is_empty() {
+                paragraph.push('\n');
+            }
+            paragraph.push_str(line);
+            fits(paragraph.len()).map_err(|reason| {
+                Error::data(reason)
+                    .at(format_args!("{}:{}", path.display(), number + 1))
+                    .help("blank lines part a text into documents")
+            })?;
+        } else if !paragraph.is_empty() {
+            texts.push(std::mem::take(&mut paragraph));
+        }
     }
     Ok(texts)
 }
@@ -98,25 +135,27 @@ pub struct IdRows {
     pub bad: Vec<BadRow>,
 }
 
-/// Reads lines `{"input_ids": [..], "labels": [..]}` as they are; without `labels` every token is
+/// Reads rows `{"input_ids": [..], "labels": [..]}` as they are; without `labels` every token is
 /// trained on. A label is an id or -100.
 ///
 /// # Errors
 /// If the file cannot be read or has no good row; with `strict`, at the first bad row.
 pub fn read_ids_jsonl(path: impl AsRef<Path>, strict: bool) -> Result<IdRows> {
     let path = path.as_ref();
-    let bytes = std::fs::read(path).map_err(|e| Error::io("read the data set", path, e))?;
     let mut result = IdRows::default();
-    for (line, text) in lines(&bytes) {
-        let taken =
-            ids_row(text).and_then(|(ids, labels)| result.rows.push(&ids, &labels).map_err(|e| e.what().into()));
-        if let Err(reason) = taken {
-            if strict {
+    read::each_row(path, &mut |line, row| {
+        let taken = row
+            .and_then(|row| ids_row(&row))
+            .and_then(|(ids, labels)| result.rows.push(&ids, &labels).map_err(|e| e.what().into()));
+        match taken {
+            Ok(()) => {}
+            Err(reason) if strict => {
                 return Err(Error::data(reason).at(format_args!("{}:{line}", path.display())));
             }
-            result.bad.push(BadRow { file: path.display().to_string(), line, reason });
+            Err(reason) => result.bad.push(BadRow { file: path.display().to_string(), line, reason }),
         }
-    }
+        Ok(())
+    })?;
     if result.rows.is_empty() {
         let what = match result.bad.first() {
             Some(bad) => format!("none of the {} lines is usable; line {}: {}", result.bad.len(), bad.line, bad.reason),
@@ -128,8 +167,7 @@ pub fn read_ids_jsonl(path: impl AsRef<Path>, strict: bool) -> Result<IdRows> {
     Ok(result)
 }
 
-fn ids_row(text: &[u8]) -> Result<(Vec<u32>, Vec<i32>), String> {
-    let row = parse_object(text)?;
+fn ids_row(row: &Map<String, Value>) -> Result<(Vec<u32>, Vec<i32>), String> {
     let list = |key: &str| match row.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Array(list)) => Ok(Some(list)),

@@ -13,12 +13,13 @@ mod python;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use minijinja::machinery::{eval, make_string_output};
 use minijinja::{AutoEscape, Environment, Value};
-use regex::Regex;
+use regex::{Captures, Regex};
 use serde::{Deserialize, Serialize};
 
 pub use super::message::Message;
@@ -59,6 +60,9 @@ pub struct RenderOptions {
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
     compiled: Arc<compile::Compiled>,
+    /// The same with marks around what `{% generation %}` encloses; compiled when it is first asked
+    /// for.
+    marked: Arc<OnceLock<Result<compile::Compiled, String>>>,
     source: String,
     origin: String,
     special: SpecialTokens,
@@ -150,7 +154,7 @@ impl ChatTemplate {
         let compiled = compile::compile(&without_generation_tags(&source))
             .map_err(|e| template_error("the chat template does not compile", origin, e))?;
         let (environment, compiled) = (Arc::new(environment), Arc::new(compiled));
-        Ok(ChatTemplate { environment, compiled, source, origin: origin.into(), special })
+        Ok(ChatTemplate { environment, compiled, marked: Arc::default(), source, origin: origin.into(), special })
     }
 
     /// Refuses a template that writes the same whatever is said: a file that was emptied or
@@ -174,6 +178,54 @@ impl ChatTemplate {
     /// # Errors
     /// If the template refuses it (`raise_exception`) or fails.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<String> {
+        self.render_with(&self.compiled, messages, options)
+    }
+
+    /// Whether the template says with `{% generation %}` what of a conversation an assistant wrote.
+    pub fn marks_generation(&self) -> bool {
+        generation_tag().is_match(&self.source)
+    }
+
+    /// The conversation as text, and the bytes of it that stand within `{% generation %}` blocks, in
+    /// order: what transformers' `return_assistant_tokens_mask` goes by.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_marked(&self, messages: &[Message], options: &RenderOptions) -> Result<(String, Vec<Range<usize>>)> {
+        let taken = |text: &str| text.contains([python::BEGIN, python::END]);
+        if messages.iter().any(|m| taken(&m.content) || m.reasoning_content.as_deref().is_some_and(taken)) {
+            return Err(Error::data(
+                "the conversation has characters of private use (U+10F0F0, U+10F0F1), which mark its turns here",
+            )
+            .at(&self.origin)
+            .help("take them out, or set data.train_on = \"last\""));
+        }
+        let marked = self.marked.get_or_init(|| {
+            compile::compile(&with_marks(&self.source))
+                .map_err(|e| e.detail().map_or_else(|| e.to_string(), String::from))
+        });
+        let marked = marked.as_ref().map_err(|why| {
+            Error::data(format!("the chat template does not compile with marks around its generation blocks: {why}"))
+                .at(&self.origin)
+        })?;
+        let rendered = self.render_with(marked, messages, options)?;
+        let (mut text, mut spans, mut begun) = (String::with_capacity(rendered.len()), Vec::new(), None);
+        for c in rendered.chars() {
+            match c {
+                python::BEGIN => begun = Some(text.len()),
+                python::END => spans.extend(begun.take().map(|begin| begin..text.len())),
+                c => text.push(c),
+            }
+        }
+        Ok((text, spans))
+    }
+
+    fn render_with(
+        &self,
+        compiled: &compile::Compiled,
+        messages: &[Message],
+        options: &RenderOptions,
+    ) -> Result<String> {
         let fail = |e| template_error("the chat template cannot be rendered", &self.origin, e);
         // The order is transformers': what the caller gives wins over the tokenizer's tokens.
         let mut variables: BTreeMap<&str, Value> =
@@ -196,25 +248,30 @@ impl ChatTemplate {
         let said = |m: &Message| m.content.len() + m.reasoning_content.as_ref().map_or(0, String::len);
         let input = extra + messages.iter().map(said).sum::<usize>();
         let allowed = limits::Allowance::of(input, messages.len());
-        let (rendered, many_lists) = self.evaluate(&root, allowed);
+        let (rendered, many_lists) = self.evaluate(compiled, &root, allowed);
         if !many_lists {
             return rendered.map_err(fail);
         }
         // Seldom: a long conversation of which the template makes many lists, or a template that
         // makes nothing else.
         let allowed = allowed.with_many_lists(messages.len());
-        untrusted::on_large_stack(limits::STACK, || self.evaluate(&root, allowed).0)
+        untrusted::on_large_stack(limits::STACK, || self.evaluate(compiled, &root, allowed).0)
             .unwrap_or_else(|panic| Err(panicked(panic)))
             .map_err(fail)
     }
 
     /// Renders within limits. The flag says whether only the number of lists was too large.
-    fn evaluate(&self, root: &Value, allowed: limits::Allowance) -> (Result<String, minijinja::Error>, bool) {
+    fn evaluate(
+        &self,
+        compiled: &compile::Compiled,
+        root: &Value,
+        allowed: limits::Allowance,
+    ) -> (Result<String, minijinja::Error>, bool) {
         limits::within(allowed, || {
             untrusted::caught(|| {
                 let mut text = String::new();
                 let mut out = make_string_output(&mut text);
-                let compile::Compiled { instructions, blocks } = &*self.compiled;
+                let compile::Compiled { instructions, blocks } = compiled;
                 eval(&self.environment, instructions, root.clone(), blocks, &mut out, AutoEscape::None)?;
                 drop(out);
                 Ok(text)
@@ -241,13 +298,29 @@ impl ChatTemplate {
     }
 }
 
-/// `{% generation %}` marks what an assistant said, for loss masks that Karat makes itself. A
-/// `with` block renders the same text under the same scoping.
-fn without_generation_tags(source: &str) -> String {
+fn generation_tag() -> &'static Regex {
     static TAG: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(r"\{%([-+]?)(\s*)(end)?generation(\s*)([-+]?)%\}").expect("the pattern is well formed")
     });
-    TAG.replace_all(source, "{%$1$2${3}with$4$5%}").into_owned()
+    &TAG
+}
+
+/// `{% generation %}` marks what an assistant said. A `with` block renders the same text under the
+/// same scoping.
+fn without_generation_tags(source: &str) -> String {
+    generation_tag().replace_all(source, "{%$1$2${3}with$4$5%}").into_owned()
+}
+
+/// As [`without_generation_tags`], with a filter within that puts marks around the text.
+fn with_marks(source: &str) -> String {
+    let tag = |found: &Captures<'_>| {
+        let (left, right) = (&found[1], &found[5]);
+        match found.get(3) {
+            None => format!("{{%{left} with %}}{{% filter {} {right}%}}", python::MARK),
+            Some(_) => format!("{{%{left} endfilter %}}{{% endwith {right}%}}"),
+        }
+    };
+    generation_tag().replace_all(source, tag).into_owned()
 }
 
 fn panicked(what: String) -> minijinja::Error {

@@ -14,7 +14,8 @@ pub(super) fn facts(report: &Report) -> Vec<(&'static str, String)> {
     let mut facts = vec![(l.suite, format!("{} (sha256 {})", report.suite.name, short_hash(&report.suite.sha256)))];
     for file in &report.data.files {
         let rows = number::grouped(file.rows);
-        facts.push((l.data, format!("{}, {rows} {}, sha256 {}", file.name, l.rows, short_hash(&file.sha256))));
+        let read = file.read_as.as_ref().map_or_else(String::new, |form| format!("{}{} {form}", l.comma, l.read_as));
+        facts.push((l.data, format!("{}, {rows} {}{read}, sha256 {}", file.name, l.rows, short_hash(&file.sha256))));
     }
     if !report.data.splits.is_empty() {
         let rule = &report.data.split_rule;

@@ -382,7 +382,12 @@ pub fn report_pairs(path: &Path, name: &str) -> Result<Report> {
         seeds: BTreeMap::from([("statistics".to_string(), stats.seed)]),
         fingerprints: Fingerprints { data, ..Fingerprints::default() },
         data: Data {
-            files: vec![DataFile { name: file, sha256: fsio::sha256_file(path)?, rows: items.len() as u64 }],
+            files: vec![DataFile {
+                name: file,
+                sha256: fsio::sha256_file(path)?,
+                rows: items.len() as u64,
+                read_as: None,
+            }],
             splits: BTreeMap::from([("pairs".to_string(), items.len() as u64)]),
             ..Data::default()
         },

@@ -2,8 +2,9 @@
 //! nothing that it did not write.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use crate::data::files;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fsio;
 use crate::report::REPORT_JSON;
@@ -106,11 +107,18 @@ pub fn remove(folder: &Path, suite: &Suite) -> Result<()> {
         return refuse(format!("there is {other:?} here, which no run wrote"));
     }
     let (data, all_models) = (&suite.data, suite.all_models());
-    let inputs = [&data.file, &data.train, &data.validation, &data.heldout].into_iter().flatten();
+    let mut inputs: Vec<PathBuf> = Vec::new();
+    for (part, paths) in data.parts() {
+        for path in paths.iter() {
+            inputs.extend(files::found(path, part)?.files);
+        }
+    }
     let real = |path: &Path| path.canonicalize().map_err(|e| Error::io("resolve", path, e));
-    let general = suite.eval.general.as_ref().map(|general| &general.file);
+    if let Some(general) = &suite.eval.general {
+        inputs.extend(files::found(&general.file, files::Part::Test)?.files);
+    }
     let models = all_models.iter().flat_map(|m| [&m.entry.path, &m.entry.adapter, &m.entry.predictions]).flatten();
-    for input in inputs.chain(general).chain(models) {
+    for input in inputs.iter().chain(models) {
         if real(input)?.starts_with(real(folder)?) {
             return refuse(format!("the suite reads {} from this folder", input.display()));
         }

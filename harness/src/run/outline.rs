@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::eval::stats::{PairedSpread, StatsOptions, adjusted_level, cluster_count};
+use crate::run::lengths::Lengths;
 use crate::run::renderings::Renderings;
 use crate::suite::{ModelRole, NamedModel, Suite, SuiteModel, TrainMethod};
 use crate::train::plan::order;
@@ -21,6 +22,8 @@ pub struct Outline {
     pub max_new_tokens: usize,
     /// The models, in the order of the columns.
     pub models: Vec<PlannedModel>,
+    /// What the maximum length cuts off.
+    pub lengths: Lengths,
     /// What so many items can tell; none where nothing is compared.
     pub power: Option<PlannedPower>,
     /// What the user should know.
@@ -131,6 +134,7 @@ pub fn outline(suite: &Suite) -> Result<Outline> {
         suite: suite.name.clone(),
         items: prepared.items.len(),
         sources,
+        lengths: prepared.lengths.clone(),
         power: planned_power(sources, suite),
         max_new_tokens: suite.eval.max_new_tokens,
         models,

@@ -1,14 +1,17 @@
 //! The data stage: from the suite's files to training rows, items and queries.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 
 use rayon::prelude::*;
 
 use crate::data::audit::{AuditOptions, DataAudit, audit};
 use crate::data::examples::{BadRecord, Example, Examples, FormatOptions, Formatter, LabelledRows};
+use crate::data::files::{self, Part};
+use crate::data::format::Format;
 use crate::data::notes::{self, Note};
-use crate::data::pretraining::read_texts;
-use crate::data::record::{BadRow, Record};
+use crate::data::pretraining::read_texts_of;
+use crate::data::record::{BadRow, Record, SourceFile};
 use crate::data::split::PyRandom;
 use crate::data::template::ChatTemplate;
 use crate::data::tokens::Tokenizer;
@@ -17,7 +20,8 @@ use crate::eval::{Item, PartScore, ReferenceScore};
 use crate::fsio::{sha256, sha256_file};
 use crate::report::SplitRule;
 use crate::run::evaluate::Query;
-use crate::run::parts::{Cut, load};
+use crate::run::lengths::Lengths;
+use crate::run::parts::{Cut, Rows, load};
 use crate::run::subject::rendering;
 use crate::suite::{GeneralConfig, Suite, TemplateChoice};
 
@@ -40,16 +44,50 @@ pub struct Prepared {
     pub bad: Vec<BadRow>,
     /// Ids of rows that could not be read or rendered, which are among the bad lines.
     pub left_out: BTreeSet<String>,
-    /// The files: name, SHA-256, usable rows.
-    pub files: Vec<(String, String, usize)>,
+    /// The files.
+    pub files: Vec<PreparedFile>,
+    /// Rows to train on or to give the loss of which earlier turns of the assistant are not trained on.
+    pub untrained_turns: usize,
     /// Records by part, as split.
     pub parts: BTreeMap<String, Vec<Record>>,
     /// How the parts came about, in words.
     pub split_rule: SplitRule,
+    /// What the maximum length cuts off.
+    pub lengths: Lengths,
     /// What else a reader must know of what was made of the data.
     pub notes: Vec<Note>,
     /// Plain text beside the items, if the suite has any.
     pub general: Option<GeneralTexts>,
+}
+
+/// A file of rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PreparedFile {
+    /// The last part of its path.
+    pub name: String,
+    /// SHA-256 of its bytes.
+    pub sha256: String,
+    /// The form of its rows.
+    pub read_as: Format,
+    /// Its usable ones.
+    pub rows: usize,
+}
+
+/// The files of all parts, with the usable rows of each.
+fn prepared_files(files: Vec<Rows>, cut: &Cut) -> Vec<PreparedFile> {
+    let mut usable: Vec<Vec<usize>> = files.iter().map(|rows| vec![0; rows.sources.len()]).collect();
+    for (part, records) in &cut.parts {
+        records.iter().for_each(|record| usable[cut.source[part.as_str()]][record.file] += 1);
+    }
+    cut.unused.iter().for_each(|record| usable[cut.source["train"]][record.file] += 1);
+    let sources = files.into_iter().flat_map(|rows| rows.sources);
+    let file = |(source, rows): (SourceFile, usize)| PreparedFile {
+        name: source.name(),
+        sha256: source.sha256,
+        read_as: source.read_as,
+        rows,
+    };
+    sources.zip(usable.into_iter().flatten()).map(file).collect()
 }
 
 /// Plain texts as they are scored.
@@ -107,6 +145,7 @@ pub fn prepare(suite: &Suite) -> Result<Prepared> {
         if rendered.bad.is_empty() {
             break (cut, rendered);
         }
+        data.restore(cut);
         data.leave_out(rendered.bad, rendered.error, suite.data.strict)?;
         // Where only some of many rows are used, others take the place of bad ones and may be bad
         // as well: then all are tried.
@@ -126,6 +165,7 @@ pub fn prepare(suite: &Suite) -> Result<Prepared> {
     for (name, examples) in &parts {
         audit.add_examples(name, examples);
     }
+    let lengths = Lengths::of(suite.data.max_length, &rendering(suite)?, &parts);
     let written: Vec<(&str, usize)> = parts.iter().map(|(name, examples)| (*name, examples.written.len())).collect();
     let tags = &suite.data.think_tags;
     let notes = [
@@ -133,24 +173,28 @@ pub fn prepare(suite: &Suite) -> Result<Prepared> {
         notes::left_out(suite.data.reasoning, data.with_think),
         notes::stray(cut.parts.values().flatten(), tags),
         notes::earlier_weights(data.earlier_weights),
+        lengths.beyond().and_then(|(longest, holds)| notes::beyond(longest, holds)),
     ];
+    let found = data.found.iter().map(|what| notes::found(what));
     let items: Vec<Item> = records.iter().map(Record::to_item).collect();
     check_choices(suite, &items)?;
     let general = suite.eval.general.as_ref().map(|g| general(g, &formatter, suite.data.max_length)).transpose()?;
     Ok(Prepared {
         general,
-        train: train.rows(),
-        validation: validation.as_ref().unwrap_or(&heldout).rows(),
+        lengths,
+        train: train.into_rows(),
+        validation: validation.unwrap_or(heldout).into_rows(),
         formatter,
         items,
         queries,
         audit,
         bad: data.bad,
         left_out: data.left_out,
-        files: data.files.into_iter().map(|file| (file.name, file.sha256, file.records.len())).collect(),
+        files: prepared_files(data.files, &cut),
+        untrained_turns: data.untrained_turns,
         parts: cut.parts,
         split_rule: cut.rule,
-        notes: notes.into_iter().flatten().collect(),
+        notes: found.chain(notes.into_iter().flatten()).collect(),
     })
 }
 
@@ -211,7 +255,8 @@ fn general(config: &GeneralConfig, formatter: &Formatter, max_length: usize) -> 
             .at(config.file.display())
             .help("name one in tokenizer_config.json, or leave out [eval.general]")
     })?;
-    let mut texts = read_texts(&config.file)?;
+    let files = files::found(&config.file, Part::Test)?.files;
+    let mut texts = read_texts_of(&files)?;
     if config.limit > 0 {
         texts.truncate(config.limit);
     }
@@ -237,7 +282,16 @@ fn general(config: &GeneralConfig, formatter: &Formatter, max_length: usize) -> 
         }
     }
     let name = config.file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-    Ok(GeneralTexts { name, sha256: sha256_file(&config.file)?, texts: texts.len(), windows, text_of })
+    Ok(GeneralTexts { name, sha256: sha256_of(&files)?, texts: texts.len(), windows, text_of })
+}
+
+/// SHA-256 of a file; of several, of their digests.
+fn sha256_of(files: &[PathBuf]) -> Result<String> {
+    if let [only] = files {
+        return sha256_file(only);
+    }
+    let digests: Vec<String> = files.iter().map(|file| sha256_file(file)).collect::<Result<_>>()?;
+    Ok(sha256(digests.join("\n").as_bytes()))
 }
 
 /// Template, tokenizer and options of a suite.
@@ -257,6 +311,7 @@ fn formatter(suite: &Suite) -> Result<Formatter> {
         now: None,
         choices: data.choices,
         reasoning: data.reasoning,
+        train_on: data.train_on,
         think_tags: data.think_tags.clone(),
         stop: suite.eval.stop.clone(),
     };
@@ -292,6 +347,8 @@ fn check_choices(suite: &Suite, items: &[Item]) -> Result<()> {
 fn query(formatter: &Formatter, record: &Record, example: Option<&Example>) -> Result<Query> {
     let prompt = formatter.prompt(record)?.ids;
     let options = formatter.option_examples(record)?;
+    // One of which an earlier turn is left to train on has nothing to score.
+    let example = example.filter(|e| e.think.start < e.ids.len());
     Ok(match example {
         Some(Example { id, ids, think, answer, think_bytes, answer_bytes, .. }) => Query {
             id: id.clone(),

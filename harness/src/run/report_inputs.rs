@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use crate::data::format::Format;
 use crate::data::notes::Note;
 use crate::error::Result;
 use crate::eval::ItemResult;
@@ -95,7 +96,8 @@ fn general_text(prepared: &Prepared, measured: &[Measured<'_>]) -> Result<Option
         let texts = prepared.general.as_ref().unwrap_or(texts);
         scores.insert(recorded.name.clone(), texts.by_text(&recorded.general)?);
     }
-    let file = DataFile { name: texts.name.clone(), sha256: texts.sha256.clone(), rows: texts.texts as u64 };
+    let file =
+        DataFile { name: texts.name.clone(), sha256: texts.sha256.clone(), rows: texts.texts as u64, read_as: None };
     Ok(Some(GeneralText { file, scores }))
 }
 
@@ -145,6 +147,7 @@ fn inputs<'a>(
     if dropped > 0 {
         warnings.push(Warning::Dropped { count: dropped });
     }
+    warnings.extend(prepared.lengths.warnings());
     warnings.extend(prepared.notes.iter().map(|note| told(note, suite.language)));
     let read: BTreeSet<&String> = models.iter().filter_map(|m| m.session.as_ref()).flat_map(|s| &s.warnings).collect();
     warnings.extend(read.into_iter().map(|text| Warning::Other { text: text.clone() }));
@@ -174,7 +177,12 @@ fn inputs<'a>(
             files: prepared
                 .files
                 .iter()
-                .map(|(name, sha256, rows)| DataFile { name: name.clone(), sha256: sha256.clone(), rows: *rows as u64 })
+                .map(|file| DataFile {
+                    name: file.name.clone(),
+                    sha256: file.sha256.clone(),
+                    rows: file.rows as u64,
+                    read_as: Some(file.read_as.name().to_string()).filter(|_| file.read_as != Format::Columns),
+                })
                 .collect(),
             splits: prepared.parts.iter().map(|(name, records)| (name.clone(), records.len() as u64)).collect(),
             split_rule: Some(prepared.split_rule.clone()),
@@ -229,10 +237,7 @@ fn inputs<'a>(
 pub(crate) fn comparable(suite: &Suite) -> Result<String> {
     let mut suite = suite.clone();
     let name = |p: &Path| p.file_name().map(PathBuf::from).unwrap_or_default();
-    let data = &mut suite.data;
-    for path in [&mut data.file, &mut data.train, &mut data.validation, &mut data.heldout].into_iter().flatten() {
-        *path = name(path);
-    }
+    suite.data.paths_mut().for_each(|path| *path = name(path));
     if let Some(general) = &mut suite.eval.general {
         general.file = name(&general.file);
     }

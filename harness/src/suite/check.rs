@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{EvalConfig, Suite, check_models, limits, names_file};
+use crate::data::files::{self, Part};
 use crate::error::{Error, Result};
 use crate::eval::stats::StatsOptions;
 use crate::model_dir;
@@ -61,14 +62,11 @@ impl Suite {
                 "give two shares: what is trained on, and what gives the loss during training",
             );
         }
-        let general = self.eval.general.as_ref().map(|g| &g.file);
-        for file in [&data.file, &data.train, &data.validation, &data.heldout].into_iter().flatten().chain(general) {
-            if !file.is_file() {
-                let near = model_dir::near(file).map_or(String::new(), |near| format!("; {near}"));
-                return Err(Error::usage("no such data file")
-                    .at(file.display())
-                    .help(format!("paths in a suite are relative to the suite file{near}")));
-            }
+        for (part, paths) in data.parts() {
+            paths.iter().try_for_each(|path| files::found(path, part).map(drop))?;
+        }
+        if let Some(general) = &self.eval.general {
+            files::found(&general.file, Part::Test)?;
         }
         if self.model.has_base() {
             model_dir::base_of_suite(&self.model.base, path)?;

@@ -276,7 +276,12 @@ pub fn inputs(items: &[Item], models: Vec<ModelRun>) -> Inputs<'_> {
             decoding: "a4".repeat(32),
         },
         data: Data {
-            files: vec![DataFile { name: "data/train.jsonl".into(), sha256: "ab".repeat(32), rows: 1234 }],
+            files: vec![DataFile {
+                name: "data/train.jsonl".into(),
+                sha256: "ab".repeat(32),
+                rows: 1234,
+                read_as: None,
+            }],
             splits: BTreeMap::from([("train".into(), 1210), ("test".into(), 24)]),
             split_rule: Some(SplitRule::Shuffled { seed: 42, shares: "9:1".into(), heldout_gives_loss: false }),
             bad_rows: vec![BadRow {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use karat::data::format::Format;
 
 use super::{OpenArgs, TrackerArg, values};
 
@@ -23,13 +24,21 @@ pub struct TrainArgs {
     /// What to train
     #[arg(long, value_enum, default_value = "lora")]
     pub method: MethodArg,
-    /// JSON lines or CSV (.csv): question/think/answer items; JSON lines of {"text"} with --text,
-    /// of {"input_ids", "labels"} with --ids
+    /// JSON Lines, a JSON array, CSV, TSV or Parquet, also .gz and .zst, a folder or a pattern:
+    /// questions and answers in any usual form, {"text"} with --text, {"input_ids", "labels"} with
+    /// --ids
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
     /// Items for the evaluation loss, in the same form
     #[arg(long, value_name = "FILE")]
     pub eval_data: Option<PathBuf>,
+    /// What a row is, instead of what its keys say: messages, prompt-completion, alpaca, sharegpt,
+    /// question-answer, preference
+    #[arg(long, value_name = "FORM", default_value_t = Format::Auto, hide_default_value = true)]
+    pub format: Format,
+    /// Of preference pairs, train on the chosen answers
+    #[arg(long)]
+    pub chosen: bool,
     /// Lines are {"input_ids", "labels"} and are taken as they are
     #[arg(long, conflicts_with = "text")]
     pub ids: bool,

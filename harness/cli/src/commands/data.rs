@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
+use karat::backend::IGNORE;
 use karat::data::record::Record;
 use karat::report::Language;
 use karat::run::{Prepared, prepare};
@@ -35,15 +36,24 @@ pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
         let tokenizer = prepared.formatter.tokenizer();
         let part = |ids: &[u32]| tokenizer.decode(ids, false);
         let (id, tokens) = (shown(&record.id), example.ids.len());
-        let _ = writeln!(text, "\n--- {id} ({tokens} tokens; not trained on | trained on)");
-        let (prompt, answer) = example.ids.split_at(example.prompt_len);
-        let _ = writeln!(text, "{}", shown_lines(&format!("{}|{}", part(prompt)?, part(answer)?)));
+        let runs = example.labels.chunk_by(|a, b| (*a == IGNORE) == (*b == IGNORE));
+        let (mut parts, mut rest) = (Vec::new(), &example.ids[..]);
+        for run in runs {
+            let (ids, behind) = rest.split_at(run.len());
+            parts.push(part(ids)?);
+            rest = behind;
+        }
+        let kinds = ["not trained on", "trained on"].into_iter().cycle().take(parts.len()).collect::<Vec<_>>();
+        let _ = writeln!(text, "\n--- {id} ({tokens} tokens; {})", kinds.join(" | "));
+        let _ = writeln!(text, "{}", shown_lines(&parts.join("|")));
     }
     let object = json!({
-        "files": prepared.files.iter().map(|(name, sha256, rows)| json!({"name": name, "sha256": sha256, "rows": rows}))
+        "files": prepared.files.iter()
+            .map(|file| json!({"name": file.name, "sha256": file.sha256, "rows": file.rows, "read_as": file.read_as}))
             .collect::<Vec<_>>(),
         "split_rule": prepared.split_rule,
         "audit": prepared.audit,
+        "lengths": prepared.lengths,
         "evaluated_items": prepared.items.len(),
         "notes": prepared.notes.iter().map(|note| note.english.as_str()).collect::<Vec<_>>(),
     });
@@ -59,7 +69,7 @@ fn write_prompts(prepared: &Prepared, file: &Path) -> Result<()> {
     for item in &prepared.items {
         let Some(record) = records.get(item.id.as_str()) else { continue };
         let prompt = prepared.formatter.prompt(record)?;
-        let messages = prepared.formatter.question(record);
+        let messages = prepared.formatter.question(record)?;
         let line = json!({"id": item.id, "messages": messages, "prompt": prompt.text, "ids": prompt.ids});
         let _ = writeln!(lines, "{line}");
     }
@@ -74,8 +84,9 @@ pub fn say_notes(prepared: &Prepared, output: &Output) {
 }
 
 fn summary(prepared: &Prepared, text: &mut String) {
-    for (name, sha256, rows) in &prepared.files {
-        let _ = writeln!(text, "{}: {rows} items (sha256 {})", shown(name), &sha256[..12]);
+    for file in &prepared.files {
+        let (name, hash) = (shown(&file.name), &file.sha256[..12]);
+        let _ = writeln!(text, "{name}: {} items, read as: {} (sha256 {hash})", file.rows, file.read_as);
     }
     let _ = writeln!(text, "split: {}", prepared.split_rule.describe(Language::English));
     for (name, split) in &prepared.audit.splits {
@@ -89,6 +100,14 @@ fn summary(prepared: &Prepared, text: &mut String) {
             split.with_think,
             split.truncated.len(),
             split.dropped.len()
+        );
+    }
+    let _ = writeln!(text, "{}", shown_lines(&prepared.lengths.describe()));
+    if prepared.untrained_turns > 0 {
+        let rows = prepared.untrained_turns;
+        let _ = writeln!(
+            text,
+            "of {rows} rows only the last turn is trained on; data.train_on = \"all\" trains the earlier ones too"
         );
     }
     let _ = writeln!(text, "evaluated: {} items", prepared.items.len());

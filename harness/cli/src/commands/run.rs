@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Global, OpenArgs, RunArgs, SuiteArgs};
 use crate::host::{Plugins, WEIGHTS, cancel_on_interrupt, element};
-use crate::output::{Output, shown};
+use crate::output::{Output, shown, shown_lines};
 use crate::progress::Progress;
 
 pub fn run(args: &RunArgs, global: &Global, output: &Output) -> Result<u8> {
@@ -65,6 +65,7 @@ fn plan(suite: &Suite, output: &Output) -> Result<u8> {
         };
         let _ = writeln!(text, "{role}");
     }
+    let _ = writeln!(text, "{}", shown_lines(&plan.lengths.describe()));
     if let Some(power) = &plan.power {
         let _ = writeln!(text, "{}", in_words(power, plan.sources < plan.items));
     }

@@ -8,12 +8,14 @@ use karat::backend::{Capability, Method, OpenConfig, TrainPlan, Weights};
 use karat::data::companions;
 use karat::data::examples::{FormatOptions, Formatter, LabelledRows, OutputFormat};
 use karat::data::fields::{Fields, Reading};
+use karat::data::files::{self, Found, Part};
+use karat::data::format::{Format, Preference};
 use karat::data::notes;
-use karat::data::pretraining::{read_ids_jsonl, read_texts, text_examples};
+use karat::data::pretraining::{read_ids_jsonl, read_texts_of, text_examples};
 use karat::data::record::BadRow;
 use karat::data::template::ChatTemplate;
 use karat::data::tokens::Tokenizer;
-use karat::model_dir::{adapter_folder, base_to_train, given, given_file};
+use karat::model_dir::{adapter_folder, base_to_train, given};
 use karat::run::{Base, TrainJob, adapter_config, plan, start_from_adapter, train};
 use karat::suite::{Hyperparameters, LoraTrain, limits, parse_setting};
 use karat::track::{Follower, Tracking};
@@ -96,7 +98,8 @@ pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
     }
     base_to_train(&args.model)?;
     args.init_adapter.as_deref().map_or(Ok(()), adapter_folder)?;
-    [Some(&args.data), args.eval_data.as_ref()].into_iter().flatten().try_for_each(|file| given_file(file))?;
+    files::found(&args.data, Part::Train)?;
+    args.eval_data.iter().try_for_each(|path| files::found(path, Part::Validation).map(drop))?;
     let mut settings = settings(args)?;
     let flags = std::mem::take(&mut settings.model).with(&args.open)?;
     let able = match args.method {
@@ -119,9 +122,9 @@ pub fn run(args: &TrainArgs, global: &Global, output: &Output) -> Result<u8> {
         ..OpenConfig::new(&args.model)
     };
     let open = computed(open, &flags.compute, &backend)?;
-    let train_rows = rows(args, &settings, &args.data, output)?;
+    let train_rows = rows(args, &settings, (&args.data, Part::Train), output)?;
     let eval_rows = match &args.eval_data {
-        Some(path) => rows(args, &settings, path, output)?,
+        Some(path) => rows(args, &settings, (path, Part::Validation), output)?,
         None => LabelledRows::default(),
     };
     let mut hyperparameters: Hyperparameters = settings.lora.hyperparameters.clone();
@@ -201,16 +204,21 @@ fn toml_table(settings: &Settings) -> Result<toml::Table> {
 }
 
 /// The rows of a file, in the form the flags name.
-fn rows(args: &TrainArgs, settings: &Settings, path: &Path, output: &Output) -> Result<LabelledRows> {
+fn rows(args: &TrainArgs, settings: &Settings, (path, part): (&Path, Part), output: &Output) -> Result<LabelledRows> {
     let max_length = settings.data.max_length;
+    let Found { files, note } = files::found(path, part)?;
+    note.iter().for_each(|note| output.say(format!("warning: {note}")));
     if args.ids {
-        let read = read_ids_jsonl(path, args.strict)?;
+        let [file] = &files[..] else {
+            return Err(Error::usage("--ids reads one file").at(path.display()).help("join the files, or name one"));
+        };
+        let read = read_ids_jsonl(file, args.strict)?;
         say_bad(&read.bad, output);
         return Ok(read.rows);
     }
     let tokenizer = Tokenizer::from_model_dir(&args.model)?;
     if args.text {
-        let texts = read_texts(path)?;
+        let texts = read_texts_of(&files)?;
         let end = tokenizer
             .pad_id()
             .or(tokenizer.eos_id())
@@ -218,19 +226,30 @@ fn rows(args: &TrainArgs, settings: &Settings, path: &Path, output: &Output) -> 
         return text_examples(&tokenizer, texts.iter().map(String::as_str), max_length, end);
     }
     let options = &settings.data;
-    let reading = Reading { fields: &settings.fields, tags: &options.think_tags, strict: args.strict };
-    let mut data = reading.read(path)?;
+    let reading = Reading {
+        format: args.format,
+        preference: if args.chosen { Preference::Chosen } else { Preference::Refuse },
+        train_on: options.train_on,
+        strict: args.strict,
+        ..Reading::new(&settings.fields, &options.think_tags)
+    };
+    let mut data = reading.read_files(&files)?;
+    for file in data.files.iter().filter(|file| file.read_as != Format::Columns) {
+        output.say(format!("{}: read as: {}", file.path, file.read_as));
+    }
     let template = ChatTemplate::from_model_dir(&args.model)?;
     let formatter = Formatter::new(template, tokenizer, settings.data.clone())?;
     let examples = formatter.examples(&data.records)?;
     for bad in &examples.bad {
-        let row = BadRow { file: data.source.clone(), line: bad.line, reason: bad.reason.clone() };
+        let file = data.files[bad.file].path.clone();
+        let row = BadRow { file, line: bad.line, reason: bad.reason.clone() };
         if args.strict {
             return Err(row.into());
         }
         data.bad.push(row);
     }
-    data.bad.sort_by_key(|row| row.line);
+    let place = |row: &BadRow| data.files.iter().position(|file| file.path == row.file);
+    data.bad.sort_by_key(|row| (place(row), row.line));
     say_bad(&data.bad, output);
     if !examples.truncated.is_empty() {
         output.say(format!("{} examples were cut to {max_length} tokens", examples.truncated.len()));

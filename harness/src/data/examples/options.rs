@@ -43,6 +43,27 @@ impl Reasoning {
     }
 }
 
+/// Which turns of the assistant a conversation is trained on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrainOn {
+    /// The last.
+    #[default]
+    Last,
+    /// Every one, but for those with `"weight": 0` and those of a prompt whose completion is given
+    /// apart. Where the template marks them (`{% generation %}`), what it marks is what is trained on,
+    /// as with TRL's `assistant_only_loss`; else each from where its turn begins to the token that ends
+    /// it. An example ends with the token that ends its last turn, whatever is marked behind it.
+    All,
+}
+
+impl TrainOn {
+    /// Whether it is the default, which is not written.
+    pub(crate) fn is_usual(&self) -> bool {
+        *self == TrainOn::default()
+    }
+}
+
 /// What became of a record's reasoning in its rendered text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -102,6 +123,9 @@ pub struct FormatOptions {
     /// What becomes of reasoning that the template has no place for.
     #[serde(skip_serializing_if = "Reasoning::is_usual")]
     pub reasoning: Reasoning,
+    /// Which turns of a conversation are trained on.
+    #[serde(skip_serializing_if = "TrainOn::is_usual")]
+    pub train_on: TrainOn,
     /// Which tags part reasoning from answers; the first is the one that is written.
     #[serde(skip_serializing_if = "ThinkTags::is_usual")]
     pub think_tags: ThinkTags,
@@ -142,6 +166,7 @@ impl Default for FormatOptions {
             now: None,
             choices: Choices::default(),
             reasoning: Reasoning::default(),
+            train_on: TrainOn::default(),
             think_tags: ThinkTags::default(),
             stop: Vec::new(),
         }

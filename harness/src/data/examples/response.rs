@@ -16,6 +16,8 @@ pub(super) struct Response {
     pub(super) answer: Range<usize>,
     /// What became of the record's reasoning.
     pub(super) reasoning: Rendered,
+    /// The turn as the template was told it, if it was.
+    pub(super) told: Option<Message>,
 }
 
 /// What is said where a template and a row do not go together.
@@ -47,7 +49,7 @@ impl Formatter {
         let think_bytes = think.len();
         let text = format!("{think}{separator}{}", record.answer);
         let answer = text.len() - record.answer.len()..text.len();
-        let response = Response { text, think_bytes, answer, reasoning };
+        let response = Response { text, think_bytes, answer, reasoning, told: None };
         let encoded = self.tokenizer.encode_with_spans(&response.text)?;
         Ok((response, encoded.ids.into_iter().zip(encoded.spans).collect()))
     }
@@ -101,7 +103,7 @@ impl Formatter {
         if response.text[..response.answer.start].contains(think.trim()) {
             return Ok(true);
         }
-        let mut messages = self.question(record);
+        let mut messages = self.question(record)?;
         messages.push(answered(record, record.answer.clone(), None));
         let without = self.render(&messages, false)?;
         Ok(without.strip_prefix(&prompt.text).is_none_or(|text| !text.starts_with(&response.text)))
@@ -111,7 +113,8 @@ impl Formatter {
     fn turn(&self, record: &Record, prompt: &RenderedPrompt, answer: Message) -> Result<(Response, Vec<Token>)> {
         let reasoning = if answer.reasoning_content.is_some() { Rendered::InPlace } else { Rendered::None };
         let think = answer.reasoning_content.clone();
-        let mut messages = self.question(record);
+        let mut messages = self.question(record)?;
+        let told = Some(answer.clone());
         messages.push(answer);
         let full = self.render(&messages, false)?;
         let refuse = |what: &str| Error::data(what).at(self.template.origin()).help(HELP);
@@ -138,8 +141,9 @@ impl Formatter {
         tokens[last].1 = end..end;
         let before = &text[..answer.start];
         let closed = self.options.think_tags.last_close(before).unwrap_or(0);
-        let told = think.and_then(|think| Some(before.rfind(think.trim())? + think.trim().len())).unwrap_or(0);
-        Ok((Response { text: text[..end].into(), think_bytes: closed.max(told), answer, reasoning }, tokens))
+        let shown = think.and_then(|think| Some(before.rfind(think.trim())? + think.trim().len())).unwrap_or(0);
+        let think_bytes = closed.max(shown);
+        Ok((Response { text: text[..end].into(), think_bytes, answer, reasoning, told }, tokens))
     }
 
     /// Where the answer stands in the text of a turn, and the token that ends the turn: of all

@@ -50,6 +50,8 @@ pub struct Examples {
     pub examples: Vec<Example>,
     /// Ids of records that were cut to `max_length` (the dropped ones included).
     pub truncated: Vec<String>,
+    /// How long each of `truncated` was before the cut.
+    pub full_lens: Vec<usize>,
     /// Ids of records left out because nothing to train on was left after the cut.
     pub dropped: Vec<String>,
     /// Records that could not be rendered or tokenized, in the order of the records.
@@ -66,6 +68,8 @@ pub struct Examples {
 pub struct BadRecord {
     /// Its id.
     pub id: String,
+    /// Which of the data set's files it is of.
+    pub file: usize,
     /// Where it stands in its file.
     pub line: usize,
     /// A lowercase fragment.
@@ -75,7 +79,7 @@ pub struct BadRecord {
 impl BadRecord {
     /// A record, and the error that it met.
     pub(crate) fn of(record: &Record, error: &Error) -> Self {
-        BadRecord { id: record.id.clone(), line: record.line, reason: short(reason(record, error)) }
+        BadRecord { id: record.id.clone(), file: record.file, line: record.line, reason: short(reason(record, error)) }
     }
 }
 
@@ -87,12 +91,22 @@ impl Examples {
         }
         if example.truncated {
             self.truncated.push(example.id.clone());
+            self.full_lens.push(example.full_len);
         }
         if example.has_labels() {
             self.examples.push(example);
         } else {
             self.dropped.push(example.id);
         }
+    }
+
+    /// As a trainer's rows, without a second copy of all of them.
+    pub fn into_rows(self) -> LabelledRows {
+        let mut rows = LabelledRows::default();
+        for example in self.examples {
+            rows.push(&example.ids, &example.labels).expect("an example has one label per id");
+        }
+        rows
     }
 
     /// As a trainer's rows.

@@ -11,6 +11,12 @@ use super::limits;
 /// The variable that carries [`super::RenderOptions::now`] to `strftime_now`.
 pub(super) const NOW: &str = "__karat_now";
 
+/// The filter that puts [`BEGIN`] and [`END`] around what an assistant said.
+pub(super) const MARK: &str = "__karat_generation";
+/// Characters of private use, of the last plane, where no font has anything.
+pub(super) const BEGIN: char = '\u{10f0f0}';
+pub(super) const END: char = '\u{10f0f1}';
+
 /// How much of a template's own words an error repeats.
 const MESSAGE_CHARS: usize = 2_000;
 
@@ -38,6 +44,7 @@ pub(super) fn environment() -> Environment<'static> {
         limits::make(text.len())?;
         Ok(strip(&text, chars, true, true).to_string())
     });
+    environment.add_filter(MARK, |text: &str| format!("{BEGIN}{text}{END}"));
     environment.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
         let message = message.as_str().map_or_else(|| limits::printed(message), |text| Ok(text.to_string()))?;
         Err(Error::new(ErrorKind::InvalidOperation, message.chars().take(MESSAGE_CHARS).collect::<String>()))

@@ -77,6 +77,7 @@ labels! {
     reproduce: "Data and reproducibility", "数据与可复现性";
     data: "Data", "数据";
     rows: "rows", "行";
+    read_as: "read as", "读作";
     splits: "Splits", "划分";
     bad_rows: "Bad rows", "坏行";
     audit: "Audit", "数据审计";

@@ -448,6 +448,19 @@ pub(in crate::report) fn warning(warning: &Warning, report: &Report, language: L
             format!("{count} items lost their whole answer to the maximum length and were left out."),
             format!("有 {count} 条因超过最大长度失去了全部回答，已被剔除。"),
         ),
+        Warning::Cut { part, cut, of, max_length, keeps_all, holds } => {
+            let share = percent(*cut as f64 / (*of).max(1) as f64);
+            let (what, zh) = match part.as_str() {
+                "train" => ("training items", "训练条目"),
+                "validation" => ("validation items", "验证条目"),
+                _ => ("references", "参考文本"),
+            };
+            let holds = holds.map_or([String::new(), String::new()], |n| [format!(", the model holds {n}"), format!("，模型最多容纳 {n}")]);
+            language.pick(
+                format!("{cut} of {of} {what} ({share}) are cut at {max_length} tokens: what is behind is neither learnt nor scored. data.max_length = {keeps_all} keeps all{}.", holds[0]),
+                format!("{of} 条{zh}中有 {cut} 条（{share}）在 {max_length} 个词元处被截断，其后的内容既不参与训练也不计分。data.max_length = {keeps_all} 可全部保留{}。", holds[1]),
+            )
+        }
         Warning::Other { text } => text.clone(),
     }
 }

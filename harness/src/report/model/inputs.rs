@@ -144,6 +144,10 @@ pub struct DataFile {
     pub sha256: String,
     /// Usable rows.
     pub rows: u64,
+    /// The form of its rows ([`Format`](crate::data::format::Format)), but for question and answer under
+    /// keys of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_as: Option<String>,
 }
 
 /// A row that could not be used.

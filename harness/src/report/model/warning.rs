@@ -121,6 +121,21 @@ pub enum Warning {
         /// How many.
         count: u64,
     },
+    /// Items of a part of the data are cut at the maximum length.
+    Cut {
+        /// `train`, `validation` or `heldout`.
+        part: String,
+        /// How many.
+        cut: u64,
+        /// Of how many.
+        of: u64,
+        /// Tokens that are kept.
+        max_length: usize,
+        /// Tokens of the longest item of all parts.
+        keeps_all: usize,
+        /// Positions that the model has, if it says so.
+        holds: Option<usize>,
+    },
     /// Something the caller found.
     Other {
         /// In the report's language.

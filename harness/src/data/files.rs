@@ -1,0 +1,329 @@
+//! Data files by name: one file, a folder, a pattern; and which of a folder's files are of which
+//! part.
+//!
+//! The part of a file is what the dataset's card says (`README.md`, `configs` in its YAML head), else
+//! what its name says (`train`, `test`, `validation`, `valid`, `val`, `dev` as a word of the name or of
+//! a folder above it), as the Hugging Face hub has it; where no name says anything, every file is of
+//! every part. Files come in the order of their paths.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::card;
+use super::read::ENDINGS;
+use super::unpack;
+use crate::{Error, Result, model_dir};
+
+/// Folders below a folder that are looked into, and files that are taken.
+const DEEPEST: usize = 8;
+const MOST_FILES: usize = 100_000;
+
+/// A part of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// What is trained on.
+    Train,
+    /// What gives the loss during training.
+    Validation,
+    /// What is held out.
+    Test,
+}
+
+impl Part {
+    /// The name, as the hub has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Train => "train",
+            Part::Validation => "validation",
+            Part::Test => "test",
+        }
+    }
+
+    /// The part that a word names.
+    pub(super) fn of_word(word: &str) -> Option<Part> {
+        match word.trim_end_matches(|c: char| c.is_ascii_digit()).to_ascii_lowercase().as_str() {
+            "train" | "training" => Some(Part::Train),
+            "validation" | "valid" | "val" | "dev" => Some(Part::Validation),
+            "test" | "testing" | "eval" | "evaluation" => Some(Part::Test),
+            _ => None,
+        }
+    }
+}
+
+/// The files of each part of a data set, in order; one without a name is under none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// Files of which the part is known.
+    pub of: BTreeMap<Part, Vec<String>>,
+    /// Files of which nothing says the part.
+    pub other: Vec<String>,
+    /// What a reader of the data must know of how this was found.
+    pub note: Option<String>,
+}
+
+/// The parts of a data set whose files have these names, relative to its folder with `/` between
+/// folders. `card` is the text of its `README.md`.
+///
+/// # Errors
+/// If the card has several configurations, of which nobody says which is meant.
+pub fn parts(card: Option<&str>, names: &[String]) -> Result<Parts> {
+    let mut names: Vec<&String> = names.iter().filter(|name| is_data(Path::new(name))).collect();
+    names.sort_unstable();
+    names.dedup();
+    let mut parts = Parts::default();
+    match card.map_or(Ok(None), card::data_files) {
+        Ok(None) => {}
+        Err(card::Unread::Several(found)) => {
+            return Err(Error::data(format!("the dataset's card has several configurations: {}", found.join(", ")))
+                .help("name the files of the one that is meant, e.g. train = \"FOLDER/CONFIG/*.parquet\""));
+        }
+        Err(card::Unread::Unclear(what)) => {
+            parts.note = Some(format!("the dataset's card is not understood ({what}): parts are told by file names"));
+        }
+        Ok(Some(files)) => {
+            for (part, pattern) in files {
+                let found = names.iter().filter(|name| matches(&pattern, name)).map(|name| (*name).clone());
+                let list = parts.of.entry(part).or_default();
+                found.for_each(|name| list.push(name));
+            }
+            parts.of.retain(|_, files| !files.is_empty());
+            if !parts.of.is_empty() {
+                return Ok(parts);
+            }
+            parts.note = Some("the dataset's card names files that are not there: parts are told by file names".into());
+        }
+    }
+    for name in names {
+        match part_of(name) {
+            Some(part) => parts.of.entry(part).or_default().push(name.clone()),
+            None => parts.other.push(name.clone()),
+        }
+    }
+    Ok(parts)
+}
+
+/// What describes a data set beside its files.
+const DESCRIPTIONS: [&str; 4] = ["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"];
+
+/// Whether a file's name is of a data file.
+fn is_data(path: &Path) -> bool {
+    let described = path.file_name().is_some_and(|name| DESCRIPTIONS.iter().any(|known| name == *known));
+    !described && ENDINGS.contains(&unpack::ending(path).0.as_str())
+}
+
+/// The part that a path says, the file's own name first.
+fn part_of(name: &str) -> Option<Part> {
+    let words = |text: &str| text.split(|c: char| !c.is_alphanumeric()).find_map(Part::of_word);
+    name.rsplit('/').find_map(words)
+}
+
+/// Whether a name fits a pattern: `*` within a folder, `**` across folders, `?` one character.
+fn matches(pattern: &str, name: &str) -> bool {
+    let pattern = pattern.strip_prefix("./").unwrap_or(pattern);
+    fits(&pattern.chars().collect::<Vec<_>>(), &name.chars().collect::<Vec<_>>())
+}
+
+fn fits(pattern: &[char], name: &[char]) -> bool {
+    // For each length of the pattern, the lengths of the name that it fits: no backtracking.
+    let mut ends = vec![false; name.len() + 1];
+    ends[0] = true;
+    let mut at = 0;
+    while at < pattern.len() {
+        let mut next = vec![false; name.len() + 1];
+        match pattern[at] {
+            '*' => {
+                let across = pattern.get(at + 1) == Some(&'*');
+                at += if across { 1 } else { 0 };
+                let mut open = false;
+                for i in 0..=name.len() {
+                    open = ends[i] || (open && (across || name[i - 1] != '/'));
+                    next[i] = open;
+                }
+                // `**/` also stands for no folder at all.
+                if across && pattern.get(at + 1) == Some(&'/') {
+                    at += 1;
+                    let mut with_slash: Vec<bool> =
+                        (0..=name.len()).map(|i| i > 0 && next[i - 1] && name[i - 1] == '/').collect();
+                    with_slash.iter_mut().zip(&ends).for_each(|(a, b)| *a |= b);
+                    next = with_slash;
+                }
+            }
+            wanted => {
+                for i in 0..name.len() {
+                    next[i + 1] = ends[i] && (name[i] == wanted || (wanted == '?' && name[i] != '/'));
+                }
+            }
+        }
+        ends = next;
+        at += 1;
+    }
+    ends[name.len()]
+}
+
+/// The files that a path stands for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// In order; at least one.
+    pub files: Vec<PathBuf>,
+    /// What a reader of the data must know of how they were found.
+    pub note: Option<String>,
+}
+
+/// The files that `path` stands for as the part `part`: itself, the matches of a pattern (`*`, `**`,
+/// `?`), or of a folder those of the part. A held-out part is the test part, else the validation part.
+///
+/// # Errors
+/// Usage, if there is no such file, none matches, or a folder has none of that part.
+pub fn found(path: &Path, part: Part) -> Result<Found> {
+    if path.is_dir() {
+        return of_folder(path, part);
+    }
+    if path.exists() {
+        return Ok(Found { files: vec![path.to_path_buf()], note: None });
+    }
+    let text = path.to_string_lossy();
+    if text.contains(['*', '?']) {
+        return of_pattern(path, &text);
+    }
+    if path == Path::new("-") {
+        return Err(Error::usage("standard input is not read here").at("-").help("give the path of a file"));
+    }
+    let near = model_dir::near(path).map_or(String::new(), |near| format!("; {near}"));
+    Err(Error::usage("no such data file")
+        .at(path.display())
+        .help(format!("paths in a suite are relative to the suite file{near}")))
+}
+
+fn of_pattern(path: &Path, text: &str) -> Result<Found> {
+    let plain = text.split('/').take_while(|part| !part.contains(['*', '?'])).collect::<Vec<_>>().join("/");
+    let folder = PathBuf::from(if plain.is_empty() && text.starts_with('/') { "/" } else { &plain });
+    let pattern = text[plain.len()..].trim_start_matches('/');
+    let folder_read = if plain.is_empty() && !text.starts_with('/') { Path::new(".") } else { &folder };
+    let mut names = Vec::new();
+    if folder_read.is_dir() {
+        walk(folder_read, "", 0, &mut names)?;
+    }
+    names.retain(|name| matches(pattern, name));
+    names.sort_unstable();
+    if names.is_empty() {
+        return Err(Error::usage("no file matches this pattern")
+            .at(path.display())
+            .help("`*` stands for part of a name, `**` for folders; paths in a suite are relative to the suite file"));
+    }
+    Ok(Found { files: names.iter().map(|name| folder.join(name)).collect(), note: None })
+}
+
+fn of_folder(folder: &Path, part: Part) -> Result<Found> {
+    let mut names = Vec::new();
+    walk(folder, "", 0, &mut names)?;
+    let card = fs::read(folder.join("README.md")).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let parts = parts(card.as_deref(), &names).map_err(|e| e.at(folder.display()))?;
+    let Parts { mut of, other, note } = parts;
+    let wanted: &[Part] = if part == Part::Test { &[Part::Test, Part::Validation] } else { &[part] };
+    let listed = |of: &BTreeMap<Part, Vec<String>>, but: Option<Part>| {
+        let parts = of.iter().filter(|(part, _)| Some(**part) != but);
+        parts.map(|(part, files)| format!("{} ({})", part.name(), files.len())).collect::<Vec<_>>()
+    };
+    let mut notes: Vec<String> = note.into_iter().collect();
+    let files = match wanted.iter().find_map(|part| Some((*part, of.remove(part)?))) {
+        Some((taken, files)) => {
+            let mut left = listed(&of, None);
+            if !other.is_empty() {
+                left.push(format!("other files ({})", other.len()));
+            }
+            if !left.is_empty() {
+                let left = left.join(", ");
+                notes.push(format!(
+                    "of the folder {} only the part {} is read, not {left}",
+                    shown(folder),
+                    taken.name()
+                ));
+            }
+            files
+        }
+        None if of.is_empty() => other,
+        None => {
+            let what =
+                format!("the folder has no files of the part {}, only {}", part.name(), listed(&of, None).join(", "));
+            return Err(Error::usage(what)
+                .at(folder.display())
+                .help("name the files, or a pattern such as FOLDER/*.jsonl"));
+        }
+    };
+    if files.is_empty() {
+        let what = format!("the folder has no data file ({})", ENDINGS.join(", "));
+        return Err(Error::usage(what).at(folder.display()).help("give a folder with data files, or the files"));
+    }
+    let note = (!notes.is_empty()).then(|| notes.join("; "));
+    Ok(Found { files: files.iter().map(|name| folder.join(name)).collect(), note })
+}
+
+fn shown(path: &Path) -> String {
+    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The names of all files below `folder`, relative to it; what is hidden is left out.
+fn walk(folder: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> Result<()> {
+    let fail = |e| Error::io("read the folder", folder, e);
+    for entry in fs::read_dir(folder).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if name.starts_with('.') {
+            continue;
+        }
+        let (path, name) = (entry.path(), format!("{prefix}{name}"));
+        if path.is_dir() {
+            if depth < DEEPEST {
+                walk(&path, &format!("{name}/"), depth + 1, names)?;
+            }
+        } else if names.len() < MOST_FILES {
+            names.push(name);
+        } else {
+            return Err(Error::usage(format!("more than {MOST_FILES} files")).at(folder.display()).help("name fewer"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_fit_within_folders_and_across() {
+        for (pattern, name, fit) in [
+            ("data/train-*", "data/train-0.parquet", true),
+            ("data/*", "data/a/b.csv", false),
+            ("**", "a/b/c.csv", true),
+            ("**/*.csv", "c.csv", true),
+            ("**/*.csv", "a/b/c.csv", true),
+            ("a/**/c.csv", "a/c.csv", true),
+            ("a/**/c.csv", "a/xc.csv", false),
+            ("?.csv", "a.csv", true),
+            ("?.csv", "ab.csv", false),
+            ("./a.csv", "a.csv", true),
+            ("*a*a*a*a*a*a*b", &"a".repeat(2000), false),
+        ] {
+            assert_eq!(matches(pattern, name), fit, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn the_part_is_a_word_of_the_name_or_of_a_folder() {
+        let part = |name: &str| part_of(name).map(Part::name);
+        for (name, expected) in [
+            ("train.jsonl", Some("train")),
+            ("data/train-00000-of-00002.parquet", Some("train")),
+            ("my_dev.csv", Some("validation")),
+            ("test/part1.jsonl", Some("test")),
+            ("train/test.jsonl", Some("test")),
+            ("val2.jsonl.gz", Some("validation")),
+            ("trainer.jsonl", None),
+            ("contest.jsonl", None),
+            ("latest.jsonl", None),
+        ] {
+            assert_eq!(part(name), expected, "{name}");
+        }
+    }
+}
