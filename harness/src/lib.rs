@@ -80,6 +80,7 @@
 pub mod data;
 pub mod escape;
 pub mod eval;
+pub mod hub;
 pub mod import;
 pub mod model_dir;
 mod nearest;

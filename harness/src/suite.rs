@@ -35,6 +35,7 @@ mod check;
 mod check_models;
 mod data;
 mod eval;
+mod hub;
 mod keys;
 pub mod limits;
 mod model;
@@ -44,14 +45,15 @@ mod parse;
 mod toml_errors;
 mod train;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::error::{Error, Result};
+use crate::hub::Source;
 use crate::report::Language;
-use crate::run::models as runs;
 
 pub(crate) use check_models::names_file;
 pub use data::DataConfig;
@@ -112,6 +114,13 @@ pub struct Suite {
     /// Which model one would ship.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<VerdictConfig>,
+    /// What branches and tags of the hubs are taken to mean: `"hf:owner/name" = "COMMIT"`. A run
+    /// notes here what they meant when it began, and stays with it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pins: BTreeMap<String, String>,
+    /// What came from a hub, in place of which the paths above stand.
+    #[serde(skip)]
+    pub sources: Vec<Source>,
 }
 
 fn default_seed() -> u64 {
@@ -185,42 +194,21 @@ impl Suite {
         // A bare file name lies in the folder called nothing.
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         suite.resolve_paths(&std::path::absolute(folder).map_err(|e| Error::io("resolve", folder, e))?);
+        suite.bring(&overrides.pins).map_err(|e| if e.place().is_none() { e.at(path.display()) } else { e })?;
         suite.check(path)?;
         Ok(suite)
     }
 
-    /// The effective suite as TOML, as it is stored in the run folder.
+    /// The effective suite as TOML, as it is stored in the run folder: with the ids of what came from
+    /// a hub, and what they meant as `pins`.
     ///
     /// # Errors
     /// If a number does not fit TOML.
     pub fn to_toml(&self) -> Result<String> {
         // By way of a value, in which tables come after plain values, as TOML wants it.
-        Value::try_from(self)
+        Value::try_from(self.as_written())
             .and_then(|value| toml::to_string(&value))
             .map_err(|e| Error::failed("could not write the suite as TOML").because(e))
-    }
-
-    fn resolve_paths(&mut self, folder: &Path) {
-        let data = &mut self.data;
-        for path in [&mut data.file, &mut data.train, &mut data.validation, &mut data.heldout].into_iter().flatten() {
-            *path = folder.join(&*path);
-        }
-        if let Some(general) = &mut self.eval.general {
-            general.file = folder.join(&general.file);
-        }
-        if self.model.has_base() {
-            self.model.base = folder.join(&self.model.base);
-        }
-        for (_, model) in &mut self.models.0 {
-            let NamedModel { path, adapter, predictions, .. } = model;
-            for path in [path, adapter, predictions].into_iter().flatten() {
-                *path = match runs::resolve(path) {
-                    // `RUN:NAME` is of a run in the working folder, or below its `runs`.
-                    Ok(found) if found != *path => found,
-                    _ => folder.join(&*path),
-                };
-            }
-        }
     }
 
     /// What this suite trains: the key of the table, and the hyperparameters.

@@ -9,6 +9,7 @@ use crate::client::{Job, Snapshot, SnapshotFile, Want, Why};
 use crate::hash::of_file;
 use crate::http::is_unreachable;
 use crate::hugging_face::HuggingFace;
+use crate::id::is_commit;
 use crate::layout::Repo;
 use crate::lock::Lock;
 use crate::progress::Event;
@@ -95,7 +96,12 @@ pub(crate) fn fetch(job: &Job<'_>) -> Result<Snapshot> {
 /// The commit that is meant.
 fn commit(job: &Job<'_>, hub: &HuggingFace<'_>, repo: &Repo, closed: &mut Option<Why>) -> Result<String> {
     if let Some(pin) = job.pin {
-        return Ok(pin.to_string());
+        return match is_commit(pin) {
+            true => Ok(pin.to_string()),
+            false => Err(Error::usage(format!("{pin:?} is pinned, and is no commit"))
+                .at(job.id)
+                .help("a commit has 40 hexadecimal digits: correct it in [pins], or leave it out")),
+        };
     }
     let revision = job.id.asked_revision();
     if job.id.is_commit() {

@@ -47,6 +47,7 @@ mod remote;
 mod retry;
 mod settings;
 mod space;
+mod survey;
 mod transfer;
 
 pub use card::{Card, DataConfig};
@@ -55,3 +56,4 @@ pub use id::{HubId, RepoKind, Site};
 pub use progress::{Event, Progress, Silent};
 pub use settings::{Retry, Settings, Token};
 pub use space::in_words;
+pub use survey::{Cached, survey};

@@ -436,3 +436,11 @@ fn what_no_disk_holds_is_not_begun() {
     let error = place.model("hf:o/n").unwrap_err();
     assert!(error.what().contains("are to come") && error.help_text().unwrap().contains("HF_HOME"), "{error}");
 }
+
+#[test]
+fn a_pin_that_is_no_commit_is_refused_and_leads_nowhere() {
+    let (place, ..) = with_model();
+    let id = HubId::parse("hf:o/n").unwrap();
+    let error = place.client().fetch(&id, RepoKind::Model, &Want::Model, Some("../../x"), &place.told).unwrap_err();
+    assert!(error.kind() == ErrorKind::Usage && error.what().contains("no commit"), "{error}");
+}

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::eval::ItemResult;
 use crate::eval::stats::StatsOptions;
 use crate::fsio::sha256;
+use crate::hub;
 use crate::report::{
     self, BadRow, CheckpointRecord, ChosenBy, Cost, Data, DataFile, Decoding, Environment, Fingerprints, GeneralText,
     Inputs, Language, Leak, ModelRun, Priorities, Report, TrainingRecord, Warning,
@@ -164,6 +165,7 @@ fn inputs<'a>(
             title: suite.title.clone(),
             description: suite.description.clone(),
             sha256: sha256(comparable(suite)?.as_bytes()),
+            sources: suite.sources.clone(),
         },
         seeds: seeds(suite),
         fingerprints,
@@ -227,8 +229,12 @@ fn inputs<'a>(
 /// The suite without what is not part of the experiment: where its files lie, and how many threads
 /// work.
 pub(crate) fn comparable(suite: &Suite) -> Result<String> {
-    let mut suite = suite.clone();
-    let name = |p: &Path| p.file_name().map(PathBuf::from).unwrap_or_default();
+    let mut suite = suite.pinned();
+    // An id says what it is, with the commit in it; of a path, the last name does.
+    let name = |p: &Path| match hub::is_id(p) {
+        true => p.to_path_buf(),
+        false => p.file_name().map(PathBuf::from).unwrap_or_default(),
+    };
     let data = &mut suite.data;
     for path in [&mut data.file, &mut data.train, &mut data.validation, &mut data.heldout].into_iter().flatten() {
         *path = name(path);

@@ -208,6 +208,8 @@ pub(super) fn check_spans(text: &str, path: &Path) -> Result<()> {
         gate: GateConfig,
         #[serde(default)]
         verdict: Option<VerdictConfig>,
+        #[serde(default)]
+        pins: std::collections::BTreeMap<String, String>,
     }
     toml::from_str::<Written>(text).map(drop).map_err(|e| toml_error(&e, text, path))
 }

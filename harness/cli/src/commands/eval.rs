@@ -23,7 +23,8 @@ use crate::progress::Progress;
 pub fn run(args: &EvalArgs, global: &Global, output: &Output) -> Result<u8> {
     args.reports.iter().try_for_each(|reports| report::check_folder(reports))?;
     let typed = Overrides { eval_backend: args.open.backend.clone(), ..computed(&args.open) };
-    let suite = load_suite(&args.suite, typed)?;
+    let mut suite = load_suite(&args.suite, typed)?;
+    suite.sources.extend(global.sources.iter().cloned());
     if !args.predictions.is_empty() {
         return measure(args, &suite, output);
     }

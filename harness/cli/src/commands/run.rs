@@ -17,8 +17,18 @@ use crate::output::{Output, shown};
 use crate::progress::Progress;
 
 pub fn run(args: &RunArgs, global: &Global, output: &Output) -> Result<u8> {
-    let typed = Overrides { backend: args.open.backend.clone(), ..computed(&args.open) };
+    let pins = if args.fresh { BTreeMap::new() } else { recorded_pins(&args.suite.suite, args.out.as_deref()) };
+    let typed = Overrides { backend: args.open.backend.clone(), pins: pins.clone(), ..computed(&args.open) };
     let suite = load_suite(&args.suite, typed)?;
+    for source in suite.sources.iter().filter(|source| source.revision != source.state) {
+        let licence = source.licence.as_ref().map_or_else(String::new, |licence| format!(", licence {licence}"));
+        let state = karat::hub::short(&source.state);
+        let began = match pins.get(source.repository()) == Some(&source.state) {
+            true => format!(", as when this run began (--fresh takes what {} means now)", source.revision),
+            false => String::new(),
+        };
+        output.say(format!("{}: {} ({}) = {state}{licence}{began}", source.key, source.id, source.revision));
+    }
     if args.plan {
         return plan(&suite, output);
     }
@@ -117,6 +127,19 @@ pub fn computed(args: &OpenArgs) -> Overrides {
         eval_options,
         ..Overrides::default()
     }
+}
+
+/// What branches and tags of the hubs meant when the run in its folder began: one that goes on stays
+/// with that. None where there is no run, or nothing that can be read.
+fn recorded_pins(spec: &str, out: Option<&Path>) -> BTreeMap<String, String> {
+    let table = |path: &Path| std::fs::read_to_string(path).ok()?.parse::<toml::Table>().ok();
+    let named = || {
+        let suite = table(&Suite::find(spec).ok()?)?;
+        Some(Path::new("runs").join(suite.get("name")?.as_str()?))
+    };
+    let stored = out.map(PathBuf::from).or_else(named).and_then(|folder| table(&folder.join("suite.toml")));
+    let pins = stored.as_ref().and_then(|suite| suite.get("pins")).and_then(toml::Value::as_table);
+    pins.into_iter().flatten().filter_map(|(id, state)| Some((id.clone(), state.as_str()?.to_string()))).collect()
 }
 
 /// Where a run works.
