@@ -172,7 +172,7 @@ pub(crate) fn base_of_suite(base: &Path, suite: &Path) -> Result<()> {
     let folder = suite.parent().map(std::path::absolute).and_then(Result::ok);
     // As it was written: an id is none with the suite's folder before it.
     let written = folder.as_deref().and_then(|folder| base.strip_prefix(folder).ok()).unwrap_or(base);
-    if !base.exists() && hub_id(written).is_some() {
+    if !base.parent().is_some_and(Path::exists) && hub_id(written).is_some() {
         return Err(missing(base, written, "folder").at(format!("{}: model.base = {:?}", suite.display(), written)));
     }
     if is_adapter(base) {

@@ -94,6 +94,8 @@ fn allow(_: &Global, _: &Output) -> Result<()> {
 fn allow(global: &Global, output: &Output) -> Result<()> {
     use std::sync::Arc;
     let progress = crate::downloads::Downloads::new(output, false)?;
-    karat::hub::allow(karat::hub::Access { offline: global.offline, progress: Arc::new(progress) });
+    let mut settings = karat::hub::client::Settings::from_env();
+    settings.offline |= global.offline;
+    karat::hub::allow(karat::hub::Access { settings, progress: Arc::new(progress) });
     Ok(())
 }

@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 /// How this process gets at the hubs.
 #[derive(Clone)]
 pub struct Access {
-    /// Nothing is asked of the network, whatever the environment says.
-    pub offline: bool,
+    /// Addresses, caches, tokens; offline or not.
+    pub settings: Settings,
     /// Who is told, and may ask to stop.
     pub progress: Arc<dyn Progress + Send>,
 }
@@ -28,13 +28,11 @@ pub fn allow(access: Access) {
 
 fn access() -> Access {
     let access = ACCESS.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    access.unwrap_or_else(|| Access { offline: false, progress: Arc::new(Silent) })
+    access.unwrap_or_else(|| Access { settings: Settings::from_env(), progress: Arc::new(Silent) })
 }
 
 fn fetched(id: &HubId, place: Place, pin: Option<&str>) -> Result<Snapshot> {
-    let Access { offline, progress } = access();
-    let mut settings = Settings::from_env();
-    settings.offline |= offline;
+    let Access { settings, progress } = access();
     let (kind, want) = match place {
         Place::Model => (RepoKind::Model, Want::Model),
         Place::Data(_) => (RepoKind::Dataset, Want::Data),
