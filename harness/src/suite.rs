@@ -26,7 +26,9 @@
 //! max_new_tokens = 256
 //! ```
 //!
-//! Relative paths are relative to the suite file. Three layers make the effective suite: the
+//! Relative paths are relative to the suite file. Where a model's folder or a data file stands, an id
+//! of a hub may stand as well: `base = "hf:Qwen/Qwen3-0.6B"`, `file = "ms:owner/data/train.jsonl"` (see
+//! [`crate::hub`]); the commits that branches meant are stored as `[pins]`. Three layers make the effective suite: the
 //! defaults written here, the file, and `--set key=value` overrides; a key nobody knows is an error
 //! in each. The effective suite is stored in the run folder, so that a run can be repeated from it
 //! alone.

@@ -119,7 +119,11 @@ impl Http {
             if let Some(from) = ask.from {
                 request = request.header("range", format!("bytes={from}-"));
             }
-            let (head, body) = request.call()?.into_parts();
+            let (head, body) = match is_loopback(&url) {
+                true => request.config().proxy(None).build().call()?,
+                false => request.call()?,
+            }
+            .into_parts();
             let answer = Answer { status: head.status.as_u16(), headers: head.headers, body };
             if !matches!(answer.status, 301 | 302 | 303 | 307 | 308) {
                 return Ok(answer);
@@ -188,15 +192,21 @@ impl Http {
 pub(crate) fn may_pass(error: &ureq::Error) -> bool {
     use ureq::Error as E;
     match error {
+        error if is_of_certificate(error) => false,
         E::Io(_) | E::Timeout(_) | E::ConnectionFailed | E::Protocol(_) | E::HostNotFound => true,
         other => matches!(other, E::BodyStalled),
     }
 }
 
+/// Whether a connection failed for a certificate, which the next one will too.
+fn is_of_certificate(error: &ureq::Error) -> bool {
+    matches!(error, ureq::Error::Rustls(_) | ureq::Error::Tls(_)) || error.to_string().contains("certificate")
+}
+
 /// The error for a hub that does not answer.
 pub(crate) fn unreachable(url: &str, error: ureq::Error) -> Error {
     let help = match &error {
-        ureq::Error::Rustls(_) | ureq::Error::Tls(_) => {
+        error if is_of_certificate(error) => {
             "the certificate is not trusted here: install the system's certificates, or name the file of yours in SSL_CERT_FILE"
         }
         _ => {
@@ -217,6 +227,13 @@ pub(crate) fn host(url: &str) -> String {
     let authority = url.parse::<Uri>().ok().and_then(|uri| uri.authority().map(|a| a.to_string()));
     // Not what stands before an @: that may be a password.
     authority.map_or_else(|| url.into(), |a| a.rsplit('@').next().unwrap_or_default().to_string())
+}
+
+/// Whether an address is of this machine, which no proxy has to do with.
+fn is_loopback(url: &str) -> bool {
+    let host = host(url);
+    let name = host.rsplit_once(':').map_or(host.as_str(), |(name, _)| name);
+    matches!(name, "localhost" | "[::1]") || name.starts_with("127.")
 }
 
 /// Where a `Location` leads from an address; none where it is no address.

@@ -444,3 +444,12 @@ fn a_pin_that_is_no_commit_is_refused_and_leads_nowhere() {
     let error = place.client().fetch(&id, RepoKind::Model, &Want::Model, Some("../../x"), &place.told).unwrap_err();
     assert!(error.kind() == ErrorKind::Usage && error.what().contains("no commit"), "{error}");
 }
+
+#[test]
+fn a_hub_that_speaks_no_tls_cannot_be_reached() {
+    let (place, ..) = with_model();
+    // Speaks no TLS: the handshake fails at once, or when the answer is read.
+    let client = place.with(|settings| settings.hf_endpoint = place.hub.url.replace("http:", "https:"));
+    let error = place.fetch(&client, "hf:o/n").unwrap_err();
+    assert!(error.kind() == ErrorKind::Failed && error.what().contains("cannot be reached"), "{error}");
+}

@@ -43,15 +43,27 @@ fn a_kill_at_any_moment_leaves_what_came_and_no_name_for_it() {
         command.env("HF_HUB_CACHE", folder.path()).env_remove("HF_HUB_OFFLINE").env_remove("TRANSFORMERS_OFFLINE");
         command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     };
-    // A tenth of a second a kill brings a fiftieth of the file, so that all of them fall within it.
-    hub.state().bytes_per_second = LENGTH / 6;
-    let (mut kills, mut state) = (0, 12345u64);
-    let mut most = 0;
-    for _ in 0..KILLS {
-        let mut child = run();
+    hub.state().bytes_per_second = LENGTH / 4;
+    let partial = repo.join("blobs").join(format!("{sha256}.karat.incomplete"));
+    let length = || std::fs::metadata(&partial).map_or(0, |metadata| metadata.len());
+    let (mut kills, mut most, mut state) = (0, 0, 12345u64);
+    let mut random = |below: u64| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        std::thread::sleep(Duration::from_millis(20 + (state >> 33) % 180));
-        let done = child.try_wait().unwrap().is_some();
+        (state >> 33) % below
+    };
+    for number in 0..KILLS {
+        let mut child = run();
+        // One in five at any time, the others when some of it came: in all nearly the whole file.
+        let (time, bytes) = match number % 5 {
+            0 => (random(200), u64::MAX),
+            _ => (20_000, most + random(LENGTH as u64 / 24)),
+        };
+        let began = std::time::Instant::now();
+        let mut done = false;
+        while began.elapsed() < Duration::from_millis(time) && length() < bytes && !done {
+            done = child.try_wait().unwrap().is_some();
+            std::thread::sleep(Duration::from_millis(1));
+        }
         child.kill().unwrap();
         child.wait().unwrap();
         kills += usize::from(!done);
@@ -65,7 +77,6 @@ fn a_kill_at_any_moment_leaves_what_came_and_no_name_for_it() {
         if blob.exists() {
             assert_eq!(std::fs::read(&blob).unwrap(), *file.bytes);
         }
-        let partial = repo.join("blobs").join(format!("{sha256}.karat.incomplete"));
         if let Ok(metadata) = std::fs::metadata(&partial) {
             assert!(metadata.len() >= most, "what came was thrown away");
             most = metadata.len();
@@ -88,5 +99,5 @@ fn a_kill_at_any_moment_leaves_what_came_and_no_name_for_it() {
     let link = repo.join("snapshots").read_dir().unwrap().next().unwrap().unwrap().path().join("model.safetensors");
     assert_eq!(std::fs::read(link).unwrap(), *file.bytes);
     eprintln!("{kills} of {KILLS} kills met a download at work; the last part began at byte {most} of {LENGTH}");
-    assert!(kills > KILLS / 2);
+    assert!(kills > KILLS / 2 && most > LENGTH as u64 / 4);
 }

@@ -15,7 +15,9 @@ use super::TemplateChoice;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// One file to be split: JSON lines, or CSV with a first line of column names (`.csv`).
+    /// One file to be split: JSON lines, or CSV with a first line of column names (`.csv`). Here and
+    /// below, a dataset of a hub may stand instead (`hf:owner/name`): its `train` files, as
+    /// `validation` those of that split, as `heldout` those of `test`.
     #[serde(default)]
     pub file: Option<PathBuf>,
     /// How `file` is split after Python's shuffle: `"9:1"` is train and held-out (which then also
