@@ -38,6 +38,8 @@ pub enum Place {
 pub struct Source {
     /// Where it stands: `model.base`, `data.file`, `--model`.
     pub key: String,
+    /// `model` or `dataset`.
+    pub kind: String,
     /// The id as it was written.
     pub id: String,
     /// The revision that was meant: a branch, a tag, a commit.
@@ -75,6 +77,19 @@ impl Source {
     pub fn repository(&self) -> &str {
         split(&self.id).0
     }
+
+    /// By what its state is pinned: `hf:owner/name@revision`; of a dataset, which may have the name of
+    /// a model, `hf:datasets/owner/name@revision`.
+    pub fn pin(&self) -> String {
+        pin(&self.kind, self.repository())
+    }
+}
+
+fn pin(kind: &str, repository: &str) -> String {
+    match kind {
+        "dataset" => repository.replacen(':', ":datasets/", 1),
+        _ => repository.to_string(),
+    }
 }
 
 /// An id's repository with its revision, and the path behind.
@@ -96,10 +111,10 @@ pub fn is_id(path: &Path) -> bool {
 }
 
 /// Puts the path that an id means in place of it; what is no id stays. `pins` has the states that
-/// revisions are taken to mean, by repository ([`Source::repository`]).
+/// revisions are taken to mean ([`Source::pin`]).
 ///
 /// # Errors
-/// As [`karat_hub`'s client](https://docs.rs/karat-hub); usage, in a build without one.
+/// As `karat_hub::Client::fetch`; usage, in a build without a client.
 pub fn bring(key: &str, path: &mut PathBuf, place: Place, pins: &BTreeMap<String, String>) -> Result<Option<Source>> {
     let Some(text) = path.to_str().filter(|_| is_id(path)).map(str::to_string) else { return Ok(None) };
     let source = found(key, &text, place, pins)?;
@@ -110,6 +125,7 @@ pub fn bring(key: &str, path: &mut PathBuf, place: Place, pins: &BTreeMap<String
 #[cfg(feature = "hub")]
 use fetch::found;
 
+/// Without the feature.
 #[cfg(not(feature = "hub"))]
 fn found(_: &str, id: &str, _: Place, _: &BTreeMap<String, String>) -> Result<Source> {
     let repo = split(id).0.split_once(':').map_or("", |(_, repo)| repo);
@@ -154,7 +170,7 @@ pub fn short(state: &str) -> &str {
 pub fn moved(first: &[Source], second: &[Source]) -> Vec<Moved> {
     let mut found: Vec<Moved> = Vec::new();
     for old in first {
-        let same = second.iter().find(|new| new.repository() == old.repository() && new.revision == old.revision);
+        let same = second.iter().find(|new| new.pin() == old.pin() && new.revision == old.revision);
         let Some(new) = same.filter(|new| new.state != old.state) else { continue };
         let one = Moved {
             id: old.repository().into(),
@@ -199,6 +215,8 @@ mod tests {
             assert_eq!(source(id, "c0").pinned(), pinned);
         }
         assert_eq!(source("hf:o/n@refs/pr/3", "c0").repository(), "hf:o/n@refs/pr/3");
+        let data = Source { kind: "dataset".into(), ..source("hf:o/n@v1/a.jsonl", "c0") };
+        assert_eq!((data.pin(), source("hf:o/n/x", "c0").pin()), ("hf:datasets/o/n@v1".into(), "hf:o/n".into()));
     }
 
     #[test]

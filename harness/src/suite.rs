@@ -116,8 +116,8 @@ pub struct Suite {
     /// Which model one would ship.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<VerdictConfig>,
-    /// What branches and tags of the hubs are taken to mean: `"hf:owner/name" = "COMMIT"`. A run
-    /// notes here what they meant when it began, and stays with it.
+    /// What branches and tags of the hubs are taken to mean: `"hf:owner/name" = "COMMIT"`, of a
+    /// dataset `"hf:datasets/owner/name" = "COMMIT"`. A run notes here what they meant when it began, and stays with it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub pins: BTreeMap<String, String>,
     /// What came from a hub, in place of which the paths above stand.

@@ -1,10 +1,11 @@
 //! Ids of the hubs on the command line: brought to this machine before a command begins, so that
 //! each command sees paths. The one place that knows which arguments name models and data.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use karat::Result;
-use karat::hub::{Place, Source, bring};
+use karat::hub::{Place, Source, bring, short};
 
 use crate::args::{Command, Global};
 use crate::output::Output;
@@ -62,7 +63,7 @@ fn model<'a>(all: &mut Vec<(&'static str, Place, Option<&'a mut PathBuf>)>, args
 /// As [`bring`].
 pub fn bring_named(command: &mut Command, global: &Global, output: &Output) -> Result<Vec<Source>> {
     allow(global, output)?;
-    let pins = std::collections::BTreeMap::new();
+    let pins = BTreeMap::new();
     let mut sources = Vec::new();
     for (flag, place, path) in named(command) {
         sources.extend(bring(flag, path, place, &pins)?);
@@ -82,7 +83,21 @@ pub fn bring_named(command: &mut Command, global: &Global, output: &Output) -> R
             }
         }
     }
+    say_sources(&sources, &pins, output);
     Ok(sources)
+}
+
+/// Says what ids meant, and under which licence; `began` are the states that an earlier run noted.
+pub fn say_sources(sources: &[Source], began: &BTreeMap<String, String>, output: &Output) {
+    for source in sources {
+        let licence = source.licence.as_ref().map_or_else(String::new, |licence| format!(", licence {licence}"));
+        let as_begun = match began.get(&source.pin()) == Some(&source.state) && source.revision != source.state {
+            true => format!(", as when this run began (--fresh takes what {} means now)", source.revision),
+            false => String::new(),
+        };
+        let state = short(&source.state);
+        output.say(format!("{}: {} ({}) = {state}{licence}{as_begun}", source.key, source.id, source.revision));
+    }
 }
 
 #[cfg(not(feature = "hub"))]

@@ -56,7 +56,11 @@ pub(super) fn found(key: &str, text: &str, place: Place, pins: &BTreeMap<String,
         None => e.at(key),
     };
     let id = HubId::parse(text).map_err(at)?;
-    let pin = pins.get(&id.repository().to_string()).map(String::as_str);
+    let kind = match place {
+        Place::Model => RepoKind::Model.word(),
+        Place::Data(_) => RepoKind::Dataset.word(),
+    };
+    let pin = pins.get(&super::pin(kind, super::split(text).0)).map(String::as_str);
     let snapshot = fetched(&id, place, pin).map_err(at)?;
     let local = match place {
         Place::Model => snapshot.local(),
@@ -69,6 +73,7 @@ pub(super) fn found(key: &str, text: &str, place: Place, pins: &BTreeMap<String,
     let files = snapshot.files.iter().filter(|file| used(&file.path));
     Ok(Source {
         key: key.into(),
+        kind: kind.into(),
         id: text.into(),
         revision: id.asked_revision().into(),
         state: snapshot.state.clone(),

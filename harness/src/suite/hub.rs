@@ -30,9 +30,12 @@ impl Suite {
         }
         for (name, model) in &mut self.models.0 {
             let NamedModel { path, adapter, predictions, .. } = model;
-            let all = [("path", path), ("adapter", adapter), ("predictions", predictions)];
-            let there = all.into_iter().filter_map(|(key, path)| Some((key, path.as_mut()?)));
-            paths.extend(there.map(|(key, path)| (format!("models.{name}.{key}"), Place::Model, path)));
+            let texts = Place::Data("test");
+            for (key, place, path) in
+                [("path", Place::Model, path), ("adapter", Place::Model, adapter), ("predictions", texts, predictions)]
+            {
+                paths.extend(path.as_mut().map(|path| (format!("models.{name}.{key}"), place, path)));
+            }
         }
         paths
     }
@@ -57,7 +60,7 @@ impl Suite {
         for (key, place, path) in self.paths() {
             sources.extend(hub::bring(&key, path, place, &pins)?);
         }
-        self.pins.extend(sources.iter().map(|source| (source.repository().to_string(), source.state.clone())));
+        self.pins.extend(sources.iter().map(|source| (source.pin(), source.state.clone())));
         self.sources = sources;
         Ok(())
     }

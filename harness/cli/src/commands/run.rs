@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Global, OpenArgs, RunArgs, SuiteArgs};
 use crate::host::{Plugins, WEIGHTS, cancel_on_interrupt, element};
+use crate::hub::say_sources;
 use crate::output::{Output, shown};
 use crate::progress::Progress;
 
@@ -20,15 +21,7 @@ pub fn run(args: &RunArgs, global: &Global, output: &Output) -> Result<u8> {
     let pins = if args.fresh { BTreeMap::new() } else { recorded_pins(&args.suite.suite, args.out.as_deref()) };
     let typed = Overrides { backend: args.open.backend.clone(), pins: pins.clone(), ..computed(&args.open) };
     let suite = load_suite(&args.suite, typed)?;
-    for source in suite.sources.iter().filter(|source| source.revision != source.state) {
-        let licence = source.licence.as_ref().map_or_else(String::new, |licence| format!(", licence {licence}"));
-        let state = karat::hub::short(&source.state);
-        let began = match pins.get(source.repository()) == Some(&source.state) {
-            true => format!(", as when this run began (--fresh takes what {} means now)", source.revision),
-            false => String::new(),
-        };
-        output.say(format!("{}: {} ({}) = {state}{licence}{began}", source.key, source.id, source.revision));
-    }
+    say_sources(&suite.sources, &pins, output);
     if args.plan {
         return plan(&suite, output);
     }
