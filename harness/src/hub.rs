@@ -105,9 +105,14 @@ fn split(id: &str) -> (&str, &str) {
 }
 
 /// Whether a path is meant as an id. `hf:NAME` without a slash is the model `NAME` of a run called
-/// `hf`, as `RUN:NAME` is.
+/// `hf`, if there is one, as `RUN:NAME` is.
 pub fn is_id(path: &Path) -> bool {
-    path.to_str().is_some_and(|text| (text.starts_with("hf:") || text.starts_with("ms:")) && text.contains('/'))
+    let is_run = |name: &str| {
+        let runs = [PathBuf::from(name), Path::new("runs").join(name)];
+        runs.iter().any(|run| run.join(crate::run::models::MODELS).is_dir())
+    };
+    let hub = path.to_str().and_then(|text| text.split_once(':')).filter(|(hub, _)| matches!(*hub, "hf" | "ms"));
+    hub.is_some_and(|(hub, rest)| rest.contains('/') || !is_run(hub))
 }
 
 /// Puts the path that an id means in place of it; what is no id stays. `pins` has the states that
@@ -195,10 +200,10 @@ mod tests {
 
     #[test]
     fn an_id_is_told_from_a_path_and_from_a_model_of_a_run() {
-        for id in ["hf:Qwen/Qwen3-0.6B", "ms:o/n@v1/x.jsonl"] {
+        for id in ["hf:Qwen/Qwen3-0.6B", "ms:o/n@v1/x.jsonl", "hf:Qwen"] {
             assert!(is_id(Path::new(id)), "{id}");
         }
-        for path in ["Qwen/Qwen3-0.6B", "runs/hf:x", "hf:lora", "./hf:o/n", "/a/hf:o/n"] {
+        for path in ["Qwen/Qwen3-0.6B", "runs/hf:x", "mine:lora", "./hf:o/n", "/a/hf:o/n"] {
             assert!(!is_id(Path::new(path)), "{path}");
         }
     }

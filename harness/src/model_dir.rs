@@ -384,7 +384,11 @@ mod tests {
         let folder = place("Qwen/Qwen3-0.6B");
         let error = ModelDir::resolve(&folder.path().join("adapter"), None).unwrap_err();
         assert_eq!(error.kind(), crate::ErrorKind::Usage);
-        assert!(said(&error).contains("hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B"), "{}", said(&error));
+        assert!(
+            said(&error).contains("hf:Qwen/Qwen3-0.6B") && said(&error).contains("as the adapter"),
+            "{}",
+            said(&error)
+        );
         let train = base_to_train(&folder.path().join("adapter")).unwrap_err();
         assert!(said(&train).contains("--init-adapter") && said(&train).contains("karat merge"), "{}", said(&train));
     }

@@ -14,6 +14,8 @@ use crate::settings::{Retry, Settings, Token};
 
 /// Redirects of one request.
 const MOST_REDIRECTS: usize = 10;
+/// Attempts of a request that nobody answers.
+const MOST_UNHEARD: u32 = 3;
 /// The longest listing, in bytes.
 const LONGEST_TEXT: u64 = 256 << 20;
 
@@ -163,7 +165,10 @@ impl Http {
             let (asked, why) = match answer {
                 Ok(answer) if failures >= self.retry.attempts || !passing(answer.status) => return Ok(answer),
                 Ok(answer) => (asked(&answer.headers), format!("it answered {}", answer.status)),
-                Err(e) if failures >= self.retry.attempts || !may_pass(&e) => return Err(unreachable(ask.url, e)),
+                // One without a network wants to go on with what is here, not to wait for half a minute.
+                Err(e) if failures >= self.retry.attempts.min(MOST_UNHEARD) || !may_pass(&e) => {
+                    return Err(unreachable(ask.url, e));
+                }
                 Err(e) => (None, e.to_string()),
             };
             self.pause(failures, asked, &host(ask.url), &why, progress)?;
