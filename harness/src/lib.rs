@@ -28,7 +28,8 @@
 //! # The words
 //!
 //! A **suite** ([`suite`]) is one TOML file that says everything about an experiment: the data, the
-//! base model, how LoRA and full are trained, what is measured.
+//! base model, how LoRA and full are trained, what is measured. Models and data may be named by an
+//! id of a hub ([`hub`]): `hf:Qwen/Qwen3-0.6B`.
 //!
 //! A **backend** ([`backend`], the crate `karat-backend`) is a library of model code. It sees token
 //! ids, never text: tokenizing, chat template, truncation, loss mask, the order of batches, the
@@ -81,6 +82,7 @@
 pub mod data;
 pub mod escape;
 pub mod eval;
+pub mod hub;
 pub mod import;
 pub mod model_dir;
 mod nearest;

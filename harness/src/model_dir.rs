@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::backend::peft::ADAPTER_CONFIG;
 use crate::error::{Error, Result};
 use crate::fsio;
+use crate::hub::spellings;
 use crate::nearest;
 use crate::run::{DONE, models};
 
@@ -35,8 +36,8 @@ impl ModelDir {
     /// What a folder without either configuration holds is for its backend to say.
     ///
     /// # Errors
-    /// Usage, for what is not there (with what is near it, or how to download an id of the Hugging
-    /// Face hub), a file, an adapter on an adapter, and an adapter whose base is not there.
+    /// Usage, for what is not there (with what is near it, or how an id of a hub is
+    /// spelled), a file, an adapter on an adapter, and an adapter whose base is not there.
     pub fn resolve(named: &Path, adapter: Option<&Path>) -> Result<ModelDir> {
         let named = &*models::resolve(named)?;
         let adapter = adapter.map(models::resolve).transpose()?;
@@ -128,7 +129,10 @@ fn base_of(folder: &Path) -> Result<PathBuf> {
         Error::usage(format!("the base of this adapter is not on this machine: base_model_name_or_path = {named:?}"))
             .at(file.display());
     Err(match hub_id(Path::new(named)) {
-        Some(id) => error.help(format!("download it, {}; then {}", download(id), help())),
+        Some(id) => error.help(format!(
+            "give the base as the model, by its name on the hub (hf:{id}, or ms:{id}) or by its folder, and {} as the adapter",
+            folder.display()
+        )),
         None => error.help(help()),
     })
 }
@@ -294,8 +298,7 @@ fn missing(path: &Path, written: &Path, kind: &str) -> Error {
     if kind == "folder"
         && let Some(id) = hub_id(written)
     {
-        return error("no such folder; it looks like a Hugging Face id".into())
-            .help(format!("download it first, {}, and give that folder", download(id)));
+        return error("no such folder; it looks like a repository's name on a hub".into()).help(spellings(id));
     }
     let error = error(format!("no such {kind}"));
     match near(path) {
@@ -323,7 +326,7 @@ pub fn near(path: &Path) -> Option<String> {
     })
 }
 
-/// `owner/name`, as models are called on the Hugging Face hub, if `path` is written so and `owner`
+/// `owner/name`, as models are called on the hubs, if `path` is written so and `owner`
 /// is no folder here.
 pub fn hub_id(path: &Path) -> Option<&str> {
     let text = path.to_str()?;
@@ -334,12 +337,6 @@ pub fn hub_id(path: &Path) -> Option<&str> {
     };
     let is_checkpoint = name.starts_with("checkpoint-");
     (is_part(owner) && is_part(name) && !is_checkpoint && !Path::new(owner).exists()).then_some(text)
-}
-
-/// The command that downloads a model of the hub.
-fn download(id: &str) -> String {
-    let name = id.rsplit('/').next().unwrap_or(id);
-    format!("`hf download {id} --local-dir {name}` (pip install huggingface_hub)")
 }
 
 #[cfg(test)]
@@ -387,7 +384,11 @@ mod tests {
         let folder = place("Qwen/Qwen3-0.6B");
         let error = ModelDir::resolve(&folder.path().join("adapter"), None).unwrap_err();
         assert_eq!(error.kind(), crate::ErrorKind::Usage);
-        assert!(said(&error).contains("hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B"), "{}", said(&error));
+        assert!(
+            said(&error).contains("hf:Qwen/Qwen3-0.6B") && said(&error).contains("as the adapter"),
+            "{}",
+            said(&error)
+        );
         let train = base_to_train(&folder.path().join("adapter")).unwrap_err();
         assert!(said(&train).contains("--init-adapter") && said(&train).contains("karat merge"), "{}", said(&train));
     }
@@ -420,7 +421,7 @@ mod tests {
         for id in ["Qwen/Qwen3-0.6B", "HuggingFaceTB/SmolLM2-135M-Instruct"] {
             assert_eq!(hub_id(Path::new(id)), Some(id));
             let error = said(&ModelDir::resolve(Path::new(id), None).unwrap_err());
-            assert!(error.contains("no such folder") && error.contains("Hugging Face id"), "{error}");
+            assert!(error.contains(&format!("hf:{id}")) && error.contains(&format!("ms:{id}")), "{error}");
         }
         // `src` is a folder of this crate, where its tests run.
         for path in ["base", "./Qwen/x", "/Qwen/x", "a/b/c", "../x", "a/", "src/nothing", "out/checkpoint-9"] {

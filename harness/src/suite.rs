@@ -26,7 +26,9 @@
 //! max_new_tokens = 256
 //! ```
 //!
-//! Relative paths are relative to the suite file. Three layers make the effective suite: the
+//! Relative paths are relative to the suite file. Where a model's folder or a data file stands, an id
+//! of a hub may stand as well: `base = "hf:Qwen/Qwen3-0.6B"`, `file = "ms:owner/data/train.jsonl"` (see
+//! [`crate::hub`]); the commits that branches meant are stored as `[pins]`. Three layers make the effective suite: the
 //! defaults written here, the file, and `--set key=value` overrides; a key nobody knows is an error
 //! in each. The effective suite is stored in the run folder, so that a run can be repeated from it
 //! alone.
@@ -35,6 +37,8 @@ mod check;
 mod check_models;
 mod data;
 mod eval;
+mod field_names;
+mod hub;
 mod keys;
 pub mod limits;
 mod model;
@@ -46,14 +50,15 @@ mod toml_errors;
 mod track;
 mod train;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::error::{Error, Result};
+use crate::hub::Source;
 use crate::report::Language;
-use crate::run::models as runs;
 
 pub(crate) use check_models::names_file;
 pub use data::DataConfig;
@@ -65,7 +70,7 @@ pub use model::{ModelSettings, TemplateChoice};
 pub use models::{ComparePair, ModelRole, NamedModel, NamedModels, SuiteModel, TrainMethod, TrainModel};
 pub use overrides::Overrides;
 pub use parse::parse_setting;
-use parse::{check_spans, find, inherit_hyperparameters, refuse_places};
+use parse::{check_spans, find, inherit_hyperparameters, nothing_is_trained, refuse_places};
 pub use paths::Paths;
 use toml_errors::toml_error;
 pub use track::TrackConfig;
@@ -119,6 +124,13 @@ pub struct Suite {
     /// Which trackers are written for.
     #[serde(default, skip_serializing_if = "TrackConfig::is_default")]
     pub track: TrackConfig,
+    /// What branches and tags of the hubs are taken to mean: `"hf:owner/name" = "COMMIT"`, of a
+    /// dataset `"hf:datasets/owner/name" = "COMMIT"`. A run notes here what they meant when it began, and stays with it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pins: BTreeMap<String, String>,
+    /// What came from a hub, in place of which the paths above stand.
+    #[serde(skip)]
+    pub sources: Vec<Source>,
 }
 
 fn default_seed() -> u64 {
@@ -174,7 +186,7 @@ impl Suite {
     pub fn parse_with(text: &str, path: &Path, overrides: &Overrides) -> Result<Suite> {
         let mut table: Table = toml::from_str(text).map_err(|e| toml_error(&e, text, path))?;
         keys::check_written(text, path)?;
-        let mut shared = inherit_hyperparameters(&mut table, path)?;
+        let (mut shared, idle) = inherit_hyperparameters(&mut table, path)?;
         refuse_places(&table, path)?;
         // Without overrides the file alone must be a suite; this parse has the spans.
         if overrides.is_empty() {
@@ -192,44 +204,25 @@ impl Suite {
         // A bare file name lies in the folder called nothing.
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         suite.resolve_paths(&std::path::absolute(folder).map_err(|e| Error::io("resolve", folder, e))?);
+        suite.bring(&overrides.pins).map_err(|e| if e.place().is_none() { e.at(path.display()) } else { e })?;
         suite.check(path)?;
-        Ok(suite)
+        // Last: what is wrong with the tables of models explains it better.
+        match idle && suite.runs().is_empty() {
+            true => Err(nothing_is_trained(path)),
+            false => Ok(suite),
+        }
     }
 
-    /// The effective suite as TOML, as it is stored in the run folder.
+    /// The effective suite as TOML, as it is stored in the run folder: with the ids of what came from
+    /// a hub, and what they meant as `pins`.
     ///
     /// # Errors
     /// If a number does not fit TOML.
     pub fn to_toml(&self) -> Result<String> {
         // By way of a value, in which tables come after plain values, as TOML wants it.
-        Value::try_from(self)
+        Value::try_from(self.as_written())
             .and_then(|value| toml::to_string(&value))
             .map_err(|e| Error::failed("could not write the suite as TOML").because(e))
-    }
-
-    fn resolve_paths(&mut self, folder: &Path) {
-        for path in self.data.paths_mut() {
-            *path = folder.join(&*path);
-        }
-        if let Some(general) = &mut self.eval.general {
-            general.file = folder.join(&general.file);
-        }
-        if let Some(dir) = &mut self.track.dir {
-            *dir = std::path::absolute(&*dir).unwrap_or_else(|_| folder.join(&*dir));
-        }
-        if self.model.has_base() {
-            self.model.base = folder.join(&self.model.base);
-        }
-        for (_, model) in &mut self.models.0 {
-            let NamedModel { path, adapter, predictions, .. } = model;
-            for path in [path, adapter, predictions].into_iter().flatten() {
-                *path = match runs::resolve(path) {
-                    // `RUN:NAME` is of a run in the working folder, or below its `runs`.
-                    Ok(found) if found != *path => found,
-                    _ => folder.join(&*path),
-                };
-            }
-        }
     }
 
     /// What this suite trains: the key of the table, and the hyperparameters.
@@ -308,6 +301,32 @@ mod tests {
         let lora = again.train.lora.as_ref().unwrap();
         assert_eq!((lora.hyperparameters.epochs, lora.adapter.r), (5.0, 2));
         assert_eq!(again.train.full.as_ref().unwrap().hyperparameters.epochs, 5.0);
+    }
+
+    #[test]
+    fn settings_under_the_names_of_other_trainers_are_the_same_suite() {
+        let folder = place();
+        let theirs =
+            "[train]\nnum_train_epochs = 3\nweight_decay = 0.1\n[train.lora]\nlora_r = 4\nwarmup_ratio = 0.1\n";
+        let ours = "[train]\nepochs = 3\noptimizer = { weight_decay = 0.1 }\n[train.lora]\nr = 4\nwarmup = 0.1\n";
+        let ours = parse_in(folder.path(), ours, &[]).unwrap();
+        assert_eq!(parse_in(folder.path(), theirs, &[]).unwrap(), ours);
+        let set = [
+            "train.num_train_epochs=3",
+            "train.weight_decay=0.1",
+            "train.lora.lora_r=4",
+            "train.lora.warmup_ratio=0.1",
+        ];
+        assert_eq!(parse_in(folder.path(), "[train.lora]\n", &set).unwrap(), ours);
+        let set = ["train.lora={ lora_r = 4, warmup_ratio = 0.1, num_train_epochs = 3, weight_decay = 0.1 }"];
+        assert_eq!(parse_in(folder.path(), "", &set).unwrap(), ours);
+
+        let error = |text: &str, set: &[&str]| parse_in(folder.path(), text, set).unwrap_err().to_string();
+        let wrong = error("[train.lora]\nper_device_train_batch_size = \"two\"\n", &[]);
+        assert!(wrong.contains("suite.toml:5:31") && wrong.contains("`per_device_train_batch_size`"), "{wrong}");
+        let refused = error("[train.lora]\nbf16 = true\n", &[]);
+        assert!(refused.contains("suite.toml:5:1") && refused.contains("`bf16`"), "{refused}");
+        assert!(error("[train.lora]\nepochs = 1\nnum_train_epochs = 1\n", &[]).contains("another name of `epochs`"));
     }
 
     #[test]

@@ -44,6 +44,16 @@ fn the_tree_of_a_small_backend_has_at_most_forty_crates() {
     assert!(tree.len() <= 40, "{} crates: {tree:?}", tree.len());
 }
 
+#[test]
+fn the_library_has_no_network_in_its_tree_and_the_client_of_the_hubs_a_small_one() {
+    let library = tree("karat");
+    for name in ["karat-hub", "ureq", "rustls", "ring", "tokio", "hyper", "reqwest"] {
+        assert!(!library.contains(name), "the library depends on {name} without its feature hub");
+    }
+    let client = tree("karat-hub");
+    assert!(!client.contains("tokio") && client.len() <= 64, "{} crates: {client:?}", client.len());
+}
+
 /// The names of the crates that `package` is built from, itself among them.
 fn tree(package: &str) -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))

@@ -4,6 +4,7 @@ mod compare;
 mod convert;
 mod doctor;
 mod examples;
+mod hub;
 mod model;
 mod report;
 mod sampling;
@@ -21,6 +22,7 @@ use clap::{Args, Parser, Subcommand};
 pub use compare::{CompareArgs, ParityArgs};
 pub use convert::{AdapterModeArg, DtypeArg, ExportArgs, ImportArgs, MergeArgs};
 pub use doctor::DoctorArgs;
+pub use hub::{CacheArgs, DownloadArgs};
 pub use model::{ComputeArgs, ComputeDtype, ModelArgs, OpenArgs};
 pub use report::{Better, CheckArgs, CheckFormat, Format, LanguageArg, PowerArgs, ReportArgs};
 pub use sampling::SamplingArgs;
@@ -61,6 +63,12 @@ pub struct Global {
     /// Look for backends here first (a folder or a plugin file; may be repeated)
     #[arg(long = "backend-path", value_name = "PATH", global = true)]
     pub backend_path: Vec<PathBuf>,
+    /// Ask nothing of the network: models and data of the hubs come from their caches
+    #[arg(long, global = true)]
+    pub offline: bool,
+    /// What the arguments named on a hub.
+    #[arg(skip)]
+    pub sources: Vec<karat::hub::Source>,
 }
 
 #[derive(Subcommand)]
@@ -114,6 +122,11 @@ pub enum Command {
     /// Make a model folder (Hugging Face layout) of a GGUF file
     #[command(after_help = examples::IMPORT)]
     Import(ImportArgs),
+    /// Fetch a model or a dataset of a hub into the cache that the hubs' own clients share
+    #[command(after_help = examples::DOWNLOAD)]
+    Download(DownloadArgs),
+    /// List what the caches of the hubs hold, and how large it is
+    Cache(CacheArgs),
     /// List the backends found, and where they were looked for
     Backends,
     /// Check this machine: backends and what they need, cores, memory; with --determinism, whether

@@ -3,7 +3,10 @@
 
 mod args;
 mod commands;
+#[cfg(feature = "hub")]
+mod downloads;
 mod host;
+mod hub;
 mod output;
 mod progress;
 mod signals;

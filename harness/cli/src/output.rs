@@ -32,6 +32,12 @@ impl Output {
         !self.quiet && !self.rows && std::io::stderr().is_terminal()
     }
 
+    /// The same, for one who draws beside others.
+    #[cfg(feature = "hub")]
+    pub fn among_others(&self) -> Output {
+        Output { ..*self }
+    }
+
     /// The same, where rows are printed as they come: no bars between them on one terminal.
     pub fn among_rows(&self) -> Output {
         Output { rows: !self.json && std::io::stdout().is_terminal(), ..*self }

@@ -170,14 +170,15 @@ fn an_adapters_folder_as_the_model_is_the_adapter_on_its_base_in_every_command()
     let mut config = adapter_config(&adapter);
     config["base_model_name_or_path"] = json!("Qwen/Qwen3-0.6B");
     std::fs::write(Path::new(&adapter).join("adapter_config.json"), config.to_string()).unwrap();
-    refused(&["score", "--model", &adapter, "x"], 2, &["Qwen/Qwen3-0.6B", "hf download", "as the adapter"]);
+    refused(&["score", "--model", &adapter, "x"], 2, &["hf:Qwen/Qwen3-0.6B", "ms:Qwen/Qwen3-0.6B", "as the adapter"]);
 }
 
 #[test]
 fn a_model_that_is_an_id_of_the_hub_is_said_to_be_one_before_anything_is_missing_in_it() {
     let place = Place::new();
     let (id, out, rows) = ("Qwen/Qwen3-0.6B", place.path("out"), place.path("rows.jsonl"));
-    let words = ["no such folder", "Hugging Face id", "hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B"];
+    let words =
+        ["no such folder", "name on a hub", "hf:Qwen/Qwen3-0.6B (Hugging Face) or ms:Qwen/Qwen3-0.6B (ModelScope)"];
     let set = format!("model.base={id}");
     for args in [
         &["score", "--model", id, "x"][..],

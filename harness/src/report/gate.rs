@@ -44,6 +44,7 @@ use super::significance;
 use crate::error::{Error, Result};
 use crate::eval::metric::{self, Reads};
 use crate::eval::stats::{Gate, MarginVerdict, cluster_count, clustered_non_inferiority, mean, pooled_non_inferiority};
+use crate::hub::{Moved, moved};
 
 pub use baseline::Baseline;
 pub use locate::Subject;
@@ -102,6 +103,9 @@ pub struct Checks {
     /// What should be equal and neither side knows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unchecked: Vec<String>,
+    /// Branches and tags of a hub that mean another commit in the report than in the baseline.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moved: Vec<Moved>,
     /// Coverage of the intervals.
     pub confidence: f64,
 }
@@ -214,6 +218,7 @@ pub fn check(report: &Report, baseline: &Report, rules: &Rules) -> Result<Checks
         undefined: undefined.into_iter().map(|(model, metric, _)| format!("{model} {}", metric.name)).collect(),
         allowed,
         unchecked: unknown(baseline, report),
+        moved: moved(&baseline.suite.sources, &report.suite.sources),
         checks,
         confidence: baseline.statistics.confidence,
     })

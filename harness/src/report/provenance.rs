@@ -7,11 +7,19 @@ use std::fmt::Display;
 use super::i18n::terms::term;
 use super::model::{Language, Report};
 use super::number::{self, short_hash};
+use crate::hub::short;
 
 /// What was read, how it was cut, drawn, rendered and decoded, and the hashes of all of it.
 pub(super) fn facts(report: &Report) -> Vec<(&'static str, String)> {
     let (language, l) = (report.language, report.language.labels());
     let mut facts = vec![(l.suite, format!("{} (sha256 {})", report.suite.name, short_hash(&report.suite.sha256)))];
+    for source in &report.suite.sources {
+        let licence = source.licence.as_ref().map_or_else(String::new, |licence| format!(", {licence}"));
+        let (state, files) = (short(&source.state), source.files.len());
+        let text =
+            format!("{}: {} ({}) = {state}{licence}, {files} {}", source.key, source.id, source.revision, l.files);
+        facts.push((l.source, text));
+    }
     for file in &report.data.files {
         let rows = number::grouped(file.rows);
         let read = file.read_as.as_ref().map_or_else(String::new, |form| format!("{}{} {form}", l.comma, l.read_as));

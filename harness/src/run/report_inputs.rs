@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::eval::ItemResult;
 use crate::eval::stats::StatsOptions;
 use crate::fsio::sha256;
+use crate::hub;
 use crate::report::{
     self, BadRow, CheckpointRecord, ChosenBy, Cost, Data, DataFile, Decoding, Environment, Fingerprints, GeneralText,
     Inputs, Language, Leak, ModelRun, Priorities, Report, TrainingRecord, Warning,
@@ -61,6 +62,9 @@ pub(super) fn report_measured(
     warnings.extend(brought_along(&unknown, suite.language));
     let notes = measured.iter().flat_map(|m| &m.recorded.notes);
     warnings.extend(notes.map(|note| told(note, suite.language)));
+    if measured.iter().any(|m| !m.recorded.brought) {
+        warnings.extend(prepared.generation.notes().iter().flatten().map(|note| told(note, suite.language)));
+    }
     let general = general_text(prepared, &measured)?;
     let ours = fingerprints(prepared, suite);
     let models = measured.into_iter().map(|m| model_run(m, suite, &ours)).collect::<Result<Vec<_>>>()?;
@@ -167,6 +171,7 @@ fn inputs<'a>(
             title: suite.title.clone(),
             description: suite.description.clone(),
             sha256: sha256(comparable(suite)?.as_bytes()),
+            sources: suite.sources.clone(),
         },
         seeds: seeds(suite),
         fingerprints,
@@ -235,8 +240,12 @@ fn inputs<'a>(
 /// The suite without what is not part of the experiment: where its files lie, and how many threads
 /// work.
 pub(crate) fn comparable(suite: &Suite) -> Result<String> {
-    let mut suite = suite.clone();
-    let name = |p: &Path| p.file_name().map(PathBuf::from).unwrap_or_default();
+    let mut suite = suite.pinned();
+    // An id says what it is, with the commit in it; of a path, the last name does.
+    let name = |p: &Path| match hub::is_id(p) {
+        true => p.to_path_buf(),
+        false => p.file_name().map(PathBuf::from).unwrap_or_default(),
+    };
     suite.data.paths_mut().for_each(|path| *path = name(path));
     if let Some(general) = &mut suite.eval.general {
         general.file = name(&general.file);

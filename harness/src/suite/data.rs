@@ -22,7 +22,9 @@ use super::{Paths, TemplateChoice};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// Rows to be split; of a folder, its part `train`.
+    /// Rows to be split; of a folder, its part `train`. Here and below, a dataset of a hub may stand
+    /// instead (`hf:owner/name`): its `train` files, as `validation` those of that split, as `heldout`
+    /// those of `test`.
     #[serde(default)]
     pub file: Option<Paths>,
     /// How `file` is split after Python's shuffle: `"9:1"` is train and held-out (which then also

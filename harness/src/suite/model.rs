@@ -21,7 +21,7 @@ pub enum TemplateChoice {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSettings {
-    /// The base model's folder; empty where `[models]` names the models.
+    /// The base model's folder, or its id on a hub (`hf:owner/name`, `ms:owner/name`); empty where `[models]` names the models.
     #[serde(default, skip_serializing_if = "is_none")]
     pub base: PathBuf,
     /// The backend that trains.

@@ -20,7 +20,7 @@ pub struct NamedModels(pub Vec<(String, NamedModel)>);
 #[serde(deny_unknown_fields, default)]
 pub struct NamedModel {
     /// A model that exists: a folder in the Hugging Face layout, a GGUF file, a folder of exported
-    /// graphs, `RUN:NAME`. The folder of an adapter is that adapter on the base it names.
+    /// graphs, `RUN:NAME`, an id on a hub (`hf:owner/name`). The folder of an adapter is that adapter on the base it names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// An adapter that exists (PEFT layout), on `path`, or without it on the base that it names.

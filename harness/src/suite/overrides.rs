@@ -31,6 +31,8 @@ pub struct Overrides {
     pub language: Option<Language>,
     /// A bad line of data is an error.
     pub strict: bool,
+    /// States of hub revisions that an earlier run in the same folder noted ([`Suite::pins`]).
+    pub pins: BTreeMap<String, String>,
 }
 
 impl From<&[String]> for Overrides {
@@ -41,7 +43,8 @@ impl From<&[String]> for Overrides {
 
 impl Overrides {
     pub(super) fn is_empty(&self) -> bool {
-        *self == Overrides::default()
+        // What a revision means changes no setting.
+        *self == Overrides { pins: self.pins.clone(), ..Overrides::default() }
     }
 
     /// Puts all of them on top of `table`; `shared` are the hyperparameters of a run that one of

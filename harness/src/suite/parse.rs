@@ -8,7 +8,8 @@ use toml::{Table, Value};
 
 use super::toml_errors::toml_error;
 use super::{
-    ComparePair, DataConfig, EvalConfig, GateConfig, ModelSettings, StatsConfig, TrackConfig, VerdictConfig, keys,
+    ComparePair, DataConfig, EvalConfig, GateConfig, ModelSettings, StatsConfig, TrackConfig, VerdictConfig,
+    field_names, keys,
 };
 use crate::backend::LoraConfig;
 use crate::error::{Error, Result};
@@ -59,10 +60,11 @@ const ADAPTER_KEYS: [&str; 12] = LoraConfig::KEYS;
 /// nested ones of [`TrainSection`]: each run gets the shared hyperparameters, then its own. Done by
 /// hand because serde's `flatten` would ruin the error messages. Already nested tables (a stored
 /// effective suite) are understood too. Returns the shared hyperparameters, for a run that an
-/// override adds.
-pub(super) fn inherit_hyperparameters(table: &mut Table, path: &Path) -> Result<Table> {
+/// override adds, and whether they are of no use: the file has some, and trains nothing.
+pub(super) fn inherit_hyperparameters(table: &mut Table, path: &Path) -> Result<(Table, bool)> {
+    field_names::translate(table).map_err(|e| e.at(path.display()))?;
     let train = table.entry("train").or_insert_with(|| Value::Table(Table::new()));
-    let Value::Table(train) = train else { return Ok(Table::new()) };
+    let Value::Table(train) = train else { return Ok((Table::new(), false)) };
     let mut shared = std::mem::take(train);
     let runs: Vec<(&str, Value)> =
         ["lora", "full"].into_iter().filter_map(|k| shared.remove(k).map(|v| (k, v))).collect();
@@ -81,17 +83,35 @@ pub(super) fn inherit_hyperparameters(table: &mut Table, path: &Path) -> Result<
                     .at(path.display())
                     .help("for example train = { method = \"lora\", r = 16 }"));
             };
+            has_method(own).map_err(|e| e.at(format!("{}: models.{name}.train", path.display())))?;
             *own = nest_named(std::mem::take(own), &shared);
             trains = true;
         }
     }
-    if !trains && !shared.is_empty() {
-        return Err(Error::usage("[train] has settings, but nothing is trained").at(path.display()).help(
-            "add an empty [train.lora] or [train.full] table, or a model with a `train` table, to train with these \
-                 settings",
-        ));
+    let idle = !trains && !shared.is_empty();
+    Ok((shared, idle))
+}
+
+/// The error for settings that nothing is trained with.
+pub(super) fn nothing_is_trained(path: &Path) -> Error {
+    Error::usage("[train] has settings, but nothing is trained").at(path.display()).help(
+        "add an empty [train.lora] or [train.full] table, or a model with a `train` table, to train with these settings",
+    )
+}
+
+/// Refuses the `train` table of a named model that does not say what is trained, or gives an adapter
+/// to a training that has none.
+fn has_method(own: &Table) -> Result<()> {
+    let Some(method) = own.get("method") else {
+        return Err(Error::usage("it does not say what is trained").help("add method = \"lora\" or method = \"full\""));
+    };
+    match own.keys().find(|key| ADAPTER_KEYS.contains(&key.as_str())) {
+        Some(key) if method.as_str() == Some("full") => {
+            Err(Error::usage(format!("`{key}` is of an adapter, and method = \"full\" trains none"))
+                .help("leave it out, or write method = \"lora\""))
+        }
+        _ => Ok(()),
     }
-    Ok(shared)
 }
 
 /// The nested `train` table of a named model.
@@ -217,6 +237,8 @@ pub(super) fn check_spans(text: &str, path: &Path) -> Result<()> {
         verdict: Option<VerdictConfig>,
         #[serde(default)]
         track: TrackConfig,
+        #[serde(default)]
+        pins: std::collections::BTreeMap<String, String>,
     }
     toml::from_str::<Written>(text).map(drop).map_err(|e| toml_error(&e, text, path))
 }
@@ -230,9 +252,10 @@ pub(super) fn set(table: &mut Table, shared: &mut Table, assignment: &str) -> Re
         return Err(Error::usage(format!("--set {assignment:?} is not of the form key=value"))
             .help("for example --set train.lora.r=16"));
     };
-    let value = parse_value(value.trim());
-    keys::check_of_suite(key.trim(), &value).map_err(|e| e.at("--set"))?;
     let parts: Vec<&str> = key.trim().split('.').collect();
+    let (parts, value) = field_names::assignment(&parts, parse_value(value.trim()), settings_at(&parts))?;
+    keys::check_of_suite(&parts.join("."), &value).map_err(|e| e.at("--set"))?;
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     if let (["train", run @ ("lora" | "full")], Value::Boolean(false)) = (parts.as_slice(), &value) {
         if let Some(Value::Table(train)) = table.get_mut("train") {
             train.remove(*run);
@@ -316,6 +339,18 @@ pub(super) fn set(table: &mut Table, shared: &mut Table, assignment: &str) -> Re
     }
 }
 
+/// How many parts of a key of a suite lead to the table of a training.
+fn settings_at(parts: &[&str]) -> Option<usize> {
+    let at = match parts {
+        ["train", "lora" | "full", ..] => 2,
+        ["train", ..] => 1,
+        ["models", _, "train", ..] => 3,
+        _ => return None,
+    };
+    let nested = at > 1 && matches!(parts.get(at), Some(&("adapter" | "hyperparameters")));
+    Some(at + usize::from(nested))
+}
+
 /// Applies one `KEY=value` of `karat train` to a table
 /// `{data, fields, model, lora = {adapter, hyperparameters}}`: an adapter's key and a
 /// hyperparameter stand alone, what says how rows are read is `data.KEY` or `fields.KEY`, what
@@ -328,8 +363,10 @@ pub fn parse_setting(table: &mut Table, assignment: &str) -> Result<()> {
         Error::usage(format!("--set {assignment:?} is not of the form key=value"))
             .help("for example --set learning_rate=2e-4")
     })?;
-    let key = key.trim();
-    let value = parse_value(value.trim());
+    let parts: Vec<&str> = key.trim().split('.').collect();
+    let (parts, value) = field_names::assignment(&parts, parse_value(value.trim()), Some(0))?;
+    let key = parts.join(".");
+    let key = key.as_str();
     keys::check_of_training(key, &value).map_err(|e| e.at("--set"))?;
     let path: Vec<&str> = match key.split('.').next() {
         Some("data" | "fields" | "model") => key.split('.').collect(),
@@ -345,7 +382,7 @@ pub fn parse_setting(table: &mut Table, assignment: &str) -> Result<()> {
 
 /// A TOML value, and nothing beside it; what is not TOML is a text, as is a date, which no setting
 /// is.
-fn parse_value(text: &str) -> Value {
+pub(super) fn parse_value(text: &str) -> Value {
     match text.parse::<Value>() {
         Ok(Value::Datetime(_)) | Err(_) => Value::String(text.into()),
         Ok(value) => value,

@@ -267,6 +267,7 @@ pub fn inputs(items: &[Item], models: Vec<ModelRun>) -> Inputs<'_> {
             title: "Medical reasoning, small".into(),
             description: "Made for testing Karat. No medical advice.".into(),
             sha256: "c0".repeat(32),
+            sources: Vec::new(),
         },
         seeds: BTreeMap::from([("split".into(), 42), ("train".into(), 7), ("bootstrap".into(), 1)]),
         fingerprints: Fingerprints {

@@ -66,7 +66,7 @@ pub enum DtypeArg {
 
 #[derive(Args)]
 pub struct ImportArgs {
-    /// The GGUF file
+    /// The GGUF file, or its id on a hub (hf:owner/name/FILE.gguf)
     #[arg(long, value_name = "FILE")]
     pub gguf: PathBuf,
     /// The folder to make

@@ -5,6 +5,17 @@ pub const RUN: &str = "Examples:
   karat run my-experiment.toml --out runs/first --set train.lora.r=16
   karat run my-experiment.toml --device cuda:0 --dtype bf16";
 
+pub const DOWNLOAD: &str = "Examples:
+  karat download hf:Qwen/Qwen3-0.6B
+  karat download ms:Qwen/Qwen3-0.6B
+  karat download hf:owner/name-GGUF/name-Q4_0.gguf
+  karat download hf:owner/data --dataset --revision refs/convert/parquet
+  karat download hf:owner/name --include \"*.json\"
+  karat --offline run my-experiment.toml
+
+HF_ENDPOINT or MODELSCOPE_ENDPOINT names a mirror; HF_TOKEN or MODELSCOPE_API_TOKEN opens what is gated or private;
+HF_HOME or MODELSCOPE_CACHE puts the caches elsewhere.";
+
 pub const DATA: &str = "Examples:
   karat data my-experiment.toml
   karat data medical-r1 --show 3";

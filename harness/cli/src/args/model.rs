@@ -63,8 +63,8 @@ impl OpenArgs {
 
 #[derive(Args)]
 pub struct ModelArgs {
-    /// The model's folder (Hugging Face layout), an adapter's (PEFT layout), which is opened on its
-    /// base, or a GGUF file (--backend candle)
+    /// The model's folder (Hugging Face layout) or its id on a hub (hf:owner/name, ms:owner/name), an
+    /// adapter's (PEFT layout), which is opened on its base, or a GGUF file (--backend candle)
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// An adapter's folder (PEFT layout), applied on top

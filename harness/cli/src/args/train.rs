@@ -17,7 +17,7 @@ pub enum MethodArg {
 
 #[derive(Args)]
 pub struct TrainArgs {
-    /// The model's folder (Hugging Face layout); with --from-scratch only its configuration and
+    /// The model's folder (Hugging Face layout) or its id on a hub (hf:owner/name); with --from-scratch only its configuration and
     /// tokenizer are read
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,

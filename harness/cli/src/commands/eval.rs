@@ -17,13 +17,16 @@ use super::rows::say_bad;
 use super::run::{computed, interrupted, load_suite, print, run_folder};
 use crate::args::{EvalArgs, Global};
 use crate::host::{Plugins, cancel_on_interrupt, resolved_for};
+use crate::hub::say_sources;
 use crate::output::Output;
 use crate::progress::Progress;
 
 pub fn run(args: &EvalArgs, global: &Global, output: &Output) -> Result<u8> {
     args.reports.iter().try_for_each(|reports| report::check_folder(reports))?;
     let typed = Overrides { eval_backend: args.open.backend.clone(), ..computed(&args.open) };
-    let suite = load_suite(&args.suite, typed)?;
+    let mut suite = load_suite(&args.suite, typed)?;
+    say_sources(&suite.sources, &Default::default(), output);
+    suite.sources.extend(global.sources.iter().cloned());
     if !args.predictions.is_empty() {
         return measure(args, &suite, output);
     }

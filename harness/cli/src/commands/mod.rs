@@ -1,10 +1,12 @@
 //! One file a command.
 
 mod backends;
+mod cache;
 mod check;
 mod compare;
 mod data;
 mod doctor;
+mod download;
 mod eval;
 mod export;
 mod generate;
@@ -26,11 +28,13 @@ use clap::CommandFactory;
 use karat::{Error, Result};
 
 use crate::args::{Cli, Command};
+use crate::hub::bring_named;
 use crate::output::Output;
 
 /// Runs the command that was typed; the number is the exit code of a command that did what it
 /// should.
-pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
+pub fn dispatch(mut cli: Cli, output: &Output) -> Result<u8> {
+    cli.global.sources = bring_named(&mut cli.command, &cli.global, output)?;
     let global = &cli.global;
     match cli.command {
         Command::Run(args) => run::run(&args, global, output),
@@ -49,6 +53,8 @@ pub fn dispatch(cli: Cli, output: &Output) -> Result<u8> {
         Command::Merge(args) => merge::run(&args, global, output),
         Command::Metrics(args) => metrics::run(&args, output),
         Command::Import(args) => import::run(&args, global, output),
+        Command::Download(args) => download::run(&args, global, output),
+        Command::Cache(args) => cache::run(&args, output),
         Command::Backends => backends::run(global, output),
         Command::Doctor(args) => doctor::run(&args, global, output),
         Command::Completions { shell } => {

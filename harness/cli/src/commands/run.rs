@@ -13,14 +13,17 @@ use serde_json::{Value, json};
 
 use crate::args::{Global, OpenArgs, RunArgs, SuiteArgs};
 use crate::host::{Plugins, WEIGHTS, cancel_on_interrupt, element};
+use crate::hub::say_sources;
 use crate::output::{Output, shown, shown_lines};
 use crate::progress::Progress;
 
 pub fn run(args: &RunArgs, global: &Global, output: &Output) -> Result<u8> {
-    let typed = Overrides { backend: args.open.backend.clone(), ..computed(&args.open) };
+    let pins = if args.fresh { BTreeMap::new() } else { recorded_pins(&args.suite.suite, args.out.as_deref()) };
+    let typed = Overrides { backend: args.open.backend.clone(), pins: pins.clone(), ..computed(&args.open) };
     let suite = load_suite(&args.suite, typed)?;
+    say_sources(&suite.sources, &pins, output);
     if args.plan {
-        return plan(&suite, output);
+        return plan(&suite, global, output);
     }
     let folder = run_folder(&suite, args.out.as_deref())?;
     // Not after hours of work.
@@ -41,8 +44,10 @@ pub fn run(args: &RunArgs, global: &Global, output: &Output) -> Result<u8> {
 }
 
 /// Says what a run would do.
-fn plan(suite: &Suite, output: &Output) -> Result<u8> {
-    let plan = outline(suite)?;
+fn plan(suite: &Suite, global: &Global, output: &Output) -> Result<u8> {
+    let mut progress = Progress::new(output);
+    let plan = outline(suite, &Plugins::new(global)?, &mut progress)?;
+    drop(progress);
     plan.notes.iter().for_each(|note| output.say(format!("warning: {note}")));
     let mut text = format!("{} items", plan.items);
     if plan.sources < plan.items {
@@ -83,15 +88,20 @@ pub fn told_power(suite: &Suite, prepared: &Prepared) -> Option<String> {
 
 fn in_words(power: &PlannedPower, of_sources: bool) -> String {
     let units = if of_sources { "sources" } else { "items" };
-    let share = power.share.map_or("no difference of shares".into(), |d| format!("a difference of shares of {d:.3}"));
+    let share = power.share.map_or("no difference of shares".into(), |d| match d > power.discordant {
+        true => format!("a difference of shares of {d:.3}"),
+        false => format!(
+            "a difference of shares of {d:.3} (where two models differ on {:.0} % of them)",
+            100.0 * power.discordant
+        ),
+    });
     let mean = power.deviations.map_or("no difference of means".into(), |d| {
         format!("one of means of {d:.2} standard deviations between {units}")
     });
     format!(
-        "of {} tests adjusted together these items find, four times out of five, {share} (where two models differ on {:.0} % of \
-         them) and {mean}; after a run `karat power` knows better",
+        "of {} tests adjusted together these items find, four times out of five, {share} and {mean}; after a run `karat power` \
+         knows better",
         power.tests,
-        100.0 * power.discordant,
     )
 }
 
@@ -118,6 +128,19 @@ pub fn computed(args: &OpenArgs) -> Overrides {
         eval_options,
         ..Overrides::default()
     }
+}
+
+/// What branches and tags of the hubs meant when the run in its folder began: one that goes on stays
+/// with that. None where there is no run, or nothing that can be read.
+fn recorded_pins(spec: &str, out: Option<&Path>) -> BTreeMap<String, String> {
+    let table = |path: &Path| std::fs::read_to_string(path).ok()?.parse::<toml::Table>().ok();
+    let named = || {
+        let suite = table(&Suite::find(spec).ok()?)?;
+        Some(Path::new("runs").join(suite.get("name")?.as_str()?))
+    };
+    let stored = out.map(PathBuf::from).or_else(named).and_then(|folder| table(&folder.join("suite.toml")));
+    let pins = stored.as_ref().and_then(|suite| suite.get("pins")).and_then(toml::Value::as_table);
+    pins.into_iter().flatten().filter_map(|(id, state)| Some((id.clone(), state.as_str()?.to_string()))).collect()
 }
 
 /// Where a run works.

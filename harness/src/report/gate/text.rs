@@ -154,6 +154,7 @@ fn notes(checks: &Checks) -> Vec<String> {
         .iter()
         .map(|m| format!("although they differ in {}: {} against {}", m.what, m.first, m.second))
         .collect();
+    notes.extend(checks.moved.iter().map(|moved| format!("since the baseline, {}", legible(&moved.to_string()))));
     for (what, names) in [
         ("not checked, having no margin", &checks.ungated),
         ("not checked, the baseline having no value", &checks.undefined),

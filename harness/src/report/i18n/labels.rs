@@ -85,6 +85,8 @@ labels! {
     decoding: "Decoding", "解码";
     statistics: "Statistics", "统计";
     fingerprints: "Fingerprints", "指纹";
+    source: "Source", "来源";
+    files: "files", "个文件";
     checkpoint: "Checkpoint", "检查点";
     environment: "Environment", "环境";
     backends: "Backends", "后端";

@@ -22,6 +22,9 @@ pub struct Suite {
     /// SHA-256 of the suite file, empty where there is none.
     #[serde(default, with = "super::unknown")]
     pub sha256: String,
+    /// What models and data came from a hub, with the commit and the hash of every file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<crate::hub::Source>,
 }
 
 /// SHA-256 (hex) of the things that must agree before two models may be compared. An empty one,

@@ -1,0 +1,117 @@
+//! Ids fetched by the client.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use karat_hub::{Client, HubId, Progress, RepoKind, Settings, Silent, Snapshot, Want};
+
+use super::{Place, Source, SourceFile};
+use crate::error::{Error, Result};
+
+/// How this process gets at the hubs.
+#[derive(Clone)]
+pub struct Access {
+    /// Addresses, caches, tokens; offline or not.
+    pub settings: Settings,
+    /// Who is told, and may ask to stop.
+    pub progress: Arc<dyn Progress + Send>,
+}
+
+/// Set once by the program: suites are read in many places, and none of them knows a terminal.
+static ACCESS: Mutex<Option<Access>> = Mutex::new(None);
+
+/// From now on ids are fetched so; before, silently and as the environment says.
+pub fn allow(access: Access) {
+    *ACCESS.lock().unwrap_or_else(PoisonError::into_inner) = Some(access);
+}
+
+fn access() -> Access {
+    let access = ACCESS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    access.unwrap_or_else(|| Access { settings: Settings::from_env(), progress: Arc::new(Silent) })
+}
+
+fn fetched(id: &HubId, place: Place, pin: Option<&str>) -> Result<Snapshot> {
+    let Access { settings, progress } = access();
+    let (kind, want) = match place {
+        Place::Model => (RepoKind::Model, Want::Model),
+        Place::Data(_) => (RepoKind::Dataset, Want::Data),
+    };
+    Client::new(settings).fetch(id, kind, &want, pin, &*progress)
+}
+
+/// The data files of a dataset with the split of each, in the order of splits and paths: what a
+/// reader of several files takes. An id with a path has the files of that folder, or that file.
+///
+/// # Errors
+/// As [`Client::fetch`].
+pub fn data_files(id: &HubId, pin: Option<&str>) -> Result<Vec<(String, PathBuf)>> {
+    Ok(fetched(id, Place::Data("train"), pin)?.splits)
+}
+
+/// What an id means here.
+pub(super) fn found(key: &str, text: &str, place: Place, pins: &BTreeMap<String, String>) -> Result<Source> {
+    let at = |e: Error| match e.place() {
+        Some(_) => e,
+        None => e.at(key),
+    };
+    let id = HubId::parse(text).map_err(at)?;
+    let kind = match place {
+        Place::Model => RepoKind::Model.word(),
+        Place::Data(_) => RepoKind::Dataset.word(),
+    };
+    let pin = pins.get(&super::pin(kind, super::split(text).0)).map(String::as_str);
+    let snapshot = fetched(&id, place, pin).map_err(at)?;
+    let local = match place {
+        Place::Model => snapshot.local(),
+        Place::Data(split) => one_file(&id, &snapshot, split)?,
+    };
+    let used = |path: &str| match place {
+        Place::Model => true,
+        Place::Data(_) => snapshot.folder.join(path) == local,
+    };
+    let files = snapshot.files.iter().filter(|file| used(&file.path));
+    Ok(Source {
+        key: key.into(),
+        kind: kind.into(),
+        id: text.into(),
+        revision: id.asked_revision().into(),
+        state: snapshot.state.clone(),
+        licence: snapshot.licence.clone(),
+        files: files.map(|file| SourceFile { path: file.path.clone(), sha256: file.sha256.clone() }).collect(),
+        local,
+    })
+}
+
+/// The one file of a split: data is read from one file a part.
+fn one_file(id: &HubId, snapshot: &Snapshot, split: &str) -> Result<PathBuf> {
+    let named = |split: &str| -> Vec<&PathBuf> {
+        snapshot.splits.iter().filter(|(of, _)| of == split).map(|(_, path)| path).collect()
+    };
+    let mut found = named(split);
+    // A path says which file is meant, whatever its name says; so does a dataset of one file.
+    if id.path.is_some() || snapshot.splits.len() == 1 {
+        found = snapshot.splits.iter().map(|(_, path)| path).collect();
+    }
+    if let [one] = found[..] {
+        return Ok(one.clone());
+    }
+    let shown: Vec<String> = snapshot
+        .splits
+        .iter()
+        .map(|(split, path)| {
+            let path = path.strip_prefix(&snapshot.folder).unwrap_or(path);
+            format!("{} ({split})", path.display())
+        })
+        .collect();
+    let shown = if shown.len() > 8 {
+        format!("{} and {} more", shown[..7].join(", "), shown.len() - 7)
+    } else {
+        shown.join(", ")
+    };
+    let what = match found.len() {
+        0 => format!("this dataset has no files of the split {split:?}"),
+        n => format!("this dataset has {n} files of the split {split:?}, and one is read"),
+    };
+    Err(Error::usage(what).at(id).help(format!("name one of them as {}/FILE; it has {shown}", id.repository())))
+}
