@@ -14,13 +14,14 @@ impl Suite {
     fn paths(&mut self) -> Vec<(String, Place, &mut PathBuf)> {
         let mut paths = Vec::new();
         let data = &mut self.data;
-        for (key, split, path) in [
+        for (key, split, part) in [
             ("data.file", "train", &mut data.file),
             ("data.train", "train", &mut data.train),
             ("data.validation", "validation", &mut data.validation),
             ("data.heldout", "test", &mut data.heldout),
         ] {
-            paths.extend(path.as_mut().map(|path| (key.to_string(), Place::Data(split), path)));
+            let all = part.iter_mut().flat_map(|paths| &mut paths.0);
+            paths.extend(all.map(|path| (key.to_string(), Place::Data(split), path)));
         }
         if let Some(general) = &mut self.eval.general {
             paths.push(("eval.general.file".into(), Place::Data("test"), &mut general.file));
@@ -48,6 +49,9 @@ impl Suite {
                 Ok(found) if key.starts_with("models.") && found != *path => found,
                 _ => folder.join(&*path),
             };
+        }
+        if let Some(dir) = &mut self.track.dir {
+            *dir = std::path::absolute(&*dir).unwrap_or_else(|_| folder.join(&*dir));
         }
     }
 

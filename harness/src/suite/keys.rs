@@ -14,7 +14,9 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     DataConfig, EvalConfig, GateConfig, GeneralConfig, Hyperparameters, ModelSettings, NamedModel, StatsConfig, Suite,
-    TrackConfig, TrainMethod, VerdictConfig, parse::NAMED_TRAIN_KEYS, toml_errors,
+    TrackConfig, TrainMethod, VerdictConfig, field_names,
+    parse::{NAMED_TRAIN_KEYS, parse_value},
+    toml_errors,
 };
 use crate::backend::AdamW;
 use crate::backend::LoraConfig;
@@ -102,22 +104,6 @@ const TABLES: [&[&str]; 11] = [
     &["track"],
 ];
 
-/// Keys under the names that other trainers have for them.
-const ALIASES: [(&str, &str); 12] = [
-    ("lr", "learning_rate"),
-    ("rank", "r"),
-    ("lora_r", "r"),
-    ("lr_scheduler_type", "schedule"),
-    ("scheduler", "schedule"),
-    ("warmup_ratio", "warmup"),
-    ("warmup_steps", "warmup"),
-    ("gradient_accumulation_steps", "accumulation"),
-    ("per_device_train_batch_size", "batch_size"),
-    ("num_train_epochs", "epochs"),
-    ("gradient_checkpointing", "recompute"),
-    ("eval_steps", "eval_every"),
-];
-
 /// What the settings of `karat train` may hold beside hyperparameters and an adapter's keys.
 #[derive(Deserialize)]
 #[allow(dead_code)]
@@ -171,6 +157,14 @@ impl Language {
         }
     }
 
+    /// Whether the table at `path` has the settings of a training.
+    fn is_training(self, path: &[&str]) -> bool {
+        match self {
+            Language::Suite => field_names::is_training(path),
+            Language::Training => path.is_empty(),
+        }
+    }
+
     /// The error for `key`, which the table at `path` does not have.
     fn unknown(self, path: &[&str], key: &str, known: &[&'static str]) -> Error {
         let table = |path: &[&str]| match path {
@@ -178,9 +172,7 @@ impl Language {
             path => format!("[{}]", path.join(".")),
         };
         let named = |path: &[&str], key: &str| path.iter().chain([&key]).copied().collect::<Vec<_>>().join(".");
-        // What transformers, TRL and PEFT call a key comes first.
-        let alias = ALIASES.iter().find(|(other, _)| *other == key).map(|(_, ours)| *ours);
-        let meant = alias.filter(|ours| known.contains(ours)).or_else(|| nearest(key, known.iter().copied()));
+        let meant = nearest(key, known.iter().copied());
         let meant = meant.map(|near| format!("did you mean `{near}`?"));
         // In its right place elsewhere.
         let elsewhere = || {
@@ -195,6 +187,9 @@ impl Language {
             (Language::Suite, _) => format!("unknown key `{key}` in {}", table(path)),
             (Language::Training, _) => format!("unknown key `{}`", named(path, key)),
         };
+        if let Some(instead) = field_names::elsewhere(key).filter(|_| self.is_training(path)) {
+            return Error::usage(what).help(instead);
+        }
         let list = match (self, path) {
             (Language::Training, []) => training_keys(),
             _ => known.join(", "),
@@ -258,27 +253,32 @@ fn check_table<'t>(table: &'t DeTable<'_>, at: &mut Vec<&'t str>, text: &str, pa
     let known = Language::Suite.keys(at);
     for (key, value) in table {
         let name: &str = key.get_ref();
+        let ours = field_names::ours(name).filter(|_| field_names::is_training(at));
         if let Some(known) = &known
-            && !is_known(known, at, name)
+            && !is_known(known, at, ours.map_or(name, |ours| ours[0]))
         {
             let error = Language::Suite.unknown(at, name, known);
             return Err(toml_errors::at_span(error, key.span().start, text, path));
         }
-        at.push(name);
+        let depth = at.len();
+        match ours {
+            Some(ours) => at.extend(ours),
+            None => at.push(name),
+        }
         match value.get_ref() {
             DeValue::Table(inner) => check_table(inner, at, text, path)?,
-            _ => check_value(at, &text[value.span()]).map_err(|what| {
+            _ => check_value(at, name, &text[value.span()]).map_err(|what| {
                 toml_errors::at_span(Error::usage(format!("`{name}`: {what}")), value.span().start, text, path)
             })?,
         }
-        at.pop();
+        at.truncate(depth);
     }
     Ok(())
 }
 
-/// Whether a value below `[train]` is one, as it is written: those tables are flat, so that serde
-/// never sees them as they stand in the file.
-fn check_value(at: &[&str], written: &str) -> Result<(), String> {
+/// Whether a value below `[train]`, given as `name`, is one, as it is written: those tables are flat,
+/// so that serde never sees them as they stand in the file.
+fn check_value(at: &[&str], name: &str, written: &str) -> Result<(), String> {
     let run = match at {
         ["train", "lora" | "full", "hyperparameters" | "adapter", rest @ ..] => rest,
         ["train", "lora" | "full", rest @ ..] | ["train", rest @ ..] => rest,
@@ -294,6 +294,14 @@ fn check_value(at: &[&str], written: &str) -> Result<(), String> {
         _ => return Ok(()),
     };
     let [first, ..] = run else { return Ok(()) };
+    let translated;
+    let written = match field_names::ours(name) {
+        Some(_) => {
+            translated = field_names::value(name, parse_value(written))?.to_string();
+            translated.as_str()
+        }
+        None => written,
+    };
     let key: Vec<String> = run.iter().map(|part| toml::Value::from(*part).to_string()).collect();
     let alone = format!("{} = {written}", key.join("."));
     let checked = match LoraConfig::KEYS.contains(first) {
