@@ -309,7 +309,7 @@ fn a_live_slice_of_the_base_is_what_was_recorded() {
     }
 
     let prompts: Tokens = queries.iter().map(|q| &q.prompt).collect();
-    let config = GenerateConfig::greedy(suite.eval.max_new_tokens, prepared.formatter.stop_ids());
+    let config = GenerateConfig::greedy(prepared.generation.max_new_tokens, prepared.formatter.stop_ids());
     let completions = evaluator.generate(prompts.view(), &config, &mut quiet).unwrap();
     let equal = completions.iter().zip(&base.predictions).filter(|(c, p)| Some(&c.ids) == p.ids.as_ref()).count();
     // Another machine's kernels may tip a near-tie of two tokens; most texts have none.

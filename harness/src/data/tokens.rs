@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
+pub(crate) use self::declared::object as read_object;
 use self::declared::{Declarations, Declared, FIX, ids, object};
 use self::outline::{FILE_BYTES, Outline};
 pub use self::special::{SpecialTokens, StopToken};
@@ -503,7 +504,8 @@ pub(super) fn read_file(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io("read the file", path, e)),
     }
-    std::fs::read(path).map(Some).map_err(|e| Error::io("read the file", path, e))
+    let read = crate::fsio::regular(path).and_then(|()| std::fs::read(path));
+    read.map(Some).map_err(|e| Error::io("read the file", path, e))
 }
 
 /// A JSON file, `None` if it is not there.

@@ -20,6 +20,7 @@ use crate::eval::{Item, PartScore, ReferenceScore};
 use crate::fsio::{sha256, sha256_file};
 use crate::report::SplitRule;
 use crate::run::evaluate::Query;
+use crate::run::generation::GenerationSettings;
 use crate::run::lengths::Lengths;
 use crate::run::parts::{Cut, Rows, load};
 use crate::run::subject::rendering;
@@ -56,6 +57,8 @@ pub struct Prepared {
     pub lengths: Lengths,
     /// What else a reader must know of what was made of the data.
     pub notes: Vec<Note>,
+    /// How texts are generated.
+    pub generation: GenerationSettings,
     /// Plain text beside the items, if the suite has any.
     pub general: Option<GeneralTexts>,
 }
@@ -135,6 +138,7 @@ impl GeneralTexts {
 /// What is wrong with a file, line, template or tokenizer; a part that is empty.
 pub fn prepare(suite: &Suite) -> Result<Prepared> {
     let formatter = formatter(suite)?;
+    let generation = GenerationSettings::new(&suite.eval, &rendering(suite)?)?;
     let mut data = load(suite)?;
     // A row that cannot be rendered is as one that was never there: the rows without it are split
     // again.
@@ -194,6 +198,7 @@ pub fn prepare(suite: &Suite) -> Result<Prepared> {
         untrained_turns: data.untrained_turns,
         parts: cut.parts,
         split_rule: cut.rule,
+        generation,
         notes: found.chain(notes.into_iter().flatten()).collect(),
     })
 }

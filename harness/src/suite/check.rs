@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::eval::stats::StatsOptions;
 use crate::model_dir;
 use crate::report::compare::MUST_BE_EQUAL;
+use crate::run::greedy_samples;
 
 impl Suite {
     pub(super) fn check(&self, path: &Path) -> Result<()> {
@@ -114,12 +115,7 @@ impl Suite {
             n @ (0 | 1025..) => {
                 return fail(format!("eval.samples = {n} must be between 1 and 1024"), "correct the value");
             }
-            n if self.eval.temperature == 0.0 => {
-                return fail(
-                    format!("eval.samples = {n} asks for several answers, and greedy ones are all the same"),
-                    "set eval.temperature above 0, or leave eval.samples out",
-                );
-            }
+            n if self.eval.temperature == Some(0.0) => return Err(greedy_samples(n).at(path.display())),
             _ => {}
         }
         let EvalConfig { temperature, top_p, max_new_tokens, batch_size, .. } = self.eval;
@@ -128,9 +124,12 @@ impl Suite {
             Err(why) => Err(format!("{value}: {why}")),
         };
         for (key, checked) in [
-            ("eval.temperature", refused(&temperature, limits::temperature(temperature).map(drop))),
-            ("eval.top_p", refused(&top_p, limits::top_p(top_p).map(drop))),
-            ("eval.max_new_tokens", refused(&max_new_tokens, limits::max_new_tokens(max_new_tokens as u64).map(drop))),
+            ("eval.temperature", temperature.map_or(Ok(()), |t| refused(&t, limits::temperature(t).map(drop)))),
+            ("eval.top_p", top_p.map_or(Ok(()), |p| refused(&p, limits::top_p(p).map(drop)))),
+            (
+                "eval.max_new_tokens",
+                max_new_tokens.map_or(Ok(()), |n| refused(&n, limits::max_new_tokens(n as u64).map(drop))),
+            ),
             ("eval.batch_size", refused(&batch_size, limits::decode_batch(batch_size as u64).map(drop))),
             ("data.max_length", refused(&data.max_length, limits::max_length(data.max_length as u64).map(drop))),
         ] {

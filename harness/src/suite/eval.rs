@@ -20,14 +20,19 @@ pub struct EvalConfig {
     pub backend: String,
     /// Held-out items to use, drawn as Python's `random.sample` draws; 0 is all.
     pub items: usize,
-    /// Longest generation.
-    pub max_new_tokens: usize,
+    /// Longest generation. Where this and the three that follow are absent, the base model's
+    /// `generation_config.json` says, if it does; else 2048 and greedy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_new_tokens: Option<usize>,
     /// 0 is greedy.
-    pub temperature: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
     /// Nucleus; 1 is off.
-    pub top_p: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f64>,
     /// Most probable tokens kept; 0 is off.
-    pub top_k: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<usize>,
     /// Answers that every item gets; above 1 with a temperature above 0 alone, for greedy ones are
     /// all the same.
     #[serde(skip_serializing_if = "is_one")]
@@ -133,10 +138,10 @@ impl Default for EvalConfig {
         EvalConfig {
             backend: String::new(),
             items: 0,
-            max_new_tokens: 2048,
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
+            max_new_tokens: None,
+            temperature: None,
+            top_p: None,
+            top_k: None,
             samples: 1,
             batch_size: 0,
             device: None,

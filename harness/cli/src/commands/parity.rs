@@ -83,7 +83,7 @@ fn questions(args: &ParityArgs, output: &Output) -> Result<Questions> {
             open: opened(args.model.as_ref().unwrap_or(&suite.model.base))?,
             rows: prepared.queries.iter().map(|q| q.reference.clone()).collect(),
             prompts: prepared.queries.iter().map(|q| q.prompt.clone()).collect(),
-            generate: generate(suite.eval.max_new_tokens, stop_ids),
+            generate: generate(prepared.generation.max_new_tokens, stop_ids),
         });
     }
     let model = args.model.as_ref();

@@ -279,7 +279,7 @@ pub(super) fn wrong_type(path: &Path, key: &str, value: &Value, wanted: &str) ->
 ///
 /// # Errors
 /// If it is too large, is not JSON or holds something else.
-pub(super) fn object(path: &Path) -> Result<Option<Map<String, Value>>> {
+pub(crate) fn object(path: &Path) -> Result<Option<Map<String, Value>>> {
     match super::read_json(path)? {
         None => Ok(None),
         Some(Value::Object(map)) => Ok(Some(map)),
