@@ -10,7 +10,7 @@
 //! # Ok::<(), karat::Error>(())
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
@@ -202,12 +202,14 @@ pub fn text(power: &Power) -> String {
             pairs.push((&row.baseline, &row.candidate));
         }
     }
-    let mut reasons: BTreeSet<String> = BTreeSet::new();
     for (baseline, candidate) in pairs {
+        let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let _ = writeln!(text, "{} against {}\n", legible(candidate), legible(baseline));
         let mut rows = vec![header.map(String::from)];
         for row in power.rows.iter().filter(|r| r.baseline == baseline && r.candidate == candidate) {
-            reasons.extend(row.undetectable.map(|reason| format!("{}: {}", legible(&row.metric), why(reason))));
+            if let Some(reason) = row.undetectable {
+                reasons.entry(why(reason)).or_default().push(legible(&row.metric));
+            }
             rows.push(cells(row));
         }
         let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
@@ -220,10 +222,10 @@ pub fn text(power: &Power) -> String {
             }
             let _ = writeln!(text, "{}", line.trim_end());
         }
+        for (reason, metrics) in reasons {
+            let _ = writeln!(text, "nothing is detectable of {}: {reason}", metrics.join(", "));
+        }
         text.push('\n');
-    }
-    for reason in reasons {
-        let _ = writeln!(text, "nothing is detectable of {reason}");
     }
     let _ = writeln!(
         text,

@@ -47,7 +47,20 @@ pub(super) fn compare(
     if let ([first, second], true) = (recipes.as_slice(), inputs.recipe_pairs.is_empty()) {
         pairs.push((first.clone(), second.clone()));
     }
-    pairs.iter().map(|(baseline, candidate)| one(baseline, candidate, inputs, metrics, &values)).collect()
+    let compared = pairs.iter().map(|(baseline, candidate)| one(baseline, candidate, inputs, metrics, &values));
+    let mut compared: Vec<RecipeComparison> = compared.collect::<Result<_>>()?;
+    adjust(&mut compared);
+    Ok(compared)
+}
+
+/// Holm's adjustment over all metrics of all comparisons of recipes.
+fn adjust(comparisons: &mut [RecipeComparison]) {
+    let metrics = comparisons.iter_mut().flat_map(|comparison| comparison.metrics.values_mut());
+    let mut tested: Vec<&mut RecipeMetric> = metrics.filter(|metric| metric.p_value.is_some()).collect();
+    let p: Vec<f64> = tested.iter().filter_map(|metric| metric.p_value).collect();
+    for (metric, adjusted) in tested.iter_mut().zip(holm(&p)) {
+        metric.p_adjusted = Some(adjusted);
+    }
 }
 
 fn one(
@@ -68,7 +81,9 @@ fn one(
             continue;
         }
         let clusters: Vec<&str> = items.iter().map(|&i| inputs.items[i].cluster.as_str()).collect();
-        let found = compare_replicated(&rows(&a, &items), &rows(&b, &items), &clusters, &inputs.stats)?;
+        // A model that exists is what it is: only one that is trained here could have had another seed.
+        let trained = [baseline, candidate].map(|side| side.1.iter().any(|run| run.0.training.is_some()));
+        let found = compare_replicated(&rows(&a, &items), &rows(&b, &items), trained, &clusters, &inputs.stats)?;
         let c = &found.comparison;
         compared.push((
             metric,
@@ -86,11 +101,6 @@ fn one(
                 within_seeds: found.within_seeds().filter(|_| metric.direction != Direction::Neutral),
             },
         ));
-    }
-    let tested: Vec<usize> = (0..compared.len()).filter(|&i| compared[i].1.p_value.is_some()).collect();
-    let p: Vec<f64> = tested.iter().filter_map(|&i| compared[i].1.p_value).collect();
-    for (&i, adjusted) in tested.iter().zip(holm(&p)) {
-        compared[i].1.p_adjusted = Some(adjusted);
     }
     Ok(RecipeComparison {
         baseline: baseline.0.into(),

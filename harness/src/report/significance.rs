@@ -155,7 +155,10 @@ fn one(metric: &Paired<'_>, options: &StatsOptions) -> (MetricComparison, Option
             };
             // Where every item is its own source these are the plain interval, test and error, to
             // the bit.
-            let interval = difference_interval(&a, &b, &clusters, options);
+            let unit = share_unit(metric.metric, a.iter().chain(&b));
+            let [shares_a, shares_b] = [&a, &b].map(|side| side.iter().map(|v| v / unit).collect::<Vec<f64>>());
+            let Interval { low, high } = difference_interval(&shares_a, &shares_b, &clusters, options);
+            let interval = Interval { low: low * unit, high: high * unit };
             let error = clustered_standard_error(&differences, &clusters);
             let spread = PairedSpread::of(&a, &b, &clusters);
             (stats::mean(&a), stats::mean(&b), stats::mean(&differences), interval, test, error, spread)
@@ -191,6 +194,16 @@ fn verdict(direction: Direction, p: f64, difference: f64) -> Verdict {
     }
 }
 
+/// What a share of 1 is in the metric's unit, where all `values` lie at the ends of its range: 100 of
+/// one in per cent. Score intervals are of shares. Else 1, which changes no bit.
+fn share_unit<'v>(metric: &str, values: impl IntoIterator<Item = &'v f64>) -> f64 {
+    let top = metric::info(metric).map_or(1.0, |m| m.range.1);
+    match top.is_finite() && values.into_iter().all(|v| *v == 0.0 || *v == top) {
+        true => top,
+        false => 1.0,
+    }
+}
+
 /// The mean of a metric's values and its interval within the metric's range, whole `clusters` being
 /// drawn (none for a single one); none without values.
 pub(super) fn mean_interval(
@@ -203,7 +216,10 @@ pub(super) fn mean_interval(
         [] => None,
         [x] => Some((*x, None)),
         _ => {
-            let interval = clustered_mean_interval(values, clusters, options);
+            let unit = share_unit(metric, values);
+            let shares: Vec<f64> = values.iter().map(|v| v / unit).collect();
+            let Interval { low, high } = clustered_mean_interval(&shares, clusters, options);
+            let interval = Interval { low: low * unit, high: high * unit };
             let Interval { low, high } = metric::info(metric).map_or(interval, |m| m.within_range(interval));
             Some((stats::mean(values), Some((low, high)).filter(|i| i.0.is_finite() && i.1.is_finite())))
         }

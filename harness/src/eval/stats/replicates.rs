@@ -121,6 +121,9 @@ impl<'a> Side<'a> {
 /// not too small (Rao and Wu 1988, JASA 83); bias and acceleration as of every
 /// [`mean_interval`](super::mean_interval).
 ///
+/// A side that is not `seeded` is one model that is what it is, such as the base: no seed of it was
+/// drawn, and it adds nothing to the variance that is the seeds'.
+///
 /// Values of pooled metrics go in as shares: `n w_i / sum(w)` times the value.
 ///
 /// # Errors
@@ -129,6 +132,7 @@ impl<'a> Side<'a> {
 pub fn compare_replicated<C: Ord + Hash + Sync>(
     a: &[Vec<f64>],
     b: &[Vec<f64>],
+    seeded: [bool; 2],
     clusters: &[C],
     options: &StatsOptions,
 ) -> Result<ReplicatedComparison> {
@@ -145,7 +149,8 @@ pub fn compare_replicated<C: Ord + Hash + Sync>(
     let difference = mean(&differences);
     let between = pooled(&sides, |side| side.between());
     let chance = pooled(&sides, |side| side.chance(clusters));
-    let variance = Variance::of(&differences, clusters, between, chance, seeds);
+    let drawn = |side: usize| if seeded[side] || seeds[side] > 1 { 1.0 / seeds[side] as f64 } else { 0.0 };
+    let variance = Variance::of(&differences, clusters, between, chance, seeds, drawn(0) + drawn(1));
     let standard_error = variance.total().sqrt();
     let freedom = variance.freedom();
     let interval = Drawn {
@@ -228,9 +233,16 @@ struct Variance {
 }
 
 impl Variance {
-    fn of<C: Ord>(differences: &[f64], clusters: &[C], between: f64, chance: f64, seeds: [usize; 2]) -> Self {
+    /// `per_seed` is the sum over the sides of one over the seeds that were drawn.
+    fn of<C: Ord>(
+        differences: &[f64],
+        clusters: &[C],
+        between: f64,
+        chance: f64,
+        seeds: [usize; 2],
+        per_seed: f64,
+    ) -> Self {
         let [a, b] = seeds.map(|s| s as f64);
-        let per_seed = 1.0 / a + 1.0 / b;
         let units = cluster_count(clusters) as f64;
         let items = unit_standard_error(differences, clusters).powi(2);
         Variance { items, between: between * per_seed, chance: chance * per_seed, units, seed_freedom: a + b - 2.0 }
@@ -342,12 +354,12 @@ mod tests {
     fn one_seed_a_side_is_the_ordinary_comparison_to_the_bit() {
         let options = StatsOptions { resamples: 500, ..StatsOptions::default() };
         let [a, b] = World { shared: 1.0, item: 0.5, seed: 0.2, rest: 0.1 }.draw(17, [1, 1], 0);
-        let ours = compare_replicated(&a, &b, &alone(17), &options).unwrap();
+        let ours = compare_replicated(&a, &b, [true; 2], &alone(17), &options).unwrap();
         let flat = |side: &[Vec<f64>]| side.iter().map(|row| row[0]).collect::<Vec<f64>>();
         assert_eq!(ours.comparison, compare_paired(&flat(&a), &flat(&b), &options).unwrap());
         assert_eq!((ours.seeds, ours.seed_share, ours.within_seeds()), ([1, 1], None, None));
         let sources: Vec<usize> = (0..17).map(|i| i / 2).collect();
-        let clustered = compare_replicated(&a, &b, &sources, &options).unwrap().comparison;
+        let clustered = compare_replicated(&a, &b, [true; 2], &sources, &options).unwrap().comparison;
         let interval = super::super::difference_interval(&flat(&a), &flat(&b), &sources, &options);
         assert_eq!((clustered.ci_low, clustered.ci_high), (interval.low, interval.high));
     }
@@ -360,7 +372,7 @@ mod tests {
         const RUNS: u64 = 400;
         for stream in 0..RUNS {
             let [a, b] = world.draw(60, [4, 4], stream);
-            let found = compare_replicated(&a, &b, &alone(60), &options).unwrap();
+            let found = compare_replicated(&a, &b, [true; 2], &alone(60), &options).unwrap();
             let of = found.components[0].unwrap();
             (item, seed, rest) = (item + of.item, seed + of.seed, rest + of.item_by_seed);
             share += found.seed_share.unwrap();
@@ -382,10 +394,11 @@ mod tests {
             let (mut covered, mut alone_covered) = (0, 0);
             for stream in 0..RUNS {
                 let [a, b] = world.draw(40, seeds, stream);
-                let found = compare_replicated(&a, &b, &alone(40), &options).unwrap().comparison;
+                let found = compare_replicated(&a, &b, [true; 2], &alone(40), &options).unwrap().comparison;
                 covered += u64::from(found.ci_low <= 0.0 && 0.0 <= found.ci_high);
                 let first = |side: &[Vec<f64>]| side.iter().map(|row| row[..1].to_vec()).collect::<Vec<_>>();
-                let one = compare_replicated(&first(&a), &first(&b), &alone(40), &options).unwrap().comparison;
+                let one =
+                    compare_replicated(&first(&a), &first(&b), [true; 2], &alone(40), &options).unwrap().comparison;
                 alone_covered += u64::from(one.ci_low <= 0.0 && 0.0 <= one.ci_high);
             }
             let (covered, one) = (covered as f64 / RUNS as f64, alone_covered as f64 / RUNS as f64);
@@ -396,21 +409,38 @@ mod tests {
     }
 
     #[test]
+    fn a_model_that_exists_adds_nothing_to_the_variance_of_seeds() {
+        let options = StatsOptions { resamples: 50, ..StatsOptions::default() };
+        let [a, b] = World { shared: 1.0, item: 0.5, seed: 0.4, rest: 0.3 }.draw(40, [1, 3], 5);
+        let odds = |seeded| {
+            let share = compare_replicated(&a, &b, seeded, &alone(40), &options).unwrap().seed_share.unwrap();
+            share / (1.0 - share)
+        };
+        // One over three seeds, against that and one over one.
+        assert!((odds([true, true]) / odds([false, true]) - 4.0).abs() < 1e-9);
+    }
+
+    #[test]
     fn a_difference_within_two_seeds_is_called_so_and_no_spread_is_no_trouble() {
         let options = StatsOptions { resamples: 100, ..StatsOptions::default() };
         let a: Vec<Vec<f64>> = (0..20).map(|i| vec![f64::from(i) + 0.5, f64::from(i) - 0.5]).collect();
         let b: Vec<Vec<f64>> = a.iter().map(|row| row.iter().map(|v| v + 0.3).collect()).collect();
-        let found = compare_replicated(&a, &b, &alone(20), &options).unwrap();
+        let found = compare_replicated(&a, &b, [true; 2], &alone(20), &options).unwrap();
         assert_eq!(found.seed_difference, Some(1.0));
         assert_eq!(found.within_seeds(), Some(true));
         assert!((found.seed_share.unwrap() - 1.0).abs() < 1e-9, "items differ by the same: {found:?}");
         assert!(found.comparison.ci_low < 0.0 && found.comparison.p_value > 0.3, "{found:?}");
         let same = vec![vec![0.5, 0.5]; 20];
-        let equal = compare_replicated(&same, &same, &alone(20), &options).unwrap();
+        let equal = compare_replicated(&same, &same, [true; 2], &alone(20), &options).unwrap();
         assert_eq!((equal.comparison.p_value, equal.seed_share), (1.0, None));
         assert_eq!((equal.comparison.ci_low, equal.comparison.ci_high), (0.0, 0.0));
-        assert!(compare_replicated(&a, &b, &[0; 20], &options).unwrap().comparison.ci_low.is_nan(), "one source");
-        assert!(compare_replicated(&a, &b[..9], &alone(20), &options).is_err());
-        assert!(compare_replicated(&[vec![1.0], vec![]], &[vec![1.0], vec![1.0]], &alone(2), &options).is_err());
+        assert!(
+            compare_replicated(&a, &b, [true; 2], &[0; 20], &options).unwrap().comparison.ci_low.is_nan(),
+            "one source"
+        );
+        assert!(compare_replicated(&a, &b[..9], [true; 2], &alone(20), &options).is_err());
+        assert!(
+            compare_replicated(&[vec![1.0], vec![]], &[vec![1.0], vec![1.0]], [true; 2], &alone(2), &options).is_err()
+        );
     }
 }

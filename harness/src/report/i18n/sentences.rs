@@ -10,6 +10,7 @@ use crate::report::model::{
     Comparison, Direction, FloorState, Language, RecipeComparison, Recommendation, Report, Verdict, Warning,
 };
 use crate::report::number::{fixed, percent};
+use crate::report::significance::ALPHA;
 
 impl Language {
     pub(in crate::report) fn labels(self) -> &'static Labels {
@@ -172,9 +173,42 @@ fn findings(report: &Report, language: Language) -> Vec<String> {
     for comparison in report.comparisons.iter().filter(|c| &c.baseline != anchor) {
         sentences.push(between(comparison, &outcome(report, comparison, language), language));
     }
+    sentences.extend(report.recipes.iter().filter_map(|recipe| over_seeds(recipe, report, language)));
     sentences.extend(report.recipes.iter().filter_map(|recipe| within_seeds(recipe, report, language)));
     sentences.extend(recommendation(report, language));
     sentences
+}
+
+/// The metrics by which a recipe is better or worse than what it is compared with, whatever the seed.
+fn over_seeds(recipe: &RecipeComparison, report: &Report, language: Language) -> Option<String> {
+    let titles = |gains: bool| -> Vec<&str> {
+        let marked = report.metrics.iter().filter(|metric| {
+            recipe.metrics.get(&metric.name).is_some_and(|c| {
+                let sign = if metric.direction == Direction::Lower { -1.0 } else { 1.0 };
+                metric.direction != Direction::Neutral
+                    && c.p_adjusted.is_some_and(|p| p < ALPHA)
+                    && (sign * c.difference > 0.0) == gains
+            })
+        });
+        marked.map(|metric| metric.title(language)).collect()
+    };
+    let (better, worse) = (titles(true), titles(false));
+    let (candidate, baseline) = (&recipe.candidate, &recipe.baseline);
+    let part = |names: &[&str], english: &str, chinese: &str| {
+        (!names.is_empty()).then(|| {
+            let list = language.list(names, 6);
+            language.pick(format!("{english} on {list}"), format!("在 {list} 上{chinese}"))
+        })
+    };
+    let parts: Vec<String> =
+        [part(&better, "better", "更好"), part(&worse, "worse", "更差")].into_iter().flatten().collect();
+    let parts = parts.join(language.pick(", ", "，"));
+    (!parts.is_empty()).then(|| {
+        language.pick(
+            format!("Over items and seeds {candidate} is significantly {parts} than {baseline}."),
+            format!("计入条目与种子的变化，{candidate} 相比 {baseline} {parts}（显著）。"),
+        )
+    })
 }
 
 /// The headline metrics by which two recipes differ by less than two seeds of one.
