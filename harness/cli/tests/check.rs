@@ -76,6 +76,31 @@ fn save_check_regress_bless_and_check_again() {
     let output = karat(folder, &["check", "worse.json", "--margin", "nll=0.49", "--logprob-drift", "0.05"], &[]);
     assert_eq!(output.status.code(), Some(4), "{}", said(&output).0);
 
+    // A report of one model is held against one of the baseline's, whatever it is called.
+    let mut alone: Value = serde_json::from_str(&std::fs::read_to_string(folder.join("worse.json")).unwrap()).unwrap();
+    alone["models"].as_array_mut().unwrap().retain(|model| model["name"] == "full");
+    alone["models"][0]["name"] = "new".into();
+    for item in alone["items"].as_array_mut().unwrap() {
+        let full = item["models"]["full"].take();
+        item["models"] = serde_json::json!({ "new": full });
+    }
+    for metric in alone["metrics"].as_array_mut().unwrap() {
+        let full = metric["models"]["full"].take();
+        metric["models"] = serde_json::json!({ "new": full });
+        metric["best"] = serde_json::json!([]);
+    }
+    for list in ["comparisons", "flips", "flipped", "examples"] {
+        alone[list] = serde_json::json!([]);
+    }
+    alone["general"] = Value::Null;
+    std::fs::write(folder.join("new.json"), alone.to_string()).unwrap();
+    let output = karat(folder, &["check", "new.json"], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).1.contains("--baseline main:base"), "{}", said(&output).1);
+    let output = karat(folder, &["check", "new.json", "--baseline", "main:full"], &[]);
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output).1);
+    assert_eq!(karat(folder, &["check", "worse.json", "--baseline", "main:full"], &[]).status.code(), Some(2));
+
     let output = karat(folder, &["check", "worse.json", "--bless"], &[]);
     assert_eq!(output.status.code(), Some(2), "a reason is needed");
     let bless = ["check", "worse.json", "--bless", "--reason", "a smaller model", "--by", "me", "--at", "today"];

@@ -192,9 +192,16 @@ fn a_broken_checkpoint_is_a_line_of_its_own_and_is_tried_again_when_its_bytes_ch
     refused(watching(&place, &["--once"]), 6, "not measured");
     assert_eq!(lines(&place), lines_of_both);
     trainer.save("checkpoint-1", Layout::OneFile, Weights::Like(1));
+    // One that was not measured is no success.
+    refused(watching(&place, &["--once"]), 6, "left out: checkpoint-3 is not whole");
     trainer.save("checkpoint-3", Layout::Sharded, Weights::Like(3));
     good(watching(&place, &["--once"]));
     assert_eq!(lines(&place)[2..], ["checkpoint-1 measured pass", "checkpoint-3 measured pass"]);
+    // A configuration that is none is the data's fault, and ends a watch that is to fail fast.
+    trainer.save("checkpoint-4", Layout::OneFile, Weights::Like(4));
+    place.put("out/checkpoint-4/config.json", "{\"model_type\": ");
+    refused(watching(&place, &["--once"]), 6, "config.json");
+    refused(watching(&place, &["--fail-fast"]), 6, "config.json");
 }
 
 #[test]

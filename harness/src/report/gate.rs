@@ -215,13 +215,28 @@ pub fn check(report: &Report, baseline: &Report, rules: &Rules) -> Result<Checks
     Ok(Checks {
         verdict: checks.iter().map(|c| c.verdict).max().unwrap_or(MarginVerdict::Inconclusive),
         ungated: ungated.map(|m| m.name.clone()).collect(),
-        undefined: undefined.into_iter().map(|(model, metric, _)| format!("{model} {}", metric.name)).collect(),
+        undefined: undefined
+            .into_iter()
+            .map(|(model, metric, _)| format!("{model} {}", metric.name))
+            .chain(unknown_to(baseline, report, rules))
+            .collect(),
         allowed,
         unchecked: unknown(baseline, report),
         moved: moved(&baseline.suite.sources, &report.suite.sources),
         checks,
         confidence: baseline.statistics.confidence,
     })
+}
+
+/// Metrics that the report has, that would be gated, and that the baseline never had.
+fn unknown_to(baseline: &Report, report: &Report, rules: &Rules) -> Vec<String> {
+    let gated = |m: &&Metric| m.direction != Direction::Neutral && margin(m, rules).is_some();
+    let new = report.metrics.iter().filter(gated).filter(|metric| baseline.metric(&metric.name).is_none());
+    let of_models = |metric: &Metric| {
+        let models = baseline.models.iter().filter(|model| metric.models.contains_key(&model.name));
+        models.map(|model| format!("{} {}", model.name, metric.name)).collect::<Vec<_>>()
+    };
+    new.flat_map(of_models).collect()
 }
 
 /// Whether a report answers what its baseline answered, but for what `allow` names; what that was.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use karat_system::safetensors::{INDEX, WEIGHTS, read_header};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::backend::peft::ADAPTER_CONFIG;
 use crate::error::{Error, Result};
@@ -290,13 +290,19 @@ fn unfinished_shards(folder: &Path) -> Option<String> {
     Some(format!("{what}; the index names {} shards", named.len()))
 }
 
-/// Holds the headers of the weights against their files: what is wrong with them is wrong with the
-/// data, whoever opens it.
+/// Holds the headers of the weights against their files, and reads the configurations: what is wrong
+/// with them is wrong with the data, whoever opens it.
 ///
 /// # Errors
 /// [`ErrorKind::Data`](crate::ErrorKind::Data), with what is wrong.
-pub fn check_weights(checkpoint: &Checkpoint) -> Result<()> {
+pub fn check_files(checkpoint: &Checkpoint) -> Result<()> {
     let folder = &checkpoint.path;
+    for name in [CONFIG, ADAPTER_CONFIG, INDEX] {
+        let path = folder.join(name);
+        if path.is_file() {
+            fsio::read_json::<Map<String, Value>>(&path)?;
+        }
+    }
     let mut weights = names(folder).into_iter().filter(|name| is_weights(name) && name.ends_with(".safetensors"));
     weights.try_for_each(|name| read_header(&folder.join(name)).map(drop))
 }
@@ -409,7 +415,7 @@ mod tests {
         for bytes in [&[7; 64][..], &[0; 64]] {
             put(&path, &[("config.json", b"{}"), (WEIGHTS, bytes)]);
             assert_eq!(lacks(&path), None);
-            assert_eq!(check_weights(&at(&path)).unwrap_err().kind(), crate::ErrorKind::Data);
+            assert_eq!(check_files(&at(&path)).unwrap_err().kind(), crate::ErrorKind::Data);
         }
         fs::remove_dir_all(&path).unwrap();
         assert_eq!(look(&at(&path)).unwrap(), State::Gone);

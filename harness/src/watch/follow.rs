@@ -10,8 +10,8 @@ use super::reference::{self, Settings, only};
 use super::{Each, Outcome, Watch, adapter_base};
 use crate::error::{Error, ErrorKind, Result};
 use crate::eval::stats::MarginVerdict;
-use crate::fsio::sha256;
-use crate::model_dir::near;
+use crate::fsio::{self, sha256};
+use crate::model_dir::{holds_both, near, said_of_both};
 use crate::report::gate::{check, text};
 use crate::report::timeline::{Entry, Failure, Status, Timeline};
 use crate::report::{Report, legible};
@@ -42,8 +42,11 @@ pub(super) struct Follower<'a> {
     pub said: BTreeSet<String>,
 }
 
+/// How the standard library ends its text of `ENOSPC`.
+const DISK_FULL: &str = "(os error 28)";
+
 /// A checkpoint that is not whole and of which nothing comes is spoken of after this time.
-const STALLED: Duration = Duration::from_secs(120);
+const STALLED: Duration = Duration::from_secs(60);
 
 impl Follower<'_> {
     /// Goes on until the watch ends; see [`watch`](super::watch).
@@ -61,6 +64,9 @@ impl Follower<'_> {
             let Pass::Idle { settling, there, partial } = self.pass()? else { continue };
             if let Some(name) = self.regressed(&there) {
                 return self.outcome(Some(name), &there);
+            }
+            if self.watch.fail_fast && self.broken(&there) {
+                return self.outcome(None, &there);
             }
             if self.watch.once && !settling {
                 return self.end(&there, partial);
@@ -82,10 +88,12 @@ impl Follower<'_> {
                 .with_lines(partial.into_iter().map(|text| format!("  {text}")))
                 .help("checkpoints are folders such as checkpoint-200; without --once karat watch waits for them"));
         }
-        partial.iter().for_each(|text| self.observer.notice(Notice::Said(format!("left out: {text}"))));
-        self.reference()?;
-        self.publish()?;
-        self.outcome(None, there)
+        partial.iter().for_each(|text| self.observer.notice(Notice::Warning(format!("left out: {text}"))));
+        let outcome = self.outcome(None, there)?;
+        // One that is there and was not measured is no success, whatever the others are.
+        let broken = partial.into_iter().next();
+        let broken = broken.map(|what| Failure { exit_code: ErrorKind::Data.exit_code(), what });
+        Ok(Outcome { failure: outcome.failure.or(broken), ..outcome })
     }
 
     fn outcome(&mut self, regressed: Option<String>, there: &[String]) -> Result<Outcome> {
@@ -100,6 +108,14 @@ impl Follower<'_> {
     fn regressed(&self, there: &[String]) -> Option<String> {
         let regresses = |name: &&String| self.history.last(name)?.verdict.filter(|v| *v == MarginVerdict::Regress);
         there.iter().find(|name| self.watch.fail_fast && regresses(name).is_some()).cloned()
+    }
+
+    /// Whether a checkpoint that is there cannot be measured for what its files hold: weights that are
+    /// not numbers are of a training that has diverged.
+    fn broken(&self, there: &[String]) -> bool {
+        let data = ErrorKind::Data.exit_code();
+        let error = |name: &String| self.history.last(name)?.error.clone();
+        there.iter().filter_map(error).any(|error| error.exit_code == data)
     }
 
     /// Looks at every checkpoint in order and deals with the first that is ready.
@@ -127,9 +143,12 @@ impl Follower<'_> {
                 Ok(State::Gone) => {}
                 Ok(State::Partial(what, seen)) => {
                     let text = format!("{} is not whole: {what}", checkpoint.name);
-                    if self.unchanged(checkpoint, &seen) >= STALLED.max(self.watch.quiet) {
+                    let unchanged = self.unchanged(checkpoint, &seen);
+                    if !self.watch.once && unchanged >= STALLED.max(self.watch.quiet) {
                         self.say_once(format!("{text}; nothing of it has changed for a while"));
                     }
+                    // Who looks once waits for what is being written.
+                    settling |= !(seen.is_quiet(self.watch.quiet) || unchanged >= self.watch.quiet);
                     partial.push(text);
                 }
                 Ok(State::Whole(seen)) if self.history.knows(checkpoint, &seen.stamp) => {}
@@ -189,7 +208,15 @@ impl Follower<'_> {
             Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
             Err(_) if self.is_gone(checkpoint, seen) => self.vanished(checkpoint, seen, &digest, began),
             Err(_) if !self.is_as(checkpoint, seen) => self.changed(checkpoint),
-            Err(error) => self.failed(checkpoint, seen, &digest, &error, began),
+            Err(error) => {
+                // What the watch itself has no room for is no fault of the checkpoint. Backends tell the
+                // cause as text.
+                if text::told(&error).contains(DISK_FULL) {
+                    return Err(error);
+                }
+                self.writable()?;
+                self.failed(checkpoint, seen, &digest, &error, began)
+            }
             // One that went away after the last byte was read is as good as one that stayed.
             Ok(_) if !self.is_as(checkpoint, seen) && !self.is_gone(checkpoint, seen) => self.changed(checkpoint),
             Ok(report) => {
@@ -209,9 +236,21 @@ impl Follower<'_> {
         }
     }
 
+    /// Whether the folder of the watch takes what a checkpoint's answers and texts need.
+    ///
+    /// # Errors
+    /// I/O: the disk is full, or the folder cannot be written to.
+    fn writable(&self) -> Result<()> {
+        const ROOM: usize = 1 << 20;
+        let probe = self.watch.out.join(".room");
+        let wrote = fsio::write_atomic(&probe, &vec![0; ROOM]);
+        let removed = std::fs::remove_file(&probe);
+        wrote.and_then(|()| removed.map_err(|e| Error::io("remove", &probe, e)))
+    }
+
     /// Evaluates a checkpoint in a run folder of its own.
     fn measure(&mut self, checkpoint: &Checkpoint, seen: &Seen, folder: &Path) -> Result<Report> {
-        checkpoint::check_weights(checkpoint)?;
+        checkpoint::check_files(checkpoint)?;
         let path = checkpoint.path.clone();
         let (model, adapter) = match seen.adapter {
             true => {
@@ -219,7 +258,12 @@ impl Follower<'_> {
                 taken.into_iter().for_each(|text| self.say_once(format!("note: {text}")));
                 (base, Some(path))
             }
-            false => (path, None),
+            false => {
+                if holds_both(&path) {
+                    self.say_once(format!("note: {}", said_of_both(&path)));
+                }
+                (path, None)
+            }
         };
         let brought = Brought { name: checkpoint.name.clone(), model, adapter };
         evaluate_brought(self.watch.suite, brought, folder, self.backends, self.observer, self.cancel)

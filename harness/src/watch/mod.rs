@@ -45,7 +45,7 @@ use history::{HISTORY, History};
 use reference::{BASELINE, SETTINGS, Settings};
 
 pub use checkpoint::FINAL;
-pub use reference::only;
+pub use reference::{only, renamed};
 
 /// What is followed, and how.
 #[derive(Clone, Debug)]

@@ -115,7 +115,8 @@ pub struct CheckArgs {
     /// A suite's name, a run folder or a report.json [default: the only run below runs/]
     #[arg(value_name = "SUITE|REPORT")]
     pub what: Option<String>,
-    /// What to compare with: the name of a baseline, or the path of a baseline or a report
+    /// What to compare with: the name of a baseline, or the path of a baseline or a report; with
+    /// :MODEL behind it, that model of it, whatever the one in question is called
     #[arg(long, value_name = "NAME|FILE", default_value = "main")]
     pub baseline: String,
     /// Where named baselines lie, as SUITE/NAME.json [default: the nearest reports/baselines]

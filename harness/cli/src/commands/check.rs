@@ -9,6 +9,7 @@ use karat::eval::stats::MarginVerdict;
 use karat::gate::locate::from_repository;
 use karat::gate::{Checks, Noise, Rules, Subject, annotations, baseline, check, junit, text};
 use karat::report::Report;
+use karat::watch::{only, renamed};
 use karat::{Error, Result, exit, fsio};
 use serde_json::json;
 
@@ -59,7 +60,11 @@ fn carry_out(args: &CheckArgs, output: &Output) -> Result<u8> {
         }
         return accept(args, &report, &path, args.reason.as_deref().unwrap_or("first baseline"), output);
     }
-    let path = baseline::file(&folder, &subject.suite, &args.baseline)?;
+    let (path, model) = baseline::find(&folder, &subject.suite, &args.baseline)?;
+    if let (Some(model), true) = (&model, args.bless) {
+        return Err(Error::usage(format!("--bless replaces a whole baseline, not its model {model}"))
+            .help("leave :MODEL out, or save another baseline: --save-baseline NAME"));
+    }
     if args.bless {
         return accept(args, &report, &path, args.reason.as_deref().unwrap_or_default(), output);
     }
@@ -70,7 +75,8 @@ fn carry_out(args: &CheckArgs, output: &Output) -> Result<u8> {
         None if args.flip_rate == 0.0 && args.logprob_drift == 0.0 => None,
         None => Some(Noise { flip_rate: args.flip_rate, logprob_drift: args.logprob_drift }),
     };
-    let checks = check(&report, &baseline::load(&path)?, &Rules { margins, noise, allow: args.allow.clone() })?;
+    let baseline = held_against(&report, baseline::load(&path)?, model.as_deref(), args)?;
+    let checks = check(&report, &baseline, &Rules { margins, noise, allow: args.allow.clone() })?;
     let help = bless_command(args);
     tell(&Verdicts { checks: &checks, report: &report, subject: &subject, path: &path, help: &help }, args, output)?;
     Ok(match checks.verdict {
@@ -78,6 +84,29 @@ fn carry_out(args: &CheckArgs, output: &Output) -> Result<u8> {
         MarginVerdict::Regress => exit::REGRESSION,
         MarginVerdict::Inconclusive => exit::INCONCLUSIVE,
     })
+}
+
+/// The baseline that `report` is held against: all of it, or its `model` under the name of the one
+/// model that the report has.
+fn held_against(report: &Report, baseline: Report, model: Option<&str>, args: &CheckArgs) -> Result<Report> {
+    let names = |report: &Report| report.models.iter().map(|m| m.name.clone()).collect::<Vec<_>>();
+    let (ours, theirs) = (names(report), names(&baseline));
+    match (model, ours.as_slice()) {
+        (Some(model), [own]) => Ok(renamed(&only(baseline, Some(model), &args.baseline)?, own)),
+        (Some(model), _) => Err(Error::usage(format!(
+            "the report has {} models, and one is held against the baseline's {model}: {}",
+            ours.len(),
+            ours.join(", ")
+        ))
+        .help("give a report of one model, or leave :MODEL out to compare models of one name")),
+        (None, _) if ours.iter().any(|name| theirs.contains(name)) || theirs.is_empty() => Ok(baseline),
+        (None, _) => Err(Error::usage(format!(
+            "the report has none of the baseline's models ({}), but {}",
+            theirs.join(", "),
+            ours.join(", ")
+        ))
+        .help(format!("name the one that it is held against: --baseline {}:{}", args.baseline, theirs[0]))),
+    }
 }
 
 /// Margins as they are typed: `METRIC=NUMBER`.

@@ -27,7 +27,7 @@ pub fn run(args: &WatchArgs, global: &Global, output: &Output) -> Result<u8> {
     suite.model.base = rendering(&suite)?;
     let mut margins = suite.gate.margins.clone();
     margins.extend(given_margins(&args.margin)?);
-    let baseline = args.baseline.as_deref().map(|spec| reference(spec, args, &suite)).transpose()?;
+    let baseline = args.baseline.as_deref().map(|spec| reference(spec, args, &suite, output)).transpose()?;
     let adapter_base = args.adapter_base.as_deref().map(|base| resolved(base, None, output)).transpose()?;
     let out = run_folder(&suite, Some(args.out.as_deref().unwrap_or(&default_out(&suite, &args.folder)?)))?;
     let watched = Watch {
@@ -71,18 +71,25 @@ fn default_out(suite: &Suite, folder: &Path) -> Result<PathBuf> {
 }
 
 /// The report of one model that is compared with.
-fn reference(spec: &str, args: &WatchArgs, suite: &Suite) -> Result<Report> {
+fn reference(spec: &str, args: &WatchArgs, suite: &Suite, output: &Output) -> Result<Report> {
     let folder = match &args.baselines {
         Some(folder) => folder.clone(),
         None => baseline::folder()?,
     };
-    let whole = baseline::file(&folder, &suite.name, spec);
-    let (path, named, model) = match (whole, spec.rsplit_once(':')) {
-        (Ok(path), _) if path.is_file() => (path, spec, None),
-        (_, Some((named, model))) => (baseline::file(&folder, &suite.name, named)?, named, Some(model)),
-        (whole, None) => (whole?, spec, None),
-    };
-    only(baseline::load(&path)?, model, named)
+    let (path, model) = baseline::find(&folder, &suite.name, spec)?;
+    let named = model.as_ref().map_or(spec, |model| &spec[..spec.len() - model.len() - 1]);
+    let mut report = only(baseline::load(&path)?, model.as_deref(), named)?;
+    // Checkpoints are measured by the suite: what it does not measure cannot be lost.
+    let measured = |metric: &str| suite.eval.metrics.iter().any(|known| known == metric);
+    let dropped: Vec<&str> = report.metrics.iter().map(|m| m.name.as_str()).filter(|m| !measured(m)).collect();
+    if !dropped.is_empty() {
+        let list = dropped.join(", ");
+        output.say(format!("note: the baseline also has {list}, which this suite does not measure and nobody checks"));
+    }
+    report.metrics.retain(|metric| measured(&metric.name));
+    report.suite.name.clone_from(&suite.name);
+    report.suite.title.clone_from(&suite.title);
+    Ok(report)
 }
 
 fn print(outcome: &Outcome, out: &Path, output: &Output) -> Result<()> {

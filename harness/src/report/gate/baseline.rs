@@ -121,6 +121,19 @@ pub fn file(folder: &Path, suite: &str, spec: &str) -> Result<PathBuf> {
     Ok(folder.join(suite).join(format!("{spec}.json")))
 }
 
+/// The file of a baseline as [`file()`] finds it, and the model of it that is meant where `spec` is
+/// `NAME:MODEL`.
+///
+/// # Errors
+/// A name that cannot name a file.
+pub fn find(folder: &Path, suite: &str, spec: &str) -> Result<(PathBuf, Option<String>)> {
+    match (file(folder, suite, spec), spec.rsplit_once(':')) {
+        (Ok(path), _) if path.is_file() => Ok((path, None)),
+        (_, Some((named, model))) => Ok((file(folder, suite, named)?, Some(model.into()))),
+        (whole, None) => Ok((whole?, None)),
+    }
+}
+
 /// The report to compare with: that of a baseline file, or a plain `report.json`.
 ///
 /// # Errors
