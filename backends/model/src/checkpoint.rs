@@ -13,6 +13,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use karat_backend::{BackendError, Dtype};
+use karat_system::fsio::regular;
 use karat_system::safetensors::{Dtype as Element, read_header};
 
 pub use karat_system::safetensors::{INDEX, WEIGHTS};
@@ -82,7 +83,8 @@ impl CheckpointLayout {
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let text = io(&index, "could not read it", std::fs::read_to_string(&index))?;
+        let text = regular(&index).and_then(|()| std::fs::read_to_string(&index));
+        let text: String = io(&index, "could not read it", text)?;
         let Index { weight_map } =
             serde_json::from_str(&text).map_err(|e| at(&index, "not an index of shards").because(&e))?;
         if let Some((name, shard)) = weight_map.iter().find(|(_, s)| Path::new(s).file_name() != Some(s.as_ref())) {

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use karat_backend::BackendError;
+use karat_system::fsio::regular;
 use serde_json::{Map, Value};
 
 use crate::architecture::Architecture;
@@ -223,7 +224,7 @@ pub(crate) fn read_object(folder: &Path) -> Result<Map<String, Value>, BackendEr
     if length > LARGEST_FILE {
         return Err(at(&format!("not a model's configuration: it has {length} bytes")));
     }
-    let text = std::fs::read(&path).map_err(unread)?;
+    let text = regular(&path).and_then(|()| std::fs::read(&path)).map_err(unread)?;
     let raw: Value = serde_json::from_slice(&text).map_err(|e| at("not JSON").because(&e))?;
     match raw {
         Value::Object(raw) => Ok(raw),

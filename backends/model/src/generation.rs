@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use karat_backend::BackendError;
+use karat_system::fsio::regular;
 use serde_json::Value;
 
 use crate::config::LARGEST_FILE;
@@ -29,7 +30,7 @@ pub fn end_tokens(folder: &Path) -> Result<Option<Vec<u32>>, BackendError> {
     if length > LARGEST_FILE {
         return Err(at(&format!("not a configuration: it has {length} bytes")));
     }
-    let text = std::fs::read(&path).map_err(|e| at("could not read it").because(&e))?;
+    let text = regular(&path).and_then(|()| std::fs::read(&path)).map_err(|e| at("could not read it").because(&e))?;
     let config: Value = serde_json::from_slice(&text).map_err(|e| at("not JSON").because(&e))?;
     let config = config.as_object().ok_or_else(|| at("not a JSON object"))?;
     let ids = Keys(config).ids("eos_token_id").map_err(|e| at(&e.message))?;

@@ -66,6 +66,10 @@ pub fn read_adapter_config(folder: &Path) -> Result<LoraConfig, BackendError> {
 pub fn read_adapter_config_saying(folder: &Path) -> Result<(LoraConfig, Option<String>), BackendError> {
     let path = folder.join(ADAPTER_CONFIG);
     let at = |what: &str| BackendError::failed(format!("{}: {what}", path.display()));
+    // A pipe would let its reader wait for ever.
+    if std::fs::metadata(&path).is_ok_and(|file| !file.is_file()) {
+        return Err(at("a pipe, a device or a folder stands in the place of this file"));
+    }
     let text = std::fs::read_to_string(&path)
         .map_err(|e| at("could not read it; an adapter is a folder in the PEFT layout").because(&e))?;
     let raw: Map<String, Value> = serde_json::from_str(&text).map_err(|e| at("not a JSON object").because(&e))?;

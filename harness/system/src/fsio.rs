@@ -5,7 +5,7 @@ mod passing;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -113,8 +113,22 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
 /// # Errors
 /// Missing or unreadable file, or what is wrong with its JSON and where.
 pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let text = regular(path).and_then(|()| fs::read_to_string(path)).map_err(|e| Error::io("read", path, e))?;
     serde_json::from_str(&text).map_err(|e| Error::data("broken JSON").at(path.display()).because(e))
+}
+
+/// Whether `path` is a file, to be asked before one that somebody else put there is opened: a pipe
+/// lets its reader wait for ever, a device gives bytes without end.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`] for a pipe, a device or a socket; as [`fs::metadata`]. A folder
+/// is left to whoever reads it.
+pub fn regular(path: &Path) -> io::Result<()> {
+    let kind = fs::metadata(path)?.file_type();
+    match kind.is_file() || kind.is_dir() {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a pipe or a device, not a file")),
+    }
 }
 
 /// The key of [`write_sealed_json`].
@@ -162,7 +176,7 @@ pub fn sha256(bytes: &[u8]) -> String {
 /// # Errors
 /// If it cannot be read.
 pub fn sha256_file(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(|e| Error::io("read", path, e))?;
+    let mut file = regular(path).and_then(|()| File::open(path)).map_err(|e| Error::io("read", path, e))?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {

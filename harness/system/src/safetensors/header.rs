@@ -11,6 +11,7 @@ use safetensors::tensor::Metadata;
 
 pub use safetensors::Dtype;
 
+use crate::fsio::regular;
 use crate::{Error, Result};
 
 /// No header is larger; the format says so.
@@ -36,7 +37,7 @@ pub struct Stored {
 pub fn read_header(path: &Path) -> Result<BTreeMap<String, Stored>> {
     let read = |e| Error::io("read", path, e);
     let broken = |what: String| Error::data(what).at(path.display());
-    let mut file = File::open(path).map_err(read)?;
+    let mut file = regular(path).and_then(|()| File::open(path)).map_err(read)?;
     let length = file.metadata().map_err(read)?.len();
     let truncated = |needed: u64| broken(format!("truncated: {length} bytes, {needed} are needed"));
     if length < 8 {
