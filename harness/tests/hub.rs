@@ -7,12 +7,11 @@
 mod mock;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use karat::hub::client::{Settings, Silent};
 use karat::hub::{Access, allow, moved};
-use karat::suite::{Overrides, Suite};
+use karat::suite::{Overrides, Paths, Suite};
 use karat::{ErrorKind, Result};
 use mock::MockHub;
 
@@ -62,8 +61,9 @@ impl Place {
 
 const BOTH: &str = "train = \"hf:o/d\"\nheldout = \"hf:o/d\"";
 
-fn named(path: &Option<PathBuf>) -> &str {
-    path.as_deref().and_then(Path::file_name).unwrap().to_str().unwrap()
+fn named(paths: &Option<Paths>) -> &str {
+    let path = paths.iter().flat_map(Paths::iter).next().unwrap();
+    path.file_name().unwrap().to_str().unwrap()
 }
 
 #[test]
@@ -121,12 +121,17 @@ fn an_override_may_be_an_id_and_a_suite_may_pin_one_itself() {
 }
 
 #[test]
-fn a_dataset_of_several_files_names_them() {
+fn several_files_of_a_split_are_read_from_their_folder() {
     let place = Place::new();
-    let error = place.suite("file = \"hf:o/two\"", &BTreeMap::new()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Usage);
-    assert!(error.help_text().unwrap().contains("train-0.jsonl (train), train-1.jsonl (train)"), "{error}");
-    place.suite("file = \"hf:o/two/train-1.jsonl\"", &BTreeMap::new()).unwrap();
+    let suite = place.suite("file = \"hf:o/two\"", &BTreeMap::new()).unwrap();
+    let source = suite.sources.iter().find(|source| source.key == "data.file").unwrap();
+    let used: Vec<&str> = source.files.iter().map(|file| file.path.as_str()).collect();
+    assert_eq!(used, ["train-0.jsonl", "train-1.jsonl"]);
+    let found = karat::data::files::found(&source.local, karat::data::files::Part::Train).unwrap();
+    let read: Vec<&str> = found.files.iter().map(|file| file.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(read, used);
+    let one = place.suite("file = \"hf:o/two/train-1.jsonl\"", &BTreeMap::new()).unwrap();
+    assert_eq!(named(&one.data.file), "train-1.jsonl");
     let error =
         place.suite("train = \"hf:o/d\"\nvalidation = \"hf:o/d\"\nheldout = \"hf:o/d\"", &BTreeMap::new()).unwrap_err();
     assert!(error.what().contains("no files of the split \"validation\""), "{error}");

@@ -62,15 +62,15 @@ pub(super) fn found(key: &str, text: &str, place: Place, pins: &BTreeMap<String,
     };
     let pin = pins.get(&super::pin(kind, super::split(text).0)).map(String::as_str);
     let snapshot = fetched(&id, place, pin).map_err(at)?;
-    let local = match place {
-        Place::Model => snapshot.local(),
-        Place::Data(split) => one_file(&id, &snapshot, split)?,
+    let (local, used) = match place {
+        Place::Model => (snapshot.local(), None),
+        Place::Data(split) => {
+            let (local, files) = of_split(&id, &snapshot, split)?;
+            (local, Some(files))
+        }
     };
-    let used = |path: &str| match place {
-        Place::Model => true,
-        Place::Data(_) => snapshot.folder.join(path) == local,
-    };
-    let files = snapshot.files.iter().filter(|file| used(&file.path));
+    let is_used = |path: &str| used.as_ref().is_none_or(|used| used.contains(&snapshot.folder.join(path)));
+    let files = snapshot.files.iter().filter(|file| is_used(&file.path));
     Ok(Source {
         key: key.into(),
         kind: kind.into(),
@@ -83,18 +83,21 @@ pub(super) fn found(key: &str, text: &str, place: Place, pins: &BTreeMap<String,
     })
 }
 
-/// The one file of a split: data is read from one file a part.
-fn one_file(id: &HubId, snapshot: &Snapshot, split: &str) -> Result<PathBuf> {
-    let named = |split: &str| -> Vec<&PathBuf> {
-        snapshot.splits.iter().filter(|(of, _)| of == split).map(|(_, path)| path).collect()
-    };
-    let mut found = named(split);
-    // A path says which file is meant, whatever its name says; so does a dataset of one file.
+/// The files of a split, and where its reader finds them: a file, or the folder in which it tells the
+/// parts by the same rules.
+fn of_split(id: &HubId, snapshot: &Snapshot, split: &str) -> Result<(PathBuf, Vec<PathBuf>)> {
+    let named = snapshot.splits.iter().filter(|(of, _)| of == split).map(|(_, path)| path.clone());
+    let mut found: Vec<PathBuf> = named.collect();
+    // A path says which files are meant, whatever their names say; so does a dataset of one file.
     if id.path.is_some() || snapshot.splits.len() == 1 {
-        found = snapshot.splits.iter().map(|(_, path)| path).collect();
+        found = snapshot.splits.iter().map(|(_, path)| path.clone()).collect();
     }
-    if let [one] = found[..] {
-        return Ok(one.clone());
+    if let [one] = &found[..] {
+        return Ok((one.clone(), found));
+    }
+    if !found.is_empty() {
+        let folder = id.path.as_ref().map_or_else(|| snapshot.folder.clone(), |path| snapshot.folder.join(path));
+        return Ok((folder, found));
     }
     let shown: Vec<String> = snapshot
         .splits
@@ -104,14 +107,11 @@ fn one_file(id: &HubId, snapshot: &Snapshot, split: &str) -> Result<PathBuf> {
             format!("{} ({split})", path.display())
         })
         .collect();
-    let shown = if shown.len() > 8 {
-        format!("{} and {} more", shown[..7].join(", "), shown.len() - 7)
-    } else {
-        shown.join(", ")
+    let shown = match shown.len() {
+        0..=8 => shown.join(", "),
+        n => format!("{} and {} more", shown[..7].join(", "), n - 7),
     };
-    let what = match found.len() {
-        0 => format!("this dataset has no files of the split {split:?}"),
-        n => format!("this dataset has {n} files of the split {split:?}, and one is read"),
-    };
-    Err(Error::usage(what).at(id).help(format!("name one of them as {}/FILE; it has {shown}", id.repository())))
+    Err(Error::usage(format!("this dataset has no files of the split {split:?}"))
+        .at(id)
+        .help(format!("name one of its files as {}/FILE; it has {shown}", id.repository())))
 }
