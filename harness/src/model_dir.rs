@@ -62,6 +62,19 @@ impl ModelDir {
     }
 }
 
+impl ModelDir {
+    /// The adapter in `named` on the base that it names, whatever else lies in its folder.
+    ///
+    /// # Errors
+    /// As [`ModelDir::resolve`]; a folder that is no adapter.
+    pub fn of_adapter(named: &Path) -> Result<ModelDir> {
+        let named = &*models::resolve(named)?;
+        adapter_folder(named)?;
+        has_adapter_config(named)?;
+        Ok(ModelDir { model: base_of(named)?, adapter: Some(named.into()) })
+    }
+}
+
 /// Refuses what cannot be an adapter: what is not there, a file, a model, a folder of adapters.
 /// What else a folder without an adapter's configuration holds is for its backend to say.
 ///
@@ -105,9 +118,32 @@ pub fn has_adapter_config(folder: &Path) -> Result<()> {
     }
 }
 
-/// Whether `folder` holds an adapter and no model.
+/// Whether `folder` holds an adapter and no model. Some trainers (axolotl) keep the configuration of
+/// the base beside an adapter: weights decide.
 pub fn is_adapter(folder: &Path) -> bool {
-    folder.join(ADAPTER_CONFIG).is_file() && !folder.join(CONFIG).is_file()
+    folder.join(ADAPTER_CONFIG).is_file() && !(folder.join(CONFIG).is_file() && has_weights(folder))
+}
+
+/// Whether `folder` holds an adapter and a whole model too, which are not the same model.
+pub fn holds_both(folder: &Path) -> bool {
+    folder.join(ADAPTER_CONFIG).is_file() && folder.join(CONFIG).is_file() && has_weights(folder)
+}
+
+/// What is said where a folder holds both and is opened as a model.
+pub fn said_of_both(folder: &Path) -> String {
+    format!(
+        "{} holds a whole model and an adapter: the model is taken; name the folder as an adapter to have that",
+        folder.display()
+    )
+}
+
+/// Whether a folder has weights of a whole model.
+fn has_weights(folder: &Path) -> bool {
+    let of_model = |name: &String| {
+        let stem = ["model", "pytorch_model", "tf_model"].iter().any(|stem| name.starts_with(stem));
+        stem && [".safetensors", ".bin", ".index.json", ".onnx", ".h5"].iter().any(|end| name.ends_with(end))
+    };
+    names(folder).iter().any(|name| of_model(name) || name.to_lowercase().ends_with(".gguf"))
 }
 
 /// The base that the adapter in `folder` was trained on.

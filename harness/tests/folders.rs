@@ -332,7 +332,7 @@ fn a_score_that_is_no_number_is_an_error_wherever_it_arrives() {
     let (folder, suite) = place();
     let loaded = Broken.backend("").unwrap();
     let refused = |error: karat::Error, place: &str| {
-        assert_eq!(error.kind(), ErrorKind::Backend);
+        assert_eq!(error.kind(), ErrorKind::Data);
         assert!(error.to_string().contains("not a number"), "{error}");
         assert!(error.place().unwrap().contains(place), "{error}");
     };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use karat::backend::{Capability, Descriptor, Dtype, GenerateConfig, OpenConfig, Session};
 use karat::import::{gguf_in, gguf_view};
-use karat::model_dir::{ModelDir, has_adapter_config, has_config};
+use karat::model_dir::{ModelDir, has_adapter_config, has_config, holds_both, said_of_both};
 use karat::plugin::{self, FoundPlugin, Plugin, Search, find};
 use karat::run::{AUTO, Asked, Backends, LoadedBackend, Origin, choose, opening_warnings};
 use karat::{Error, Result, nearest};
@@ -188,6 +188,8 @@ pub fn resolved(named: &Path, adapter: Option<&Path>, output: &Output) -> Result
     let found = ModelDir::resolve(named, adapter)?;
     if found.model != named {
         output.say(format!("{} is an adapter; its base is {}", named.display(), found.model.display()));
+    } else if adapter.is_none() && holds_both(named) {
+        output.say(format!("warning: {}", said_of_both(named)));
     }
     Ok(found)
 }

@@ -178,7 +178,10 @@ fn what_models_cannot_be_is_one_error_with_its_name() {
             "which is an adapter",
         ),
         ("[models.start]\npath = \"base\"\n[models.a]\ntrain = { method = \"sft\" }\n", "unknown variant"),
-        ("[models.start]\npath = \"base\"\n[models.a]\ntrain = { method = \"lora\", rank = 3 }\n", "did you mean `r`?"),
+        (
+            "[models.start]\npath = \"base\"\n[models.a]\ntrain = { method = \"lora\", bf16 = true }\n",
+            "dtype = \"bf16\" in [model]",
+        ),
         ("[models.start]\npath = \"base\"\n[models.t]\npredictions = \"none.jsonl\"\n", "no such file"),
         (
             "[models.start]\npath = \"base\"\n[models.t]\npredictions = \"pairs.jsonl\"\ndtype = \"f32\"\n",
@@ -266,7 +269,7 @@ fn the_checkpoints_of_a_training_are_measured_over_its_steps() {
     let nll = |report: &Value| report["metrics"][0]["models"]["lora"]["value"].clone();
     assert_eq!(nll(&last), report["models"][1]["training"]["checkpoints"][2]["metrics"]["nll"]["value"]);
     let missing = ["run", "steps.toml", "--set", "eval.checkpoints=[3]"];
-    refused(place.karat(&missing), 2, "names step 3, which lora did not keep");
+    refused(place.karat(&missing), 2, "eval.checkpoints names step 3, which is not saved");
     refused(place.karat(&["run", "steps.toml", "--set", "eval.checkpoints=\"some\""]), 2, "a list of steps");
 }
 
@@ -389,4 +392,91 @@ fn models_that_are_evaluated_into_one_folder_stand_in_one_report() {
     let other = ["--model", "base", "--name", "other", "--set", "eval.max_new_tokens=3"];
     assert_eq!(names(&eval(&other), "name"), ["other"]);
     refused(place.karat(&["compare", "gathered:none", "gathered:base"]), 2, "no model `none`");
+    // Texts join them, and a second call does not take the first one's away.
+    for name in ["texts", "more"] {
+        let text = |i: u32| json!({"id": format!("i{i}"), "candidate": format!("{name} {i}")}).to_string() + "\n";
+        place.put(&format!("{name}.jsonl"), &(0..12).map(text).collect::<String>());
+    }
+    let gathered = |spec: &str| {
+        let args = ["--json", "eval", "alone.toml", "--out", "gathered", "--predictions", spec];
+        serde_json::from_str::<Value>(&good(place.karat(&args))).unwrap()["report"].clone()
+    };
+    assert_eq!(names(&gathered("texts.jsonl"), "name").len(), 5, "base, again, tuned, other and the texts");
+    let report = gathered("more.jsonl");
+    assert!(names(&report, "name").ends_with(&["texts", "tuned"]), "{:?}", names(&report, "name"));
+    assert!(names(&report, "name").contains(&"more"));
+}
+
+#[test]
+fn texts_of_one_item_under_the_id_of_another_are_refused() {
+    let place = with_adapter();
+    let data: Value =
+        serde_json::from_str(&good(place.karat(&["--json", "data", "alone.toml", "--prompts", "p.jsonl"]))).unwrap();
+    assert!(data["evaluated_items"].as_u64().unwrap() > 1);
+    let prompts = std::fs::read_to_string(place.root.join("p.jsonl")).unwrap();
+    let ids: Vec<String> = prompts
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].as_str().unwrap().to_string())
+        .collect();
+    let question = ids[1].replace('i', "q");
+    let line = json!({"id": ids[0], "question": question, "candidate": "x"}).to_string() + "\n";
+    place.put("swapped.jsonl", &line);
+    let args = ["eval", "alone.toml", "--predictions", "swapped.jsonl", "--out", "swapped"];
+    refused(place.karat(&args), 6, &format!("the id is of `{}`, the question of `{}`", ids[0], ids[1]));
+}
+
+#[test]
+fn what_would_stop_a_model_later_is_found_before_anything_is_trained() {
+    let place = with_adapter();
+    let start = "[models.start]\npath = \"base\"\nrole = \"base\"\n[models.long]\ntrain = { method = \"lora\", r = 2, max_steps = 1000000 }\n";
+    place.put("broken.jsonl", "no json\n");
+    std::fs::create_dir(place.root.join("odd")).unwrap();
+    let config =
+        json!({"peft_type": "LORA", "base_model_name_or_path": "../base", "r": 2, "lora_alpha": 4, "use_dora": 3});
+    place.put("odd/adapter_config.json", &config.to_string());
+    for (model, code, word) in [
+        ("path = \"base\"\nbackend = \"tensorrt\"\n", 5, "tensorrt"),
+        ("path = \"base\"\ndevice = \"gpu\"\n", 2, "was not built for gpu"),
+        ("path = \"base\"\ndtype = \"f16\"\n", 2, "does not compute in f16"),
+        ("train = { method = \"lora\" }\nbackend = \"onnxruntime\"\n", 2, "backend onnxruntime cannot train lora"),
+        ("predictions = \"broken.jsonl\"\n", 6, "broken.jsonl:1"),
+        ("adapter = \"odd\"\n", 6, "use_dora"),
+    ] {
+        place.put("late.toml", &format!("{HEAD}{start}[models.late]\n{model}"));
+        for args in [&["run", "late.toml"][..], &["run", "late.toml", "--plan"]] {
+            let text = refused(place.karat(args), code, word);
+            assert!(text.contains("late"), "{text}");
+        }
+    }
+    assert!(!place.root.join("runs/many/train").exists());
+}
+
+#[test]
+fn an_adapter_is_one_whatever_lies_beside_it() {
+    let place = with_adapter();
+    // As axolotl writes it: the base's configuration beside the adapter.
+    std::fs::copy(place.root.join("base/config.json"), place.root.join("theirs/config.json")).unwrap();
+    let config = std::fs::read_to_string(place.root.join("theirs/adapter_config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["base_model_name_or_path"] = place.root.join("base").to_str().unwrap().into();
+    place.put("theirs/adapter_config.json", &config.to_string());
+    let score = |model: &str| good(place.karat(&["score", "--model", model, "--input", "rows.jsonl"]));
+    let tuned = score("earlier:lora");
+    assert_eq!(score("theirs"), tuned);
+    // A whole model in the same folder, too: one is meant, and which is said.
+    for file in std::fs::read_dir(place.root.join("base")).unwrap().map(|entry| entry.unwrap().path()) {
+        std::fs::copy(&file, place.root.join("theirs").join(file.file_name().unwrap())).unwrap();
+    }
+    let mut command = place.karat(&["score", "--model", "theirs", "--input", "rows.jsonl"]);
+    let output = command.output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("holds a whole model and an adapter"));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), score("base"));
+    let suite = "name = \"both\"\n[data]\nheldout = \"items.jsonl\"\n[stats]\nresamples = 100\n[eval]\n\
+        max_new_tokens = 2\nmetrics = [\"nll\"]\n[models.before]\npath = \"base\"\nrole = \"base\"\n\
+        [models.run]\npath = \"earlier:lora\"\n[models.theirs]\nadapter = \"theirs\"\n";
+    place.put("both.toml", suite);
+    let report = &serde_json::from_str::<Value>(&good(place.karat(&["--json", "run", "both.toml"]))).unwrap()["report"];
+    let values = &report["metrics"][0]["models"];
+    assert_eq!(values["run"], values["theirs"]);
+    assert_ne!(values["theirs"], values["before"]);
 }

@@ -107,17 +107,22 @@ impl Asked<'_> {
             }
             _ => {}
         }
-        if let Some(lack) = self.capabilities.iter().find(|capability| !has(capability)) {
-            let name = serde_json::to_value(lack).ok().and_then(|name| Some(name.as_str()?.replace('-', " ")));
-            return Some(format!("cannot {}", name.unwrap_or_default()));
-        }
-        if !backend.dtypes.contains(&self.dtype) {
-            return Some(format!("does not compute in {}", self.dtype));
-        }
-        let device = self.device.split(':').next().unwrap_or_default();
-        let there = device == AUTO || backend.devices.iter().any(|known| known.split(':').next() == Some(device));
-        (!there).then(|| format!("was not built for {device}"))
+        lacks(backend, self.capabilities, self.dtype, self.device)
     }
+}
+
+/// The first of some capabilities, an element type and a device that a backend lacks.
+pub(super) fn lacks(backend: &Descriptor, capabilities: &[Capability], dtype: Dtype, device: &str) -> Option<String> {
+    if let Some(lack) = capabilities.iter().find(|capability| !backend.capabilities.contains(capability)) {
+        let name = serde_json::to_value(lack).ok().and_then(|name| Some(name.as_str()?.replace('-', " ")));
+        return Some(format!("cannot {}", name.unwrap_or_default()));
+    }
+    if !backend.dtypes.contains(&dtype) {
+        return Some(format!("does not compute in {dtype}"));
+    }
+    let device = device.split(':').next().unwrap_or_default();
+    let there = device == AUTO || backend.devices.iter().any(|known| known.split(':').next() == Some(device));
+    (!there).then(|| format!("was not built for {device}"))
 }
 
 /// `suite` with the backends that `auto` comes to, and what to say of each choice, by the setting's

@@ -288,7 +288,7 @@ pub fn scores(
         end += ids.len().saturating_sub(1);
         broken < end
     });
-    Err(Error::backend("a log-probability of a given text is not a number")
+    Err(Error::data("a log-probability of a given text is not a number")
         .at(place(row.unwrap_or_default()))
         .help("the weights hold numbers that are not finite, or are too large: look at the checkpoint"))
 }

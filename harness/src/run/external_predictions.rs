@@ -204,7 +204,15 @@ fn from_lines(path: &Path, name: String, prepared: &Prepared) -> Result<StoredMo
         let question = line.question.take();
         let (mut prediction, reference) = prediction(line).map_err(|e| e.at(here()))?;
         let item = match items.get(prediction.id.as_str()) {
-            Some(item) => *item,
+            Some(item) => {
+                // A text under one item's id that answers another's question is of neither for sure.
+                let other = question.as_deref().and_then(|question| *by_question.get(question.trim())?);
+                if let Some(other) = other.filter(|other| other.id != item.id) {
+                    let what = format!("the id is of `{}`, the question of `{}`", item.id, other.id);
+                    return Err(Error::data(what).at(here()).help("correct the id, or leave it or the question out"));
+                }
+                *item
+            }
             // Its row was left out, and named among the bad lines; or it is one of the held-out items
             // that the suite does not ask.
             None if prepared.left_out.contains(&prediction.id) || unasked.contains(prediction.id.as_str()) => continue,
@@ -333,6 +341,49 @@ pub fn report_stored(
         report.warnings.extend(brought_along(&unknown, suite.language));
     }
     Ok(report)
+}
+
+/// Keeps `models` in `results`, and gives them with the other models that are kept there and were
+/// asked the same items; and what is to be said of them.
+///
+/// # Errors
+/// I/O; a broken file there.
+pub fn gather_stored(
+    results: &Path,
+    suite: &Suite,
+    prepared: &Prepared,
+    mut models: Vec<StoredModel>,
+) -> Result<(Vec<StoredModel>, Vec<String>)> {
+    let (ours, mut said) = (fingerprints(prepared, suite), Vec::new());
+    for StoredModel { recorded, known } in &models {
+        if recorded.replaces(results) {
+            said.push(format!("{} takes the place of another model of that name here", recorded.name));
+        }
+        let own = known.fingerprints(prepared, suite).or(recorded.fingerprints.clone()).unwrap_or_else(|| ours.clone());
+        let brought = recorded.brought || known.is_unknown();
+        Recorded { fingerprints: Some(own), brought, ..recorded.clone() }.write(results)?;
+    }
+    for recorded in Recorded::read_all(results)? {
+        if models.iter().any(|model| model.recorded.name == recorded.name) {
+            continue;
+        }
+        let known = match &recorded.fingerprints {
+            Some(theirs) if *theirs == ours => Known::Run,
+            Some(theirs) if theirs.data != ours.data => {
+                said.push(format!(
+                    "{} was measured in this folder too, but on other items: it is left out of the report",
+                    recorded.name
+                ));
+                continue;
+            }
+            Some(theirs) if !recorded.brought => {
+                Known::Store { decoding: theirs.decoding.clone(), prompts: theirs.prompts == ours.prompts }
+            }
+            _ => Known::Nothing,
+        };
+        models.push(StoredModel { recorded, known });
+    }
+    Ok((models, said))
 }
 
 /// The report of pairs of reference and candidate alone, without a suite: one model, named `name`,

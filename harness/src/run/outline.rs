@@ -1,11 +1,16 @@
 //! What a run of a suite would do, before it does anything.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use crate::error::Result;
+use crate::eval::metric::{self, Reads};
 use crate::eval::stats::{PairedSpread, StatsOptions, adjusted_level, cluster_count};
 use crate::run::lengths::Lengths;
+use crate::run::precheck::precheck;
 use crate::run::renderings::Renderings;
+use crate::run::{Backends, Observer, decided};
 use crate::suite::{ModelRole, NamedModel, Suite, SuiteModel, TrainMethod};
 use crate::train::plan::order;
 
@@ -44,14 +49,33 @@ pub struct PlannedPower {
     pub deviations: Option<f64>,
 }
 
+/// Metrics times pairs of models: every model with the one that all are compared with, and the pairs
+/// that are wanted. Texts that are there already have no likelihoods.
+fn planned_tests(suite: &Suite) -> usize {
+    let models = suite.all_models();
+    let of_role = |role| models.iter().position(|model| model.entry.role == Some(role));
+    let anchor = of_role(ModelRole::Baseline).or(of_role(ModelRole::Base)).unwrap_or_default();
+    let at = |name: &String| models.iter().position(|model| model.name == *name);
+    let mut pairs: BTreeSet<(usize, usize)> =
+        (0..models.len()).filter(|at| *at != anchor).map(|at| (at.min(anchor), at.max(anchor))).collect();
+    let wanted = suite.compare.iter().filter_map(|pair| Some((at(&pair.baseline)?, at(&pair.candidate)?)));
+    pairs.extend(wanted.map(|(a, b)| (a.min(b), a.max(b))));
+    let of_texts = |at: usize| models[at].entry.predictions.is_some();
+    let reads_model = |name: &&String| {
+        metric::info(name).is_some_and(|metric| matches!(metric.reads, Reads::Reference | Reads::Options))
+    };
+    let likelihoods = suite.eval.metrics.iter().filter(reads_model).count();
+    let all = suite.eval.metrics.len();
+    pairs.into_iter().map(|(a, b)| if of_texts(a) || of_texts(b) { all - likelihoods } else { all }).sum()
+}
+
 /// Two models differ on this share of items, where nobody knows better.
 const DISCORDANT: f64 = 0.2;
 
 /// What so many `units` (items, or sources where items share some) can tell of the models of
 /// `suite`; none where nothing is compared.
 pub fn planned_power(units: usize, suite: &Suite) -> Option<PlannedPower> {
-    let pairs = suite.all_models().len().saturating_sub(1) + suite.compare.len();
-    let tests = pairs * suite.eval.metrics.len();
+    let tests = planned_tests(suite);
     let (n, level) = (units as u64, adjusted_level(0.05, tests));
     let options = StatsOptions { seed: suite.seed, resamples: 1, confidence: suite.stats.confidence };
     let differ = (DISCORDANT * units as f64).round() as u64;
@@ -105,9 +129,11 @@ pub struct PlannedTraining {
 ///
 /// # Errors
 /// What is wrong with the data, a template or a tokenizer; models that are asked differently
-/// without leave; a training without rows.
-pub fn outline(suite: &Suite) -> Result<Outline> {
+/// without leave, or that no backend can train or ask; a training without rows.
+pub fn outline(suite: &Suite, backends: &dyn Backends, observer: &mut dyn Observer) -> Result<Outline> {
+    let (suite, _) = &decided(suite, None, backends, observer)?;
     let renderings = Renderings::new(suite)?;
+    precheck(suite, &renderings, backends)?;
     let prepared = &renderings.main;
     let mut models = Vec::new();
     for SuiteModel { name, entry, seed, .. } in suite.all_models() {
@@ -136,9 +162,12 @@ pub fn outline(suite: &Suite) -> Result<Outline> {
         sources,
         lengths: prepared.lengths.clone(),
         power: planned_power(sources, suite),
-        max_new_tokens: suite.eval.max_new_tokens,
+        max_new_tokens: prepared.generation.max_new_tokens,
         models,
-        notes: prepared.notes.iter().map(|note| note.english.clone()).chain(renderings.notes.clone()).collect(),
+        notes: (prepared.notes.iter().chain(prepared.generation.notes().iter().flatten()))
+            .map(|note| note.english.clone())
+            .chain(renderings.notes.clone())
+            .collect(),
     })
 }
 

@@ -11,6 +11,7 @@ use crate::fsio;
 use crate::model_dir::ModelDir;
 use crate::report::{Report, Role};
 use crate::run::external_predictions::role;
+use crate::run::precheck::precheck;
 use crate::run::recorded::RecordedChoice;
 use crate::run::renderings::{Renderings, has_other_tokenizer};
 use crate::run::subject::{locate, rendering};
@@ -96,6 +97,7 @@ pub fn run(
 fn carry_out(mut stages: Stages<'_>) -> Result<Report> {
     let (suite, folder) = (stages.suite, stages.folder);
     let renderings = stages.data(Renderings::new)?;
+    precheck(suite, &renderings, stages.backends)?;
     let models = suite.all_models();
     let mut subjects: Vec<Option<Subject>> = vec![None; models.len()];
     for at in 0..models.len() {
@@ -252,7 +254,9 @@ impl<'a> Stages<'a> {
                 first.reason
             )));
         }
-        let notes = prepared.notes.iter().map(|note| &note.english).chain(&renderings.notes);
+        let generation = prepared.generation.notes();
+        let notes = prepared.notes.iter().chain(generation.iter().flatten());
+        let notes = notes.map(|note| &note.english).chain(&renderings.notes);
         notes.for_each(|note| self.observer.notice(Notice::Warning(note.clone())));
         self.observer.notice(Notice::Done {
             name: "data",
@@ -387,14 +391,14 @@ impl<'a> Stages<'a> {
 
 /// How a suite's items are generated.
 pub(super) fn generate_config(suite: &Suite, prepared: &Prepared) -> GenerateConfig {
-    let eval = &suite.eval;
+    let settings = &prepared.generation;
     GenerateConfig {
-        max_new_tokens: eval.max_new_tokens,
-        temperature: eval.temperature,
-        top_p: eval.top_p,
-        top_k: eval.top_k,
+        max_new_tokens: settings.max_new_tokens,
+        temperature: settings.temperature,
+        top_p: settings.top_p,
+        top_k: settings.top_k,
         seed: suite.seed,
         stop_ids: prepared.formatter.stop_ids(),
-        batch_size: eval.batch_size,
+        batch_size: suite.eval.batch_size,
     }
 }

@@ -118,6 +118,21 @@ impl Recorded {
         fsio::write_atomic(&folder.join(format!("{}.json", self.name)), text.as_bytes())
     }
 
+    /// Its place among models whose order nobody gave: base, lora, full, then those without an
+    /// adapter, by name. The first is what the others are compared with.
+    pub(super) fn place(&self) -> (Role, bool, &str) {
+        (self.role, self.adapter.is_some(), &self.name)
+    }
+
+    /// Whether `folder` has a recording of another model under this name.
+    pub(super) fn replaces(&self, folder: &Path) -> bool {
+        let there: Result<Recorded> = fsio::read_json(&folder.join(format!("{}.json", self.name)));
+        there.is_ok_and(|there| match self.checkpoint_sha256.is_empty() && there.checkpoint_sha256.is_empty() {
+            true => there.predictions != self.predictions,
+            false => there.checkpoint_sha256 != self.checkpoint_sha256,
+        })
+    }
+
     /// Reads all recordings of a folder: base, lora, full, then others by name.
     ///
     /// # Errors
@@ -136,7 +151,7 @@ impl Recorded {
                 .at(folder.display())
                 .help("give the `results` folder of a run"));
         }
-        all.sort_by(|a, b| (a.role, &a.name).cmp(&(b.role, &b.name)));
+        all.sort_by(|a, b| a.place().cmp(&b.place()));
         Ok(all)
     }
 }

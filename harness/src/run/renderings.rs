@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::data::companions;
 use crate::error::{Error, Result};
 use crate::fsio::{sha256, sha256_file};
+use crate::model_dir::{ModelDir, holds_both, said_of_both};
 use crate::report::compare::{Mismatch, differing};
 use crate::report::{Fingerprints, Language, Warning};
 use crate::run::pipeline::generate_config;
@@ -58,6 +59,16 @@ impl Renderings {
         for SuiteModel { name, entry, .. } in models.iter().filter(|m| m.entry.predictions.is_none()) {
             let (asking, note) = asking(entry, &models, suite, &main)?;
             renderings.notes.extend(note.map(|note| format!("{name}: {note}")));
+            let both = entry.path.as_ref().filter(|path| entry.adapter.is_none() && holds_both(path));
+            renderings.notes.extend(both.map(|path| format!("{name}: {}", said_of_both(path))));
+            if let (Some(path), Some(adapter)) = (&entry.path, &entry.adapter)
+                && let Ok(own) = ModelDir::of_adapter(adapter)
+                && let Ok(given) = ModelDir::resolve(path, None)
+                && own.model.canonicalize().ok() != given.model.canonicalize().ok()
+            {
+                let (own, given) = (own.model.display(), path.display());
+                renderings.notes.push(format!("{name}: the adapter names {own} as its base, and is put on {given}"));
+            }
             if asking == main {
                 continue;
             }
@@ -65,7 +76,9 @@ impl Renderings {
             let at = match known {
                 Some(at) => at,
                 None => {
-                    let prepared = prepare(&asked_so(suite, &asking))?;
+                    let mut prepared = prepare(&asked_so(suite, &asking))?;
+                    // All models are asked with the same settings: the base's.
+                    prepared.generation.clone_from(&renderings.main.generation);
                     renderings.others.push((asking, prepared));
                     renderings.others.len() - 1
                 }

@@ -14,15 +14,18 @@ use crate::suite::{ModelRole, NamedModel, Suite, SuiteModel};
 /// # Errors
 /// As [`ModelDir::resolve`]; usage, for a model that has no folder.
 pub fn locate(entry: &NamedModel) -> Result<ModelDir> {
-    let (Some(named), adapter) = (entry.path.as_ref().or(entry.adapter.as_ref()), entry.adapter.as_deref()) else {
-        return Err(Error::usage("this model has no folder").help("give path or adapter"));
+    let adapter = entry.adapter.as_deref();
+    let named = match (&entry.path, adapter) {
+        (Some(named), _) => named,
+        (None, Some(adapter)) => return ModelDir::of_adapter(adapter),
+        (None, None) => return Err(Error::usage("this model has no folder").help("give path or adapter")),
     };
     if let Some(adapter) = adapter {
         adapter_folder(adapter)?;
     }
     match gguf_in(named) {
         Some(file) => Ok(ModelDir { model: gguf_view(&file)?, adapter: adapter.map(Into::into) }),
-        None => ModelDir::resolve(named, entry.path.as_ref().and(adapter)),
+        None => ModelDir::resolve(named, adapter),
     }
 }
 

@@ -33,8 +33,31 @@ pub(super) fn check(suite: &Suite, path: &Path) -> Result<()> {
             .at(at(name))
             .help("give the one in [models] another name, or leave the other out"));
     }
+    let mut folded: BTreeMap<String, &str> = BTreeMap::new();
+    for name in seen.keys() {
+        if let Some(other) = folded.insert(name.to_lowercase(), name) {
+            return Err(Error::usage(format!("{other} and {name} differ in the case of letters alone"))
+                .at(at(name))
+                .help("some file systems take them for one name: call one of them otherwise"));
+        }
+    }
     for (name, entry) in &suite.models.0 {
         entry.check(name).map_err(|e| if e.place().is_none() { e.at(at(name)) } else { e })?;
+    }
+    for (recipe, replicates) in suite.recipes() {
+        let of_recipe = models.iter().filter(|model| replicates.contains(&model.name));
+        if of_recipe.clone().any(|model| model.entry.role.is_some()) {
+            return Err(Error::usage(format!("{recipe} is trained with several seeds and cannot be the baseline"))
+                .at(at(&recipe))
+                .help("the others are compared with one model: leave the role out, and name the pair in [[compare]]"));
+        }
+        if let Some(child) =
+            models.iter().find(|m| m.entry.train.as_ref().is_some_and(|t| t.from.as_ref() == Some(&recipe)))
+        {
+            return Err(Error::usage(format!("from = {recipe:?} is trained with several seeds"))
+                .at(at(&child.name))
+                .help(format!("name one of them: {}", replicates.join(", "))));
+        }
     }
     for role in [ModelRole::Base, ModelRole::Baseline] {
         let of: Vec<&str> = models.iter().filter(|m| m.entry.role == Some(role)).map(|m| m.name.as_str()).collect();
@@ -75,10 +98,14 @@ pub(super) fn check(suite: &Suite, path: &Path) -> Result<()> {
     subject::rendering(suite).map(drop).map_err(|e| if e.place().is_none() { e.at(path.display()) } else { e })
 }
 
+/// Longest name of a model in bytes: file systems take 255, and files are named after it with more
+/// behind.
+const LONGEST_NAME: usize = 128;
+
 /// Whether a model of this name can have its results in a file of that name.
 pub(crate) fn names_file(name: &str) -> bool {
     let name_ok = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
-    !name.is_empty() && !name.starts_with('.') && name.chars().all(name_ok)
+    (1..=LONGEST_NAME).contains(&name.len()) && !name.starts_with('.') && name.chars().all(name_ok)
 }
 
 /// The error for a name that no model has.
@@ -137,7 +164,7 @@ impl NamedModel {
     fn check(&self, name: &str) -> Result<()> {
         if !names_file(name) {
             let what = format!("the model's name {name:?} cannot name a file");
-            return Err(Error::usage(what).help("use letters, digits, '-', '_' and '.'"));
+            return Err(Error::usage(what).help("use at most 128 letters, digits, '-', '_' and '.'"));
         }
         let sources: Vec<&str> = [
             ("train", self.train.is_some()),

@@ -229,6 +229,16 @@ impl Hyperparameters {
         }
     }
 
+    /// The steps, of so many, after which a checkpoint is saved: every `save_every` and the last.
+    pub fn saved_steps(&self, steps: usize) -> Vec<usize> {
+        let every = if self.save_every == 0 { steps.max(1) } else { self.save_every };
+        let mut saved: Vec<usize> = (1..=steps / every).map(|k| k * every).collect();
+        if saved.last() != Some(&steps) && steps > 0 {
+            saved.push(steps);
+        }
+        saved
+    }
+
     /// Where the schedule ends, as a share of the peak.
     fn floor(&self, place: &str) -> Result<f64> {
         let fails = |what: &str| Err(Error::usage(format!("{place}: {what}")));

@@ -8,7 +8,8 @@ use karat::import::gguf_in;
 use karat::model_dir::{ModelDir, given};
 use karat::report::{self, Environment};
 use karat::run::{
-    AUTO, Backends, Brought, evaluate_beside, left_over, machine, prepare, read_stored, report_stored, take,
+    AUTO, Backends, Brought, evaluate_beside, gather_stored, left_over, machine, prepare, read_stored, report_stored,
+    take,
 };
 use karat::suite::{Overrides, Suite};
 
@@ -81,8 +82,10 @@ fn measure(args: &EvalArgs, suite: &Suite, output: &Output) -> Result<u8> {
     let default = Path::new("runs").join(format!("{}-{}", suite.name, args.name));
     let folder = run_folder(suite, Some(args.out.as_deref().unwrap_or(&default)))?;
     let environment = Environment { karat: env!("CARGO_PKG_VERSION").into(), machine: machine(), ..Default::default() };
-    let report = report_stored(suite, &prepared, models, environment)?;
     let _lock = take(&folder)?;
+    let (models, said) = gather_stored(&folder.join("results"), suite, &prepared, models)?;
+    said.into_iter().for_each(|text| output.say(format!("warning: {text}")));
+    let report = report_stored(suite, &prepared, models, environment)?;
     report::write(&report, &folder.join("report"))?;
     if let Some(reports) = &args.reports {
         report::write(&report.without_environment(), reports)?;

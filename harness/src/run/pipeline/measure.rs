@@ -216,6 +216,10 @@ impl Stages<'_> {
             };
             recorded.notes.iter().for_each(|note| self.observer.notice(Notice::Warning(note.english.clone())));
             let one = Measured { recorded, prepared };
+            if self.gathers && one.recorded.replaces(&results) {
+                let text = format!("{} takes the place of another model of that name here", one.recorded.name);
+                self.observer.notice(Notice::Warning(text));
+            }
             one.recorded.write(&results)?;
             let texts = one.recorded.predictions.iter().map(|p| (p.id.as_str(), p.text.as_str()));
             if let Some(note) = stray_texts(&one.recorded.name, texts, &self.suite.data.think_tags) {
@@ -265,7 +269,9 @@ impl Stages<'_> {
                 continue;
             }
             match &recorded.fingerprints {
-                Some(theirs) if *theirs == ours => beside.push(Measured { recorded, prepared }),
+                Some(theirs) if *theirs == ours || (recorded.brought && theirs.data == ours.data) => {
+                    beside.push(Measured { recorded, prepared });
+                }
                 _ => self.observer.notice(Notice::Warning(format!(
                     "{} was measured in this folder too, but asked otherwise: it is left out of the report",
                     recorded.name
@@ -273,7 +279,7 @@ impl Stages<'_> {
             }
         }
         measured.append(&mut beside);
-        measured.sort_by(|a, b| (a.recorded.role, &a.recorded.name).cmp(&(b.recorded.role, &b.recorded.name)));
+        measured.sort_by(|a, b| a.recorded.place().cmp(&b.recorded.place()));
         Ok(())
     }
 
@@ -355,6 +361,14 @@ impl Stages<'_> {
         };
         let detail = format!("step {step}, by {metric} of {} validation items", items.len());
         self.observer.notice(Notice::Done { name: &format!("checkpoint {}", subject.name), detail });
+        let of_chosen = values.iter().find(|(at, _)| *at == step).and_then(|(_, value)| *value);
+        let equal = values.iter().filter(|(_, value)| of_chosen.is_some() && *value == of_chosen).count();
+        if equal > 1 {
+            self.observer.notice(Notice::Warning(format!(
+                "{metric} cannot choose between {equal} checkpoints of {}, which have the same value: the first is taken",
+                subject.name
+            )));
+        }
         Ok((folder, RecordedChoice { metric: metric.into(), items: items.len(), step, values }))
     }
 
@@ -384,10 +398,11 @@ impl Stages<'_> {
                 steps.join(", ")
             )));
         }
-        let limit = subject.entry.train.as_ref().map_or(0, |train| train.hyperparameters.save_total_limit);
-        if choice.steps().is_empty() && limit > 0 && saved.len() >= limit {
+        let last = saved.iter().map(|(step, _)| *step).max().unwrap_or_default();
+        let made = subject.entry.train.as_ref().map_or(0, |train| train.hyperparameters.saved_steps(last).len());
+        if choice.steps().is_empty() && made > saved.len() {
             self.observer.notice(Notice::Warning(format!(
-                "of {} the last {} checkpoints were kept and are measured; save_total_limit = 0 in [train] keeps all",
+                "of {} {} of {made} checkpoints were kept and are measured; save_total_limit = 0 in [train] keeps all",
                 subject.name,
                 saved.len()
             )));
