@@ -225,3 +225,45 @@ fn what_cannot_be_learnt_from_is_refused_with_what_to_do() {
     let chat = json!({"messages": vision["messages"]});
     assert_eq!(reason(chat, vision), "\"images\" is not read: a row is text alone here");
 }
+
+#[test]
+fn labels_of_good_and_bad_completions_are_refused_however_they_are_written() {
+    for label in [json!(true), json!(0), json!(1.0), json!("True"), json!("0")] {
+        let bad = json!({"prompt": "Q", "completion": "A", "label": label});
+        let said = reason(json!({"prompt": "Q", "completion": "A"}), bad);
+        assert!(said.contains("\"label\" says whether the completion is a good one"), "{label}: {said}");
+    }
+    let other = read(&[json!({"prompt": "Q", "completion": "A", "label": "cardiology"})]);
+    assert_eq!(other.records.len(), 1);
+}
+
+#[test]
+fn a_question_has_the_turns_before_it_that_its_row_names() {
+    let row = json!({"question": "Q2", "answer": "A2", "think": "T", "system": "S", "history": [["Q1", "A1"]]});
+    let long = said(&[("system", "S"), ("user", "Q1"), ("assistant", "A1"), ("user", "Q2"), ("assistant T", "A2")]);
+    assert_eq!(turns(&read(&[row])), long);
+    let said =
+        reason(json!({"question": "Q", "answer": "A"}), json!({"question": "Q", "answer": "A", "history": "none"}));
+    assert!(said.contains("\"history\" must be a list of [question, answer] pairs"), "{said}");
+}
+
+#[test]
+fn what_other_tools_write_into_turns_and_rows_is_understood() {
+    // axolotl's word for a turn that is not trained on; a null where other rows have a weight.
+    let turn =
+        |from: &str, value: &str, train: Value| json!({"from": from, "value": value, "train": train, "weight": null});
+    let row = |last: bool| {
+        let turns = [turn("human", "Q", Value::Null), turn("gpt", "A", json!(last))];
+        json!({"conversations": turns, "tools": "[]", "id": 3.0})
+    };
+    let data = read(&[row(true)]);
+    assert_eq!((data.records[0].id.as_str(), data.records[0].answer.as_str()), ("3", "A"));
+    let data =
+        read(&[json!({"conversations": [turn("human", "Q", Value::Null), turn("gpt", "A", Value::Null)]}), row(false)]);
+    assert!(data.bad[0].reason.contains("leaves nothing to train on"), "{:?}", data.bad);
+    // OpenAI's newer name of the system turn.
+    let messages = json!([
+        {"role": "developer", "content": "S"}, {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
+    ]);
+    assert_eq!(turns(&read(&[json!({"messages": messages})]))[0], ("system".to_string(), "S".to_string()));
+}

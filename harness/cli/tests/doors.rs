@@ -552,7 +552,7 @@ fn score_says_that_broken_weights_give_no_numbers() {
     let nan: &[u8] = if tensor["dtype"] == "F32" { &[0, 0, 0xc0, 0x7f] } else { &[0xc0, 0x7f] };
     bytes[at..at + nan.len()].copy_from_slice(nan);
     std::fs::write(&path, bytes).unwrap();
-    refused(place.karat(&["score", "--model", "base", "--input", "rows.jsonl"]), 5, "row \"a\": a log-probability");
+    refused(place.karat(&["score", "--model", "base", "--input", "rows.jsonl"]), 6, "row \"a\": a log-probability");
     let json = place.karat(&["--json", "score", "--model", "base", "--input", "rows.jsonl"]).output().unwrap();
     assert_eq!(json.status.code(), Some(5));
 }

@@ -12,6 +12,9 @@ use crate::eval::choice;
 use crate::eval::think::{Cut, ThinkState, ThinkTags};
 use chats::Turn;
 
+/// Whole numbers below this are exact as 64-bit floats.
+const MOST_WHOLE: f64 = 9_007_199_254_740_992.0;
+
 /// Longest id and cluster, in bytes: they name files, rows of tables and lines of logs.
 const MOST_LABEL: usize = 1024;
 
@@ -57,7 +60,11 @@ fn columns(row: &Map<String, Value>, reading: &Reading<'_>) -> Result<Body, Stri
     let (instruction, question) = (optional(row, &fields.instruction)?, required(row, &fields.question)?);
     let think = think(row, fields)?;
     let (think, answer) = part_reasoning(think, required(row, &fields.answer)?, &fields.answer, reading.tags)?;
-    Ok(Body { instruction, question, think, answer, ..Body::default() })
+    let mut before: Vec<Message> = system(row)?.into_iter().collect();
+    for pair in history(row)? {
+        before.extend(["user", "assistant"].into_iter().zip(pair).map(|(role, text)| Message::new(role, text)));
+    }
+    Ok(Body { instruction, history: before, question, think, answer, ..Body::default() })
 }
 
 /// The keys are Alpaca's, unless the layout of the fields names them.
@@ -203,6 +210,10 @@ pub(super) fn label(row: &Map<String, Value>, key: &str) -> Result<Option<String
         }
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(Value::Number(n)) if !n.is_f64() => Ok(Some(n.to_string())),
+        // pandas makes whole numbers floats where one of them is missing.
+        Some(Value::Number(n)) if n.as_f64().is_some_and(|n| n.fract() == 0.0 && n.abs() < MOST_WHOLE) => {
+            Ok(n.as_f64().map(|n| format!("{n:.0}")))
+        }
         Some(other) => Err(format!("{key:?} must be a string or an integer, found {}", kind(other))),
     }
 }

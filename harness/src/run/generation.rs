@@ -50,6 +50,15 @@ const OTHERS: [(&str, f64); 9] = [
     ("min_length", 0.0),
     ("exponential_decay_length_penalty", 0.0),
 ];
+/// The same, off where they are null or an empty list.
+const LISTS: [&str; 6] = [
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "sequence_bias",
+];
 /// The same, of settings that only sampling asks for.
 const OF_SAMPLING: [(&str, f64); 5] =
     [("min_p", 0.0), ("typical_p", 1.0), ("epsilon_cutoff", 0.0), ("eta_cutoff", 0.0), ("top_h", 0.0)];
@@ -106,7 +115,11 @@ impl GenerationSettings {
             Some(value) if value.as_f64() == Some(*off) => None,
             Some(value) => Some(format!("{name} {value}")),
         });
-        let not_applied = not_applied.collect();
+        let lists = LISTS.iter().filter(|name| {
+            let value = file.get(**name);
+            value.is_some_and(|value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()))
+        });
+        let not_applied = not_applied.chain(lists.map(|name| (*name).to_string())).collect();
         Ok(GenerationSettings { max_new_tokens, temperature, top_p, top_k, of_model, not_applied })
     }
 
@@ -210,6 +223,11 @@ mod tests {
         let file = r#"{"repetition_penalty": 1.1, "num_beams": 1, "min_p": 0.05, "length_penalty": 1}"#;
         let settings = of(file, EvalConfig::default()).unwrap();
         assert_eq!(settings.not_applied, ["repetition_penalty 1.1"]);
+        let lists = of(
+            r#"{"bad_words_ids": [[5]], "suppress_tokens": [], "forced_bos_token_id": null}"#,
+            EvalConfig::default(),
+        );
+        assert_eq!(lists.unwrap().not_applied, ["bad_words_ids"]);
         assert!(settings.notes()[1].as_ref().unwrap().english.contains("repetition_penalty 1.1"));
     }
 

@@ -129,7 +129,11 @@ pub(super) fn turns_of(list: &[Value]) -> Result<Vec<Turn>, String> {
         if turn.get("role").and_then(Value::as_str) == Some("system") && turn.get("content").is_none_or(blank) {
             continue;
         }
-        let message = Message::try_from(turn.clone()).map_err(place)?;
+        let mut message = Message::try_from(turn.clone()).map_err(place)?;
+        // OpenAI's newer name of the system turn, which templates do not know.
+        if message.role == "developer" {
+            message.role = "system".into();
+        }
         let weight = weight(&message.keys).map_err(place)?;
         if message.content.trim().is_empty() {
             return Err(place("\"content\" is empty".into()));
@@ -139,13 +143,22 @@ pub(super) fn turns_of(list: &[Value]) -> Result<Vec<Turn>, String> {
     Ok(turns)
 }
 
-/// Whether a turn is to be trained on, where it says so: OpenAI's `weight`, 0 or 1.
+/// Whether a turn is to be trained on, where it says so: OpenAI's `weight`, 0 or 1, and axolotl's
+/// `train` or `training`. Null is not said: tables have it where other rows say something.
 fn weight(keys: &Map<String, Value>) -> Result<Option<bool>, String> {
-    match keys.get("weight").map(|weight| (weight, weight.as_f64())) {
-        None => Ok(None),
-        Some((_, Some(weight))) if weight == 0.0 || weight == 1.0 => Ok(Some(weight != 0.0)),
-        Some((other, _)) => Err(format!("\"weight\" must be 0 or 1, found {other}")),
+    let mut said = None;
+    for key in ["weight", "train", "training"] {
+        said = match keys.get(key) {
+            None | Some(Value::Null) => continue,
+            Some(Value::Bool(wanted)) if key != "weight" => Some(*wanted),
+            Some(Value::Number(weight)) if [Some(0.0), Some(1.0)].contains(&weight.as_f64()) => {
+                Some(weight.as_f64() == Some(1.0))
+            }
+            Some(other) if key == "weight" => return Err(format!("{key:?} must be 0 or 1, found {other}")),
+            Some(other) => return Err(format!("{key:?} must be true or false, found {other}")),
+        };
     }
+    Ok(said)
 }
 
 /// A row of turns: an optional system turn, then user and assistant in turn, an assistant last, whose

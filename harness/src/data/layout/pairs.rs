@@ -10,12 +10,22 @@ use crate::data::message::{Message, kind};
 
 /// `prompt` and `completion`.
 pub(super) fn completion(row: &Map<String, Value>, reading: &Reading<'_>) -> Result<Body, String> {
-    if value(row, "label")?.is_some_and(Value::is_boolean) {
+    if value(row, "label")?.is_some_and(judges) {
         return Err("\"label\" says whether the completion is a good one: such rows are not trained on; leave out the bad ones and \
                     the column"
             .into());
     }
     asked_and_answered(row, "completion", reading)
+}
+
+/// Whether a label says that a completion is good or bad: as JSON, a number or a spreadsheet has it.
+fn judges(label: &Value) -> bool {
+    match label {
+        Value::Bool(_) => true,
+        Value::Number(number) => [Some(0.0), Some(1.0)].contains(&number.as_f64()),
+        Value::String(text) => matches!(text.trim().to_ascii_lowercase().as_str(), "true" | "false" | "0" | "1"),
+        _ => false,
+    }
 }
 
 /// `prompt`, which may be missing, and `chosen`, of which the reading wants the answer.
