@@ -554,5 +554,5 @@ fn score_says_that_broken_weights_give_no_numbers() {
     std::fs::write(&path, bytes).unwrap();
     refused(place.karat(&["score", "--model", "base", "--input", "rows.jsonl"]), 6, "row \"a\": a log-probability");
     let json = place.karat(&["--json", "score", "--model", "base", "--input", "rows.jsonl"]).output().unwrap();
-    assert_eq!(json.status.code(), Some(5));
+    assert_eq!(json.status.code(), Some(6));
 }
