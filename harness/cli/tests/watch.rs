@@ -266,7 +266,7 @@ fn what_is_no_training_is_one_clear_error() {
     // Nothing was measured: the settings may still change.
     trainer.save("checkpoint-2", Layout::OneFile, Weights::Like(1));
     refused(watching(&place, &["--once", "--margin", "other=1"]), 2, "has no metric `other`");
-    good(watching(&place, &["--once"]));
+    refused(watching(&place, &["--once"]), 6, "left out: checkpoint-1 is not whole");
     let twice = watching(&place, &["--once", "--set", "eval.max_new_tokens=1"]);
     refused(twice, 2, "is of another suite");
     let text = std::fs::read_to_string(place.root.join("runs/mine-out/history.jsonl")).unwrap();

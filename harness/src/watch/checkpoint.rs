@@ -251,6 +251,12 @@ fn missing(folder: &Path, adapter: bool) -> Option<String> {
     }
 }
 
+/// Whether a folder holds weights, if only in part: one without any is no broken checkpoint but a new
+/// one, or one of another kind.
+pub fn has_weights(checkpoint: &Checkpoint) -> bool {
+    names(&checkpoint.path).iter().any(|name| is_weights(name))
+}
+
 fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()

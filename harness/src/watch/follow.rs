@@ -22,8 +22,9 @@ enum Pass {
     /// A checkpoint was dealt with: look again, things have changed meanwhile.
     Did,
     /// There is nothing to do yet. Whether some checkpoint only has to stay quiet for a while, the
-    /// names of those that are there, and what is missing of those that are not whole.
-    Idle { settling: bool, there: Vec<String>, partial: Vec<String> },
+    /// names of those that are there, and what is missing of those that are not whole, with whether
+    /// they have weights.
+    Idle { settling: bool, there: Vec<String>, partial: Vec<(String, bool)> },
 }
 
 /// A watch at work.
@@ -80,19 +81,19 @@ impl Follower<'_> {
     }
 
     /// The end of a call that takes what is there.
-    fn end(&mut self, there: &[String], partial: Vec<String>) -> Result<Outcome> {
+    fn end(&mut self, there: &[String], partial: Vec<(String, bool)>) -> Result<Outcome> {
         if self.history.entries().is_empty() {
             let folder = self.watch.folder.display();
             return Err(Error::data("there is no whole checkpoint in this folder")
                 .at(folder)
-                .with_lines(partial.into_iter().map(|text| format!("  {text}")))
+                .with_lines(partial.into_iter().map(|(text, _)| format!("  {text}")))
                 .help("checkpoints are folders such as checkpoint-200; without --once karat watch waits for them"));
         }
-        partial.iter().for_each(|text| self.observer.notice(Notice::Warning(format!("left out: {text}"))));
+        partial.iter().for_each(|(text, _)| self.observer.notice(Notice::Warning(format!("left out: {text}"))));
         let outcome = self.outcome(None, there)?;
         // One that is there and was not measured is no success, whatever the others are.
-        let broken = partial.into_iter().next();
-        let broken = broken.map(|what| Failure { exit_code: ErrorKind::Data.exit_code(), what });
+        let broken = partial.into_iter().find(|(_, weights)| *weights);
+        let broken = broken.map(|(what, _)| Failure { exit_code: ErrorKind::Data.exit_code(), what });
         Ok(Outcome { failure: outcome.failure.or(broken), ..outcome })
     }
 
@@ -149,7 +150,7 @@ impl Follower<'_> {
                     }
                     // Who looks once waits for what is being written.
                     settling |= !(seen.is_quiet(self.watch.quiet) || unchanged >= self.watch.quiet);
-                    partial.push(text);
+                    partial.push((text, checkpoint::has_weights(checkpoint)));
                 }
                 Ok(State::Whole(seen)) if self.history.knows(checkpoint, &seen.stamp) => {}
                 Ok(State::Whole(seen)) => {
