@@ -111,6 +111,7 @@ fn carried_out(suite: &str, id: &str, first: usize, more: &[&str]) -> Option<(Pu
 }
 
 #[test]
+#[ignore = "takes minutes in a build without optimisation: cargo test --release --test published -- --ignored"]
 fn the_published_experiment_on_the_0_6b_model_runs_as_it_stands() {
     let Some((_, report)) = carried_out("qwen3-medical-0.6b", "Qwen/Qwen3-0.6B", ALL, &SHORT) else { return };
     // int(241 * 0.9) rows train, the others are held out and give the loss.
@@ -122,6 +123,7 @@ fn the_published_experiment_on_the_0_6b_model_runs_as_it_stands() {
 }
 
 #[test]
+#[ignore = "takes minutes in a build without optimisation: cargo test --release --test published -- --ignored"]
 fn the_published_experiment_on_the_1_7b_model_runs_as_it_stands() {
     let Some((_, report)) = carried_out("qwen3-medical-1.7b", "Qwen/Qwen3-1.7B", 12, &[]) else { return };
     assert_eq!(report["data"]["split_rule"]["seed"], 42);
@@ -129,6 +131,7 @@ fn the_published_experiment_on_the_1_7b_model_runs_as_it_stands() {
 }
 
 #[test]
+#[ignore = "takes minutes in a build without optimisation: cargo test --release --test published -- --ignored"]
 fn the_published_experiment_split_in_three_measures_the_reasoning_apart() {
     let Some((_, report)) = carried_out("qwen3-medical-0.6b-split-811", "Qwen/Qwen3-0.6B", ALL, &SHORT) else { return };
     let splits = &report["data"]["splits"];
