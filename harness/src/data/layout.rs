@@ -212,7 +212,8 @@ pub(super) fn label(row: &Map<String, Value>, key: &str) -> Result<Option<String
         Some(Value::Number(n)) if !n.is_f64() => Ok(Some(n.to_string())),
         // pandas makes whole numbers floats where one of them is missing.
         Some(Value::Number(n)) if n.as_f64().is_some_and(|n| n.fract() == 0.0 && n.abs() < MOST_WHOLE) => {
-            Ok(n.as_f64().map(|n| format!("{n:.0}")))
+            // Zero is added, so -0 is "0".
+            Ok(n.as_f64().map(|n| format!("{:.0}", n + 0.0)))
         }
         Some(other) => Err(format!("{key:?} must be a string or an integer, found {}", kind(other))),
     }
