@@ -88,45 +88,81 @@ unsafe fn portable(precision: Precision, rows: usize, t: Tile, tail: Tail) {
     crate::simd::simd(
         #[inline(always)]
         || {
-            for first in (0..rows).step_by(4) {
-                let rows = (rows - first).min(4);
-                for v in 0..t.vectors {
-                    let mut sums = [[0f32; LANES]; 4];
-                    let units = (0..t.units).map(|u| (t.a, t.a_stride, t.b, u));
-                    for (a, a_stride, b, u) in units.chain((0..tail.units).map(|u| (tail.a, tail.a_stride, tail.b, u)))
-                    {
-                        // SAFETY: the caller's promise covers `units` units of `b` and of each row
-                        // of `a`.
-                        let b = unsafe { &*b.add((u * t.vectors + v) * LANES).cast::<[u32; LANES]>() };
-                        for (r, sums) in sums.iter_mut().enumerate() {
-                            let row = first + r.min(rows - 1);
-                            // SAFETY: as above.
-                            let a = unsafe { *a.add(row * a_stride + u) };
-                            match precision {
-                                Precision::F32 => {
-                                    for l in 0..LANES {
-                                        sums[l] = f32::from_bits(a).mul_add(f32::from_bits(b[l]), sums[l]);
-                                    }
-                                }
-                                Precision::Bf16 => {
-                                    for l in 0..LANES {
-                                        sums[l] = low(a).mul_add(low(b[l]), high(a).mul_add(high(b[l]), sums[l]));
-                                    }
-                                }
-                            }
-                        }
+            // SAFETY: the caller's promise.
+            unsafe {
+                match precision {
+                    Precision::F32 => {
+                        lanes(rows, t, tail, |a, b, sum| f32::from_bits(a).mul_add(f32::from_bits(b), sum));
                     }
-                    let columns = t.columns.saturating_sub(v * LANES).min(LANES);
-                    for (r, sums) in sums.iter().enumerate().take(rows) {
-                        for (l, sum) in sums.iter().enumerate().take(columns) {
-                            // SAFETY: the caller's promise covers `rows` rows of `columns` elements
-                            // of `c`.
-                            let c = unsafe { &mut *t.c.add((first + r) * t.c_stride + v * LANES + l) };
-                            *c = if t.add { t.alpha.mul_add(*sum, *c) } else { t.alpha * *sum };
-                        }
+                    Precision::Bf16 => {
+                        lanes(rows, t, tail, |a, b, sum| low(a).mul_add(low(b), high(a).mul_add(high(b), sum)));
                     }
                 }
             }
         },
     );
+}
+
+/// Rows whose sums are kept in registers: two vectors of AVX2 each, beside two of the right operand.
+const ROWS: usize = 4;
+
+/// All rows, `step` being one unit of one row times one column.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn lanes(rows: usize, t: Tile, tail: Tail, step: impl Fn(u32, u32, f32) -> f32 + Copy) {
+    for first in (0..rows).step_by(ROWS) {
+        let rows = (rows - first).min(ROWS);
+        for v in 0..t.vectors {
+            // SAFETY: the caller's promise covers all units of `b`, of each row of `a`, and `rows` rows
+            // of `columns` elements of `c`. Rows that are not there are the last one once more.
+            unsafe {
+                let stride = t.vectors * LANES;
+                let row = |a: *const u32, a_stride: usize| {
+                    std::array::from_fn(|r| a.wrapping_add((first + r.min(rows - 1)) * a_stride))
+                };
+                let right = |b: *const u32| b.wrapping_add(v * LANES);
+                let mut sums = chain(t.units, row(t.a, t.a_stride), right(t.b), stride, [[0.0; LANES]; ROWS], step);
+                if tail.units > 0 {
+                    sums = chain(tail.units, row(tail.a, tail.a_stride), right(tail.b), stride, sums, step);
+                }
+                let columns = t.columns.saturating_sub(v * LANES).min(LANES);
+                for (r, sums) in sums.iter().enumerate().take(rows) {
+                    for (l, sum) in sums.iter().enumerate().take(columns) {
+                        let c = &mut *t.c.add((first + r) * t.c_stride + v * LANES + l);
+                        *c = if t.add { t.alpha.mul_add(*sum, *c) } else { t.alpha * *sum };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Goes on with the sums over `units` units. They are taken and given by value, and nothing is decided
+/// within: else the compiler keeps them in memory and works on one lane at a time.
+///
+/// # Safety
+/// There must be `units` units from each of `a`, and of [`LANES`] columns from `b`, `stride` apart.
+#[inline(always)]
+unsafe fn chain(
+    units: usize,
+    a: [*const u32; ROWS],
+    b: *const u32,
+    stride: usize,
+    mut sums: [[f32; LANES]; ROWS],
+    step: impl Fn(u32, u32, f32) -> f32,
+) -> [[f32; LANES]; ROWS] {
+    for u in 0..units {
+        // SAFETY: the caller's promise.
+        let b = unsafe { *b.add(u * stride).cast::<[u32; LANES]>() };
+        for r in 0..ROWS {
+            // SAFETY: as above.
+            let a = unsafe { *a[r].add(u) };
+            for l in 0..LANES {
+                sums[r][l] = step(a, b[l], sums[r][l]);
+            }
+        }
+    }
+    sums
 }
