@@ -79,6 +79,7 @@
 //! Everything returns [`Error`]: what, where, what to do. Its kind decides the exit code of the
 //! command line ([`ErrorKind::exit_code`]).
 
+mod calendar;
 pub mod data;
 pub mod escape;
 pub mod eval;

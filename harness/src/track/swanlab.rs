@@ -15,6 +15,7 @@ use super::entry::{Ending, Entry, Kind, Text, Timed};
 use super::sink::{Opening, Sink};
 use super::wire::{Message, crc32};
 use super::yaml;
+use crate::calendar::date;
 use crate::error::{Error, Result};
 use crate::fsio;
 
@@ -120,17 +121,9 @@ fn folder_of(opening: &Opening) -> Result<PathBuf> {
 
 /// A time as `20261129_060000`, in UTC.
 fn calendar(at: Duration) -> String {
-    let (days, second) = (at.as_secs() / 86_400, at.as_secs() % 86_400);
-    // The civil calendar from a count of days, by eras of 400 years that begin in March (Hinnant,
-    // "chrono-compatible low-level date algorithms").
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let seconds = at.as_secs() as i64;
+    let (year, month, day) = date(seconds / 86_400);
+    let second = seconds % 86_400;
     let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
     format!("{year:04}{month:02}{day:02}_{hour:02}{minute:02}{second:02}")
 }

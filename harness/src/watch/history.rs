@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::checkpoint::Checkpoint;
+use crate::calendar::date;
 use crate::error::{Error, Result};
 use crate::exit;
 use crate::fsio::sha256;
@@ -150,22 +151,10 @@ fn read(line: &[u8]) -> Result<Entry> {
 
 /// The time as RFC 3339 writes it, in UTC.
 pub fn now() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
     let (year, month, day) = date(seconds / 86_400);
     let [hour, minute, second] = [seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60];
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-/// The date of a day since 1970-01-01, after Howard Hinnant's `civil_from_days`.
-fn date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (year + era * 400 + u64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 
 use super::limits;
+use crate::calendar;
 
 /// The variable that carries [`super::RenderOptions::now`] to `strftime_now`.
 pub(super) const NOW: &str = "__karat_now";
@@ -353,7 +354,7 @@ fn strftime(now: i64, format: &str) -> Result<String, Error> {
         "December",
     ];
     let (days, second) = (now.div_euclid(86_400), now.rem_euclid(86_400));
-    let (year, month, day) = civil(days);
+    let (year, month, day) = calendar::date(days);
     let weekday = (days + 4).rem_euclid(7) as usize;
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     let name = MONTHS[month as usize - 1];
@@ -401,22 +402,4 @@ fn strftime(now: i64, format: &str) -> Result<String, Error> {
 fn days_before(year: i64) -> i64 {
     let y = year - 1;
     365 * (year - 1970) + (y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400)) - 477
-}
-
-/// Year, month and day of a day counted from 1970.
-fn civil(days: i64) -> (i64, i64, i64) {
-    let mut year = 1970 + days.div_euclid(366);
-    while days_before(year + 1) <= days {
-        year += 1;
-    }
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let lengths = [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut day = days - days_before(year);
-    for (month, length) in (1..).zip(lengths) {
-        if day < length {
-            return (year, month, day + 1);
-        }
-        day -= length;
-    }
-    unreachable!("a year has at most 366 days")
 }
