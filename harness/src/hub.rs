@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 
 #[cfg(feature = "hub")]
-pub use fetch::{Access, allow, data_files};
+pub use fetch::{Access, allow};
 #[cfg(feature = "hub")]
 pub use karat_hub as client;
 

@@ -121,7 +121,7 @@ pub fn has_adapter_config(folder: &Path) -> Result<()> {
 /// Whether `folder` holds an adapter and no model. Some trainers (axolotl) keep the configuration of
 /// the base beside an adapter: weights decide.
 pub fn is_adapter(folder: &Path) -> bool {
-    folder.join(ADAPTER_CONFIG).is_file() && !(folder.join(CONFIG).is_file() && has_weights(folder))
+    folder.join(ADAPTER_CONFIG).is_file() && !holds_both(folder)
 }
 
 /// Whether `folder` holds an adapter and a whole model too, which are not the same model.

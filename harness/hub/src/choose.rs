@@ -1,10 +1,10 @@
 //! Which files of a repository are wanted: of a model, of a dataset by split, by name. What could
 //! run code when it is read is never fetched.
 
+use karat_system::glob::{Style, matches};
 use karat_system::{Error, Result};
 
 use crate::card::Card;
-use crate::glob::matches;
 use crate::id::HubId;
 use crate::remote::RemoteFile;
 
@@ -182,7 +182,7 @@ pub(crate) fn at_path<'a>(files: &'a [RemoteFile], path: &str, id: &HubId) -> Re
 /// Usage, for a pattern that names nothing, or only what is never fetched.
 pub(crate) fn by_patterns<'a>(files: &'a [RemoteFile], patterns: &[String], id: &HubId) -> Result<Vec<&'a RemoteFile>> {
     for pattern in patterns {
-        let mut named = files.iter().filter(|file| matches(pattern, &file.path, true)).peekable();
+        let mut named = files.iter().filter(|file| matches(pattern, &file.path, Style::Fnmatch)).peekable();
         let Some(first) = named.peek().copied() else {
             let all: Vec<&str> = files.iter().map(|f| f.path.as_str()).collect();
             return Err(Error::usage(format!("--include {pattern:?} names no file of the repository"))
@@ -197,7 +197,7 @@ pub(crate) fn by_patterns<'a>(files: &'a [RemoteFile], patterns: &[String], id: 
         }
     }
     let wanted = |file: &&RemoteFile| {
-        let named = patterns.iter().any(|pattern| matches(pattern, &file.path, true));
+        let named = patterns.iter().any(|pattern| matches(pattern, &file.path, Style::Fnmatch));
         is_words(&file.path) || (named && forbidden(&file.path).is_none())
     };
     Ok(files.iter().filter(wanted).collect())
@@ -239,7 +239,7 @@ pub(crate) fn of_data<'a>(files: &'a [RemoteFile], card: &Card, id: &HubId) -> R
             })?;
         let mut found: Vec<(String, &RemoteFile)> = Vec::new();
         for (split, pattern) in &config.files {
-            let named = data.iter().filter(|file| matches(pattern, &file.path, false));
+            let named = data.iter().filter(|file| matches(pattern, &file.path, Style::Globstar));
             found.extend(named.map(|file| (split_named(split), *file)));
         }
         if !found.is_empty() {

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use karat_system::fsio::hex;
 use karat_system::{Error, Result};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -71,10 +72,6 @@ pub(crate) fn feed(hasher: &mut Hasher, file: &mut File, path: &Path, progress: 
             n => hasher.update(&buffer[..n]),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

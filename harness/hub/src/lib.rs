@@ -32,7 +32,6 @@ mod choose;
 mod client;
 mod fetch_hugging_face;
 mod fetch_model_scope;
-mod glob;
 mod hash;
 mod http;
 mod hugging_face;

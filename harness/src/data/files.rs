@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use karat_system::glob;
+
 use super::card;
 use super::read::ENDINGS;
 use super::unpack;
@@ -121,44 +123,7 @@ fn part_of(name: &str) -> Option<Part> {
 /// Whether a name fits a pattern: `*` within a folder, `**` across folders, `?` one character.
 fn matches(pattern: &str, name: &str) -> bool {
     let pattern = pattern.strip_prefix("./").unwrap_or(pattern);
-    fits(&pattern.chars().collect::<Vec<_>>(), &name.chars().collect::<Vec<_>>())
-}
-
-fn fits(pattern: &[char], name: &[char]) -> bool {
-    // For each length of the pattern, the lengths of the name that it fits: no backtracking.
-    let mut ends = vec![false; name.len() + 1];
-    ends[0] = true;
-    let mut at = 0;
-    while at < pattern.len() {
-        let mut next = vec![false; name.len() + 1];
-        match pattern[at] {
-            '*' => {
-                let across = pattern.get(at + 1) == Some(&'*');
-                at += if across { 1 } else { 0 };
-                let mut open = false;
-                for i in 0..=name.len() {
-                    open = ends[i] || (open && (across || name[i - 1] != '/'));
-                    next[i] = open;
-                }
-                // `**/` also stands for no folder at all.
-                if across && pattern.get(at + 1) == Some(&'/') {
-                    at += 1;
-                    let mut with_slash: Vec<bool> =
-                        (0..=name.len()).map(|i| i > 0 && next[i - 1] && name[i - 1] == '/').collect();
-                    with_slash.iter_mut().zip(&ends).for_each(|(a, b)| *a |= b);
-                    next = with_slash;
-                }
-            }
-            wanted => {
-                for i in 0..name.len() {
-                    next[i + 1] = ends[i] && (name[i] == wanted || (wanted == '?' && name[i] != '/'));
-                }
-            }
-        }
-        ends = next;
-        at += 1;
-    }
-    ends[name.len()]
+    glob::matches(pattern, name, glob::Style::Literal)
 }
 
 /// The files that a path stands for.

@@ -40,15 +40,6 @@ fn fetched(id: &HubId, place: Place, pin: Option<&str>) -> Result<Snapshot> {
     Client::new(settings).fetch(id, kind, &want, pin, &*progress)
 }
 
-/// The data files of a dataset with the split of each, in the order of splits and paths: what a
-/// reader of several files takes. An id with a path has the files of that folder, or that file.
-///
-/// # Errors
-/// As [`Client::fetch`].
-pub fn data_files(id: &HubId, pin: Option<&str>) -> Result<Vec<(String, PathBuf)>> {
-    Ok(fetched(id, Place::Data("train"), pin)?.splits)
-}
-
 /// What an id means here.
 pub(super) fn found(key: &str, text: &str, place: Place, pins: &BTreeMap<String, String>) -> Result<Source> {
     let at = |e: Error| match e.place() {

@@ -10,7 +10,7 @@ use super::renderings::Renderings;
 use crate::backend::{Capability, peft};
 use crate::data::examples::rephrased;
 use crate::error::{Error, Result};
-use crate::suite::{NamedModel, Suite, SuiteModel, TrainMethod};
+use crate::suite::{Checkpoints, NamedModel, Suite, SuiteModel, TrainMethod, TrainModel};
 use crate::train::plan::order;
 
 /// Refuses models that no later stage could carry out.
@@ -54,17 +54,24 @@ fn one(model: &SuiteModel, suite: &Suite, renderings: &Renderings, backends: &dy
         };
         let trains = backend.as_deref().unwrap_or(&suite.model.backend);
         can(trains, &[capability], own.unwrap_or(&suite.model.device))?;
-        let rows = renderings.of(name).train.len();
-        let steps = order(rows, &train.hyperparameters.plan_options(model.seed))?.steps.len();
-        let saved = train.hyperparameters.saved_steps(steps);
-        let asked = suite.eval.checkpoints.as_ref().map_or(&[][..], |choice| choice.steps());
-        if let Some(missing) = asked.iter().find(|step| !saved.contains(step)) {
-            let list: Vec<String> = saved.iter().map(usize::to_string).collect();
-            return Err(Error::usage(format!("eval.checkpoints names step {missing}, which is not saved"))
-                .help(format!("of {steps} steps {} are; save_every of [train] decides which", list.join(", "))));
-        }
+        saves_what_is_asked(model, train, suite, renderings)?;
     }
     let evaluates = backend.as_deref().unwrap_or(suite.eval_backend());
     let device = own.or(suite.eval.device.as_deref()).unwrap_or(&suite.model.device);
     can(evaluates, &[Capability::Score, Capability::Generate], device)
+}
+
+/// Refuses steps of `eval.checkpoints` after which a training saves nothing.
+fn saves_what_is_asked(model: &SuiteModel, train: &TrainModel, suite: &Suite, renderings: &Renderings) -> Result<()> {
+    // The plan of a training is long: it is laid out only where a step is named.
+    let Some(asked) = suite.eval.checkpoints.as_ref().map(Checkpoints::steps).filter(|steps| !steps.is_empty()) else {
+        return Ok(());
+    };
+    let rows = renderings.of(&model.name).train.len();
+    let steps = order(rows, &train.hyperparameters.plan_options(model.seed))?.steps.len();
+    let saved = train.hyperparameters.saved_steps(steps);
+    let Some(missing) = asked.iter().find(|step| !saved.contains(step)) else { return Ok(()) };
+    let list: Vec<String> = saved.iter().map(usize::to_string).collect();
+    Err(Error::usage(format!("eval.checkpoints names step {missing}, which is not saved"))
+        .help(format!("of {steps} steps {} are; save_every of [train] decides which", list.join(", "))))
 }

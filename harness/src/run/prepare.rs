@@ -1,7 +1,7 @@
 //! The data stage: from the suite's files to training rows, items and queries.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
@@ -137,8 +137,9 @@ impl GeneralTexts {
 /// # Errors
 /// What is wrong with a file, line, template or tokenizer; a part that is empty.
 pub fn prepare(suite: &Suite) -> Result<Prepared> {
-    let formatter = formatter(suite)?;
-    let generation = GenerationSettings::new(&suite.eval, &rendering(suite)?)?;
+    let folder = rendering(suite)?;
+    let formatter = formatter(suite, &folder)?;
+    let generation = GenerationSettings::new(&suite.eval, &folder)?;
     let mut data = load(suite)?;
     // A row that cannot be rendered is as one that was never there: the rows without it are split
     // again.
@@ -169,7 +170,7 @@ pub fn prepare(suite: &Suite) -> Result<Prepared> {
     for (name, examples) in &parts {
         audit.add_examples(name, examples);
     }
-    let lengths = Lengths::of(suite.data.max_length, &rendering(suite)?, &parts);
+    let lengths = Lengths::of(suite.data.max_length, &folder, &parts);
     let written: Vec<(&str, usize)> = parts.iter().map(|(name, examples)| (*name, examples.written.len())).collect();
     let tags = &suite.data.think_tags;
     let notes = [
@@ -299,14 +300,14 @@ fn sha256_of(files: &[PathBuf]) -> Result<String> {
     Ok(sha256(digests.join("\n").as_bytes()))
 }
 
-/// Template, tokenizer and options of a suite.
-fn formatter(suite: &Suite) -> Result<Formatter> {
-    let (data, folder) = (&suite.data, rendering(suite)?);
+/// Template and tokenizer of the model in `folder`, with the options of a suite.
+fn formatter(suite: &Suite, folder: &Path) -> Result<Formatter> {
+    let data = &suite.data;
     let template = match data.template {
-        TemplateChoice::Model => ChatTemplate::from_model_dir(&folder)?,
+        TemplateChoice::Model => ChatTemplate::from_model_dir(folder)?,
         TemplateChoice::ChatmlRecipe => ChatTemplate::chatml_recipe(),
     };
-    let tokenizer = Tokenizer::from_model_dir(&folder)?;
+    let tokenizer = Tokenizer::from_model_dir(folder)?;
     let options = FormatOptions {
         system: Some(data.system_prompt.clone()).filter(|s| !s.is_empty()),
         output: data.output,

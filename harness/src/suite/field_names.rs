@@ -7,6 +7,7 @@
 
 use toml::{Table, Value};
 
+use super::parse::insert;
 use crate::error::{Error, Result};
 
 /// The other name, and the path of the setting within the table of a training.
@@ -180,14 +181,8 @@ pub(super) fn assignment(parts: &[&str], given: Value, settings: Option<usize>) 
 
 /// A table that is assigned at `parts` of a suite, its settings of trainings under Karat's names.
 fn inner_names(parts: &[&str], given: Value) -> Result<Value> {
-    let (Some((last, folders)), mut whole) = (parts.split_last(), Table::new()) else { return Ok(given) };
-    let mut here = &mut whole;
-    for folder in folders {
-        let inner = here.entry(*folder).or_insert_with(|| Value::Table(Table::new()));
-        let Value::Table(inner) = inner else { return Ok(given) };
-        here = inner;
-    }
-    here.insert((*last).into(), given);
+    let mut whole = Table::new();
+    insert(&mut whole, parts, given)?;
     translate(&mut whole).map_err(|e| e.at("--set"))?;
     let mut value = Value::Table(whole);
     for part in parts {

@@ -3,6 +3,7 @@
 //!
 //! - [`fsio`]: files and folders that are there whole under their final name or not at all, locks,
 //!   digests;
+//! - [`glob`]: patterns of paths;
 //! - [`safetensors`]: files of tensors, their headers read and checked, written a piece at a time;
 //! - [`cache_root`]: the folder for what can be made again;
 //! - [`memory`]: what this process takes and could still take;
@@ -12,6 +13,7 @@ mod cache;
 pub mod error;
 pub mod exit;
 pub mod fsio;
+pub mod glob;
 pub mod memory;
 pub mod safetensors;
 
