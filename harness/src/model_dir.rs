@@ -7,6 +7,9 @@
 
 use std::path::{Path, PathBuf};
 
+use karat_system::safetensors::{INDEX, read_header};
+use serde_json::{Map, Value};
+
 use crate::backend::peft::ADAPTER_CONFIG;
 use crate::error::{Error, Result};
 use crate::fsio;
@@ -144,6 +147,28 @@ fn has_weights(folder: &Path) -> bool {
         stem && [".safetensors", ".bin", ".index.json", ".onnx", ".h5"].iter().any(|end| name.ends_with(end))
     };
     names(folder).iter().any(|name| of_model(name) || name.to_lowercase().ends_with(".gguf"))
+}
+
+/// Whether a file of this name holds weights of a model or an adapter.
+pub(crate) fn is_weights(name: &str) -> bool {
+    let stem = ["model", "adapter_model", "pytorch_model"].iter().any(|stem| name.starts_with(stem));
+    stem && (name.ends_with(".safetensors") || name.ends_with(".bin"))
+}
+
+/// Holds the headers of the weights against their files, and reads the configurations: what is wrong
+/// with them is wrong with the data, whoever opens it.
+///
+/// # Errors
+/// Data, with what is wrong.
+pub(crate) fn check_files(folder: &Path) -> Result<()> {
+    for name in [CONFIG, ADAPTER_CONFIG, INDEX] {
+        let path = folder.join(name);
+        if path.is_file() {
+            fsio::read_json::<Map<String, Value>>(&path)?;
+        }
+    }
+    let mut weights = names(folder).into_iter().filter(|name| is_weights(name) && name.ends_with(".safetensors"));
+    weights.try_for_each(|name| read_header(&folder.join(name)).map(drop))
 }
 
 /// The base that the adapter in `folder` was trained on.

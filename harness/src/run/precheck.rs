@@ -1,7 +1,9 @@
 //! Faults of a suite's models that would show only after hours of training, found before it.
 //!
-//! Backends are loaded and asked for their descriptions, adapters' configurations and texts that
-//! are there already are read; no weights are.
+//! Backends are loaded and asked for their descriptions; the configurations of models and adapters
+//! that are there already, the headers of their weights and their texts are read; no weights are.
+
+use std::path::PathBuf;
 
 use super::Backends;
 use super::choose::lacks;
@@ -10,6 +12,7 @@ use super::renderings::Renderings;
 use crate::backend::{Capability, peft};
 use crate::data::examples::rephrased;
 use crate::error::{Error, Result};
+use crate::model_dir::check_files;
 use crate::suite::{Checkpoints, NamedModel, Suite, SuiteModel, TrainMethod, TrainModel};
 use crate::train::plan::order;
 
@@ -17,7 +20,7 @@ use crate::train::plan::order;
 ///
 /// # Errors
 /// A backend that is not there; usage, for one that cannot do what is asked of it; what is wrong
-/// with an adapter's configuration or a file of texts.
+/// with a configuration, a header of weights or a file of texts.
 pub fn precheck(suite: &Suite, renderings: &Renderings, backends: &dyn Backends) -> Result<()> {
     for model in suite.all_models() {
         one(&model, suite, renderings, backends).map_err(|e| {
@@ -37,6 +40,8 @@ fn one(model: &SuiteModel, suite: &Suite, renderings: &Renderings, backends: &dy
     if let Some(adapter) = &entry.adapter {
         peft::read_adapter_config(adapter).map_err(|e| Error::data("this adapter cannot be used").because(e))?;
     }
+    let folders = [&entry.path, &entry.adapter].into_iter().flatten().filter(|path| path.is_dir());
+    folders.map(PathBuf::as_path).try_for_each(check_files)?;
     let dtype = dtype.unwrap_or(suite.model.dtype);
     let can = |backend: &str, capabilities: &[Capability], device: &str| {
         let described = backends.backend(backend)?.backend.describe();

@@ -12,11 +12,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use karat_system::safetensors::{INDEX, WEIGHTS, read_header};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::backend::peft::ADAPTER_CONFIG;
 use crate::error::{Error, Result};
 use crate::fsio::{self, is_of_model, sha256};
+use crate::model_dir::is_weights;
 
 /// The name of a model that lies in the output folder itself.
 pub const FINAL: &str = "final";
@@ -113,12 +114,6 @@ fn step_of(name: &str) -> Option<u64> {
 /// The step that the trainer's own state says.
 fn stated_step(folder: &Path) -> Option<u64> {
     fsio::read_json::<Value>(&folder.join(TRAINER_STATE)).ok()?["global_step"].as_u64()
-}
-
-/// Whether a file of this name holds weights of a model or an adapter.
-fn is_weights(name: &str) -> bool {
-    let stem = ["model", "adapter_model", "pytorch_model"].iter().any(|stem| name.starts_with(stem));
-    stem && (name.ends_with(".safetensors") || name.ends_with(".bin"))
 }
 
 /// Whether a model is read from a file of this name. Trainers keep logs and results beside a model,
@@ -296,23 +291,6 @@ fn unfinished_shards(folder: &Path) -> Option<String> {
     Some(format!("{what}; the index names {} shards", named.len()))
 }
 
-/// Holds the headers of the weights against their files, and reads the configurations: what is wrong
-/// with them is wrong with the data, whoever opens it.
-///
-/// # Errors
-/// [`ErrorKind::Data`](crate::ErrorKind::Data), with what is wrong.
-pub fn check_files(checkpoint: &Checkpoint) -> Result<()> {
-    let folder = &checkpoint.path;
-    for name in [CONFIG, ADAPTER_CONFIG, INDEX] {
-        let path = folder.join(name);
-        if path.is_file() {
-            fsio::read_json::<Map<String, Value>>(&path)?;
-        }
-    }
-    let mut weights = names(folder).into_iter().filter(|name| is_weights(name) && name.ends_with(".safetensors"));
-    weights.try_for_each(|name| read_header(&folder.join(name)).map(drop))
-}
-
 /// SHA-256 over the content of all that a model is read from: weights, configuration, tokenizer.
 ///
 /// # Errors
@@ -324,6 +302,7 @@ pub fn digest(checkpoint: &Checkpoint) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model_dir::check_files;
     use serde_json::json;
 
     /// A safetensors file with one tensor of `name`.
@@ -421,7 +400,7 @@ mod tests {
         for bytes in [&[7; 64][..], &[0; 64]] {
             put(&path, &[("config.json", b"{}"), (WEIGHTS, bytes)]);
             assert_eq!(lacks(&path), None);
-            assert_eq!(check_files(&at(&path)).unwrap_err().kind(), crate::ErrorKind::Data);
+            assert_eq!(check_files(&path).unwrap_err().kind(), crate::ErrorKind::Data);
         }
         fs::remove_dir_all(&path).unwrap();
         assert_eq!(look(&at(&path)).unwrap(), State::Gone);

@@ -11,7 +11,7 @@ use super::{Each, Outcome, Watch, adapter_base};
 use crate::error::{Error, ErrorKind, Result};
 use crate::eval::stats::MarginVerdict;
 use crate::fsio::{self, sha256};
-use crate::model_dir::{holds_both, near, said_of_both};
+use crate::model_dir::{check_files, holds_both, near, said_of_both};
 use crate::report::gate::{check, text};
 use crate::report::timeline::{Entry, Failure, Status, Timeline};
 use crate::report::{Report, legible};
@@ -251,7 +251,7 @@ impl Follower<'_> {
 
     /// Evaluates a checkpoint in a run folder of its own.
     fn measure(&mut self, checkpoint: &Checkpoint, seen: &Seen, folder: &Path) -> Result<Report> {
-        checkpoint::check_files(checkpoint)?;
+        check_files(&checkpoint.path)?;
         let path = checkpoint.path.clone();
         let (model, adapter) = match seen.adapter {
             true => {
