@@ -208,7 +208,7 @@ fn power_says_what_these_items_can_tell_and_how_many_would_tell_more() {
     let (out, err) = said(&output);
     assert_eq!(output.status.code(), Some(0), "{err}");
     for what in
-        ["lora against base", "full against lora", "needed for margin", "of 63 sources", "nothing is detectable of"]
+        ["lora against base", "full against lora", "needed for margin", "(63 sources)", "nothing is detectable of"]
     {
         assert!(out.contains(what), "{what}: {out}");
     }

@@ -245,7 +245,7 @@ fn cells(row: &Row) -> [String; 7] {
     };
     [
         legible(&row.metric),
-        row.sources.map_or(row.n.to_string(), |sources| format!("{} of {sources} sources", row.n)),
+        row.sources.map_or(row.n.to_string(), |sources| format!("{} ({sources} sources)", row.n)),
         format!("{:+.4}", row.difference),
         row.detectable.map_or("-".into(), number),
         row.margin.map_or("-".into(), |margin| margin.to_string()),

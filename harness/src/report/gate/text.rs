@@ -202,7 +202,7 @@ fn rows(checks: &Checks) -> Vec<[String; COLUMNS]> {
             gate.map_or_else(none, detectable),
             gate.map_or_else(none, |g| match c.sources {
                 None => g.n.to_string(),
-                Some(sources) => format!("{} of {sources} sources", g.n),
+                Some(sources) => format!("{} ({sources} sources)", g.n),
             }),
             gate.and_then(|g| undecided(c, g)?.needed).map_or_else(none, |needed| match c.sources {
                 None => needed.to_string(),
