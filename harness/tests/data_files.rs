@@ -235,7 +235,18 @@ fn folders_and_patterns_name_files_in_the_order_of_their_paths() {
         Some("---\nconfigs:\n- config_name: a\n  data_files: a.csv\n- config_name: b\n  data_files: b.csv\n---\n"),
         &[],
     );
-    assert!(cards.unwrap_err().what().contains("several configurations: a, b"));
+    assert!(cards.unwrap_err().what().contains("several configurations, a, b"));
+    // Two splits that are both training data are a choice that is the user's.
+    let card = |splits: &str| {
+        let card = format!("---\nconfigs:\n- config_name: default\n  data_dir: sub\n  data_files:\n{splits}---\n");
+        std::fs::write(root.join("README.md"), card).unwrap();
+        of(Part::Train)
+    };
+    let error = card("  - split: train_sft\n    path: m*\n  - split: train_gen\n    path: n*\n").unwrap_err();
+    assert!(error.what().ends_with("several splits that are the part train: train_sft, train_gen"), "{error}");
+    assert!(error.help_text().unwrap().contains("sub/m*"), "{error}");
+    assert_eq!(card("  - split: train_sft\n    path: m*\n").unwrap().0, ["sub/m.csv"]);
+    assert_eq!(card("  - split: train_gen\n    path: n*\n  - split: train\n    path: m*\n").unwrap().0, ["sub/m.csv"]);
 }
 
 #[test]

@@ -267,3 +267,41 @@ fn what_other_tools_write_into_turns_and_rows_is_understood() {
     ]);
     assert_eq!(turns(&read(&[json!({"messages": messages})]))[0], ("system".to_string(), "S".to_string()));
 }
+
+#[test]
+fn turns_that_a_table_holds_as_json_text_are_read() {
+    let turns = json!([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]);
+    let data = read(&[json!({"Messages": turns.to_string()})]);
+    assert_eq!((data.records[0].question.as_str(), data.files[0].read_as), ("Q", Format::Messages));
+    // Not those of Python's `str`, which is no JSON.
+    let error = read_as(&AS_FOUND, &[json!({"messages": "[{'role': 'user'}]"})]).unwrap_err();
+    assert!(error.what().contains("must be a list, found a string"), "{error}");
+}
+
+#[test]
+fn columns_that_are_not_read_are_told() {
+    let unread = |rows: &[Value]| read(rows).files[0].unread_columns();
+    let asked = |more: Value| {
+        let mut row = json!({"Question": "Q", "answer": "A", "think": "T", "id": 1, "metrics": {}, "system": "S"});
+        more.as_object().unwrap().iter().for_each(|(key, value)| row[key] = value.clone());
+        row
+    };
+    assert_eq!(unread(&[asked(json!({}))]), None);
+    let rows = [
+        asked(json!({"context": "C", "note": "", "tags": []})),
+        asked(json!({"id": 2, "context": "D", "lang": "zh"})),
+        // A bad row counts for nothing.
+        json!({"question": "Q", "other": 1}),
+    ];
+    assert_eq!(unread(&rows).as_deref(), Some("context (2 rows), lang (1 rows)"));
+    // An instruction is not shown to the model; one that repeats the question is no loss.
+    let instructed = |text: &str| json!({"question": "Q", "instruction": text, "answer": "A"});
+    assert_eq!(unread(&[instructed("Q")]), None);
+    assert_eq!(unread(&[instructed("Translate.")]).as_deref(), Some("instruction (1 rows)"));
+    let alpaca = json!({"instruction": "I", "input": "Q", "output": "A", "history": [["q", "a"]], "text": "I Q A"});
+    assert_eq!(unread(&[alpaca]).as_deref(), Some("text (1 rows)"));
+    let turns = json!([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]);
+    assert_eq!(unread(&[json!({"messages": turns, "prompt": "Q"})]).as_deref(), Some("prompt (1 rows)"));
+    let completion = json!({"prompt": "P", "completion": "C", "source": "s"});
+    assert_eq!(unread(&[completion]).as_deref(), Some("source (1 rows)"));
+}

@@ -1,10 +1,10 @@
 //! Which files of a repository are wanted: of a model, of a dataset by split, by name. What could
 //! run code when it is read is never fetched.
 
+use karat_system::dataset::{Card, Part, shortened};
 use karat_system::glob::{Style, matches};
 use karat_system::{Error, Result};
 
-use crate::card::Card;
 use crate::id::HubId;
 use crate::remote::RemoteFile;
 
@@ -212,6 +212,7 @@ pub(crate) fn by_patterns<'a>(files: &'a [RemoteFile], patterns: &[String], id: 
 /// Usage, for a dataset without files that are read here, and for one with several configurations
 /// of which none is the default.
 pub(crate) fn of_data<'a>(files: &'a [RemoteFile], card: &Card, id: &HubId) -> Result<Vec<(String, &'a RemoteFile)>> {
+    let usual = |split: &str| Part::of_word(split).map_or_else(|| split.to_string(), |part| part.name().to_string());
     let below = id.path.as_ref().map(|path| format!("{path}/"));
     let within = |file: &RemoteFile| {
         id.path.as_ref().is_none_or(|path| file.path == *path)
@@ -222,25 +223,18 @@ pub(crate) fn of_data<'a>(files: &'a [RemoteFile], card: &Card, id: &HubId) -> R
     if data.is_empty() {
         return Err(no_data(files, id));
     }
-    if id.path.is_none() && !card.configs.is_empty() {
-        let default = card.configs.iter().find(|config| config.is_default);
-        let config =
-            default.or(if card.configs.len() == 1 { card.configs.first() } else { None }).ok_or_else(|| {
-                let names: Vec<&str> = card.configs.iter().map(|config| config.name.as_str()).collect();
-                let first = card.configs[0].files.first().map_or("", |(_, pattern)| pattern);
-                let folder = first.split_once('/').map_or(first, |(folder, _)| folder);
-                Error::usage(format!("the dataset has several configurations, {}", shortened(&names))).at(id).help(
-                    format!(
-                        "name the files that are meant, or their folder: {}:{}/{folder}",
-                        id.site.prefix(),
-                        id.repo()
-                    ),
-                )
-            })?;
+    let config = if id.path.is_none() { card.config() } else { Ok(None) };
+    let config = config.map_err(|e| {
+        let first = card.configs.iter().find_map(|config| config.files.first()).map_or("", |(_, pattern)| pattern);
+        let folder = first.split_once('/').map_or(first, |(folder, _)| folder);
+        let named = format!("{}:{}/{folder}", id.site.prefix(), id.repo());
+        e.at(id).help(format!("name the files that are meant, or their folder: {named}"))
+    })?;
+    if let Some(config) = config {
         let mut found: Vec<(String, &RemoteFile)> = Vec::new();
         for (split, pattern) in &config.files {
             let named = data.iter().filter(|file| matches(pattern, &file.path, Style::Globstar));
-            found.extend(named.map(|file| (split_named(split), *file)));
+            found.extend(named.map(|file| (usual(split), *file)));
         }
         if !found.is_empty() {
             found.sort_by(|a, b| (&a.0, &a.1.path).cmp(&(&b.0, &b.1.path)));
@@ -248,9 +242,9 @@ pub(crate) fn of_data<'a>(files: &'a [RemoteFile], card: &Card, id: &HubId) -> R
             return Ok(found);
         }
     }
-    let named: Vec<Option<&str>> = data.iter().map(|file| split_of(&file.path)).collect();
+    let named: Vec<Option<Part>> = data.iter().map(|file| Part::of_path(&file.path)).collect();
     let any = named.iter().any(Option::is_some);
-    let split = |found: Option<&str>| found.unwrap_or("train").to_string();
+    let split = |found: Option<Part>| found.unwrap_or(Part::Train).name().to_string();
     // Beside files of splits, one of no split belongs to none.
     Ok(data
         .into_iter()
@@ -258,30 +252,6 @@ pub(crate) fn of_data<'a>(files: &'a [RemoteFile], card: &Card, id: &HubId) -> R
         .filter(|(_, found)| !any || found.is_some())
         .map(|(file, found)| (split(found), file))
         .collect())
-}
-
-/// The usual name of a split that a card calls otherwise.
-fn split_named(name: &str) -> String {
-    match name {
-        "val" | "valid" | "dev" => "validation".into(),
-        other => other.into(),
-    }
-}
-
-/// The split that a path says by the name of the file or of a folder.
-fn split_of(path: &str) -> Option<&'static str> {
-    path.rsplit('/').find_map(|part| {
-        let part = part.to_lowercase();
-        part.split(|c: char| !c.is_ascii_alphanumeric()).find_map(|word| {
-            let plain = word.trim_end_matches(|c: char| c.is_ascii_digit());
-            match plain {
-                "train" | "training" => Some("train"),
-                "test" | "testing" | "eval" | "evaluation" => Some("test"),
-                "validation" | "valid" | "val" | "dev" => Some("validation"),
-                _ => None,
-            }
-        })
-    })
 }
 
 fn no_data(files: &[RemoteFile], id: &HubId) -> Error {
@@ -304,14 +274,6 @@ fn no_data(files: &[RemoteFile], id: &HubId) -> Error {
     let all: Vec<&str> = files.iter().map(|f| f.path.as_str()).collect();
     error("this repository has no data files that are read here (JSONL, JSON, CSV, TSV, Parquet)")
         .help(format!("it has {}", if all.is_empty() { "none at all".into() } else { shortened(&all) }))
-}
-
-/// The first few of some names.
-pub(crate) fn shortened(names: &[&str]) -> String {
-    match names.len() {
-        n if n <= 8 => names.join(", "),
-        n => format!("{} and {} more", names[..7].join(", "), n - 7),
-    }
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use karat_system::dataset::{Card, shortened};
 use karat_system::{Error, Result};
 
-use crate::card::Card;
 use crate::choose;
 use crate::http::Http;
 use crate::id::{HubId, RepoKind, Site};
@@ -179,7 +179,7 @@ impl Job<'_> {
 
     /// The error for files that are wanted, not in the cache, and cannot be asked for.
     pub fn lacking(&self, missing: &[&str], why: &Why) -> Error {
-        let them = choose::shortened(missing);
+        let them = shortened(missing);
         let help = format!("where there is a network: karat download {}{}", self.id, self.kind_flag());
         match why {
             Why::Offline => Error::usage(format!("offline, and the cache lacks {them}"))

@@ -27,7 +27,6 @@
 //!   believed whose paths lead out of its folder.
 //! - Offline, the cache is used alone, and what it lacks is named.
 
-mod card;
 mod choose;
 mod client;
 mod fetch_hugging_face;
@@ -49,7 +48,6 @@ mod space;
 mod survey;
 mod transfer;
 
-pub use card::{Card, DataConfig};
 pub use client::{Client, Snapshot, SnapshotFile, Want};
 pub use id::{HubId, RepoKind, Site};
 pub use progress::{Event, Progress, Silent};

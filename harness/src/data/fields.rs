@@ -140,6 +140,7 @@ pub(super) fn value<'r>(row: &'r Map<String, Value>, key: &str) -> Result<Option
     }
 }
 
-fn same_name(name: &str, key: &str) -> bool {
+/// Whether a column's name is a key's, in any letter case.
+pub(super) fn same_name(name: &str, key: &str) -> bool {
     name.eq_ignore_ascii_case(key) || (!name.is_ascii() && name.to_lowercase() == key.to_lowercase())
 }

@@ -2,17 +2,18 @@
 //! part.
 //!
 //! The part of a file is what the dataset's card says (`README.md`, `configs` in its YAML head), else
-//! what its name says (`train`, `test`, `validation`, `valid`, `val`, `dev` as a word of the name or of
-//! a folder above it), as the Hugging Face hub has it; where no name says anything, every file is of
-//! every part. Files come in the order of their paths.
+//! what its name says (`train`, `test`, `validation` and the like as a word of the name or of a folder
+//! above it), as the Hugging Face hub has it; where no name says anything, every file is of every part.
+//! Files come in the order of their paths.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use karat_system::dataset::Card;
+pub use karat_system::dataset::Part;
 use karat_system::glob;
 
-use super::card;
 use super::read::ENDINGS;
 use super::unpack;
 use crate::{Error, Result, model_dir};
@@ -21,43 +22,13 @@ use crate::{Error, Result, model_dir};
 const DEEPEST: usize = 8;
 const MOST_FILES: usize = 100_000;
 
-/// A part of a data set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
-    /// What is trained on.
-    Train,
-    /// What gives the loss during training.
-    Validation,
-    /// What is held out.
-    Test,
-}
-
-impl Part {
-    /// The name, as the hub has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Part::Train => "train",
-            Part::Validation => "validation",
-            Part::Test => "test",
-        }
-    }
-
-    /// The part that a word names.
-    pub(super) fn of_word(word: &str) -> Option<Part> {
-        match word.trim_end_matches(|c: char| c.is_ascii_digit()).to_ascii_lowercase().as_str() {
-            "train" | "training" => Some(Part::Train),
-            "validation" | "valid" | "val" | "dev" => Some(Part::Validation),
-            "test" | "testing" | "eval" | "evaluation" => Some(Part::Test),
-            _ => None,
-        }
-    }
-}
-
 /// The files of each part of a data set, in order; one without a name is under none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parts {
     /// Files of which the part is known.
     pub of: BTreeMap<Part, Vec<String>>,
+    /// Of each part, the card's splits that are it, each with its first pattern.
+    pub splits: BTreeMap<Part, Vec<(String, String)>>,
     /// Files of which nothing says the part.
     pub other: Vec<String>,
     /// What a reader of the data must know of how this was found.
@@ -74,30 +45,41 @@ pub fn parts(card: Option<&str>, names: &[String]) -> Result<Parts> {
     names.sort_unstable();
     names.dedup();
     let mut parts = Parts::default();
-    match card.map_or(Ok(None), card::data_files) {
-        Ok(None) => {}
-        Err(card::Unread::Several(found)) => {
-            return Err(Error::data(format!("the dataset's card has several configurations: {}", found.join(", ")))
-                .help("name the files of the one that is meant, e.g. train = \"FOLDER/CONFIG/*.parquet\""));
-        }
-        Err(card::Unread::Unclear(what)) => {
-            parts.note = Some(format!("the dataset's card is not understood ({what}): parts are told by file names"));
-        }
-        Ok(Some(files)) => {
-            for (part, pattern) in files {
-                let found = names.iter().filter(|name| matches(&pattern, name)).map(|name| (*name).clone());
-                let list = parts.of.entry(part).or_default();
-                found.for_each(|name| list.push(name));
+    let card = card.map(Card::parse).transpose().unwrap_or_else(|e| {
+        parts.note = Some(format!("{}: parts are told by file names", e.what()));
+        None
+    });
+    let card = card.unwrap_or_default();
+    let config = card
+        .config()
+        .map_err(|e| e.help("name the files of the one that is meant, e.g. train = \"FOLDER/CONFIG/*.parquet\""))?;
+    if let Some(config) = config {
+        let mut seen = BTreeSet::new();
+        // Splits of other names (`train_sft`) are told by their words, unless one has the part's own.
+        let own = |part: Part| config.files.iter().any(|(split, _)| Part::of_word(split) == Some(part));
+        for (split, pattern) in &config.files {
+            let Some(part) = Part::of_name(split) else { continue };
+            if Part::of_word(split).is_none() && own(part) {
+                continue;
             }
-            parts.of.retain(|_, files| !files.is_empty());
-            if !parts.of.is_empty() {
-                return Ok(parts);
+            // A file that two patterns name is read once.
+            let found = names.iter().filter(|name| glob::matches(pattern, name, glob::Style::Globstar));
+            let found = found.filter(|name| seen.insert((part, name.as_str()))).map(|name| (*name).clone());
+            parts.of.entry(part).or_default().extend(found);
+            let splits = parts.splits.entry(part).or_default();
+            if !splits.iter().any(|(name, _)| name == split) {
+                splits.push((split.clone(), pattern.clone()));
             }
-            parts.note = Some("the dataset's card names files that are not there: parts are told by file names".into());
         }
+        parts.of.retain(|_, files| !files.is_empty());
+        if !parts.of.is_empty() {
+            return Ok(parts);
+        }
+        parts.splits.clear();
+        parts.note = Some("the dataset's card names files that are not there: parts are told by file names".into());
     }
     for name in names {
-        match part_of(name) {
+        match Part::of_path(name) {
             Some(part) => parts.of.entry(part).or_default().push(name.clone()),
             None => parts.other.push(name.clone()),
         }
@@ -112,12 +94,6 @@ const DESCRIPTIONS: [&str; 4] = ["dataset_infos.json", "dataset_info.json", "dat
 fn is_data(path: &Path) -> bool {
     let described = path.file_name().is_some_and(|name| DESCRIPTIONS.iter().any(|known| name == *known));
     !described && ENDINGS.contains(&unpack::ending(path).0.as_str())
-}
-
-/// The part that a path says, the file's own name first.
-fn part_of(name: &str) -> Option<Part> {
-    let words = |text: &str| text.split(|c: char| !c.is_alphanumeric()).find_map(Part::of_word);
-    name.rsplit('/').find_map(words)
 }
 
 /// Whether a name fits a pattern: `*` within a folder, `**` across folders, `?` one character.
@@ -184,7 +160,7 @@ fn of_folder(folder: &Path, part: Part) -> Result<Found> {
     walk(folder, "", 0, &mut names)?;
     let card = fs::read(folder.join("README.md")).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let parts = parts(card.as_deref(), &names).map_err(|e| e.at(folder.display()))?;
-    let Parts { mut of, other, note } = parts;
+    let Parts { mut of, splits, other, note } = parts;
     let wanted: &[Part] = if part == Part::Test { &[Part::Test, Part::Validation] } else { &[part] };
     let listed = |of: &BTreeMap<Part, Vec<String>>, but: Option<Part>| {
         let parts = of.iter().filter(|(part, _)| Some(**part) != but);
@@ -193,6 +169,15 @@ fn of_folder(folder: &Path, part: Part) -> Result<Found> {
     let mut notes: Vec<String> = note.into_iter().collect();
     let files = match wanted.iter().find_map(|part| Some((*part, of.remove(part)?))) {
         Some((taken, files)) => {
+            if let Some([(_, first), _, ..]) = splits.get(&taken).map(Vec::as_slice) {
+                let names: Vec<&str> = splits[&taken].iter().map(|(split, _)| split.as_str()).collect();
+                let what =
+                    format!("the dataset has several splits that are the part {}: {}", taken.name(), names.join(", "));
+                let pattern = folder.join(first);
+                return Err(Error::usage(what)
+                    .at(folder.display())
+                    .help(format!("name the files of those that are meant, e.g. {}", pattern.display())));
+            }
             let mut left = listed(&of, None);
             if !other.is_empty() {
                 left.push(format!("other files ({})", other.len()));
@@ -271,24 +256,6 @@ mod tests {
             ("*a*a*a*a*a*a*b", &"a".repeat(2000), false),
         ] {
             assert_eq!(matches(pattern, name), fit, "{pattern} {name}");
-        }
-    }
-
-    #[test]
-    fn the_part_is_a_word_of_the_name_or_of_a_folder() {
-        let part = |name: &str| part_of(name).map(Part::name);
-        for (name, expected) in [
-            ("train.jsonl", Some("train")),
-            ("data/train-00000-of-00002.parquet", Some("train")),
-            ("my_dev.csv", Some("validation")),
-            ("test/part1.jsonl", Some("test")),
-            ("train/test.jsonl", Some("test")),
-            ("val2.jsonl.gz", Some("validation")),
-            ("trainer.jsonl", None),
-            ("contest.jsonl", None),
-            ("latest.jsonl", None),
-        ] {
-            assert_eq!(part(name), expected, "{name}");
         }
     }
 }

@@ -38,9 +38,22 @@ struct File {
     waiting: Vec<(usize, Option<Map<String, Value>>)>,
     /// Names of columns, as they were met.
     columns: Vec<String>,
+    /// Columns that are not read, with the rows that have them.
+    unread: Vec<(String, usize)>,
     /// Of all files before it.
     good_before: usize,
     bad_before: usize,
+}
+
+impl File {
+    fn count_unread(&mut self, name: String) {
+        let name = short(name);
+        match self.unread.iter().position(|(known, _)| *known == name) {
+            Some(at) => self.unread[at].1 += 1,
+            None if self.unread.len() < NAMED => self.unread.push((name, 1)),
+            None => {}
+        }
+    }
 }
 
 impl<'a> Gatherer<'a> {
@@ -62,10 +75,11 @@ impl<'a> Gatherer<'a> {
     /// With `strict`, for a bad one; for one of another form than the file's, and for a form that is
     /// not read.
     pub(super) fn take(&mut self, line: usize, row: Parsed) -> Result<()> {
-        let row = match row {
+        let mut row = match row {
             Ok(row) => row,
             Err(reason) => return self.leave(line, None, reason),
         };
+        layout::parse_turns(&mut row, self.reading.fields);
         let found = self.forced.or_else(|| format::detect(&row, self.reading.fields));
         match (self.file.form, found) {
             (None, None) => return self.wait(line, row),
@@ -119,8 +133,12 @@ impl<'a> Gatherer<'a> {
         }
         let id = layout::label(&row, &self.reading.fields.id).ok().flatten();
         let place = (self.files.len(), line);
+        let unread: Vec<String> = layout::unread(&row, form, self.reading).take(NAMED).cloned().collect();
         match self.rows.take(place, &self.files, row, form, self.reading) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                unread.into_iter().for_each(|name| self.file.count_unread(name));
+                Ok(())
+            }
             Err(reason) => self.leave(line, id, reason),
         }
     }
@@ -176,7 +194,8 @@ impl<'a> Gatherer<'a> {
             return Err(no_rows(&source, bad, &columns));
         }
         let read_as = self.file.form.map_or(Format::Columns, |(form, _)| form);
-        self.files.push(SourceFile { path: source, sha256, read_as, rows });
+        let unread = std::mem::take(&mut self.file.unread);
+        self.files.push(SourceFile { path: source, sha256, read_as, rows, unread });
         Ok(())
     }
 

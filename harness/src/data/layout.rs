@@ -5,8 +5,8 @@ mod pairs;
 
 use serde_json::{Map, Value};
 
-use super::fields::{Fields, Reading, RowLayout, value};
-use super::format::Format;
+use super::fields::{Fields, Reading, RowLayout, same_name, value};
+use super::format::{CHATS, Format};
 use super::message::{self, Message, kind};
 use crate::eval::choice;
 use crate::eval::think::{Cut, ThinkState, ThinkTags};
@@ -36,8 +36,56 @@ pub(super) fn read(row: &Map<String, Value>, form: Format, reading: &Reading<'_>
     }
 }
 
+/// Lists of turns that a table holds as JSON text become lists.
+pub(super) fn parse_turns(row: &mut Map<String, Value>, fields: &Fields) {
+    let keys = || [fields.messages.as_str()].into_iter().chain(CHATS);
+    for (name, value) in row.iter_mut() {
+        let text = value.as_str().filter(|text| text.trim_start().starts_with('['));
+        let Some(text) = text.filter(|_| keys().any(|key| same_name(name, key))) else { continue };
+        if let Ok(list @ Value::Array(_)) = serde_json::from_str(text) {
+            *value = list;
+        }
+    }
+}
+
 /// Columns that make a row more than its texts, where they are not empty.
 const MORE_THAN_TEXT: [&str; 6] = ["tools", "images", "image", "videos", "audios", "audio"];
+
+/// The columns of a row that say something and that reading it in a form leaves out.
+pub(super) fn unread<'r>(
+    row: &'r Map<String, Value>,
+    form: Format,
+    reading: &Reading<'_>,
+) -> impl Iterator<Item = &'r String> {
+    let fields = reading.fields;
+    let (question, answer) = match (form, fields.layout) {
+        (Format::Alpaca, RowLayout::Columns | RowLayout::Messages) => ("input", "output"),
+        _ => (fields.question.as_str(), fields.answer.as_str()),
+    };
+    let mut read = vec![fields.id.as_str(), &fields.cluster, &fields.options, "metrics", "system"];
+    read.extend(MORE_THAN_TEXT);
+    let own = match form {
+        Format::Auto | Format::Columns => vec![question, answer, &fields.think, "history"],
+        Format::Alpaca => vec![&fields.instruction, question, answer, &fields.think, "history"],
+        Format::Messages | Format::Sharegpt => [fields.messages.as_str()].into_iter().chain(CHATS).collect(),
+        Format::PromptCompletion => vec!["prompt", "completion", "label", &fields.think],
+        Format::Preference => vec!["prompt", "chosen", "rejected", &fields.think],
+        Format::Text => vec!["text"],
+    };
+    read.extend(own);
+    if !matches!(form, Format::Messages | Format::Sharegpt) {
+        read.extend(message::REASONING);
+    }
+    // An instruction that repeats the question is no loss.
+    let repeated = move |name: &str, value: &Value| {
+        same_name(name, &fields.instruction) && row.get(question).is_some_and(|asked| asked == value)
+    };
+    row.iter()
+        .filter(move |(name, value)| {
+            !message::is_empty(value) && !read.iter().any(|key| same_name(name, key)) && !repeated(name, value)
+        })
+        .map(|(name, _)| name)
+}
 
 /// What a row says.
 #[derive(Default)]

@@ -8,7 +8,6 @@
 
 pub mod audit;
 pub mod bpe;
-mod card;
 pub mod companions;
 pub mod csv;
 pub mod examples;

@@ -97,9 +97,18 @@ pub struct SourceFile {
     pub read_as: Format,
     /// Its good rows.
     pub rows: usize,
+    /// Columns that say something in good rows and are not read, with the number of those rows, as
+    /// they were met; the first of very many.
+    pub unread: Vec<(String, usize)>,
 }
 
 impl SourceFile {
+    /// The columns that are not read, in words; none if all are.
+    pub fn unread_columns(&self) -> Option<String> {
+        let columns: Vec<String> = self.unread.iter().map(|(name, rows)| format!("{name} ({rows} rows)")).collect();
+        (!columns.is_empty()).then(|| columns.join(", "))
+    }
+
     /// The last part of its path.
     pub fn name(&self) -> String {
         Path::new(&self.path).file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())

@@ -74,6 +74,8 @@ pub struct PreparedFile {
     pub read_as: Format,
     /// Its usable ones.
     pub rows: usize,
+    /// Its columns that are not read, in words.
+    pub unread: Option<String>,
 }
 
 /// The files of all parts, with the usable rows of each.
@@ -86,6 +88,7 @@ fn prepared_files(files: Vec<Rows>, cut: &Cut) -> Vec<PreparedFile> {
     let sources = files.into_iter().flat_map(|rows| rows.sources);
     let file = |(source, rows): (SourceFile, usize)| PreparedFile {
         name: source.name(),
+        unread: source.unread_columns(),
         sha256: source.sha256,
         read_as: source.read_as,
         rows,

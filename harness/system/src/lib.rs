@@ -1,6 +1,7 @@
 //! Files and memory, as the harness and the backends of Karat need them of the operating system,
 //! and the error that names a place and a remedy.
 //!
+//! - [`dataset`]: splits and cards of data sets (feature `cards`);
 //! - [`fsio`]: files and folders that are there whole under their final name or not at all, locks,
 //!   digests;
 //! - [`glob`]: patterns of paths;
@@ -10,6 +11,8 @@
 //! - [`Error`]: what happened, where, what to do next.
 
 mod cache;
+#[cfg(feature = "cards")]
+pub mod dataset;
 pub mod error;
 pub mod exit;
 pub mod fsio;

@@ -49,7 +49,10 @@ pub fn run(args: &DataArgs, output: &Output) -> Result<u8> {
     }
     let object = json!({
         "files": prepared.files.iter()
-            .map(|file| json!({"name": file.name, "sha256": file.sha256, "rows": file.rows, "read_as": file.read_as}))
+            .map(|file| {
+                let (name, sha256, rows) = (&file.name, &file.sha256, file.rows);
+                json!({"name": name, "sha256": sha256, "rows": rows, "read_as": file.read_as, "not_read": file.unread})
+            })
             .collect::<Vec<_>>(),
         "split_rule": prepared.split_rule,
         "audit": prepared.audit,
@@ -87,6 +90,9 @@ fn summary(prepared: &Prepared, text: &mut String) {
     for file in &prepared.files {
         let (name, hash) = (shown(&file.name), &file.sha256[..12]);
         let _ = writeln!(text, "{name}: {} items, read as: {} (sha256 {hash})", file.rows, file.read_as);
+        if let Some(columns) = &file.unread {
+            let _ = writeln!(text, "{name}: columns that are not read: {}", shown(columns));
+        }
     }
     let _ = writeln!(text, "split: {}", prepared.split_rule.describe(Language::English));
     for (name, split) in &prepared.audit.splits {

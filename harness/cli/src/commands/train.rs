@@ -237,6 +237,11 @@ fn rows(args: &TrainArgs, settings: &Settings, (path, part): (&Path, Part), outp
     for file in data.files.iter().filter(|file| file.read_as != Format::Columns) {
         output.say(format!("{}: read as: {}", file.path, file.read_as));
     }
+    for file in &data.files {
+        if let Some(columns) = file.unread_columns() {
+            output.say(format!("{}: columns that are not read: {columns}", file.path));
+        }
+    }
     let template = ChatTemplate::from_model_dir(&args.model)?;
     let formatter = Formatter::new(template, tokenizer, settings.data.clone())?;
     let examples = formatter.examples(&data.records)?;

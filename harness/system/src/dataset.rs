@@ -1,12 +1,54 @@
-//! The YAML head of a repository's `README.md`: its licence, and which of its files are which
-//! split.
+//! Data sets as hubs keep them: the splits that names of files say, and the card, which is the YAML
+//! head of a `README.md`: its licence, and which of its files are which split.
 
-use karat_system::{Error, Result};
+use crate::{Error, Result};
 use yaml_rust2::parser::{Event, EventReceiver, Parser};
 use yaml_rust2::{Yaml, YamlLoader};
 
 /// The longest head that is read, in bytes.
 const LONGEST: usize = 1 << 20;
+
+/// A part of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// What is trained on.
+    Train,
+    /// What gives the loss during training.
+    Validation,
+    /// What is held out.
+    Test,
+}
+
+impl Part {
+    /// The name, as the hub has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Train => "train",
+            Part::Validation => "validation",
+            Part::Test => "test",
+        }
+    }
+
+    /// The part that a word names: the keywords of the package `datasets` (`data_files.py`).
+    pub fn of_word(word: &str) -> Option<Part> {
+        match word.to_ascii_lowercase().as_str() {
+            "train" | "training" => Some(Part::Train),
+            "validation" | "valid" | "val" | "dev" => Some(Part::Validation),
+            "test" | "testing" | "eval" | "evaluation" => Some(Part::Test),
+            _ => None,
+        }
+    }
+
+    /// The part that the first such word of a name says; words are of letters.
+    pub fn of_name(name: &str) -> Option<Part> {
+        name.split(|c: char| !c.is_alphabetic()).find_map(Part::of_word)
+    }
+
+    /// The part that a path says, the file's own name before those of the folders above it.
+    pub fn of_path(path: &str) -> Option<Part> {
+        path.rsplit('/').find_map(Part::of_name)
+    }
+}
 
 /// The head of a card, as far as it concerns us.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,6 +99,21 @@ impl Card {
             configs: configs.iter().filter_map(config).collect(),
         })
     }
+
+    /// The configuration that is meant where nobody names one: the only one, or the default.
+    ///
+    /// # Errors
+    /// Usage, if there are several and none is the default.
+    pub fn config(&self) -> Result<Option<&DataConfig>> {
+        match &self.configs[..] {
+            [] => Ok(None),
+            [only] => Ok(Some(only)),
+            several => several.iter().find(|config| config.is_default).map(Some).ok_or_else(|| {
+                let names: Vec<&str> = several.iter().map(|config| config.name.as_str()).collect();
+                Error::usage(format!("the dataset has several configurations, {}", shortened(&names)))
+            }),
+        }
+    }
 }
 
 /// What stands between two lines of three dashes at the start.
@@ -71,6 +128,14 @@ fn head_of(text: &str) -> Option<&str> {
         at += line.len();
     }
     None
+}
+
+/// The first few of some names.
+pub fn shortened(names: &[&str]) -> String {
+    match names.len() {
+        n if n <= 8 => names.join(", "),
+        n => format!("{} and {} more", names[..7].join(", "), n - 7),
+    }
 }
 
 /// Counts aliases.
@@ -148,6 +213,40 @@ mod tests {
         );
         assert_eq!(files("data_dir: en/\n  data_files: x.csv"), pairs(&[("train", "en/x.csv")]));
         assert_eq!(files("data_dir: en"), pairs(&[("train", "en/**")]));
+    }
+
+    #[test]
+    fn the_part_is_a_word_of_the_name_or_of_a_folder() {
+        for (name, expected) in [
+            ("train.jsonl", Some("train")),
+            ("data/train-00000-of-00002.parquet", Some("train")),
+            ("my_dev.csv", Some("validation")),
+            ("test/part1.jsonl", Some("test")),
+            ("train/test.jsonl", Some("test")),
+            ("val2.jsonl.gz", Some("validation")),
+            ("2test1b.csv", Some("test")),
+            ("数据_train.csv", Some("train")),
+            ("数据train.csv", None),
+            ("trainer.jsonl", None),
+            ("contest.jsonl", None),
+            ("latest.jsonl", None),
+        ] {
+            assert_eq!(Part::of_path(name).map(Part::name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_configuration_that_is_meant_is_the_only_or_the_default_one() {
+        let named = |more: &str| {
+            let text = format!(
+                "---\nconfigs:\n- config_name: a\n  data_files: a.csv\n- config_name: b\n  data_files: b.csv\n{more}---\n"
+            );
+            Card::parse(&text).unwrap().config().map(|config| config.unwrap().name.clone())
+        };
+        assert_eq!(named("  default: true\n").unwrap(), "b");
+        let error = named("").unwrap_err();
+        assert!(error.what().ends_with("several configurations, a, b"), "{error}");
+        assert_eq!(Card::parse("# no head\n").unwrap().config().unwrap(), None);
     }
 
     #[test]
