@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use karat_system::{Error, Result};
+use ureq::config::ConfigBuilder;
 use ureq::http::{HeaderMap, Uri};
 use ureq::tls::{RootCerts, TlsConfig};
+use ureq::typestate::AgentScope;
 use ureq::{Agent, Body, Proxy};
 
 use crate::progress::{Event, Progress, wait};
@@ -79,6 +81,24 @@ impl Answer {
     }
 }
 
+/// What every connection has: the system's certificates, the environment's proxies, redirects left to
+/// the caller. `answer` is how long a server may think about an answer or a connection, `read` how
+/// long it may stand still.
+pub(crate) fn agent(answer: Duration, read: Duration) -> ConfigBuilder<AgentScope> {
+    Agent::config_builder()
+        .user_agent(concat!("karat/", env!("CARGO_PKG_VERSION")))
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .http_status_as_error(false)
+        .proxy(Proxy::try_from_env())
+        .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
+        .timeout_resolve(Some(answer))
+        .timeout_connect(Some(answer))
+        // Listings of large repositories take a hub longer than a connection.
+        .timeout_recv_response(Some(answer.max(Duration::from_secs(1)) * 3))
+        .timeout_per_read(Some(read))
+}
+
 /// A connection to the hubs.
 pub(crate) struct Http {
     agent: Agent,
@@ -87,23 +107,11 @@ pub(crate) struct Http {
 
 impl Http {
     pub fn new(settings: &Settings) -> Http {
-        let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
-        let config = Agent::config_builder()
-            .user_agent(concat!("karat/", env!("CARGO_PKG_VERSION")))
+        let config = agent(settings.answer_timeout, settings.read_timeout)
             // Bytes as they are, so that ranges and sizes are those of the file.
             .accept_encoding("identity")
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .http_status_as_error(false)
-            .proxy(Proxy::try_from_env())
-            .tls_config(tls)
-            .timeout_resolve(Some(settings.answer_timeout))
-            .timeout_connect(Some(settings.answer_timeout))
-            // Listings of large repositories take a hub longer than a connection.
-            .timeout_recv_response(Some(settings.answer_timeout.max(Duration::from_secs(1)) * 3))
-            .timeout_per_read(Some(settings.read_timeout))
             .build();
-        Http { agent: Agent::new_with_config(config), retry: settings.retry }
+        Http { agent: config.into(), retry: settings.retry }
     }
 
     /// One request, redirects followed.
@@ -235,7 +243,7 @@ pub(crate) fn host(url: &str) -> String {
 }
 
 /// Whether an address is of this machine, which no proxy has to do with.
-fn is_loopback(url: &str) -> bool {
+pub(crate) fn is_loopback(url: &str) -> bool {
     let host = host(url);
     let name = host.rsplit_once(':').map_or(host.as_str(), |(name, _)| name);
     matches!(name, "localhost" | "[::1]") || name.starts_with("127.")

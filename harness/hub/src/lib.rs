@@ -27,6 +27,7 @@
 //!   believed whose paths lead out of its folder.
 //! - Offline, the cache is used alone, and what it lacks is named.
 
+mod api;
 mod choose;
 mod client;
 mod fetch_hugging_face;
@@ -48,6 +49,7 @@ mod space;
 mod survey;
 mod transfer;
 
+pub use api::{Api, Login, Reply};
 pub use client::{Client, Snapshot, SnapshotFile, Want};
 pub use id::{HubId, RepoKind, Site};
 pub use progress::{Event, Progress, Silent};

@@ -10,7 +10,7 @@ use crate::track::TrackerName;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrackConfig {
-    /// Trackers: `"tensorboard"`, `"swanlab"`; none by default.
+    /// Trackers: `"tensorboard"`, `"swanlab"`, `"mlflow"`; none by default.
     pub to: Vec<TrackerName>,
     /// Items whose question and answer are logged, the first ones.
     pub samples: usize,
@@ -18,7 +18,7 @@ pub struct TrackConfig {
     /// name there. A suite file cannot give it: `--set track.dir=DIR`.
     #[serde(skip_serializing)]
     pub dir: Option<PathBuf>,
-    /// SwanLab's project; absent, the suite's name.
+    /// SwanLab's project, MLflow's experiment; absent, the suite's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project: Option<String>,
     /// SwanLab's workspace; absent, the user's own.

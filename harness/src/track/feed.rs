@@ -141,7 +141,7 @@ impl Observer for Follower<'_> {
     fn notice(&mut self, notice: Notice<'_>) {
         if let Some(feed) = &mut self.feed {
             feed.notice(&notice);
-            let failures = feed.queue.failures();
+            let failures = feed.failures();
             self.warn(failures);
         }
         self.observer.notice(notice);
@@ -151,7 +151,7 @@ impl Observer for Follower<'_> {
 /// The trackers of a run.
 pub(super) struct Feed {
     tracking: Tracking,
-    queue: Queue,
+    queues: Vec<Queue>,
     /// The models whose files are open.
     models: BTreeMap<String, Followed>,
 }
@@ -169,15 +169,27 @@ impl Feed {
     /// # Errors
     /// If there can be no thread.
     pub fn start(tracking: Tracking) -> Result<Feed> {
-        Ok(Feed { queue: Queue::start(&tracking.to)?, tracking, models: BTreeMap::new() })
+        Ok(Feed { queues: Queue::start_all(&tracking.to)?, tracking, models: BTreeMap::new() })
     }
 
     /// Says how the run ended and waits until all is written; what failed meanwhile, with its
     /// reason.
     pub fn end(mut self, ending: Ending, why: &str) -> Vec<String> {
-        self.queue.push(Message::End((self.tracking.clock)(), ending, why.into()));
-        self.queue.close();
-        self.queue.failures()
+        self.send(Message::End((self.tracking.clock)(), ending, why.into()));
+        self.queues.iter_mut().for_each(Queue::close);
+        self.failures()
+    }
+
+    /// The trackers that failed since this was last asked, each with its reason.
+    fn failures(&self) -> Vec<String> {
+        self.queues.iter().flat_map(Queue::failures).collect()
+    }
+
+    fn send(&self, message: Message) {
+        if let Some((last, others)) = self.queues.split_last() {
+            others.iter().for_each(|queue| queue.push(message.clone()));
+            last.push(message);
+        }
     }
 
     /// Takes what is for trackers.
@@ -253,10 +265,10 @@ impl Feed {
 
     fn open(&mut self, opening: Opening, followed: Followed) {
         self.models.insert(opening.model.clone(), followed);
-        self.queue.push(Message::Open(Box::new(opening)));
+        self.send(Message::Open(Box::new(opening)));
     }
 
     fn push(&self, model: &str, at: Duration, entry: Entry) {
-        self.queue.push(Message::Entry(model.into(), (at, entry)));
+        self.send(Message::Entry(model.into(), (at, entry)));
     }
 }

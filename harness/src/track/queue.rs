@@ -1,8 +1,9 @@
-//! One thread that writes what trackers keep, fed by one bounded queue: a full one makes the run
-//! wait rather than lose anything, and a tracker that fails is left out from then on.
+//! A thread that writes what trackers keep, fed by a bounded queue: a full one makes the run wait
+//! rather than lose anything, and a tracker that fails is left out from then on. Trackers that write
+//! files share one; those behind a network have another, so that a slow server holds up no file.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,13 +14,24 @@ use super::swanlab::RunFolder;
 use super::tensorboard::EventFile;
 use crate::error::{Error, Result};
 
-/// Entries that may wait.
-const WAITING: usize = 1024;
+/// What a queue is used for.
+#[derive(Clone, Copy, Debug)]
+struct Manner {
+    /// Entries that may wait.
+    waiting: usize,
+    /// How long something that was written may lie in this process.
+    unflushed: Duration,
+    /// How much of that is waited for more, where nothing else is to be written.
+    patience: Duration,
+}
 
-/// How long something that was written may lie in this process.
-const UNFLUSHED: Duration = Duration::from_millis(500);
+const FILES: Manner = Manner { waiting: 1024, unflushed: Duration::from_millis(500), patience: Duration::ZERO };
+/// A request takes as long with many entries as with one. A server that does not answer is given up
+/// long before so many wait.
+const NETWORK: Manner = Manner { waiting: 65_536, unflushed: Duration::from_secs(2), patience: Duration::from_secs(1) };
 
 /// What the thread is told.
+#[derive(Clone)]
 pub(super) enum Message {
     /// The files of a model; those that are open are closed.
     Open(Box<Opening>),
@@ -37,15 +49,22 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Starts the thread that writes for `trackers`.
+    /// Starts the threads that write for `trackers`.
     ///
     /// # Errors
     /// If there can be no thread.
-    pub fn start(trackers: &[TrackerName]) -> Result<Queue> {
-        let (sender, messages) = sync_channel(WAITING);
+    pub fn start_all(trackers: &[TrackerName]) -> Result<Vec<Queue>> {
+        let (network, files): (Vec<_>, Vec<_>) =
+            trackers.iter().copied().partition(|tracker| *tracker == TrackerName::MlFlow);
+        let queues = [(files, FILES), (network, NETWORK)];
+        let used = queues.into_iter().filter(|(trackers, _)| !trackers.is_empty());
+        used.map(|(trackers, manner)| Queue::start(trackers.into_iter().collect(), manner)).collect()
+    }
+
+    fn start(trackers: BTreeSet<TrackerName>, manner: Manner) -> Result<Queue> {
+        let (sender, messages) = sync_channel(manner.waiting);
         let (warn, failures) = channel();
-        let trackers = trackers.iter().copied().collect();
-        let mut writer = Writer { trackers, open: BTreeMap::new(), unflushed: None, warn };
+        let mut writer = Writer { trackers, manner, open: BTreeMap::new(), unflushed: None, warn };
         let thread = std::thread::Builder::new().name("track".into()).spawn(move || writer.work(&messages));
         let thread = thread.map_err(|e| Error::failed("could not start the thread of the trackers").because(e))?;
         Ok(Queue { sender: Some(sender), thread: Some(thread), failures })
@@ -86,6 +105,7 @@ type Open = (TrackerName, Box<dyn Sink>);
 struct Writer {
     /// Those that have not failed.
     trackers: BTreeSet<TrackerName>,
+    manner: Manner,
     /// By model.
     open: BTreeMap<String, Vec<Open>>,
     /// Since when something is.
@@ -98,16 +118,17 @@ impl Writer {
         loop {
             // What is written must survive that the process is killed, but not every row alone needs
             // a call of the system where they come faster than that.
-            let message = match messages.try_recv() {
+            let next = match self.unflushed {
+                Some(_) => messages.recv_timeout(self.manner.patience),
+                None => messages.recv().map_err(RecvTimeoutError::from),
+            };
+            let message = match next {
                 Ok(message) => message,
-                Err(TryRecvError::Empty) => {
+                Err(RecvTimeoutError::Timeout) => {
                     self.flush();
-                    match messages.recv() {
-                        Ok(message) => message,
-                        Err(_) => break,
-                    }
+                    continue;
                 }
-                Err(TryRecvError::Disconnected) => break,
+                Err(RecvTimeoutError::Disconnected) => break,
             };
             self.take(message);
         }
@@ -120,7 +141,7 @@ impl Writer {
             Message::Entry(model, entry) => {
                 self.each(|name, sink| if name == model { sink.write(&entry) } else { Ok(()) });
                 let since = *self.unflushed.get_or_insert_with(Instant::now);
-                if since.elapsed() > UNFLUSHED {
+                if since.elapsed() > self.manner.unflushed {
                     self.flush();
                 }
             }
@@ -136,6 +157,7 @@ impl Writer {
             let opened: Result<Box<dyn Sink>> = match tracker {
                 TrackerName::TensorBoard => EventFile::open(&of_tracker).map(|sink| Box::new(sink) as Box<dyn Sink>),
                 TrackerName::SwanLab => RunFolder::open(&of_tracker).map(|sink| Box::new(sink) as Box<dyn Sink>),
+                TrackerName::MlFlow => on_mlflow(&of_tracker),
             };
             match opened {
                 Ok(sink) => self.open.entry(opening.model.clone()).or_default().push((tracker, sink)),
@@ -172,6 +194,18 @@ impl Writer {
     }
 }
 
+#[cfg(feature = "hub")]
+fn on_mlflow(opening: &Opening) -> Result<Box<dyn Sink>> {
+    let run = super::mlflow::TrackedRun::open(opening, &super::mlflow::Server::from_env()?)?;
+    Ok(Box::new(run))
+}
+
+#[cfg(not(feature = "hub"))]
+fn on_mlflow(_: &Opening) -> Result<Box<dyn Sink>> {
+    Err(Error::usage("this karat is built without a client of servers")
+        .help("build it with its feature `hub` (the default of karat-cli)"))
+}
+
 /// An error with its causes.
 fn in_one_line(error: &Error) -> String {
     let mut text = error.to_string().replace('\n', " ");
@@ -179,6 +213,9 @@ fn in_one_line(error: &Error) -> String {
     while let Some(cause) = source {
         text.push_str(&format!(": {cause}"));
         source = cause.source();
+    }
+    if let Some(help) = error.help_text() {
+        text.push_str(&format!(" ({help})"));
     }
     text
 }

@@ -209,7 +209,7 @@ impl Run {
 
 fn tracking(run: &Path) -> Tracking {
     Tracking {
-        to: TrackerName::ALL.to_vec(),
+        to: vec![TrackerName::TensorBoard, TrackerName::SwanLab],
         origin: Origin { host: "host".into(), pid: 7 },
         clock: Box::new(|| Duration::from_secs(1_700_000_000)),
         ..Tracking::new(run)

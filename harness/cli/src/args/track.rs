@@ -11,6 +11,8 @@ pub enum TrackerArg {
     Tensorboard,
     /// An offline run folder, which `swanlab sync` uploads
     Swanlab,
+    /// A run on the server that MLFLOW_TRACKING_URI names
+    Mlflow,
 }
 
 impl From<TrackerArg> for TrackerName {
@@ -18,6 +20,7 @@ impl From<TrackerArg> for TrackerName {
         match tracker {
             TrackerArg::Tensorboard => TrackerName::TensorBoard,
             TrackerArg::Swanlab => TrackerName::SwanLab,
+            TrackerArg::Mlflow => TrackerName::MlFlow,
         }
     }
 }

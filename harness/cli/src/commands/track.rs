@@ -27,7 +27,7 @@ pub fn run(args: &TrackArgs, output: &Output) -> Result<u8> {
     let mut text = String::new();
     for (tracker, folder) in &folders {
         let _ = writeln!(text, "{}", shown(&folder.display().to_string()));
-        output.say(format!("{} of {}: {}", tracker.title(), models.join(", "), look(*tracker, folder)));
+        output.say(format!("{} of {}: {}", tracker.title(), models.join(", "), look(*tracker, folder, &models)));
     }
     let folders: serde_json::Map<String, serde_json::Value> =
         folders.iter().map(|(tracker, folder)| (tracker.name().into(), json!(folder))).collect();
@@ -39,11 +39,15 @@ fn trackers(args: &TrackArgs) -> Vec<TrackerName> {
     args.to.iter().map(|&tracker| tracker.into()).collect()
 }
 
-/// The command that shows what lies in `folder`.
-fn look(tracker: TrackerName, folder: &Path) -> String {
+/// What shows what was written: a command, or a page.
+fn look(tracker: TrackerName, folder: &Path, models: &[String]) -> String {
     match tracker {
         TrackerName::TensorBoard => format!("tensorboard --logdir {}", folder.display()),
         TrackerName::SwanLab => format!("swanlab sync {}/*/run-*", folder.display()),
+        TrackerName::MlFlow => {
+            let page = |model: &String| karat::track::page(&folder.join(model));
+            models.iter().filter_map(page).collect::<Vec<_>>().join(" ")
+        }
     }
 }
 
