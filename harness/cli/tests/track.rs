@@ -17,21 +17,28 @@ use serde_json::{Value, json};
 const TRACKED: &str = "track.to=[\"tensorboard\", \"swanlab\"]";
 const STEPS: [&str; 6] = ["--set", "train.max_steps=4", "--set", "train.eval_every=2", "--set", "eval.items=2"];
 
+fn inside(folder: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.sort();
+    found
+}
+
+fn only(folder: &Path) -> PathBuf {
+    let mut found = inside(folder);
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0)
+}
+
+/// The event file of each model below `folder`.
+fn events(folder: &Path) -> Vec<(String, PathBuf)> {
+    let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+    inside(&folder.join("tensorboard")).into_iter().map(|model| (name(&model), only(&model))).collect()
+}
+
 /// The event file and the run folder of each model below `folder`.
 fn of_models(folder: &Path) -> Vec<(String, PathBuf, PathBuf)> {
-    let inside = |folder: &Path| -> Vec<PathBuf> {
-        let mut found: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        found.sort();
-        found
-    };
-    let only = |folder: &Path| {
-        let mut found = inside(folder);
-        assert_eq!(found.len(), 1, "{found:?}");
-        found.remove(0)
-    };
-    let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
-    let models = inside(&folder.join("tensorboard")).into_iter();
-    models.map(|model| (name(&model), only(&model), only(&folder.join("swanlab").join(name(&model))))).collect()
+    let run = |name: &str| only(&folder.join("swanlab").join(name));
+    events(folder).into_iter().map(|(name, events)| (name.clone(), events, run(&name))).collect()
 }
 
 /// The records of all models, without times; a run folder is named after one.
@@ -192,4 +199,81 @@ fn the_trackers_own_packages_read_every_record() {
         assert_eq!(read["swanlab"]["config"]["suite"]["value"]["train"]["lora"]["adapter"]["r"], 2);
         assert_eq!((&read["swanlab"]["finish"], &read["swanlab"]["texts"][0].is_string()), (&json!([1]), &true));
     }
+}
+
+/// A server of MLflow in a folder; it ends with the value.
+#[cfg(feature = "hub")]
+struct MlflowServer {
+    process: std::process::Child,
+    uri: String,
+}
+
+#[cfg(feature = "hub")]
+impl MlflowServer {
+    fn start(python: &Path, folder: &Path) -> MlflowServer {
+        use std::os::unix::process::CommandExt;
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let store = format!("sqlite:///{}", folder.join("mlflow.db").display());
+        let process = Command::new(python)
+            .args(["-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1", "--port", &port.to_string()])
+            .args(["--backend-store-uri", &store, "--artifacts-destination"])
+            .arg(folder.join("artifacts"))
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let begun = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(120), "the server does not start");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        MlflowServer { process, uri: format!("http://127.0.0.1:{port}") }
+    }
+}
+
+#[cfg(feature = "hub")]
+impl Drop for MlflowServer {
+    fn drop(&mut self) {
+        // Its workers too.
+        let group = format!("-{}", self.process.id());
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+        let _ = self.process.wait();
+    }
+}
+
+#[cfg(feature = "hub")]
+#[test]
+#[ignore = "needs an environment with mlflow: KARAT_MLFLOW=PYTHON cargo test --test track -- --ignored"]
+fn mlflows_own_client_reads_the_runs_of_its_server() {
+    let python = PathBuf::from(std::env::var_os("KARAT_MLFLOW").expect("KARAT_MLFLOW names a Python that has mlflow"));
+    let place = Place::new();
+    let server = MlflowServer::start(&python, &place.root);
+    let karat = |args: &[&str]| {
+        let mut command = place.karat(args);
+        command.env("MLFLOW_TRACKING_URI", &server.uri).env_remove("MLFLOW_EXPERIMENT_NAME");
+        good(command)
+    };
+    let read = || -> Value {
+        let script = repository().join("backends/tools/python/check_mlflow.py");
+        let output = Command::new(&python).arg(script).args([&server.uri, "mine"]).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let run = ["run", "my-experiment.toml", "--set", "track.to=[\"tensorboard\", \"mlflow\"]"];
+    karat(&[&run[..], &STEPS].concat());
+    let live = read();
+    println!("mlflow {}", live["version"]);
+    let models: Vec<&String> = live["runs"].as_object().unwrap().keys().collect();
+    assert_eq!(models, ["mine-base", "mine-full", "mine-lora"]);
+    for (model, events) in events(&place.root.join("runs/mine/track")) {
+        let (run, shown) = (&live["runs"][format!("mine-{model}")], event_file(&events));
+        assert_eq!((&run["status"], &run["params"]["suite.train.max_steps"]), (&json!("FINISHED"), &json!("4")));
+        let losses: Vec<(i64, f64)> = serde_json::from_value(run["metrics"]["loss"].clone()).unwrap_or_default();
+        let rounded: Vec<(i64, f64)> = losses.iter().map(|(step, loss)| (*step, f64::from(*loss as f32))).collect();
+        assert_eq!(rounded, values(&shown, "train/loss"), "{model}");
+        assert!(run["metrics"]["metrics/rougeL"].is_array() && run["tables"][0]["data"].is_array(), "{run}");
+    }
+    karat(&["track", "runs/mine", "--to", "mlflow"]);
+    assert_eq!(read(), live, "what is there is not there twice");
 }

@@ -60,6 +60,14 @@ impl Api {
         host(&self.base)
     }
 
+    /// A text of the server's without the secret that it was sent.
+    pub fn without_secret(&self, text: &str) -> String {
+        match &self.login {
+            Login::None => text.into(),
+            Login::Bearer(token) | Login::Basic(token) => text.replace(token.secret(), "***"),
+        }
+    }
+
     /// Asks for `path` below the address with these parameters.
     ///
     /// # Errors

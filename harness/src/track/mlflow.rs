@@ -36,6 +36,8 @@ const LONGEST_PARAM: usize = 500;
 const LONGEST_KEY: usize = 250;
 /// Characters of a tag's value.
 const LONGEST_TAG: usize = 5000;
+/// The tag by which MLflow's pages find tables.
+const TABLES: &str = "mlflow.loggedArtifacts";
 /// The file in a model's folder that says which run it is.
 const RUN_JSON: &str = "run.json";
 
@@ -89,8 +91,8 @@ impl Server {
             Some((user, _)) => (Some(user.to_string()), format!("{scheme}://{}", &rest[user.len() + 1..])),
             None => (None, uri.clone()),
         };
-        let named = get("MLFLOW_TRACKING_USERNAME")
-            .map(|user| format!("{user}:{}", get("MLFLOW_TRACKING_PASSWORD").unwrap_or_default()));
+        let password = get("MLFLOW_TRACKING_PASSWORD");
+        let named = get("MLFLOW_TRACKING_USERNAME").zip(password).map(|(user, password)| format!("{user}:{password}"));
         let login = match named.or(inside) {
             Some(pair) => Token::new(&STANDARD.encode(pair)).map_or(Login::None, Login::Basic),
             None => {
@@ -101,9 +103,9 @@ impl Server {
         Ok(Server {
             uri: uri.trim_end_matches('/').into(),
             login,
-            experiment: get("MLFLOW_EXPERIMENT_ID")
-                .map(Experiment::Id)
-                .or_else(|| get("MLFLOW_EXPERIMENT_NAME").map(Experiment::Named)),
+            experiment: get("MLFLOW_EXPERIMENT_NAME")
+                .map(Experiment::Named)
+                .or_else(|| get("MLFLOW_EXPERIMENT_ID").map(Experiment::Id)),
             user: get("LOGNAME").or_else(|| get("USER")),
             timeout: timeout.filter(|seconds| *seconds > 0).map_or(Duration::from_secs(30), Duration::from_secs),
             retry: Retry { attempts: 3, first: Duration::from_secs(1), longest: Duration::from_secs(10) },
@@ -130,10 +132,12 @@ pub(super) struct TrackedRun {
     run_id: String,
     /// The path below the server's proxy of artifacts; none where it has none.
     artifacts: Option<String>,
-    /// Of each metric, the last step that the server had when this was opened.
-    had: BTreeMap<String, i64>,
+    /// Of each metric, the last step that the server had when this was opened, and the value there.
+    had: BTreeMap<String, (i64, Value)>,
     /// Metrics that were not sent yet.
     waiting: Vec<Value>,
+    /// Tables of texts that the server keeps.
+    tables: Vec<Value>,
 }
 
 impl TrackedRun {
@@ -152,7 +156,12 @@ impl TrackedRun {
         };
         let list = |key: &str| info["data"][key].as_array().cloned().unwrap_or_default();
         let key = |value: &Value| value["key"].as_str().map(String::from);
-        let had = list("metrics").iter().filter_map(|metric| Some((key(metric)?, whole(&metric["step"])?))).collect();
+        let last = |metric: &Value| Some((key(metric)?, (whole(&metric["step"])?, metric["value"].clone())));
+        let had = list("metrics").iter().filter_map(last).collect();
+        let tables = list("tags").iter().find(|tag| tag["key"] == TABLES).and_then(|tag| {
+            let text = tag["value"].as_str()?;
+            serde_json::from_str(text).ok()
+        });
         let uri = info["info"]["artifact_uri"].as_str().unwrap_or_default();
         let mut run = TrackedRun {
             api,
@@ -160,6 +169,7 @@ impl TrackedRun {
             artifacts: uri.strip_prefix("mlflow-artifacts:").map(|path| path.trim_start_matches('/').into()),
             had,
             waiting: Vec::new(),
+            tables: tables.unwrap_or_default(),
         };
         // A parameter has one value for ever; what it is now stands in the file beside it.
         let old: Vec<String> = list("params").iter().filter_map(key).collect();
@@ -205,11 +215,15 @@ impl Sink for TrackedRun {
         match entry {
             Entry::Scalars { kind, step, values } => {
                 for (tag, value) in values {
-                    let key = metric_name(*kind, tag);
-                    if self.had.get(&key).is_some_and(|had| *had >= *step as i64) {
+                    let (key, value) = (metric_name(*kind, tag), number(*value));
+                    let known = self.had.get(&key).is_some_and(|(last, had)| {
+                        // A checkpoint that is measured again may have other metrics.
+                        let renewed = *kind == Kind::Metrics && *last == *step as i64 && *had != value;
+                        *last >= *step as i64 && !renewed
+                    });
+                    if known {
                         continue;
                     }
-                    let value = number(*value);
                     self.waiting.push(json!({"key": key, "value": value, "timestamp": millis, "step": step}));
                 }
                 if self.waiting.len() >= METRICS {
@@ -222,8 +236,11 @@ impl Sink for TrackedRun {
                 // The form of MLflow's own tables, that its pages show.
                 let name = format!("{tag}/step-{step}.json");
                 if self.artifact(&name, &json!({"columns": ["id", "text"], "data": rows}).to_string())? {
-                    let table = json!([{"path": name, "type": "table"}]);
-                    return self.tag("mlflow.loggedArtifacts", &table.to_string());
+                    let table = json!({"path": name, "type": "table"});
+                    if !self.tables.contains(&table) {
+                        self.tables.push(table);
+                    }
+                    return self.tag(TABLES, &json!(self.tables).to_string());
                 }
                 for (i, Text { caption, text }) in texts.iter().enumerate() {
                     self.tag(&format!("{tag}.{}", i + 1), &format!("{caption}\n\n{text}"))?;
@@ -234,10 +251,16 @@ impl Sink for TrackedRun {
     }
 
     fn flush(&mut self) -> Result<()> {
-        for metrics in std::mem::take(&mut self.waiting).chunks(METRICS) {
-            self.batch(&json!({"metrics": metrics}))?;
+        while !self.waiting.is_empty() {
+            let some = self.waiting.len().min(METRICS);
+            self.batch(&json!({"metrics": self.waiting[..some]}))?;
+            self.waiting.drain(..some);
         }
         Ok(())
+    }
+
+    fn unsent(&self) -> usize {
+        self.waiting.len()
     }
 
     fn end(&mut self, at: Duration, ending: Ending, why: &str) -> Result<()> {
@@ -333,7 +356,8 @@ fn read(api: &Api, reply: &Reply) -> Result<Value> {
     let host = api.host();
     let said = || {
         let error: Value = serde_json::from_str(&reply.text).unwrap_or_default();
-        let text = error["message"].as_str().unwrap_or(&reply.text);
+        let text = api.without_secret(error["message"].as_str().unwrap_or(&reply.text));
+        let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         cut(&text.split_whitespace().collect::<Vec<_>>().join(" "), 200)
     };
     match reply.status {

@@ -188,8 +188,14 @@ impl Writer {
     /// Leaves a tracker out from now on and says so, once.
     fn fail(&mut self, tracker: TrackerName, error: &Error) {
         if self.trackers.remove(&tracker) {
+            let of_tracker = |(other, _): &&Open| *other == tracker;
+            let sinks = self.open.values().flatten().filter(of_tracker);
+            let unsent = match sinks.map(|(_, sink)| sink.unsent()).sum::<usize>() {
+                0 => String::new(),
+                values => format!(" ({values} values were waiting)"),
+            };
             self.open.values_mut().for_each(|sinks| sinks.retain(|(other, _)| *other != tracker));
-            let _ = self.warn.send(format!("{}: {}", tracker.title(), in_one_line(error)));
+            let _ = self.warn.send(format!("{}: {}{unsent}", tracker.title(), in_one_line(error)));
         }
     }
 }

@@ -20,6 +20,11 @@ pub(super) trait Sink: Send {
     /// I/O.
     fn flush(&mut self) -> Result<()>;
 
+    /// Values that were taken and are not where they should be yet.
+    fn unsent(&self) -> usize {
+        0
+    }
+
     /// Says how the run ended, and `why` if not well.
     ///
     /// # Errors

@@ -325,6 +325,13 @@ fn what_the_server_has_is_not_sent_again() {
     assert_eq!(mock.run()["info"]["status"], "RUNNING");
     run.end(Duration::from_secs(9), Ending::Finished, "").unwrap();
     assert_eq!((mock.points("loss"), &mock.run()["info"]["status"]), (expected, &json!("FINISHED")));
+    // Metrics of a checkpoint that was measured again and has others.
+    for value in [0.5, 0.5, 0.75] {
+        let mut run = TrackedRun::open(&opening(folder.path(), all(5)), &server).unwrap();
+        run.write(&scalars(Kind::Metrics, 5, &[("metrics/bleu", value)])).unwrap();
+        run.flush().unwrap();
+    }
+    assert_eq!(mock.points("metrics/bleu"), [(5, json!(0.5)), (5, json!(0.75))]);
     // One that was deleted on the server, or another training, is another run.
     mock.state().runs.get_mut("run0").unwrap()["info"]["lifecycle_stage"] = "deleted".into();
     drop(TrackedRun::open(&opening(folder.path(), all(5)), &server).unwrap());
@@ -364,10 +371,14 @@ fn what_passes_is_asked_again_and_what_stays_is_said() {
     mock.fault("log-batch", Fault::Status(429, ""), 1);
     drop(TrackedRun::open(&opening(folder.path(), vec![loss(1)]), &mock.server(&[])).unwrap());
     assert_eq!(mock.points("loss"), [(1, json!(1.0))]);
+    let mut run = TrackedRun::open(&opening(folder.path(), Vec::new()), &mock.server(&[])).unwrap();
+    mock.fault("log-batch", Fault::Status(500, "full"), 99);
+    run.write(&loss(2)).unwrap();
+    assert!(said(&run.flush().unwrap_err()).contains("answers 500: full") && run.unsent() == 1);
     for (fault, expected) in [
         (Fault::Status(500, "<html>boom</html>"), "answers 500: <html>boom</html>"),
         (Fault::Status(200, "<html>a login page</html>"), "what is not JSON"),
-        (Fault::Status(401, "{\"message\": \"who are you\"}"), "MLFLOW_TRACKING_TOKEN"),
+        (Fault::Status(401, "{\"message\": \"who is Bearer secret\\u001b[31m\"}"), "who is Bearer *** [31m"),
         (Fault::Redirect("https://elsewhere.example/login"), "https://elsewhere.example/login"),
         (Fault::Silence, "does not answer"),
         (Fault::Endless, "does not answer"),
@@ -405,7 +416,7 @@ fn the_environment_is_read_as_mlflows_client_reads_it() {
         ("MLFLOW_EXPERIMENT_NAME", "mine"),
     ];
     let server = of(&named).unwrap();
-    assert!(basic(&server) && matches!(server.experiment, Some(Experiment::Id(_))));
+    assert!(basic(&server) && matches!(server.experiment, Some(Experiment::Named(_))));
     assert!(!format!("{server:?}").contains("pw"));
     for (uri, expected) in [
         (None, "names no server"),
