@@ -10,7 +10,7 @@
 //! run that is written twice stands there once.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine;
@@ -279,7 +279,7 @@ impl Sink for TrackedRun {
 }
 
 /// The run that the folder names, if it is of this training and the server has it still.
-fn known(api: &Api, file: &PathBuf, opening: &Opening, server: &Server) -> Result<Option<(Stored, Value)>> {
+fn known(api: &Api, file: &Path, opening: &Opening, server: &Server) -> Result<Option<(Stored, Value)>> {
     let stored = fsio::read_json::<Stored>(file).ok();
     let Some(stored) = stored.filter(|s| s.id == opening.id && s.server == server.uri) else { return Ok(None) };
     let reply = api.get(&format!("{API}/runs/get"), &[("run_id", &stored.run_id)])?;
@@ -295,7 +295,7 @@ fn known(api: &Api, file: &PathBuf, opening: &Opening, server: &Server) -> Resul
 }
 
 /// A new run, in the experiment, which is made where it is not there.
-fn made(api: &Api, file: &PathBuf, opening: &Opening, server: &Server) -> Result<(Stored, Value)> {
+fn made(api: &Api, file: &Path, opening: &Opening, server: &Server) -> Result<(Stored, Value)> {
     let experiment_id = match &server.experiment {
         Some(Experiment::Id(id)) => id.clone(),
         Some(Experiment::Named(name)) => experiment(api, name)?,
